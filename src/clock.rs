@@ -1,0 +1,69 @@
+//! Time as a port.
+//!
+//! Wall-clock time comes from a [`Clock`] and from nowhere else (a lint bans `SystemTime::now` and
+//! `Instant::now` outside this file), so that a test can drive it. Monotonic waits use
+//! `tokio::time`, which a test can pause.
+//!
+//! Wall-clock time labels records (`Age`, expiry) and events (`received_at`). It never orders
+//! events: see [`crate::domain::stamps`].
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use crate::domain::time::Timestamp;
+
+/// Tells the wall-clock time.
+pub trait Clock: Debug + Send + Sync {
+    /// Returns the current time, in milliseconds since the Unix epoch.
+    fn now(&self) -> Timestamp;
+}
+
+/// A clock that every part of the process shares.
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The operating system's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl SystemClock {
+    /// Returns the operating system's clock as a [`SharedClock`].
+    #[must_use]
+    pub fn shared() -> SharedClock {
+        Arc::new(Self)
+    }
+}
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the system clock")]
+    fn now(&self) -> Timestamp {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_millis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A clock that stands still until it is told to move; for tests and for deterministic tools.
+#[derive(Debug)]
+pub struct ManualClock(Mutex<Timestamp>);
+
+impl ManualClock {
+    /// Returns a clock that shows `now` until it is advanced.
+    #[must_use]
+    pub fn at(now: Timestamp) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(now)))
+    }
+
+    /// Moves the clock forward by `by`.
+    pub fn advance(&self, by: Duration) {
+        let mut now = self.0.lock();
+        *now = now.plus(by);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        *self.0.lock()
+    }
+}

@@ -1,0 +1,197 @@
+//! Events: what Genesys announced about a customer, free of personal data.
+//!
+//! An event names its customers by the digests of their keys. It is what travels through the queue;
+//! neither a customer id nor any part of a profile's body is in it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::key::{Digest, Key};
+use super::stamps::{Precision, Stamps};
+use super::tenant::TenantId;
+use super::time::Timestamp;
+
+/// What happened to a customer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The customer came into being.
+    Created,
+    /// The profile changed.
+    Updated,
+    /// The customer was deleted: its key gets a tombstone.
+    Deleted,
+    /// Customers became one; every id that the event names is evicted.
+    Merged,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Created, Self::Updated, Self::Deleted, Self::Merged];
+
+    /// Returns the wire name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+            Self::Merged => "merged",
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(())
+    }
+}
+
+/// The envelope in which an event came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// Our own flat form.
+    Flat,
+    /// A Genesys notification envelope (WebSocket form).
+    Notification,
+    /// An Amazon EventBridge event.
+    EventBridge,
+    /// A `CloudEvents` 1.0 event, structured or binary.
+    CloudEvents,
+    /// Made by an operator's command.
+    Operator,
+}
+
+impl Shape {
+    /// All shapes.
+    pub const ALL: [Self; 5] = [Self::Flat, Self::Notification, Self::EventBridge, Self::CloudEvents, Self::Operator];
+
+    /// Returns the wire name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Flat => "flat",
+            Self::Notification => "notification",
+            Self::EventBridge => "eventbridge",
+            Self::CloudEvents => "cloudevents",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl FromStr for Shape {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|shape| shape.as_str() == text).ok_or(())
+    }
+}
+
+/// The id of an event, as it is shown to senders and operators: 1–128 characters of
+/// `[A-Za-z0-9._:+-]`. A sender's id that is longer, has other characters or repeats a customer id
+/// is replaced by its digest before it gets here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EventId(Arc<str>);
+
+/// The text is not an event id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be 1 to 128 characters of A-Z, a-z, 0-9 and . _ : + -")]
+pub struct InvalidEventId;
+
+impl EventId {
+    /// The longest event id, in bytes.
+    pub const MAX_LEN: usize = 128;
+
+    /// Draws a new id (a UUID of version 7, RFC 9562), for an event that came without one.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self(uuid::Uuid::now_v7().to_string().into())
+    }
+
+    /// Returns the id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for EventId {
+    type Err = InvalidEventId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'+' | b'-');
+        if (1..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidEventId)
+        }
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An event, ready for the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its id, for people.
+    pub id: EventId,
+    /// The 16 bytes by which its sender's identity is remembered: see [`Event::dedup_digest`].
+    pub identity: Digest,
+    /// The tenant whose customers it names.
+    pub tenant: TenantId,
+    /// The customers it names; never empty, no duplicates.
+    pub keys: Vec<Digest>,
+    /// What happened.
+    pub kind: Kind,
+    /// When, by Genesys' clocks.
+    pub stamps: Stamps,
+    /// When we took it, by our clock; for the lag metric only.
+    pub received_at: Timestamp,
+    /// The envelope in which it came.
+    pub shape: Shape,
+    /// W3C trace context (`traceparent`), passed through.
+    pub traceparent: Option<String>,
+    /// An operator asked to remove a tombstone too.
+    pub force: bool,
+}
+
+impl Event {
+    /// Returns the full keys of the customers that this event names.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.keys.iter().map(|digest| Key::new(&self.tenant, *digest))
+    }
+
+    /// Returns what the dedup window remembers: a digest over the sender's identity, kind, stamps
+    /// and keys, so that an id which a sender uses again for something else swallows nothing.
+    #[must_use]
+    pub fn dedup_digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        hash.update(self.identity.as_bytes());
+        hash.update([self.kind as u8, u8::from(self.force)]);
+        match self.stamps.modified {
+            Some(modified) => hash.update(modified.as_millis().to_be_bytes()),
+            None => hash.update([0xff]),
+        }
+        match self.stamps.at {
+            Some(at) => {
+                hash.update(at.as_millis().to_be_bytes());
+                hash.update([u8::from(at.precision() == Precision::Millis)]);
+            }
+            None => hash.update([0xff]),
+        }
+        for key in &self.keys {
+            hash.update(key.as_bytes());
+        }
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&hash.finalize()[..16]);
+        Digest::from_bytes(digest)
+    }
+}

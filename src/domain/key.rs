@@ -1,0 +1,280 @@
+//! Cache keys: `cust:profile:{tenant_id}:{digest}`.
+//!
+//! The digest is the first 16 bytes of a SHA-256 (or HMAC-SHA-256) over the customer id, so a key
+//! holds no personal data and is the same on every deployment. Sixteen bytes name the key; a record
+//! carries the full 32 ([`Identity`]), so that a collision or a value copied to another key is seen.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::customer::CustomerId;
+use super::tenant::TenantId;
+
+const PREFIX: &str = "cust:profile:";
+
+/// The 16 bytes that name a customer in a key, in a queue message, in an audit record.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 16]);
+
+/// The text is not a digest or a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// Not 32 lowercase hex digits.
+    #[error("a digest is 32 lowercase hex digits")]
+    Digest,
+    /// Not `cust:profile:{tenant_id}:{digest}`.
+    #[error("a key is cust:profile:{{tenant_id}}:{{digest}}")]
+    Key,
+}
+
+impl Digest {
+    /// Makes a digest of its 16 bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the 16 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0; 32];
+        // A 16-byte slice always fits 32 digits, so the encoding cannot fail.
+        let _ = hex::encode_to_slice(self.0, &mut text);
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = [0; 16];
+        let lowercase = !text.bytes().any(|b| b.is_ascii_uppercase());
+        match hex::decode_to_slice(text, &mut bytes) {
+            Ok(()) if lowercase => Ok(Self(bytes)),
+            _ => Err(InvalidKey::Digest),
+        }
+    }
+}
+
+/// The name under which one customer's entry is kept. Cloning is cheap.
+#[derive(Clone)]
+pub struct Key {
+    name: Arc<str>,
+    tenant: TenantId,
+    digest: Digest,
+}
+
+impl Key {
+    /// Makes the key of a tenant's customer.
+    #[must_use]
+    pub fn new(tenant: &TenantId, digest: Digest) -> Self {
+        Self { name: format!("{PREFIX}{tenant}:{digest}").into(), tenant: tenant.clone(), digest }
+    }
+
+    /// Returns the name, as it stands in Redis.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the tenant whose customer this is.
+    #[must_use]
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// Returns the digest of the customer id.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.tenant == other.tenant
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+        self.tenant.hash(state);
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl FromStr for Key {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (tenant, digest) =
+            text.strip_prefix(PREFIX).and_then(|rest| rest.rsplit_once(':')).ok_or(InvalidKey::Key)?;
+        Ok(Self::new(&tenant.parse().map_err(|_| InvalidKey::Key)?, digest.parse()?))
+    }
+}
+
+/// Who a record is about: the tenant and the whole digest of the customer id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    tenant: TenantId,
+    full: [u8; 32],
+}
+
+impl Identity {
+    /// Makes an identity of its parts, as they stand in a stored record.
+    #[must_use]
+    pub const fn new(tenant: TenantId, full: [u8; 32]) -> Self {
+        Self { tenant, full }
+    }
+
+    /// Returns the tenant.
+    #[must_use]
+    pub const fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// Returns all 32 bytes of the digest.
+    #[must_use]
+    pub const fn full_digest(&self) -> &[u8; 32] {
+        &self.full
+    }
+
+    /// Returns the 16 bytes that name the key.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut short = [0; 16];
+        short.copy_from_slice(&self.full[..16]);
+        Digest(short)
+    }
+
+    /// Returns the key under which this customer's entry is kept.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Key::new(&self.tenant, self.digest())
+    }
+}
+
+/// Turns customer ids into digests, by one of the two schemes of `keys.scheme`.
+#[derive(Clone)]
+pub enum KeyHasher {
+    /// SHA-256 over the id (FIPS 180-4).
+    Sha256,
+    /// HMAC-SHA-256 over the id (RFC 2104), keyed with `keys.secret`.
+    HmacSha256(Zeroizing<Vec<u8>>),
+}
+
+impl KeyHasher {
+    /// Returns the identity of a tenant's customer.
+    #[must_use]
+    pub fn identify(&self, tenant: &TenantId, customer: &CustomerId) -> Identity {
+        let form = customer.hashed_form();
+        let full = match self {
+            Self::Sha256 => Sha256::digest(form.as_bytes()).into(),
+            Self::HmacSha256(secret) => {
+                // HMAC takes a key of any length (RFC 2104 section 2), so this cannot fail.
+                let mac = Hmac::<Sha256>::new_from_slice(secret).expect("hmac takes keys of any length");
+                mac.chain_update(form.as_bytes()).finalize().into_bytes().into()
+            }
+        };
+        Identity { tenant: tenant.clone(), full }
+    }
+}
+
+impl fmt::Debug for KeyHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sha256 => "Sha256",
+            Self::HmacSha256(_) => "HmacSha256([redacted])",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn identify(hasher: &KeyHasher, customer: &str) -> Identity {
+        hasher.identify(&"10001".parse().unwrap(), &customer.parse().unwrap())
+    }
+
+    #[test]
+    fn sha256_scheme_is_the_truncated_digest_of_the_id() {
+        // printf 'CUST-42' | sha256sum
+        let full = hex::encode(Sha256::digest(b"CUST-42"));
+        let key = identify(&KeyHasher::Sha256, "CUST-42").key();
+        assert_eq!(key.as_str(), format!("cust:profile:10001:{}", &full[..32]));
+        // printf '5f0d9c1e-0000-4000-8000-000000000001' | sha256sum, first 32 digits: known from outside.
+        let upper = identify(&KeyHasher::Sha256, "5F0D9C1E-0000-4000-8000-000000000001");
+        let lower = identify(&KeyHasher::Sha256, "5f0d9c1e-0000-4000-8000-000000000001");
+        assert_eq!(upper, lower);
+    }
+
+    #[test]
+    fn hmac_scheme_follows_rfc_4231_case_2() {
+        let hasher = KeyHasher::HmacSha256(Zeroizing::new(b"Jefe".to_vec()));
+        let digest = hasher.identify(&"t".parse().unwrap(), &"what do ya want for nothing".parse().unwrap()).digest();
+        // RFC 4231 case 2 ends its data with '?', which a customer id may not hold: so only that
+        // the key matters, and that it differs from the plain scheme, is checked here.
+        assert_ne!(digest, identify(&KeyHasher::Sha256, "what do ya want for nothing").digest());
+        let other = KeyHasher::HmacSha256(Zeroizing::new(b"Jeff".to_vec()));
+        assert_ne!(digest, identify(&other, "what do ya want for nothing").digest());
+    }
+
+    #[test]
+    fn tenants_never_share_a_key() {
+        let customer = "CUST-42".parse().unwrap();
+        let of = |tenant: &str| KeyHasher::Sha256.identify(&tenant.parse().unwrap(), &customer).key();
+        assert_ne!(of("10001"), of("10002"));
+    }
+
+    proptest! {
+        #[test]
+        fn format_and_parse_are_inverses(tenant in "[A-Za-z0-9._-]{1,64}", bytes in any::<[u8; 16]>()) {
+            let key = Key::new(&tenant.parse().unwrap(), Digest::from_bytes(bytes));
+            let parsed: Key = key.as_str().parse().unwrap();
+            prop_assert_eq!(&parsed, &key);
+            prop_assert_eq!(parsed.tenant().as_str(), tenant);
+            prop_assert_eq!(key.digest().to_string().parse::<Digest>().unwrap(), key.digest());
+        }
+
+        #[test]
+        fn a_key_shows_nothing_of_the_id(id in "[g-z]{6,40}") {
+            prop_assert!(!identify(&KeyHasher::Sha256, &id).key().as_str()[PREFIX.len()..].contains(&id));
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The words of the field as types: no I/O, no wire format, no async.
+//!
+//! Everything that meets the outside is parsed once into one of these types; from then on the type
+//! is the proof. Personal data ([`customer::CustomerId`], [`profile::ProfileBody`]) and secrets
+//! ([`secret::Secret`]) have no `Display`, and their `Debug` shows `[redacted]`.
+
+pub mod customer;
+pub mod event;
+pub mod key;
+pub mod profile;
+pub mod secret;
+pub mod stamps;
+pub mod tenant;
+pub mod time;
+
+pub use customer::CustomerId;
+pub use event::{Event, EventId, Kind, Shape};
+pub use key::{Digest, Identity, Key, KeyHasher};
+pub use profile::{Profile, ProfileBody};
+pub use secret::Secret;
+pub use stamps::{At, Modified, Precision, Stamps};
+pub use tenant::TenantId;
+pub use time::Timestamp;

@@ -1,0 +1,4 @@
+//! Ingest.
+
+pub mod authenticate;
+pub mod shapes;

@@ -1,0 +1,23 @@
+//! profile-edge: an edge cache for Genesys Cloud customer profiles.
+//!
+//! Three flows over three ports over one domain; data goes one way:
+//! `ingest → queue → consumer → store`, and `lookup → store → upstream → store`.
+
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod consumer;
+pub mod domain;
+pub mod faults;
+pub mod http;
+pub mod ingest;
+pub mod logging;
+pub mod lookup;
+pub mod metrics;
+pub mod operate;
+pub mod queue;
+pub mod sandbox;
+pub mod shutdown;
+pub mod store;
+pub mod upstream;

@@ -1,0 +1,337 @@
+//! The metrics catalogue: every name, help text and label set stands here, once.
+//!
+//! Labels are closed sets (enums), so a label can never hold a tenant's data, and every series is
+//! registered at start: a scrape of a fresh process shows zeros instead of holes. The raw `metrics`
+//! macros are banned by lint everywhere else; the rest of the program holds an [`Arc<Metrics>`] and
+//! touches pre-registered handles, so counting costs one atomic operation and no look-up.
+//!
+//! Each [`Metrics`] has a registry of its own, so that several applications in one test process do
+//! not count into each other.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::domain::{Kind, Shape};
+
+/// Prefix of every metric of ours; `process_*` come without it.
+const PREFIX: &str = "profile_edge_";
+
+/// Bucket bounds of every duration histogram, in seconds: from a hit to an exhausted deadline.
+const BUCKETS: [f64; 16] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// A closed set of label values.
+pub trait LabelSet: Copy + 'static {
+    /// All values.
+    const ALL: &'static [Self];
+
+    /// Returns the value as it stands in a scrape.
+    fn value(self) -> &'static str;
+
+    /// Returns the position in [`Self::ALL`].
+    fn index(self) -> usize;
+}
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $(#[doc = concat!("`", $value, "`")] $(#[$vdoc])* $variant),+ }
+
+        impl LabelSet for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn value(self) -> &'static str {
+                match self { $(Self::$variant => $value),+ }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+labels!(
+    /// How a lookup ended.
+    LookupResult {
+        Hit = "hit", Stale = "stale", Negative = "negative", Tombstone = "tombstone", Miss = "miss",
+        Coalesced = "coalesced", Bypass = "bypass", Error = "error",
+    }
+);
+labels!(
+    /// How a request to Genesys ended.
+    UpstreamOutcome {
+        Found = "found", Absent = "absent", Unusable = "unusable", Denied = "denied", Throttled = "throttled",
+        BudgetSpent = "budget_spent", BreakerOpen = "breaker_open", Failed = "failed",
+        Unreachable = "unreachable", Timeout = "timeout",
+    }
+);
+labels!(
+    /// Whether something worked.
+    Outcome { Ok = "ok", Error = "error" }
+);
+labels!(
+    /// What became of a posted event.
+    IngestOutcome {
+        Queued = "queued", Ignored = "ignored", Unauthorized = "unauthorized", Malformed = "malformed",
+        Foreign = "foreign", Unavailable = "unavailable",
+    }
+);
+labels!(
+    /// What became of a delivered event.
+    ConsumerOutcome {
+        Applied = "applied", Duplicate = "duplicate", Outrun = "outrun", Retried = "retried",
+        DeadLettered = "dead_lettered",
+    }
+);
+labels!(
+    /// An operation of the store port.
+    StoreOp {
+        Get = "get", Lease = "lease", Fill = "fill", Release = "release", Invalidate = "invalidate", Bury = "bury",
+        Ping = "ping", Inspect = "inspect",
+    }
+);
+labels!(
+    /// What became of a fill.
+    FillOutcome { Stored = "stored", Unsettled = "unsettled", Refused = "refused" }
+);
+labels!(
+    /// A door at which someone was turned away.
+    Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin" }
+);
+
+impl LabelSet for Kind {
+    const ALL: &'static [Self] = &Kind::ALL;
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl LabelSet for Shape {
+    const ALL: &'static [Self] = &Shape::ALL;
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// One metric per value of a label set.
+pub struct Family<L, M> {
+    members: Vec<M>,
+    labels: std::marker::PhantomData<fn(L)>,
+}
+
+impl<L: LabelSet, M> Family<L, M> {
+    fn new(make: impl FnMut(L) -> M) -> Self {
+        Self { members: L::ALL.iter().copied().map(make).collect(), labels: std::marker::PhantomData }
+    }
+
+    /// Returns the metric with this label.
+    pub fn with(&self, label: L) -> &M {
+        &self.members[label.index()]
+    }
+}
+
+impl<L, M> fmt::Debug for Family<L, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Family({} members)", self.members.len())
+    }
+}
+
+macro_rules! catalogue {
+    ($($(#[$doc:meta])* $field:ident: $kind:tt $name:literal $([$($label:literal: $set:ty),+])? = $help:literal;)+) => {
+        /// All metrics of one application.
+        pub struct Metrics {
+            recorder: PrometheusRecorder,
+            handle: PrometheusHandle,
+            process: metrics_process::Collector,
+            $(#[doc = concat!("`profile_edge_", $name, "`: ", $help)] $(#[$doc])* pub $field: catalogue!(@type $kind $($($set),+)?),)+
+        }
+
+        impl Metrics {
+            fn register(recorder: PrometheusRecorder) -> Self {
+                let handle = recorder.handle();
+                let process = metrics_process::Collector::default();
+                metrics::with_local_recorder(&recorder, || process.describe());
+                $($kind::describe(&recorder, $name, $help);)+
+                $(let $field = catalogue!(@make recorder $kind $name $([$($label: $set),+])?);)+
+                Self { recorder, handle, process, $($field),+ }
+            }
+
+            /// The names of all metrics in the catalogue, as they stand in a scrape.
+            pub const NAMES: &'static [&'static str] = &[$(concat!("profile_edge_", $name)),+];
+        }
+    };
+    (@type counter) => { Counter };
+    (@type gauge) => { Gauge };
+    (@type histogram) => { Histogram };
+    (@type $kind:tt $set:ty) => { Family<$set, catalogue!(@type $kind)> };
+    (@type $kind:tt $one:ty, $two:ty) => { Family<$one, Family<$two, catalogue!(@type $kind)>> };
+    (@make $recorder:ident $kind:tt $name:literal) => { $kind::register(&$recorder, $name, Vec::new()) };
+    (@make $recorder:ident $kind:tt $name:literal [$label:literal: $set:ty]) => {
+        Family::new(|value: $set| $kind::register(&$recorder, $name, vec![Label::new($label, value.value())]))
+    };
+    (@make $recorder:ident $kind:tt $name:literal [$one:literal: $first:ty, $two:literal: $second:ty]) => {
+        Family::new(|a: $first| Family::new(|b: $second| {
+            $kind::register(&$recorder, $name, vec![Label::new($one, a.value()), Label::new($two, b.value())])
+        }))
+    };
+}
+
+catalogue! {
+    lookup_requests: counter "lookup_requests_total" ["result": LookupResult] = "Lookups by result.";
+    lookup_duration: histogram "lookup_duration_seconds" ["result": LookupResult] = "Time of a lookup, by result.";
+    lookup_in_flight: gauge "lookup_in_flight" = "Lookups under way.";
+    upstream_requests: counter "upstream_requests_total" ["outcome": UpstreamOutcome] = "Profile requests to Genesys by outcome, each attempt counted.";
+    upstream_duration: histogram "upstream_duration_seconds" = "Time of one profile request to Genesys.";
+    upstream_breaker_state: gauge "upstream_breaker_state" = "Worst breaker over all tenants: 0 closed, 1 half-open, 2 open.";
+    token_renewals: counter "token_renewals_total" ["outcome": Outcome] = "Renewals of an OAuth token.";
+    ingest_events: counter "ingest_events_total" ["shape": Shape, "outcome": IngestOutcome] = "Posted events by shape and outcome.";
+    ingest_duration: histogram "ingest_duration_seconds" = "Time of one webhook request.";
+    publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event was durable.";
+    outbox_events: gauge "outbox_events" = "Events that wait in the local durable queue.";
+    outbox_bytes: gauge "outbox_bytes" = "Size of the events that wait in the local durable queue.";
+    consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";
+    consumer_undecodable: counter "consumer_undecodable_total" = "Deliveries that were no event and went to the dead letters.";
+    consumer_in_flight: gauge "consumer_in_flight" = "Deliveries being applied.";
+    invalidation_lag: histogram "invalidation_lag_seconds" = "Time from an event's acceptance to its effect.";
+    store_operations: counter "store_operations_total" ["op": StoreOp, "outcome": Outcome] = "Operations of the store.";
+    store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Time of one operation of the store.";
+    store_up: gauge "store_up" = "1 when the store answered last, else 0.";
+    queue_up: gauge "queue_up" = "1 when the queue answered last, else 0.";
+    fills: counter "fills_total" ["outcome": FillOutcome] = "Fills by outcome.";
+    dead_letters: gauge "dead_letters" = "Dead letters kept by the queue.";
+    auth_failures: counter "auth_failures_total" ["door": Door] = "Requests turned away for a missing or wrong credential.";
+    panics: counter "panics_total" = "Requests and tasks that ended in a panic.";
+}
+
+impl Metrics {
+    /// Registers the whole catalogue in a registry of its own.
+    ///
+    /// # Panics
+    ///
+    /// Never: the bucket bounds, the one thing the builder can refuse, are a non-empty constant.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let builder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)
+            // The bounds are a non-empty constant, and that is all that is checked.
+            .expect("bucket bounds are not empty");
+        let metrics = Self::register(builder.build_recorder());
+        gauge::register(
+            &metrics.recorder,
+            "build_info",
+            vec![
+                Label::new("version", env!("CARGO_PKG_VERSION")),
+                Label::new("commit", option_env!("PROFILE_EDGE_COMMIT").unwrap_or("unknown")),
+            ],
+        )
+        .set(1.0);
+        Arc::new(metrics)
+    }
+
+    /// Renders everything in the Prometheus text format, with the process' own figures.
+    #[must_use]
+    pub fn render(&self) -> String {
+        metrics::with_local_recorder(&self.recorder, || self.process.collect());
+        self.handle.render()
+    }
+
+    /// Does the registry's housekeeping; to be called every few seconds.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Metrics({} names)", Self::NAMES.len())
+    }
+}
+
+/// Counts something in progress for as long as the returned guard lives.
+#[must_use]
+pub fn in_progress(gauge: &Gauge) -> InProgress {
+    gauge.increment(1.0);
+    InProgress(gauge.clone())
+}
+
+/// Lowers a gauge when it is dropped.
+#[derive(Debug)]
+pub struct InProgress(Gauge);
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Records a duration in seconds.
+pub fn observe(histogram: &Histogram, duration: Duration) {
+    histogram.record(duration.as_secs_f64());
+}
+
+fn metadata() -> Metadata<'static> {
+    Metadata::new(module_path!(), Level::INFO, Some(module_path!()))
+}
+
+fn key(name: &str, labels: Vec<Label>) -> Key {
+    Key::from_parts(format!("{PREFIX}{name}"), labels)
+}
+
+macro_rules! instrument {
+    ($module:ident: $type:ty, $describe:ident, $register:ident, $unit:expr) => {
+        mod $module {
+            use super::*;
+
+            pub(super) fn describe(recorder: &PrometheusRecorder, name: &str, help: &'static str) {
+                let name = KeyName::from(format!("{PREFIX}{name}"));
+                recorder.$describe(name, $unit, SharedString::const_str(help));
+            }
+
+            pub(super) fn register(recorder: &PrometheusRecorder, name: &str, labels: Vec<Label>) -> $type {
+                recorder.$register(&key(name, labels), &metadata())
+            }
+        }
+    };
+}
+
+instrument!(counter: Counter, describe_counter, register_counter, None::<Unit>);
+instrument!(gauge: Gauge, describe_gauge, register_gauge, None::<Unit>);
+instrument!(histogram: Histogram, describe_histogram, register_histogram, None::<Unit>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_scrape_shows_every_counter_at_zero() {
+        let text = Metrics::new().render();
+        assert!(text.contains("profile_edge_lookup_requests_total{result=\"hit\"} 0"), "{text}");
+        assert!(text.contains("profile_edge_ingest_events_total{shape=\"flat\",outcome=\"queued\"} 0"), "{text}");
+        assert!(text.contains("profile_edge_build_info{"), "{text}");
+        assert!(text.contains("process_"), "{text}");
+    }
+
+    #[test]
+    fn registries_are_separate() {
+        let (one, other) = (Metrics::new(), Metrics::new());
+        one.panics.increment(1);
+        assert!(one.render().contains("profile_edge_panics_total 1"));
+        assert!(other.render().contains("profile_edge_panics_total 0"));
+    }
+}

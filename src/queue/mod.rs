@@ -1,0 +1,77 @@
+//! The queue ports: events on their way from ingest to the consumer.
+//!
+//! # What they promise
+//!
+//! [`Publisher::publish`] returns only once every given event is durable: fsynced (embedded) or
+//! confirmed by the broker (AMQP). From then on each event is delivered **at least once** until its
+//! [`Delivery`] is settled by `ack` or `dead_letter`: across restarts, crashes and `kill -9`. Order
+//! is not promised and not needed: effects are a join.
+//!
+//! # Obligations
+//!
+//! A [`Delivery`] is settled exactly once, by value. One that is dropped unsettled (a panic, a
+//! cancelled task, a closing process) is delivered again, with its count raised. What cannot be
+//! decoded is delivered too, as [`Undecodable`]: poison is the consumer's to judge, the queue loses
+//! nothing by itself.
+
+pub mod delivery;
+pub mod embedded;
+mod error;
+pub mod metered;
+pub mod open;
+pub mod wire;
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+
+use crate::domain::Event;
+
+pub use delivery::{Delivery, Payload, Reason, Settle, Undecodable};
+pub use error::Error;
+
+/// Makes events durable.
+#[async_trait]
+pub trait Publisher: Debug + Send + Sync {
+    /// Returns when every event is durable; all of them or an error.
+    ///
+    /// After an [`Error`] some may be durable all the same: publishing them again is safe, since
+    /// applying an event twice has one effect. Cancelling the future leaves the same uncertainty.
+    async fn publish(&self, events: &[Event]) -> Result<(), Error>;
+}
+
+/// A stream of deliveries.
+#[async_trait]
+pub trait Subscription: Debug + Send {
+    /// Returns the next delivery, waiting for one as long as it takes; `None` once the queue is
+    /// closed for good. Cancel-safe: a dropped call takes nothing.
+    ///
+    /// At most the subscription's `prefetch` deliveries are out unsettled at once; with that many
+    /// out it waits for a settlement.
+    async fn next(&mut self) -> Option<Delivery>;
+}
+
+/// The consumer's side of a queue, and operators' view of it.
+#[async_trait]
+pub trait Queue: Debug + Send + Sync {
+    /// Starts taking deliveries, at most `prefetch` of them unsettled at once. Everything that was
+    /// taken but not settled by an earlier subscription is delivered again.
+    async fn subscribe(&self, prefetch: usize) -> Result<Box<dyn Subscription>, Error>;
+
+    /// Answers if the queue works.
+    async fn ping(&self) -> Result<(), Error>;
+
+    /// Returns how much the queue holds.
+    async fn depth(&self) -> Result<Depth, Error>;
+}
+
+/// How much a queue holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Events not yet settled, taken ones included.
+    pub events: u64,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+}

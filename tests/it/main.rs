@@ -1,0 +1,4 @@
+//! The integration tests: one binary over the real application.
+
+mod contract;
+mod support;

@@ -17,6 +17,7 @@ pub mod lookup;
 pub mod metrics;
 pub mod operate;
 pub mod queue;
+pub mod readiness;
 pub mod sandbox;
 pub mod shutdown;
 pub mod store;

@@ -1,8 +1,22 @@
-//! Consumer.
+//! Consumer: from an event to its effect in the store.
+//!
+//! # What it promises
+//!
+//! Every event that the queue delivers takes effect at every key that it names, before it is
+//! acknowledged; or it is given back; or, if it is poison, it stands among the dead letters with the
+//! reason. Applying an event again has no second effect. The order of events does not matter: effects
+//! are a join (DESIGN section 2).
+//!
+//! [`apply`] is the decision, without any queue in it; [`worker`] takes, bounds, settles and drains.
+
+pub mod worker;
 
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::domain::{Event, Kind};
+use crate::store::{self, Applied, Change, Store};
 
 /// `[consumer]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,4 +33,40 @@ pub struct Config {
     /// How long an event makes fetched profiles prove that they are new enough.
     #[serde(with = "humantime_serde")]
     pub settle_window: Duration,
+}
+
+/// What applying an event came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It took effect at one key at least.
+    Applied,
+    /// It had been applied before, at every key.
+    Duplicate,
+    /// Later events were known at every key where it was new; the keys were evicted all the same.
+    Outrun,
+}
+
+/// Applies an event at every key that it names, also when one of them says that it is a duplicate:
+/// an earlier delivery may have got only so far (rule 3).
+///
+/// # Errors
+///
+/// The store failed at some key. The event must be delivered again; the keys that were done answer
+/// `Duplicate` then.
+pub async fn apply(store: &dyn Store, event: &Event, replayed: bool) -> Result<Verdict, store::Error> {
+    let change =
+        Change { event: event.dedup_digest(), kind: event.kind, stamps: event.stamps, replayed, force: event.force };
+    let mut verdict = Verdict::Duplicate;
+    for key in event.keys() {
+        let applied = match event.kind {
+            Kind::Deleted => store.bury(&key, &change).await?,
+            Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, &change).await?,
+        };
+        verdict = match (applied, verdict) {
+            (Applied::Applied { .. }, _) | (_, Verdict::Applied) => Verdict::Applied,
+            (Applied::Outrun, _) | (Applied::Duplicate, Verdict::Outrun) => Verdict::Outrun,
+            (Applied::Duplicate, Verdict::Duplicate) => Verdict::Duplicate,
+        };
+    }
+    Ok(verdict)
 }

@@ -51,9 +51,14 @@ impl Problem {
     #[must_use]
     pub fn bad_field(field: impl Into<String>, expected: impl std::fmt::Display) -> Self {
         let field = field.into();
-        let mut problem = Self::new(StatusCode::BAD_REQUEST, "invalid_field", format!("{field}: {expected}"));
-        problem.field = Some(field);
-        problem
+        Self::new(StatusCode::BAD_REQUEST, "invalid_field", format!("{field}: {expected}")).field(field)
+    }
+
+    /// Names the field that is at fault.
+    #[must_use]
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
     }
 
     /// Adds a `Retry-After`, in whole seconds, at least one (RFC 9110 section 10.2.3).
@@ -96,6 +101,10 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110 section 15.5.2 asks for a challenge.
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"profile-edge\""));
+        }
         if let Some(after) = self.retry_after {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));

@@ -1,9 +1,35 @@
 //! Listeners: bind, serve, drain.
+//!
+//! Binding comes first, for all listeners, so that a port in use is an error at start and nothing has
+//! happened yet. Serving ends when shutdown is requested: no new connection is accepted, requests under
+//! way are finished, and idle connections are closed.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt;
 use bytesize::ByteSize;
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+
+use super::error::Problem;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const CORRELATION_ID: HeaderName = HeaderName::from_static("inin-correlation-id");
+
+/// The longest request id that is taken from a client.
+const MAX_REQUEST_ID: usize = 128;
 
 /// `[http]`: the public listener.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,4 +52,95 @@ pub struct AdminConfig {
     /// SHA-256 of the operators' key, in hex; needed unless it listens on loopback only.
     #[serde(default)]
     pub key_sha256: Option<String>,
+}
+
+/// A listener could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr} ({option}): {source}")]
+pub struct BindError {
+    /// The address.
+    pub addr: SocketAddr,
+    /// The option that names it.
+    pub option: &'static str,
+    /// What the system said.
+    pub source: std::io::Error,
+}
+
+/// Binds a listener.
+///
+/// # Errors
+///
+/// The address is in use, or not one of this machine's.
+pub async fn bind(addr: SocketAddr, option: &'static str) -> Result<TcpListener, BindError> {
+    TcpListener::bind(addr).await.map_err(|source| BindError { addr, option, source })
+}
+
+/// Serves until shutdown is requested and what is under way has been answered.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
+    let listener = listener.tap_io(|stream| {
+        // An answer is one small write: waiting to fill a segment would only delay it.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps nagle's algorithm");
+        }
+    });
+    let until = shutdown.clone();
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { until.requested().await }).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "a listener failed");
+    }
+}
+
+/// Wraps a listener's routes in what every request goes through: shedding, ids, panics as 500, and
+/// problems for unknown routes and methods.
+pub fn wrap(routes: Router, max_in_flight: usize, metrics: Arc<Metrics>) -> Router {
+    let permits = Arc::new(Semaphore::new(max_in_flight));
+    let panics = Arc::clone(&metrics);
+    routes
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no_such_route", "there is no such route") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
+        })
+        .layer(CatchPanicLayer::custom(move |_payload: Box<dyn std::any::Any + Send>| {
+            // The panic hook has logged where; the payload may hold data and is not looked at.
+            panics.panics.increment(1);
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an unexpected fault, it has been logged")
+                .into_response()
+        }))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            let permits = Arc::clone(&permits);
+            async move { shed(permits, request, next).await }
+        }))
+        .layer(middleware::from_fn(identify))
+}
+
+async fn shed(permits: Arc<Semaphore>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = permits.try_acquire() else {
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
+        return problem.retry_after(std::time::Duration::from_secs(1)).into_response();
+    };
+    next.run(request).await
+}
+
+/// Takes or makes the request's id, names it in the logs and in the answer, and passes Genesys'
+/// correlation id through.
+async fn identify(request: Request, next: Next) -> Response {
+    let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned().unwrap_or_else(fresh_id);
+    let correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
+    let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
+    let mut response = next.run(request).instrument(span).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    if let Some(correlation) = correlation {
+        response.headers_mut().insert(CORRELATION_ID, correlation);
+    }
+    response
+}
+
+fn is_plain(id: &HeaderValue) -> bool {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+    (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(plain)
+}
+
+fn fresh_id() -> HeaderValue {
+    // A hyphenated UUID is a valid header value.
+    HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

@@ -1,10 +1,58 @@
-//! Lookup.
+//! Lookup: cache-aside reads with stampede protection.
+//!
+//! # What it promises
+//!
+//! An answer at least as new as every event applied before the lookup began, or fetched from Genesys
+//! after that event's delete; in time (`lookup.deadline`), or a [`Failure`] that says so; and at most
+//! one fetch per key and lease, whatever the number of lookups, in this process and in others.
+//!
+//! # The steps of one lookup
+//!
+//! 1. Look at K. A fresh record, a negative answer or a tombstone is the answer: one store command.
+//! 2. A pointer leads to the canonical customer's key, once.
+//! 3. Nothing, or something past its use: contend for the lease. Whoever gets it leads: a task of its
+//!    own, which the caller's disconnection does not end, fetches and fills ([`leader`]).
+//! 4. Everyone else waits: for the leader in this process if the witness rule allows
+//!    ([`single_flight`]), else for the key to change, and looks again.
+//! 5. Who has a stale record at hand waits no longer than the soft timeout, and serves it when Genesys
+//!    fails. Who has nothing waits until the deadline.
+//!
+//! # When something fails
+//!
+//! Store unreachable: the lookup goes past it to Genesys, and says `bypass`. Genesys failing: the lease
+//! is given back and everyone who waited in this process gets the same failure. The leader's process
+//! killed: its lease runs out, and someone else contends.
 
+mod answer;
+pub mod freshness;
+mod leader;
+mod reader;
+pub mod single_flight;
+pub mod visibility;
+
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use moka::sync::Cache;
 use serde::Deserialize;
+use tokio::time::Instant;
 
-/// `[lookup]`.
+use crate::clock::SharedClock;
+use crate::domain::{CustomerId, Key, KeyHasher, TenantId};
+use crate::faults::Faults;
+use crate::metrics::{LookupResult, Metrics, in_progress, observe};
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+use crate::upstream::Upstream;
+
+pub use answer::{Answer, Failure, How, Outcome, Over, StaleReason};
+
+use leader::Landed;
+use reader::Reader;
+use single_flight::Flights;
+
+/// `[lookup]`; a `[[tenant]]` may override the times.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -31,4 +79,74 @@ pub struct Config {
     /// When a lookup gives up with 503.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
+}
+
+/// What a lookup works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where entries are kept.
+    pub store: Arc<dyn Store>,
+    /// Where profiles come from.
+    pub upstream: Arc<dyn Upstream>,
+    /// How customers become keys.
+    pub hasher: KeyHasher,
+    /// The times of each tenant.
+    pub tenants: HashMap<TenantId, Config>,
+    /// How long an event makes fetched profiles prove themselves (`consumer.settle_window`).
+    pub settle_window: Duration,
+    /// The wall clock.
+    pub clock: SharedClock,
+    /// Where to count.
+    pub metrics: Arc<Metrics>,
+    /// Tracks the leaders.
+    pub shutdown: Shutdown,
+    /// Named faults.
+    pub faults: Faults,
+}
+
+/// The lookup flow. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    room: Arc<Room>,
+}
+
+/// What every reader and leader of a process shares.
+#[derive(Debug)]
+struct Room {
+    parts: Parts,
+    flights: Flights<Landed>,
+    /// The tombstones that this process has lately asked Genesys about; saves asking the store
+    /// whether another process has.
+    verified: Cache<Key, ()>,
+}
+
+impl Lookup {
+    /// Makes the lookup flow.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let verified = Cache::builder().max_capacity(10_000).time_to_live(reader::VERIFY_EVERY).build();
+        Self { room: Arc::new(Room { parts, flights: Flights::new(), verified }) }
+    }
+
+    /// Tells whether a tenant is configured.
+    #[must_use]
+    pub fn knows(&self, tenant: &TenantId) -> bool {
+        self.room.parts.tenants.contains_key(tenant)
+    }
+
+    /// Looks a customer up; `None` when the tenant is not configured.
+    ///
+    /// Answers within the tenant's `deadline`. Dropping the future abandons the wait, not a fetch that
+    /// it has started.
+    pub async fn get(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Result<Answer, Failure>> {
+        let times = self.room.parts.tenants.get(tenant)?;
+        let metrics = &self.room.parts.metrics;
+        let _in_flight = in_progress(&metrics.lookup_in_flight);
+        let started = Instant::now();
+        let answer = Reader::new(&self.room, times, tenant, customer, started + times.deadline).read().await;
+        let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        metrics.lookup_requests.with(result).increment(1);
+        observe(metrics.lookup_duration.with(result), started.elapsed());
+        Some(answer)
+    }
 }

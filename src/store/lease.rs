@@ -114,6 +114,12 @@ impl Lease {
         self.fence.as_ref().map_or(Settlement::Settled, |fence| fence.judge(modified, settle_window, now))
     }
 
+    /// Gives up the right to fill, but lets the lease stand until its time is over, so that nobody
+    /// else is granted one before (a tombstone's verification is limited in this way).
+    pub fn keep_until_it_runs_out(mut self) {
+        self.settled = true;
+    }
+
     /// Gives up the obligation; called by adapters only, when they consume the lease.
     pub fn consume(mut self) -> (Key, Token, Held) {
         self.settled = true;

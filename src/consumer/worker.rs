@@ -1,0 +1,229 @@
+//! The worker: takes deliveries, applies at most `concurrency` of them at once, settles each, drains.
+//!
+//! # When something fails
+//!
+//! Store unavailable: what is held is given back, the subscription ends, and the store is probed with
+//! backoff until it answers; then a new subscription begins. Nothing spins and nothing is dead-lettered
+//! for that reason. Queue unavailable: subscribing is tried again with backoff. Poison (not decodable,
+//! or redelivered more than [`MAX_REDELIVERIES`] times and failing, alone, while the store answers a
+//! probe): dead-lettered with the reason.
+//!
+//! Effect first, acknowledgement second: a crash in between redelivers the event, and the store
+//! answers `Duplicate`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backoff::ExponentialBackoff;
+use backoff::backoff::Backoff;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::SharedClock;
+use crate::domain::Event;
+use crate::faults::{Fault, Faults};
+use crate::metrics::{ConsumerOutcome, Metrics, in_progress, observe};
+use crate::queue::{self, Delivery, Payload, Queue, Reason, Subscription};
+use crate::shutdown::Shutdown;
+use crate::store::{self, Inspect, Store};
+
+use super::{Verdict, apply};
+
+/// How often an event may come back before it is suspected of being poison.
+pub const MAX_REDELIVERIES: u32 = 20;
+
+/// What a worker works with.
+#[derive(Debug)]
+pub struct Worker {
+    /// Where events come from.
+    pub queue: Arc<dyn Queue>,
+    /// Where they take effect.
+    pub store: Arc<dyn Store>,
+    /// Answers whether the store works.
+    pub probe: Arc<dyn Inspect>,
+    /// How many are applied at once.
+    pub concurrency: usize,
+    /// The wall clock, for the lag metric.
+    pub clock: SharedClock,
+    /// Where to count.
+    pub metrics: Arc<Metrics>,
+    /// Says when to drain; tracks the deliveries.
+    pub shutdown: Shutdown,
+    /// Named faults.
+    pub faults: Faults,
+}
+
+/// Why taking deliveries ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Shutdown,
+    StoreDown,
+    QueueClosed,
+}
+
+impl Worker {
+    /// Takes and applies deliveries until shutdown, then waits for those under way.
+    pub async fn run(self) {
+        let worker = Arc::new(self);
+        let mut backoff = supervisor_backoff();
+        loop {
+            let ended = match worker.queue.subscribe(worker.concurrency).await {
+                Ok(mut subscription) => {
+                    backoff.reset();
+                    worker.take(subscription.as_mut()).await
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "subscribing failed, trying again");
+                    Ended::QueueClosed
+                }
+            };
+            match ended {
+                Ended::Shutdown => return,
+                Ended::StoreDown => worker.wait_for_store().await,
+                Ended::QueueClosed => worker.pause(&mut backoff).await,
+            }
+            if worker.shutdown.is_requested() {
+                return;
+            }
+        }
+    }
+
+    /// Takes deliveries until something ends it; returns when all that were taken are settled.
+    async fn take(self: &Arc<Self>, subscription: &mut dyn Subscription) -> Ended {
+        let permits = Arc::new(Semaphore::new(self.concurrency));
+        let store_down = CancellationToken::new();
+        let ended = loop {
+            let delivery = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => break Ended::Shutdown,
+                () = store_down.cancelled() => break Ended::StoreDown,
+                taken = self.next(subscription, &permits) => taken,
+            };
+            let Some((permit, delivery)) = delivery else { break Ended::QueueClosed };
+            let (worker, store_down) = (Arc::clone(self), store_down.clone());
+            self.shutdown.spawn(async move {
+                let _permit = permit;
+                worker.handle(delivery, &store_down).await;
+            });
+        };
+        // All permits back: nothing is under way any more. The drain's deadline bounds this wait.
+        let all = u32::try_from(self.concurrency).unwrap_or(u32::MAX);
+        drop(permits.acquire_many(all).await);
+        ended
+    }
+
+    async fn next(
+        &self,
+        subscription: &mut dyn Subscription,
+        permits: &Arc<Semaphore>,
+    ) -> Option<(OwnedSemaphorePermit, Delivery)> {
+        let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+        Some((permit, subscription.next().await?))
+    }
+
+    async fn handle(&self, delivery: Delivery, store_down: &CancellationToken) {
+        let _in_flight = in_progress(&self.metrics.consumer_in_flight);
+        let settled = match delivery.payload() {
+            Payload::Undecodable(undecodable) => {
+                let (reason, length, sha256) = (undecodable.reason, undecodable.length, &undecodable.sha256);
+                tracing::error!(
+                    reason = reason.as_str(),
+                    length,
+                    sha256,
+                    "a delivery is no event, kept as a dead letter"
+                );
+                self.metrics.consumer_undecodable.increment(1);
+                delivery.dead_letter(reason).await
+            }
+            Payload::Event(event) => {
+                let event = Arc::new(event.as_ref().clone());
+                self.handle_event(&event, delivery, store_down).await
+            }
+        };
+        if let Err(error) = settled {
+            tracing::warn!(%error, "a delivery could not be settled, it will come again");
+        }
+    }
+
+    async fn handle_event(
+        &self,
+        event: &Event,
+        delivery: Delivery,
+        store_down: &CancellationToken,
+    ) -> Result<(), queue::Error> {
+        self.faults.point(Fault::PauseBeforeApply).await;
+        match apply(self.store.as_ref(), event, false).await {
+            Ok(verdict) => {
+                self.count_verdict(event, verdict);
+                self.faults.point(Fault::PauseBeforeAck).await;
+                delivery.ack().await
+            }
+            Err(error) if self.is_poison(event, delivery.redelivered()).await => {
+                tracing::error!(event = %event.id, tenant = %event.tenant, %error, "an event keeps failing, kept as a dead letter");
+                self.count(event, ConsumerOutcome::DeadLettered);
+                delivery.dead_letter(Reason::RedeliveredTooOften).await
+            }
+            Err(error) => {
+                tracing::warn!(event = %event.id, tenant = %event.tenant, %error, "an event could not be applied, it will come again");
+                self.count(event, ConsumerOutcome::Retried);
+                if matches!(error, store::Error::Unavailable { .. }) {
+                    store_down.cancel();
+                }
+                delivery.retry().await
+            }
+        }
+    }
+
+    /// Tells whether an event that failed again is itself at fault: it came back too often, the store
+    /// answers, and the event fails once more right after.
+    async fn is_poison(&self, event: &Event, redelivered: u32) -> bool {
+        redelivered > MAX_REDELIVERIES
+            && self.probe.ping().await.is_ok()
+            && apply(self.store.as_ref(), event, false).await.is_err()
+    }
+
+    fn count_verdict(&self, event: &Event, verdict: Verdict) {
+        let outcome = match verdict {
+            Verdict::Applied => ConsumerOutcome::Applied,
+            Verdict::Duplicate => ConsumerOutcome::Duplicate,
+            Verdict::Outrun => ConsumerOutcome::Outrun,
+        };
+        self.count(event, outcome);
+        if verdict != Verdict::Duplicate {
+            observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
+        }
+        tracing::debug!(event = %event.id, tenant = %event.tenant, kind = event.kind.as_str(), ?verdict, "event applied");
+    }
+
+    fn count(&self, event: &Event, outcome: ConsumerOutcome) {
+        self.metrics.consumer_events.with(event.kind).with(outcome).increment(1);
+    }
+
+    async fn wait_for_store(&self) {
+        tracing::warn!("the store is down, no events are taken until it answers");
+        let mut backoff = supervisor_backoff();
+        while !self.shutdown.is_requested() {
+            self.pause(&mut backoff).await;
+            if self.probe.ping().await.is_ok() {
+                tracing::info!("the store answers again, events are taken");
+                return;
+            }
+        }
+    }
+
+    async fn pause(&self, backoff: &mut ExponentialBackoff) {
+        let pause = backoff.next_backoff().unwrap_or(backoff.max_interval);
+        // Either way it is time to go on.
+        let _ = tokio::time::timeout(pause, self.shutdown.requested()).await;
+    }
+}
+
+/// Never gives up (the library's default would, after 15 minutes).
+fn supervisor_backoff() -> ExponentialBackoff {
+    ExponentialBackoff {
+        initial_interval: Duration::from_millis(100),
+        max_interval: Duration::from_secs(5),
+        max_elapsed_time: None,
+        ..ExponentialBackoff::default()
+    }
+}

@@ -1,0 +1,107 @@
+//! How fresh a record is: a pure function of the record and the time (DESIGN section 3).
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use crate::domain::Timestamp;
+use crate::store::Record;
+
+/// How fresh a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Within its TTL: served as it is.
+    Fresh {
+        /// How much longer.
+        remaining: Duration,
+    },
+    /// Past its TTL but within its grace: served only if nothing fresher can be had in time.
+    Stale {
+        /// For how long it has been stale.
+        since: Duration,
+    },
+    /// Past its grace: never served.
+    Expired,
+}
+
+/// Judges a record.
+#[must_use]
+pub fn judge(record: &Record, now: Timestamp) -> Freshness {
+    let age = now.since(record.fetched_at);
+    if let Some(remaining) = record.ttl.checked_sub(age).filter(|remaining| !remaining.is_zero()) {
+        Freshness::Fresh { remaining }
+    } else if age < record.lifetime() {
+        Freshness::Stale { since: age.saturating_sub(record.ttl) }
+    } else {
+        Freshness::Expired
+    }
+}
+
+/// Shortens a TTL by a random share of at most `jitter`, so that entries filled together do not
+/// expire together.
+#[must_use]
+pub fn jittered(ttl: Duration, jitter: f64) -> Duration {
+    if jitter <= 0.0 {
+        return ttl;
+    }
+    ttl.mul_f64(1.0 - rand::rng().random_range(0.0..=jitter.min(1.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::Identity;
+    use crate::store::{Content, Token};
+
+    fn record(ttl: u64, grace: u64) -> Record {
+        Record {
+            identity: Identity::new("t".parse().unwrap(), [0; 32]),
+            token: Token::draw(),
+            content: Content::Negative,
+            fetched_at: Timestamp::from_millis(1_000),
+            fetch_cost: Duration::ZERO,
+            ttl: Duration::from_millis(ttl),
+            grace: Duration::from_millis(grace),
+            settled: true,
+        }
+    }
+
+    #[test]
+    fn a_record_is_fresh_then_stale_then_expired() {
+        let record = record(300, 100);
+        let at = |millis| judge(&record, Timestamp::from_millis(1_000 + millis));
+        assert_eq!(at(0), Freshness::Fresh { remaining: Duration::from_millis(300) });
+        assert_eq!(at(299), Freshness::Fresh { remaining: Duration::from_millis(1) });
+        assert_eq!(at(300), Freshness::Stale { since: Duration::ZERO });
+        assert_eq!(at(399), Freshness::Stale { since: Duration::from_millis(99) });
+        assert_eq!(at(400), Freshness::Expired);
+    }
+
+    #[test]
+    fn a_record_from_the_future_is_as_fresh_as_can_be() {
+        let freshness = judge(&record(300, 0), Timestamp::from_millis(0));
+        assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_millis(300) });
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_only_shortens_and_by_no_more_than_its_share(secs in 1u64..100_000, jitter in 0.0f64..0.5) {
+            let ttl = Duration::from_secs(secs);
+            let got = jittered(ttl, jitter);
+            prop_assert!(got <= ttl);
+            prop_assert!(got >= ttl.mul_f64(1.0 - jitter).saturating_sub(Duration::from_nanos(10)));
+        }
+
+        #[test]
+        fn freshness_never_returns(ttl in 0u64..1_000, grace in 0u64..1_000, a in 0i64..3_000, b in 0i64..3_000) {
+            let rank = |millis: i64| match judge(&record(ttl, grace), Timestamp::from_millis(1_000 + millis)) {
+                Freshness::Fresh { .. } => 0,
+                Freshness::Stale { .. } => 1,
+                Freshness::Expired => 2,
+            };
+            prop_assert!(rank(a.min(b)) <= rank(a.max(b)));
+        }
+    }
+}

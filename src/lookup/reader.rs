@@ -1,0 +1,324 @@
+//! A reader: one lookup on its way through the protocol. See the parent module for the steps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::{CustomerId, Identity, Key, TenantId};
+use crate::store::{self, Base, Content, Entry, LeaseAnswer, Record, Token, Tombstone};
+use crate::upstream::Fetched;
+
+use super::freshness::{self, Freshness};
+use super::leader::{Landed, Mission};
+use super::single_flight::{Landing, Seat};
+use super::{Answer, Config, Failure, How, Outcome, Over, Room, StaleReason};
+
+/// How often a lookup may move between the keys of one merged customer before it gives up.
+const MAX_MOVES: u8 = 4;
+
+/// The least age of a tombstone at which Genesys is asked whether the customer is there again, and the
+/// least time between two such questions (rule 8).
+pub(super) const VERIFY_EVERY: Duration = Duration::from_secs(60);
+
+/// One lookup under way.
+#[derive(Debug)]
+pub(super) struct Reader<'a> {
+    room: &'a Arc<Room>,
+    times: &'a Config,
+    customer: &'a CustomerId,
+    asked: Identity,
+    deadline: Instant,
+    /// Whose key is being looked at: the asked customer's, or the canonical one's.
+    at: Identity,
+    key: Key,
+    /// The pointer that led here.
+    through: Option<Token>,
+    moves: u8,
+    /// A profile to fall back on.
+    stale: Option<(Record, Duration)>,
+    /// This lookup has waited for someone else's fetch.
+    waited: bool,
+}
+
+/// What follows from what stands at K.
+#[derive(Debug)]
+enum View {
+    Answer(Answer),
+    Follow(Identity, Token),
+    Contend(Base),
+    Wait(Token),
+}
+
+/// What to do next.
+#[derive(Debug)]
+enum Next {
+    Answer(Answer),
+    Look,
+    Consider(Option<Entry>),
+    Contend(Base),
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        room: &'a Arc<Room>,
+        times: &'a Config,
+        tenant: &TenantId,
+        customer: &'a CustomerId,
+        deadline: Instant,
+    ) -> Self {
+        let asked = room.parts.hasher.identify(tenant, customer);
+        let key = asked.key();
+        let at = asked.clone();
+        Self { room, times, customer, asked, deadline, at, key, through: None, moves: 0, stale: None, waited: false }
+    }
+
+    pub(super) async fn read(mut self) -> Result<Answer, Failure> {
+        let mut next = Next::Look;
+        loop {
+            let step = match next {
+                Next::Answer(answer) => return Ok(answer),
+                Next::Look => self.look().await,
+                Next::Consider(entry) => self.consider(entry).await,
+                Next::Contend(base) => self.contend(base).await,
+            };
+            next = match step {
+                Ok(next) => next,
+                Err(Step::Failed(failure)) => return self.fall_back(failure),
+                Err(Step::Store(error)) => return self.bypass(&error).await,
+            };
+            if Instant::now() >= self.deadline && !matches!(next, Next::Answer(_)) {
+                return self.fall_back(Failure::Deadline);
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<Next, Step> {
+        Ok(Next::Consider(self.room.parts.store.get(&self.key).await?))
+    }
+
+    async fn consider(&mut self, entry: Option<Entry>) -> Result<Next, Step> {
+        match self.view(entry) {
+            View::Answer(answer) => Ok(Next::Answer(answer)),
+            View::Follow(canonical, pointer) => {
+                self.go_to(canonical, Some(pointer))?;
+                Ok(Next::Look)
+            }
+            View::Contend(base) => self.contend(base).await,
+            View::Wait(seen) => self.follow(seen).await,
+        }
+    }
+
+    fn view(&mut self, entry: Option<Entry>) -> View {
+        match entry {
+            None => View::Contend(Base::Absent),
+            Some(Entry::Corrupt(bytes)) => View::Contend(Base::Corrupt(bytes)),
+            Some(Entry::Leased(leased)) => View::Wait(leased.token),
+            Some(Entry::Tombstone(tombstone)) => {
+                let since = tombstone.written_at;
+                self.verify(tombstone);
+                let how = How::Hit { remaining: None };
+                View::Answer(Answer { outcome: Outcome::Deleted, how, unsettled: false, since })
+            }
+            Some(Entry::Record(record)) => self.view_record(record),
+        }
+    }
+
+    fn view_record(&mut self, record: Record) -> View {
+        let base = Base::Token(record.token);
+        if record.identity != self.at {
+            // About someone else: a digest that collides, or a value copied here. A miss.
+            tracing::warn!(key = %self.key, "a stored record is about another customer; it is not served");
+            return View::Contend(base);
+        }
+        let freshness = freshness::judge(&record, self.room.parts.clock.now());
+        match (freshness, &record.content) {
+            (Freshness::Expired, _) => View::Contend(base),
+            (_, Content::Pointer(canonical)) if self.through.is_none() && *canonical != self.at => {
+                View::Follow(canonical.clone(), record.token)
+            }
+            // A chain of pointers, or one to itself: a miss.
+            (_, Content::Pointer(_)) => View::Contend(base),
+            (Freshness::Fresh { remaining }, Content::Found(_) | Content::Negative) => {
+                let how = if self.waited {
+                    How::Collapsed { over: self.over() }
+                } else {
+                    How::Hit { remaining: Some(remaining) }
+                };
+                Answer::of(&record, how).map_or(View::Contend(base), View::Answer)
+            }
+            (Freshness::Stale { since }, Content::Found(_) | Content::Negative) => {
+                self.stale = Some((record, since));
+                View::Contend(base)
+            }
+        }
+    }
+
+    /// Asks for the lease; leads if it is granted, waits for its holder if not.
+    async fn contend(&mut self, base: Base) -> Result<Next, Step> {
+        let (store, ttl) = (&self.room.parts.store, self.times.lease_ttl);
+        match store.lease(&self.key, &base, Token::draw(), ttl).await? {
+            LeaseAnswer::Granted(lease) => {
+                let (flight, seat) = self.room.flights.start(&self.key, lease.witness());
+                let mission = self.mission();
+                self.room.parts.shutdown.spawn(async move { mission.lead(lease, flight).await });
+                self.sit(seat, true).await
+            }
+            LeaseAnswer::Held { seen, .. } => self.follow(seen).await,
+            LeaseAnswer::Changed(entry) => Ok(Next::Consider(Some(entry))),
+        }
+    }
+
+    /// Waits for whoever fetches, then looks again or takes their result.
+    async fn follow(&mut self, seen: Token) -> Result<Next, Step> {
+        if let Some(seat) = self.room.flights.join(&self.key, seen) {
+            return self.sit(seat, false).await;
+        }
+        let limit = self.limit();
+        self.room.parts.store.wait(&self.key, seen, limit).await;
+        self.waited = true;
+        if Instant::now() >= limit { Err(Step::Failed(Failure::Deadline)) } else { Ok(Next::Look) }
+    }
+
+    async fn sit(&mut self, mut seat: Seat<Landed>, leads: bool) -> Result<Next, Step> {
+        let landing = seat.landed(self.limit()).await;
+        self.waited |= !leads;
+        let over = self.over();
+        let how = |stored| if leads { How::Fetched { over, stored } } else { How::Collapsed { over } };
+        match landing {
+            Landing::Landed(Landed::Stored(record)) => Ok(Next::answer(&record, how(true), false)),
+            Landing::Landed(Landed::Refused(record)) => Ok(Next::answer(&record, how(false), true)),
+            Landing::Landed(Landed::Unstored(record)) => Ok(Next::answer(&record, how(false), false)),
+            Landing::Landed(Landed::Elsewhere { canonical, pointer }) => self.move_on(canonical, pointer),
+            Landing::Landed(Landed::Failed(error)) => Err(Step::Failed(error.into())),
+            Landing::Lost if self.room.parts.shutdown.is_requested() => Err(Step::Failed(Failure::Draining)),
+            Landing::Lost => Ok(Next::Look),
+            Landing::TimedOut => Err(Step::Failed(Failure::Deadline)),
+        }
+    }
+
+    /// The profile fetched is another customer's: go on there, or, if a pointer led here that is no
+    /// longer true, replace that pointer.
+    fn move_on(&mut self, canonical: Identity, pointer: Token) -> Result<Next, Step> {
+        match self.through {
+            None => {
+                self.go_to(canonical, Some(pointer))?;
+                Ok(Next::Look)
+            }
+            Some(outdated) => {
+                self.go_to(self.asked.clone(), None)?;
+                Ok(Next::Contend(Base::Token(outdated)))
+            }
+        }
+    }
+
+    fn go_to(&mut self, identity: Identity, through: Option<Token>) -> Result<(), Step> {
+        self.moves += 1;
+        if self.moves > MAX_MOVES {
+            return Err(Step::Failed(Failure::MergeLoop));
+        }
+        self.key = identity.key();
+        self.at = identity;
+        self.through = through;
+        self.stale = None;
+        Ok(())
+    }
+
+    /// Starts asking Genesys, in the background, whether a deleted customer is there again.
+    fn verify(&self, tombstone: Tombstone) {
+        let parts = &self.room.parts;
+        let too_young = parts.clock.now().since(tombstone.written_at) < VERIFY_EVERY;
+        if too_young
+            || parts.shutdown.is_requested()
+            || !self.room.verified.entry(self.key.clone()).or_insert(()).is_fresh()
+        {
+            return;
+        }
+        let mission = self.mission();
+        let (store, key) = (Arc::clone(&parts.store), self.key.clone());
+        parts.shutdown.spawn(async move {
+            let base = Base::Token(tombstone.token);
+            // The lock of a granted lease stands for the whole interval: one question in it.
+            match store.lease(&key, &base, Token::draw(), VERIFY_EVERY).await {
+                Ok(LeaseAnswer::Granted(lease)) => mission.verify(lease, tombstone).await,
+                Ok(LeaseAnswer::Held { .. } | LeaseAnswer::Changed(_)) | Err(_) => {}
+            }
+        });
+    }
+
+    /// Asks Genesys past the store.
+    async fn bypass(self, error: &store::Error) -> Result<Answer, Failure> {
+        tracing::debug!(key = %self.key, %error, "lookup goes past the store");
+        let parts = &self.room.parts;
+        let since = parts.clock.now();
+        let fetched = parts.upstream.fetch(self.asked.tenant(), self.customer, self.deadline).await;
+        let outcome = match fetched {
+            Ok(Fetched::Found(profile)) => Outcome::Found(store::Found {
+                validator: profile.body.validator(),
+                body: profile.body,
+                modified: profile.modified,
+            }),
+            Ok(Fetched::Absent) => Outcome::Absent,
+            Err(error) => return self.fall_back(error.into()),
+        };
+        Ok(Answer { outcome, how: How::Bypass, unsettled: false, since })
+    }
+
+    /// Answers with the stale record, if there is one, else fails.
+    fn fall_back(self, failure: Failure) -> Result<Answer, Failure> {
+        let why = match &failure {
+            Failure::Deadline => StaleReason::SoftTimeout,
+            Failure::Upstream(_) | Failure::MergeLoop | Failure::Draining => StaleReason::Error,
+        };
+        let stale = self.stale.as_ref();
+        stale.and_then(|(record, since)| Answer::of(record, How::Stale { since: *since, why })).ok_or(failure)
+    }
+
+    fn mission(&self) -> Mission {
+        Mission {
+            room: Arc::clone(self.room),
+            times: self.times.clone(),
+            identity: self.at.clone(),
+            customer: self.customer.clone(),
+            through_pointer: self.through.is_some(),
+        }
+    }
+
+    /// Until when this lookup waits: with something stale at hand, not for long.
+    fn limit(&self) -> Instant {
+        match self.stale {
+            Some(_) => self.deadline.min(Instant::now() + self.times.soft_timeout),
+            None => self.deadline,
+        }
+    }
+
+    fn over(&self) -> Over {
+        if self.stale.is_some() { Over::Stale } else { Over::Miss }
+    }
+}
+
+/// Why a step leads nowhere.
+#[derive(Debug)]
+enum Step {
+    Failed(Failure),
+    Store(store::Error),
+}
+
+impl From<store::Error> for Step {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Next {
+    /// Answers with a record; a pointer is no answer, so look where it stands.
+    fn answer(record: &Record, how: How, unsettled: bool) -> Self {
+        match Answer::of(record, how) {
+            Some(mut answer) => {
+                answer.unsettled |= unsettled;
+                Self::Answer(answer)
+            }
+            None => Self::Look,
+        }
+    }
+}

@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn a_record_is_fresh_then_stale_then_expired() {
         let record = record(300, 100);
-        let at = |millis| judge(&record, Timestamp::from_millis(1_000 + millis));
+        let at = |millis: i64| judge(&record, Timestamp::from_millis(1_000 + millis));
         assert_eq!(at(0), Freshness::Fresh { remaining: Duration::from_millis(300) });
         assert_eq!(at(299), Freshness::Fresh { remaining: Duration::from_millis(1) });
         assert_eq!(at(300), Freshness::Stale { since: Duration::ZERO });

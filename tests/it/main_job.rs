@@ -1,0 +1,233 @@
+//! The main job, end to end: a miss, a hit, a change at Genesys, the changed profile.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use profile_edge::faults::Fault;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::support::edge::{Edge, flat, looked};
+use crate::support::{customer, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call() {
+    let edge = Edge::start().await;
+    let one = customer(1);
+
+    let miss = edge.look_up(&one).await;
+    assert_eq!((miss.status, miss.cache_status.as_str()), (200, "profile-edge; fwd=miss; stored"));
+    let before = edge.calls().await.0;
+    for _ in 0..20 {
+        let hit = edge.look_up(&one).await;
+        assert!(hit.cache_status.starts_with("profile-edge; hit; ttl="), "{}", hit.cache_status);
+        assert!(hit.headers.contains_key("age"));
+        assert_eq!(hit.text, miss.text);
+    }
+    assert_eq!(edge.calls().await.0, before);
+
+    edge.change(&one, json!({ "firstName": "Grace" })).await;
+    edge.applied("updated", 1.0).await;
+    let changed = edge.look_up(&one).await;
+    assert_eq!(changed.json()["firstName"], "Grace");
+    assert_eq!(changed.cache_status, "profile-edge; fwd=miss; stored");
+    assert!(edge.look_up(&one).await.is_hit());
+
+    edge.delete(&one).await;
+    edge.applied("deleted", 1.0).await;
+    let gone = edge.look_up(&one).await;
+    assert_eq!((gone.status, gone.cache_status.as_str()), (410, "profile-edge; hit; detail=tombstone"));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_customer_costs_one_call_however_many_ask() {
+    let edge = Edge::start_with("[sandbox]\nlatency = \"150ms\"\n").await;
+    let two = customer(2);
+    let answers = join_all((0..2000).map(|_| edge.look_up(&two))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text == answers[0].text));
+    assert_eq!(edge.calls().await.0, 1);
+    let misses = answers.iter().filter(|answer| answer.cache_status.contains("stored")).count();
+    assert_eq!(misses, 1);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_event_posted_fifty_times_has_one_effect() {
+    let edge = Edge::start().await;
+    let event = json!({ "tenantId": "10001", "customerId": customer(3), "eventId": "e-1",
+                        "modifyDate": "2026-01-01T00:00:00.000Z" });
+    let posts = join_all((0..50).map(|_| edge.post_event(&event))).await;
+    assert!(posts.iter().all(|post| post.status() == 202));
+    let duplicates = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
+    edge.metric_reaches(duplicates, 49.0).await;
+    assert_eq!(edge.metric("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}").await, 1.0);
+    assert_eq!(edge.metric(duplicates).await, 49.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again() {
+    let edge = Edge::start().await;
+    let four = customer(4);
+    edge.faults.arm(Fault::PauseBeforeFill);
+    let slow = edge.look_up(&four);
+    let overtake = async {
+        edge.faults.reached(Fault::PauseBeforeFill, 1).await;
+        edge.change(&four, json!({ "firstName": "Newer" })).await;
+        edge.applied("updated", 1.0).await;
+        edge.faults.disarm(Fault::PauseBeforeFill);
+    };
+    let (late, ()) = tokio::join!(slow, overtake);
+    assert_eq!((late.status, late.cache_status.as_str()), (200, "profile-edge; fwd=miss; detail=unsettled"));
+    assert_ne!(late.json()["firstName"], "Newer");
+    assert_eq!(edge.metric("profile_edge_fills_total{outcome=\"refused\"}").await, 1.0);
+    let next = edge.look_up(&four).await;
+    assert_eq!(next.json()["firstName"], "Newer");
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_were_not_applied_are_applied_after_a_restart() {
+    let edge = Edge::start().await;
+    edge.faults.arm(Fault::PauseBeforeApply);
+    for n in 0..10 {
+        assert_eq!(edge.post_event(&flat(&customer(n + 1))).await.status(), 202);
+    }
+    edge.faults.reached(Fault::PauseBeforeApply, 10).await;
+    // Held for good: the drain must give them back at its deadline. So let them go only afterwards.
+    let faults = edge.faults.clone();
+    let release = tokio::spawn(async move { faults.disarm(Fault::PauseBeforeApply) });
+    let edge = edge.restart().await;
+    release.await.unwrap();
+    eventually("an empty queue", || async {
+        (edge.metric("profile_edge_outbox_events").await == 0.0).then_some(())
+    })
+    .await;
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id() {
+    let edge = Edge::start().await;
+    let (five, six) = (customer(5), customer(6));
+    let merge = edge.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
+    let merged: Value =
+        merge.json(&json!({ "contactIds": [five, six] })).send().await.unwrap().json().await.unwrap();
+    let canonical = merged["id"].as_str().unwrap().to_owned();
+    let updated = "profile_edge_consumer_events_total{kind=\"merged\",outcome=\"applied\"}";
+    edge.metric_reaches(updated, 1.0).await;
+    for alias in [&five, &six] {
+        let through = edge.look_up(alias).await;
+        assert_eq!(through.json()["id"], canonical.as_str());
+    }
+    let before = edge.calls().await.0;
+    assert!(edge.look_up(&five).await.is_hit());
+    assert!(edge.look_up(&canonical).await.is_hit());
+    assert_eq!(edge.calls().await.0, before);
+    edge.change(&canonical, json!({ "firstName": "Merged" })).await;
+    for id in [&five, &six, &canonical] {
+        eventually("the changed profile", || async {
+            (edge.look_up(id).await.json()["firstName"] == "Merged").then_some(())
+        })
+        .await;
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_at_genesys_has_its_status_within_two_seconds_and_passes() {
+    let edge = Edge::start_with("[sandbox]\nlatency = \"0ms\"\n[upstream]\nmax_in_flight = 8\n").await;
+    let trouble = [
+        (json!({ "fail_ratio": 1, "fail_status": 500 }), 503),
+        (json!({ "fail_ratio": 1, "fail_status": 429, "retry_after": 1 }), 503),
+        (json!({ "malformed": true }), 502),
+        (json!({ "latency": "3s" }), 503),
+        (json!({ "fail_ratio": 1, "fail_status": 403 }), 502),
+    ];
+    for (n, (behaviour, status)) in (10..).zip(trouble) {
+        edge.behave(behaviour.clone()).await;
+        let started = Instant::now();
+        let refused = edge.look_up(&customer(n)).await;
+        assert_eq!(refused.status, status, "{behaviour}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{behaviour}: {:?}", started.elapsed());
+        assert_eq!(refused.headers.contains_key("retry-after"), status == 503, "{behaviour}");
+        assert_eq!(refused.headers["content-type"], "application/problem+json");
+        let calm: Value = behaviour.as_object().unwrap().keys().map(|key| (key.clone(), Value::Null)).collect::<serde_json::Map<_, _>>().into();
+        edge.behave(calm).await;
+        eventually("recovery", || async { (edge.look_up(&customer(n)).await.status == 200).then_some(()) }).await;
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event() {
+    let settings = "[sandbox]\nlatency = \"0ms\"\n[lookup]\nttl = \"50ms\"\nttl_jitter = 0.0\n";
+    let edge = Edge::start_with(settings).await;
+    let seven = customer(7);
+    edge.look_up(&seven).await;
+    edge.behave(json!({ "fail_ratio": 1, "fail_status": 500 })).await;
+    let stale = eventually("a stale answer", || async {
+        let answer = edge.look_up(&seven).await;
+        answer.cache_status.contains("stale-if-error").then_some(answer)
+    })
+    .await;
+    assert_eq!(stale.status, 200);
+    assert_eq!(edge.post_event(&flat(&seven)).await.status(), 202);
+    edge.applied("updated", 1.0).await;
+    assert_eq!(edge.look_up(&seven).await.status, 503);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_customer_is_remembered_as_unknown_until_it_is_created() {
+    let edge = Edge::start().await;
+    let nobody = "00000000-0000-4000-8000-999999999999";
+    let first = edge.look_up(nobody).await;
+    assert_eq!((first.status, first.cache_status.as_str()), (404, "profile-edge; fwd=miss; stored; detail=negative"));
+    let second = edge.look_up(nobody).await;
+    assert_eq!(second.status, 404);
+    assert!(second.is_hit(), "{}", second.cache_status);
+    let created = json!({ "tenantId": "10001", "customerId": nobody, "eventType": "customer.created" });
+    assert_eq!(edge.post_event(&created).await.status(), 202);
+    edge.applied("created", 1.0).await;
+    assert!(edge.look_up(nobody).await.cache_status.contains("fwd=miss"));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_costs_one_renewal_and_no_failed_lookup() {
+    let edge = Edge::start().await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    let answers = join_all((100..300).map(|n| async move { customer(n) }).map(|id| async { edge.look_up(&id.await).await })).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(edge.calls().await.1, 1);
+    edge.behave(json!({ "revoke_tokens": true })).await;
+    let ids: Vec<String> = (20..60).map(customer).collect();
+    let answers = join_all(ids.iter().map(|id| edge.look_up(id))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(edge.calls().await.1, 2);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lookup_can_be_asked_in_three_ways_that_answer_alike() {
+    let edge = Edge::start().await;
+    let one = customer(1);
+    let body = json!({ "tenantId": "10001", "customerId": one });
+    let by_query = edge.look_up(&one).await;
+    for method in [Method::GET, Method::POST] {
+        let request = edge.client.request(method, edge.url("/api/v1/profile")).bearer_auth("demo-key");
+        let by_body = looked(request.json(&body).send().await.unwrap()).await;
+        assert_eq!((by_body.status, &by_body.text), (200, &by_query.text));
+    }
+    let etag = by_query.headers["etag"].to_str().unwrap();
+    let unchanged = edge.look_up_with(&one, |request| request.header("If-None-Match", etag)).await;
+    assert_eq!((unchanged.status, unchanged.text.as_str()), (304, ""));
+    let narrowed = edge.look_up_with(&one, |request| request.query(&[("fields", "id,workPhone.e164")])).await;
+    let seen = narrowed.json();
+    assert_eq!(seen.as_object().unwrap().keys().collect::<Vec<_>>(), ["id", "workPhone"]);
+    assert_ne!(narrowed.headers["etag"], by_query.headers["etag"]);
+    edge.stop().await;
+}

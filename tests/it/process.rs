@@ -1,0 +1,140 @@
+//! The binary as a new user and an operator meet it: start, signals, crashes, a port in use.
+
+use std::time::Duration;
+
+use profile_edge::faults::Fault;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::support::process::{Process, free_port};
+use crate::support::{customer, eventually};
+
+struct Ports {
+    public: u16,
+    admin: u16,
+    sandbox: u16,
+}
+
+impl Ports {
+    fn draw() -> Self {
+        Self { public: free_port(), admin: free_port(), sandbox: free_port() }
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        vec![
+            ("PROFILE_EDGE__HTTP__LISTEN".to_owned(), format!("127.0.0.1:{}", self.public)),
+            ("PROFILE_EDGE__ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{}", self.admin)),
+            ("PROFILE_EDGE__SANDBOX__LISTEN".to_owned(), format!("127.0.0.1:{}", self.sandbox)),
+            ("PROFILE_EDGE__SANDBOX__LATENCY".to_owned(), "0ms".to_owned()),
+        ]
+    }
+
+    fn start(&self, directory: &std::path::Path, more: &[(&str, &str)]) -> Process {
+        let environment = self.environment();
+        let mut all: Vec<(&str, &str)> =
+            environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        all.extend_from_slice(more);
+        Process::start(directory, &[], &all)
+    }
+
+    async fn ready(&self, client: &reqwest::Client) -> Value {
+        eventually("readiness", || async {
+            let answer = client.get(format!("http://127.0.0.1:{}/readyz", self.admin)).send().await.ok()?;
+            if answer.status() == 200 { answer.json().await.ok() } else { None }
+        })
+        .await
+    }
+
+    async fn metric(&self, client: &reqwest::Client, series: &str) -> f64 {
+        let text = client.get(format!("http://127.0.0.1:{}/metrics", self.admin)).send().await.unwrap();
+        let text = text.text().await.unwrap();
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    async fn post(&self, client: &reqwest::Client, n: u32) -> u16 {
+        let event = json!({ "tenantId": "10001", "customerId": customer(n), "eventId": format!("event-{n}") });
+        let url = format!("http://127.0.0.1:{}/webhook/customer-updated", self.public);
+        client.post(url).header("X-API-Key", "demo-secret").json(&event).send().await.unwrap().status().as_u16()
+    }
+}
+
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_starts_with_nothing_prints_how_to_try_it_and_drains_on_interrupt() {
+    let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
+    let mut process = ports.start(directory.path(), &[]);
+    assert_eq!(ports.ready(&client).await["status"], "ready");
+    process.says("curl").await;
+    eventually("four curl lines", || async {
+        (process.log().lines().filter(|line| line.trim_start().starts_with("curl ")).count() == 4).then_some(())
+    })
+    .await;
+    process.signal("INT");
+    assert_eq!(process.ended().await, Some(0), "{}", process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_accepted_is_applied_after_a_kill() {
+    let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
+    let mut first = ports.start(directory.path(), &[("PROFILE_EDGE_FAULTS", Fault::PauseBeforeApply.as_str())]);
+    ports.ready(&client).await;
+    for n in 1..=5 {
+        assert_eq!(ports.post(&client, n).await, 202);
+    }
+    first.signal("KILL");
+    assert_eq!(first.ended().await, None);
+
+    let mut second = ports.start(directory.path(), &[]);
+    ports.ready(&client).await;
+    let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
+    eventually("all five applied", || async { (ports.metric(&client, applied).await == 5.0).then_some(()) }).await;
+    second.signal("TERM");
+    assert_eq!(second.ended().await, Some(0), "{}", second.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_cannot_finish_ends_at_its_deadline_and_loses_nothing() {
+    let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
+    let stuck = [("PROFILE_EDGE_FAULTS", "PauseBeforeApply"), ("PROFILE_EDGE__SHUTDOWN__DEADLINE", "300ms")];
+    let mut first = ports.start(directory.path(), &stuck);
+    ports.ready(&client).await;
+    assert_eq!(ports.post(&client, 1).await, 202);
+    let asked = Instant::now();
+    first.signal("TERM");
+    first.ended().await;
+    assert!(asked.elapsed() < Duration::from_secs(10));
+
+    let mut second = ports.start(directory.path(), &[]);
+    let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
+    ports.ready(&client).await;
+    eventually("it is applied", || async { (ports.metric(&client, applied).await == 1.0).then_some(()) }).await;
+    second.signal("TERM");
+    assert_eq!(second.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_a_clear_error() {
+    let (directory, ports) = (tempfile::tempdir().unwrap(), Ports::draw());
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", ports.public)).unwrap();
+    let mut process = ports.start(directory.path(), &[]);
+    assert_ne!(process.ended().await, Some(0));
+    let complaint = process.says("http.listen").await;
+    assert!(process.log().contains(&ports.public.to_string()), "{complaint}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_on_the_same_queue_is_refused_in_plain_words() {
+    let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
+    let mut first = ports.start(directory.path(), &[]);
+    ports.ready(&client).await;
+    let mut second = Ports::draw().start(directory.path(), &[]);
+    assert_ne!(second.ended().await, Some(0));
+    assert!(second.log().contains("data/queue"), "{}", second.log());
+    first.signal("TERM");
+    assert_eq!(first.ended().await, Some(0));
+}

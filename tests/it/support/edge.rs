@@ -1,0 +1,195 @@
+//! A whole profile-edge in this process: the real application on port 0, with its sandbox.
+
+use std::net::SocketAddr;
+
+use profile_edge::app::App;
+use profile_edge::config;
+use profile_edge::faults::Faults;
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::eventually;
+
+/// A running application, its faults, and a client.
+pub(crate) struct Edge {
+    app: Option<App>,
+    pub(crate) faults: Faults,
+    pub(crate) client: reqwest::Client,
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    sandbox: SocketAddr,
+    pub(crate) data: TempDir,
+    settings: String,
+}
+
+/// What a lookup answered.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    pub(crate) status: u16,
+    pub(crate) cache_status: String,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Looked {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    pub(crate) fn is_hit(&self) -> bool {
+        self.cache_status.starts_with("profile-edge; hit")
+    }
+}
+
+impl Edge {
+    /// Starts the demo on free ports, with a quick sandbox.
+    pub(crate) async fn start() -> Self {
+        Self::start_with("[sandbox]\nlatency = \"0ms\"\n").await
+    }
+
+    /// Starts with these settings (TOML) on top of free ports and a directory of its own.
+    pub(crate) async fn start_with(settings: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), settings).await
+    }
+
+    async fn start_in(data: TempDir, settings: &str) -> Self {
+        // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let faults = Faults::default();
+        let loaded = config::from_toml(&layout(&data, settings)).unwrap();
+        let app = App::start(loaded.config, faults.clone()).await.unwrap();
+        Self {
+            faults,
+            client: reqwest::Client::builder().pool_max_idle_per_host(4096).build().unwrap(),
+            public: app.public,
+            admin: app.admin,
+            sandbox: app.sandbox.unwrap(),
+            app: Some(app),
+            data,
+            settings: settings.to_owned(),
+        }
+    }
+
+    /// Stops in good order and starts again on the same data.
+    pub(crate) async fn restart(mut self) -> Self {
+        assert!(self.app.take().unwrap().stop().await, "the drain met its deadline");
+        let settings = self.settings.clone();
+        Self::start_in(self.data, &settings).await
+    }
+
+    /// Stops in good order.
+    pub(crate) async fn stop(mut self) {
+        assert!(self.app.take().unwrap().stop().await, "the drain met its deadline");
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.public)
+    }
+
+    /// A request to the sandbox as its editor.
+    pub(crate) fn sandbox(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("http://{}{path}", self.sandbox)).bearer_auth("sandbox-editor")
+    }
+
+    pub(crate) async fn look_up(&self, customer: &str) -> Looked {
+        self.look_up_with(customer, |request| request).await
+    }
+
+    pub(crate) async fn look_up_with(
+        &self,
+        customer: &str,
+        adapt: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Looked {
+        let request = self.client.get(self.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+        let request = request.query(&[("tenantId", "10001"), ("customerId", customer)]);
+        looked(adapt(request).send().await.unwrap()).await
+    }
+
+    /// Posts an event with the demo's webhook key.
+    pub(crate) async fn post_event(&self, event: &Value) -> Response {
+        let request = self.client.post(self.url("/webhooks/10001")).header("X-API-Key", "demo-secret");
+        request.json(event).send().await.unwrap()
+    }
+
+    pub(crate) async fn change(&self, customer: &str, patch: Value) {
+        let path = format!("/api/v2/externalcontacts/contacts/{customer}");
+        let response = self.sandbox(Method::PATCH, &path).json(&patch).send().await.unwrap();
+        assert!(response.status().is_success(), "{}", response.status());
+    }
+
+    pub(crate) async fn delete(&self, customer: &str) {
+        let path = format!("/api/v2/externalcontacts/contacts/{customer}");
+        let response = self.sandbox(Method::DELETE, &path).send().await.unwrap();
+        assert!(response.status().is_success(), "{}", response.status());
+    }
+
+    pub(crate) async fn behave(&self, behaviour: Value) {
+        let response = self.sandbox(Method::POST, "/sandbox/behaviour").json(&behaviour).send().await.unwrap();
+        assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+    }
+
+    /// How often the sandbox was asked for profiles, and for tokens.
+    pub(crate) async fn calls(&self) -> (u64, u64) {
+        let calls: Value = self.sandbox(Method::GET, "/sandbox/calls").send().await.unwrap().json().await.unwrap();
+        (calls["total"].as_u64().unwrap(), calls["tokens"].as_u64().unwrap())
+    }
+
+    /// The present value of a metric: a series as it stands in the scrape, labels included.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.admin);
+        let text = self.client.get(url).send().await.unwrap().text().await.unwrap();
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no series {series}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until a metric is at least this.
+    pub(crate) async fn metric_reaches(&self, series: &str, least: f64) {
+        eventually(series, || async { (self.metric(series).await >= least).then_some(()) }).await;
+    }
+
+    /// Waits until so many events of a kind were applied.
+    pub(crate) async fn applied(&self, kind: &str, least: f64) {
+        let series = format!("profile_edge_consumer_events_total{{kind=\"{kind}\",outcome=\"applied\"}}");
+        self.metric_reaches(&series, least).await;
+    }
+}
+
+pub(crate) async fn looked(response: Response) -> Looked {
+    let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    Looked {
+        status: response.status().as_u16(),
+        cache_status: header("cache-status").unwrap_or_default(),
+        headers: response.headers().clone(),
+        text: response.text().await.unwrap(),
+    }
+}
+
+/// The flat event of a customer.
+pub(crate) fn flat(customer: &str) -> Value {
+    json!({ "tenantId": "10001", "customerId": customer })
+}
+
+fn layout(data: &TempDir, settings: &str) -> String {
+    let queue = data.path().join("queue");
+    let own = format!(
+        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
+         queue.embedded.path = {:?}\n",
+        queue.display().to_string()
+    );
+    // The given tables may open the same tables again, so both are merged as values.
+    let mut merged: toml::Table = own.parse().unwrap();
+    merge(&mut merged, settings.parse().unwrap());
+    merged.to_string()
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(value)) => merge(below, value),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}

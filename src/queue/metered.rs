@@ -1,1 +1,127 @@
+//! Metrics around the queue ports.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use crate::domain::Event;
+use crate::metrics::{self, Metrics};
+
+use super::{Error, Publisher, Queue};
+
+/// Measures how long events take to become durable, and remembers whether the queue answered.
+#[derive(Debug)]
+pub struct Metered {
+    inner: Arc<dyn Publisher>,
+    metrics: Arc<Metrics>,
+}
+
+impl Metered {
+    /// Wraps a publisher.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Publisher>, metrics: Arc<Metrics>) -> Self {
+        Self { inner, metrics }
+    }
+}
+
+#[async_trait]
+impl Publisher for Metered {
+    async fn publish(&self, events: &[Event]) -> Result<(), Error> {
+        let started = Instant::now();
+        let outcome = self.inner.publish(events).await;
+        if outcome.is_ok() {
+            metrics::observe(&self.metrics.publish_confirm_duration, started.elapsed());
+        }
+        self.metrics.queue_up.set(up(&outcome));
+        outcome
+    }
+}
+
+/// Refreshes the gauges that only the queue itself can tell; to be called every few seconds. What
+/// cannot be told keeps its last value.
+pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) {
+    metrics.queue_up.set(up(&queue.ping().await));
+    if let Ok(depth) = queue.depth().await {
+        // Gauges are floating-point numbers; sizes lose nothing below 2^53.
+        metrics.outbox_events.set(depth.events as f64);
+        metrics.outbox_bytes.set(depth.bytes as f64);
+        metrics.dead_letters.set(depth.dead_letters as f64);
+    }
+}
+
+/// A full queue works: it has answered.
+fn up(outcome: &Result<(), Error>) -> f64 {
+    match outcome {
+        Ok(()) | Err(Error::Full { .. }) => 1.0,
+        Err(Error::Unavailable { .. } | Error::Closed) => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::queue::{Depth, Subscription};
+
+    use super::*;
+
+    /// A queue that always answers the same.
+    #[derive(Debug)]
+    struct Fixed(Result<(), Error>);
+
+    #[async_trait]
+    impl Publisher for Fixed {
+        async fn publish(&self, _: &[Event]) -> Result<(), Error> {
+            self.0.clone()
+        }
+    }
+
+    #[async_trait]
+    impl Queue for Fixed {
+        async fn subscribe(&self, _: usize) -> Result<Box<dyn Subscription>, Error> {
+            Err(Error::Closed)
+        }
+
+        async fn ping(&self) -> Result<(), Error> {
+            self.0.clone()
+        }
+
+        async fn depth(&self) -> Result<Depth, Error> {
+            self.0.clone().map(|()| Depth { events: 3, bytes: 700, dead_letters: 2 })
+        }
+    }
+
+    fn shows(metrics: &Metrics, line: &str) {
+        let scrape = metrics.render();
+        assert!(scrape.lines().any(|shown| shown == format!("profile_edge_{line}")), "{line} is not in {scrape}");
+    }
+
+    #[tokio::test]
+    async fn only_durable_events_are_timed_and_a_full_queue_is_up() {
+        let metrics = Metrics::new();
+        for (outcome, timed, up) in [
+            (Ok(()), 1, 1),
+            (Err(Error::Closed), 1, 0),
+            (Err(Error::Full { bytes: 1, max_bytes: 1 }), 1, 1),
+            (Err(Error::Unavailable { reason: "disk".to_owned() }), 1, 0),
+            (Ok(()), 2, 1),
+        ] {
+            let publisher = Metered::new(Arc::new(Fixed(outcome.clone())), metrics.clone());
+            assert_eq!(publisher.publish(&[]).await.is_ok(), outcome.is_ok());
+            shows(&metrics, &format!("publish_confirm_duration_seconds_count {timed}"));
+            shows(&metrics, &format!("queue_up {up}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn gauges_follow_the_queue_and_keep_what_it_does_not_tell() {
+        let metrics = Metrics::new();
+        refresh(&Fixed(Ok(())), &metrics).await;
+        for line in ["queue_up 1", "outbox_events 3", "outbox_bytes 700", "dead_letters 2"] {
+            shows(&metrics, line);
+        }
+        refresh(&Fixed(Err(Error::Closed)), &metrics).await;
+        for line in ["queue_up 0", "outbox_events 3", "dead_letters 2"] {
+            shows(&metrics, line);
+        }
+    }
+}

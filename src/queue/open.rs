@@ -1,8 +1,16 @@
 //! Picks the queue adapter that the configuration names.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
-use super::embedded;
+use crate::clock::SharedClock;
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+
+use super::embedded::{self, Embedded};
+use super::metered::Metered;
+use super::{Error, Publisher, Queue};
 
 /// `[queue]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -20,4 +28,56 @@ pub struct Config {
 pub enum Kind {
     /// A durable log in a local file.
     Embedded,
+}
+
+/// An open queue.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Takes events; measured.
+    pub publisher: Arc<dyn Publisher>,
+    /// Gives events.
+    pub queue: Arc<dyn Queue>,
+    /// Closes both.
+    pub closer: Closer,
+}
+
+/// Closes a queue: the last thing that is done with it.
+#[derive(Clone, Debug)]
+pub struct Closer(Adapter);
+
+#[derive(Clone, Debug)]
+enum Adapter {
+    Embedded(Arc<Embedded>),
+}
+
+impl Closer {
+    /// Makes durable what was given and closes the queue, within a bounded time. Whoever consumes must
+    /// have settled what it took; the tasks that the queue's [`Shutdown`] tracks end with this.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] when the queue could not be closed in good order.
+    pub async fn close(&self) -> Result<(), Error> {
+        match &self.0 {
+            Adapter::Embedded(embedded) => embedded.close().await,
+        }
+    }
+}
+
+/// Opens the configured queue. To be called within a Tokio runtime.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`] with a reason for the operator when it cannot be opened.
+pub fn open(config: &Config, clock: SharedClock, shutdown: &Shutdown, metrics: Arc<Metrics>) -> Result<Opened, Error> {
+    match config.kind {
+        Kind::Embedded => {
+            let embedded = Embedded::open(&config.embedded, clock, shutdown)?;
+            Ok(Opened {
+                publisher: Arc::new(Metered::new(embedded.clone(), metrics)),
+                queue: embedded.clone(),
+                closer: Closer(Adapter::Embedded(embedded)),
+            })
+        }
+    }
 }

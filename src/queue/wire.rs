@@ -1,1 +1,314 @@
+//! The wire form of an event, version 1: JSON, as it stands in every queue.
+//!
+//! [`encode`] and [`decode`] are inverses. What this version may read was fixed once: a field it
+//! does not know is ignored, so that a newer program may add some; a version above its own is
+//! refused as [`Reason::UnknownVersion`], whatever the rest looks like; everything else that is not
+//! the wire form is [`Reason::Undecodable`]. A refusal carries the length and the SHA-256 of the
+//! bytes, never the bytes.
+//!
+//! No customer id and no part of a body is in it: see [`crate::domain::event`].
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::domain::{At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp};
+
+use super::{Reason, Undecodable};
+
+/// The version that this program writes, and the highest that it reads.
+pub const VERSION: u64 = 1;
+
+/// The fields of version 1, with the optional ones left out where they say nothing.
+#[derive(Serialize, Deserialize)]
+struct Form<'a> {
+    v: u64,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    tenant: TenantId,
+    keys: Vec<String>,
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    modified: Option<Modified>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at_precision: Option<Precision>,
+    received_at: Timestamp,
+    #[serde(borrow)]
+    shape: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    force: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
+}
+
+/// The one field that every version has.
+#[derive(Deserialize)]
+struct Versioned {
+    v: u64,
+}
+
+/// Writes an event in version 1.
+///
+/// # Panics
+///
+/// Never: a struct of texts and numbers with fixed names is always JSON.
+#[must_use]
+pub fn encode(event: &Event) -> Bytes {
+    let form = Form {
+        v: VERSION,
+        id: event.id.as_str().into(),
+        tenant: event.tenant.clone(),
+        keys: event.keys.iter().map(Digest::to_string).collect(),
+        kind: event.kind.as_str().into(),
+        modified: event.stamps.modified,
+        at: event.stamps.at.map(At::as_millis),
+        at_precision: event.stamps.at.map(At::precision),
+        received_at: event.received_at,
+        shape: event.shape.as_str().into(),
+        identity: Some(event.identity.to_string()),
+        force: event.force,
+        traceparent: event.traceparent.clone(),
+    };
+    // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
+    serde_json::to_vec(&form).expect("texts and numbers are JSON").into()
+}
+
+/// Reads an event of version 1.
+///
+/// # Errors
+///
+/// [`Undecodable`], with the reason; see the module's head.
+pub fn decode(bytes: &[u8]) -> Result<Event, Undecodable> {
+    match serde_json::from_slice::<Versioned>(bytes) {
+        Ok(Versioned { v }) if v > VERSION => Err(undecodable(bytes, Reason::UnknownVersion)),
+        Ok(_) | Err(_) => {
+            serde_json::from_slice(bytes).ok().and_then(read).ok_or_else(|| undecodable(bytes, Reason::Undecodable))
+        }
+    }
+}
+
+fn read(form: Form<'_>) -> Option<Event> {
+    let shape = form.shape.parse().ok()?;
+    let at = match (form.at, form.at_precision) {
+        (Some(millis), Some(precision)) => Some(At::new(millis, precision)),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => return None,
+    };
+    let identity = match &form.identity {
+        Some(identity) => identity.parse().ok()?,
+        None => derived_identity(&form),
+    };
+    Some(Event {
+        id: form.id.parse().ok()?,
+        identity,
+        keys: keys(&form.keys)?,
+        tenant: form.tenant,
+        kind: form.kind.parse().ok()?,
+        stamps: Stamps { modified: form.modified, at },
+        received_at: form.received_at,
+        shape,
+        traceparent: form.traceparent,
+        force: form.force,
+    })
+    .filter(|_| form.v == VERSION)
+}
+
+/// Returns the keys if there are any and none stands twice.
+fn keys(texts: &[String]) -> Option<Vec<Digest>> {
+    let keys: Vec<Digest> = texts.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?;
+    let mut sorted = keys.clone();
+    sorted.sort_unstable();
+    let distinct = sorted.windows(2).all(|pair| pair[0] != pair[1]);
+    (distinct && !keys.is_empty()).then_some(keys)
+}
+
+/// Returns an identity for an event whose writer gave none: SHA-256 over tenant, shape and id,
+/// separated by a byte that none of them can hold, cut to 16 bytes.
+fn derived_identity(form: &Form<'_>) -> Digest {
+    let mut hash = Sha256::new();
+    for part in [form.tenant.as_str(), &form.shape, &form.id] {
+        hash.update(part);
+        hash.update([0]);
+    }
+    let mut identity = [0; 16];
+    identity.copy_from_slice(&hash.finalize()[..16]);
+    Digest::from_bytes(identity)
+}
+
+fn undecodable(bytes: &[u8], reason: Reason) -> Undecodable {
+    Undecodable { length: bytes.len(), sha256: hex::encode(Sha256::digest(bytes)), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use crate::domain::{EventId, Kind, Shape};
+
+    use super::*;
+
+    fn digest() -> impl Strategy<Value = Digest> {
+        any::<[u8; 16]>().prop_map(Digest::from_bytes)
+    }
+
+    prop_compose! {
+        fn event()(
+            id in "[A-Za-z0-9._:+-]{1,128}",
+            identity in digest(),
+            tenant in "[A-Za-z0-9._-]{1,64}",
+            keys in proptest::collection::btree_set(digest(), 1..5),
+            kind in proptest::sample::select(&Kind::ALL[..]),
+            modified in proptest::option::of(any::<i64>()),
+            at in proptest::option::of((any::<i64>(), any::<bool>())),
+            received_at in any::<i64>(),
+            shape in proptest::sample::select(&Shape::ALL[..]),
+            traceparent in proptest::option::of(".{0,60}"),
+            force in any::<bool>(),
+        ) -> Event {
+            let precision = |fine| if fine { Precision::Millis } else { Precision::Seconds };
+            Event {
+                id: id.parse().unwrap(),
+                identity,
+                tenant: tenant.parse().unwrap(),
+                keys: keys.into_iter().collect(),
+                kind,
+                stamps: Stamps {
+                    modified: modified.map(Modified::from_millis),
+                    at: at.map(|(millis, fine)| At::new(millis, precision(fine))),
+                },
+                received_at: Timestamp::from_millis(received_at),
+                shape,
+                traceparent,
+                force,
+            }
+        }
+    }
+
+    fn documented() -> Value {
+        json!({
+            "v": 1, "id": "e-1", "tenant": "10001", "keys": ["000102030405060708090a0b0c0d0e0f"],
+            "kind": "updated", "modified": 1_741_064_767_089_i64, "at": 1_741_064_767_435_i64,
+            "at_precision": "ms", "received_at": 1_741_064_767_500_i64, "shape": "eventbridge",
+        })
+    }
+
+    fn decode_json(value: &Value) -> Result<Event, Undecodable> {
+        decode(value.to_string().as_bytes())
+    }
+
+    fn with(field: &str, value: Value) -> Value {
+        let mut form = documented();
+        form[field] = value;
+        form
+    }
+
+    fn reason(value: &Value) -> Reason {
+        decode_json(value).unwrap_err().reason
+    }
+
+    proptest! {
+        #[test]
+        fn encode_and_decode_are_inverses(event in event()) {
+            prop_assert_eq!(decode(&encode(&event)).unwrap(), event);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_with_their_length_and_digest(bytes in any::<Vec<u8>>()) {
+            let refused = decode(&bytes).unwrap_err();
+            prop_assert_eq!(refused.length, bytes.len());
+            prop_assert_eq!(refused.sha256, hex::encode(Sha256::digest(&bytes)));
+        }
+
+        #[test]
+        fn damage_is_refused_or_read_as_some_event(event in event(), at in any::<prop::sample::Index>(), byte: u8) {
+            let mut bytes = encode(&event).to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(read) = decode(&bytes) {
+                prop_assert_eq!(decode(&encode(&read)).unwrap(), read);
+            }
+            prop_assert!(decode(&bytes[..at]).is_err());
+        }
+    }
+
+    #[test]
+    fn the_documented_form_is_read() {
+        let event = decode_json(&documented()).unwrap();
+        assert_eq!(event.id, "e-1".parse::<EventId>().unwrap());
+        assert_eq!(event.keys[0].to_string(), "000102030405060708090a0b0c0d0e0f");
+        assert_eq!(event.stamps.at, Some(At::new(1_741_064_767_435, Precision::Millis)));
+        assert_eq!(event.stamps.modified, Some(Modified::from_millis(1_741_064_767_089)));
+        assert_eq!((event.kind, event.shape, event.force), (Kind::Updated, Shape::EventBridge, false));
+    }
+
+    #[test]
+    fn the_documented_form_is_written_and_absent_fields_are_left_out() {
+        let mut written: Value = serde_json::from_slice(&encode(&decode_json(&documented()).unwrap())).unwrap();
+        assert!(written["identity"].take().is_string());
+        written.as_object_mut().unwrap().remove("identity");
+        assert_eq!(written, documented());
+
+        let mut bare = documented();
+        for stamp in ["modified", "at", "at_precision"] {
+            bare.as_object_mut().unwrap().remove(stamp);
+        }
+        let written: Value = serde_json::from_slice(&encode(&decode_json(&bare).unwrap())).unwrap();
+        let fields: BTreeSet<&str> = written.as_object().unwrap().keys().map(String::as_str).collect();
+        let expected = ["v", "id", "tenant", "keys", "kind", "received_at", "shape", "identity"];
+        assert_eq!(fields, expected.into_iter().collect());
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        assert_eq!(decode_json(&with("later", json!({"x": [1]}))), decode_json(&documented()));
+    }
+
+    #[test]
+    fn a_higher_version_is_told_apart_from_damage() {
+        assert_eq!(reason(&with("v", json!(2))), Reason::UnknownVersion);
+        assert_eq!(reason(&json!({"v": 7, "everything": "else"})), Reason::UnknownVersion);
+        assert_eq!(reason(&with("v", json!(0))), Reason::Undecodable);
+        assert_eq!(reason(&with("v", json!("1"))), Reason::Undecodable);
+    }
+
+    #[test]
+    fn fields_that_contradict_the_domain_are_refused() {
+        let key = "000102030405060708090a0b0c0d0e0f";
+        for (field, value) in [
+            ("id", json!("")),
+            ("id", json!("with space")),
+            ("tenant", json!("a/b")),
+            ("keys", json!([])),
+            ("keys", json!([key, key])),
+            ("keys", json!([key.to_uppercase()])),
+            ("kind", json!("renamed")),
+            ("shape", json!("fax")),
+            ("at", Value::Null),
+            ("at_precision", Value::Null),
+            ("at_precision", json!("ns")),
+            ("received_at", json!("now")),
+            ("identity", json!("short")),
+        ] {
+            assert_eq!(reason(&with(field, value.clone())), Reason::Undecodable, "{field}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_missing_identity_is_derived_from_tenant_shape_and_id() {
+        let identity = |value: &Value| decode_json(value).unwrap().identity;
+        assert_eq!(identity(&documented()), identity(&with("kind", json!("deleted"))));
+        for (field, value) in [("tenant", "10002"), ("shape", "flat"), ("id", "e-2")] {
+            assert_ne!(identity(&documented()), identity(&with(field, json!(value))), "{field}");
+        }
+    }
+}

@@ -1,1 +1,3 @@
 //! One contract suite per port, run on every adapter.
+
+mod queue;

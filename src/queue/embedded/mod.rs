@@ -1,0 +1,178 @@
+//! The embedded queue: a durable log in a local file.
+//!
+//! # What it promises
+//!
+//! `publish` returns after an fsync that covers every one of its events; many publishers share one.
+//! An event stays in the file until it is acknowledged or among the dead letters, so a `kill -9` at any
+//! moment costs at most a redelivery: acknowledgements, and the counts of redeliveries, are fsynced
+//! within a fifth of a second or by the next publish, whichever is first. A crash itself is not counted as a
+//! redelivery, and may lose the counts of its last moments.
+//!
+//! # How it is built
+//!
+//! ```text
+//! publish ──┐                         ┌── one transaction, one fsync ── file
+//! settle  ──┼─ commands ── writer ────┤
+//! read    ──┘  (bounded)   (thread)   └── progress (watched) ── subscription ── deliveries
+//! ```
+//!
+//! `log` is the file, `writer` the one thread that owns it, `subscription` hands events out and takes
+//! them back, `window` decides which. Events go out oldest first; one that came back rests for 100 ms,
+//! doubling to 5 s, while others go first. The file is locked: one process has it, and one
+//! subscription at a time; a new one takes over what an older one had out, whose `next` then
+//! answers `None`.
+//!
+//! # What each failure leaves behind
+//!
+//! - Full: nothing of that publish is kept; others may still fit. Dead letters take room too, and are
+//!   never dropped to make some.
+//! - A disk that fails or hangs: publishers get [`Error::Unavailable`], `ping` fails, deliveries that are
+//!   out can go on but not be settled; all of it recovers by itself when the disk does. A publish that was
+//!   answered with an error may be in the log all the same.
+//! - A damaged file: `open` refuses it and changes nothing.
+//! - A panic of the writer, a fault of this program: the queue is closed, and says so to everyone.
+//!
+//! # The end
+//!
+//! The queue takes settlements until [`Embedded::close`], whatever its [`Shutdown`] says, since a
+//! drain needs it: that only tracks the thread. Call `close` last, before waiting for the tracked tasks.
+//!
+//! The file holds events, which have no personal data in them.
+
+mod commands;
+mod file;
+mod log;
+mod subscription;
+mod window;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytesize::ByteSize;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::sync::{oneshot, watch};
+
+use crate::clock::SharedClock;
+use crate::domain::Event;
+use crate::shutdown::Shutdown;
+
+use super::{Depth, Error, Publisher, Queue, Subscription, wire};
+
+use commands::Commands;
+use subscription::Shared;
+use writer::{Opener, Progress, Writer};
+
+/// The longest that [`Embedded::close`] waits for the file to be closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// `[queue.embedded]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The directory of the log; made if it is not there.
+    pub path: PathBuf,
+    /// How many bytes of undelivered events and dead letters are kept before publishers are refused; the
+    /// file is somewhat larger.
+    pub max_bytes: ByteSize,
+}
+
+/// A durable log in a local file. See the module's head.
+#[derive(Debug)]
+pub struct Embedded {
+    commands: Commands,
+    progress: watch::Receiver<Progress>,
+    subscription: Mutex<Option<Arc<Shared>>>,
+}
+
+impl Embedded {
+    /// Opens the log, and starts its writer, which `shutdown` tracks. Blocks while it checks the file, in
+    /// proportion to what the file holds. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], naming the path, when the directory cannot be made, another process has
+    /// the file, the file is damaged, or the disk takes no writes.
+    pub fn open(config: &Config, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
+        let (directory, max_bytes) = (config.path.clone(), config.max_bytes.as_u64());
+        Self::start(Box::new(move || file::open(&directory, max_bytes)), clock, shutdown)
+    }
+
+    fn start(opener: Opener, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
+        let log = opener()?;
+        let (commands, receiver) = Commands::new();
+        let (shown, progress) = watch::channel(Progress::default());
+        let writer = Writer::new(receiver, shown, log, opener, clock);
+        let (running, ended) = oneshot::channel::<()>();
+        let thread = move || {
+            let _running = running;
+            writer.run();
+        };
+        std::thread::Builder::new()
+            .name("queue-writer".to_owned())
+            .spawn(thread)
+            .map_err(|error| Error::Unavailable { reason: format!("no thread for the queue: {error}") })?;
+        shutdown.spawn(async move {
+            // Nothing is ever sent: it ends when the thread drops its side.
+            let _ = ended.await;
+        });
+        Ok(Arc::new(Self { commands, progress, subscription: Mutex::new(None) }))
+    }
+
+    /// Makes durable what was given so far, and closes the file; at most ten seconds long. Then every
+    /// method answers [`Error::Closed`] and every subscription ends. Closing twice is allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] when the disk failed: what was published is safe, but events that were
+    /// acknowledged last may be delivered again.
+    pub async fn close(&self) -> Result<(), Error> {
+        match self.commands.close(CLOSE_PATIENCE).await {
+            Ok(()) | Err(Error::Closed) => Ok(()),
+            Err(error @ (Error::Unavailable { .. } | Error::Full { .. })) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Publisher for Embedded {
+    async fn publish(&self, events: &[Event]) -> Result<(), Error> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let events: Vec<_> = events.iter().map(wire::encode).collect();
+        let bytes = events.iter().map(bytes::Bytes::len).sum();
+        self.commands.append(events, bytes).await
+    }
+}
+
+#[async_trait]
+impl Queue for Embedded {
+    async fn subscribe(&self, prefetch: usize) -> Result<Box<dyn Subscription>, Error> {
+        if self.progress.has_changed().is_err() {
+            return Err(Error::Closed);
+        }
+        let shared = Shared::new(prefetch);
+        let earlier = self.subscription.lock().replace(shared.clone());
+        if let Some(earlier) = earlier {
+            earlier.end(&self.commands);
+        }
+        let (commands, progress) = (self.commands.clone(), self.progress.clone());
+        Ok(Box::new(subscription::Subscription::new(shared, commands, progress, prefetch)))
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.commands.ping().await
+    }
+
+    async fn depth(&self) -> Result<Depth, Error> {
+        self.progress.has_changed().map_err(|_| Error::Closed)?;
+        Ok(self.progress.borrow().depth)
+    }
+}

@@ -1,0 +1,360 @@
+//! What the contract suite cannot see: the disk, the file, and what stands in it.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use futures_util::future::join_all;
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
+
+use crate::clock::ManualClock;
+use crate::domain::{Digest, Kind, Shape, Stamps, Timestamp};
+use crate::queue::{Delivery, Payload, Reason};
+
+use super::log::{DEAD_LETTERS, Log, RETURNS};
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_500);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A disk that can be made to fail, and that counts what is asked of it.
+#[derive(Debug, Default)]
+struct Disk {
+    broken: AtomicBool,
+    syncs: AtomicUsize,
+    /// Whoever syncs is held for as long as this is set.
+    held: AtomicBool,
+}
+
+#[derive(Debug)]
+struct DiskFile {
+    disk: Arc<Disk>,
+    file: FileBackend,
+}
+
+impl DiskFile {
+    fn check(&self) -> io::Result<()> {
+        if self.disk.broken.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl StorageBackend for DiskFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        while self.disk.held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        self.check()?;
+        self.disk.syncs.fetch_add(1, Ordering::SeqCst);
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+}
+
+fn open_on(disk: &Arc<Disk>, directory: &Path) -> Arc<Embedded> {
+    let (disk, path) = (disk.clone(), directory.join(file::NAME));
+    let opener = move || {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let file = DiskFile { disk: disk.clone(), file: FileBackend::new(file).unwrap() };
+        let unavailable = |error: String| Error::Unavailable { reason: error };
+        let file = Database::builder().create_with_backend(file).map_err(|error| unavailable(error.to_string()))?;
+        Log::new(file, 1 << 30).map_err(|error| unavailable(error.to_string()))
+    };
+    Embedded::start(Box::new(opener), ManualClock::at(NOW), &Shutdown::default()).unwrap()
+}
+
+fn config(directory: &Path) -> Config {
+    Config { path: directory.to_owned(), max_bytes: ByteSize::gib(1) }
+}
+
+fn open(directory: &Path) -> Result<Arc<Embedded>, Error> {
+    Embedded::open(&config(directory), ManualClock::at(NOW), &Shutdown::default())
+}
+
+fn event(id: impl std::fmt::Display) -> Event {
+    Event {
+        id: id.to_string().parse().unwrap(),
+        identity: Digest::from_bytes([7; 16]),
+        tenant: "10001".parse().unwrap(),
+        keys: vec![Digest::from_bytes([1; 16])],
+        kind: Kind::Updated,
+        stamps: Stamps::default(),
+        received_at: NOW,
+        shape: Shape::Flat,
+        traceparent: None,
+        force: false,
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("took too long")
+}
+
+/// Repeats until it succeeds; every attempt goes through the whole queue.
+async fn eventually<T, F: Future<Output = Result<T, Error>>>(mut attempt: impl FnMut() -> F) -> T {
+    soon(async {
+        loop {
+            match attempt().await {
+                Ok(done) => return done,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await
+}
+
+fn id(delivery: &Delivery) -> String {
+    match delivery.payload() {
+        Payload::Event(event) => event.id.to_string(),
+        Payload::Undecodable(undecodable) => panic!("not an event: {undecodable:?}"),
+    }
+}
+
+fn reason(outcome: Result<impl std::fmt::Debug, Error>) -> String {
+    match outcome {
+        Err(Error::Unavailable { reason }) => reason,
+        other => panic!("expected to be unavailable, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn publishers_that_wait_for_the_disk_share_one_fsync() {
+    const PUBLISHERS: usize = 200;
+    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+    let queue = open_on(&disk, directory.path());
+    disk.held.store(true, Ordering::SeqCst);
+    let before = disk.syncs.load(Ordering::SeqCst);
+    let events: Vec<_> = (0..PUBLISHERS).map(|n| [event(n)]).collect();
+    let mut publishers: Vec<_> = events.iter().map(|event| queue.publish(event)).collect();
+    // One poll each sends them all, before the first of them can be on the disk.
+    for publisher in &mut publishers {
+        assert!(futures_util::poll!(publisher).is_pending());
+    }
+    disk.held.store(false, Ordering::SeqCst);
+    let outcomes = soon(join_all(publishers)).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    let syncs = disk.syncs.load(Ordering::SeqCst) - before;
+    assert!((1..10).contains(&syncs), "{syncs} fsyncs for {PUBLISHERS} publishers");
+}
+
+#[tokio::test]
+async fn acknowledgements_do_not_wait_for_an_fsync_each_and_are_durable_after_a_close() {
+    const EVENTS: usize = 300;
+    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+    let queue = open_on(&disk, directory.path());
+    let events: Vec<_> = (0..EVENTS).map(event).collect();
+    queue.publish(&events).await.unwrap();
+    let mut subscription = queue.subscribe(1).await.unwrap();
+    let before = disk.syncs.load(Ordering::SeqCst);
+    for _ in 0..EVENTS {
+        soon(subscription.next()).await.unwrap().ack().await.unwrap();
+    }
+    let syncs = disk.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs < EVENTS / 4, "{syncs} fsyncs for {EVENTS} acknowledgements");
+    queue.close().await.unwrap();
+    assert_eq!(open_on(&disk, directory.path()).depth().await.unwrap().events, 0);
+}
+
+#[tokio::test]
+async fn acknowledgements_reach_the_disk_by_themselves() {
+    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+    let queue = open_on(&disk, directory.path());
+    queue.publish(&[event(1)]).await.unwrap();
+    let mut subscription = queue.subscribe(1).await.unwrap();
+    let before = disk.syncs.load(Ordering::SeqCst);
+    soon(subscription.next()).await.unwrap().ack().await.unwrap();
+    soon(async {
+        while disk.syncs.load(Ordering::SeqCst) == before {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_refuses_publishers_and_is_used_again_when_it_works() {
+    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+    let queue = open_on(&disk, directory.path());
+    let mut subscription = queue.subscribe(4).await.unwrap();
+    queue.publish(&[event("kept"), event("acked")]).await.unwrap();
+    let kept = soon(subscription.next()).await.unwrap();
+    soon(subscription.next()).await.unwrap().ack().await.unwrap();
+
+    disk.broken.store(true, Ordering::SeqCst);
+    let refused = reason(queue.publish(&[event("refused")]).await);
+    assert!(refused.starts_with("the queue's file failed: "), "{refused}");
+    reason(queue.ping().await);
+    reason(kept.ack().await);
+
+    disk.broken.store(false, Ordering::SeqCst);
+    eventually(|| queue.ping()).await;
+    queue.publish(&[event("later")]).await.unwrap();
+    // The refused one may be there, and the acknowledged one again; neither of the others may be missing.
+    let mut found = BTreeSet::new();
+    while queue.depth().await.unwrap().events > 0 {
+        let delivery = soon(subscription.next()).await.unwrap();
+        found.insert(id(&delivery));
+        delivery.ack().await.unwrap();
+    }
+    assert!(found.is_superset(&BTreeSet::from(["kept".to_owned(), "later".to_owned()])), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_disk_that_works_again_is_found_by_the_next_publisher() {
+    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+    let queue = open_on(&disk, directory.path());
+    disk.broken.store(true, Ordering::SeqCst);
+    reason(queue.publish(&[event("refused")]).await);
+    disk.broken.store(false, Ordering::SeqCst);
+    let later = [event("later")];
+    eventually(|| queue.publish(&later)).await;
+    let mut subscription = queue.subscribe(4).await.unwrap();
+    while id(&soon(subscription.next()).await.unwrap()) != "later" {}
+}
+
+#[tokio::test]
+async fn a_directory_in_use_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new/queue");
+    let queue = open(&path).unwrap();
+    let refused = reason(open(&path));
+    assert_eq!(refused, format!("{} is in use by another process", path.join(file::NAME).display()));
+    queue.close().await.unwrap();
+    open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_refused_and_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(file::NAME);
+    let queue = open(directory.path()).unwrap();
+    queue.publish(&(0..500).map(event).collect::<Vec<_>>()).await.unwrap();
+    queue.close().await.unwrap();
+    let sound = std::fs::read(&path).unwrap();
+
+    let needle = sound.windows(7).rposition(|bytes| bytes == b"\"10001\"").unwrap();
+    let mut flipped = sound.clone();
+    flipped[needle] ^= 1;
+    for damaged in [b"this is no queue".repeat(1_000), sound[..sound.len() / 2].to_vec(), flipped] {
+        std::fs::write(&path, &damaged).unwrap();
+        let refused = reason(open(directory.path()));
+        assert!(refused.contains("queue.redb is damaged or no queue"), "{refused}");
+        assert!(std::fs::read(&path).unwrap() == damaged, "the file was changed");
+    }
+    std::fs::write(&path, &sound).unwrap();
+    assert_eq!(open(directory.path()).unwrap().depth().await.unwrap().events, 500);
+}
+
+#[tokio::test]
+async fn dead_letters_tell_the_reason_and_the_event_but_no_undecodable_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).unwrap();
+    queue.publish(&[event("poison")]).await.unwrap();
+    queue.commands.append(vec!["secret".into()], 6).await.unwrap();
+    let mut subscription = queue.subscribe(2).await.unwrap();
+    let poison = soon(subscription.next()).await.unwrap();
+    poison.dead_letter(Reason::RedeliveredTooOften).await.unwrap();
+    soon(subscription.next()).await.unwrap().dead_letter(Reason::Undecodable).await.unwrap();
+    queue.close().await.unwrap();
+
+    let file = Database::open(directory.path().join(file::NAME)).unwrap();
+    let letters = file.begin_read().unwrap().open_table(DEAD_LETTERS).unwrap();
+    let letters: Vec<serde_json::Value> =
+        letters.iter().unwrap().map(|row| serde_json::from_slice(row.unwrap().1.value()).unwrap()).collect();
+    let wire = wire::encode(&event("poison"));
+    assert_eq!(letters[0]["reason"], "redelivered-too-often");
+    assert_eq!(letters[0]["at"], NOW.as_millis());
+    assert_eq!(letters[0]["event"], serde_json::from_slice::<serde_json::Value>(&wire).unwrap());
+    let expected = serde_json::json!({
+        "reason": "undecodable", "at": NOW.as_millis(), "length": 6,
+        "sha256": "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b",
+    });
+    assert_eq!(letters[1], expected);
+}
+
+#[tokio::test]
+async fn dead_letters_take_room_and_are_never_refused_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let size = wire::encode(&event(1)).len() as u64;
+    let config = Config { path: directory.path().to_owned(), max_bytes: ByteSize(size * 2) };
+    let queue = Embedded::open(&config, ManualClock::at(NOW), &Shutdown::default()).unwrap();
+    queue.publish(&[event(1), event(2)]).await.unwrap();
+    let mut subscription = queue.subscribe(1).await.unwrap();
+    for _ in 0..2 {
+        soon(subscription.next()).await.unwrap().dead_letter(Reason::RedeliveredTooOften).await.unwrap();
+    }
+    assert_eq!(queue.depth().await.unwrap(), Depth { events: 0, bytes: 0, dead_letters: 2 });
+    assert!(matches!(queue.publish(&[event(3)]).await, Err(Error::Full { .. })));
+}
+
+#[tokio::test]
+async fn a_settled_event_leaves_no_count_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).unwrap();
+    queue.publish(&[event(1)]).await.unwrap();
+    let mut subscription = queue.subscribe(1).await.unwrap();
+    soon(subscription.next()).await.unwrap().retry().await.unwrap();
+    let held = soon(subscription.next()).await.unwrap();
+    // The subscription's end counts what is out; its settlement comes later.
+    drop(subscription);
+    held.ack().await.unwrap();
+    queue.close().await.unwrap();
+    let file = Database::open(directory.path().join(file::NAME)).unwrap();
+    assert!(file.begin_read().unwrap().open_table(RETURNS).unwrap().first().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_later_subscription_takes_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).unwrap();
+    queue.publish(&[event(1)]).await.unwrap();
+    let mut first = queue.subscribe(1).await.unwrap();
+    let held = soon(first.next()).await.unwrap();
+    let mut second = queue.subscribe(1).await.unwrap();
+    assert!(soon(first.next()).await.is_none());
+    let again = soon(second.next()).await.unwrap();
+    assert_eq!((id(&again), again.redelivered()), ("1".to_owned(), 1));
+    // Both settle it: that it happens twice harms nothing.
+    held.ack().await.unwrap();
+    again.ack().await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().events, 0);
+}
+
+#[tokio::test]
+async fn the_thread_is_tracked_and_ends_with_the_close() {
+    let directory = tempfile::tempdir().unwrap();
+    let (controller, shutdown) = Shutdown::new();
+    let queue = Embedded::open(&config(directory.path()), ManualClock::at(NOW), &shutdown).unwrap();
+    let drained = controller.drain(PATIENCE);
+    let close = async {
+        shutdown.requested().await;
+        queue.publish(&[event(1)]).await.unwrap();
+        queue.close().await.unwrap();
+    };
+    let (drained, ()) = tokio::join!(drained, close);
+    assert!(drained);
+}

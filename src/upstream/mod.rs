@@ -4,11 +4,14 @@
 //! Genesys safe from us (token, in-flight bound, per-minute budget, breaker, retries) lives behind
 //! this port, per tenant, and shows itself to callers only as an [`Error`] that says what to do.
 
+mod breaker;
+mod endpoints;
 mod error;
-pub mod genesys;
-pub mod guard;
+mod exchange;
+mod genesys;
+mod guard;
 pub mod open;
-pub mod token;
+mod token;
 
 use std::fmt::Debug;
 

@@ -1,11 +1,32 @@
 //! Picks the upstream adapter of each tenant.
+//!
+//! Every tenant has an adapter and a guard of its own; all share the connections of at most two
+//! clients, one for `https` and one for plain `http`.
 
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use governor::Quota;
+use reqwest::Client;
 use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use url::Url;
 
-use crate::domain::Secret;
+use crate::domain::{CustomerId, Secret, TenantId};
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+
+use super::endpoints::ProfileUrl;
+use super::genesys::Genesys;
+use super::guard::{Guard, Lamp, Limits};
+use super::token::{Credentials, Tokens};
+use super::{Error, Fetched, Upstream, exchange};
+
+pub use super::endpoints::{BaseUrls, ConfigError};
 
 /// `[upstream]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,4 +70,177 @@ fn default_profile_path() -> String {
 
 const fn default_requests_per_minute() -> u32 {
     300
+}
+
+impl Config {
+    /// Checks what no type can.
+    ///
+    /// # Errors
+    ///
+    /// Names the first option that cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
+            return Err(ConfigError::new("upstream.timeout", "must be above 0s and at most 60s"));
+        }
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_in_flight) {
+            return Err(ConfigError::new("upstream.max_in_flight", "must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
+impl TenantConfig {
+    /// Checks what no type can.
+    ///
+    /// # Errors
+    ///
+    /// Names the first option that cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        Parts::of(self).map(drop)
+    }
+
+    /// Returns the base URLs of the API and of the token endpoint, for whoever judges which links
+    /// may be plain.
+    ///
+    /// # Errors
+    ///
+    /// Neither or both of a region and URLs are given, or one of them cannot work.
+    pub fn base_urls(&self) -> Result<BaseUrls, ConfigError> {
+        BaseUrls::find(self.region.as_deref(), self.api_url.as_ref(), self.login_url.as_ref())
+    }
+}
+
+/// A tenant's configuration, understood.
+struct Parts {
+    needs_tls: bool,
+    token_url: Url,
+    profile_url: ProfileUrl,
+    per_minute: Quota,
+}
+
+impl Parts {
+    fn of(config: &TenantConfig) -> Result<Self, ConfigError> {
+        let urls = config.base_urls()?;
+        let profile_url = ProfileUrl::new(&urls.api, &config.profile_path)?;
+        if config.client_id.is_empty() {
+            return Err(ConfigError::new("tenant.upstream.client_id", "must not be empty"));
+        }
+        if config.client_secret.is_empty() {
+            return Err(ConfigError::new("tenant.upstream.client_secret", "must not be empty"));
+        }
+        let per_minute = NonZeroU32::new(config.requests_per_minute).map(Quota::per_minute).ok_or_else(|| {
+            ConfigError::new("tenant.upstream.requests_per_minute", "must be at least 1: there is no unlimited Genesys")
+        })?;
+        Ok(Self { needs_tls: urls.need_tls(), token_url: urls.token()?, profile_url, per_minute })
+    }
+}
+
+/// The clients that tenants share, each made when the first tenant needs it: the one for TLS cannot
+/// be made on a machine without certificate authorities, and a sandbox on loopback needs none.
+#[derive(Default)]
+struct Clients {
+    plain: Option<Client>,
+    tls: Option<Client>,
+}
+
+impl Clients {
+    fn get(&mut self, tls: bool) -> Result<Client, ConfigError> {
+        let slot = if tls { &mut self.tls } else { &mut self.plain };
+        let client = match slot.take() {
+            Some(client) => client,
+            None => exchange::client(tls).map_err(|error| {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                ConfigError::new("tenant.upstream", format!("cannot make an HTTP client: {cause}"))
+            })?,
+        };
+        Ok(slot.insert(client).clone())
+    }
+}
+
+/// Makes the upstream of all tenants. Nothing is sent before the first fetch.
+///
+/// # Errors
+///
+/// An option cannot work, or a tenant needs TLS and this machine has no certificate authorities.
+pub fn open<'a>(
+    config: &Config,
+    tenants: impl IntoIterator<Item = (TenantId, &'a TenantConfig)>,
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> Result<Arc<dyn Upstream>, ConfigError> {
+    config.validate()?;
+    let tenants: HashMap<_, _> = tenants.into_iter().collect();
+    let lamps: Vec<_> = Lamp::board(tenants.len(), &metrics.upstream_breaker_state).collect();
+    let mut clients = Clients::default();
+    let guarded = tenants.into_iter().zip(lamps).map(|((tenant, options), lamp)| {
+        let parts = Parts::of(options)?;
+        let client = clients.get(parts.needs_tls)?;
+        let credentials = Credentials {
+            tenant: tenant.clone(),
+            url: parts.token_url,
+            client_id: options.client_id.clone(),
+            client_secret: options.client_secret.clone(),
+        };
+        let limits =
+            Limits { timeout: config.timeout, max_in_flight: config.max_in_flight, per_minute: parts.per_minute };
+        let tokens = Tokens::new(client.clone(), credentials, config.timeout, Arc::clone(metrics), shutdown.clone());
+        let genesys = Genesys::new(client, parts.profile_url, tokens);
+        Ok((tenant.clone(), Guard::new(genesys, tenant, limits, lamp, Arc::clone(metrics))))
+    });
+    Ok(Arc::new(Tenants(guarded.collect::<Result<_, ConfigError>>()?)))
+}
+
+/// The upstreams of all tenants.
+#[derive(Debug)]
+struct Tenants(HashMap<TenantId, Guard<Genesys>>);
+
+#[async_trait]
+impl Upstream for Tenants {
+    async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
+        match self.0.get(tenant) {
+            Some(upstream) => upstream.fetch(tenant, customer, deadline).await,
+            // A lookup of an unknown tenant is turned away before it gets here; there is no Genesys
+            // to reach for it.
+            None => Err(Error::Unreachable),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant_config(edit: impl FnOnce(&mut TenantConfig)) -> TenantConfig {
+        let mut config = TenantConfig {
+            region: Some("us_east_1".to_owned()),
+            api_url: None,
+            login_url: None,
+            client_id: "client".to_owned(),
+            client_secret: Secret::new("secret"),
+            profile_path: default_profile_path(),
+            requests_per_minute: default_requests_per_minute(),
+        };
+        edit(&mut config);
+        config
+    }
+
+    #[test]
+    fn a_bad_option_is_named() {
+        let field = |edit: fn(&mut TenantConfig)| tenant_config(edit).validate().unwrap_err().field;
+        assert_eq!(field(|config| config.region = None), "tenant.upstream.region");
+        assert_eq!(field(|config| config.client_id.clear()), "tenant.upstream.client_id");
+        assert_eq!(field(|config| config.client_secret = Secret::new("")), "tenant.upstream.client_secret");
+        assert_eq!(field(|config| config.profile_path.clear()), "tenant.upstream.profile_path");
+        assert_eq!(field(|config| config.requests_per_minute = 0), "tenant.upstream.requests_per_minute");
+        assert_eq!(tenant_config(|_| ()).validate(), Ok(()));
+    }
+
+    #[test]
+    fn limits_that_would_stop_everything_are_refused() {
+        let field = |timeout, max_in_flight| Config { timeout, max_in_flight }.validate().unwrap_err().field;
+        assert_eq!(field(Duration::ZERO, 1), "upstream.timeout");
+        assert_eq!(field(Duration::MAX, 1), "upstream.timeout");
+        assert_eq!(field(Duration::from_secs(1), 0), "upstream.max_in_flight");
+        assert_eq!(field(Duration::from_secs(1), usize::MAX), "upstream.max_in_flight");
+    }
 }

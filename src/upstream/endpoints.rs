@@ -1,0 +1,272 @@
+//! Where Genesys is, for one tenant: its region or its two base URLs, and the path of a profile.
+//!
+//! Everything that can be wrong with them is found here, before any request is made.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use url::Url;
+
+use crate::domain::CustomerId;
+
+use super::Error;
+
+/// The part of a path template that is replaced by the customer id.
+const PLACEHOLDER: &str = "{customer_id}";
+
+/// What is percent-encoded in a customer id: everything but the unreserved characters (RFC 3986
+/// section 2.3), so that an id is always exactly one path segment, and reaches Genesys as it is.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The regions of Genesys Cloud and their domains, as the official SDKs list them.
+const REGIONS: [(&str, &str); 18] = [
+    ("us_east_1", "mypurecloud.com"),
+    ("eu_west_1", "mypurecloud.ie"),
+    ("ap_southeast_2", "mypurecloud.com.au"),
+    ("ap_northeast_1", "mypurecloud.jp"),
+    ("eu_central_1", "mypurecloud.de"),
+    ("us_west_2", "usw2.pure.cloud"),
+    ("ca_central_1", "cac1.pure.cloud"),
+    ("ap_northeast_2", "apne2.pure.cloud"),
+    ("eu_west_2", "euw2.pure.cloud"),
+    ("ap_south_1", "aps1.pure.cloud"),
+    ("us_east_2", "use2.us-gov-pure.cloud"),
+    ("sa_east_1", "sae1.pure.cloud"),
+    ("me_central_1", "mec1.pure.cloud"),
+    ("ap_northeast_3", "apne3.pure.cloud"),
+    ("eu_central_2", "euc2.pure.cloud"),
+    ("mx_central_1", "mxc1.pure.cloud"),
+    ("ap_southeast_1", "apse1.pure.cloud"),
+    ("eusc_de_east_1", "edee1.eusc-pure.cloud"),
+];
+
+/// A value of the configuration cannot work. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct ConfigError {
+    /// The option, such as `tenant.upstream.region`.
+    pub field: &'static str,
+    /// What is wrong with it, and what was expected.
+    pub reason: String,
+}
+
+impl ConfigError {
+    /// Says what is wrong with an option.
+    pub(super) fn new(field: &'static str, reason: impl Into<String>) -> Self {
+        Self { field, reason: reason.into() }
+    }
+}
+
+/// The two base URLs of a tenant's Genesys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseUrls {
+    /// Of the API.
+    pub api: Url,
+    /// Of the token endpoint.
+    pub login: Url,
+}
+
+impl BaseUrls {
+    /// Finds them: by the region, or as given.
+    ///
+    /// # Errors
+    ///
+    /// Neither or both are given, the region is unknown, or a URL is no base for a path.
+    pub(super) fn find(region: Option<&str>, api: Option<&Url>, login: Option<&Url>) -> Result<Self, ConfigError> {
+        const REGION: &str = "tenant.upstream.region";
+        const API: &str = "tenant.upstream.api_url";
+        const LOGIN: &str = "tenant.upstream.login_url";
+        match (region, api, login) {
+            (Some(region), None, None) => {
+                let domain = domain(region).map_err(|reason| ConfigError::new(REGION, reason))?;
+                let base = |host| {
+                    let url = format!("https://{host}.{domain}");
+                    Url::parse(&url).map_err(|error| ConfigError::new(REGION, error.to_string()))
+                };
+                Ok(Self { api: base("api")?, login: base("login")? })
+            }
+            (None, Some(api), Some(login)) => {
+                Ok(Self { api: checked_base(API, api)?, login: checked_base(LOGIN, login)? })
+            }
+            (Some(_), _, _) => Err(ConfigError::new(REGION, "give a region, or api_url and login_url, not both")),
+            (None, None, None) => Err(ConfigError::new(REGION, "give a region, or api_url and login_url")),
+            (None, None, Some(_)) => Err(ConfigError::new(API, "is missing: login_url alone is not enough")),
+            (None, Some(_), None) => Err(ConfigError::new(LOGIN, "is missing: api_url alone is not enough")),
+        }
+    }
+
+    /// Tells whether either of the two needs TLS.
+    pub(super) fn need_tls(&self) -> bool {
+        [&self.api, &self.login].iter().any(|url| url.scheme() == "https")
+    }
+
+    /// Returns the URL of the token endpoint (RFC 6749 section 3.2).
+    pub(super) fn token(&self) -> Result<Url, ConfigError> {
+        Url::parse(&format!("{}/oauth/token", trimmed(&self.login)))
+            .map_err(|error| ConfigError::new("tenant.upstream.login_url", error.to_string()))
+    }
+}
+
+/// Makes the URL of a profile.
+#[derive(Clone, Debug)]
+pub(super) struct ProfileUrl {
+    before: String,
+    after: String,
+}
+
+impl ProfileUrl {
+    /// Takes a path template apart.
+    ///
+    /// # Errors
+    ///
+    /// The template does not start with `/`, does not hold the placeholder exactly once, or makes
+    /// no URL.
+    pub(super) fn new(api: &Url, template: &str) -> Result<Self, ConfigError> {
+        let bad = |reason: &str| ConfigError::new("tenant.upstream.profile_path", reason);
+        if !template.starts_with('/') {
+            return Err(bad("must start with '/'"));
+        }
+        if template.contains('#') {
+            return Err(bad("must not have a fragment: it would never be sent"));
+        }
+        match template.split_once(PLACEHOLDER) {
+            Some((before, after)) if !after.contains(PLACEHOLDER) => {
+                Ok(Self { before: format!("{}{before}", trimmed(api)), after: after.to_owned() })
+            }
+            Some(_) | None => Err(bad("must contain {customer_id} exactly once")),
+        }
+    }
+
+    /// Returns the URL of this customer's profile.
+    pub(super) fn of(&self, customer: &CustomerId) -> Result<Url, Error> {
+        let segment = utf8_percent_encode(customer.expose(), SEGMENT);
+        let url = format!("{}{segment}{}", self.before, self.after);
+        // The base is a URL and an encoded segment fits any place in one, so this does not happen;
+        // the parse error would repeat the customer id, so it goes no further.
+        Url::parse(&url).map_err(|_| Error::Unreachable)
+    }
+}
+
+fn domain(region: &str) -> Result<&'static str, String> {
+    if let Some((_, domain)) = REGIONS.iter().find(|(name, _)| *name == region) {
+        return Ok(domain);
+    }
+    let likeness = |name: &str| strsim::jaro_winkler(name, region);
+    let nearest = REGIONS.iter().map(|(name, _)| *name).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    Err(format!("no such region; the nearest is {}", nearest.unwrap_or_default()))
+}
+
+fn checked_base(field: &'static str, url: &Url) -> Result<Url, ConfigError> {
+    let bad = |reason: &str| Err(ConfigError::new(field, reason));
+    if !matches!(url.scheme(), "http" | "https") {
+        bad("must be an http or https URL")
+    } else if !url.username().is_empty() || url.password().is_some() {
+        bad("must not hold credentials: give client_id and client_secret")
+    } else if url.query().is_some() || url.fragment().is_some() {
+        bad("must not have a query or a fragment: a path is appended to it")
+    } else {
+        Ok(url.clone())
+    }
+}
+
+fn trimmed(base: &Url) -> &str {
+    base.as_str().trim_end_matches('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    fn profile_url(api: &str, template: &str, id: &str) -> String {
+        ProfileUrl::new(&url(api), template).unwrap().of(&id.parse().unwrap()).unwrap().to_string()
+    }
+
+    #[test]
+    fn a_region_stands_for_both_urls() {
+        let urls = BaseUrls::find(Some("eu_central_1"), None, None).unwrap();
+        assert_eq!(
+            urls,
+            BaseUrls { api: url("https://api.mypurecloud.de"), login: url("https://login.mypurecloud.de") }
+        );
+        assert!(urls.need_tls());
+        assert_eq!(urls.token().unwrap().as_str(), "https://login.mypurecloud.de/oauth/token");
+    }
+
+    #[test]
+    fn every_region_makes_urls() {
+        for (region, domain) in REGIONS {
+            let urls = BaseUrls::find(Some(region), None, None).unwrap();
+            assert_eq!(urls.api.host_str(), Some(format!("api.{domain}").as_str()));
+        }
+    }
+
+    #[test]
+    fn an_unknown_region_names_the_nearest() {
+        let error = BaseUrls::find(Some("eu-central-1"), None, None).unwrap_err();
+        assert_eq!(error.to_string(), "tenant.upstream.region: no such region; the nearest is eu_central_1");
+    }
+
+    #[test]
+    fn a_region_and_urls_exclude_each_other() {
+        let (api, login) = (url("http://127.0.0.1:1"), url("http://127.0.0.1:2"));
+        let field = |region, api, login| BaseUrls::find(region, api, login).unwrap_err().field;
+        assert_eq!(field(None, None, None), "tenant.upstream.region");
+        assert_eq!(field(Some("us_east_1"), Some(&api), Some(&login)), "tenant.upstream.region");
+        assert_eq!(field(Some("us_east_1"), None, Some(&login)), "tenant.upstream.region");
+        assert_eq!(field(None, Some(&api), None), "tenant.upstream.login_url");
+        assert_eq!(field(None, None, Some(&login)), "tenant.upstream.api_url");
+        assert!(!BaseUrls::find(None, Some(&api), Some(&login)).unwrap().need_tls());
+    }
+
+    #[test]
+    fn a_url_that_is_no_base_is_refused() {
+        let good = url("https://gateway.example/login/");
+        for bad in ["ftp://h", "data:,x", "https://user@h", "https://:pass@h", "https://h?a=b", "https://h#f"] {
+            let error = BaseUrls::find(None, Some(&url(bad)), Some(&good)).unwrap_err();
+            assert_eq!(error.field, "tenant.upstream.api_url", "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_appended_to_a_base_with_a_path() {
+        let gateway = url("https://gateway.example/login/");
+        let urls = BaseUrls::find(None, Some(&gateway), Some(&gateway)).unwrap();
+        assert_eq!(urls.token().unwrap().as_str(), "https://gateway.example/login/oauth/token");
+        let profile = profile_url("https://gateway.example/cache/", "/v2/{customer_id}/x?expand=division", "a");
+        assert_eq!(profile, "https://gateway.example/cache/v2/a/x?expand=division");
+    }
+
+    #[test]
+    fn a_bad_template_is_refused() {
+        for template in ["", "contacts/{customer_id}", "/contacts", "/{customer_id}/{customer_id}", "/#{customer_id}"] {
+            let error = ProfileUrl::new(&url("http://h"), template).unwrap_err();
+            assert_eq!(error.field, "tenant.upstream.profile_path", "{template}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_one_encoded_segment() {
+        let path = |id| profile_url("http://h", "/c/{customer_id}", id);
+        assert_eq!(path("a b"), "http://h/c/a%20b");
+        assert_eq!(path("é"), "http://h/c/%C3%A9");
+        assert_eq!(path("a+b"), "http://h/c/a%2Bb");
+        assert_eq!(path("x@y.z"), "http://h/c/x%40y.z");
+        assert_eq!(path("a;b=c&d:e"), "http://h/c/a%3Bb%3Dc%26d%3Ae");
+        assert_eq!(path("..."), "http://h/c/...");
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_is_one_segment_that_decodes_to_itself(id in "[^\\p{Cc}/\\\\?#%]{1,60}") {
+            prop_assume!(id != "." && id != "..");
+            let url = url(&profile_url("http://h", "/c/{customer_id}/x", &id));
+            let segments: Vec<_> = url.path_segments().unwrap().collect();
+            prop_assert_eq!(segments.len(), 3);
+            prop_assert_eq!(percent_encoding::percent_decode_str(segments[1]).decode_utf8().unwrap(), id);
+        }
+    }
+}

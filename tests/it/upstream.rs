@@ -1,0 +1,518 @@
+//! The Genesys adapter with its guard, over real connections to a scripted Genesys.
+
+#![expect(clippy::unwrap_used, reason = "a fixture fails its test by panicking, as the test itself does")]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{OriginalUri, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use profile_edge::domain::{CustomerId, Modified, Profile, Secret, TenantId};
+use profile_edge::metrics::Metrics;
+use profile_edge::shutdown::{Controller, Shutdown};
+use profile_edge::upstream::open::{Config, TenantConfig, open};
+use profile_edge::upstream::{Error, Fetched, Upstream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Nothing here takes as long; what does has failed.
+const LONG: Duration = Duration::from_secs(20);
+
+const PROFILE: &str = r#"{"id":"c-1","modifyDate":"2025-03-04T05:06:07.089Z","firstName":"planted-Ada"}"#;
+
+/// One answer of the scripted Genesys.
+#[derive(Clone, Debug)]
+struct Reply {
+    status: u16,
+    retry_after: Option<&'static str>,
+    body: Bytes,
+}
+
+impl Reply {
+    fn new(status: u16, body: impl Into<Bytes>) -> Self {
+        Self { status, retry_after: None, body: body.into() }
+    }
+
+    fn status(status: u16) -> Self {
+        Self::new(status, r#"{"message":"planted-message"}"#)
+    }
+
+    fn profile() -> Self {
+        Self::new(200, PROFILE)
+    }
+}
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        let mut response = (StatusCode::from_u16(self.status).unwrap(), self.body).into_response();
+        if let Some(after) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, after.parse().unwrap());
+        }
+        response
+    }
+}
+
+/// What the scripted Genesys does and has seen. Tokens are `token-1`, `token-2`, …
+#[derive(Debug)]
+struct Script {
+    /// The next answers to profile requests; afterwards [`Script::usual`].
+    next: Mutex<VecDeque<Reply>>,
+    usual: Mutex<Reply>,
+    /// The answer of the token endpoint, when it is not a token.
+    token_failure: Mutex<Option<Reply>>,
+    expires_in: u64,
+    /// Tokens up to this one are rejected.
+    revoked: AtomicUsize,
+    tokens: AtomicUsize,
+    profiles: AtomicUsize,
+    in_flight: AtomicUsize,
+    most_in_flight: AtomicUsize,
+    /// The paths and the authorizations of the profile requests.
+    seen: Mutex<Vec<(String, String)>>,
+    /// Whether answers are held back.
+    hold_tokens: watch::Sender<bool>,
+    hold_profiles: watch::Sender<bool>,
+}
+
+impl Script {
+    fn tokens(&self) -> usize {
+        self.tokens.load(Ordering::SeqCst)
+    }
+
+    fn profiles(&self) -> usize {
+        self.profiles.load(Ordering::SeqCst)
+    }
+
+    fn revoke_tokens(&self) {
+        self.revoked.store(self.tokens(), Ordering::SeqCst);
+    }
+
+    fn last_authorization(&self) -> String {
+        self.seen.lock().last().unwrap().1.clone()
+    }
+
+    async fn pass(gate: &watch::Sender<bool>) {
+        gate.subscribe().wait_for(|held| !held).await.unwrap();
+    }
+}
+
+async fn token(State(script): State<Arc<Script>>, headers: HeaderMap, body: String) -> Response {
+    let number = script.tokens.fetch_add(1, Ordering::SeqCst) + 1;
+    assert_eq!(headers[header::AUTHORIZATION], "Basic Y2xpZW50OnBsYW50ZWQtc2VjcmV0");
+    assert_eq!(headers[header::CONTENT_TYPE], "application/x-www-form-urlencoded");
+    assert_eq!(body, "grant_type=client_credentials");
+    Script::pass(&script.hold_tokens).await;
+    if let Some(failure) = script.token_failure.lock().clone() {
+        return failure.into_response();
+    }
+    let expires_in = script.expires_in;
+    format!(r#"{{"access_token":"token-{number}","token_type":"bearer","expires_in":{expires_in}}}"#).into_response()
+}
+
+async fn profile(State(script): State<Arc<Script>>, OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Reply {
+    script.profiles.fetch_add(1, Ordering::SeqCst);
+    let in_flight = script.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+    script.most_in_flight.fetch_max(in_flight, Ordering::SeqCst);
+    let authorization = headers[header::AUTHORIZATION].to_str().unwrap();
+    script.seen.lock().push((uri.to_string(), authorization.to_owned()));
+    Script::pass(&script.hold_profiles).await;
+    script.in_flight.fetch_sub(1, Ordering::SeqCst);
+    let number: usize = authorization.strip_prefix("Bearer token-").unwrap().parse().unwrap();
+    if number <= script.revoked.load(Ordering::SeqCst) {
+        return Reply::status(401);
+    }
+    let next = script.next.lock().pop_front();
+    next.unwrap_or_else(|| script.usual.lock().clone())
+}
+
+/// An upstream in front of a scripted Genesys.
+struct Harness {
+    upstream: Arc<dyn Upstream>,
+    script: Arc<Script>,
+    metrics: Arc<Metrics>,
+    controller: Controller,
+    server: tokio::task::JoinHandle<()>,
+}
+
+struct Options {
+    expires_in: u64,
+    requests_per_minute: u32,
+    max_in_flight: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { expires_in: 86_399, requests_per_minute: 1_000_000, max_in_flight: 64 }
+    }
+}
+
+fn open_at(url: &str, options: &Options, metrics: &Arc<Metrics>, shutdown: &Shutdown) -> Arc<dyn Upstream> {
+    let config = Config { timeout: LONG, max_in_flight: options.max_in_flight };
+    let tenant_config = TenantConfig {
+        region: None,
+        api_url: Some(url.parse().unwrap()),
+        login_url: Some(url.parse().unwrap()),
+        client_id: "client".to_owned(),
+        client_secret: Secret::new("planted-secret"),
+        profile_path: "/api/v2/externalcontacts/contacts/{customer_id}".to_owned(),
+        requests_per_minute: options.requests_per_minute,
+    };
+    open(&config, [(tenant(), &tenant_config)], metrics, shutdown).unwrap()
+}
+
+fn tenant() -> TenantId {
+    "10001".parse().unwrap()
+}
+
+fn customer(id: &str) -> CustomerId {
+    id.parse().unwrap()
+}
+
+impl Harness {
+    async fn start(options: Options) -> Self {
+        let script = Arc::new(Script {
+            next: Mutex::default(),
+            usual: Mutex::new(Reply::profile()),
+            token_failure: Mutex::default(),
+            expires_in: options.expires_in,
+            revoked: AtomicUsize::default(),
+            tokens: AtomicUsize::default(),
+            profiles: AtomicUsize::default(),
+            in_flight: AtomicUsize::default(),
+            most_in_flight: AtomicUsize::default(),
+            seen: Mutex::default(),
+            hold_tokens: watch::Sender::new(false),
+            hold_profiles: watch::Sender::new(false),
+        });
+        let router = Router::new()
+            .route("/oauth/token", post(token))
+            .route("/api/v2/externalcontacts/contacts/{id}", get(profile))
+            .with_state(Arc::clone(&script));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let (metrics, (controller, shutdown)) = (Metrics::new(), Shutdown::new());
+        let upstream = open_at(&url, &options, &metrics, &shutdown);
+        Self { upstream, script, metrics, controller, server }
+    }
+
+    async fn fetch_within(&self, time: Duration) -> Result<Fetched, Error> {
+        self.upstream.fetch(&tenant(), &customer("planted-id"), Instant::now() + time).await
+    }
+
+    async fn fetch(&self) -> Result<Fetched, Error> {
+        self.fetch_within(LONG).await
+    }
+
+    async fn found(&self) -> Profile {
+        match self.fetch().await {
+            Ok(Fetched::Found(profile)) => profile,
+            other => panic!("no profile: {other:?}"),
+        }
+    }
+
+    async fn all_found(&self, fetches: usize) {
+        join_all((0..fetches).map(|_| self.found())).await;
+    }
+
+    fn count(&self, metric: &str) -> u64 {
+        let text = self.metrics.render();
+        let value = text.lines().find_map(|line| line.strip_prefix(&format!("profile_edge_{metric} "))).unwrap();
+        value.parse().unwrap()
+    }
+
+    /// Ends everything; what the upstream spawned has to end too.
+    async fn end(self) {
+        assert!(self.controller.drain(LONG).await);
+        self.server.abort();
+    }
+}
+
+/// Waits until something holds, without end being near.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_profile_arrives_verbatim_with_its_stamp_and_canonical_id() {
+    let it = Harness::start(Options::default()).await;
+    let profile = it.found().await;
+    assert_eq!(profile.body.expose(), PROFILE);
+    assert_eq!(profile.modified, Some(Modified::from_millis(1_741_064_767_089)));
+    assert_eq!(profile.canonical, Some(customer("c-1")));
+    assert_eq!(it.count("upstream_requests_total{outcome=\"found\"}"), 1);
+    assert_eq!(it.count("upstream_duration_seconds_count"), 1);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn an_id_is_sent_as_one_encoded_segment() {
+    let it = Harness::start(Options::default()).await;
+    for (id, segment) in [("a b", "a%20b"), ("é", "%C3%A9"), ("a+b", "a%2Bb"), ("x@y.z", "x%40y.z"), ("a;b", "a%3Bb")]
+    {
+        it.upstream.fetch(&tenant(), &customer(id), Instant::now() + LONG).await.unwrap();
+        let path = it.script.seen.lock().last().unwrap().0.clone();
+        assert_eq!(path, format!("/api/v2/externalcontacts/contacts/{segment}"));
+    }
+    it.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_fetches_use_one_token() {
+    let it = Harness::start(Options::default()).await;
+    it.all_found(1000).await;
+    assert_eq!((it.script.tokens(), it.script.profiles()), (1, 1000));
+    assert_eq!(it.count("token_renewals_total{outcome=\"ok\"}"), 1);
+    it.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_token_costs_a_thousand_fetches_one_renewal_and_none_of_them_fails() {
+    let it = Harness::start(Options::default()).await;
+    it.found().await;
+    it.script.revoke_tokens();
+    it.all_found(1000).await;
+    assert_eq!(it.script.tokens(), 2);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn an_expiring_token_is_renewed_ahead_of_time_while_fetches_go_on_with_it() {
+    let it = Harness::start(Options { expires_in: 20, ..Options::default() }).await;
+    it.found().await;
+    it.script.hold_tokens.send_replace(true);
+    // A token of 20 seconds is renewed when 10 are left.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(9_900)).await;
+    tokio::time::resume();
+    it.found().await;
+    assert_eq!(it.script.tokens(), 1);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(200)).await;
+    tokio::time::resume();
+    it.found().await;
+    until("a renewal is under way", || it.script.tokens() == 2).await;
+    it.found().await;
+    assert_eq!(it.script.last_authorization(), "Bearer token-1");
+
+    it.script.hold_tokens.send_replace(false);
+    until("the renewal has ended", || it.count("token_renewals_total{outcome=\"ok\"}") == 2).await;
+    it.found().await;
+    assert_eq!((it.script.last_authorization().as_str(), it.script.tokens()), ("Bearer token-2", 2));
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_fetch_that_gives_up_does_not_end_the_renewal() {
+    let it = Harness::start(Options::default()).await;
+    it.script.hold_tokens.send_replace(true);
+    assert_eq!(it.fetch_within(Duration::from_millis(50)).await.unwrap_err(), Error::Timeout);
+    until("the renewal is under way", || it.script.tokens() == 1).await;
+    it.script.hold_tokens.send_replace(false);
+    it.found().await;
+    assert_eq!(it.script.tokens(), 1);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_failing_token_endpoint_is_not_stormed_and_recovers_by_itself() {
+    let it = Harness::start(Options::default()).await;
+    *it.script.token_failure.lock() = Some(Reply::status(401));
+    for _ in 0..50 {
+        for outcome in join_all((0..10).map(|_| it.fetch())).await {
+            assert_eq!(outcome.unwrap_err(), Error::Denied { status: 401 });
+        }
+    }
+    assert_eq!(it.script.profiles(), 0);
+    assert!(it.script.tokens() <= 20, "{} requests for tokens", it.script.tokens());
+
+    *it.script.token_failure.lock() = None;
+    let deadline = Instant::now() + LONG;
+    while it.fetch().await.is_err() {
+        assert!(Instant::now() < deadline, "it never recovers");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    it.end().await;
+}
+
+#[tokio::test]
+async fn one_hiccup_of_the_token_endpoint_fails_no_fetch() {
+    let it = Harness::start(Options::default()).await;
+    *it.script.token_failure.lock() = Some(Reply::status(503));
+    it.script.hold_tokens.send_replace(true);
+    let heal = async {
+        until("a token is asked for", || it.script.tokens() == 1).await;
+        it.script.hold_tokens.send_replace(false);
+        until("the renewal has failed", || it.count("token_renewals_total{outcome=\"error\"}") == 1).await;
+        *it.script.token_failure.lock() = None;
+    };
+    tokio::join!(heal, it.found());
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_rejected_though_new_is_a_denial_and_not_renewed_again_at_once() {
+    let it = Harness::start(Options::default()).await;
+    it.script.revoked.store(usize::MAX, Ordering::SeqCst);
+    for _ in 0..20 {
+        assert_eq!(it.fetch().await.unwrap_err(), Error::Denied { status: 401 });
+    }
+    assert!(it.script.tokens() < 20, "{} requests for tokens", it.script.tokens());
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_server_error_is_retried_until_genesys_answers() {
+    let it = Harness::start(Options::default()).await;
+    *it.script.next.lock() = [Reply::status(500), Reply::status(503)].into();
+    it.found().await;
+    assert_eq!(it.script.profiles(), 3);
+    assert_eq!(it.count("upstream_requests_total{outcome=\"failed\"}"), 2);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn each_answer_means_what_the_table_says() {
+    let it = Harness::start(Options::default()).await;
+    for status in [404, 410] {
+        it.script.next.lock().push_back(Reply::status(status));
+        assert!(matches!(it.fetch().await, Ok(Fetched::Absent)), "{status}");
+    }
+    it.script.next.lock().push_back(Reply::status(403));
+    assert_eq!(it.fetch().await.unwrap_err(), Error::Denied { status: 403 });
+    let unusable = [
+        Reply::new(200, ""),
+        Reply::new(200, "[]"),
+        Reply::new(200, r#"["planted-id"]"#),
+        Reply::new(200, "{\"firstName\":"),
+        Reply::new(200, "<html>planted-html</html>"),
+        Reply::new(200, vec![b' '; 1024 * 1024 + 1]),
+        Reply::status(204),
+        Reply::status(302),
+        Reply::status(400),
+    ];
+    for reply in unusable {
+        it.script.next.lock().push_back(reply.clone());
+        let error = it.fetch().await.unwrap_err();
+        assert!(matches!(error, Error::Unusable { .. }), "{error} for {}", reply.status);
+    }
+    assert_eq!(it.script.profiles(), 12, "none of them is retried");
+    it.end().await;
+}
+
+#[tokio::test]
+async fn no_error_shows_a_body_an_id_or_a_secret() {
+    let it = Harness::start(Options::default()).await;
+    let mut shown = String::new();
+    for reply in [Reply::status(500), Reply::status(403), Reply::status(400), Reply::new(200, "\"planted-body\"")] {
+        *it.script.usual.lock() = reply;
+        let error = it.fetch().await.unwrap_err();
+        shown.push_str(&format!("{error} {error:?} "));
+    }
+    shown.push_str(&format!("{:?}", it.upstream));
+    *it.script.usual.lock() = Reply::profile();
+    shown.push_str(&format!("{:?}", it.fetch().await.unwrap()));
+    assert!(!shown.contains("planted") && !shown.contains("token-1"), "{shown}");
+    it.end().await;
+}
+
+#[tokio::test]
+async fn retry_after_is_honoured_and_nothing_leaves_meanwhile() {
+    let it = Harness::start(Options::default()).await;
+    it.script.next.lock().push_back(Reply { retry_after: Some("30"), ..Reply::status(429) });
+    assert_eq!(it.fetch().await.unwrap_err(), Error::Throttled { retry_after: Duration::from_secs(30) });
+    for outcome in join_all((0..50).map(|_| it.fetch())).await {
+        let remaining = outcome.unwrap_err().retry_after().unwrap();
+        assert!(remaining <= Duration::from_secs(30) && remaining > Duration::from_secs(10), "{remaining:?}");
+    }
+    assert_eq!(it.script.profiles(), 1);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(30)).await;
+    tokio::time::resume();
+    it.found().await;
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_silent_genesys_is_a_timeout_at_the_deadline() {
+    let it = Harness::start(Options::default()).await;
+    it.found().await;
+    it.script.hold_profiles.send_replace(true);
+    let began = Instant::now();
+    assert_eq!(it.fetch_within(Duration::from_millis(100)).await.unwrap_err(), Error::Timeout);
+    assert!(began.elapsed() >= Duration::from_millis(100));
+    it.script.hold_profiles.send_replace(false);
+    it.found().await;
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_unreachable_long_before_the_deadline() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let (metrics, (_controller, shutdown)) = (Metrics::new(), Shutdown::new());
+    let upstream = open_at(&url, &Options::default(), &metrics, &shutdown);
+    let error = upstream.fetch(&tenant(), &customer("c"), Instant::now() + LONG).await.unwrap_err();
+    assert_eq!(error, Error::Unreachable);
+    let unknown: TenantId = "unknown".parse().unwrap();
+    assert_eq!(upstream.fetch(&unknown, &customer("c"), Instant::now() + LONG).await.unwrap_err(), Error::Unreachable);
+}
+
+#[tokio::test]
+async fn the_breaker_opens_and_recovers_by_itself_once_genesys_does() {
+    let it = Harness::start(Options::default()).await;
+    *it.script.usual.lock() = Reply::status(500);
+    let retry_after = loop {
+        match it.fetch().await.unwrap_err() {
+            Error::Failed { status: 500 } => {}
+            Error::BreakerOpen { retry_after } => break retry_after,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(it.count("upstream_breaker_state"), 2);
+    let asked = it.script.profiles();
+    assert!(join_all((0..50).map(|_| it.fetch())).await.iter().all(Result::is_err));
+    assert_eq!(it.script.profiles(), asked, "nothing leaves while it is open");
+
+    *it.script.usual.lock() = Reply::profile();
+    tokio::time::sleep(retry_after).await;
+    it.found().await;
+    assert_eq!(it.count("upstream_breaker_state"), 0);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_spent_budget_sends_nothing_and_says_when_to_come_again() {
+    let it = Harness::start(Options { requests_per_minute: 5, ..Options::default() }).await;
+    it.all_found(5).await;
+    let Err(Error::BudgetSpent { retry_after }) = it.fetch().await else { panic!("the budget is not spent") };
+    assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(12), "{retry_after:?}");
+    assert_eq!(it.script.profiles(), 5);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn no_more_requests_are_in_flight_than_allowed() {
+    let it = Harness::start(Options { max_in_flight: 4, ..Options::default() }).await;
+    it.script.hold_profiles.send_replace(true);
+    let release = async {
+        until("four requests are in flight", || it.script.in_flight.load(Ordering::SeqCst) == 4).await;
+        it.script.hold_profiles.send_replace(false);
+    };
+    tokio::join!(it.all_found(40), release);
+    assert_eq!(it.script.most_in_flight.load(Ordering::SeqCst), 4);
+    it.end().await;
+}

@@ -1,0 +1,321 @@
+//! The composition root: the one page that wires everything, bottom-up, starts last, and returns what
+//! stops it.
+//!
+//! # Order
+//!
+//! Start: bind every listener (a port in use is found before anything has happened) → queue, store,
+//! upstream → flows → serve → take events → ready. Stop, under one deadline (`shutdown.deadline`):
+//! unready → accept nothing more → finish what is under way, applied events and fetches included → close
+//! the queue, last, so that everything that was settled stays settled.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::clock::{SharedClock, SystemClock};
+use crate::config::Config;
+use crate::consumer::worker::Worker;
+use crate::domain::KeyHasher;
+use crate::faults::Faults;
+use crate::http::callers::{Callers, InvalidCaller};
+use crate::http::ops::{self, Ops};
+use crate::http::profiles::{self, Profiles};
+use crate::http::serve::{self, BindError};
+use crate::http::{openapi, webhooks};
+use crate::ingest::{self, Ingest};
+use crate::lookup::{self, Lookup};
+use crate::metrics::Metrics;
+use crate::operate::actions::Actions;
+use crate::readiness::{Phase, Readiness, Roles};
+use crate::sandbox::{self, Sandbox};
+use crate::shutdown::{Controller, Shutdown};
+use crate::store::Lifetimes;
+use crate::{queue, store, upstream};
+
+/// How often dependencies are probed and gauges refreshed.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// A running profile-edge.
+#[derive(Debug)]
+pub struct App {
+    /// Where the public listener listens.
+    pub public: SocketAddr,
+    /// Where the admin listener listens.
+    pub admin: SocketAddr,
+    /// Where the sandbox listens, if it runs.
+    pub sandbox: Option<SocketAddr>,
+    readiness: Arc<Readiness>,
+    flows: Controller,
+    queue: queue::open::Opened,
+    queue_tasks: Controller,
+    deadline: Duration,
+}
+
+/// The application could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A listener could not be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The queue could not be opened.
+    #[error("the queue could not be opened: {0}")]
+    Queue(#[from] queue::Error),
+    /// The store could not be opened.
+    #[error("the store could not be opened: {0}")]
+    Store(#[from] store::Error),
+    /// A tenant's upstream is misconfigured.
+    #[error(transparent)]
+    Upstream(#[from] upstream::open::ConfigError),
+    /// A tenant's webhook is misconfigured.
+    #[error(transparent)]
+    Webhook(#[from] ingest::authenticate::ConfigError),
+    /// A caller is misconfigured.
+    #[error(transparent)]
+    Caller(#[from] InvalidCaller),
+}
+
+/// What the flows are made of.
+struct Ground {
+    config: Config,
+    hashers: Vec<KeyHasher>,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+    faults: Faults,
+    shutdown: Shutdown,
+    readiness: Arc<Readiness>,
+    queue: queue::open::Opened,
+    store: store::open::Opened,
+}
+
+impl App {
+    /// Starts everything that the configuration asks for; returns once it is ready.
+    ///
+    /// # Errors
+    ///
+    /// A port is in use, the queue or store cannot be opened, or a part refuses its configuration.
+    pub async fn start(mut config: Config, faults: Faults) -> Result<Self, Error> {
+        let started = Instant::now();
+        let public = serve::bind(config.http.listen, "http.listen").await?;
+        let admin = serve::bind(config.admin.listen, "admin.listen").await?;
+        let (flows, shutdown) = Shutdown::new();
+        let (queue_tasks, queue_shutdown) = Shutdown::new();
+        let (metrics, clock) = (Metrics::new(), SystemClock::shared());
+        let (public_addr, admin_addr) = (addr(&public), addr(&admin));
+        let sandbox = start_sandbox(&mut config, public_addr, &clock, &shutdown).await?;
+        let ground = Ground {
+            hashers: config.keys.hashers(),
+            queue: queue::open::open(&config.queue, Arc::clone(&clock), &queue_shutdown, Arc::clone(&metrics))?,
+            store: store::open::open(&config.store, lifetimes(&config), &clock, &metrics)?,
+            readiness: Arc::new(Readiness::starting(config.roles)),
+            config,
+            clock,
+            metrics,
+            faults,
+            shutdown,
+        };
+        let lookup = ground.lookup()?;
+        let routes = ground.public_routes(lookup)?;
+        ground.serve(public, routes);
+        ground.serve(admin, ops::routes(ground.ops()));
+        ground.consume();
+        ground.watch().await;
+        ground.readiness.enter(Phase::Running);
+        let ready_after = started.elapsed();
+        tracing::info!(public = %public_addr, admin = %admin_addr, sandbox = ?sandbox, ?ready_after, "ready");
+        Ok(Self {
+            public: public_addr,
+            admin: admin_addr,
+            sandbox,
+            readiness: ground.readiness,
+            flows,
+            queue: ground.queue,
+            queue_tasks,
+            deadline: ground.config.shutdown.deadline,
+        })
+    }
+
+    /// Stops in good order, within `shutdown.deadline`; returns whether everything was finished.
+    ///
+    /// What was not finished is not lost: events are redelivered at the next start.
+    pub async fn stop(self) -> bool {
+        tracing::info!(deadline = ?self.deadline, "draining");
+        let until = Instant::now() + self.deadline;
+        self.readiness.enter(Phase::Draining);
+        let flows_ended = self.flows.drain(self.deadline).await;
+        self.queue.closer.close().await;
+        let queue_ended = self.queue_tasks.drain(until.saturating_duration_since(Instant::now()).max(PROBE_EVERY)).await;
+        tracing::info!(finished = flows_ended && queue_ended, "stopped");
+        flows_ended && queue_ended
+    }
+}
+
+impl Ground {
+    fn lookup(&self) -> Result<Lookup, Error> {
+        let tenants = self.config.tenants.iter();
+        let upstreams = tenants.clone().filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
+        Ok(Lookup::new(lookup::Parts {
+            store: Arc::clone(&self.store.store),
+            upstream: upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?,
+            hasher: self.hasher(),
+            tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
+            settle_window: self.config.consumer.settle_window,
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            faults: self.faults.clone(),
+        }))
+    }
+
+    fn public_routes(&self, lookup: Lookup) -> Result<Router, Error> {
+        let roles = self.config.roles;
+        let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
+        let mut routes = openapi::routes();
+        if roles.ingest {
+            let tenants = self.config.tenants.iter().map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice()));
+            let ingest = Ingest::new(
+                tenants,
+                self.hashers.clone(),
+                Arc::clone(&self.queue.publisher),
+                Arc::clone(&self.clock),
+                Arc::clone(&self.metrics),
+            )?;
+            routes = routes.merge(webhooks::routes(Arc::new(ingest), max_body));
+        }
+        if roles.lookup {
+            routes = routes.merge(profiles::routes(Arc::new(Profiles {
+                lookup,
+                callers: Callers::new(&self.config.callers)?,
+                hasher: self.hasher(),
+                clock: Arc::clone(&self.clock),
+                metrics: Arc::clone(&self.metrics),
+                max_body,
+            })));
+        }
+        Ok(routes)
+    }
+
+    fn ops(&self) -> Arc<Ops> {
+        let on_loopback = self.config.admin.listen.ip().is_loopback();
+        let key = self.config.admin.key_sha256.as_deref().filter(|_| !on_loopback);
+        Arc::new(Ops {
+            actions: Actions {
+                tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
+                hashers: self.hashers.clone(),
+                store: Arc::clone(&self.store.inspect),
+                publisher: Arc::clone(&self.queue.publisher),
+                clock: Arc::clone(&self.clock),
+            },
+            readiness: Arc::clone(&self.readiness),
+            metrics: Arc::clone(&self.metrics),
+            key: key.map(|key| {
+                let mut digest = [0; 32];
+                // Validated with the configuration; were it not, all zeros is no key's digest.
+                let _ = hex::decode_to_slice(key, &mut digest);
+                digest
+            }),
+        })
+    }
+
+    fn serve(&self, listener: TcpListener, routes: Router) {
+        let wrapped = serve::wrap(routes, self.config.http.max_in_flight, Arc::clone(&self.metrics));
+        self.shutdown.spawn(serve::serve(listener, wrapped, self.shutdown.clone()));
+    }
+
+    fn consume(&self) {
+        if !self.config.roles.consumer {
+            return;
+        }
+        let worker = Worker {
+            queue: Arc::clone(&self.queue.queue),
+            store: Arc::clone(&self.store.store),
+            probe: Arc::clone(&self.store.inspect),
+            concurrency: self.config.consumer.concurrency,
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            faults: self.faults.clone(),
+        };
+        self.shutdown.spawn(worker.run());
+    }
+
+    /// Probes the dependencies once, then goes on doing so until shutdown.
+    async fn watch(&self) {
+        let probe = Probe {
+            readiness: Arc::clone(&self.readiness),
+            metrics: Arc::clone(&self.metrics),
+            store: Arc::clone(&self.store.inspect),
+            queue: Arc::clone(&self.queue.queue),
+        };
+        probe.ask().await;
+        let shutdown = self.shutdown.clone();
+        self.shutdown.spawn(async move {
+            let mut ticks = interval(PROBE_EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = shutdown.requested() => return,
+                    _ = ticks.tick() => probe.ask().await,
+                }
+            }
+        });
+    }
+
+    /// The scheme that lookups use: the present one.
+    fn hasher(&self) -> KeyHasher {
+        self.hashers.first().cloned().unwrap_or(KeyHasher::Sha256)
+    }
+}
+
+/// Asks the dependencies how they are.
+struct Probe {
+    readiness: Arc<Readiness>,
+    metrics: Arc<Metrics>,
+    store: Arc<dyn store::Inspect>,
+    queue: Arc<dyn queue::Queue>,
+}
+
+impl Probe {
+    async fn ask(&self) {
+        self.readiness.store(self.store.ping().await.is_ok(), &self.metrics);
+        self.readiness.queue(self.queue.ping().await.is_ok(), &self.metrics);
+        queue::metered::refresh(self.queue.as_ref(), &self.metrics).await;
+        self.metrics.upkeep();
+    }
+}
+
+/// Starts the sandbox, if it is wanted, and points the demo tenant at where it really listens.
+async fn start_sandbox(
+    config: &mut Config,
+    public: SocketAddr,
+    clock: &SharedClock,
+    shutdown: &Shutdown,
+) -> Result<Option<SocketAddr>, Error> {
+    if !config.runs_sandbox() {
+        return Ok(None);
+    }
+    let options = sandbox::Options {
+        listen: config.sandbox.listen,
+        customers: config.sandbox.customers,
+        latency: config.sandbox.latency,
+        webhook: config.sandbox_webhook(public),
+    };
+    let sandbox = Sandbox::start(options, Arc::clone(clock), shutdown.clone())
+        .await
+        .map_err(|source| BindError { addr: config.sandbox.listen, option: "sandbox.listen", source })?;
+    config.point_demo_at(sandbox.addr);
+    Ok(Some(sandbox.addr))
+}
+
+fn lifetimes(config: &Config) -> Lifetimes {
+    Lifetimes { dedup_window: config.consumer.dedup_window, tombstone_ttl: config.consumer.tombstone_ttl }
+}
+
+/// Returns where a bound listener listens.
+fn addr(listener: &TcpListener) -> SocketAddr {
+    // Only an unbound socket has no address.
+    listener.local_addr().expect("a bound listener has an address")
+}

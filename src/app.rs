@@ -298,7 +298,7 @@ async fn start_sandbox(
         return Ok(None);
     }
     let options = sandbox::Options {
-        listen: config.sandbox.listen,
+        listen: config.sandbox.listen.into(),
         customers: config.sandbox.customers,
         latency: config.sandbox.latency,
         webhook: config.sandbox_webhook(public),

@@ -1,1 +1,80 @@
+//! Metrics around a store: every operation is counted and timed.
 
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use crate::domain::Key;
+use crate::metrics::{Metrics, Outcome, StoreOp, observe};
+
+use super::{
+    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, Store, Token,
+};
+
+/// A store whose operations are counted and timed.
+#[derive(Debug)]
+pub struct Metered<S> {
+    store: S,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Metered<S> {
+    /// Wraps a store.
+    pub const fn new(store: S, metrics: Arc<Metrics>) -> Self {
+        Self { store, metrics }
+    }
+
+    async fn count<T>(&self, op: StoreOp, run: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let started = Instant::now();
+        let result = run.await;
+        let outcome = if result.is_ok() { Outcome::Ok } else { Outcome::Error };
+        self.metrics.store_operations.with(op).with(outcome).increment(1);
+        observe(self.metrics.store_operation_duration.with(op), started.elapsed());
+        result
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for Metered<S> {
+    async fn get(&self, key: &Key) -> Result<Option<Entry>, Error> {
+        self.count(StoreOp::Get, self.store.get(key)).await
+    }
+
+    async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error> {
+        self.count(StoreOp::Lease, self.store.lease(key, base, token, ttl)).await
+    }
+
+    async fn fill(&self, lease: Lease, record: Record) -> Result<Filled, Error> {
+        self.count(StoreOp::Fill, self.store.fill(lease, record)).await
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), Error> {
+        self.count(StoreOp::Release, self.store.release(lease)).await
+    }
+
+    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.count(StoreOp::Invalidate, self.store.invalidate(key, change)).await
+    }
+
+    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.count(StoreOp::Bury, self.store.bury(key, change)).await
+    }
+
+    async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {
+        self.store.wait(key, seen, deadline).await;
+    }
+}
+
+#[async_trait]
+impl<S: Inspect> Inspect for Metered<S> {
+    async fn ping(&self) -> Result<(), Error> {
+        self.count(StoreOp::Ping, self.store.ping()).await
+    }
+
+    async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {
+        self.count(StoreOp::Inspect, self.store.inspect(key)).await
+    }
+}

@@ -1,0 +1,81 @@
+//! The JSON forms of a contact: the API's, and the flatter one of the contact topic.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::fields::Fields;
+use super::world::View;
+
+/// The path of all contacts.
+pub(super) const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
+/// The one division of the sandbox.
+pub(super) const DIVISION: &str = "5a4d0000-0000-4000-8000-0000000000d1";
+
+/// Returns the API's `ExternalContact`.
+pub(super) fn api(view: &View) -> Value {
+    let contact = &view.contact;
+    let mut fields = common(view);
+    fields.extend([
+        ("division".to_owned(), division()),
+        ("selfUri".to_owned(), self_uri(view.id).into()),
+        ("canonicalContact".to_owned(), reference(view.canonical)),
+        ("mergeSet".to_owned(), view.merge_set.iter().copied().map(reference).collect()),
+    ]);
+    if !contact.merged_from.is_empty() {
+        fields.insert("mergedFrom".to_owned(), contact.merged_from.iter().copied().map(reference).collect());
+    }
+    if let Some(to) = contact.merged_to {
+        fields.insert("mergedTo".to_owned(), reference(to));
+    }
+    Value::Object(fields)
+}
+
+/// Returns the body of a contact-changed event: the whole contact, with bare ids for references.
+pub(super) fn topic(view: &View) -> Value {
+    let contact = &view.contact;
+    let ids = |ids: &[Uuid]| ids.iter().map(Uuid::to_string).collect::<Value>();
+    let mut fields = common(view);
+    fields.extend([
+        ("division".to_owned(), json!({ "id": DIVISION })),
+        ("canonicalContactId".to_owned(), view.canonical.to_string().into()),
+        ("mergeSet".to_owned(), ids(&view.merge_set)),
+    ]);
+    if !contact.merged_from.is_empty() {
+        fields.insert("mergedFrom".to_owned(), ids(&contact.merged_from));
+    }
+    if let Some(to) = contact.merged_to {
+        fields.insert("mergedTo".to_owned(), to.to_string().into());
+    }
+    Value::Object(fields)
+}
+
+/// Returns the division as the API shows it.
+pub(super) fn division() -> Value {
+    json!({ "id": DIVISION, "name": "Home", "selfUri": format!("/api/v2/authorization/divisions/{DIVISION}") })
+}
+
+/// Returns the name by which an audit record calls the contact.
+pub(super) fn full_name(view: &View) -> String {
+    let part = |name| view.contact.fields.get(name).and_then(Value::as_str).unwrap_or_default();
+    format!("{} {}", part("firstName"), part("lastName")).trim().to_owned()
+}
+
+fn common(view: &View) -> Fields {
+    let contact = &view.contact;
+    let mut fields = contact.fields.clone();
+    fields.extend([
+        ("id".to_owned(), view.id.to_string().into()),
+        ("type".to_owned(), "Curated".into()),
+        ("createDate".to_owned(), contact.created.to_string().into()),
+        ("modifyDate".to_owned(), contact.modified.to_string().into()),
+    ]);
+    fields
+}
+
+fn reference(id: Uuid) -> Value {
+    json!({ "id": id.to_string(), "selfUri": self_uri(id) })
+}
+
+fn self_uri(id: Uuid) -> String {
+    format!("{CONTACTS}/{id}")
+}

@@ -1,3 +1,4 @@
 //! One contract suite per port, run on every adapter.
 
 mod queue;
+mod store;

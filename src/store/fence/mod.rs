@@ -234,3 +234,6 @@ fn latest(a: Option<At>, b: Option<At>) -> Option<At> {
         (one, other) => one.or(other),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,602 @@
+//! The contract of the store port: the rules of DESIGN section 2, one by one.
+//!
+//! An adapter is done when it passes: implement [`Fixture`] for it and name it in `store_contract!`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use bytesize::ByteSize;
+use futures_util::future::join_all;
+use profile_edge::clock::{Clock, ManualClock, SharedClock};
+use profile_edge::domain::{
+    At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Stamps, Timestamp,
+};
+use profile_edge::store::embedded::{self, Embedded};
+use profile_edge::store::fence::Settlement;
+use profile_edge::store::{
+    Applied, Base, Change, Content, Entry, Error, Filled, Found, Inspect, Lease, LeaseAnswer, Lifetimes, Record, Store,
+    Token,
+};
+use tokio::time::{Instant, timeout};
+
+const LEASE: Duration = Duration::from_secs(2);
+const TTL: Duration = Duration::from_secs(300);
+const DEDUP: Duration = Duration::from_secs(3600);
+const TOMBSTONE: Duration = Duration::from_secs(7200);
+const SETTLE: Duration = Duration::from_secs(600);
+/// Longer than anything here takes: a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A store under test, with power over its time and its memory.
+#[async_trait]
+pub(crate) trait Fixture: Send + Sync {
+    async fn new() -> Self
+    where
+        Self: Sized;
+
+    fn store(&self) -> Arc<dyn Store>;
+
+    fn inspect(&self) -> Arc<dyn Inspect>;
+
+    fn clock(&self) -> SharedClock;
+
+    /// Lets time pass for the store.
+    async fn pass(&self, time: Duration);
+
+    /// Removes what stands at K, as an eviction does.
+    async fn evict(&self, key: &Key);
+}
+
+struct InMemory {
+    store: Arc<Embedded>,
+    clock: Arc<ManualClock>,
+}
+
+#[async_trait]
+impl Fixture for InMemory {
+    async fn new() -> Self {
+        let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
+        let lifetimes = Lifetimes { dedup_window: DEDUP, tombstone_ttl: TOMBSTONE };
+        let config = embedded::Config { max_bytes: ByteSize::mib(16) };
+        let store = Arc::new(Embedded::new(&config, lifetimes, Arc::clone(&clock) as SharedClock));
+        Self { store, clock }
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store) as Arc<dyn Store>
+    }
+
+    fn inspect(&self) -> Arc<dyn Inspect> {
+        Arc::clone(&self.store) as Arc<dyn Inspect>
+    }
+
+    fn clock(&self) -> SharedClock {
+        Arc::clone(&self.clock) as SharedClock
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
+    async fn evict(&self, key: &Key) {
+        self.store.evict(key);
+    }
+}
+
+/// One customer of a store under test.
+struct Case<F> {
+    fixture: F,
+    store: Arc<dyn Store>,
+    identity: Identity,
+    key: Key,
+}
+
+impl<F: Fixture> Case<F> {
+    async fn new() -> Self {
+        let fixture = F::new().await;
+        let identity = identity("10001", "ada");
+        Self { store: fixture.store(), key: identity.key(), identity, fixture }
+    }
+
+    fn record(&self, token: Token, content: Content) -> Record {
+        Record {
+            identity: self.identity.clone(),
+            token,
+            content,
+            fetched_at: self.fixture.clock().now(),
+            fetch_cost: Duration::from_millis(150),
+            ttl: TTL,
+            grace: Duration::ZERO,
+            settled: true,
+        }
+    }
+
+    async fn lease_on(&self, base: &Base) -> LeaseAnswer {
+        self.store.lease(&self.key, base, Token::draw(), LEASE).await.unwrap()
+    }
+
+    async fn leased_on(&self, base: &Base) -> Lease {
+        granted(self.lease_on(base).await)
+    }
+
+    async fn leased(&self) -> Lease {
+        self.leased_on(&Base::Absent).await
+    }
+
+    async fn fill(&self, lease: Lease, body: &str) -> Filled {
+        let record = self.record(lease.token(), profile(body));
+        self.store.fill(lease, record).await.unwrap()
+    }
+
+    /// Fills K and returns the token of the record.
+    async fn filled(&self, body: &str) -> Token {
+        let lease = self.leased().await;
+        let token = lease.token();
+        assert_eq!(self.fill(lease, body).await, Filled::Stored);
+        token
+    }
+
+    async fn get(&self) -> Option<Entry> {
+        self.store.get(&self.key).await.unwrap()
+    }
+
+    async fn body(&self) -> Option<String> {
+        match self.get().await? {
+            Entry::Record(Record { content: Content::Found(found), .. }) => {
+                Some(String::from_utf8(found.body.expose().to_vec()).unwrap())
+            }
+            other => panic!("not a profile: {other:?}"),
+        }
+    }
+
+    async fn is_tombstone(&self) -> bool {
+        matches!(self.get().await, Some(Entry::Tombstone(_)))
+    }
+
+    async fn apply(&self, change: Change) -> Applied {
+        match change.kind {
+            Kind::Deleted => self.store.bury(&self.key, &change).await.unwrap(),
+            Kind::Created | Kind::Updated | Kind::Merged => self.store.invalidate(&self.key, &change).await.unwrap(),
+        }
+    }
+}
+
+fn identity(tenant: &str, customer: &str) -> Identity {
+    let customer: CustomerId = customer.parse().unwrap();
+    KeyHasher::Sha256.identify(&tenant.parse().unwrap(), &customer)
+}
+
+fn profile(body: &str) -> Content {
+    let body = ProfileBody::new(Bytes::copy_from_slice(body.as_bytes()));
+    Content::Found(Found { validator: body.validator(), body, modified: None })
+}
+
+fn granted(answer: LeaseAnswer) -> Lease {
+    match answer {
+        LeaseAnswer::Granted(lease) => lease,
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+fn event(kind: Kind) -> Change {
+    let event = Digest::from_bytes(rand::random());
+    Change { event, kind, stamps: Stamps::default(), replayed: false, force: false }
+}
+
+fn at(kind: Kind, millis: i64) -> Change {
+    let at = Some(At::new(millis, Precision::Millis));
+    Change { stamps: Stamps { modified: None, at }, ..event(kind) }
+}
+
+fn modified(kind: Kind, millis: i64) -> Change {
+    let modified = Modified::from_millis(millis);
+    Change { stamps: Stamps { modified: Some(modified), at: Some(At::from_modified(modified)) }, ..event(kind) }
+}
+
+fn applied(had_entry: bool) -> Applied {
+    Applied::Applied { had_entry }
+}
+
+macro_rules! store_contract {
+    ($($adapter:ident: $fixture:ty),+ => $cases:tt) => {
+        $(mod $adapter {
+            use super::*;
+            store_contract!(@cases $fixture, $cases);
+        })+
+    };
+    (@cases $fixture:ty, [$($case:ident),+ $(,)?]) => {
+        $(#[tokio::test]
+        async fn $case() {
+            super::$case(Case::<$fixture>::new().await).await;
+        })+
+    };
+}
+
+store_contract!(embedded: InMemory => [
+    a_fill_under_ones_own_lease_is_stored,
+    only_one_of_many_readers_gets_the_lease,
+    a_late_fill_is_refused_after_an_event,
+    a_late_fill_is_refused_after_a_deletion_and_the_tombstone_stays,
+    a_late_fill_is_refused_after_an_eviction,
+    a_late_fill_is_refused_once_the_lease_has_run_out_and_another_was_granted,
+    a_released_lease_is_free_for_the_next,
+    a_refresh_leaves_the_record_in_place_until_it_fills,
+    a_refresh_is_refused_after_an_event_even_when_the_same_content_was_filled_again,
+    a_refresh_of_a_record_that_went_away_leases_the_key,
+    only_one_refreshes_a_record,
+    a_lease_for_what_no_longer_stands_there_answers_what_does,
+    a_fill_for_another_customer_is_rejected,
+    an_event_applied_twice_is_a_duplicate_and_changes_nothing,
+    an_event_is_remembered_for_the_dedup_window_only,
+    an_outrun_event_still_evicts,
+    a_deletion_stops_fills_until_a_later_event,
+    an_older_or_equal_update_leaves_a_tombstone,
+    a_deletion_that_was_outrun_leaves_no_tombstone,
+    a_deletion_and_a_creation_at_one_time_leave_no_tombstone_and_doubt,
+    without_any_time_a_creation_removes_a_tombstone_and_an_update_does_not,
+    force_removes_a_tombstone,
+    a_replayed_deletion_without_a_fence_evicts_and_does_not_bury,
+    an_evicted_tombstone_is_put_back,
+    a_verified_profile_replaces_that_very_tombstone_and_it_does_not_come_back,
+    a_verification_is_refused_after_another_event,
+    a_tombstone_lasts_its_time,
+    a_lease_is_judged_by_the_fence,
+    a_waiter_is_woken_by_a_fill_an_event_and_a_release,
+    a_waiter_stops_at_its_deadline_and_when_nothing_is_awaited,
+    a_record_expires_on_time,
+    negative_answers_and_pointers_are_kept,
+    tenants_do_not_meet,
+    an_inspection_shows_no_body,
+]);
+
+async fn a_fill_under_ones_own_lease_is_stored<F: Fixture>(case: Case<F>) {
+    assert!(case.get().await.is_none());
+    let lease = case.leased().await;
+    assert!(matches!(case.get().await, Some(Entry::Leased(leased)) if leased.token == lease.token()));
+    assert_eq!(case.fill(lease, "{}").await, Filled::Stored);
+    assert_eq!(case.body().await.as_deref(), Some("{}"));
+}
+
+async fn only_one_of_many_readers_gets_the_lease<F: Fixture>(case: Case<F>) {
+    let answers = join_all((0..64).map(|_| case.lease_on(&Base::Absent))).await;
+    let (mut leases, mut held) = (Vec::new(), Vec::new());
+    for answer in answers {
+        match answer {
+            LeaseAnswer::Granted(lease) => leases.push(lease),
+            LeaseAnswer::Held { token, seen, .. } => held.push((token, seen)),
+            LeaseAnswer::Changed(entry) => panic!("changed: {entry:?}"),
+        }
+    }
+    assert_eq!((leases.len(), held.len()), (1, 63));
+    let lease = leases.pop().unwrap();
+    assert!(held.iter().all(|(token, seen)| *token == lease.token() && *seen == lease.witness()));
+    case.store.release(lease).await.unwrap();
+}
+
+async fn a_late_fill_is_refused_after_an_event<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    assert_eq!(case.apply(event(Kind::Updated)).await, applied(false));
+    assert_eq!(case.fill(lease, "{\"old\":1}").await, Filled::Refused);
+    assert!(case.get().await.is_none());
+}
+
+async fn a_late_fill_is_refused_after_a_deletion_and_the_tombstone_stays<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    case.apply(event(Kind::Deleted)).await;
+    assert_eq!(case.fill(lease, "{}").await, Filled::Refused);
+    assert!(case.is_tombstone().await);
+}
+
+async fn a_late_fill_is_refused_after_an_eviction<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    case.fixture.evict(&case.key).await;
+    assert_eq!(case.fill(lease, "{}").await, Filled::Refused);
+    assert!(case.get().await.is_none());
+}
+
+async fn a_late_fill_is_refused_once_the_lease_has_run_out_and_another_was_granted<F: Fixture>(case: Case<F>) {
+    let late = case.leased().await;
+    case.fixture.pass(LEASE + Duration::from_millis(1)).await;
+    let next = case.leased().await;
+    assert_eq!(case.fill(late, "{\"late\":1}").await, Filled::Refused);
+    assert_eq!(case.fill(next, "{}").await, Filled::Stored);
+    assert_eq!(case.body().await.as_deref(), Some("{}"));
+}
+
+async fn a_released_lease_is_free_for_the_next<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    case.store.release(lease).await.unwrap();
+    assert!(case.get().await.is_none());
+    let token = case.filled("{}").await;
+    let refresh = case.leased_on(&Base::Token(token)).await;
+    case.store.release(refresh).await.unwrap();
+    let again = case.leased_on(&Base::Token(token)).await;
+    assert_eq!(case.fill(again, "{\"n\":2}").await, Filled::Stored);
+}
+
+async fn a_refresh_leaves_the_record_in_place_until_it_fills<F: Fixture>(case: Case<F>) {
+    let token = case.filled("{\"n\":1}").await;
+    let refresh = case.leased_on(&Base::Token(token)).await;
+    assert_eq!(refresh.witness(), token);
+    assert_eq!(case.body().await.as_deref(), Some("{\"n\":1}"));
+    assert_eq!(case.fill(refresh, "{\"n\":2}").await, Filled::Stored);
+    assert_eq!(case.body().await.as_deref(), Some("{\"n\":2}"));
+}
+
+async fn a_refresh_is_refused_after_an_event_even_when_the_same_content_was_filled_again<F: Fixture>(case: Case<F>) {
+    let token = case.filled("{\"n\":1}").await;
+    let refresh = case.leased_on(&Base::Token(token)).await;
+    assert_eq!(case.apply(event(Kind::Updated)).await, applied(true));
+    case.filled("{\"n\":1}").await;
+    assert_eq!(case.fill(refresh, "{\"n\":0}").await, Filled::Refused);
+    assert_eq!(case.body().await.as_deref(), Some("{\"n\":1}"));
+}
+
+async fn a_refresh_of_a_record_that_went_away_leases_the_key<F: Fixture>(case: Case<F>) {
+    let token = case.filled("{}").await;
+    case.fixture.evict(&case.key).await;
+    let lease = case.leased_on(&Base::Token(token)).await;
+    assert_eq!(lease.witness(), lease.token());
+    assert_eq!(case.fill(lease, "{}").await, Filled::Stored);
+}
+
+async fn only_one_refreshes_a_record<F: Fixture>(case: Case<F>) {
+    let token = case.filled("{}").await;
+    let refresh = case.leased_on(&Base::Token(token)).await;
+    match case.lease_on(&Base::Token(token)).await {
+        LeaseAnswer::Held { token: holder, seen, remaining } => {
+            assert_eq!((holder, seen), (refresh.token(), token));
+            assert!(remaining <= LEASE);
+        }
+        other => panic!("not held: {other:?}"),
+    }
+    case.fixture.pass(LEASE + Duration::from_millis(1)).await;
+    let next = case.leased_on(&Base::Token(token)).await;
+    assert_eq!(case.fill(refresh, "{\"late\":1}").await, Filled::Refused);
+    assert_eq!(case.fill(next, "{\"n\":2}").await, Filled::Stored);
+    assert_eq!(case.body().await.as_deref(), Some("{\"n\":2}"));
+}
+
+async fn a_lease_for_what_no_longer_stands_there_answers_what_does<F: Fixture>(case: Case<F>) {
+    let token = case.filled("{}").await;
+    for base in [Base::Absent, Base::Token(Token::draw()), Base::Corrupt(Bytes::from_static(b"x"))] {
+        match case.lease_on(&base).await {
+            LeaseAnswer::Changed(entry) => assert_eq!(entry.token(), Some(token)),
+            other => panic!("not changed: {other:?}"),
+        }
+    }
+}
+
+async fn a_fill_for_another_customer_is_rejected<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    let mut record = case.record(lease.token(), profile("{}"));
+    record.identity = identity("10001", "grace");
+    assert!(matches!(case.store.fill(lease, record).await, Err(Error::Rejected { .. })));
+    assert!(matches!(case.get().await, None | Some(Entry::Leased(_))));
+}
+
+async fn an_event_applied_twice_is_a_duplicate_and_changes_nothing<F: Fixture>(case: Case<F>) {
+    let change = event(Kind::Updated);
+    assert_eq!(case.apply(change).await, applied(false));
+    case.filled("{}").await;
+    assert_eq!(case.apply(change).await, Applied::Duplicate);
+    assert_eq!(case.body().await.as_deref(), Some("{}"));
+}
+
+async fn an_event_is_remembered_for_the_dedup_window_only<F: Fixture>(case: Case<F>) {
+    let change = event(Kind::Updated);
+    case.apply(change).await;
+    case.fixture.pass(DEDUP - Duration::from_secs(1)).await;
+    assert_eq!(case.apply(change).await, Applied::Duplicate);
+    case.fixture.pass(Duration::from_secs(2)).await;
+    assert_eq!(case.apply(change).await, Applied::Applied { had_entry: false });
+}
+
+async fn an_outrun_event_still_evicts<F: Fixture>(case: Case<F>) {
+    case.apply(modified(Kind::Updated, 2_000)).await;
+    case.filled("{}").await;
+    assert_eq!(case.apply(modified(Kind::Updated, 1_000)).await, Applied::Outrun);
+    assert!(case.get().await.is_none());
+}
+
+async fn a_deletion_stops_fills_until_a_later_event<F: Fixture>(case: Case<F>) {
+    case.filled("{}").await;
+    assert_eq!(case.apply(at(Kind::Deleted, 10)).await, applied(true));
+    assert!(matches!(case.lease_on(&Base::Absent).await, LeaseAnswer::Changed(Entry::Tombstone(_))));
+    case.apply(at(Kind::Updated, 11)).await;
+    assert!(case.get().await.is_none());
+    case.filled("{}").await;
+}
+
+async fn an_older_or_equal_update_leaves_a_tombstone<F: Fixture>(case: Case<F>) {
+    case.apply(at(Kind::Deleted, 10)).await;
+    assert_eq!(case.apply(at(Kind::Updated, 9)).await, Applied::Outrun);
+    assert!(case.is_tombstone().await);
+    case.apply(at(Kind::Merged, 10)).await;
+    assert!(case.is_tombstone().await);
+    case.apply(at(Kind::Created, 9)).await;
+    assert!(case.is_tombstone().await);
+}
+
+async fn a_deletion_that_was_outrun_leaves_no_tombstone<F: Fixture>(case: Case<F>) {
+    case.apply(at(Kind::Updated, 11)).await;
+    case.filled("{}").await;
+    assert_eq!(case.apply(at(Kind::Deleted, 10)).await, Applied::Outrun);
+    assert!(case.get().await.is_none());
+    assert!(case.leased().await.fence().unwrap().doubt);
+}
+
+async fn a_deletion_and_a_creation_at_one_time_leave_no_tombstone_and_doubt<F: Fixture>(case: Case<F>) {
+    for (first, second) in [(Kind::Deleted, Kind::Created), (Kind::Created, Kind::Deleted)] {
+        let case = Case::<F>::new().await;
+        case.apply(at(first, 10)).await;
+        case.apply(at(second, 10)).await;
+        assert!(case.get().await.is_none(), "{first:?} then {second:?}");
+        let lease = case.leased().await;
+        assert!(lease.fence().unwrap().doubt);
+        case.store.release(lease).await.unwrap();
+    }
+    drop(case);
+}
+
+async fn without_any_time_a_creation_removes_a_tombstone_and_an_update_does_not<F: Fixture>(case: Case<F>) {
+    case.apply(event(Kind::Deleted)).await;
+    case.apply(event(Kind::Updated)).await;
+    assert!(case.is_tombstone().await);
+    case.apply(event(Kind::Created)).await;
+    assert!(case.get().await.is_none());
+    case.filled("{}").await;
+}
+
+async fn force_removes_a_tombstone<F: Fixture>(case: Case<F>) {
+    case.apply(at(Kind::Deleted, 10)).await;
+    case.apply(Change { force: true, ..event(Kind::Updated) }).await;
+    assert!(case.get().await.is_none());
+    case.filled("{}").await;
+}
+
+async fn a_replayed_deletion_without_a_fence_evicts_and_does_not_bury<F: Fixture>(case: Case<F>) {
+    case.filled("{}").await;
+    case.apply(Change { replayed: true, ..at(Kind::Deleted, 10) }).await;
+    assert!(case.get().await.is_none());
+    case.filled("{}").await;
+}
+
+async fn an_evicted_tombstone_is_put_back<F: Fixture>(case: Case<F>) {
+    case.apply(at(Kind::Deleted, 10)).await;
+    case.fixture.evict(&case.key).await;
+    match case.lease_on(&Base::Absent).await {
+        LeaseAnswer::Changed(Entry::Tombstone(tombstone)) => {
+            assert_eq!(tombstone.at, Some(At::new(10, Precision::Millis)));
+        }
+        other => panic!("no tombstone: {other:?}"),
+    }
+    assert!(case.is_tombstone().await);
+}
+
+async fn a_verified_profile_replaces_that_very_tombstone_and_it_does_not_come_back<F: Fixture>(case: Case<F>) {
+    let deletion = at(Kind::Deleted, 10);
+    case.apply(deletion).await;
+    let tombstone = case.get().await.unwrap().token().unwrap();
+    let verify = case.leased_on(&Base::Token(tombstone)).await;
+    assert!(case.is_tombstone().await);
+    assert_eq!(case.fill(verify, "{\"again\":1}").await, Filled::Stored);
+    case.fixture.evict(&case.key).await;
+    case.filled("{\"again\":2}").await;
+    assert_eq!(case.apply(deletion).await, Applied::Duplicate);
+    assert_eq!(case.body().await.as_deref(), Some("{\"again\":2}"));
+}
+
+async fn a_verification_is_refused_after_another_event<F: Fixture>(case: Case<F>) {
+    case.apply(at(Kind::Deleted, 10)).await;
+    let tombstone = case.get().await.unwrap().token().unwrap();
+    let verify = case.leased_on(&Base::Token(tombstone)).await;
+    case.apply(at(Kind::Updated, 9)).await;
+    assert_eq!(case.fill(verify, "{}").await, Filled::Refused);
+    assert!(case.is_tombstone().await);
+}
+
+async fn a_tombstone_lasts_its_time<F: Fixture>(case: Case<F>) {
+    case.apply(at(Kind::Deleted, 10)).await;
+    case.fixture.pass(TOMBSTONE - Duration::from_secs(1)).await;
+    assert!(case.is_tombstone().await);
+    case.fixture.pass(Duration::from_secs(2)).await;
+    case.filled("{}").await;
+}
+
+async fn a_lease_is_judged_by_the_fence<F: Fixture>(case: Case<F>) {
+    case.apply(modified(Kind::Updated, 2_000)).await;
+    let lease = case.leased().await;
+    let clock = case.fixture.clock();
+    let judge = |millis: Option<i64>| lease.judge(millis.map(Modified::from_millis), SETTLE, &clock);
+    assert_eq!(judge(Some(2_000)), Settlement::Settled);
+    assert!(matches!(judge(Some(1_999)), Settlement::Unsettled { .. }));
+    assert!(matches!(judge(None), Settlement::Unsettled { .. }));
+    case.store.release(lease).await.unwrap();
+    case.fixture.pass(SETTLE).await;
+    let lease = case.leased().await;
+    assert_eq!(lease.judge(None, SETTLE, &clock), Settlement::Settled);
+    case.store.release(lease).await.unwrap();
+}
+
+async fn a_waiter_is_woken_by_a_fill_an_event_and_a_release<F: Fixture>(case: Case<F>) {
+    for wake in 0..3 {
+        let case = Case::<F>::new().await;
+        let lease = case.leased().await;
+        let (store, key, seen) = (Arc::clone(&case.store), case.key.clone(), lease.witness());
+        let far = Instant::now() + PATIENCE * 2;
+        let waiter = tokio::spawn(async move { store.wait(&key, seen, far).await });
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        match wake {
+            0 => drop(case.fill(lease, "{}").await),
+            1 => {
+                case.apply(event(Kind::Updated)).await;
+                case.store.release(lease).await.unwrap();
+            }
+            _ => case.store.release(lease).await.unwrap(),
+        }
+        timeout(PATIENCE, waiter).await.expect("the waiter is woken").unwrap();
+    }
+    drop(case);
+}
+
+async fn a_waiter_stops_at_its_deadline_and_when_nothing_is_awaited<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    let deadline = Instant::now() + Duration::from_millis(20);
+    timeout(PATIENCE, case.store.wait(&case.key, lease.witness(), deadline)).await.unwrap();
+    assert!(Instant::now() >= deadline);
+    let far = Instant::now() + PATIENCE * 2;
+    timeout(PATIENCE, case.store.wait(&case.key, Token::draw(), far)).await.expect("k holds something else");
+    let token = lease.token();
+    assert_eq!(case.fill(lease, "{}").await, Filled::Stored);
+    timeout(PATIENCE, case.store.wait(&case.key, token, far)).await.expect("nobody refreshes it");
+}
+
+async fn a_record_expires_on_time<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    let mut record = case.record(lease.token(), profile("{}"));
+    (record.ttl, record.grace) = (Duration::from_secs(10), Duration::from_secs(5));
+    assert_eq!(case.store.fill(lease, record).await.unwrap(), Filled::Stored);
+    case.fixture.pass(Duration::from_secs(14)).await;
+    assert!(case.get().await.is_some());
+    case.fixture.pass(Duration::from_secs(2)).await;
+    assert!(case.get().await.is_none());
+}
+
+async fn negative_answers_and_pointers_are_kept<F: Fixture>(case: Case<F>) {
+    let lease = case.leased().await;
+    let record = case.record(lease.token(), Content::Negative);
+    assert_eq!(case.store.fill(lease, record).await.unwrap(), Filled::Stored);
+    let Some(Entry::Record(negative)) = case.get().await else { panic!("no record") };
+    assert!(matches!(negative.content, Content::Negative));
+    assert_eq!(negative.identity, case.identity);
+
+    let canonical = identity("10001", "canonical");
+    let lease = case.leased_on(&Base::Token(negative.token)).await;
+    let record = case.record(lease.token(), Content::Pointer(canonical.clone()));
+    assert_eq!(case.store.fill(lease, record).await.unwrap(), Filled::Stored);
+    let Some(Entry::Record(pointer)) = case.get().await else { panic!("no record") };
+    assert!(matches!(pointer.content, Content::Pointer(to) if to == canonical));
+}
+
+async fn tenants_do_not_meet<F: Fixture>(case: Case<F>) {
+    case.filled("{}").await;
+    let other = identity("10002", "ada").key();
+    assert!(case.store.get(&other).await.unwrap().is_none());
+    case.store.bury(&other, &event(Kind::Deleted)).await.unwrap();
+    assert_eq!(case.body().await.as_deref(), Some("{}"));
+}
+
+async fn an_inspection_shows_no_body<F: Fixture>(case: Case<F>) {
+    case.apply(modified(Kind::Updated, 5)).await;
+    case.filled("{\"firstName\":\"Ada\"}").await;
+    let found = case.fixture.inspect().inspect(&case.key).await.unwrap();
+    let Some(Entry::Record(record)) = found.entry else { panic!("no record") };
+    assert!(matches!(record.content, Content::Found(found) if found.body.is_empty()));
+    assert!(found.remaining.unwrap() <= TTL);
+    assert_eq!(found.fence.unwrap().modified, Some(Modified::from_millis(5)));
+    assert!(found.lock.is_none());
+}

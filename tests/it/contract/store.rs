@@ -214,7 +214,7 @@ macro_rules! store_contract {
     };
 }
 
-store_contract!(embedded: InMemory => [
+store_contract!(in_memory: InMemory => [
     a_fill_under_ones_own_lease_is_stored,
     only_one_of_many_readers_gets_the_lease,
     a_late_fill_is_refused_after_an_event,

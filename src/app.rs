@@ -30,7 +30,7 @@ use crate::ingest::{self, Ingest};
 use crate::lookup::{self, Lookup};
 use crate::metrics::Metrics;
 use crate::operate::actions::Actions;
-use crate::readiness::{Phase, Readiness, Roles};
+use crate::readiness::{Phase, Readiness};
 use crate::sandbox::{self, Sandbox};
 use crate::shutdown::{Controller, Shutdown};
 use crate::store::Lifetimes;
@@ -125,7 +125,8 @@ impl App {
         ground.watch().await;
         ground.readiness.enter(Phase::Running);
         let ready_after = started.elapsed();
-        tracing::info!(public = %public_addr, admin = %admin_addr, sandbox = ?sandbox, ?ready_after, "ready");
+        let shown = sandbox.map(tracing::field::display);
+        tracing::info!(public = %public_addr, admin = %admin_addr, sandbox = shown, ?ready_after, "ready");
         Ok(Self {
             public: public_addr,
             admin: admin_addr,
@@ -146,10 +147,16 @@ impl App {
         let until = Instant::now() + self.deadline;
         self.readiness.enter(Phase::Draining);
         let flows_ended = self.flows.drain(self.deadline).await;
-        self.queue.closer.close().await;
-        let queue_ended = self.queue_tasks.drain(until.saturating_duration_since(Instant::now()).max(PROBE_EVERY)).await;
-        tracing::info!(finished = flows_ended && queue_ended, "stopped");
-        flows_ended && queue_ended
+        let closed = self.queue.closer.close().await;
+        if let Err(error) = &closed {
+            tracing::error!(%error, "the queue was not closed in good order");
+        }
+        // Closing is bounded by itself; its tasks get a moment even when the flows took all of the time.
+        let left = until.saturating_duration_since(Instant::now()).max(PROBE_EVERY);
+        let queue_ended = self.queue_tasks.drain(left).await;
+        let finished = flows_ended && closed.is_ok() && queue_ended;
+        tracing::info!(finished, "stopped");
+        finished
     }
 }
 
@@ -303,9 +310,11 @@ async fn start_sandbox(
         latency: config.sandbox.latency,
         webhook: config.sandbox_webhook(public),
     };
-    let sandbox = Sandbox::start(options, Arc::clone(clock), shutdown.clone())
-        .await
-        .map_err(|source| BindError { addr: config.sandbox.listen, option: "sandbox.listen", source })?;
+    let sandbox = Sandbox::start(options, Arc::clone(clock), shutdown.clone()).await.map_err(|source| BindError {
+        addr: config.sandbox.listen,
+        option: "sandbox.listen",
+        source,
+    })?;
     config.point_demo_at(sandbox.addr);
     Ok(Some(sandbox.addr))
 }

@@ -1,7 +1,7 @@
 //! Named faults: places where a test can pause or fail this program.
 //!
 //! Without the cargo feature `faults` (no release build has it) every point is an empty function.
-//! With it, a test arms faults by name, in its own process through [`Faults::arm`] or in a child's
+//! With it, a test arms faults by name, in its own process through `Faults::arm` or in a child's
 //! through the environment variable `PROFILE_EDGE_FAULTS` (names separated by commas).
 
 /// A place where something can be made to go wrong.

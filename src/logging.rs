@@ -1,1 +1,97 @@
+//! Logs: structured, on standard error.
+//!
+//! Text on a terminal, JSON otherwise. Nothing personal is ever handed to a log statement of ours; and the
+//! libraries that could print what passes through them (headers, bodies, frames) are kept from it whatever
+//! `RUST_LOG` says.
 
+use std::io::IsTerminal;
+use std::panic;
+
+use serde::Deserialize;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+/// Libraries that print what passes through them when they are asked for details.
+const TALKATIVE: [&str; 12] =
+    ["axum", "h2", "hyper", "hyper_util", "lapin", "mio", "redb", "redis", "reqwest", "rustls", "tower", "tower_http"];
+
+/// `[log]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How much of ours is logged; of libraries, warnings only.
+    pub level: Level,
+    /// In which form.
+    pub format: Format,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// What needs someone to act.
+    Error,
+    /// And what went wrong but was handled.
+    Warn,
+    /// And what changed.
+    Info,
+    /// And what happened.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// One JSON object on a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Level {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Starts logging, for the whole process; a second call does nothing.
+pub fn init(config: &Config) {
+    let ours = format!("warn,profile_edge={}", config.level.as_str());
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
+    let quiet = TALKATIVE.into_iter().map(|name| (name, LevelFilter::WARN));
+    let cap = Targets::new().with_default(LevelFilter::TRACE).with_targets(quiet);
+    let as_text = match config.format {
+        Format::Text => true,
+        Format::Json => false,
+        Format::Auto => std::io::stderr().is_terminal(),
+    };
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = if as_text {
+        lines.with_ansi(std::io::stderr().is_terminal()).boxed()
+    } else {
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+    };
+    if tracing_subscriber::registry().with(filter).with(lines.with_filter(cap)).try_init().is_ok() {
+        panic::set_hook(Box::new(log_panic));
+    }
+}
+
+/// Logs where a panic happened; what it said only if that was a constant, for it may hold data.
+fn log_panic(info: &panic::PanicHookInfo<'_>) {
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
+    let message = info.payload().downcast_ref::<&'static str>().copied().unwrap_or("(not shown)");
+    tracing::error!(location, message, "panicked");
+}

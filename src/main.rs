@@ -1,1 +1,8 @@
-fn main() {}
+//! The door of profile-edge; everything is behind [`profile_edge::cli`].
+
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    profile_edge::cli::main().await
+}

@@ -54,6 +54,22 @@ impl Shutdown {
     }
 }
 
+/// Waits for SIGINT or SIGTERM.
+///
+/// Where signals cannot be listened for there is nothing to wait for, and it never returns.
+pub async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::error!("signals cannot be listened for");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
 impl Controller {
     /// Asks everyone to stop and waits until all tracked tasks have ended, at most `deadline` long.
     ///

@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use super::error::Problem;
 
 /// The longest that a body may take to arrive.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most that is read of a body that is refused.
+const DRAIN_MAX: usize = 16 << 20;
+
+/// The longest that a body that is refused may take to arrive.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads a body that is JSON if it is anything: an empty body is no body whatever its Content-Type,
 /// and one without a Content-Type is JSON.
@@ -19,7 +26,7 @@ pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// 413 when it is larger than `max` bytes, 415 when its Content-Type is not JSON, 408 when it does not
 /// arrive within [`READ_TIMEOUT`], 400 when it breaks off.
 pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
-    if announced(headers) == Some(0) {
+    if body.is_end_stream() {
         return Ok(Bytes::new());
     }
     let body = read_any(headers, body, max).await?;
@@ -34,17 +41,17 @@ pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, 
 }
 
 /// Reads a body of any type; errors as [`read`], but never 415.
-pub async fn read_any(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
-    let too_large = || {
-        let detail = format!("the body is larger than {max} bytes");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
-    };
+pub async fn read_any(headers: &HeaderMap, mut body: Body, max: usize) -> Result<Bytes, Problem> {
     if announced(headers).is_some_and(|length| length > max as u64) {
-        return Err(too_large());
+        drain(body).await;
+        return Err(too_large(max));
     }
-    match timeout(READ_TIMEOUT, to_bytes(body, max)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_over_limit(&error) => Err(too_large()),
+    match timeout(READ_TIMEOUT, Limited::new(&mut body, max).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            drain(body).await;
+            Err(too_large(max))
+        }
         Ok(Err(_broken)) => Err(Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body broke off")),
         Err(_elapsed) => {
             Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time"))
@@ -52,12 +59,29 @@ pub async fn read_any(headers: &HeaderMap, body: Body, max: usize) -> Result<Byt
     }
 }
 
-fn announced(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+/// Reads and forgets what is left of a refused body, within bounds: a sender that is still writing when the
+/// connection closes would see a broken pipe in place of its answer (RFC 9112 section 9.6).
+pub async fn drain(mut body: Body) {
+    // Whatever ends it, the answer is the same.
+    let _ = timeout(DRAIN_TIMEOUT, async {
+        let mut left = DRAIN_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
-fn is_over_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+fn too_large(max: usize) -> Problem {
+    let detail = format!("the body is larger than {max} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -5,6 +5,7 @@
 //! first and found by its hash, so no comparison depends on the key. Denied by default: a caller has the
 //! tenants and fields that are configured for it, and nothing else.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -114,27 +115,30 @@ impl Caller {
     }
 }
 
+/// The name (of Basic only) and the key.
+type Presented<'a> = (Option<Vec<u8>>, Cow<'a, [u8]>);
+
 /// Returns the name (of Basic only) and the key that a request presents: exactly one, or none.
-fn presented(headers: &HeaderMap) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
+fn presented(headers: &HeaderMap) -> Option<Presented<'_>> {
     let mut api_keys = headers.get_all("x-api-key").iter();
     let mut authorizations = headers.get_all(header::AUTHORIZATION).iter();
     let found = match (api_keys.next(), authorizations.next()) {
-        (Some(key), None) => (None, key.as_bytes().to_vec()),
+        (Some(key), None) => (None, Cow::Borrowed(key.as_bytes())),
         (None, Some(value)) => authorization(value.as_bytes())?,
         (Some(_), Some(_)) | (None, None) => return None,
     };
     (api_keys.next().is_none() && authorizations.next().is_none()).then_some(found)
 }
 
-fn authorization(value: &[u8]) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
+fn authorization(value: &[u8]) -> Option<Presented<'_>> {
     let space = value.iter().position(|b| *b == b' ')?;
     let (scheme, credential) = (&value[..space], value[space + 1..].trim_ascii());
     if scheme.eq_ignore_ascii_case(b"bearer") {
-        Some((None, credential.to_vec()))
+        Some((None, Cow::Borrowed(credential)))
     } else if scheme.eq_ignore_ascii_case(b"basic") {
         let pair = STANDARD.decode(credential).ok()?;
         let colon = pair.iter().position(|b| *b == b':')?;
-        Some((Some(pair[..colon].to_vec()), pair[colon + 1..].to_vec()))
+        Some((Some(pair[..colon].to_vec()), Cow::Owned(pair[colon + 1..].to_vec())))
     } else {
         None
     }

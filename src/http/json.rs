@@ -1,4 +1,16 @@
+//! Reading JSON bodies: every fault is a 400 that names the field.
+
+use serde::de::DeserializeOwned;
+
+use crate::ingest::malformed;
+
 use super::error::Problem;
-pub fn parse<T: serde::de::DeserializeOwned>(b: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(b).map_err(|_| Problem::bad_field("body", "x"))
+
+/// Parses a JSON body.
+///
+/// # Errors
+///
+/// 400, naming the field and what was expected, with nothing of the body in it.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    malformed::parse(body, "").map_err(|malformed| Problem::bad_field(malformed.field, malformed.expected))
 }

@@ -7,7 +7,7 @@ use http::{HeaderValue, header};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::profiles;
+use super::{profiles, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,6 +17,8 @@ use super::profiles;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(
+        webhooks::customer_updated,
+        webhooks::tenant_webhook,
         profiles::profile,
         profiles::post_profile,
     ),

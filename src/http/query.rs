@@ -1,34 +1,39 @@
 //! Query strings: `application/x-www-form-urlencoded`, strictly.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 
 use percent_encoding::percent_decode;
 
 use super::error::Problem;
 
-/// Returns the named parameters of a query; others are ignored.
+/// Returns the values of the named parameters of a query, in the order of the names; others are ignored.
 ///
 /// # Errors
 ///
 /// 400 for a named parameter that is given twice or is not UTF-8.
-pub fn parse(query: &str, names: &[&'static str]) -> Result<HashMap<&'static str, String>, Problem> {
-    let mut found = HashMap::new();
+pub fn parse<'q, const N: usize>(
+    query: &'q str,
+    names: [&'static str; N],
+) -> Result<[Option<Cow<'q, str>>; N], Problem> {
+    let mut found = [const { None }; N];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let Some(name) = decode(name).and_then(|name| names.iter().copied().find(|known| *known == name)) else {
-            continue;
-        };
-        let value = decode(value).ok_or_else(|| Problem::bad_field(name, "must be UTF-8"))?;
-        if found.insert(name, value).is_some() {
-            return Err(Problem::bad_field(name, "is given more than once"));
+        let Some(name) = decode(name) else { continue };
+        let Some(index) = names.iter().position(|known| *known == name) else { continue };
+        let value = decode(value).ok_or_else(|| Problem::bad_field(names[index], "must be UTF-8"))?;
+        if found[index].replace(value).is_some() {
+            return Err(Problem::bad_field(names[index], "is given more than once"));
         }
     }
     Ok(found)
 }
 
-fn decode(text: &str) -> Option<String> {
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('+') {
+        return percent_decode(text.as_bytes()).decode_utf8().ok();
+    }
     let spaced = text.replace('+', " ");
-    percent_decode(spaced.as_bytes()).decode_utf8().ok().map(|text| text.into_owned())
+    percent_decode(spaced.as_bytes()).decode_utf8().ok().map(|text| Cow::Owned(text.into_owned()))
 }
 
 #[cfg(test)]
@@ -39,15 +44,14 @@ mod tests {
 
     #[test]
     fn named_parameters_are_decoded_and_others_ignored() {
-        let found = parse("a=x%20y+z&c=%ff&b=%C3%A9&&", &NAMES).unwrap();
-        assert_eq!(found["a"], "x y z");
-        assert_eq!(found["b"], "é");
-        assert_eq!(found.len(), 2);
+        let found = parse("a=x%20y+z&c=%ff&b=%C3%A9&&", NAMES).unwrap();
+        assert_eq!(found.map(|value| value.unwrap().into_owned()), ["x y z", "é"]);
+        assert_eq!(parse("b=", NAMES).unwrap(), [None, Some("".into())]);
     }
 
     #[test]
     fn a_parameter_that_is_given_twice_or_is_not_text_is_named() {
-        assert!(parse("a=1&a=1", &NAMES).unwrap_err().detail().starts_with("a:"));
-        assert!(parse("b=%ff", &NAMES).unwrap_err().detail().starts_with("b:"));
+        assert!(parse("a=1&a=1", NAMES).unwrap_err().detail().starts_with("a:"));
+        assert!(parse("b=%ff", NAMES).unwrap_err().detail().starts_with("b:"));
     }
 }

@@ -5,19 +5,21 @@
 //! way are finished, and idle connections are closed.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
 use bytesize::ByteSize;
+use futures_util::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
@@ -90,49 +92,59 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
     }
 }
 
+/// What every request of a listener goes through.
+#[derive(Debug)]
+struct Gate {
+    /// One for each request that may be under way.
+    permits: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
 /// Wraps a listener's routes in what every request goes through: shedding, ids, panics as 500, and
 /// problems for unknown routes and methods.
 pub fn wrap(routes: Router, max_in_flight: usize, metrics: Arc<Metrics>) -> Router {
-    let permits = Arc::new(Semaphore::new(max_in_flight));
-    let panics = Arc::clone(&metrics);
+    let gate = Arc::new(Gate { permits: Semaphore::new(max_in_flight), metrics });
     routes
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no_such_route", "there is no such route") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
         })
-        .layer(CatchPanicLayer::custom(move |_payload: Box<dyn std::any::Any + Send>| {
-            // The panic hook has logged where; the payload may hold data and is not looked at.
-            panics.panics.increment(1);
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an unexpected fault, it has been logged")
-                .into_response()
-        }))
-        .layer(middleware::from_fn(move |request: Request, next: Next| {
-            let permits = Arc::clone(&permits);
-            async move { shed(permits, request, next).await }
-        }))
-        .layer(middleware::from_fn(identify))
-}
-
-async fn shed(permits: Arc<Semaphore>, request: Request, next: Next) -> Response {
-    let Ok(_permit) = permits.try_acquire() else {
-        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
-        return problem.retry_after(std::time::Duration::from_secs(1)).into_response();
-    };
-    next.run(request).await
+        .layer(middleware::from_fn_with_state(gate, pass))
 }
 
 /// Takes or makes the request's id, names it in the logs and in the answer, and passes Genesys'
-/// correlation id through.
-async fn identify(request: Request, next: Next) -> Response {
+/// correlation id through. One layer for everything: each costs every hit a boxed future and a copy of
+/// the routes' service.
+async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned().unwrap_or_else(fresh_id);
     let correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
     let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = gate.admit(request, next).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     if let Some(correlation) = correlation {
         response.headers_mut().insert(CORRELATION_ID, correlation);
     }
     response
+}
+
+impl Gate {
+    /// Sheds what is too much, and turns a panic into a 500 that is counted.
+    async fn admit(&self, request: Request, next: Next) -> Response {
+        let Ok(_permit) = self.permits.try_acquire() else {
+            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
+            return problem.retry_after(Duration::from_secs(1)).into_response();
+        };
+        // Nothing that the request shared is looked at after a panic but locks that cannot be poisoned.
+        match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+            Ok(response) => response,
+            Err(_payload) => {
+                // The panic hook has logged where; the payload may hold data and is not looked at.
+                self.metrics.panics.increment(1);
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an unexpected fault, it has been logged")
+                    .into_response()
+            }
+        }
+    }
 }
 
 fn is_plain(id: &HeaderValue) -> bool {
@@ -142,5 +154,5 @@ fn is_plain(id: &HeaderValue) -> bool {
 
 fn fresh_id() -> HeaderValue {
     // A hyphenated UUID is a valid header value.
-    HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    HeaderValue::try_from(uuid::Uuid::now_v7().to_string()).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

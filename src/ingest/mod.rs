@@ -1,4 +1,236 @@
-//! Ingest.
+//! Ingest: from a posted request to durable events.
+//!
+//! # What it promises
+//!
+//! Accepted means durable: [`Ingest::accept`] returns only when every event of the request is on the queue;
+//! all of them, or none is promised and the sender is asked to come again. What is published holds nothing
+//! personal.
+//!
+//! # The steps
+//!
+//! Authenticate over the raw bytes ([`authenticate`]) → read the shape ([`shapes`]) → refuse what names
+//! another tenant → publish. Nothing of a request is believed before its sender is; on the flat route only
+//! the tenant's name is read earlier, to know whose secrets to try.
 
 pub mod authenticate;
+pub mod malformed;
 pub mod shapes;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::{Instant, timeout};
+
+use crate::clock::SharedClock;
+use crate::domain::{Event, EventId, KeyHasher, Shape, TenantId};
+use crate::metrics::{Door, IngestOutcome, Metrics, observe};
+use crate::queue::{self, Publisher};
+
+use authenticate::{Authenticator, ConfigError};
+use malformed::Malformed;
+use shapes::{Item, Posted};
+
+/// The longest that publishing may take: EventBridge gives a request 5 s.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(4);
+
+/// The ingest flow.
+#[derive(Debug)]
+pub struct Ingest {
+    tenants: HashMap<TenantId, Vec<Authenticator>>,
+    hashers: Vec<KeyHasher>,
+    publisher: Arc<dyn Publisher>,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+}
+
+/// Which shapes a route takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// The flat form only.
+    Flat,
+    /// Any of them.
+    Any,
+}
+
+/// What became of a request's events, in their order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The request was an array.
+    pub batch: bool,
+    /// What became of each event.
+    pub items: Vec<Disposition>,
+}
+
+/// What became of one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// It is durable.
+    Queued(EventId),
+    /// It is of no interest.
+    Ignored(&'static str),
+}
+
+/// Why a request was refused; nothing of it was published.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The tenant is not configured.
+    #[error("unknown tenant")]
+    UnknownTenant,
+    /// No scheme of the tenant accepts it.
+    #[error("no or wrong credential")]
+    Unauthorized,
+    /// It is not as expected.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// It names another tenant than the one whose sender posted it.
+    #[error("the event is of another tenant")]
+    Foreign,
+    /// It could not be made durable; the sender must come again.
+    #[error("the event could not be made durable")]
+    Unavailable {
+        /// When to come again.
+        retry_after: Duration,
+    },
+}
+
+impl Ingest {
+    /// Makes the ingest flow. `hashers` holds the present key scheme first, then those that it replaces.
+    ///
+    /// # Errors
+    ///
+    /// A webhook's configuration is unusable.
+    pub fn new<'a>(
+        tenants: impl IntoIterator<Item = (TenantId, &'a [authenticate::Config])>,
+        hashers: Vec<KeyHasher>,
+        publisher: Arc<dyn Publisher>,
+        clock: SharedClock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ConfigError> {
+        let made = |(tenant, webhooks): (TenantId, &[authenticate::Config])| {
+            let authenticators = webhooks.iter().map(Authenticator::new).collect::<Result<_, _>>()?;
+            Ok((tenant, authenticators))
+        };
+        let tenants = tenants.into_iter().map(made).collect::<Result<_, _>>()?;
+        Ok(Self { tenants, hashers, publisher, clock, metrics })
+    }
+
+    /// Tells whether a tenant is configured.
+    #[must_use]
+    pub fn knows(&self, tenant: &TenantId) -> bool {
+        self.tenants.contains_key(tenant)
+    }
+
+    /// Takes one request, posted for `tenant`.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`], in this order of precedence: unknown tenant, unauthorized, malformed, foreign,
+    /// unavailable. Nothing was published unless it is the last, which may have published some.
+    pub async fn accept(
+        &self,
+        tenant: &TenantId,
+        expected: Expected,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Accepted, Refusal> {
+        let started = Instant::now();
+        let answer = self.take(tenant, expected, headers, body).await;
+        observe(&self.metrics.ingest_duration, started.elapsed());
+        answer
+    }
+
+    async fn take(
+        &self,
+        tenant: &TenantId,
+        expected: Expected,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Accepted, Refusal> {
+        let authenticators = self.tenants.get(tenant).ok_or(Refusal::UnknownTenant)?;
+        if !authenticate::accepts(authenticators, headers, body) {
+            tracing::warn!(%tenant, "a webhook without a valid credential was refused");
+            self.metrics.auth_failures.with(Door::Webhook).increment(1);
+            self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
+            return Err(Refusal::Unauthorized);
+        }
+        let posted = match expected {
+            Expected::Flat => shapes::read_flat(body),
+            Expected::Any => shapes::read_any(headers, body),
+        };
+        let posted = posted.inspect_err(|malformed| {
+            tracing::info!(%tenant, field = malformed.field, "a malformed webhook was refused");
+            self.count(Shape::Flat, IngestOutcome::Malformed, 1);
+        })?;
+        if let Some(shape) = names_another(&posted, tenant) {
+            tracing::warn!(%tenant, "a webhook that names another tenant was refused");
+            self.count(shape, IngestOutcome::Foreign, 1);
+            return Err(Refusal::Foreign);
+        }
+        self.publish(tenant, headers, posted).await
+    }
+
+    async fn publish(&self, tenant: &TenantId, headers: &HeaderMap, posted: Posted) -> Result<Accepted, Refusal> {
+        let trace = traceparent(headers);
+        let received_at = self.clock.now();
+        let (mut events, mut items, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
+        for item in posted.items {
+            match item {
+                Item::Announced(announcement) => {
+                    let mut event = announcement.into_event(tenant, &self.hashers, received_at);
+                    event.traceparent.clone_from(&trace);
+                    items.push(Disposition::Queued(event.id.clone()));
+                    shapes.push(event.shape);
+                    events.push(event);
+                }
+                Item::Ignored { shape, reason } => {
+                    self.count(shape, IngestOutcome::Ignored, 1);
+                    items.push(Disposition::Ignored(reason));
+                }
+            }
+        }
+        let outcome = self.make_durable(tenant, &events).await;
+        let counted = if outcome.is_ok() { IngestOutcome::Queued } else { IngestOutcome::Unavailable };
+        for shape in shapes {
+            self.count(shape, counted, 1);
+        }
+        outcome.map(|()| Accepted { batch: posted.batch, items })
+    }
+
+    async fn make_durable(&self, tenant: &TenantId, events: &[Event]) -> Result<(), Refusal> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let published = timeout(PUBLISH_DEADLINE, self.publisher.publish(events)).await;
+        let error = match published {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_elapsed) => queue::Error::Unavailable { reason: "no confirmation in time".to_owned() },
+        };
+        tracing::error!(%tenant, events = events.len(), %error, "events could not be made durable, the sender is asked to come again");
+        Err(Refusal::Unavailable { retry_after: error.retry_after() })
+    }
+
+    fn count(&self, shape: Shape, outcome: IngestOutcome, events: u64) {
+        self.metrics.ingest_events.with(shape).with(outcome).increment(events);
+    }
+}
+
+/// Returns the shape of the first event that names another tenant.
+fn names_another(posted: &Posted, tenant: &TenantId) -> Option<Shape> {
+    posted.items.iter().find_map(|item| match item {
+        Item::Announced(announcement) => {
+            let foreign = announcement.tenant.as_ref().is_some_and(|named| named != tenant);
+            foreign.then_some(announcement.shape)
+        }
+        Item::Ignored { .. } => None,
+    })
+}
+
+/// Takes the W3C trace context of a request, if it has a well-formed one.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let plain = value.len() == 55 && value.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
+    plain.then(|| value.to_owned())
+}

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use profile_edge::app::App;
 use profile_edge::config;
 use profile_edge::faults::Faults;
+use profile_edge::logging;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -38,6 +39,8 @@ fn main() {
 }
 
 async fn compare() {
+    // As the binary runs: with its subscriber, so that spans cost what they cost there.
+    logging::init(&logging::Config { level: logging::Level::Info, format: logging::Format::Json });
     let data = tempfile::tempdir().expect("a directory can be made");
     let settings = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\

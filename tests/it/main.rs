@@ -1,6 +1,16 @@
 //! The integration tests: one binary over the real application.
 
+#![expect(clippy::unwrap_used, reason = "in a test, an unwrap that fails is a failure that says where")]
+
+mod bad_input;
+mod canary;
+mod config;
 mod contract;
+mod ingest;
+mod laws;
+mod main_job;
+mod operator;
+mod process;
 mod sandbox;
 mod support;
 mod upstream;

@@ -1,15 +1,21 @@
 //! The main job, end to end: a miss, a hit, a change at Genesys, the changed profile.
 
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use profile_edge::clock::SystemClock;
 use profile_edge::faults::Fault;
+use profile_edge::sandbox::{Options, Sandbox};
+use profile_edge::shutdown::Shutdown;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::edge::{Edge, flat, looked};
-use crate::support::{customer, eventually};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, flat, looked};
+use crate::support::process::free_port;
+use crate::support::{PATIENCE, customer, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call() {
@@ -89,32 +95,11 @@ async fn a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_were_not_applied_are_applied_after_a_restart() {
-    let edge = Edge::start().await;
-    edge.faults.arm(Fault::PauseBeforeApply);
-    for n in 0..10 {
-        assert_eq!(edge.post_event(&flat(&customer(n + 1))).await.status(), 202);
-    }
-    edge.faults.reached(Fault::PauseBeforeApply, 10).await;
-    // Held for good: the drain must give them back at its deadline. So let them go only afterwards.
-    let faults = edge.faults.clone();
-    let release = tokio::spawn(async move { faults.disarm(Fault::PauseBeforeApply) });
-    let edge = edge.restart().await;
-    release.await.unwrap();
-    eventually("an empty queue", || async {
-        (edge.metric("profile_edge_outbox_events").await == 0.0).then_some(())
-    })
-    .await;
-    edge.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id() {
     let edge = Edge::start().await;
     let (five, six) = (customer(5), customer(6));
     let merge = edge.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
-    let merged: Value =
-        merge.json(&json!({ "contactIds": [five, six] })).send().await.unwrap().json().await.unwrap();
+    let merged: Value = merge.json(&json!({ "contactIds": [five, six] })).send().await.unwrap().json().await.unwrap();
     let canonical = merged["id"].as_str().unwrap().to_owned();
     let updated = "profile_edge_consumer_events_total{kind=\"merged\",outcome=\"applied\"}";
     edge.metric_reaches(updated, 1.0).await;
@@ -154,7 +139,13 @@ async fn trouble_at_genesys_has_its_status_within_two_seconds_and_passes() {
         assert!(started.elapsed() < Duration::from_secs(2), "{behaviour}: {:?}", started.elapsed());
         assert_eq!(refused.headers.contains_key("retry-after"), status == 503, "{behaviour}");
         assert_eq!(refused.headers["content-type"], "application/problem+json");
-        let calm: Value = behaviour.as_object().unwrap().keys().map(|key| (key.clone(), Value::Null)).collect::<serde_json::Map<_, _>>().into();
+        let calm: Value = behaviour
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(|key| (key.clone(), Value::Null))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
         edge.behave(calm).await;
         eventually("recovery", || async { (edge.look_up(&customer(n)).await.status == 200).then_some(()) }).await;
     }
@@ -197,18 +188,50 @@ async fn an_unknown_customer_is_remembered_as_unknown_until_it_is_created() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_token_costs_one_renewal_and_no_failed_lookup() {
+async fn a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_and_no_failure() {
     let edge = Edge::start().await;
-    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
-    let answers = join_all((100..300).map(|n| async move { customer(n) }).map(|id| async { edge.look_up(&id.await).await })).await;
-    assert!(answers.iter().all(|answer| answer.status == 200));
-    assert_eq!(edge.calls().await.1, 1);
+    let look_up_all = async |numbers: Range<u32>| {
+        let ids: Vec<String> = numbers.map(customer).collect();
+        let answers = join_all(ids.iter().map(|id| edge.look_up(id))).await;
+        assert!(answers.iter().all(|answer| answer.status == 200));
+    };
+    look_up_all(1..901).await;
+    look_up_all(1..101).await;
+    assert_eq!(edge.calls().await, (900, 1));
     edge.behave(json!({ "revoke_tokens": true })).await;
-    let ids: Vec<String> = (20..60).map(customer).collect();
-    let answers = join_all(ids.iter().map(|id| edge.look_up(id))).await;
-    assert!(answers.iter().all(|answer| answer.status == 200));
+    look_up_all(901..1000).await;
     assert_eq!(edge.calls().await.1, 2);
     edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itself() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let settings = format!(
+        r#"
+        [[tenant]]
+        id = "10001"
+        upstream = {{ api_url = "http://{address}", login_url = "http://{address}", client_id = "sandbox", client_secret = "sandbox" }}
+        [[caller]]
+        name = "desktop"
+        key_sha256 = "{DEMO_KEY_SHA256}"
+        tenants = ["10001"]
+        fields = ["*"]
+        "#
+    );
+    let edge = Edge::start_with(&settings).await;
+    let started = Instant::now();
+    let refused = edge.look_up(&customer(1)).await;
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(refused.headers.contains_key("retry-after"));
+
+    let (controller, shutdown) = Shutdown::new();
+    let options = Options { listen: address.into(), customers: 10, latency: Duration::ZERO, webhook: None };
+    Sandbox::start(options, SystemClock::shared(), shutdown).await.unwrap();
+    eventually("recovery", || async { (edge.look_up(&customer(1)).await.status == 200).then_some(()) }).await;
+    edge.stop().await;
+    assert!(controller.drain(PATIENCE).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use futures_util::future::join_all;
-use profile_edge::clock::{Clock, ManualClock, SharedClock};
+use profile_edge::clock::{ManualClock, SharedClock};
 use profile_edge::domain::{
     At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Stamps, Timestamp,
 };

@@ -11,6 +11,9 @@ use tempfile::TempDir;
 
 use super::eventually;
 
+/// The SHA-256 of `demo-key`.
+pub(crate) const DEMO_KEY_SHA256: &str = "c48a01f49fd0f2cc404bc3cbbc80e91457a3d41bb429a695243de4c61794155c";
+
 /// A running application, its faults, and a client.
 pub(crate) struct Edge {
     app: Option<App>,
@@ -18,9 +21,9 @@ pub(crate) struct Edge {
     pub(crate) client: reqwest::Client,
     pub(crate) public: SocketAddr,
     pub(crate) admin: SocketAddr,
-    sandbox: SocketAddr,
-    pub(crate) data: TempDir,
-    settings: String,
+    sandbox: Option<SocketAddr>,
+    /// Removed when this is dropped.
+    _data: TempDir,
 }
 
 /// What a lookup answered.
@@ -50,10 +53,7 @@ impl Edge {
 
     /// Starts with these settings (TOML) on top of free ports and a directory of its own.
     pub(crate) async fn start_with(settings: &str) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), settings).await
-    }
-
-    async fn start_in(data: TempDir, settings: &str) -> Self {
+        let data = tempfile::tempdir().unwrap();
         // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let faults = Faults::default();
@@ -64,18 +64,10 @@ impl Edge {
             client: reqwest::Client::builder().pool_max_idle_per_host(4096).build().unwrap(),
             public: app.public,
             admin: app.admin,
-            sandbox: app.sandbox.unwrap(),
+            sandbox: app.sandbox,
             app: Some(app),
-            data,
-            settings: settings.to_owned(),
+            _data: data,
         }
-    }
-
-    /// Stops in good order and starts again on the same data.
-    pub(crate) async fn restart(mut self) -> Self {
-        assert!(self.app.take().unwrap().stop().await, "the drain met its deadline");
-        let settings = self.settings.clone();
-        Self::start_in(self.data, &settings).await
     }
 
     /// Stops in good order.
@@ -89,7 +81,8 @@ impl Edge {
 
     /// A request to the sandbox as its editor.
     pub(crate) fn sandbox(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("http://{}{path}", self.sandbox)).bearer_auth("sandbox-editor")
+        let sandbox = self.sandbox.expect("this configuration has a sandbox");
+        self.client.request(method, format!("http://{sandbox}{path}")).bearer_auth("sandbox-editor")
     }
 
     pub(crate) async fn look_up(&self, customer: &str) -> Looked {

@@ -8,13 +8,13 @@
 //! Steps that touch more than one of them hold the key's stripe, a short lock that no await ever happens
 //! under; [`get`](Store::get) takes none.
 
+mod kept;
+
 use std::hash::{BuildHasher, RandomState};
-use std::time::{Duration, Instant as SystemInstant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytesize::ByteSize;
-use moka::Expiry;
-use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
@@ -23,12 +23,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::clock::SharedClock;
 use crate::domain::{Digest, Key, ProfileBody, Timestamp};
-
-use super::fence::{Fence, Newest, Place, raise};
-use super::{
+use crate::store::fence::{Fence, Newest, Place, raise};
+use crate::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased,
     Lifetimes, Record, Store, Token, Tombstone,
 };
+
+use kept::{Kept, cache, live};
 
 /// How many locks, and how many wake-up bells, the keys are spread over.
 const STRIPES: usize = 1024;
@@ -57,48 +58,11 @@ pub struct Embedded {
     clock: SharedClock,
 }
 
-/// A value that is kept until a time.
-#[derive(Clone, Debug)]
-struct Kept<T> {
-    value: T,
-    until: Timestamp,
-    lifetime: Duration,
-}
-
 /// Serializes the steps on its keys, and rings when one of them changes.
 #[derive(Debug, Default)]
 struct Stripe {
     lock: Mutex<()>,
     changed: Notify,
-}
-
-/// Gives memory back once a value's lifetime is over.
-struct Reclaim;
-
-impl<K, T> Expiry<K, Kept<T>> for Reclaim {
-    fn expire_after_create(&self, _key: &K, kept: &Kept<T>, _at: SystemInstant) -> Option<Duration> {
-        Some(kept.lifetime)
-    }
-
-    fn expire_after_update(
-        &self,
-        _key: &K,
-        kept: &Kept<T>,
-        _at: SystemInstant,
-        _remaining: Option<Duration>,
-    ) -> Option<Duration> {
-        Some(kept.lifetime)
-    }
-}
-
-impl<T> Kept<T> {
-    fn new(value: T, now: Timestamp, lifetime: Duration) -> Self {
-        Self { value, until: now.plus(lifetime), lifetime }
-    }
-
-    fn remaining(&self, now: Timestamp) -> Duration {
-        self.until.since(now)
-    }
 }
 
 impl Embedded {
@@ -356,28 +320,6 @@ impl Inspect for Embedded {
             lock: live(&self.locks, key, now).map(|lock| (lock.value, lock.remaining(now))),
         })
     }
-}
-
-fn cache<K, T>(max: u64, weigh: fn(&K, &Kept<T>) -> u32) -> Cache<K, Kept<T>>
-where
-    K: std::hash::Hash + Eq + Send + Sync + 'static,
-    T: Clone + Send + Sync + 'static,
-{
-    Cache::builder()
-        .max_capacity(max)
-        .weigher(weigh)
-        .eviction_policy(EvictionPolicy::lru())
-        .expire_after(Reclaim)
-        .build()
-}
-
-/// Returns what is kept under a name, unless its time is over.
-fn live<K, T>(cache: &Cache<K, Kept<T>>, key: &K, now: Timestamp) -> Option<Kept<T>>
-where
-    K: std::hash::Hash + Eq + Send + Sync + 'static,
-    T: Clone + Send + Sync + 'static,
-{
-    cache.get(key).filter(|kept| kept.until > now)
 }
 
 fn entry_weight(_key: &Key, kept: &Kept<Entry>) -> u32 {

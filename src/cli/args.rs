@@ -1,0 +1,115 @@
+//! What can be asked for on the command line.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+use url::Url;
+
+use crate::logging::{self, Format, Level};
+
+/// Edge cache for Genesys Cloud customer profiles with event-driven invalidation.
+#[derive(Debug, Parser)]
+#[command(name = "profile-edge", version, args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Runs the service (the default); with no configuration, a demo that needs nothing installed.
+    Run(RunArgs),
+    /// Runs a stand-alone sandbox Genesys.
+    Sandbox(SandboxArgs),
+    /// Validates the configuration and prints it, secrets redacted, each value with where it came from.
+    CheckConfig {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// One JSON object on a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Reads a caller key on standard input and prints the value for `key_sha256`.
+    HashKey,
+    /// Exits 0 when the local service is ready, 69 when it is not.
+    Healthcheck {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The admin listener; by default the configured one.
+        #[arg(long, value_name = "URL")]
+        admin: Option<String>,
+    },
+    /// Prints the OpenAPI 3.1 document.
+    Openapi,
+    /// Tells the state of one customer's key, never its contents.
+    Inspect(TargetArgs),
+    /// Publishes an event about a customer, as if Genesys had sent it.
+    Invalidate {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Remove a tombstone too.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ConfigArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "PROFILE_EDGE_CONFIG")]
+    pub(super) config: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    /// The flows to run, separated by commas: ingest, consumer, lookup.
+    #[arg(long, value_name = "ROLES")]
+    pub(super) role: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct TargetArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    /// The tenant.
+    #[arg(long)]
+    pub(super) tenant: String,
+    /// The customer; `-` reads the id from standard input, so that it stays out of the shell's history.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(super) customer: String,
+    /// The admin listener; by default the configured one.
+    #[arg(long, value_name = "URL")]
+    pub(super) admin: Option<String>,
+    /// One JSON object on a line.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SandboxArgs {
+    /// Where it listens.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8082")]
+    pub(super) listen: SocketAddr,
+    /// How many invented customers it starts with.
+    #[arg(long, default_value_t = 1000)]
+    pub(super) customers: u32,
+    /// How long each of its answers takes.
+    #[arg(long, default_value = "150ms")]
+    pub(super) latency: humantime::Duration,
+    /// Where it posts its events; needs --webhook-key.
+    #[arg(long, value_name = "URL")]
+    pub(super) webhook_url: Option<Url>,
+    /// What it presents there as `X-API-Key`.
+    #[arg(long, value_name = "KEY", env = "PROFILE_EDGE_WEBHOOK_KEY", hide_env_values = true)]
+    pub(super) webhook_key: Option<String>,
+}
+
+impl SandboxArgs {
+    pub(super) const fn log(&self) -> logging::Config {
+        logging::Config { level: Level::Info, format: Format::Auto }
+    }
+}

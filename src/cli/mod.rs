@@ -1,0 +1,214 @@
+//! The command line: parse, load the configuration, call the one thing that was asked for.
+//!
+//! Exit codes: 0, also after a clean drain; 64 configuration or usage error; 69 a needed dependency is
+//! unavailable; 70 internal, also a drain that met its deadline.
+
+mod args;
+mod run;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use sha2::{Digest, Sha256};
+
+use crate::clock::SystemClock;
+use crate::config::{self, Loaded};
+use crate::domain::Secret;
+use crate::http::openapi;
+use crate::logging;
+use crate::operate::client::{self, Client};
+use crate::sandbox::{Options, Sandbox, Webhook};
+use crate::shutdown::{Shutdown, asked_to_stop};
+
+use args::{Args, Command, ConfigArgs, SandboxArgs, TargetArgs};
+
+/// Why a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All is well.
+    Ok,
+    /// The configuration or the command line is at fault.
+    Usage,
+    /// Something that is needed does not answer.
+    Unavailable,
+    /// We are at fault.
+    Internal,
+}
+
+impl From<Exit> for ExitCode {
+    /// The numbers are those of `sysexits.h`.
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Ok => 0,
+            Exit::Usage => 64,
+            Exit::Unavailable => 69,
+            Exit::Internal => 70,
+        })
+    }
+}
+
+/// Runs the command that the process was started with.
+pub async fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are asked for, not mistaken.
+            let mistaken = error.use_stderr();
+            let _ = error.print();
+            return if mistaken { Exit::Usage.into() } else { Exit::Ok.into() };
+        }
+    };
+    command(args).await.into()
+}
+
+async fn command(args: Args) -> Exit {
+    match args.command.unwrap_or(Command::Run(args.run)) {
+        Command::Run(run) => match load(&run.config, run.role.as_deref()) {
+            Ok(loaded) => run::run(loaded.config).await,
+            Err(exit) => exit,
+        },
+        Command::Sandbox(sandbox) => run_sandbox(sandbox).await,
+        Command::CheckConfig { config, json } => match load(&config, None) {
+            Ok(Loaded { report, .. }) => print(&if json { report.json_lines() } else { report.text() }),
+            Err(exit) => exit,
+        },
+        Command::HashKey => hash_key(),
+        Command::Healthcheck { config, admin } => match admin_client(&config, admin) {
+            Ok(client) => finish(client.ready().await.map(|()| String::new())),
+            Err(exit) => exit,
+        },
+        Command::Openapi => print(&format!("{}\n", openapi::document())),
+        Command::Inspect(target) => operate(target, None).await,
+        Command::Invalidate { target, force } => operate(target, Some(force)).await,
+    }
+}
+
+fn load(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, Exit> {
+    let roles = roles.map(|roles| ("PROFILE_EDGE__ROLES".to_owned(), roles.to_owned()));
+    // Variables that are no text cannot be meant for us.
+    let env =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let env = env.chain(roles);
+    config::load(args.config.as_deref().map(Path::new), env).map_err(|errors| {
+        for problem in &errors.0 {
+            complain(&format!("configuration: {problem}"));
+        }
+        Exit::Usage
+    })
+}
+
+fn hash_key() -> Exit {
+    let mut key = Vec::new();
+    if let Err(error) = std::io::stdin().take(64 * 1024).read_to_end(&mut key) {
+        complain(&format!("standard input cannot be read: {error}"));
+        return Exit::Usage;
+    }
+    let key = key.strip_suffix(b"\n").unwrap_or(&key);
+    let key = key.strip_suffix(b"\r").unwrap_or(key);
+    if key.is_empty() {
+        complain("standard input: expected a caller key, got nothing");
+        return Exit::Usage;
+    }
+    print(&format!("{}\n", hex::encode(Sha256::digest(key))))
+}
+
+/// Runs the operators' commands that are about one customer.
+async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
+    let customer = match target.customer.as_str() {
+        "-" => match first_line() {
+            Ok(customer) => customer,
+            Err(error) => {
+                complain(&format!("standard input cannot be read: {error}"));
+                return Exit::Usage;
+            }
+        },
+        customer => customer.to_owned(),
+    };
+    let client = match admin_client(&target.config, target.admin) {
+        Ok(client) => client,
+        Err(exit) => return exit,
+    };
+    let answer = match invalidate {
+        None => client.inspect(&target.tenant, &customer).await,
+        Some(force) => client.invalidate(&target.tenant, &customer, force).await,
+    };
+    finish(answer.map(|answer| if target.json { format!("{answer}\n") } else { client::lines(&answer) }))
+}
+
+fn first_line() -> std::io::Result<String> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+/// Makes a client of the admin listener: the one that is named, or the configured one.
+fn admin_client(config: &ConfigArgs, admin: Option<String>) -> Result<Client, Exit> {
+    let url = match admin {
+        Some(url) => url,
+        None => {
+            let mut listen = load(config, None)?.config.admin.listen;
+            if listen.ip().is_unspecified() {
+                listen.set_ip(Ipv4Addr::LOCALHOST.into());
+            }
+            format!("http://{listen}")
+        }
+    };
+    let key = std::env::var("PROFILE_EDGE_ADMIN_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
+    Client::new(&url, key).map_err(|error| {
+        complain(&error.to_string());
+        Exit::Usage
+    })
+}
+
+async fn run_sandbox(args: SandboxArgs) -> Exit {
+    logging::init(&args.log());
+    let webhook = match (args.webhook_url, args.webhook_key) {
+        (Some(url), Some(key)) => Some(Webhook { url, key: Secret::new(key) }),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            complain("--webhook-url and --webhook-key go together");
+            return Exit::Usage;
+        }
+    };
+    let (controller, shutdown) = Shutdown::new();
+    let listen: SocketAddr = args.listen;
+    let options = Options { listen: listen.into(), customers: args.customers, latency: args.latency.into(), webhook };
+    match Sandbox::start(options, SystemClock::shared(), shutdown).await {
+        Ok(sandbox) => tracing::info!(listen = %sandbox.addr, "the sandbox is ready"),
+        Err(error) => {
+            complain(&format!("cannot listen on {listen} (--listen): {error}"));
+            return Exit::Unavailable;
+        }
+    }
+    asked_to_stop().await;
+    controller.drain(run::SANDBOX_DEADLINE).await;
+    Exit::Ok
+}
+
+fn finish(answer: Result<String, client::Error>) -> Exit {
+    match answer {
+        Ok(text) => print(&text),
+        Err(error) => {
+            complain(&error.to_string());
+            match error {
+                client::Error::Url | client::Error::Refused { .. } => Exit::Usage,
+                client::Error::Unavailable { .. } => Exit::Unavailable,
+            }
+        }
+    }
+}
+
+/// Prints an answer to standard output; a reader that went away is no fault.
+fn print(text: &str) -> Exit {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    Exit::Ok
+}
+
+/// Tells a person at a terminal what is wrong.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "profile-edge: {text}");
+}

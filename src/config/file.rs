@@ -1,0 +1,116 @@
+//! The form that a configuration file has, before tenants take what they leave out from `[lookup]`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::domain::TenantId;
+use crate::http::{callers, serve};
+use crate::ingest::authenticate;
+use crate::readiness::Roles;
+use crate::{consumer, logging, lookup, queue, sandbox, store, upstream};
+
+use super::{Config, DemoConfig, KeysConfig, SecurityConfig, ShutdownConfig, Tenant};
+
+/// A flow, as `roles` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Role {
+    Ingest,
+    Consumer,
+    Lookup,
+}
+
+/// The file's own form.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    roles: Vec<Role>,
+    #[serde(with = "humantime_serde")]
+    startup_timeout: Duration,
+    shutdown: ShutdownConfig,
+    log: logging::Config,
+    http: serve::Config,
+    admin: serve::AdminConfig,
+    security: SecurityConfig,
+    keys: KeysConfig,
+    store: store::open::Config,
+    queue: queue::open::Config,
+    upstream: upstream::open::Config,
+    lookup: lookup::Config,
+    consumer: consumer::Config,
+    sandbox: sandbox::Config,
+    demo: DemoConfig,
+    #[serde(default)]
+    tenant: Vec<TenantFile>,
+    #[serde(default)]
+    caller: Vec<callers::Config>,
+}
+
+/// One `[[tenant]]` as it is written: the times of `[lookup]` may be set anew.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TenantFile {
+    id: TenantId,
+    #[serde(default, with = "humantime_serde")]
+    ttl: Option<Duration>,
+    ttl_jitter: Option<f64>,
+    #[serde(default, with = "humantime_serde")]
+    grace: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    negative_ttl: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    unsettled_ttl: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    soft_timeout: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    deadline: Option<Duration>,
+    upstream: Option<upstream::open::TenantConfig>,
+    #[serde(default)]
+    webhook: Vec<authenticate::Config>,
+}
+
+impl File {
+    /// Fills in what tenants leave to the common settings.
+    pub(super) fn into_config(self, is_demo: bool) -> Config {
+        let runs = |role| self.roles.contains(&role);
+        let roles = Roles { ingest: runs(Role::Ingest), consumer: runs(Role::Consumer), lookup: runs(Role::Lookup) };
+        let tenants = self.tenant.into_iter().map(|tenant| tenant.over(&self.lookup)).collect();
+        Config {
+            roles,
+            startup_timeout: self.startup_timeout,
+            shutdown: self.shutdown,
+            log: self.log,
+            http: self.http,
+            admin: self.admin,
+            security: self.security,
+            keys: self.keys,
+            store: self.store,
+            queue: self.queue,
+            upstream: self.upstream,
+            lookup: self.lookup,
+            consumer: self.consumer,
+            sandbox: self.sandbox,
+            demo: self.demo,
+            tenants,
+            callers: self.caller,
+            is_demo,
+        }
+    }
+}
+
+impl TenantFile {
+    fn over(self, common: &lookup::Config) -> Tenant {
+        let lookup = lookup::Config {
+            ttl: self.ttl.unwrap_or(common.ttl),
+            ttl_jitter: self.ttl_jitter.unwrap_or(common.ttl_jitter),
+            grace: self.grace.unwrap_or(common.grace),
+            negative_ttl: self.negative_ttl.unwrap_or(common.negative_ttl),
+            unsettled_ttl: self.unsettled_ttl.unwrap_or(common.unsettled_ttl),
+            lease_ttl: common.lease_ttl,
+            soft_timeout: self.soft_timeout.unwrap_or(common.soft_timeout),
+            deadline: self.deadline.unwrap_or(common.deadline),
+        };
+        Tenant { id: self.id, lookup, upstream: self.upstream, webhooks: self.webhook }
+    }
+}

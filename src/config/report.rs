@@ -1,0 +1,40 @@
+//! What `check-config` prints: every effective setting and where it came from.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::tree::{Node, Origin};
+
+/// The effective settings: each with its value, secrets redacted, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Report(Vec<(String, String, Origin)>);
+
+impl Report {
+    pub(super) fn of(tree: &Node, secrets: &BTreeSet<String>) -> Self {
+        let mut lines = Vec::new();
+        tree.walk("", &mut |path, value, origin| {
+            // A list of secrets has its members' paths among them.
+            let secret = secrets.contains(path) || secrets.contains(&format!("{path}[0]"));
+            let value = if secret { "\"[redacted]\"".to_owned() } else { value };
+            lines.push((path.to_owned(), value, origin.clone()));
+        });
+        Self(lines)
+    }
+
+    /// Returns one `key = value  # from where` line for each setting.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.0.iter().map(|(path, value, origin)| format!("{path} = {value}  # {origin}\n")).collect()
+    }
+
+    /// Returns one JSON object on a line for each setting.
+    #[must_use]
+    pub fn json_lines(&self) -> String {
+        let line = |(path, value, origin): &(String, String, Origin)| {
+            let value = serde_json::from_str(value).unwrap_or(serde_json::Value::String(value.clone()));
+            format!("{}\n", json!({ "key": path, "value": value, "from": origin.to_string() }))
+        };
+        self.0.iter().map(line).collect()
+    }
+}

@@ -1,0 +1,188 @@
+//! Settings as a tree: values that know where they came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The compiled-in defaults.
+    Default,
+    /// The compiled-in demo.
+    Demo,
+    /// A file.
+    File(Arc<str>),
+    /// An environment variable.
+    Env(Arc<str>),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Demo => f.write_str("demo"),
+            Self::File(path) => write!(f, "file {path}"),
+            Self::Env(name) => write!(f, "env {name}"),
+        }
+    }
+}
+
+/// A setting, or a table or list of them.
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    /// Settings by name.
+    Table(BTreeMap<String, Node>),
+    /// Settings in order.
+    List(Vec<Node>, Origin),
+    /// One setting.
+    Scalar(Scalar, Origin),
+}
+
+/// The value of one setting.
+#[derive(Clone, Debug)]
+pub(super) enum Scalar {
+    /// A text.
+    Text(String),
+    /// A text from the environment, which may stand for a number, a truth value or a list.
+    Loose(String),
+    /// An integer.
+    Integer(i64),
+    /// A number.
+    Float(f64),
+    /// A truth value.
+    Boolean(bool),
+}
+
+impl Node {
+    /// Makes a tree of a TOML document.
+    ///
+    /// # Errors
+    ///
+    /// What the parser says, with line and column, without the line itself: it may hold a secret.
+    pub(super) fn parse(text: &str, origin: &Origin) -> Result<Self, String> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            match line {
+                Some(line) => format!("line {line}: {}", error.message()),
+                None => error.message().to_owned(),
+            }
+        })?;
+        Ok(Self::from_value(toml::Value::Table(table), origin))
+    }
+
+    fn from_value(value: toml::Value, origin: &Origin) -> Self {
+        let scalar = |scalar| Self::Scalar(scalar, origin.clone());
+        match value {
+            toml::Value::Table(table) => {
+                Self::Table(table.into_iter().map(|(key, value)| (key, Self::from_value(value, origin))).collect())
+            }
+            toml::Value::Array(items) => {
+                let items = items.into_iter().map(|item| Self::from_value(item, origin)).collect();
+                Self::List(items, origin.clone())
+            }
+            toml::Value::String(text) => scalar(Scalar::Text(text)),
+            toml::Value::Integer(integer) => scalar(Scalar::Integer(integer)),
+            toml::Value::Float(float) => scalar(Scalar::Float(float)),
+            toml::Value::Boolean(boolean) => scalar(Scalar::Boolean(boolean)),
+            toml::Value::Datetime(time) => scalar(Scalar::Text(time.to_string())),
+        }
+    }
+
+    /// Lays another tree over this one: tables merge, everything else replaces.
+    pub(super) fn overlay(&mut self, over: Self) {
+        match (self, over) {
+            (Self::Table(below), Self::Table(above)) => {
+                for (key, node) in above {
+                    match below.get_mut(&key) {
+                        Some(existing) => existing.overlay(node),
+                        None => drop(below.insert(key, node)),
+                    }
+                }
+            }
+            (place, over) => *place = over,
+        }
+    }
+
+    /// Sets one value by its path, from the environment.
+    pub(super) fn set(&mut self, path: &[String], value: &str, origin: &Origin) {
+        let leaf = Self::Scalar(Scalar::Loose(value.to_owned()), origin.clone());
+        let nested = path.iter().rev().fold(leaf, |node, key| Self::Table(BTreeMap::from([(key.clone(), node)])));
+        self.overlay(nested);
+    }
+
+    /// Puts a member into a table, in place of what is there.
+    pub(super) fn set_member(&mut self, key: &str, node: Self) {
+        if let Self::Table(table) = self {
+            table.insert(key.to_owned(), node);
+        }
+    }
+
+    /// Returns the node at a path such as `tenant[0].upstream.region`, or the nearest above it.
+    #[must_use]
+    pub(super) fn find(&self, path: &str) -> Option<&Self> {
+        let mut node = self;
+        for part in path.split('.') {
+            let (key, index) = match part.split_once('[') {
+                Some((key, index)) => (key, index.trim_end_matches(']').parse::<usize>().ok()),
+                None => (part, None),
+            };
+            let Some(below) = node.get(key) else { return Some(node) };
+            node = match (below, index) {
+                (Self::List(items, _), Some(index)) => items.get(index)?,
+                (below, _) => below,
+            };
+        }
+        Some(node)
+    }
+
+    /// Returns the member of a table.
+    #[must_use]
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+        match self {
+            Self::Table(table) => table.get(key),
+            Self::List(..) | Self::Scalar(..) => None,
+        }
+    }
+
+    /// Returns where a value came from; of a table, where its first member did.
+    #[must_use]
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Table(table) => table.values().find_map(Self::origin),
+            Self::List(_, origin) | Self::Scalar(_, origin) => Some(origin),
+        }
+    }
+
+    /// Calls `visit` with the path and text of every value, in order of their names.
+    pub(super) fn walk(&self, path: &str, visit: &mut impl FnMut(&str, String, &Origin)) {
+        match self {
+            Self::Table(table) => {
+                for (key, node) in table {
+                    let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    node.walk(&below, visit);
+                }
+            }
+            Self::List(items, origin) if items.iter().all(|item| matches!(item, Self::Scalar(..))) => {
+                let texts: Vec<String> = items.iter().map(Self::text).collect();
+                visit(path, format!("[{}]", texts.join(", ")), origin);
+            }
+            Self::List(items, _) => {
+                for (index, item) in items.iter().enumerate() {
+                    item.walk(&format!("{path}[{index}]"), visit);
+                }
+            }
+            Self::Scalar(_, origin) => visit(path, self.text(), origin),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Scalar(Scalar::Text(text) | Scalar::Loose(text), _) => format!("{text:?}"),
+            Self::Scalar(Scalar::Integer(integer), _) => integer.to_string(),
+            Self::Scalar(Scalar::Float(float), _) => float.to_string(),
+            Self::Scalar(Scalar::Boolean(boolean), _) => boolean.to_string(),
+            Self::Table(_) | Self::List(..) => String::new(),
+        }
+    }
+}

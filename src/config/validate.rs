@@ -1,0 +1,217 @@
+//! What types cannot say: settings that must fit each other.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use url::{Host, Url};
+
+use super::de::Problem;
+use super::{Config, KeyScheme, Tenant, key_material};
+
+/// The demo's secrets, which everyone can read.
+const DEMO_KEY: &str = "demo-key";
+const DEMO_SECRET: &str = "demo-secret";
+
+/// Returns everything that is wrong.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut found = Vec::new();
+    roles(config, &mut found);
+    times(config, &mut found);
+    keys(config, &mut found);
+    listeners(config, &mut found);
+    tenants(config, &mut found);
+    callers(config, &mut found);
+    demo(config, &mut found);
+    found
+}
+
+fn roles(config: &Config, found: &mut Vec<Problem>) {
+    let roles = config.roles;
+    if !(roles.ingest || roles.consumer || roles.lookup) {
+        found.push(Problem::new("roles", "at least one of \"ingest\", \"consumer\", \"lookup\" is needed"));
+    }
+}
+
+fn times(config: &Config, found: &mut Vec<Problem>) {
+    let mut positive = |path: &str, time: Duration| {
+        if time.is_zero() {
+            found.push(Problem::new(path, "must be longer than zero"));
+        }
+    };
+    positive("startup_timeout", config.startup_timeout);
+    positive("shutdown.deadline", config.shutdown.deadline);
+    positive("store.timeout", config.store.timeout);
+    positive("lookup.ttl", config.lookup.ttl);
+    positive("lookup.negative_ttl", config.lookup.negative_ttl);
+    positive("lookup.unsettled_ttl", config.lookup.unsettled_ttl);
+    positive("lookup.deadline", config.lookup.deadline);
+    positive("consumer.dedup_window", config.consumer.dedup_window);
+    positive("consumer.tombstone_ttl", config.consumer.tombstone_ttl);
+    if config.lookup.lease_ttl <= config.upstream.timeout {
+        let reason = "must be longer than upstream.timeout: a fetcher must not outlive its lease";
+        found.push(Problem::new("lookup.lease_ttl", reason));
+    }
+    jitter("lookup.ttl_jitter", config.lookup.ttl_jitter, found);
+    if !(1..=10_000).contains(&config.consumer.concurrency) {
+        found.push(Problem::new("consumer.concurrency", "must be from 1 to 10000"));
+    }
+    if config.http.max_in_flight == 0 {
+        found.push(Problem::new("http.max_in_flight", "must be at least 1"));
+    }
+    if let Err(error) = config.upstream.validate() {
+        found.push(Problem::new(error.field, error.reason));
+    }
+}
+
+fn jitter(path: &str, jitter: f64, found: &mut Vec<Problem>) {
+    if !(0.0..=0.5).contains(&jitter) {
+        found.push(Problem::new(path, "must be from 0 to 0.5"));
+    }
+}
+
+fn keys(config: &Config, found: &mut Vec<Problem>) {
+    let material = "must be base64 of 32 bytes or more";
+    match (config.keys.scheme, &config.keys.secret) {
+        (KeyScheme::HmacSha256, None) => {
+            found.push(Problem::new("keys.secret", "is missing: keys.scheme \"hmac-sha256\" needs it"));
+        }
+        (KeyScheme::HmacSha256, Some(secret)) if key_material(secret).is_none() => {
+            found.push(Problem::new("keys.secret", material));
+        }
+        (KeyScheme::HmacSha256 | KeyScheme::Sha256, _) => {}
+    }
+    if let Some(previous) = &config.keys.previous
+        && previous.expose() != "sha256"
+        && key_material(previous).is_none()
+    {
+        found.push(Problem::new("keys.previous", format!("{material}, or \"sha256\"")));
+    }
+}
+
+fn listeners(config: &Config, found: &mut Vec<Problem>) {
+    let named = [("http.listen", config.http.listen), ("admin.listen", config.admin.listen)];
+    for (path, listen) in named {
+        if config.security.require_tls && !listen.ip().is_loopback() {
+            let reason = "is not on loopback, and this version cannot serve TLS: listen on loopback behind a proxy \
+                          that does, or set security.require_tls = false";
+            found.push(Problem::new(path, reason));
+        }
+    }
+    let mut all = named.to_vec();
+    if config.runs_sandbox() {
+        all.push(("sandbox.listen", config.sandbox.listen));
+    }
+    for (index, (path, listen)) in all.iter().enumerate() {
+        if listen.port() != 0
+            && let Some((other, _)) = all[..index].iter().find(|(_, other)| other == listen)
+        {
+            found.push(Problem::new(*path, format!("is the same address as {other}")));
+        }
+    }
+    match &config.admin.key_sha256 {
+        Some(key) if !is_sha256(key) => {
+            found.push(Problem::new("admin.key_sha256", "must be 64 hex digits, as profile-edge hash-key prints them"));
+        }
+        None if !config.admin.listen.ip().is_loopback() => {
+            found.push(Problem::new("admin.key_sha256", "is missing: admin.listen is not on loopback"));
+        }
+        Some(_) | None => {}
+    }
+}
+
+fn tenants(config: &Config, found: &mut Vec<Problem>) {
+    let mut ids = HashSet::new();
+    for (index, tenant) in config.tenants.iter().enumerate() {
+        if !ids.insert(&tenant.id) {
+            found.push(Problem::new(format!("tenant[{index}].id"), "another tenant has the same id"));
+        }
+        jitter(&format!("tenant[{index}].ttl_jitter"), tenant.lookup.ttl_jitter, found);
+        upstream(config, index, tenant, found);
+        for (number, webhook) in tenant.webhooks.iter().enumerate() {
+            if let Err(error) = webhook.validate() {
+                let path = format!("tenant[{index}].webhook[{number}].{}", error.field);
+                found.push(Problem::new(path, error.reason));
+            }
+        }
+    }
+}
+
+fn upstream(config: &Config, index: usize, tenant: &Tenant, found: &mut Vec<Problem>) {
+    let Some(upstream) = &tenant.upstream else {
+        if config.roles.lookup {
+            found.push(Problem::new(format!("tenant[{index}].upstream"), "is missing: the role \"lookup\" needs it"));
+        }
+        return;
+    };
+    if let Err(error) = upstream.validate() {
+        let path = error.field.replacen("tenant.", &format!("tenant[{index}]."), 1);
+        found.push(Problem::new(path, error.reason));
+    }
+    if let Ok(urls) = upstream.base_urls() {
+        for (name, url) in [("api_url", &urls.api), ("login_url", &urls.login)] {
+            if config.security.require_tls && url.scheme() == "http" && !is_loopback(url) {
+                let reason = "is a plain http link to another host: use https, or set security.require_tls = false";
+                found.push(Problem::new(format!("tenant[{index}].upstream.{name}"), reason));
+            }
+        }
+    }
+}
+
+fn callers(config: &Config, found: &mut Vec<Problem>) {
+    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    for (index, caller) in config.callers.iter().enumerate() {
+        let mut problem = |field: &str, reason: String| {
+            found.push(Problem::new(format!("caller[{index}].{field}"), reason));
+        };
+        if !names.insert(&caller.name) {
+            problem("name", "another caller has the same name".to_owned());
+        }
+        if !is_sha256(&caller.key_sha256) {
+            problem("key_sha256", "must be 64 hex digits, as profile-edge hash-key prints them".to_owned());
+        } else if !keys.insert(caller.key_sha256.to_ascii_lowercase()) {
+            problem("key_sha256", "another caller has the same key".to_owned());
+        }
+        for tenant in &caller.tenants {
+            if !config.tenants.iter().any(|known| known.id == *tenant) {
+                problem("tenants", format!("{tenant} is not a configured tenant"));
+            }
+        }
+        let fields = crate::lookup::visibility::FieldSet::parse(caller.fields.iter().map(String::as_str));
+        if let Err(error) = fields {
+            problem("fields", error.to_string());
+        }
+    }
+}
+
+/// The demo's credentials are known to everyone, so they must not be reachable from elsewhere.
+fn demo(config: &Config, found: &mut Vec<Problem>) {
+    let reachable = |listen: SocketAddr| !listen.ip().is_loopback();
+    if config.demo.allow_remote || !reachable(config.http.listen) {
+        return;
+    }
+    let demo_key = hex::encode(Sha256::digest(DEMO_KEY));
+    let has_key = config.callers.iter().any(|caller| caller.key_sha256.eq_ignore_ascii_case(&demo_key));
+    let mut webhooks = config.tenants.iter().flat_map(|tenant| &tenant.webhooks);
+    let has_secret =
+        webhooks.any(|webhook| webhook.secrets.iter().any(|secret| secret.matches(DEMO_SECRET.as_bytes())));
+    if has_key || has_secret {
+        let reason = "is not on loopback while the demo's well-known credentials are configured: configure your own \
+                      tenants and callers, or set demo.allow_remote = true";
+        found.push(Problem::new("http.listen", reason));
+    }
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}

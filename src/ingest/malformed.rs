@@ -1,0 +1,148 @@
+//! What is wrong with a JSON text, without repeating any of it.
+//!
+//! A parser's own messages quote what they found; here only the field's path, and what was expected there,
+//! come out.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+/// A field that is not as expected. It holds nothing of what was sent but the name of the field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    /// The field's path, such as `[3].detail.eventBody.id`; `body` for the whole.
+    pub field: String,
+    /// What was expected.
+    pub expected: String,
+}
+
+impl Malformed {
+    /// Makes it of a field's path and what was expected there.
+    pub fn new(field: impl Into<String>, expected: impl fmt::Display) -> Self {
+        Self { field: field.into(), expected: expected.to_string() }
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.expected)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// Parses a JSON text strictly; `prefix` is its own path within a larger one, or empty.
+///
+/// # Errors
+///
+/// No text at all, not UTF-8, not JSON, or a field that is missing, given twice, or of another type.
+pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result<T, Malformed> {
+    let whole = || if prefix.is_empty() { "body".to_owned() } else { prefix.to_owned() };
+    if bytes.trim_ascii().is_empty() {
+        return Err(Malformed::new(whole(), "is missing: expected JSON"));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| Malformed::new(whole(), "must be UTF-8"))?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        explain(&join(prefix, if path == "." { "" } else { &path }), error.inner())
+    })?;
+    json.end().map_err(|_| Malformed::new(whole(), "must be one JSON value and nothing after it"))?;
+    Ok(value)
+}
+
+/// Joins the path of a part and a path within it.
+#[must_use]
+pub fn join(prefix: &str, path: &str) -> String {
+    match (prefix, path) {
+        (prefix, "") => prefix.to_owned(),
+        ("", path) => path.to_owned(),
+        (prefix, path) if path.starts_with('[') => format!("{prefix}{path}"),
+        (prefix, path) => format!("{prefix}.{path}"),
+    }
+}
+
+fn explain(path: &str, error: &serde_json::Error) -> Malformed {
+    let whole = if path.is_empty() { "body" } else { path };
+    if !error.is_data() {
+        let (line, column) = (error.line(), error.column());
+        return Malformed::new("body", format!("is not valid JSON (line {line}, column {column})"));
+    }
+    let message = error.to_string();
+    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+    if let Some(name) = named(message, "missing field `") {
+        return Malformed::new(join(path, name), "is missing");
+    }
+    if let Some(name) = named(message, "duplicate field `") {
+        let already = path == name || path.ends_with(&format!(".{name}"));
+        return Malformed::new(if already { path.to_owned() } else { join(path, name) }, "is given more than once");
+    }
+    // What follows the last ", expected " is our own type's description; what precedes it quotes the text.
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) if message.starts_with("invalid ") => Malformed::new(whole, format!("expected {expected}")),
+        Some((_, expected)) if message.starts_with("unknown ") => {
+            Malformed::new(whole, format!("is not known here, expected {expected}"))
+        }
+        Some(_) | None => Malformed::new(whole, "is not as expected"),
+    }
+}
+
+/// Returns the name in backquotes that follows `prefix`; it is one of our own field names.
+fn named<'a>(message: &'a str, prefix: &str) -> Option<&'a str> {
+    message.strip_prefix(prefix)?.strip_suffix('`')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Outer {
+        #[expect(dead_code, reason = "only its parsing is of interest")]
+        inner: Inner,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Inner {
+        #[expect(dead_code, reason = "only its parsing is of interest")]
+        customer_id: String,
+    }
+
+    fn wrong(text: &str) -> String {
+        parse::<Outer>(text.as_bytes(), "").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_field_and_what_was_expected_are_named() {
+        assert_eq!(wrong("{}"), "inner: is missing");
+        assert_eq!(wrong(r#"{"inner":{}}"#), "inner.customerId: is missing");
+        assert_eq!(wrong(r#"{"inner":{"customerId":7}}"#), "inner.customerId: expected a string");
+        assert_eq!(
+            wrong(r#"{"inner":{"customerId":"a","customerId":"b"}}"#),
+            "inner.customerId: is given more than once"
+        );
+        assert_eq!(wrong(""), "body: is missing: expected JSON");
+        assert_eq!(wrong("{"), "body: is not valid JSON (line 1, column 1)");
+        assert_eq!(parse::<Outer>(b"\xff", "").unwrap_err().to_string(), "body: must be UTF-8");
+        let within = parse::<Inner>(b"{}", "[3].detail").unwrap_err();
+        assert_eq!(within.to_string(), "[3].detail.customerId: is missing");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_of_the_text_comes_out(value in "canary[a-z, `:]{0,20}") {
+            for text in [
+                serde_json::json!({ "inner": value }),
+                serde_json::json!({ "inner": { "customerId": [value] } }),
+                serde_json::json!({ value.clone(): value }),
+                serde_json::json!([value]),
+            ] {
+                prop_assert!(!wrong(&text.to_string()).contains("canary"));
+            }
+        }
+    }
+}

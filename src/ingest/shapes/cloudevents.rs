@@ -1,0 +1,127 @@
+//! `CloudEvents` 1.0, in the structured and the binary mode of its HTTP binding.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use percent_encoding::percent_decode;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use crate::domain::Shape;
+
+use super::genesys::{Envelope, Notification, read_topic};
+use super::{Announcement, Item, Malformed, SenderId, at, flat, join, parse, stamps};
+
+/// The attributes that matter, wherever they stood.
+struct Attributes {
+    id: String,
+    source: String,
+    kind: String,
+    time: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Structured<'a> {
+    specversion: String,
+    id: String,
+    source: String,
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    time: Option<String>,
+    #[serde(default, borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(default)]
+    data_base64: Option<String>,
+}
+
+/// Tells whether a request is in binary mode.
+pub(super) fn is_binary(headers: &HeaderMap) -> bool {
+    headers.contains_key("ce-specversion") || headers.contains_key("ce-id")
+}
+
+/// Reads an event whose attributes are headers and whose data is the body.
+pub(super) fn read_binary(headers: &HeaderMap, body: &[u8]) -> Result<Item, Malformed> {
+    let needed = |name: &str| header(headers, name)?.ok_or_else(|| Malformed::new(name, "is missing"));
+    version("ce-specversion", &needed("ce-specversion")?)?;
+    let attributes = Attributes {
+        id: needed("ce-id")?,
+        source: needed("ce-source")?,
+        kind: needed("ce-type")?,
+        time: header(headers, "ce-time")?,
+    };
+    read_data(attributes, body, "", "ce-")
+}
+
+/// Reads an event that is a JSON object.
+pub(super) fn read_structured(body: &[u8], path: &str) -> Result<Item, Malformed> {
+    let event: Structured<'_> = parse(body, path)?;
+    version(&join(path, "specversion"), &event.specversion)?;
+    let attributes = Attributes { id: event.id, source: event.source, kind: event.kind, time: event.time };
+    match (event.data, event.data_base64) {
+        (Some(data), None) => read_data(attributes, data.get().as_bytes(), &join(path, "data"), ""),
+        (None, Some(encoded)) => {
+            let path = join(path, "data_base64");
+            let data = STANDARD.decode(encoded).map_err(|_| Malformed::new(&path, "must be base64"))?;
+            read_data(attributes, &data, &path, "")
+        }
+        (None, None) => Err(Malformed::new(join(path, "data"), "is missing")),
+        (Some(_), Some(_)) => Err(Malformed::new(join(path, "data_base64"), "must not stand beside data")),
+    }
+}
+
+fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> Result<Item, Malformed> {
+    /// The fields by which the kinds of data are told apart.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Probe<'a> {
+        #[serde(default, borrow)]
+        detail: Option<&'a RawValue>,
+        #[serde(default)]
+        topic_name: Option<IgnoredAny>,
+    }
+    for (field, value) in [("id", &attributes.id), ("source", &attributes.source), ("type", &attributes.kind)] {
+        if value.is_empty() {
+            return Err(Malformed::new(format!("{prefix}{field}"), "must not be empty"));
+        }
+    }
+    let sender_id = SenderId { id: attributes.id, source: attributes.source };
+    let time = at("", &format!("{prefix}time"), attributes.time.as_deref())?;
+    let envelope = Envelope { shape: Shape::CloudEvents, sender_id: Some(sender_id), at: time };
+    let probe: Probe<'_> = parse(data, path)?;
+    if let Some(detail) = probe.detail {
+        let path = join(path, "detail");
+        return read_topic(&parse::<Notification<'_>>(detail.get().as_bytes(), &path)?, &path, envelope);
+    }
+    if probe.topic_name.is_some() {
+        return read_topic(&parse::<Notification<'_>>(data, path)?, path, envelope);
+    }
+    Ok(match flat::read(data, path, flat::kind_of(&attributes.kind), Shape::CloudEvents)? {
+        Item::Announced(announcement) => Item::Announced(enclose(announcement, envelope)),
+        Item::Ignored { shape, reason } => Item::Ignored { shape, reason },
+    })
+}
+
+/// Puts the envelope around a flat form: its id is the event's; its time only where the form tells none.
+fn enclose(announcement: Announcement, envelope: Envelope) -> Announcement {
+    let told = announcement.stamps;
+    // Without a time of its own, the form's `at` was taken from `modified`.
+    let own = told.at.filter(|at| told.modified.map(crate::domain::At::from_modified) != Some(*at));
+    Announcement { sender_id: envelope.sender_id, stamps: stamps(told.modified, own.or(envelope.at)), ..announcement }
+}
+
+fn version(field: &str, version: &str) -> Result<(), Malformed> {
+    if version == "1.0" { Ok(()) } else { Err(Malformed::new(field, "expected \"1.0\"")) }
+}
+
+/// Reads a header that may be percent-encoded (section 3.1.3.2 of the HTTP binding).
+fn header(headers: &HeaderMap, name: &str) -> Result<Option<String>, Malformed> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Malformed::new(name, "is given more than once"));
+    }
+    let text = percent_decode(value.as_bytes()).decode_utf8();
+    text.map(|text| Some(text.into_owned())).map_err(|_| Malformed::new(name, "must be UTF-8"))
+}

@@ -1,0 +1,31 @@
+//! Amazon EventBridge events, as Genesys' partner event source sends them.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::domain::Shape;
+
+use super::genesys::{Envelope, Notification, read_topic};
+use super::{Item, Malformed, at, join, parse, sender_id};
+
+#[derive(Deserialize)]
+struct EventBridge<'a> {
+    id: String,
+    #[serde(default)]
+    time: Option<String>,
+    #[serde(borrow)]
+    detail: &'a RawValue,
+}
+
+/// Reads one EventBridge event.
+pub(super) fn read(body: &[u8], path: &str) -> Result<Item, Malformed> {
+    let event: EventBridge<'_> = parse(body, path)?;
+    let envelope = Envelope {
+        shape: Shape::EventBridge,
+        sender_id: sender_id(path, "id", Some(event.id))?,
+        at: at(path, "time", event.time.as_deref())?,
+    };
+    let path = join(path, "detail");
+    let detail: Notification<'_> = parse(event.detail.get().as_bytes(), &path)?;
+    read_topic(&detail, &path, envelope)
+}

@@ -1,0 +1,60 @@
+//! Our own flat form.
+
+use serde::Deserialize;
+
+use crate::domain::{Kind, Shape};
+
+use super::{Announcement, Customers, Item, Malformed, at, join, modified, parse, sender_id, stamps};
+
+/// `{"customerId","tenantId","eventId"?,"eventType"?,"modifyDate"?,"occurredAt"?,"mergedIds"?}`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Flat {
+    customer_id: String,
+    #[serde(default)]
+    tenant_id: Option<String>,
+    #[serde(default)]
+    event_id: Option<String>,
+    #[serde(default)]
+    event_type: Option<String>,
+    #[serde(default)]
+    modify_date: Option<String>,
+    #[serde(default)]
+    occurred_at: Option<String>,
+    #[serde(default)]
+    merged_ids: Option<Vec<String>>,
+}
+
+/// Reads the flat form; `kind` is what the envelope around it says, if there is one that says it.
+pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) -> Result<Item, Malformed> {
+    let flat: Flat = parse(body, path)?;
+    let kind = match &flat.event_type {
+        Some(name) => kind_of(name).ok_or_else(|| {
+            let expected = "expected customer.created, customer.updated, customer.deleted or customer.merged";
+            Malformed::new(join(path, "eventType"), expected)
+        })?,
+        None => kind.unwrap_or(Kind::Updated),
+    };
+    let mut customers = Customers::default();
+    customers.add(path, "customerId", &flat.customer_id)?;
+    for (index, merged) in flat.merged_ids.iter().flatten().enumerate() {
+        customers.add(path, &format!("mergedIds[{index}]"), merged)?;
+    }
+    let tenant = flat.tenant_id.map(|tenant| tenant.parse()).transpose();
+    Ok(Item::Announced(Announcement {
+        shape,
+        sender_id: sender_id(path, "eventId", flat.event_id)?,
+        kind,
+        stamps: stamps(
+            modified(path, "modifyDate", flat.modify_date.as_deref())?,
+            at(path, "occurredAt", flat.occurred_at.as_deref())?,
+        ),
+        customers: customers.0,
+        tenant: tenant.map_err(|error| Malformed::new(join(path, "tenantId"), error))?,
+    }))
+}
+
+/// Returns the kind that an event type names.
+pub(super) fn kind_of(name: &str) -> Option<Kind> {
+    name.strip_prefix("customer.")?.parse().ok()
+}

@@ -1,0 +1,152 @@
+//! The command line's client of the admin listener.
+
+use std::time::Duration;
+
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::domain::Secret;
+
+/// The longest that an operator waits for an answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client of a running service's admin listener.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    key: Option<Secret>,
+}
+
+/// A command got no answer that it could use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The admin URL is not one.
+    #[error("--admin: expected a URL such as http://127.0.0.1:8081")]
+    Url,
+    /// The service is not there, or not able to answer now.
+    #[error("{reason}")]
+    Unavailable {
+        /// What happened, in plain words.
+        reason: String,
+    },
+    /// The service refused the command.
+    #[error("{reason}")]
+    Refused {
+        /// What the service said.
+        reason: String,
+    },
+}
+
+impl Client {
+    /// Makes a client of the listener at `base`, presenting `key` if one is given.
+    ///
+    /// # Errors
+    ///
+    /// `base` is not an HTTP URL, or the system has no usable TLS roots for an https one.
+    pub fn new(base: &str, key: Option<Secret>) -> Result<Self, Error> {
+        let base: Url = base.parse().map_err(|_| Error::Url)?;
+        // Another provider may have been installed before; either serves.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy();
+        match base.scheme() {
+            // A machine without any root certificates can still speak to its own loopback.
+            "http" => http = http.tls_certs_only([]),
+            "https" => {}
+            _ => return Err(Error::Url),
+        }
+        let http = http.build().map_err(|error| Error::Unavailable { reason: error.to_string() })?;
+        Ok(Self { http, base, key })
+    }
+
+    /// Answers if the service is ready.
+    ///
+    /// # Errors
+    ///
+    /// It is not, or is not there.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let answer = self.http.get(self.url("/readyz")).send().await.map_err(|_| self.nobody())?;
+        if answer.status() == StatusCode::OK {
+            return Ok(());
+        }
+        let body: Value = answer.json().await.unwrap_or_default();
+        let status = body["status"].as_str().unwrap_or("unknown");
+        Err(Error::Unavailable { reason: format!("not ready: {status}") })
+    }
+
+    /// Asks for the state of a customer's key.
+    ///
+    /// # Errors
+    ///
+    /// The service is not there, or refuses.
+    pub async fn inspect(&self, tenant: &str, customer: &str) -> Result<Value, Error> {
+        let body = json!({ "tenantId": tenant, "customerId": customer });
+        self.post("/admin/inspect", &body).await
+    }
+
+    /// Asks to publish an event about a customer.
+    ///
+    /// # Errors
+    ///
+    /// The service is not there, or refuses.
+    pub async fn invalidate(&self, tenant: &str, customer: &str, force: bool) -> Result<Value, Error> {
+        let body = json!({ "tenantId": tenant, "customerId": customer, "force": force });
+        self.post("/admin/invalidate", &body).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
+        let mut request = self.http.post(self.url(path)).json(body);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key.expose());
+        }
+        let answer = request.send().await.map_err(|_| self.nobody())?;
+        self.read(answer).await
+    }
+
+    async fn read(&self, answer: Response) -> Result<Value, Error> {
+        let status = answer.status();
+        let body: Value = answer.json().await.unwrap_or_default();
+        if status.is_success() {
+            return Ok(body);
+        }
+        let detail = body["detail"].as_str().unwrap_or("no details were given");
+        let reason = format!("refused with status {}: {detail}", status.as_u16());
+        Err(if status.is_server_error() { Error::Unavailable { reason } } else { Error::Refused { reason } })
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(path);
+        url
+    }
+
+    fn nobody(&self) -> Error {
+        let reason = format!("no profile-edge answers at {}", self.base);
+        Error::Unavailable { reason }
+    }
+}
+
+/// Formats an answer for people: a line for each value, named by its path.
+#[must_use]
+pub fn lines(answer: &Value) -> String {
+    let mut lines = Vec::new();
+    flatten("", answer, &mut lines);
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+fn flatten(path: &str, value: &Value, lines: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members {
+                let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(&below, member, lines);
+            }
+        }
+        Value::String(text) => lines.push((path.to_owned(), text.clone())),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
+            lines.push((path.to_owned(), value.to_string()));
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Bad input at the lookup door: each a 4xx that names what is wrong, and nothing of what was sent.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::customer;
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, Looked, looked};
+
+async fn post(edge: &Edge, body: impl Into<reqwest::Body>) -> Looked {
+    let request = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+    looked(request.header("Content-Type", "application/json").body(body).send().await.unwrap()).await
+}
+
+async fn query(edge: &Edge, query: &str) -> Looked {
+    let request = edge.client.get(edge.url(&format!("/api/v1/profile?{query}"))).header("X-API-Key", "demo-key");
+    looked(request.send().await.unwrap()).await
+}
+
+#[track_caller]
+fn refused(answer: &Looked, status: u16, field: &str) {
+    assert_eq!(answer.status, status, "{}", answer.text);
+    assert_eq!(answer.headers["content-type"], "application/problem+json");
+    let problem = answer.json();
+    assert_eq!(problem["status"], status);
+    assert_eq!(problem["field"], field, "{}", answer.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_bodies_name_the_field() {
+    let edge = Edge::start().await;
+    let one = customer(1);
+    refused(&query(&edge, "").await, 400, "tenantId");
+    refused(&query(&edge, "tenantId=10001").await, 400, "customerId");
+    refused(&post(&edge, json!({ "tenantId": "10001", "customerId": 7 }).to_string()).await, 400, "customerId");
+    refused(&post(&edge, json!({ "tenantId": ["10001"], "customerId": one }).to_string()).await, 400, "tenantId");
+    let twice = format!("{{\"tenantId\":\"10001\",\"customerId\":\"{one}\",\"customerId\":\"x\"}}");
+    refused(&post(&edge, twice).await, 400, "customerId");
+    for body in [&b"{"[..], b"[]", b"nonsense", b"\"text\"", b"{\"tenantId\":\"\xff\"}"] {
+        let answer = post(&edge, body).await;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_are_not_ids_name_the_field() {
+    let edge = Edge::start().await;
+    let long = "x".repeat(10_240);
+    for id in ["a/b", "a\\b", "a\nb", "..", ".", "a?b", "a#b", "a%b", "", long.as_str()] {
+        let body = json!({ "tenantId": "10001", "customerId": id });
+        refused(&post(&edge, body.to_string()).await, 400, "customerId");
+    }
+    for id in ["a%2Fb", "a%0Ab", "%2e%2e", "a%25b"] {
+        refused(&query(&edge, &format!("tenantId=10001&customerId={id}")).await, 400, "customerId");
+    }
+    refused(&query(&edge, "tenantId=10001&customerId=%ff").await, 400, "customerId");
+    refused(&query(&edge, "tenantId=a%20b&customerId=x").await, 400, "tenantId");
+    refused(&query(&edge, "tenantId=10001&customerId=x&customerId=y").await, 400, "customerId");
+    refused(&query(&edge, "tenantId=10001&customerId=x&fields=a..b").await, 400, "fields");
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn query_and_body_must_agree() {
+    let edge = Edge::start().await;
+    let body = json!({ "tenantId": "10001", "customerId": customer(2) });
+    let ask = |query: String| {
+        let request = edge.client.request(Method::GET, edge.url(&format!("/api/v1/profile?{query}")));
+        request.header("X-API-Key", "demo-key").json(&body).send()
+    };
+    let disagree = looked(ask(format!("customerId={}", customer(1))).await.unwrap()).await;
+    refused(&disagree, 400, "customerId");
+    let agree = looked(ask(format!("customerId={}", customer(2))).await.unwrap()).await;
+    assert_eq!(agree.status, 200);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_body_is_no_body_and_one_without_a_type_is_json() {
+    let edge = Edge::start().await;
+    let one = customer(1);
+    let typed = edge.look_up_with(&one, |request| request.header("Content-Type", "application/json")).await;
+    assert_eq!(typed.status, 200);
+    let typed = edge.look_up_with(&one, |request| request.header("Content-Type", "text/plain")).await;
+    assert_eq!(typed.status, 200);
+    let body = json!({ "tenantId": "10001", "customerId": one }).to_string();
+    let request = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+    assert_eq!(request.body(body.clone()).send().await.unwrap().status(), 200);
+    let request = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+    let xml = request.header("Content-Type", "application/xml").body(body).send().await.unwrap();
+    assert_eq!(xml.status(), 415);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_is_told_so_before_anything_is_looked_up() {
+    let edge = Edge::start().await;
+    let one = customer(1);
+    let nobody = edge.client.get(edge.url("/api/v1/profile?customerId=..&tenantId=..")).send().await.unwrap();
+    assert_eq!(nobody.status(), 401);
+    assert!(nobody.headers().contains_key("www-authenticate"));
+    let wrong = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-kez").send().await.unwrap();
+    assert_eq!(wrong.status(), 401);
+    refused(&query(&edge, &format!("tenantId=10002&customerId={one}")).await, 403, "tenantId");
+    assert_eq!(edge.calls().await, (0, 0));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_sees_only_the_fields_it_was_granted() {
+    let settings = format!(
+        r#"
+        [[caller]]
+        name = "narrow"
+        key_sha256 = "{DEMO_KEY_SHA256}"
+        tenants = ["10001"]
+        fields = ["id", "workPhone.e164"]
+        "#
+    );
+    let edge = Edge::start_with(&settings).await;
+    let answer = edge.look_up(&customer(1)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let seen = answer.json();
+    assert_eq!(seen.as_object().unwrap().keys().collect::<Vec<_>>(), ["id", "workPhone"]);
+    assert_eq!(seen["workPhone"].as_object().unwrap().keys().collect::<Vec<_>>(), ["e164"]);
+    let within = edge.look_up_with(&customer(1), |request| request.query(&[("fields", "id")])).await;
+    assert_eq!(within.json(), json!({ "id": customer(1) }));
+    let beyond = edge.look_up_with(&customer(1), |request| request.query(&[("fields", "firstName")])).await;
+    refused(&beyond, 403, "fields");
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_two_mebibytes_is_too_large_with_and_without_a_length() {
+    let edge = Edge::start().await;
+    let large = vec![b' '; 2 << 20];
+    let answer = post(&edge, large.clone()).await;
+    assert_eq!((answer.status, &answer.json()["code"]), (413, &Value::from("body_too_large")));
+    let frame = |chunk: &[u8]| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(chunk)));
+    let chunks: Vec<_> = large.chunks(64 << 10).map(frame).collect();
+    let chunked = StreamBody::new(futures_util::stream::iter(chunks));
+    let answer = post(&edge, reqwest::Body::wrap(chunked)).await;
+    assert_eq!(answer.status, 413);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_routes_and_methods_are_problems_too() {
+    let edge = Edge::start().await;
+    let nowhere = looked(edge.client.get(edge.url("/nowhere")).send().await.unwrap()).await;
+    assert_eq!((nowhere.status, &nowhere.json()["code"]), (404, &Value::from("no_such_route")));
+    let method = looked(edge.client.delete(edge.url("/api/v1/profile")).send().await.unwrap()).await;
+    assert_eq!((method.status, &method.json()["code"]), (405, &Value::from("method_not_allowed")));
+    assert!(method.headers.contains_key("allow"));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn request_ids_are_taken_or_made_and_correlation_ids_passed_through() {
+    let edge = Edge::start().await;
+    let given = edge
+        .look_up_with(&customer(1), |request| {
+            request.header("X-Request-Id", "req-1").header("ININ-Correlation-Id", "c-1")
+        })
+        .await;
+    assert_eq!(given.headers["x-request-id"], "req-1");
+    assert_eq!(given.headers["inin-correlation-id"], "c-1");
+    let made = edge.look_up_with(&customer(1), |request| request.header("X-Request-Id", "a b<c>")).await;
+    assert_ne!(made.headers["x-request-id"], "a b<c>");
+    assert!(!made.headers["x-request-id"].is_empty());
+    edge.stop().await;
+}

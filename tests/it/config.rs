@@ -1,0 +1,195 @@
+//! Configuration: layers, secrets, and mistakes that name themselves before anything is served.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use profile_edge::config::{self, DEFAULTS};
+
+use crate::support::process::configuration;
+
+const TENANT: &str = r#"
+[[tenant]]
+id = "10001"
+[tenant.upstream]
+region = "us_east_1"
+client_id = "id"
+client_secret = "env:GENESYS_SECRET"
+[[tenant.webhook]]
+scheme = "hub-signature"
+secrets = ["env:WEBHOOK_SECRET"]
+"#;
+
+const SECRETS: [(&str, &str); 2] = [("GENESYS_SECRET", "planted-genesys"), ("WEBHOOK_SECRET", "planted-webhook")];
+
+fn check(directory: &Path, text: &str, more: &[&str], environment: &[(&str, &str)]) -> Output {
+    let file = configuration(directory, text);
+    Command::new(env!("CARGO_BIN_EXE_profile-edge"))
+        .args(["check-config", "--config", &file.display().to_string()])
+        .args(more)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let demo_caller = "[[caller]]\nname = \"a\"\nkey_sha256 = \"xyz\"\ntenants = [\"10009\"]\nfields = [\"*\"]\n";
+    let plain = TENANT.replace(
+        "region = \"us_east_1\"",
+        "api_url = \"http://api.example.com\"\nlogin_url = \"https://l.example.com\"",
+    );
+    let region = TENANT.replace("us_east_1", "us_east_9");
+    let mistakes: [(&str, &str, &str); 17] = [
+        ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
+        ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
+        ("lookup.ttl = \"soon\"", "lookup.ttl", "must be"),
+        ("lookup.ttl = 300", "lookup.ttl", "must be"),
+        ("lookup.ttl = \"0s\"", "lookup.ttl", "longer than zero"),
+        ("lookup.ttl_jitter = 0.9", "lookup.ttl_jitter", "0 to 0.5"),
+        ("lookup.lease_ttl = \"1s\"", "lookup.lease_ttl", "upstream.timeout"),
+        ("store.embedded.max_bytes = \"lots\"", "store.embedded.max_bytes", "must be"),
+        ("store.kind = \"memory\"", "store.kind", "\"embedded\""),
+        ("roles = []", "roles", "at least one"),
+        ("http.listen = \"0.0.0.0:8080\"\nsecurity.require_tls = false", "http.listen", "demo"),
+        ("http.listen = \"0.0.0.0:8080\"\ndemo.allow_remote = true", "http.listen", "security.require_tls"),
+        ("keys.scheme = \"hmac-sha256\"", "keys.secret", "is missing"),
+        ("keys.scheme = \"hmac-sha256\"\nkeys.secret = \"c2hvcnQ=\"", "keys.secret", "base64 of 32 bytes"),
+        (demo_caller, "caller[0].key_sha256", "64 hex digits"),
+        (&plain, "tenant[0].upstream.api_url", "plain http"),
+        (&region, "tenant[0].upstream.region", "the nearest is us_east_2"),
+    ];
+    for (mistake, key, reason) in mistakes {
+        let output = check(directory.path(), mistake, &[], &SECRETS);
+        let complaint = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{mistake}: {complaint}");
+        assert!(complaint.contains("edge.toml") && complaint.contains(key), "{mistake}: {complaint}");
+        assert!(complaint.contains(reason), "{mistake}: {complaint}");
+    }
+}
+
+#[test]
+fn a_missing_secret_is_named_and_a_present_one_is_never_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = check(directory.path(), TENANT, &[], &SECRETS[1..]);
+    assert_eq!(missing.status.code(), Some(64));
+    let complaint = text(&missing.stderr);
+    assert!(
+        complaint.contains("tenant[0].upstream.client_secret") && complaint.contains("GENESYS_SECRET"),
+        "{complaint}"
+    );
+
+    let file = directory.path().join("secret");
+    std::fs::write(&file, "planted-file\n").unwrap();
+    let by_file = TENANT.replace("env:GENESYS_SECRET", &format!("file:{}", file.display()));
+    let inline = TENANT.replace("env:GENESYS_SECRET", "planted-inline");
+    for settings in [TENANT, &by_file, &inline] {
+        for more in [&[][..], &["--json"]] {
+            let output = check(directory.path(), settings, more, &SECRETS);
+            assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+            let printed = text(&output.stdout);
+            assert!(printed.contains("client_secret") && printed.contains("[redacted]"), "{printed}");
+            assert!(!printed.contains("planted"), "{printed}");
+        }
+    }
+}
+
+#[test]
+fn a_mistake_beside_a_secret_does_not_print_it() {
+    let directory = tempfile::tempdir().unwrap();
+    for mistake in [
+        "keys.secret = \"planted\nx",
+        "keys.secret = [\"planted\"]",
+        "keys.scheme = \"hmac-sha256\"\nkeys.secret = \"planted\"",
+        "keys.previous = \"planted\"",
+    ] {
+        let output = check(directory.path(), mistake, &[], &[]);
+        assert_eq!(output.status.code(), Some(64), "{mistake}");
+        assert!(!text(&output.stderr).contains("planted"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn the_environment_lies_over_the_file_and_the_file_over_the_defaults() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = "[lookup]\nttl = \"7m\"\ngrace = \"8m\"\n";
+    let environment = [
+        ("PROFILE_EDGE__LOOKUP__TTL", "9m"),
+        ("PROFILE_EDGE__CONSUMER__CONCURRENCY", "5"),
+        ("PROFILE_EDGE__ROLES", "lookup,consumer"),
+    ];
+    let printed = text(&check(directory.path(), settings, &[], &environment).stdout);
+    let line = |key: &str| printed.lines().find(|line| line.starts_with(&format!("{key} ="))).unwrap().to_owned();
+    assert_eq!(line("lookup.ttl"), "lookup.ttl = \"9m\"  # env PROFILE_EDGE__LOOKUP__TTL");
+    assert!(line("lookup.grace").starts_with("lookup.grace = \"8m\"  # file "));
+    assert_eq!(line("lookup.negative_ttl"), "lookup.negative_ttl = \"30s\"  # default");
+    assert!(line("consumer.concurrency").contains("env PROFILE_EDGE__CONSUMER__CONCURRENCY"));
+
+    let output = check(directory.path(), "", &[], &[("PROFILE_EDGE__LOOKUP__TLL", "9m")]);
+    assert_eq!(output.status.code(), Some(64));
+    let complaint = text(&output.stderr);
+    assert!(complaint.contains("PROFILE_EDGE__LOOKUP__TLL") && complaint.contains("`ttl`"), "{complaint}");
+}
+
+#[test]
+fn a_tenant_of_ones_own_replaces_the_demo() {
+    let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "w");
+    let loaded = config::from_toml(&format!("{own}\n")).unwrap().config;
+    assert!(!loaded.is_demo && !loaded.runs_sandbox() && loaded.callers.is_empty());
+    let demo = config::from_toml("").unwrap().config;
+    assert!(demo.is_demo && demo.runs_sandbox());
+    assert_eq!(demo.tenants.len(), 1);
+    assert_eq!(demo.callers.len(), 1);
+}
+
+#[test]
+fn a_tenants_own_times_lie_over_the_common_ones() {
+    let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "w");
+    let own = own.replace("id = \"10001\"\n", "id = \"10001\"\nttl = \"60s\"\n");
+    let tenant = &config::from_toml(&own).unwrap().config.tenants[0];
+    assert_eq!(tenant.lookup.ttl.as_secs(), 60);
+    assert_eq!(tenant.lookup.grace.as_secs(), 600);
+}
+
+/// An option that is not in `conf/default.toml` would be one that nobody can find.
+#[test]
+fn the_defaults_document_every_option_they_set_and_those_without_a_default() {
+    let optional =
+        ["key_sha256", "secret", "previous", "enabled", "region", "api_url", "header", "requests_per_minute"];
+    for option in optional {
+        let commented = |line: &str| line.trim_start().starts_with(&format!("# {option} = "));
+        assert!(DEFAULTS.lines().any(commented), "{option}");
+    }
+    let set: BTreeSet<&str> = DEFAULTS
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(" = ").map(|(key, _)| key))
+        .collect();
+    assert!(set.len() > 25, "{set:?}");
+    let lines: Vec<&str> = DEFAULTS.lines().collect();
+    for (number, line) in lines.iter().enumerate().filter(|(_, line)| !line.starts_with('#') && line.contains(" = ")) {
+        assert!(lines[number - 1].starts_with('#'), "{line} is not explained");
+    }
+}
+
+#[test]
+fn usage_errors_end_with_64_and_help_with_0() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
+        command.args(arguments).stdin(Stdio::null()).output().unwrap()
+    };
+    assert_eq!(run(&["--no-such-flag"]).status.code(), Some(64));
+    assert_eq!(run(&["run", "--config", "no-such-file.toml"]).status.code(), Some(64));
+    assert_eq!(run(&["--role", "cook"]).status.code(), Some(64));
+    assert_eq!(run(&["--help"]).status.code(), Some(0));
+    assert_eq!(run(&["hash-key"]).status.code(), Some(64));
+    let document: serde_json::Value = serde_json::from_slice(&run(&["openapi"]).stdout).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+    assert!(document["paths"]["/api/v1/profile"]["get"].is_object());
+}

@@ -1,0 +1,212 @@
+//! The webhook door: what is accepted, what is refused and in which order, and that accepted events evict.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use sha2::Sha256;
+
+use crate::support::customer;
+use crate::support::edge::{Edge, Looked, flat, looked};
+
+const ROUTE: &str = "/webhooks/10001";
+const FLAT_ROUTE: &str = "/webhook/customer-updated";
+
+fn sign(body: &[u8]) -> [u8; 32] {
+    let mac = Hmac::<Sha256>::new_from_slice(b"demo-secret").unwrap();
+    mac.chain_update(body).finalize().into_bytes().into()
+}
+
+fn unsigned(edge: &Edge, route: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+    edge.client.post(edge.url(route)).header("Content-Type", "application/json").body(body)
+}
+
+async fn send(request: RequestBuilder) -> Looked {
+    looked(request.send().await.unwrap()).await
+}
+
+async fn post(edge: &Edge, route: &str, body: impl Into<reqwest::Body>) -> Looked {
+    send(unsigned(edge, route, body).header("X-API-Key", "demo-secret")).await
+}
+
+async fn queued(edge: &Edge) -> f64 {
+    let mut sum = 0.0;
+    for shape in ["flat", "notification", "eventbridge", "cloudevents"] {
+        let series = format!("profile_edge_ingest_events_total{{shape=\"{shape}\",outcome=\"queued\"}}");
+        sum += edge.metric(&series).await;
+    }
+    sum
+}
+
+#[track_caller]
+fn refused(answer: &Looked, status: u16, code: &str) {
+    assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{}", answer.text);
+    assert_eq!(answer.headers["content-type"], "application/problem+json");
+}
+
+fn notification(id: &str) -> Value {
+    json!({
+        "topicName": format!("v2.externalcontacts.contacts.{id}"), "version": "2",
+        "eventBody": { "id": id, "modifyDate": "2126-03-04T05:06:07.089Z" },
+        "metadata": { "CorrelationId": "c-1" },
+    })
+}
+
+fn eventbridge(event: &str, id: &str) -> Value {
+    json!({
+        "version": "0", "id": event, "detail-type": "v2.externalcontacts.contacts.{id}",
+        "source": "aws.partner/genesys.com/cloud/org/suffix", "account": "1", "time": "2126-03-04T05:06:08Z",
+        "region": "us-east-1", "resources": [], "detail": notification(id),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_any_shape_evicts_exactly_its_customer() {
+    let edge = Edge::start().await;
+    let ids: Vec<String> = (1..=6).map(customer).collect();
+    for id in &ids {
+        assert_eq!(edge.look_up(id).await.status, 200);
+    }
+    let cloudevent = json!({ "specversion": "1.0", "id": "ce-1", "source": "/crm", "type": "customer.updated",
+                             "data": { "customerId": ids[3] } });
+    let bodies = [flat(&ids[0]), notification(&ids[1]), eventbridge("eb-1", &ids[2]), cloudevent];
+    for body in &bodies {
+        let answer = post(&edge, ROUTE, body.to_string()).await;
+        assert_eq!((answer.status, &answer.json()["status"]), (202, &Value::from("queued")), "{body}");
+        assert!(answer.json()["eventId"].is_string());
+    }
+    let binary = edge.client.post(edge.url(ROUTE)).header("X-API-Key", "demo-secret");
+    let binary = binary.header("ce-specversion", "1.0").header("ce-id", "ce-2").header("ce-source", "/crm");
+    let binary = binary.header("ce-type", "customer.updated").json(&json!({ "customerId": ids[4] }));
+    assert_eq!(binary.send().await.unwrap().status(), 202);
+    edge.applied("updated", 5.0).await;
+
+    let evicted = [true, true, true, true, true, false];
+    for (id, evicted) in ids.iter().zip(evicted) {
+        assert_eq!(!edge.look_up(id).await.is_hit(), evicted, "{id}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_signature_encodings_are_accepted_and_one_changed_byte_is_not() {
+    let edge = Edge::start().await;
+    let body = flat(&customer(1)).to_string().into_bytes();
+    for encoded in [STANDARD.encode(sign(&body)), hex::encode(sign(&body))] {
+        let signed =
+            |body: Vec<u8>| unsigned(&edge, ROUTE, body).header("X-Hub-Signature-256", format!("sha256={encoded}"));
+        assert_eq!(send(signed(body.clone())).await.status, 202);
+        let before = queued(&edge).await;
+        for at in [0, body.len() / 2, body.len() - 1] {
+            let mut changed = body.clone();
+            changed[at] ^= 1;
+            refused(&send(signed(changed)).await, 401, "unauthorized");
+        }
+        assert_eq!(queued(&edge).await, before);
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_come_in_the_documented_order_and_publish_nothing() {
+    let edge = Edge::start().await;
+    let large = vec![b' '; 2 << 20];
+    // Each request has every fault of those that come after it, too.
+    refused(&send(unsigned(&edge, "/webhooks/10002", large.clone())).await, 404, "unknown_tenant");
+    refused(&send(unsigned(&edge, ROUTE, large)).await, 413, "body_too_large");
+    let text = edge.client.post(edge.url(ROUTE)).header("Content-Type", "text/csv").body("a,b");
+    refused(&send(text).await, 415, "unsupported_media_type");
+    refused(&send(unsigned(&edge, ROUTE, "not json")).await, 401, "unauthorized");
+    let wrong = unsigned(&edge, ROUTE, "not json").header("X-API-Key", "demo-secres");
+    refused(&send(wrong).await, 401, "unauthorized");
+    let foreign = json!({ "tenantId": "10002", "customerId": 7 });
+    refused(&post(&edge, ROUTE, foreign.to_string()).await, 400, "invalid_field");
+    let foreign = json!({ "tenantId": "10002", "customerId": "x" });
+    refused(&post(&edge, ROUTE, foreign.to_string()).await, 403, "foreign_tenant");
+
+    refused(&post(&edge, FLAT_ROUTE, foreign.to_string()).await, 404, "unknown_tenant");
+    let unsigned_bad = json!({ "tenantId": "10001", "customerId": 7 });
+    refused(&send(unsigned(&edge, FLAT_ROUTE, unsigned_bad.to_string())).await, 401, "unauthorized");
+    refused(&post(&edge, FLAT_ROUTE, unsigned_bad.to_string()).await, 400, "invalid_field");
+    assert_eq!(queued(&edge).await, 0.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_events_are_told_the_field() {
+    let edge = Edge::start().await;
+    let long = json!({ "tenantId": "10001", "customerId": "x".repeat(10_000) }).to_string();
+    let cases: [(&[u8], &str); 11] = [
+        (b"", "body"),
+        (b"{", "body"),
+        (b"\xff\xfe", "body"),
+        (br#"{"tenantId":"10001"}"#, "customerId"),
+        (br#"{"tenantId":"10001","customerId":7}"#, "customerId"),
+        (br#"{"tenantId":"10001","customerId":"a/b"}"#, "customerId"),
+        (br#"{"tenantId":"10001","customerId":"a\nb"}"#, "customerId"),
+        (br#"{"tenantId":"10001","customerId":".."}"#, "customerId"),
+        (br#"{"tenantId":"10001","customerId":"a","customerId":"b"}"#, "customerId"),
+        (br#"{"tenantId":"10001","customerId":"a","modifyDate":"soon"}"#, "modifyDate"),
+        (long.as_bytes(), "customerId"),
+    ];
+    for route in [ROUTE, FLAT_ROUTE] {
+        for (body, field) in cases {
+            let answer = post(&edge, route, body.to_vec()).await;
+            refused(&answer, 400, "invalid_field");
+            assert_eq!(answer.json()["field"], field, "{route}: {}", answer.text);
+        }
+    }
+    refused(&post(&edge, FLAT_ROUTE, r#"{"customerId":"a"}"#).await, 400, "invalid_field");
+    let many = Value::from(vec![eventbridge("e", "x"); 1_001]).to_string();
+    refused(&post(&edge, ROUTE, many).await, 400, "invalid_field");
+    refused(&post(&edge, ROUTE, "[]").await, 400, "invalid_field");
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_array_is_all_or_nothing_and_answers_for_each_event() {
+    let edge = Edge::start().await;
+    let note = json!({ "topicName": format!("v2.externalcontacts.contacts.{}.notes.n", customer(1)), "eventBody": {} });
+    let mut ignored = eventbridge("eb-2", "x");
+    ignored["detail"] = note.clone();
+    let array = json!([eventbridge("eb-1", &customer(1)), ignored, eventbridge("eb-3", &customer(2))]);
+    let answer = post(&edge, ROUTE, array.to_string()).await.json();
+    assert_eq!(answer["status"], "queued");
+    let statuses: Vec<&Value> = answer["events"].as_array().unwrap().iter().map(|event| &event["status"]).collect();
+    assert_eq!(statuses, ["queued", "ignored", "queued"]);
+    assert_eq!(answer["events"][0]["eventId"], "eb-1");
+    assert_eq!(queued(&edge).await, 2.0);
+
+    let bad = json!([eventbridge("eb-4", &customer(1)), eventbridge("eb-5", "a/b")]);
+    let answer = post(&edge, ROUTE, bad.to_string()).await;
+    assert_eq!((answer.status, &answer.json()["field"]), (400, &Value::from("[1].detail.eventBody.id")));
+    assert_eq!(queued(&edge).await, 2.0);
+
+    let alone = post(&edge, ROUTE, note.to_string()).await;
+    assert_eq!((alone.status, alone.json()), (202, json!({ "status": "ignored", "reason": "a note of a contact" })));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_asks_the_sender_to_come_again() {
+    let settings = "queue.embedded.max_bytes = \"1MiB\"\nconsumer.concurrency = 1\n";
+    let edge = Edge::start_with(settings).await;
+    edge.faults.arm(profile_edge::faults::Fault::PauseBeforeApply);
+    let refusal = loop {
+        let events: Vec<Value> = (0..1_000).map(|n| eventbridge(&format!("e-{n}"), &customer(n))).collect();
+        let answer = post(&edge, ROUTE, Value::from(events).to_string()).await;
+        if answer.status != 202 {
+            break answer;
+        }
+    };
+    refused(&refusal, 503, "not_durable");
+    assert!(refusal.headers.contains_key("retry-after"));
+    edge.faults.disarm(profile_edge::faults::Fault::PauseBeforeApply);
+    crate::support::eventually("room in the queue", || async {
+        let one = flat(&customer(1)).to_string();
+        (post(&edge, ROUTE, one).await.status == 202).then_some(())
+    })
+    .await;
+    edge.stop().await;
+}

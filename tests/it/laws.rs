@@ -1,0 +1,168 @@
+//! The laws of the house that a machine can check: who imports what, and how long a file may be.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The crates that only some rooms may use, and those rooms.
+const CRATES: [(&str, &[&str]); 4] = [
+    ("axum", &["http/", "sandbox/", "app.rs"]),
+    ("lapin", &["queue/amqp/"]),
+    ("redis", &["store/redis/"]),
+    ("reqwest", &["upstream/", "operate/", "sandbox/"]),
+];
+
+/// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
+const IMPORTS: [(&str, &[&str]); 17] = [
+    ("clock", &["domain"]),
+    ("domain", &[]),
+    ("faults", &[]),
+    ("logging", &[]),
+    ("metrics", &["domain"]),
+    ("shutdown", &[]),
+    ("readiness", &["metrics"]),
+    ("store", &["clock", "domain", "metrics", "shutdown"]),
+    ("queue", &["clock", "domain", "metrics", "shutdown"]),
+    ("upstream", &["clock", "domain", "metrics", "shutdown"]),
+    ("ingest", &["clock", "domain", "metrics", "queue"]),
+    ("consumer", &["clock", "domain", "faults", "metrics", "queue", "shutdown", "store"]),
+    ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "store", "upstream"]),
+    ("operate", &["clock", "domain", "queue", "store"]),
+    ("sandbox", &["clock", "domain", "shutdown"]),
+    (
+        "http",
+        &["clock", "domain", "ingest", "lookup", "metrics", "operate", "readiness", "shutdown", "store", "upstream"],
+    ),
+    (
+        "config",
+        &[
+            "consumer",
+            "domain",
+            "http",
+            "ingest",
+            "logging",
+            "lookup",
+            "queue",
+            "readiness",
+            "sandbox",
+            "store",
+            "upstream",
+        ],
+    ),
+];
+
+const LONGEST_FILE: usize = 400;
+
+fn sources() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = BTreeMap::new();
+    let mut folders: Vec<PathBuf> = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+                found.insert(name, production_part(&std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(found.len() > 40, "the sources were found");
+    found
+}
+
+/// A file without its comments and its tests.
+fn production_part(text: &str) -> String {
+    let text = text.split("\n#[cfg(test)]").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn module_of(file: &str) -> &str {
+    file.split(['/', '.']).next().unwrap_or_default()
+}
+
+fn uses_crate(text: &str, name: &str) -> bool {
+    let path = format!("{name}::");
+    text.match_indices(&path).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+    })
+}
+
+/// The names that follow `crate::` in a file.
+fn imports(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        let names = rest.strip_prefix('{').map_or_else(
+            || vec![rest],
+            |group| group.split(['}', ';']).next().unwrap_or_default().split(',').map(str::trim).collect(),
+        );
+        for name in names {
+            let name: String = name.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if !name.is_empty() {
+                found.push(name);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn crates_are_used_only_in_their_rooms() {
+    let mut broken = Vec::new();
+    for (file, text) in sources() {
+        for (name, rooms) in CRATES {
+            if uses_crate(&text, name) && !rooms.iter().any(|room| file.starts_with(room)) {
+                broken.push(format!("{file} uses {name}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn modules_import_only_what_is_below_them() {
+    let mut broken = Vec::new();
+    for (file, text) in sources() {
+        let module = module_of(&file);
+        let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == module) else {
+            assert!(matches!(module, "app" | "cli" | "main" | "lib"), "{file} is in no law");
+            continue;
+        };
+        for import in imports(&text) {
+            if import != module && !allowed.contains(&import.as_str()) {
+                broken.push(format!("{file} imports {import}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn only_the_composition_root_picks_adapters() {
+    let mut broken = Vec::new();
+    for (file, text) in sources() {
+        if file != "app.rs" && text.contains("open::open(") {
+            broken.push(file);
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for file in sources().keys() {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let lines = text.split("\n#[cfg(test)]").next().unwrap_or_default().lines().count();
+        assert!(lines <= LONGEST_FILE, "{file} has {lines} lines before its tests");
+    }
+}
+
+#[test]
+fn the_law_sees_what_it_forbids() {
+    assert!(uses_crate("use lapin::Channel;", "lapin"));
+    assert!(!uses_crate("use crate::store::redis::record;", "redis"));
+    assert_eq!(imports("use crate::{queue, store::Token};\nuse crate::domain::Key;"), ["queue", "store", "domain"]);
+}

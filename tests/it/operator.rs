@@ -1,0 +1,88 @@
+//! The operators' commands against a running service, through its admin listener.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::customer;
+use crate::support::edge::Edge;
+
+/// Runs a command of the binary with this on its standard input.
+async fn run(edge: &Edge, arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
+    command.args(arguments).args(["--admin", &format!("http://{}", edge.admin)]);
+    let input = input.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = pipes.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    })
+    .await
+    .unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspect_tells_the_state_of_a_key_and_never_its_contents() {
+    let edge = Edge::start().await;
+    let one = customer(1);
+    let inspect = ["inspect", "--tenant", "10001", "--customer", "-", "--json"];
+    assert_eq!(json(&run(&edge, &inspect, &one).await)["kind"], "absent");
+    let profile = edge.look_up(&one).await.json();
+    let output = run(&edge, &inspect, &format!("{one}\n")).await;
+    let state = json(&output);
+    assert_eq!(state["kind"], "profile");
+    assert!(state["key"].as_str().unwrap().starts_with("cust:profile:10001:"));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    for personal in [&one, profile["firstName"].as_str().unwrap(), profile["workEmail"].as_str().unwrap()] {
+        assert!(!printed.contains(personal), "{printed}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invalidate_evicts_and_force_removes_a_tombstone() {
+    let edge = Edge::start().await;
+    let (one, two) = (customer(1), customer(2));
+    edge.look_up(&one).await;
+    let output = run(&edge, &["invalidate", "--tenant", "10001", "--customer", &one], "").await;
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    edge.applied("updated", 1.0).await;
+    assert!(!edge.look_up(&one).await.is_hit());
+
+    edge.delete(&two).await;
+    edge.applied("deleted", 1.0).await;
+    assert_eq!(edge.look_up(&two).await.status, 410);
+    json(&run(&edge, &["invalidate", "--tenant", "10001", "--customer", &two, "--json", "--force"], "").await);
+    edge.applied("updated", 2.0).await;
+    assert_eq!(edge.look_up(&two).await.status, 404);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_and_outages_have_exit_codes() {
+    let edge = Edge::start().await;
+    assert_eq!(run(&edge, &["healthcheck"], "").await.status.code(), Some(0));
+    for arguments in [
+        ["inspect", "--tenant", "10002", "--customer", "x"],
+        ["inspect", "--tenant", "10001", "--customer", "a/b"],
+        ["invalidate", "--tenant", "a b", "--customer", "x"],
+    ] {
+        let output = run(&edge, &arguments, "").await;
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    let gone = crate::support::process::free_port().to_string();
+    let output = Command::new(env!("CARGO_BIN_EXE_profile-edge"))
+        .args(["healthcheck", "--admin", &format!("http://127.0.0.1:{gone}")])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    edge.stop().await;
+}

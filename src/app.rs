@@ -109,7 +109,7 @@ impl App {
         let ground = Ground {
             hashers: config.keys.hashers(),
             queue: queue::open::open(&config.queue, Arc::clone(&clock), &queue_shutdown, Arc::clone(&metrics))?,
-            store: store::open::open(&config.store, lifetimes(&config), &clock, &metrics)?,
+            store: store::open::open(&config.store, lifetimes(&config), &clock, &metrics, &shutdown).await?,
             readiness: Arc::new(Readiness::starting(config.roles)),
             config,
             clock,

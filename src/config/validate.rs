@@ -7,6 +7,8 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use url::{Host, Url};
 
+use crate::store;
+
 use super::de::Problem;
 use super::{Config, KeyScheme, Tenant, key_material};
 
@@ -21,6 +23,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     times(config, &mut found);
     keys(config, &mut found);
     listeners(config, &mut found);
+    redis(config, &mut found);
     tenants(config, &mut found);
     callers(config, &mut found);
     demo(config, &mut found);
@@ -121,6 +124,30 @@ fn listeners(config: &Config, found: &mut Vec<Problem>) {
     }
 }
 
+fn redis(config: &Config, found: &mut Vec<Problem>) {
+    if config.store.kind != store::open::Kind::Redis {
+        return;
+    }
+    if let Err(error) = config.store.redis.validate() {
+        found.push(Problem::new(error.field, error.reason));
+    }
+    let path = if config.store.redis.urls.is_empty() { "store.redis.url" } else { "store.redis.urls" };
+    for url in config.store.redis.addresses().iter().flatten() {
+        plain_link(config, path, url, "rediss", found);
+    }
+}
+
+/// Refuses a link to another host that is not encrypted.
+fn plain_link(config: &Config, path: &str, url: &Url, encrypted: &str, found: &mut Vec<Problem>) {
+    if config.security.require_tls && url.scheme() != encrypted && !is_loopback(url) {
+        let reason = format!(
+            "is a plain {} link to another host: use {encrypted}, or set security.require_tls = false",
+            url.scheme()
+        );
+        found.push(Problem::new(path, reason));
+    }
+}
+
 fn tenants(config: &Config, found: &mut Vec<Problem>) {
     let mut ids = HashSet::new();
     for (index, tenant) in config.tenants.iter().enumerate() {
@@ -151,10 +178,7 @@ fn upstream(config: &Config, index: usize, tenant: &Tenant, found: &mut Vec<Prob
     }
     if let Ok(urls) = upstream.base_urls() {
         for (name, url) in [("api_url", &urls.api), ("login_url", &urls.login)] {
-            if config.security.require_tls && url.scheme() == "http" && !is_loopback(url) {
-                let reason = "is a plain http link to another host: use https, or set security.require_tls = false";
-                found.push(Problem::new(format!("tenant[{index}].upstream.{name}"), reason));
-            }
+            plain_link(config, &format!("tenant[{index}].upstream.{name}"), url, "https", found);
         }
     }
 }
@@ -209,7 +233,10 @@ fn is_sha256(text: &str) -> bool {
 
 fn is_loopback(url: &Url) -> bool {
     match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
+        // Of a scheme that the URL standard does not know, an address is a domain.
+        Some(Host::Domain(name)) => {
+            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
         None => false,

@@ -5,7 +5,7 @@
 //! Store unavailable: what is held is given back, the subscription ends, and the store is probed with
 //! backoff until it answers; then a new subscription begins. Nothing spins and nothing is dead-lettered
 //! for that reason. Queue unavailable: subscribing is tried again with backoff. Poison (not decodable,
-//! or redelivered more than [`MAX_REDELIVERIES`] times and failing, alone, while the store answers a
+//! or redelivered more than [`MAX_REDELIVERIES`] times and refused, alone, by a store that answers a
 //! probe): dead-lettered with the reason.
 //!
 //! Effect first, acknowledgement second: a crash in between redelivers the event, and the store
@@ -158,28 +158,32 @@ impl Worker {
                 self.faults.point(Fault::PauseBeforeAck).await;
                 delivery.ack().await
             }
-            Err(error) if self.is_poison(event, delivery.redelivered()).await => {
+            Err(error @ store::Error::Rejected { .. }) if self.is_poison(event, delivery.redelivered()).await => {
                 tracing::error!(event = %event.id, tenant = %event.tenant, %error, "an event keeps failing, kept as a dead letter");
                 self.count(event, ConsumerOutcome::DeadLettered);
                 delivery.dead_letter(Reason::RedeliveredTooOften).await
             }
             Err(error) => {
-                tracing::warn!(event = %event.id, tenant = %event.tenant, %error, "an event could not be applied, it will come again");
                 self.count(event, ConsumerOutcome::Retried);
                 if matches!(error, store::Error::Unavailable { .. }) {
+                    // Told once, for all events: see `wait_for_store`.
+                    tracing::debug!(event = %event.id, tenant = %event.tenant, %error, "the store is down");
                     store_down.cancel();
+                } else {
+                    tracing::warn!(event = %event.id, tenant = %event.tenant, %error, "an event was refused, it will come again");
                 }
                 delivery.retry().await
             }
         }
     }
 
-    /// Tells whether an event that failed again is itself at fault: it came back too often, the store
-    /// answers, and the event fails once more right after.
+    /// Tells whether an event that was refused again is itself at fault: it came back too often, the store
+    /// answers, and refuses it once more right after. That a store cannot be reached, or a part of it (one
+    /// shard of a cluster), is never an event's fault, however often.
     async fn is_poison(&self, event: &Event, redelivered: u32) -> bool {
         redelivered > MAX_REDELIVERIES
             && self.probe.ping().await.is_ok()
-            && apply(self.store.as_ref(), event, false).await.is_err()
+            && matches!(apply(self.store.as_ref(), event, false).await, Err(store::Error::Rejected { .. }))
     }
 
     fn count_verdict(&self, event: &Event, verdict: Verdict) {

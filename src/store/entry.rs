@@ -93,6 +93,21 @@ impl Record {
 }
 
 impl Entry {
+    /// Returns the entry with its body, or its unreadable bytes, left out.
+    #[must_use]
+    pub fn without_body(self) -> Self {
+        match self {
+            Self::Record(mut record) => {
+                if let Content::Found(found) = &mut record.content {
+                    found.body = ProfileBody::new(Bytes::new());
+                }
+                Self::Record(record)
+            }
+            Self::Corrupt(_) => Self::Corrupt(Bytes::new()),
+            Self::Tombstone(_) | Self::Leased(_) => self,
+        }
+    }
+
     /// Returns the token of the write that placed this entry, where it has one.
     #[must_use]
     pub fn token(&self) -> Option<Token> {

@@ -35,6 +35,7 @@ pub mod fence;
 mod lease;
 pub mod metered;
 pub mod open;
+pub mod redis;
 
 use std::fmt::Debug;
 use std::time::Duration;

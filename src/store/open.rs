@@ -7,9 +7,12 @@ use serde::Deserialize;
 
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
 
 use super::embedded::{self, Embedded};
 use super::metered::Metered;
+use super::redis::Redis;
+use super::redis::config::Config as RedisConfig;
 use super::{Error, Inspect, Lifetimes, Store};
 
 /// `[store]`.
@@ -23,6 +26,8 @@ pub struct Config {
     pub timeout: Duration,
     /// `[store.embedded]`.
     pub embedded: embedded::Config,
+    /// `[store.redis]`.
+    pub redis: RedisConfig,
 }
 
 /// The store adapters.
@@ -31,6 +36,8 @@ pub struct Config {
 pub enum Kind {
     /// In this process' memory.
     Embedded,
+    /// In Redis: one server, a cluster, or a master that sentinels know.
+    Redis,
 }
 
 /// An open store, as the flows and as operators see it.
@@ -42,22 +49,30 @@ pub struct Opened {
     pub inspect: Arc<dyn Inspect>,
 }
 
-/// Opens the configured store.
+/// Opens the configured store. Of Redis it waits for the first connection, which the caller bounds.
 ///
 /// # Errors
 ///
 /// The adapter cannot work with its configuration; the embedded one always can.
-pub fn open(
+pub async fn open(
     config: &Config,
     lifetimes: Lifetimes,
     clock: &SharedClock,
     metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
 ) -> Result<Opened, Error> {
+    let clock = Arc::clone(clock);
     match config.kind {
-        Kind::Embedded => {
-            let embedded = Embedded::new(&config.embedded, lifetimes, Arc::clone(clock));
-            let store = Arc::new(Metered::new(embedded, Arc::clone(metrics)));
-            Ok(Opened { store: Arc::clone(&store) as Arc<dyn Store>, inspect: store })
+        Kind::Embedded => Ok(measured(Embedded::new(&config.embedded, lifetimes, clock), metrics)),
+        Kind::Redis => {
+            let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?;
+            redis.connected().await;
+            Ok(measured(redis, metrics))
         }
     }
+}
+
+fn measured<S: Store + Inspect + 'static>(store: S, metrics: &Arc<Metrics>) -> Opened {
+    let store = Arc::new(Metered::new(store, Arc::clone(metrics)));
+    Opened { store: Arc::clone(&store) as Arc<dyn Store>, inspect: store }
 }

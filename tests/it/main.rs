@@ -11,6 +11,7 @@ mod laws;
 mod main_job;
 mod operator;
 mod process;
+mod redis;
 mod sandbox;
 mod support;
 mod upstream;

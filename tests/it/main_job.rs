@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, flat, looked};
+use crate::support::edge::{Edge, flat, looked, on_sandbox_of};
 use crate::support::process::free_port;
 use crate::support::{PATIENCE, customer, eventually};
 
@@ -207,18 +207,7 @@ async fn a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_an
 #[tokio::test(flavor = "multi_thread")]
 async fn a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itself() {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let settings = format!(
-        r#"
-        [[tenant]]
-        id = "10001"
-        upstream = {{ api_url = "http://{address}", login_url = "http://{address}", client_id = "sandbox", client_secret = "sandbox" }}
-        [[caller]]
-        name = "desktop"
-        key_sha256 = "{DEMO_KEY_SHA256}"
-        tenants = ["10001"]
-        fields = ["*"]
-        "#
-    );
+    let settings = on_sandbox_of(address);
     let edge = Edge::start_with(&settings).await;
     let started = Instant::now();
     let refused = edge.look_up(&customer(1)).await;

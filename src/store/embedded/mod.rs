@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::SharedClock;
-use crate::domain::{Digest, Key, ProfileBody, Timestamp};
+use crate::domain::{Digest, Key, Timestamp};
 use crate::store::fence::{Fence, Newest, Place, raise};
 use crate::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased,
@@ -315,7 +315,7 @@ impl Inspect for Embedded {
         let kept = live(&self.entries, key, now);
         Ok(Inspection {
             remaining: kept.as_ref().map(|kept| kept.remaining(now)),
-            entry: kept.map(|kept| without_body(kept.value)),
+            entry: kept.map(|kept| kept.value.without_body()),
             fence: self.fence(key, now),
             lock: live(&self.locks, key, now).map(|lock| (lock.value, lock.remaining(now))),
         })
@@ -329,17 +329,4 @@ fn entry_weight(_key: &Key, kept: &Kept<Entry>) -> u32 {
         Entry::Record(_) | Entry::Tombstone(_) | Entry::Leased(_) => 0,
     };
     u32::try_from(body).unwrap_or(u32::MAX).saturating_add(OVERHEAD)
-}
-
-fn without_body(entry: Entry) -> Entry {
-    match entry {
-        Entry::Record(mut record) => {
-            if let Content::Found(found) = &mut record.content {
-                found.body = ProfileBody::new(bytes::Bytes::new());
-            }
-            Entry::Record(record)
-        }
-        Entry::Corrupt(_) => Entry::Corrupt(bytes::Bytes::new()),
-        Entry::Tombstone(_) | Entry::Leased(_) => entry,
-    }
 }

@@ -1,4 +1,5 @@
 //! One contract suite per port, run on every adapter.
 
 mod queue;
-mod store;
+mod redis;
+pub(crate) mod store;

@@ -21,10 +21,13 @@ use profile_edge::store::{
 };
 use tokio::time::{Instant, timeout};
 
+use super::redis::{Alone, BehindSentinel, Clustered};
+
 const LEASE: Duration = Duration::from_secs(2);
 const TTL: Duration = Duration::from_secs(300);
 const DEDUP: Duration = Duration::from_secs(3600);
 const TOMBSTONE: Duration = Duration::from_secs(7200);
+pub(crate) const LIFETIMES: Lifetimes = Lifetimes { dedup_window: DEDUP, tombstone_ttl: TOMBSTONE };
 const SETTLE: Duration = Duration::from_secs(600);
 /// Longer than anything here takes: a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,6 +38,11 @@ pub(crate) trait Fixture: Send + Sync {
     async fn new() -> Self
     where
         Self: Sized;
+
+    /// A tenant that nobody else uses.
+    fn tenant(&self) -> String {
+        "10001".to_owned()
+    }
 
     fn store(&self) -> Arc<dyn Store>;
 
@@ -49,18 +57,17 @@ pub(crate) trait Fixture: Send + Sync {
     async fn evict(&self, key: &Key);
 }
 
-struct InMemory {
+pub(crate) struct InMemory {
     store: Arc<Embedded>,
-    clock: Arc<ManualClock>,
+    pub(crate) clock: Arc<ManualClock>,
 }
 
 #[async_trait]
 impl Fixture for InMemory {
     async fn new() -> Self {
         let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
-        let lifetimes = Lifetimes { dedup_window: DEDUP, tombstone_ttl: TOMBSTONE };
         let config = embedded::Config { max_bytes: ByteSize::mib(16) };
-        let store = Arc::new(Embedded::new(&config, lifetimes, Arc::clone(&clock) as SharedClock));
+        let store = Arc::new(Embedded::new(&config, LIFETIMES, Arc::clone(&clock) as SharedClock));
         Self { store, clock }
     }
 
@@ -96,7 +103,7 @@ struct Case<F> {
 impl<F: Fixture> Case<F> {
     async fn new() -> Self {
         let fixture = F::new().await;
-        let identity = identity("10001", "ada");
+        let identity = identity(&fixture.tenant(), "ada");
         Self { store: fixture.store(), key: identity.key(), identity, fixture }
     }
 
@@ -163,7 +170,7 @@ impl<F: Fixture> Case<F> {
     }
 }
 
-fn identity(tenant: &str, customer: &str) -> Identity {
+pub(crate) fn identity(tenant: &str, customer: &str) -> Identity {
     let customer: CustomerId = customer.parse().unwrap();
     KeyHasher::Sha256.identify(&tenant.parse().unwrap(), &customer)
 }
@@ -214,7 +221,7 @@ macro_rules! store_contract {
     };
 }
 
-store_contract!(in_memory: InMemory => [
+store_contract!(in_memory: InMemory, in_redis: Alone, in_a_cluster: Clustered, behind_a_sentinel: BehindSentinel => [
     a_fill_under_ones_own_lease_is_stored,
     only_one_of_many_readers_gets_the_lease,
     a_late_fill_is_refused_after_an_event,
@@ -372,7 +379,7 @@ async fn a_lease_for_what_no_longer_stands_there_answers_what_does<F: Fixture>(c
 async fn a_fill_for_another_customer_is_rejected<F: Fixture>(case: Case<F>) {
     let lease = case.leased().await;
     let mut record = case.record(lease.token(), profile("{}"));
-    record.identity = identity("10001", "grace");
+    record.identity = identity(&case.fixture.tenant(), "grace");
     assert!(matches!(case.store.fill(lease, record).await, Err(Error::Rejected { .. })));
     assert!(matches!(case.get().await, None | Some(Entry::Leased(_))));
 }
@@ -574,7 +581,7 @@ async fn negative_answers_and_pointers_are_kept<F: Fixture>(case: Case<F>) {
     assert!(matches!(negative.content, Content::Negative));
     assert_eq!(negative.identity, case.identity);
 
-    let canonical = identity("10001", "canonical");
+    let canonical = identity(&case.fixture.tenant(), "canonical");
     let lease = case.leased_on(&Base::Token(negative.token)).await;
     let record = case.record(lease.token(), Content::Pointer(canonical.clone()));
     assert_eq!(case.store.fill(lease, record).await.unwrap(), Filled::Stored);
@@ -584,7 +591,7 @@ async fn negative_answers_and_pointers_are_kept<F: Fixture>(case: Case<F>) {
 
 async fn tenants_do_not_meet<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
-    let other = identity("10002", "ada").key();
+    let other = identity(&format!("{}-other", case.fixture.tenant()), "ada").key();
     assert!(case.store.get(&other).await.unwrap().is_none());
     case.store.bury(&other, &event(Kind::Deleted)).await.unwrap();
     assert_eq!(case.body().await.as_deref(), Some("{}"));

@@ -8,8 +8,9 @@ use profile_edge::faults::Faults;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
-use super::eventually;
+use super::{PATIENCE, eventually};
 
 /// The SHA-256 of `demo-key`.
 pub(crate) const DEMO_KEY_SHA256: &str = "c48a01f49fd0f2cc404bc3cbbc80e91457a3d41bb429a695243de4c61794155c";
@@ -58,7 +59,7 @@ impl Edge {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let faults = Faults::default();
         let loaded = config::from_toml(&layout(&data, settings)).unwrap();
-        let app = App::start(loaded.config, faults.clone()).await.unwrap();
+        let app = timeout(PATIENCE, App::start(loaded.config, faults.clone())).await.expect("it starts").unwrap();
         Self {
             faults,
             client: reqwest::Client::builder().pool_max_idle_per_host(4096).build().unwrap(),
@@ -79,9 +80,19 @@ impl Edge {
         format!("http://{}{path}", self.public)
     }
 
+    pub(crate) fn sandbox_address(&self) -> SocketAddr {
+        self.sandbox.expect("this configuration has a sandbox")
+    }
+
+    /// What the readiness probe says.
+    pub(crate) async fn ready(&self) -> Value {
+        let url = format!("http://{}/readyz", self.admin);
+        self.client.get(url).send().await.unwrap().json().await.unwrap()
+    }
+
     /// A request to the sandbox as its editor.
     pub(crate) fn sandbox(&self, method: Method, path: &str) -> RequestBuilder {
-        let sandbox = self.sandbox.expect("this configuration has a sandbox");
+        let sandbox = self.sandbox_address();
         self.client.request(method, format!("http://{sandbox}{path}")).bearer_auth("sandbox-editor")
     }
 
@@ -156,6 +167,22 @@ pub(crate) async fn looked(response: Response) -> Looked {
         headers: response.headers().clone(),
         text: response.text().await.unwrap(),
     }
+}
+
+/// Settings of a process of its own kind whose Genesys is another one's sandbox.
+pub(crate) fn on_sandbox_of(address: SocketAddr) -> String {
+    format!(
+        r#"
+        [[tenant]]
+        id = "10001"
+        upstream = {{ api_url = "http://{address}", login_url = "http://{address}", client_id = "sandbox", client_secret = "sandbox" }}
+        [[caller]]
+        name = "desktop"
+        key_sha256 = "{DEMO_KEY_SHA256}"
+        tenants = ["10001"]
+        fields = ["*"]
+        "#
+    )
 }
 
 /// The flat event of a customer.

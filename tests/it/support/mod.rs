@@ -2,6 +2,7 @@
 
 pub(crate) mod edge;
 pub(crate) mod process;
+pub(crate) mod servers;
 
 use std::future::Future;
 use std::time::Duration;

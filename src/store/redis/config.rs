@@ -1,0 +1,154 @@
+//! `[store.redis]`: where Redis is, and how it is spoken to.
+
+use std::path::PathBuf;
+
+use redis::{ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
+use serde::Deserialize;
+use url::Url;
+
+use crate::domain::Secret;
+
+/// `[store.redis]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The one server: `redis://[user:password@]host:port[/db]`, or `rediss://` for TLS.
+    pub url: Secret,
+    /// Some of a cluster's nodes, or the sentinels; used where there are any, in place of `url`.
+    #[serde(default)]
+    pub urls: Vec<Secret>,
+    /// What `urls` are.
+    #[serde(default)]
+    pub mode: Option<Mode>,
+    /// The name by which sentinels know the master.
+    #[serde(default)]
+    pub master_name: Option<String>,
+    /// `[store.redis.tls]`.
+    #[serde(default)]
+    pub tls: TlsConfig,
+    /// How many replicas must have an invalidation before its event is acknowledged.
+    pub min_replicas: u32,
+}
+
+/// What several addresses are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Nodes of a Redis Cluster.
+    Cluster,
+    /// Sentinels, which know the master.
+    Sentinel,
+}
+
+/// The files of a private certificate authority and of a client's certificate, in PEM.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Who must have signed the server's certificate; absent: this machine's authorities.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// The client's certificate; needs `key`.
+    #[serde(default)]
+    pub cert: Option<PathBuf>,
+    /// The client's key; needs `cert`.
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+}
+
+/// An option of `[store.redis]` cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct ConfigError {
+    /// Its path.
+    pub field: &'static str,
+    /// What is expected of it; nothing of its value, which may hold a password.
+    pub reason: String,
+}
+
+impl ConfigError {
+    fn new(field: &'static str, reason: impl Into<String>) -> Self {
+        Self { field, reason: reason.into() }
+    }
+}
+
+/// Where Redis is, understood.
+#[derive(Debug)]
+pub(super) enum Place {
+    Single(ConnectionInfo),
+    Cluster(Vec<ConnectionInfo>),
+    Sentinel(Vec<ConnectionInfo>, String),
+}
+
+impl Config {
+    /// Checks what no type can.
+    ///
+    /// # Errors
+    ///
+    /// Names the first option that cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.place().map(drop)?;
+        self.certificates().map(drop)
+    }
+
+    /// Returns the addresses in use, for whoever judges which links may be plain.
+    ///
+    /// # Errors
+    ///
+    /// One of them is no `redis://` or `rediss://` URL.
+    pub fn addresses(&self) -> Result<Vec<Url>, ConfigError> {
+        let field = if self.urls.is_empty() { "store.redis.url" } else { "store.redis.urls" };
+        let all = if self.urls.is_empty() { std::slice::from_ref(&self.url) } else { &self.urls };
+        let parse = |secret: &Secret| {
+            let url = Url::parse(secret.expose()).ok().filter(|url| matches!(url.scheme(), "redis" | "rediss"));
+            url.filter(Url::has_host).ok_or_else(|| ConfigError::new(field, "must be redis://host:port or rediss://"))
+        };
+        all.iter().map(parse).collect()
+    }
+
+    pub(super) fn place(&self) -> Result<Place, ConfigError> {
+        let mut nodes = Vec::new();
+        for address in self.addresses()? {
+            let info = address.into_connection_info();
+            nodes.push(info.map_err(|error| ConfigError::new("store.redis.url", error.category().to_owned()))?);
+        }
+        match (self.mode, self.urls.is_empty(), &self.master_name) {
+            (None, true, None) => Ok(Place::Single(nodes.swap_remove(0))),
+            (None, false, _) => {
+                Err(ConfigError::new("store.redis.mode", "is missing: must be \"cluster\" or \"sentinel\""))
+            }
+            (Some(_), true, _) => Err(ConfigError::new("store.redis.urls", "is missing: store.redis.mode needs it")),
+            (Some(Mode::Cluster), false, None) => Ok(Place::Cluster(nodes)),
+            (Some(Mode::Sentinel), false, Some(name)) => Ok(Place::Sentinel(nodes, name.clone())),
+            (Some(Mode::Sentinel), false, None) => {
+                Err(ConfigError::new("store.redis.master_name", "is missing: mode \"sentinel\" needs it"))
+            }
+            (None | Some(Mode::Cluster), _, Some(_)) => {
+                Err(ConfigError::new("store.redis.master_name", "belongs to mode \"sentinel\" only"))
+            }
+        }
+    }
+
+    /// Reads the certificates, where any are named.
+    pub(super) fn certificates(&self) -> Result<Option<TlsCertificates>, ConfigError> {
+        let read = |field, path: &PathBuf| {
+            std::fs::read(path).map_err(|error| {
+                ConfigError::new(field, format!("the file {} cannot be read: {error}", path.display()))
+            })
+        };
+        let client_tls = match (&self.tls.cert, &self.tls.key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some(ClientTlsConfig {
+                client_cert: read("store.redis.tls.cert", cert)?,
+                client_key: read("store.redis.tls.key", key)?,
+            }),
+            (Some(_), None) => return Err(ConfigError::new("store.redis.tls.key", "is missing: tls.cert needs it")),
+            (None, Some(_)) => return Err(ConfigError::new("store.redis.tls.cert", "is missing: tls.key needs it")),
+        };
+        let root_cert = self.tls.ca.as_ref().map(|ca| read("store.redis.tls.ca", ca)).transpose()?;
+        let any = client_tls.is_some() || root_cert.is_some();
+        if any && !self.addresses()?.iter().all(|url| url.scheme() == "rediss") {
+            return Err(ConfigError::new("store.redis.tls", "needs rediss:// addresses"));
+        }
+        Ok(any.then_some(TlsCertificates { client_tls, root_cert }))
+    }
+}

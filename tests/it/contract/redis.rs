@@ -1,0 +1,179 @@
+//! The Redis store under the store's contract: alone, as a cluster, behind a sentinel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use profile_edge::clock::{ManualClock, SharedClock};
+use profile_edge::domain::{At, Digest, Key, Kind, Modified, Precision, Stamps, Timestamp};
+use profile_edge::shutdown::{Controller, Shutdown};
+use profile_edge::store::redis::Redis;
+use profile_edge::store::redis::config::Config;
+use profile_edge::store::{Base, Change, Inspect, LeaseAnswer, Store, Token};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use redis::aio::MultiplexedConnection;
+
+use super::store::{Fixture, InMemory, LIFETIMES, identity};
+use crate::support::servers::redis::{Deployment, Setup};
+
+pub(crate) type Alone = InRedis<0>;
+pub(crate) type Clustered = InRedis<1>;
+pub(crate) type BehindSentinel = InRedis<2>;
+
+/// A store of one's own, by its tenant, in the servers that all tests share.
+pub(crate) struct InRedis<const KIND: u8> {
+    store: Arc<Redis>,
+    clock: Arc<ManualClock>,
+    tenant: String,
+    servers: Vec<MultiplexedConnection>,
+    _running: Controller,
+}
+
+#[async_trait]
+impl<const KIND: u8> Fixture for InRedis<KIND> {
+    async fn new() -> Self {
+        let kind = [Setup::Single, Setup::Cluster, Setup::Sentinel][usize::from(KIND)];
+        let deployment = Deployment::shared(kind).await;
+        let settings = format!("url = \"\"\n{}", deployment.settings);
+        // A single server's settings name the url themselves.
+        let settings = if kind == Setup::Single { &deployment.settings } else { &settings };
+        let config: Config = toml::from_str(&format!("min_replicas = 0\n{settings}")).unwrap();
+        let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
+        let (running, shutdown) = Shutdown::new();
+        let shared = Arc::clone(&clock) as SharedClock;
+        let store = Redis::open(&config, Duration::from_secs(5), LIFETIMES, shared, &shutdown).unwrap();
+        store.connected().await;
+        let mut servers = Vec::new();
+        for server in &deployment.servers {
+            servers.push(server.connect().await.unwrap());
+        }
+        let tenant = format!("t-{}", hex::encode(rand::random::<[u8; 8]>()));
+        Self { store: Arc::new(store), clock, tenant, servers, _running: running }
+    }
+
+    fn tenant(&self) -> String {
+        self.tenant.clone()
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store) as Arc<dyn Store>
+    }
+
+    fn inspect(&self) -> Arc<dyn Inspect> {
+        Arc::clone(&self.store) as Arc<dyn Inspect>
+    }
+
+    fn clock(&self) -> SharedClock {
+        Arc::clone(&self.clock) as SharedClock
+    }
+
+    /// Takes the time off what is left to each key of this fixture's tenant.
+    async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+        for server in &self.servers {
+            let mut server = server.clone();
+            let keys: Vec<String> =
+                redis::cmd("KEYS").arg(format!("*{}*", self.tenant)).query_async(&mut server).await.unwrap();
+            for key in keys {
+                let left: i64 = redis::cmd("PTTL").arg(&key).query_async(&mut server).await.unwrap();
+                assert!(left > 0, "{key} lives without end");
+                let left = left - i64::try_from(time.as_millis()).unwrap();
+                // A replica follows its master and refuses this.
+                let _ = redis::cmd("PEXPIRE").arg(&key).arg(left.max(0)).query_async::<i64>(&mut server).await;
+            }
+        }
+    }
+
+    async fn evict(&self, key: &Key) {
+        for server in &self.servers {
+            // One of a cluster's nodes has the key; the others say so.
+            let _ = redis::cmd("DEL").arg(key.as_str()).query_async::<i64>(&mut server.clone()).await;
+        }
+    }
+}
+
+/// Scripts decide inside Redis what `fence::raise` decides in this process; here both live through the same
+/// random histories, and must answer and end alike.
+#[tokio::test]
+async fn scripts_decide_as_the_pure_rules_do() {
+    let (redis, memory) = (Alone::new().await, InMemory::new().await);
+    for history in 0..300 {
+        let mut random: StdRng = rand::SeedableRng::seed_from_u64(history);
+        let key = identity(&redis.tenant(), &format!("customer-{history}")).key();
+        let mut told = Vec::new();
+        for _ in 0..random.random_range(1..9) {
+            let change = any_change(&mut random);
+            told.push(change);
+            let answers = [apply(&redis, &key, &change).await, apply(&memory, &key, &change).await];
+            assert_eq!(answers[0], answers[1], "{told:#?}");
+            let states = [state(&redis, &key).await, state(&memory, &key).await];
+            assert_eq!(states[0], states[1], "{told:#?}");
+            if random.random_bool(0.2) {
+                redis.evict(&key).await;
+                memory.evict(&key).await;
+            }
+            if random.random_bool(0.3) {
+                let leased = [contend(&redis, &key).await, contend(&memory, &key).await];
+                assert_eq!(leased[0], leased[1], "{told:#?}");
+            }
+            let pause = Duration::from_millis(random.random_range(0..2_000));
+            redis.clock.advance(pause);
+            memory.clock.advance(pause);
+        }
+    }
+}
+
+fn any_change(random: &mut StdRng) -> Change {
+    let kind = Kind::ALL[random.random_range(0..Kind::ALL.len())];
+    let precision = if random.random_bool(0.5) { Precision::Seconds } else { Precision::Millis };
+    let at = random.random_bool(0.8).then(|| {
+        let millis = random.random_range(-3_000..3_000);
+        At::new(if precision == Precision::Seconds { millis / 1_000 * 1_000 } else { millis }, precision)
+    });
+    let modified = random.random_bool(0.6).then(|| Modified::from_millis(random.random_range(0..4)));
+    Change {
+        // A few events come twice.
+        event: Digest::from_bytes([random.random_range(0..12); 16]),
+        kind,
+        stamps: Stamps { modified, at },
+        replayed: random.random_bool(0.2),
+        force: random.random_bool(0.1),
+    }
+}
+
+async fn apply(fixture: &impl Fixture, key: &Key, change: &Change) -> String {
+    let store = fixture.store();
+    let applied = match change.kind {
+        Kind::Deleted => store.bury(key, change).await,
+        Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(key, change).await,
+    };
+    format!("{:?}", applied.unwrap())
+}
+
+/// What stands at a key and beside it, but for tokens, which are drawn.
+async fn state(fixture: &impl Fixture, key: &Key) -> String {
+    let found = fixture.inspect().inspect(key).await.unwrap();
+    let entry = match found.entry {
+        Some(profile_edge::store::Entry::Tombstone(tombstone)) => {
+            format!("tombstone {:?} {:?}", tombstone.at, tombstone.written_at)
+        }
+        Some(profile_edge::store::Entry::Leased(leased)) => format!("leased until {:?}", leased.until),
+        other => format!("{other:?}"),
+    };
+    format!("{entry} {:?} {}", found.fence, found.lock.is_some())
+}
+
+/// Asks for a lease, and leaves it standing if it is granted.
+async fn contend(fixture: &impl Fixture, key: &Key) -> String {
+    let lease = fixture.store().lease(key, &Base::Absent, Token::draw(), Duration::from_secs(60)).await.unwrap();
+    match lease {
+        LeaseAnswer::Granted(lease) => {
+            let told = format!("granted {:?} {:?}", lease.held(), lease.fence());
+            lease.keep_until_it_runs_out();
+            told
+        }
+        LeaseAnswer::Held { .. } => "held".to_owned(),
+        LeaseAnswer::Changed(_) => "changed".to_owned(),
+    }
+}

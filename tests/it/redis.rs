@@ -1,0 +1,323 @@
+//! The whole application on Redis: what it says to Redis, and what it does when Redis is gone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::support::edge::{Edge, flat, on_sandbox_of};
+use crate::support::process::{Process, configuration, free_port};
+use crate::support::servers::proxy::{Link, Proxy};
+use crate::support::servers::redis::{Deployment, RedisServer, Setup};
+use crate::support::{customer, eventually};
+
+const UPDATED: &str = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
+
+fn settings(deployment: &Deployment) -> String {
+    format!("[sandbox]\nlatency = \"0ms\"\n[store]\nkind = \"redis\"\n[store.redis]\n{}", deployment.settings)
+}
+
+/// Listens to every command that a server runs, until `done` was run; counts them by their names.
+async fn overheard(deployment: &Deployment, done: impl Future<Output = ()>) -> BTreeMap<String, u32> {
+    let client = redis::Client::open(deployment.servers[0].url()).unwrap();
+    let monitor = client.get_async_monitor().await.unwrap();
+    let mut lines = monitor.into_on_message::<String>();
+    done.await;
+    let mut marker = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("ECHO").arg("that was it").exec_async(&mut marker).await.unwrap();
+    let mut counts = BTreeMap::new();
+    while let Some(line) = lines.next().await {
+        if line.contains("that was it") {
+            break;
+        }
+        // What scripts run themselves is marked "lua".
+        if line.contains(" lua] ") {
+            continue;
+        }
+        let name = line.split('"').nth(1).unwrap_or_default().to_ascii_uppercase();
+        // The readiness probe, connections of the tests' own.
+        if !matches!(name.as_str(), "PING" | "CLIENT" | "HELLO") {
+            *counts.entry(name).or_insert(0) += 1;
+        }
+    }
+    counts
+}
+
+fn counts(pairs: &[(&str, u32)]) -> BTreeMap<String, u32> {
+    pairs.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hit_is_one_get_and_an_event_one_script_for_each_key() {
+    let deployment = Deployment::start(Setup::Single).await;
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    edge.look_up(&customer(1)).await;
+    edge.look_up(&customer(2)).await;
+    // Loads the script.
+    assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
+    edge.applied("updated", 1.0).await;
+
+    let hits = overheard(&deployment, async {
+        for _ in 0..10 {
+            assert!(edge.look_up(&customer(1)).await.is_hit());
+        }
+    });
+    assert_eq!(hits.await, counts(&[("GET", 10)]));
+    let merged = json!({ "tenantId": "10001", "customerId": customer(1), "eventType": "customer.merged",
+                         "mergedIds": [customer(2), customer(3)] });
+    let event = overheard(&deployment, async {
+        assert_eq!(edge.post_event(&merged).await.status(), 202);
+        edge.applied("merged", 1.0).await;
+    });
+    assert_eq!(event.await, counts(&[("EVALSHA", 3)]));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_documented_keys_are_there_and_all_of_them_end() {
+    let deployment = Deployment::start(Setup::Single).await;
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    for n in 1..5 {
+        edge.look_up(&customer(n)).await;
+    }
+    edge.delete(&customer(1)).await;
+    edge.change(&customer(2), json!({ "firstName": "Grace" })).await;
+    edge.applied("deleted", 1.0).await;
+    edge.applied("updated", 1.0).await;
+    let mut connection = deployment.servers[0].connect().await.unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap();
+    assert!(keys.len() >= 7, "{keys:?}");
+    let digest = |text: &str| text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let record = |text: &str| text.strip_prefix("cust:profile:10001:").is_some_and(digest);
+    for key in &keys {
+        let within = |prefix| key.strip_prefix(prefix).and_then(|rest| rest.split_once('}'));
+        let documented = record(key)
+            || within("fence:{").is_some_and(|(of, rest)| record(of) && rest.is_empty())
+            || within("lock:{").is_some_and(|(of, rest)| record(of) && rest.is_empty())
+            || within("seen:{").is_some_and(|(of, rest)| record(of) && rest.strip_prefix(':').is_some_and(digest));
+        assert!(documented, "{key}");
+        let left: i64 = redis::cmd("PTTL").arg(key).query_async(&mut connection).await.unwrap();
+        assert!(left > 0, "{key} lives without end");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_ask_genesys_once_for_a_cold_customer() {
+    let deployment = Deployment::start(Setup::Single).await;
+    let first = Edge::start_with(&settings(&deployment).replace("0ms", "150ms")).await;
+    let sandbox = first.sandbox_address();
+    let second = on_sandbox_of(sandbox);
+    let second = Edge::start_with(&format!("{}{second}", settings(&deployment))).await;
+    let one = customer(1);
+    let both = [&first, &second];
+    let answers = join_all((0..600).map(|n| both[n % 2].look_up(&one))).await;
+    for answer in &answers {
+        assert_eq!((answer.status, &answer.text), (200, &answers[0].text), "{}", answer.cache_status);
+    }
+    assert_eq!(first.calls().await.0, 1);
+    second.stop().await;
+    first.stop().await;
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Outage {
+    Killed,
+    Stopped,
+    Stalled,
+}
+
+/// Redis goes away under lookups and events and comes back: nobody is refused but for bounded 503s, every
+/// accepted event is applied afterwards, and none becomes a dead letter.
+async fn survives(outage: Outage) {
+    let mut deployment = Deployment::start(Setup::Single).await;
+    let proxy = Proxy::to(deployment.servers[0].port).await;
+    deployment.settings = format!("url = \"redis://{}\"\n", proxy.address);
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    for n in 1..=20 {
+        assert_eq!(edge.look_up(&customer(n)).await.status, 200);
+    }
+    match outage {
+        Outage::Killed => deployment.servers[0].kill(),
+        Outage::Stopped => deployment.servers[0].signal("STOP"),
+        Outage::Stalled => proxy.set(Link::Stalled),
+    }
+    for n in 1..=20 {
+        let started = Instant::now();
+        let answer = edge.look_up(&customer(n)).await;
+        assert!(matches!(answer.status, 200 | 503), "{outage:?}: {}", answer.text);
+        assert!(started.elapsed() < Duration::from_secs(2), "{outage:?}: {:?}", started.elapsed());
+        assert_eq!(edge.post_event(&flat(&customer(n))).await.status(), 202);
+    }
+    let bypass = eventually("lookups go on without the store", || async {
+        let answer = edge.look_up(&customer(1)).await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert!(bypass.cache_status.contains("detail=store-unavailable"), "{}", bypass.cache_status);
+    eventually("degraded", || async { edge.ready().await["degraded"].to_string().contains("store").then_some(()) })
+        .await;
+
+    match outage {
+        Outage::Killed => deployment.servers[0].restart().await,
+        Outage::Stopped => deployment.servers[0].signal("CONT"),
+        Outage::Stalled => proxy.set(Link::Whole),
+    }
+    edge.metric_reaches(UPDATED, 20.0).await;
+    assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
+    eventually("hits", || async { edge.look_up(&customer(1)).await.is_hit().then_some(()) }).await;
+    eventually("ready", || async { (edge.ready().await["degraded"] == json!([])).then_some(()) }).await;
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_killed_and_restarted_loses_no_event_and_refuses_nobody() {
+    survives(Outage::Killed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_stopped_and_continued_loses_no_event_and_refuses_nobody() {
+    survives(Outage::Stopped).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_link_to_redis_loses_no_event_and_refuses_nobody() {
+    survives(Outage::Stalled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_link_costs_no_more_than_a_moment() {
+    let mut deployment = Deployment::start(Setup::Single).await;
+    let proxy = Proxy::to(deployment.servers[0].port).await;
+    deployment.settings = format!("url = \"redis://{}\"\n", proxy.address);
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    edge.look_up(&customer(1)).await;
+    proxy.set(Link::Broken);
+    assert!(matches!(edge.look_up(&customer(1)).await.status, 200 | 503));
+    proxy.set(Link::Whole);
+    eventually("hits", || async { edge.look_up(&customer(1)).await.is_hit().then_some(()) }).await;
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_waits_for_the_replicas_that_are_asked_for() {
+    let mut deployment = Deployment::start(Setup::Sentinel).await;
+    deployment.settings = format!("url = \"{}\"\nmin_replicas = 1\n", deployment.servers[0].url());
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
+    edge.metric_reaches(UPDATED, 1.0).await;
+
+    deployment.servers[1].kill();
+    assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
+    let retried = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"retried\"}";
+    edge.metric_reaches(retried, 1.0).await;
+    assert_eq!(edge.metric(UPDATED).await, 1.0);
+    deployment.servers[1].restart().await;
+    // It was applied at the first attempt already; confirmed it is now.
+    let duplicate = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
+    edge.metric_reaches(duplicate, 1.0).await;
+    edge.stop().await;
+}
+
+/// A certificate authority, and what it signed for a server and for a client, as PEM files.
+fn certificates(directory: &Path) {
+    let named = |name: &str| {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    };
+    let authority_key = KeyPair::generate().unwrap();
+    let mut authority = named("authority");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(directory.join("ca.pem"), authority.self_signed(&authority_key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(authority, authority_key);
+    for name in ["server", "client"] {
+        let key = KeyPair::generate().unwrap();
+        let certificate = named(name).signed_by(&key, &issuer).unwrap();
+        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_link_needs_the_right_authority() {
+    let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(ours.path());
+    certificates(other.path());
+    let file = |directory: &tempfile::TempDir, name: &str| directory.path().join(name).display().to_string();
+    let (cert, key, ca) = (file(&ours, "server.pem"), file(&ours, "server.key"), file(&ours, "ca.pem"));
+    let port = free_port();
+    let tls = ["--tls-port", &port.to_string(), "--tls-cert-file", &cert, "--tls-key-file", &key];
+    let tls = [&tls[..], &["--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"]].concat();
+    let server = RedisServer::start(&tls).await;
+    let link = |authority: &tempfile::TempDir| {
+        let client = [("cert", "client.pem"), ("key", "client.key")];
+        let client = client.map(|(option, name)| format!("{option} = {:?}\n", file(&ours, name))).concat();
+        let ca = file(authority, "ca.pem");
+        let settings = format!("url = \"rediss://127.0.0.1:{port}\"\n[store.redis.tls]\nca = {ca:?}\n{client}");
+        format!("[sandbox]\nlatency = \"0ms\"\n[store]\nkind = \"redis\"\n[store.redis]\n{settings}")
+    };
+    let edge = Edge::start_with(&link(&ours)).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+    edge.stop().await;
+
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        "startup_timeout = \"1s\"\nhttp.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n{}",
+        link(&other)
+    );
+    let settings = settings.replace("[sandbox]\n", "[sandbox]\nlisten = \"127.0.0.1:0\"\n");
+    let file = configuration(directory.path(), &settings);
+    let mut refused = Process::start(directory.path(), &["run", "--config", &file.display().to_string()], &[]);
+    assert_eq!(refused.ended().await, Some(69), "{}", refused.log());
+    assert!(refused.log().contains("certificate"), "{}", refused.log());
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_behind_a_sentinel_is_followed() {
+    let mut deployment = Deployment::start(Setup::Sentinel).await;
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    deployment.servers[0].kill();
+    eventually("hits from the new master", || async {
+        let answer = edge.look_up(&customer(2)).await;
+        assert!(matches!(answer.status, 200 | 503), "{}", answer.text);
+        answer.is_hit().then_some(())
+    })
+    .await;
+    assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
+    edge.metric_reaches(UPDATED, 1.0).await;
+    assert!(!edge.look_up(&customer(2)).await.is_hit());
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_a_clusters_master_is_survived() {
+    let mut deployment = Deployment::cluster(1).await;
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    let ids: Vec<String> = (1..=30).map(customer).collect();
+    for id in &ids {
+        assert_eq!(edge.look_up(id).await.status, 200);
+    }
+    deployment.servers[0].kill();
+    for id in &ids {
+        assert_eq!(edge.post_event(&flat(id)).await.status(), 202);
+    }
+    edge.metric_reaches(UPDATED, 30.0).await;
+    for id in &ids {
+        eventually("a hit for each", || async {
+            let answer = edge.look_up(id).await;
+            assert!(matches!(answer.status, 200 | 503), "{}", answer.text);
+            answer.is_hit().then_some(())
+        })
+        .await;
+    }
+    edge.stop().await;
+}

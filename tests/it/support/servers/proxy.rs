@@ -1,0 +1,76 @@
+//! A link that can be broken: a TCP proxy in front of a server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// What the link does with what it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// Passes it on.
+    Whole,
+    /// Holds it back, in both directions, without an error.
+    Stalled,
+    /// Ends every connection, old and new.
+    Broken,
+}
+
+/// A proxy in front of one server; it ends with this value.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    link: Arc<watch::Sender<Link>>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Starts a proxy in front of a port of this machine.
+    pub(crate) async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let link = Arc::new(watch::Sender::new(Link::Whole));
+        let state = Arc::clone(&link);
+        let accepting = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                tokio::spawn(join(near, port, state.subscribe()));
+            }
+        });
+        Self { address, link, accepting }
+    }
+
+    /// Changes what the link does.
+    pub(crate) fn set(&self, link: Link) {
+        self.link.send_replace(link);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.link.send_replace(Link::Broken);
+    }
+}
+
+async fn join(near: TcpStream, port: u16, link: watch::Receiver<Link>) {
+    let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+    let mut broken = link.clone();
+    tokio::select! {
+        () = pass(near_read, far_write, link.clone()) => {}
+        () = pass(far_read, near_write, link) => {}
+        _ = broken.wait_for(|link| *link == Link::Broken) => {}
+    }
+}
+
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut link: watch::Receiver<Link>) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        let _ = link.wait_for(|link| *link != Link::Stalled).await;
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}

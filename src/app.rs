@@ -50,7 +50,7 @@ pub struct App {
     pub sandbox: Option<SocketAddr>,
     readiness: Arc<Readiness>,
     flows: Controller,
-    queue: queue::open::Opened,
+    queue: Option<queue::open::Opened>,
     queue_tasks: Controller,
     deadline: Duration,
 }
@@ -87,7 +87,8 @@ struct Ground {
     faults: Faults,
     shutdown: Shutdown,
     readiness: Arc<Readiness>,
-    queue: queue::open::Opened,
+    /// `None` where no role uses it.
+    queue: Option<queue::open::Opened>,
     store: store::open::Opened,
 }
 
@@ -103,13 +104,13 @@ impl App {
         let admin = serve::bind(config.admin.listen, "admin.listen").await?;
         let (flows, shutdown) = Shutdown::new();
         let (queue_tasks, queue_shutdown) = Shutdown::new();
-        let (metrics, clock) = (Metrics::new(), SystemClock::shared());
+        let (metrics, clock) = (Metrics::of(config.roles), SystemClock::shared());
         let (public_addr, admin_addr) = (addr(&public), addr(&admin));
         let sandbox = start_sandbox(&mut config, public_addr, &clock, &shutdown).await?;
         let ground = Ground {
             hashers: config.keys.hashers(),
-            queue: queue::open::open(&config.queue, Arc::clone(&clock), &queue_shutdown, Arc::clone(&metrics))?,
-            store: store::open::open(&config.store, lifetimes(&config), &clock, &metrics, &shutdown).await?,
+            queue: open_queue(&config, &clock, &queue_shutdown, &metrics).await?,
+            store: open_store(&config, &clock, &metrics, &shutdown).await?,
             readiness: Arc::new(Readiness::starting(config.roles)),
             config,
             clock,
@@ -147,7 +148,10 @@ impl App {
         let until = Instant::now() + self.deadline;
         self.readiness.enter(Phase::Draining);
         let flows_ended = self.flows.drain(self.deadline).await;
-        let closed = self.queue.closer.close().await;
+        let closed = match &self.queue {
+            Some(queue) => queue.closer.close().await,
+            None => Ok(()),
+        };
         if let Err(error) = &closed {
             tracing::error!(%error, "the queue was not closed in good order");
         }
@@ -181,12 +185,12 @@ impl Ground {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
         let mut routes = openapi::routes();
-        if roles.ingest {
+        if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let tenants = self.config.tenants.iter().map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice()));
             let ingest = Ingest::new(
                 tenants,
                 self.hashers.clone(),
-                Arc::clone(&self.queue.publisher),
+                Arc::clone(&queue.publisher),
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),
             )?;
@@ -213,7 +217,8 @@ impl Ground {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
                 hashers: self.hashers.clone(),
                 store: Arc::clone(&self.store.inspect),
-                publisher: Arc::clone(&self.queue.publisher),
+                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
                 clock: Arc::clone(&self.clock),
             },
             readiness: Arc::clone(&self.readiness),
@@ -233,11 +238,9 @@ impl Ground {
     }
 
     fn consume(&self) {
-        if !self.config.roles.consumer {
-            return;
-        }
+        let Some(queue) = self.queue.as_ref().filter(|_| self.config.roles.consumer) else { return };
         let worker = Worker {
-            queue: Arc::clone(&self.queue.queue),
+            queue: Arc::clone(&queue.queue),
             store: Arc::clone(&self.store.store),
             probe: Arc::clone(&self.store.inspect),
             concurrency: self.config.consumer.concurrency,
@@ -255,7 +258,7 @@ impl Ground {
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
             store: Arc::clone(&self.store.inspect),
-            queue: Arc::clone(&self.queue.queue),
+            queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
         };
         probe.ask().await;
         let shutdown = self.shutdown.clone();
@@ -282,16 +285,42 @@ struct Probe {
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     store: Arc<dyn store::Inspect>,
-    queue: Arc<dyn queue::Queue>,
+    queue: Option<Arc<dyn queue::Queue>>,
 }
 
 impl Probe {
     async fn ask(&self) {
         self.readiness.store(self.store.ping().await.is_ok(), &self.metrics);
-        self.readiness.queue(self.queue.ping().await.is_ok(), &self.metrics);
-        queue::metered::refresh(self.queue.as_ref(), &self.metrics).await;
+        if let Some(queue) = &self.queue {
+            self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
+        }
         self.metrics.upkeep();
     }
+}
+
+/// Opens the queue, unless this process only answers lookups.
+async fn open_queue(
+    config: &Config,
+    clock: &SharedClock,
+    tasks: &Shutdown,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<queue::open::Opened>, queue::Error> {
+    if !config.roles.use_the_queue() {
+        return Ok(None);
+    }
+    let opened = queue::open::open(&config.queue, Arc::clone(clock), tasks, Arc::clone(metrics)).await?;
+    Ok(Some(opened))
+}
+
+/// Opens the store; it is waited for where a role uses it.
+async fn open_store(
+    config: &Config,
+    clock: &SharedClock,
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> Result<store::open::Opened, store::Error> {
+    let needed = config.roles.use_the_store();
+    store::open::open(&config.store, lifetimes(config), clock, metrics, shutdown, needed).await
 }
 
 /// Starts the sandbox, if it is wanted, and points the demo tenant at where it really listens.

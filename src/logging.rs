@@ -14,8 +14,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 /// Libraries that print what passes through them when they are asked for details.
-const TALKATIVE: [&str; 12] =
-    ["axum", "h2", "hyper", "hyper_util", "lapin", "mio", "redb", "redis", "reqwest", "rustls", "tower", "tower_http"];
+const TALKATIVE: [&str; 11] =
+    ["axum", "h2", "hyper", "hyper_util", "mio", "redb", "redis", "reqwest", "rustls", "tower", "tower_http"];
+
+/// A library that calls every refusal of the broker an error, also those that answer a question of ours; what
+/// matters of it is logged where it is handled.
+const SILENT: &str = "lapin";
 
 /// `[log]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -71,7 +75,7 @@ impl Level {
 pub fn init(config: &Config) {
     let ours = format!("warn,profile_edge={}", config.level.as_str());
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
-    let quiet = TALKATIVE.into_iter().map(|name| (name, LevelFilter::WARN));
+    let quiet = TALKATIVE.into_iter().map(|name| (name, LevelFilter::WARN)).chain([(SILENT, LevelFilter::OFF)]);
     let cap = Targets::new().with_default(LevelFilter::TRACE).with_targets(quiet);
     let as_text = match config.format {
         Format::Text => true,

@@ -5,6 +5,9 @@
 //! macros are banned by lint everywhere else; the rest of the program holds an [`Arc<Metrics>`] and
 //! touches pre-registered handles, so counting costs one atomic operation and no look-up.
 //!
+//! A process shows the metrics of the flows that it runs ([`Metrics::of`]): a zero for something that is not
+//! there would look like an outage.
+//!
 //! Each [`Metrics`] has a registry of its own, so that several applications in one test process do
 //! not count into each other.
 
@@ -12,10 +15,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
+use metrics::{
+    Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, NoopRecorder, Recorder, SharedString, Unit,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::domain::{Kind, Shape};
+use crate::roles::Roles;
 
 /// Prefix of every metric of ours; `process_*` come without it.
 const PREFIX: &str = "profile_edge_";
@@ -163,12 +169,13 @@ macro_rules! catalogue {
         }
 
         impl Metrics {
-            fn register(recorder: PrometheusRecorder) -> Self {
+            fn register(recorder: PrometheusRecorder, roles: Roles) -> Self {
                 let handle = recorder.handle();
                 let process = metrics_process::Collector::default();
                 metrics::with_local_recorder(&recorder, || process.describe());
-                $($kind::describe(&recorder, $name, $help);)+
-                $(let $field = catalogue!(@make recorder $kind $name $([$($label: $set),+])?);)+
+                let of = |name: &str| -> &dyn Recorder { if is_of(name, roles) { &recorder } else { &NoopRecorder } };
+                $($kind::describe(of($name), $name, $help);)+
+                $(let $field = catalogue!(@make of $kind $name $([$($label: $set),+])?);)+
                 Self { recorder, handle, process, $($field),+ }
             }
 
@@ -181,13 +188,13 @@ macro_rules! catalogue {
     (@type histogram) => { Histogram };
     (@type $kind:tt $set:ty) => { Family<$set, catalogue!(@type $kind)> };
     (@type $kind:tt $one:ty, $two:ty) => { Family<$one, Family<$two, catalogue!(@type $kind)>> };
-    (@make $recorder:ident $kind:tt $name:literal) => { $kind::register(&$recorder, $name, Vec::new()) };
-    (@make $recorder:ident $kind:tt $name:literal [$label:literal: $set:ty]) => {
-        Family::new(|value: $set| $kind::register(&$recorder, $name, vec![Label::new($label, value.value())]))
+    (@make $of:ident $kind:tt $name:literal) => { $kind::register($of($name), $name, Vec::new()) };
+    (@make $of:ident $kind:tt $name:literal [$label:literal: $set:ty]) => {
+        Family::new(|value: $set| $kind::register($of($name), $name, vec![Label::new($label, value.value())]))
     };
-    (@make $recorder:ident $kind:tt $name:literal [$one:literal: $first:ty, $two:literal: $second:ty]) => {
+    (@make $of:ident $kind:tt $name:literal [$one:literal: $first:ty, $two:literal: $second:ty]) => {
         Family::new(|a: $first| Family::new(|b: $second| {
-            $kind::register(&$recorder, $name, vec![Label::new($one, a.value()), Label::new($two, b.value())])
+            $kind::register($of($name), $name, vec![Label::new($one, a.value()), Label::new($two, b.value())])
         }))
     };
 }
@@ -205,6 +212,8 @@ catalogue! {
     publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event was durable.";
     outbox_events: gauge "outbox_events" = "Events that wait in the local durable queue.";
     outbox_bytes: gauge "outbox_bytes" = "Size of the events that wait in the local durable queue.";
+    queue_events: gauge "queue_events" = "Events that wait in the queue or are being applied.";
+    replayed_events: counter "replayed_events_total" = "Events that were published again from the journal.";
     consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";
     consumer_undecodable: counter "consumer_undecodable_total" = "Deliveries that were no event and went to the dead letters.";
     consumer_in_flight: gauge "consumer_in_flight" = "Deliveries being applied.";
@@ -221,17 +230,24 @@ catalogue! {
 
 impl Metrics {
     /// Registers the whole catalogue in a registry of its own.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Self::of(Roles::ALL)
+    }
+
+    /// Registers the part of the catalogue that these flows use in a registry of its own; what is counted in
+    /// the rest is not shown.
     ///
     /// # Panics
     ///
     /// Never: the bucket bounds, the one thing the builder can refuse, are a non-empty constant.
     #[must_use]
-    pub fn new() -> Arc<Self> {
+    pub fn of(roles: Roles) -> Arc<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)
             // The bounds are a non-empty constant, and that is all that is checked.
             .expect("bucket bounds are not empty");
-        let metrics = Self::register(builder.build_recorder());
+        let metrics = Self::register(builder.build_recorder(), roles);
         gauge::register(
             &metrics.recorder,
             "build_info",
@@ -285,6 +301,24 @@ pub fn observe(histogram: &Histogram, duration: Duration) {
     histogram.record(duration.as_secs_f64());
 }
 
+/// Tells whether a metric is of a flow that runs, or of no flow in particular.
+fn is_of(name: &str, roles: Roles) -> bool {
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if begins(&["lookup_", "upstream_", "token_", "fills_"]) {
+        roles.lookup
+    } else if begins(&["ingest_"]) {
+        roles.ingest
+    } else if begins(&["consumer_", "invalidation_", "replayed_"]) {
+        roles.consumer
+    } else if begins(&["publish_", "outbox_", "queue_", "dead_letters"]) {
+        roles.use_the_queue()
+    } else if begins(&["store_"]) {
+        roles.use_the_store()
+    } else {
+        true
+    }
+}
+
 fn metadata() -> Metadata<'static> {
     Metadata::new(module_path!(), Level::INFO, Some(module_path!()))
 }
@@ -298,12 +332,12 @@ macro_rules! instrument {
         mod $module {
             use super::*;
 
-            pub(super) fn describe(recorder: &PrometheusRecorder, name: &str, help: &'static str) {
+            pub(super) fn describe(recorder: &dyn Recorder, name: &str, help: &'static str) {
                 let name = KeyName::from(format!("{PREFIX}{name}"));
                 recorder.$describe(name, $unit, SharedString::const_str(help));
             }
 
-            pub(super) fn register(recorder: &PrometheusRecorder, name: &str, labels: Vec<Label>) -> $type {
+            pub(super) fn register(recorder: &dyn Recorder, name: &str, labels: Vec<Label>) -> $type {
                 recorder.$register(&key(name, labels), &metadata())
             }
         }

@@ -9,6 +9,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::metrics::Metrics;
+use crate::roles::Roles;
 
 /// Where a process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,17 +20,6 @@ pub enum Phase {
     Running,
     /// Finishing what is under way.
     Draining,
-}
-
-/// Which flows a process runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Roles {
-    /// Takes events.
-    pub ingest: bool,
-    /// Applies events.
-    pub consumer: bool,
-    /// Answers lookups.
-    pub lookup: bool,
 }
 
 /// The readiness of one process.
@@ -79,13 +69,11 @@ impl Readiness {
     /// Returns the dependencies that are down and that this process' roles use.
     #[must_use]
     pub fn degraded(&self) -> Vec<&'static str> {
-        let uses_queue = self.roles.ingest || self.roles.consumer;
-        let uses_store = self.roles.lookup || self.roles.consumer;
         let mut down = Vec::new();
-        if uses_store && !self.store_up.load(Ordering::Acquire) {
+        if self.roles.use_the_store() && !self.store_up.load(Ordering::Acquire) {
             down.push("store");
         }
-        if uses_queue && !self.queue_up.load(Ordering::Acquire) {
+        if self.roles.use_the_queue() && !self.queue_up.load(Ordering::Acquire) {
             down.push("queue");
         }
         down
@@ -112,11 +100,9 @@ fn note(dependency: &'static str, flag: &AtomicBool, up: bool) {
 mod tests {
     use super::*;
 
-    const ALL: Roles = Roles { ingest: true, consumer: true, lookup: true };
-
     #[test]
     fn phases_never_go_back() {
-        let readiness = Readiness::starting(ALL);
+        let readiness = Readiness::starting(Roles::ALL);
         assert_eq!(readiness.phase(), Phase::Starting);
         readiness.enter(Phase::Running);
         readiness.enter(Phase::Draining);
@@ -126,7 +112,7 @@ mod tests {
 
     #[test]
     fn lookups_stay_ready_without_store_and_queue() {
-        let (metrics, readiness) = (Metrics::new(), Readiness::starting(ALL));
+        let (metrics, readiness) = (Metrics::new(), Readiness::starting(Roles::ALL));
         readiness.store(false, &metrics);
         readiness.queue(false, &metrics);
         assert!(readiness.can_work());

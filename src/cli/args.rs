@@ -53,6 +53,41 @@ pub(super) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Tells what could not be applied, and why.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLetters {
+    /// Lists the oldest.
+    List {
+        #[command(flatten)]
+        service: ServiceArgs,
+        /// How many at most, up to 1000.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Shows one, with its event where there is one.
+    Show {
+        /// Its id, as `list` tells it.
+        id: String,
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
+}
+
+/// The running service that a command is for.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServiceArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    /// The admin listener; by default the configured one.
+    #[arg(long, value_name = "URL")]
+    pub(super) admin: Option<String>,
+    /// One JSON object on a line.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,19 +109,13 @@ pub(super) struct RunArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct TargetArgs {
     #[command(flatten)]
-    pub(super) config: ConfigArgs,
+    pub(super) service: ServiceArgs,
     /// The tenant.
     #[arg(long)]
     pub(super) tenant: String,
     /// The customer; `-` reads the id from standard input, so that it stays out of the shell's history.
     #[arg(long, allow_hyphen_values = true)]
     pub(super) customer: String,
-    /// The admin listener; by default the configured one.
-    #[arg(long, value_name = "URL")]
-    pub(super) admin: Option<String>,
-    /// One JSON object on a line.
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::clock::SystemClock;
@@ -23,7 +24,7 @@ use crate::operate::client::{self, Client};
 use crate::sandbox::{Options, Sandbox, Webhook};
 use crate::shutdown::{Shutdown, asked_to_stop};
 
-use args::{Args, Command, ConfigArgs, SandboxArgs, TargetArgs};
+use args::{Args, Command, ConfigArgs, DeadLetters, SandboxArgs, TargetArgs};
 
 /// Why a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,7 @@ async fn command(args: Args) -> Exit {
         Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Inspect(target) => operate(target, None).await,
         Command::Invalidate { target, force } => operate(target, Some(force)).await,
+        Command::DeadLetters(command) => dead_letters(command).await,
     }
 }
 
@@ -127,15 +129,41 @@ async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
         },
         customer => customer.to_owned(),
     };
-    let client = match admin_client(&target.config, target.admin) {
+    let TargetArgs { service, tenant, .. } = target;
+    let client = match admin_client(&service.config, service.admin) {
         Ok(client) => client,
         Err(exit) => return exit,
     };
     let answer = match invalidate {
-        None => client.inspect(&target.tenant, &customer).await,
-        Some(force) => client.invalidate(&target.tenant, &customer, force).await,
+        None => client.inspect(&tenant, &customer).await,
+        Some(force) => client.invalidate(&tenant, &customer, force).await,
     };
-    finish(answer.map(|answer| if target.json { format!("{answer}\n") } else { client::lines(&answer) }))
+    let form = if service.json { json_line } else { client::lines };
+    finish(answer.map(|answer| form(&answer)))
+}
+
+/// Runs the operators' commands that are about dead letters.
+async fn dead_letters(command: DeadLetters) -> Exit {
+    let (DeadLetters::List { service, .. } | DeadLetters::Show { service, .. }) = &command;
+    let json = service.json;
+    let client = match admin_client(&service.config, service.admin.clone()) {
+        Ok(client) => client,
+        Err(exit) => return exit,
+    };
+    finish(match command {
+        DeadLetters::List { limit, .. } => {
+            let form = if json { json_line } else { client::line };
+            client.dead_letters(limit).await.map(|letters| letters.iter().map(form).collect())
+        }
+        DeadLetters::Show { id, .. } => {
+            let form = if json { json_line } else { client::lines };
+            client.dead_letter(&id).await.map(|letter| form(&letter))
+        }
+    })
+}
+
+fn json_line(value: &Value) -> String {
+    format!("{value}\n")
 }
 
 fn first_line() -> std::io::Result<String> {

@@ -9,6 +9,7 @@ use crate::app::{self, App};
 use crate::config::Config;
 use crate::faults::Faults;
 use crate::logging::{self, Format};
+use crate::queue;
 use crate::shutdown::asked_to_stop;
 
 use super::Exit;
@@ -57,6 +58,7 @@ pub(super) async fn run(config: Config) -> Exit {
 
 fn exit_of(error: &app::Error) -> Exit {
     match error {
+        app::Error::Queue(queue::Error::Misconfigured { .. }) => Exit::Usage,
         app::Error::Bind(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
         app::Error::Upstream(_) | app::Error::Webhook(_) | app::Error::Caller(_) => Exit::Usage,
     }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::domain::TenantId;
 use crate::http::{callers, serve};
 use crate::ingest::authenticate;
-use crate::readiness::Roles;
+use crate::roles::Roles;
 use crate::{consumer, logging, lookup, queue, sandbox, store, upstream};
 
 use super::{Config, DemoConfig, KeysConfig, SecurityConfig, ShutdownConfig, Tenant};

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use crate::domain::{KeyHasher, Secret, TenantId};
 use crate::http::{callers, serve};
 use crate::ingest::authenticate;
-use crate::readiness::Roles;
+use crate::roles::Roles;
 use crate::{consumer, logging, lookup, queue, sandbox, store, upstream};
 
 pub use de::Problem;

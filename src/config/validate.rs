@@ -7,7 +7,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use url::{Host, Url};
 
-use crate::store;
+use crate::{queue, store};
 
 use super::de::Problem;
 use super::{Config, KeyScheme, Tenant, key_material};
@@ -24,6 +24,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     keys(config, &mut found);
     listeners(config, &mut found);
     redis(config, &mut found);
+    amqp(config, &mut found);
     tenants(config, &mut found);
     callers(config, &mut found);
     demo(config, &mut found);
@@ -134,6 +135,20 @@ fn redis(config: &Config, found: &mut Vec<Problem>) {
     let path = if config.store.redis.urls.is_empty() { "store.redis.url" } else { "store.redis.urls" };
     for url in config.store.redis.addresses().iter().flatten() {
         plain_link(config, path, url, "rediss", found);
+    }
+}
+
+fn amqp(config: &Config, found: &mut Vec<Problem>) {
+    if config.queue.kind != queue::open::Kind::Amqp {
+        return;
+    }
+    let amqp = &config.queue.amqp;
+    if let Err(error) = amqp.validate() {
+        found.push(Problem::new(error.field, error.reason));
+    }
+    let path = if amqp.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
+    for url in amqp.addresses().iter().flatten() {
+        plain_link(config, path, url, "amqps", found);
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::metrics::{Door, Metrics};
-use crate::operate::actions::{self, Actions};
+use crate::operate::actions::{self, Actions, MAX_DEAD_LETTERS};
 use crate::readiness::{Phase, Readiness};
 
 use super::error::Problem;
@@ -61,6 +61,8 @@ pub fn routes(ops: Arc<Ops>) -> Router {
     let admin = Router::new()
         .route("/admin/inspect", post(inspect))
         .route("/admin/invalidate", post(invalidate))
+        .route("/admin/dead-letters", get(dead_letters))
+        .route("/admin/dead-letters/{id}", get(dead_letter))
         .layer(middleware::from_fn_with_state(Arc::clone(&ops), guard));
     Router::new()
         .route("/metrics", get(metrics))
@@ -101,6 +103,24 @@ async fn invalidate(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body)
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
+async fn dead_letters(State(ops): State<Arc<Ops>>, RawQuery(query): RawQuery) -> Result<Json<Value>, Problem> {
+    let limit = limit(query.as_deref().unwrap_or_default())?;
+    let letters = ops.actions.dead_letters(limit).await.map_err(refuse)?;
+    Ok(Json(json!({ "deadLetters": letters })))
+}
+
+async fn dead_letter(State(ops): State<Arc<Ops>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    ops.actions.dead_letter(&id).await.map(Json).map_err(refuse)
+}
+
+fn limit(query: &str) -> Result<usize, Problem> {
+    let limit = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "limit");
+    let Some((_, limit)) = limit else { return Ok(MAX_DEAD_LETTERS) };
+    let expected = format!("expected a number from 1 to {MAX_DEAD_LETTERS}");
+    let limit = limit.parse().ok().filter(|limit| (1..=MAX_DEAD_LETTERS).contains(limit));
+    limit.ok_or_else(|| Problem::bad_field("limit", expected))
+}
+
 async fn target(headers: &HeaderMap, body: Body) -> Result<Target, Problem> {
     json::parse(&body::read(headers, body, MAX_BODY).await?)
 }
@@ -115,6 +135,8 @@ fn parse(target: &Target) -> Result<(crate::domain::TenantId, crate::domain::Cus
 fn refuse(error: actions::Error) -> Problem {
     let (status, code) = match &error {
         actions::Error::UnknownTenant => (StatusCode::NOT_FOUND, "unknown_tenant"),
+        actions::Error::UnknownDeadLetter => (StatusCode::NOT_FOUND, "unknown_dead_letter"),
+        actions::Error::NoQueue => (StatusCode::CONFLICT, "no_queue"),
         actions::Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
         actions::Error::Queue(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
     };

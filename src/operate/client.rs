@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -95,8 +95,35 @@ impl Client {
         self.post("/admin/invalidate", &body).await
     }
 
+    /// Asks for the oldest dead letters.
+    ///
+    /// # Errors
+    ///
+    /// The service is not there, or refuses.
+    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<Value>, Error> {
+        let request = self.http.get(self.url("/admin/dead-letters")).query(&[("limit", limit)]);
+        let mut answer = self.ask(request).await?;
+        Ok(answer["deadLetters"].as_array_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    /// Asks for one dead letter.
+    ///
+    /// # Errors
+    ///
+    /// There is none of this id, the service is not there, or refuses.
+    pub async fn dead_letter(&self, id: &str) -> Result<Value, Error> {
+        let mut url = self.url("/admin/dead-letters");
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.push(id);
+        }
+        self.ask(self.http.get(url)).await
+    }
+
     async fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
-        let mut request = self.http.post(self.url(path)).json(body);
+        self.ask(self.http.post(self.url(path)).json(body)).await
+    }
+
+    async fn ask(&self, mut request: RequestBuilder) -> Result<Value, Error> {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
@@ -134,6 +161,18 @@ pub fn lines(answer: &Value) -> String {
     flatten("", answer, &mut lines);
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+/// Formats one dead letter for people, on one line.
+#[must_use]
+pub fn line(letter: &Value) -> String {
+    let text = |name: &str| letter[name].as_str().unwrap_or("-");
+    let what = match (letter["eventId"].as_str(), letter["length"].as_u64()) {
+        (Some(event), _) => format!("{} of tenant {}, event {event}", text("kind"), text("tenantId")),
+        (None, Some(length)) => format!("{length} bytes that are no event, SHA-256 {}", text("sha256")),
+        (None, None) => "-".to_owned(),
+    };
+    format!("{}  {}  {}  {what}\n", text("id"), text("since"), text("reason"))
 }
 
 fn flatten(path: &str, value: &Value, lines: &mut Vec<(String, String)>) {

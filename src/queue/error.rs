@@ -19,6 +19,13 @@ pub enum Error {
         /// What failed, without any event's contents.
         reason: String,
     },
+    /// What stands on the broker, or a file that is needed to reach it, is not what it must be: trying
+    /// again changes nothing, an operator must.
+    #[error("queue is misconfigured: {reason}")]
+    Misconfigured {
+        /// What differs, in the broker's words.
+        reason: String,
+    },
     /// The queue is closing down.
     #[error("queue is closed")]
     Closed,
@@ -30,7 +37,7 @@ impl Error {
     pub const fn retry_after(&self) -> Duration {
         match self {
             Self::Full { .. } => Duration::from_secs(5),
-            Self::Unavailable { .. } | Self::Closed => Duration::from_secs(1),
+            Self::Unavailable { .. } | Self::Misconfigured { .. } | Self::Closed => Duration::from_secs(1),
         }
     }
 }

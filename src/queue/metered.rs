@@ -38,29 +38,34 @@ impl Publisher for Metered {
     }
 }
 
-/// Refreshes the gauges that only the queue itself can tell; to be called every few seconds. What
-/// cannot be told keeps its last value.
-pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) {
-    metrics.queue_up.set(up(&queue.ping().await));
+/// Refreshes the gauges that only the queue itself can tell, and returns whether it answers; to be called
+/// every few seconds. What cannot be told keeps its last value.
+pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> bool {
+    let answered = queue.ping().await;
+    metrics.queue_up.set(up(&answered));
     if let Ok(depth) = queue.depth().await {
         // Gauges are floating-point numbers; sizes lose nothing below 2^53.
-        metrics.outbox_events.set(depth.events as f64);
-        metrics.outbox_bytes.set(depth.bytes as f64);
+        metrics.queue_events.set(depth.events as f64);
+        if let Some(bytes) = depth.bytes {
+            metrics.outbox_events.set(depth.events as f64);
+            metrics.outbox_bytes.set(bytes as f64);
+        }
         metrics.dead_letters.set(depth.dead_letters as f64);
     }
+    answered.is_ok()
 }
 
 /// A full queue works: it has answered.
 fn up(outcome: &Result<(), Error>) -> f64 {
     match outcome {
         Ok(()) | Err(Error::Full { .. }) => 1.0,
-        Err(Error::Unavailable { .. } | Error::Closed) => 0.0,
+        Err(Error::Unavailable { .. } | Error::Misconfigured { .. } | Error::Closed) => 0.0,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::queue::{Depth, Subscription};
+    use crate::queue::{DeadLetter, Depth, Subscription};
 
     use super::*;
 
@@ -86,7 +91,11 @@ mod tests {
         }
 
         async fn depth(&self) -> Result<Depth, Error> {
-            self.0.clone().map(|()| Depth { events: 3, bytes: 700, dead_letters: 2 })
+            self.0.clone().map(|()| Depth { events: 3, bytes: Some(700), dead_letters: 2 })
+        }
+
+        async fn dead_letters(&self, _: usize) -> Result<Vec<DeadLetter>, Error> {
+            Err(Error::Closed)
         }
     }
 
@@ -115,11 +124,11 @@ mod tests {
     #[tokio::test]
     async fn gauges_follow_the_queue_and_keep_what_it_does_not_tell() {
         let metrics = Metrics::new();
-        refresh(&Fixed(Ok(())), &metrics).await;
-        for line in ["queue_up 1", "outbox_events 3", "outbox_bytes 700", "dead_letters 2"] {
+        assert!(refresh(&Fixed(Ok(())), &metrics).await);
+        for line in ["queue_up 1", "queue_events 3", "outbox_events 3", "outbox_bytes 700", "dead_letters 2"] {
             shows(&metrics, line);
         }
-        refresh(&Fixed(Err(Error::Closed)), &metrics).await;
+        assert!(!refresh(&Fixed(Err(Error::Closed)), &metrics).await);
         for line in ["queue_up 0", "outbox_events 3", "dead_letters 2"] {
             shows(&metrics, line);
         }

@@ -14,6 +14,7 @@
 //! decoded is delivered too, as [`Undecodable`]: poison is the consumer's to judge, the queue loses
 //! nothing by itself.
 
+pub mod amqp;
 pub mod delivery;
 pub mod embedded;
 mod error;
@@ -25,7 +26,7 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 
-use crate::domain::Event;
+use crate::domain::{Event, Timestamp};
 
 pub use delivery::{Delivery, Payload, Reason, Settle, Undecodable};
 pub use error::Error;
@@ -63,15 +64,33 @@ pub trait Queue: Debug + Send + Sync {
 
     /// Returns how much the queue holds.
     async fn depth(&self) -> Result<Depth, Error>;
+
+    /// Returns the oldest dead letters, at most `limit` of them; they stay where they are.
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error>;
+}
+
+/// An event that was given up on, as it is kept.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// What it is called among the dead letters.
+    pub id: String,
+    /// Why it was given up on: one of [`Reason`], or what somebody else wrote.
+    pub reason: String,
+    /// When, to the second, where that is known.
+    pub since: Option<Timestamp>,
+    /// How often it had been delivered before, where that is known.
+    pub redelivered: Option<u32>,
+    /// The event, or what may be told of something that is none.
+    pub payload: Payload,
 }
 
 /// How much a queue holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Events not yet settled, taken ones included.
+    /// Events not yet settled, those that this process has taken included.
     pub events: u64,
-    /// Their size in bytes.
-    pub bytes: u64,
+    /// Their size in bytes, of a queue that this process keeps itself.
+    pub bytes: Option<u64>,
     /// Dead letters.
     pub dead_letters: u64,
 }

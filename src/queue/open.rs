@@ -8,6 +8,7 @@ use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
+use super::amqp::{self, Amqp};
 use super::embedded::{self, Embedded};
 use super::metered::Metered;
 use super::{Error, Publisher, Queue};
@@ -20,6 +21,8 @@ pub struct Config {
     pub kind: Kind,
     /// `[queue.embedded]`.
     pub embedded: embedded::Config,
+    /// `[queue.amqp]`.
+    pub amqp: amqp::Config,
 }
 
 /// The queue adapters.
@@ -28,6 +31,8 @@ pub struct Config {
 pub enum Kind {
     /// A durable log in a local file.
     Embedded,
+    /// RabbitMQ.
+    Amqp,
 }
 
 /// An open queue.
@@ -48,6 +53,7 @@ pub struct Closer(Adapter);
 #[derive(Clone, Debug)]
 enum Adapter {
     Embedded(Arc<Embedded>),
+    Amqp(Arc<Amqp>),
 }
 
 impl Closer {
@@ -60,24 +66,39 @@ impl Closer {
     pub async fn close(&self) -> Result<(), Error> {
         match &self.0 {
             Adapter::Embedded(embedded) => embedded.close().await,
+            Adapter::Amqp(amqp) => {
+                amqp.close().await;
+                Ok(())
+            }
         }
     }
 }
 
-/// Opens the configured queue. To be called within a Tokio runtime.
+/// Opens the configured queue; of a broker, once it can be published to, however long that takes. To be
+/// called within a Tokio runtime.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] with a reason for the operator when it cannot be opened.
-pub fn open(config: &Config, clock: SharedClock, shutdown: &Shutdown, metrics: Arc<Metrics>) -> Result<Opened, Error> {
+/// [`Error::Unavailable`] or [`Error::Misconfigured`], with a reason for the operator, when it cannot be
+/// opened.
+pub async fn open(
+    config: &Config,
+    clock: SharedClock,
+    shutdown: &Shutdown,
+    metrics: Arc<Metrics>,
+) -> Result<Opened, Error> {
     match config.kind {
         Kind::Embedded => {
             let embedded = Embedded::open(&config.embedded, clock, shutdown)?;
-            Ok(Opened {
-                publisher: Arc::new(Metered::new(embedded.clone(), metrics)),
-                queue: embedded.clone(),
-                closer: Closer(Adapter::Embedded(embedded)),
-            })
+            Ok(opened(embedded.clone(), embedded.clone(), metrics, Adapter::Embedded(embedded)))
+        }
+        Kind::Amqp => {
+            let amqp = Amqp::open(&config.amqp, clock, shutdown, Arc::clone(&metrics)).await?;
+            Ok(opened(amqp.clone(), amqp.clone(), metrics, Adapter::Amqp(amqp)))
         }
     }
+}
+
+fn opened(publisher: Arc<dyn Publisher>, queue: Arc<dyn Queue>, metrics: Arc<Metrics>, adapter: Adapter) -> Opened {
+    Opened { publisher: Arc::new(Metered::new(publisher, metrics)), queue, closer: Closer(adapter) }
 }

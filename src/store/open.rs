@@ -60,13 +60,16 @@ pub async fn open(
     clock: &SharedClock,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
+    needed: bool,
 ) -> Result<Opened, Error> {
     let clock = Arc::clone(clock);
     match config.kind {
         Kind::Embedded => Ok(measured(Embedded::new(&config.embedded, lifetimes, clock), metrics)),
         Kind::Redis => {
             let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?;
-            redis.connected().await;
+            if needed {
+                redis.connected().await;
+            }
             Ok(measured(redis, metrics))
         }
     }

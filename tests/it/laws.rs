@@ -12,16 +12,18 @@ const CRATES: [(&str, &[&str]); 4] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 17] = [
+const IMPORTS: [(&str, &[&str]); 19] = [
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
     ("logging", &[]),
-    ("metrics", &["domain"]),
+    ("metrics", &["domain", "roles"]),
     ("shutdown", &[]),
-    ("readiness", &["metrics"]),
-    ("store", &["clock", "domain", "metrics", "shutdown"]),
-    ("queue", &["clock", "domain", "metrics", "shutdown"]),
+    ("readiness", &["metrics", "roles"]),
+    ("roles", &[]),
+    ("tls", &[]),
+    ("store", &["clock", "domain", "metrics", "shutdown", "tls"]),
+    ("queue", &["clock", "domain", "metrics", "shutdown", "tls"]),
     ("upstream", &["clock", "domain", "metrics", "shutdown"]),
     ("ingest", &["clock", "domain", "metrics", "queue"]),
     ("consumer", &["clock", "domain", "faults", "metrics", "queue", "shutdown", "store"]),
@@ -35,16 +37,7 @@ const IMPORTS: [(&str, &[&str]); 17] = [
     (
         "config",
         &[
-            "consumer",
-            "domain",
-            "http",
-            "ingest",
-            "logging",
-            "lookup",
-            "queue",
-            "readiness",
-            "sandbox",
-            "store",
+            "consumer", "domain", "http", "ingest", "logging", "lookup", "queue", "roles", "sandbox", "store",
             "upstream",
         ],
     ),

@@ -1,4 +1,5 @@
-//! The main job, end to end: a miss, a hit, a change at Genesys, the changed profile.
+//! The main job, end to end, on every pairing of adapters: a miss, a hit, a change at Genesys, the changed
+//! profile.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -13,13 +14,47 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::edge::{Edge, flat, looked, on_sandbox_of};
+use crate::support::edge::{Edge, Pairing, flat, looked, on_sandbox_of};
 use crate::support::process::free_port;
 use crate::support::{PATIENCE, customer, eventually};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call() {
-    let edge = Edge::start().await;
+/// A sandbox that answers at once.
+const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
+
+macro_rules! on_every_pairing {
+    ($($case:ident),+ $(,)?) => {
+        on_every_pairing!(@pairing embedded, Embedded, $($case),+);
+        on_every_pairing!(@pairing redis, Redis, $($case),+);
+        on_every_pairing!(@pairing redis_and_rabbitmq, RedisAndRabbit, $($case),+);
+    };
+    (@pairing $module:ident, $pairing:ident, $($case:ident),+) => {
+        mod $module {
+            use super::Pairing;
+
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(Pairing::$pairing).await;
+            })+
+        }
+    };
+}
+
+on_every_pairing!(
+    a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call,
+    a_cold_customer_costs_one_call_however_many_ask,
+    the_same_event_posted_fifty_times_has_one_effect,
+    a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again,
+    a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id,
+    trouble_at_genesys_has_its_status_within_two_seconds_and_passes,
+    a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event,
+    an_unknown_customer_is_remembered_as_unknown_until_it_is_created,
+    a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_and_no_failure,
+    a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itself,
+    a_lookup_can_be_asked_in_three_ways_that_answer_alike,
+);
+
+async fn a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
     let one = customer(1);
 
     let miss = edge.look_up(&one).await;
@@ -47,9 +82,8 @@ async fn a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call() 
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cold_customer_costs_one_call_however_many_ask() {
-    let edge = Edge::start_with("[sandbox]\nlatency = \"150ms\"\n").await;
+async fn a_cold_customer_costs_one_call_however_many_ask(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"150ms\"\n").await;
     let two = customer(2);
     let answers = join_all((0..2000).map(|_| edge.look_up(&two))).await;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.text == answers[0].text));
@@ -59,9 +93,8 @@ async fn a_cold_customer_costs_one_call_however_many_ask() {
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_same_event_posted_fifty_times_has_one_effect() {
-    let edge = Edge::start().await;
+async fn the_same_event_posted_fifty_times_has_one_effect(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
     let event = json!({ "tenantId": "10001", "customerId": customer(3), "eventId": "e-1",
                         "modifyDate": "2026-01-01T00:00:00.000Z" });
     let posts = join_all((0..50).map(|_| edge.post_event(&event))).await;
@@ -73,9 +106,8 @@ async fn the_same_event_posted_fifty_times_has_one_effect() {
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again() {
-    let edge = Edge::start().await;
+async fn a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
     let four = customer(4);
     edge.faults.arm(Fault::PauseBeforeFill);
     let slow = edge.look_up(&four);
@@ -94,9 +126,8 @@ async fn a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id() {
-    let edge = Edge::start().await;
+async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
     let (five, six) = (customer(5), customer(6));
     let merge = edge.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
     let merged: Value = merge.json(&json!({ "contactIds": [five, six] })).send().await.unwrap().json().await.unwrap();
@@ -121,9 +152,8 @@ async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_eith
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn trouble_at_genesys_has_its_status_within_two_seconds_and_passes() {
-    let edge = Edge::start_with("[sandbox]\nlatency = \"0ms\"\n[upstream]\nmax_in_flight = 8\n").await;
+async fn trouble_at_genesys_has_its_status_within_two_seconds_and_passes(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n[upstream]\nmax_in_flight = 8\n").await;
     let trouble = [
         (json!({ "fail_ratio": 1, "fail_status": 500 }), 503),
         (json!({ "fail_ratio": 1, "fail_status": 429, "retry_after": 1 }), 503),
@@ -152,10 +182,9 @@ async fn trouble_at_genesys_has_its_status_within_two_seconds_and_passes() {
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event() {
+async fn a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event(pairing: Pairing) {
     let settings = "[sandbox]\nlatency = \"0ms\"\n[lookup]\nttl = \"50ms\"\nttl_jitter = 0.0\n";
-    let edge = Edge::start_with(settings).await;
+    let edge = Edge::start_on(pairing, settings).await;
     let seven = customer(7);
     edge.look_up(&seven).await;
     edge.behave(json!({ "fail_ratio": 1, "fail_status": 500 })).await;
@@ -171,9 +200,8 @@ async fn a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event()
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_customer_is_remembered_as_unknown_until_it_is_created() {
-    let edge = Edge::start().await;
+async fn an_unknown_customer_is_remembered_as_unknown_until_it_is_created(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
     let nobody = "00000000-0000-4000-8000-999999999999";
     let first = edge.look_up(nobody).await;
     assert_eq!((first.status, first.cache_status.as_str()), (404, "profile-edge; fwd=miss; stored; detail=negative"));
@@ -187,9 +215,8 @@ async fn an_unknown_customer_is_remembered_as_unknown_until_it_is_created() {
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_and_no_failure() {
-    let edge = Edge::start().await;
+async fn a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_and_no_failure(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
     let look_up_all = async |numbers: Range<u32>| {
         let ids: Vec<String> = numbers.map(customer).collect();
         let answers = join_all(ids.iter().map(|id| edge.look_up(id))).await;
@@ -204,11 +231,10 @@ async fn a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_an
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itself() {
+async fn a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itself(pairing: Pairing) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let settings = on_sandbox_of(address);
-    let edge = Edge::start_with(&settings).await;
+    let edge = Edge::start_on(pairing, &settings).await;
     let started = Instant::now();
     let refused = edge.look_up(&customer(1)).await;
     assert_eq!(refused.status, 503, "{}", refused.text);
@@ -223,9 +249,8 @@ async fn a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itsel
     assert!(controller.drain(PATIENCE).await);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_can_be_asked_in_three_ways_that_answer_alike() {
-    let edge = Edge::start().await;
+async fn a_lookup_can_be_asked_in_three_ways_that_answer_alike(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
     let one = customer(1);
     let body = json!({ "tenantId": "10001", "customerId": one });
     let by_query = edge.look_up(&one).await;

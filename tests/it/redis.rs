@@ -1,12 +1,10 @@
 //! The whole application on Redis: what it says to Redis, and what it does when Redis is gone.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -14,6 +12,7 @@ use crate::support::edge::{Edge, flat, on_sandbox_of};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::redis::{Deployment, RedisServer, Setup};
+use crate::support::tls::certificates;
 use crate::support::{customer, eventually};
 
 const UPDATED: &str = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
@@ -222,26 +221,6 @@ async fn an_event_waits_for_the_replicas_that_are_asked_for() {
     let duplicate = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
     edge.metric_reaches(duplicate, 1.0).await;
     edge.stop().await;
-}
-
-/// A certificate authority, and what it signed for a server and for a client, as PEM files.
-fn certificates(directory: &Path) {
-    let named = |name: &str| {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params
-    };
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = named("authority");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(directory.join("ca.pem"), authority.self_signed(&authority_key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(authority, authority_key);
-    for name in ["server", "client"] {
-        let key = KeyPair::generate().unwrap();
-        let certificate = named(name).signed_by(&key, &issuer).unwrap();
-        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
-        std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

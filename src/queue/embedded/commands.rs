@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
-use crate::queue::Error;
+use crate::queue::{DeadLetter, Error};
 
 use super::log::Change;
 use super::writer::{Answer, Command, Page};
@@ -57,6 +57,13 @@ impl Commands {
         page
     }
 
+    /// Asks for the oldest dead letters.
+    pub(super) async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        let permit = self.permit(1, deadline).await?;
+        self.ask(deadline, |answer| Command::DeadLetters(limit, answer, permit)).await
+    }
+
     /// Answers if the file works.
     pub(super) async fn ping(&self) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
@@ -78,7 +85,7 @@ impl Commands {
         }
     }
 
-    async fn ask(&self, deadline: Instant, command: impl FnOnce(Answer<()>) -> Command) -> Result<(), Error> {
+    async fn ask<T>(&self, deadline: Instant, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, Error> {
         let (answer, outcome) = oneshot::channel();
         self.sender.send(command(answer)).map_err(|_| Error::Closed)?;
         match tokio::time::timeout_at(deadline, outcome).await {

@@ -19,12 +19,11 @@
 
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
-use serde::Serialize;
-use serde_json::value::RawValue;
-use sha2::{Digest as _, Sha256};
 
 use crate::domain::Timestamp;
-use crate::queue::{Depth, Error, Reason, wire};
+use crate::queue::{self, Error, Reason};
+
+use super::dead_letter;
 
 pub(super) const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 pub(super) const RETURNS: TableDefinition<'_, u64, u32> = TableDefinition::new("returns");
@@ -63,11 +62,22 @@ pub(super) struct Entry {
     pub(super) wire: Bytes,
 }
 
+/// How much the log holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Held {
+    /// Events not yet settled.
+    pub(super) events: u64,
+    /// Their size in bytes.
+    pub(super) bytes: u64,
+    /// Dead letters.
+    pub(super) dead_letters: u64,
+}
+
 /// What the log holds, and where it goes on.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Totals {
     /// For operators.
-    pub(super) depth: Depth,
+    pub(super) held: Held,
     /// The position of the next event.
     pub(super) next: u64,
     dead_letter_bytes: u64,
@@ -82,16 +92,6 @@ enum Urgency {
     Now,
 }
 
-#[derive(Serialize)]
-struct DeadLetter<'a> {
-    reason: &'static str,
-    at: Timestamp,
-    length: usize,
-    sha256: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    event: Option<&'a RawValue>,
-}
-
 impl Log {
     /// Takes over an open file; makes the tables if they are not there, which also shows that the
     /// disk takes writes. Reads every event once, to know the totals.
@@ -102,8 +102,8 @@ impl Log {
         let txn = file.begin_read()?;
         let (events, event_bytes, next) = measure(&txn.open_table(EVENTS)?)?;
         let (dead_letters, dead_letter_bytes, next_dead_letter) = measure(&txn.open_table(DEAD_LETTERS)?)?;
-        let depth = Depth { events, bytes: event_bytes, dead_letters };
-        let totals = Totals { depth, next, dead_letter_bytes, next_dead_letter };
+        let held = Held { events, bytes: event_bytes, dead_letters };
+        let totals = Totals { held, next, dead_letter_bytes, next_dead_letter };
         Ok(Self { file, totals, max_bytes, synced: true })
     }
 
@@ -170,11 +170,20 @@ impl Log {
         }
         Ok(entries)
     }
+
+    /// Returns the oldest dead letters, at most `limit`.
+    pub(super) fn dead_letters(&self, limit: usize) -> Result<Vec<queue::DeadLetter>, redb::Error> {
+        let table = self.file.begin_read()?.open_table(DEAD_LETTERS)?;
+        let rows = table.range::<u64>(..)?.take(limit);
+        rows.map(|row| row.map(|(number, letter)| dead_letter::read(number.value(), letter.value())))
+            .map(|letter| letter.map_err(redb::Error::from))
+            .collect()
+    }
 }
 
 impl Totals {
     fn admit(&self, events: &[Bytes], max_bytes: u64) -> Result<(), Error> {
-        let bytes = self.depth.bytes + self.dead_letter_bytes;
+        let bytes = self.held.bytes + self.dead_letter_bytes;
         let added: u64 = events.iter().map(|wire| wire.len() as u64).sum();
         if bytes + added > max_bytes { Err(Error::Full { bytes, max_bytes }) } else { Ok(()) }
     }
@@ -225,8 +234,8 @@ impl<'t> Tables<'t> {
         for wire in events {
             self.events.insert(self.totals.next, &**wire)?;
             self.totals.next += 1;
-            self.totals.depth.events += 1;
-            self.totals.depth.bytes += wire.len() as u64;
+            self.totals.held.events += 1;
+            self.totals.held.bytes += wire.len() as u64;
         }
         Ok(Urgency::Now)
     }
@@ -243,10 +252,10 @@ impl<'t> Tables<'t> {
     fn bury(&mut self, seq: u64, reason: Reason, at: Timestamp) -> Result<Urgency, redb::Error> {
         // A delivery that was superseded may have been settled already: then there is nothing to keep.
         let Some(wire) = self.take(seq)? else { return Ok(Urgency::Unchanged) };
-        let dead_letter = dead_letter(&wire, reason, at);
+        let dead_letter = dead_letter::write(&wire, reason, at);
         self.dead_letters.insert(self.totals.next_dead_letter, &*dead_letter)?;
         self.totals.next_dead_letter += 1;
-        self.totals.depth.dead_letters += 1;
+        self.totals.held.dead_letters += 1;
         self.totals.dead_letter_bytes += dead_letter.len() as u64;
         Ok(Urgency::Now)
     }
@@ -257,23 +266,10 @@ impl<'t> Tables<'t> {
             return Ok(None);
         };
         self.returns.remove(seq)?;
-        self.totals.depth.events -= 1;
-        self.totals.depth.bytes -= wire.len() as u64;
+        self.totals.held.events -= 1;
+        self.totals.held.bytes -= wire.len() as u64;
         Ok(Some(wire))
     }
-}
-
-/// Writes a dead letter: with the event if it can be decoded, else without any of its bytes.
-fn dead_letter(wire: &[u8], reason: Reason, at: Timestamp) -> Vec<u8> {
-    let event = match wire::decode(wire) {
-        // What was decoded is one JSON value.
-        Ok(_) => serde_json::from_slice(wire).ok(),
-        Err(_) => None,
-    };
-    let sha256 = hex::encode(Sha256::digest(wire));
-    let letter = DeadLetter { reason: reason.as_str(), at, length: wire.len(), sha256, event };
-    // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
-    serde_json::to_vec(&letter).expect("texts and numbers are JSON")
 }
 
 /// Returns a table's rows, the size of their values, and the number after its last.

@@ -40,6 +40,7 @@
 //! The file holds events, which have no personal data in them.
 
 mod commands;
+mod dead_letter;
 mod file;
 mod log;
 mod subscription;
@@ -63,9 +64,10 @@ use crate::clock::SharedClock;
 use crate::domain::Event;
 use crate::shutdown::Shutdown;
 
-use super::{Depth, Error, Publisher, Queue, Subscription, wire};
+use super::{DeadLetter, Depth, Error, Publisher, Queue, Subscription, wire};
 
 use commands::Commands;
+use log::Held;
 use subscription::Shared;
 use writer::{Opener, Progress, Writer};
 
@@ -135,7 +137,7 @@ impl Embedded {
     pub async fn close(&self) -> Result<(), Error> {
         match self.commands.close(CLOSE_PATIENCE).await {
             Ok(()) | Err(Error::Closed) => Ok(()),
-            Err(error @ (Error::Unavailable { .. } | Error::Full { .. })) => Err(error),
+            Err(error @ (Error::Unavailable { .. } | Error::Misconfigured { .. } | Error::Full { .. })) => Err(error),
         }
     }
 }
@@ -173,6 +175,11 @@ impl Queue for Embedded {
 
     async fn depth(&self) -> Result<Depth, Error> {
         self.progress.has_changed().map_err(|_| Error::Closed)?;
-        Ok(self.progress.borrow().depth)
+        let Held { events, bytes, dead_letters } = self.progress.borrow().held;
+        Ok(Depth { events, bytes: Some(bytes), dead_letters })
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        self.commands.dead_letters(limit).await
     }
 }

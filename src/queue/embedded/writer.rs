@@ -30,9 +30,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::queue::{Depth, Error};
+use crate::queue::{DeadLetter, Error};
 
-use super::log::{Change, Entry, Log};
+use super::log::{Change, Entry, Held, Log};
 
 /// How many commands share one transaction at most.
 const BATCH: usize = 1_024;
@@ -53,6 +53,8 @@ pub(super) enum Command {
     Change(Change, Answer<()>, Option<OwnedSemaphorePermit>),
     /// Reads the oldest events at or after a position, at most so many.
     Read(u64, usize, Answer<Page>),
+    /// Reads the oldest dead letters, at most so many.
+    DeadLetters(usize, Answer<Vec<DeadLetter>>, OwnedSemaphorePermit),
     /// Answers if the file works; where the last write failed, by writing again.
     Ping(Answer<()>, Option<OwnedSemaphorePermit>),
     /// Ends the writer; answered when the file is closed.
@@ -78,7 +80,7 @@ pub(super) struct Progress {
     /// The position after the newest event.
     pub(super) next: u64,
     /// What the log holds.
-    pub(super) depth: Depth,
+    pub(super) held: Held,
 }
 
 /// Opens the file; called again after the disk failed.
@@ -152,11 +154,15 @@ impl Writer {
 
     fn batch(&mut self, first: Command, closing: &mut Vec<Answer<()>>) {
         let (mut changes, mut reads, mut pings) = (Vec::new(), Vec::new(), Vec::new());
-        let rest = std::iter::from_fn(|| self.commands.try_recv().ok());
-        for command in std::iter::once(first).chain(rest).take(BATCH) {
+        let mut next = Some(first);
+        for _ in 0..BATCH {
+            let Some(command) = next.take().or_else(|| self.commands.try_recv().ok()) else { break };
             match command {
                 Command::Change(change, answer, permit) => changes.push((change, answer, permit)),
                 Command::Read(from, limit, answer) => reads.push((from, limit, answer)),
+                Command::DeadLetters(limit, answer, _permit) => {
+                    let _ = answer.send(self.with_log(|log| log.dead_letters(limit)));
+                }
                 Command::Ping(answer, permit) => pings.push((answer, permit)),
                 Command::Close(answer) => closing.push(answer),
             }
@@ -253,7 +259,7 @@ impl Writer {
         let totals = log.totals();
         self.progress.send_modify(|progress| {
             progress.next = totals.next;
-            progress.depth = totals.depth;
+            progress.held = totals.held;
         });
     }
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::domain::Secret;
+use crate::tls::Files;
 
 /// `[store.redis]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -23,9 +24,9 @@ pub struct Config {
     /// The name by which sentinels know the master.
     #[serde(default)]
     pub master_name: Option<String>,
-    /// `[store.redis.tls]`.
+    /// `[store.redis.tls]`, of `rediss://` links.
     #[serde(default)]
-    pub tls: TlsConfig,
+    pub tls: Files,
     /// How many replicas must have an invalidation before its event is acknowledged.
     pub min_replicas: u32,
 }
@@ -38,21 +39,6 @@ pub enum Mode {
     Cluster,
     /// Sentinels, which know the master.
     Sentinel,
-}
-
-/// The files of a private certificate authority and of a client's certificate, in PEM.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// Who must have signed the server's certificate; absent: this machine's authorities.
-    #[serde(default)]
-    pub ca: Option<PathBuf>,
-    /// The client's certificate; needs `key`.
-    #[serde(default)]
-    pub cert: Option<PathBuf>,
-    /// The client's key; needs `cert`.
-    #[serde(default)]
-    pub key: Option<PathBuf>,
 }
 
 /// An option of `[store.redis]` cannot work.

@@ -19,20 +19,26 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use profile_edge::clock::SystemClock;
+use profile_edge::config;
 use profile_edge::domain::{Digest, Event, Kind, Shape, Stamps, Timestamp};
 use profile_edge::metrics::Metrics;
 use profile_edge::queue::open::{self, Config, Opened};
 use profile_edge::queue::{Delivery, Error, Payload, Reason, Subscription, embedded, wire};
 use profile_edge::shutdown::Shutdown;
 
+use crate::support::eventually;
+
 /// Longer than anything here takes: a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One queue's data, which can be opened again and again.
 #[async_trait]
-trait Fixture: Send + Sync + Sized {
-    /// Makes a queue without events that holds at most `max_bytes`.
-    async fn new(max_bytes: u64) -> Self;
+pub(super) trait Fixture: Send + Sync + Sized {
+    /// How many random histories are worth their time.
+    const HISTORIES: u32;
+
+    /// Makes a queue without events.
+    async fn new() -> Self;
 
     /// Opens the queue; it must not be open.
     async fn open(&self) -> Opened;
@@ -43,17 +49,18 @@ trait Fixture: Send + Sync + Sized {
 
 struct Embedded {
     directory: TempDir,
-    max_bytes: u64,
 }
 
 #[async_trait]
 impl Fixture for Embedded {
-    async fn new(max_bytes: u64) -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), max_bytes }
+    const HISTORIES: u32 = 32;
+
+    async fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     async fn open(&self) -> Opened {
-        open_embedded(self.directory.path(), self.max_bytes)
+        open_embedded(self.directory.path(), 1 << 30).await
     }
 
     async fn inject(&self, bytes: &[u8]) {
@@ -69,11 +76,16 @@ impl Fixture for Embedded {
     }
 }
 
-fn open_embedded(path: &Path, max_bytes: u64) -> Opened {
-    let embedded = embedded::Config { path: PathBuf::from(path), max_bytes: ByteSize(max_bytes) };
+async fn open_embedded(path: &Path, max_bytes: u64) -> Opened {
+    let mut config = config::from_toml("").unwrap().config.queue;
+    config.embedded = embedded::Config { path: PathBuf::from(path), max_bytes: ByteSize(max_bytes) };
+    open(&config).await
+}
+
+pub(super) async fn open(config: &Config) -> Opened {
     let (_, shutdown) = Shutdown::new();
-    open::open(&Config { kind: open::Kind::Embedded, embedded }, SystemClock::shared(), &shutdown, Metrics::new())
-        .unwrap()
+    let opened = open::open(config, SystemClock::shared(), &shutdown, Metrics::new());
+    soon(opened).await.unwrap()
 }
 
 macro_rules! queue_contract {
@@ -81,7 +93,6 @@ macro_rules! queue_contract {
         $(queue_contract!(@cases $adapter, $fixture,
             nothing_unsettled_is_lost_over_a_reopening,
             what_was_acknowledged_does_not_come_again,
-            a_publish_of_many_is_all_or_nothing_when_the_queue_is_full,
             at_most_prefetch_deliveries_are_out,
             a_cancelled_call_takes_nothing,
             a_dropped_delivery_comes_again_with_its_count_raised,
@@ -107,7 +118,7 @@ macro_rules! queue_contract {
             #[test]
             fn any_history_settles_each_event_once_and_loses_none() {
                 let runtime = tokio::runtime::Runtime::new().unwrap();
-                proptest!(ProptestConfig::with_cases(32), |(history in proptest::collection::vec(step(), 1..40))| {
+                proptest!(ProptestConfig::with_cases(<$fixture>::HISTORIES), |(history in proptest::collection::vec(step(), 1..40))| {
                     runtime.block_on(History::<$fixture>::run(history));
                 });
             }
@@ -115,7 +126,7 @@ macro_rules! queue_contract {
     };
 }
 
-queue_contract!(embedded_adapter: Embedded);
+queue_contract!(embedded_adapter: Embedded, rabbitmq: crate::contract::rabbit::Alone);
 
 fn event(id: impl std::fmt::Display) -> Event {
     Event {
@@ -151,6 +162,16 @@ async fn take(subscription: &mut Box<dyn Subscription>) -> Delivery {
     soon(subscription.next()).await.expect("the queue is open")
 }
 
+/// Waits until the queue holds so many events and dead letters: a broker counts a little later.
+async fn holds(opened: &Opened, events: u64, dead_letters: u64) {
+    let what = format!("{events} events and {dead_letters} dead letters");
+    eventually(&what, || async {
+        let depth = opened.queue.depth().await.unwrap();
+        ((depth.events, depth.dead_letters) == (events, dead_letters)).then_some(())
+    })
+    .await;
+}
+
 async fn take_ids(subscription: &mut Box<dyn Subscription>, count: usize) -> (Vec<String>, Vec<Delivery>) {
     let (mut ids, mut deliveries) = (Vec::new(), Vec::new());
     for _ in 0..count {
@@ -165,10 +186,8 @@ async fn take_ids(subscription: &mut Box<dyn Subscription>, count: usize) -> (Ve
 mod cases {
     use super::*;
 
-    const ROOMY: u64 = 1 << 30;
-
     pub(super) async fn nothing_unsettled_is_lost_over_a_reopening<F: Fixture>() {
-        let fixture = F::new(ROOMY).await;
+        let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events(0..5)).await.unwrap();
         let mut subscription = opened.queue.subscribe(2).await.unwrap();
@@ -177,14 +196,15 @@ mod cases {
         drop(held);
 
         let opened = fixture.open().await;
-        assert_eq!(opened.queue.depth().await.unwrap().events, 5);
+        holds(&opened, 5, 0).await;
         let mut subscription = opened.queue.subscribe(5).await.unwrap();
-        let (ids, _held) = take_ids(&mut subscription, 5).await;
+        let (mut ids, _held) = take_ids(&mut subscription, 5).await;
+        ids.sort_unstable();
         assert_eq!(ids, ["0", "1", "2", "3", "4"]);
     }
 
     pub(super) async fn what_was_acknowledged_does_not_come_again<F: Fixture>() {
-        let fixture = F::new(ROOMY).await;
+        let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events(0..4)).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
@@ -194,36 +214,16 @@ mod cases {
         opened.closer.close().await.unwrap();
 
         let opened = fixture.open().await;
-        let depth = opened.queue.depth().await.unwrap();
-        assert_eq!((depth.events, depth.bytes), (1, wire::encode(&event(3)).len() as u64));
+        holds(&opened, 1, 0).await;
+        if let Some(bytes) = opened.queue.depth().await.unwrap().bytes {
+            assert_eq!(bytes, wire::encode(&event(3)).len() as u64);
+        }
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
         assert_eq!(id(&take(&mut subscription).await), "3");
     }
 
-    pub(super) async fn a_publish_of_many_is_all_or_nothing_when_the_queue_is_full<F: Fixture>() {
-        let size = wire::encode(&event(1)).len() as u64;
-        let fixture = F::new(size * 3).await;
-        let opened = fixture.open().await;
-        opened.publisher.publish(&events([1])).await.unwrap();
-        let refused = opened.publisher.publish(&events([2, 3, 4])).await.unwrap_err();
-        assert!(
-            matches!(refused, Error::Full { bytes, max_bytes } if (bytes, max_bytes) == (size, size * 3)),
-            "{refused}"
-        );
-        assert_eq!(opened.queue.depth().await.unwrap().events, 1);
-        opened.publisher.publish(&events([5, 6])).await.unwrap();
-
-        let mut subscription = opened.queue.subscribe(3).await.unwrap();
-        let (ids, deliveries) = take_ids(&mut subscription, 3).await;
-        assert_eq!(ids, ["1", "5", "6"]);
-        for delivery in deliveries {
-            delivery.ack().await.unwrap();
-        }
-        opened.publisher.publish(&events([7, 8, 9])).await.unwrap();
-    }
-
     pub(super) async fn at_most_prefetch_deliveries_are_out<F: Fixture>() {
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         opened.publisher.publish(&events(0..6)).await.unwrap();
         let mut subscription = opened.queue.subscribe(3).await.unwrap();
         let (_, mut held) = take_ids(&mut subscription, 3).await;
@@ -247,7 +247,7 @@ mod cases {
     }
 
     pub(super) async fn a_cancelled_call_takes_nothing<F: Fixture>() {
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         let mut subscription = opened.queue.subscribe(10).await.unwrap();
         for round in 0..50 {
             tokio::select! {
@@ -272,7 +272,7 @@ mod cases {
     }
 
     pub(super) async fn a_dropped_delivery_comes_again_with_its_count_raised<F: Fixture>() {
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
         for count in 0..3 {
@@ -281,11 +281,11 @@ mod cases {
             drop(delivery);
         }
         take(&mut subscription).await.ack().await.unwrap();
-        assert_eq!(opened.queue.depth().await.unwrap().events, 0);
+        holds(&opened, 0, 0).await;
     }
 
     pub(super) async fn a_retried_delivery_comes_again_after_others<F: Fixture>() {
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         opened.publisher.publish(&events(0..4)).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
         take(&mut subscription).await.retry().await.unwrap();
@@ -301,7 +301,7 @@ mod cases {
     }
 
     pub(super) async fn counts_survive_a_reopening<F: Fixture>() {
-        let fixture = F::new(ROOMY).await;
+        let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
@@ -315,24 +315,32 @@ mod cases {
     }
 
     pub(super) async fn a_dead_letter_leaves_the_queue_and_is_kept<F: Fixture>() {
-        let fixture = F::new(ROOMY).await;
+        let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events(0..2)).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
-        take(&mut subscription).await.dead_letter(Reason::RedeliveredTooOften).await.unwrap();
-        let depth = opened.queue.depth().await.unwrap();
-        assert_eq!((depth.events, depth.dead_letters), (1, 1));
+        let given_up = take(&mut subscription).await;
+        assert_eq!(id(&given_up), "0");
+        given_up.dead_letter(Reason::RedeliveredTooOften).await.unwrap();
+        holds(&opened, 1, 1).await;
         opened.closer.close().await.unwrap();
 
         let opened = fixture.open().await;
-        let depth = opened.queue.depth().await.unwrap();
-        assert_eq!((depth.events, depth.dead_letters), (1, 1));
+        holds(&opened, 1, 1).await;
         let mut subscription = opened.queue.subscribe(2).await.unwrap();
         assert_eq!(id(&take(&mut subscription).await), "1");
+        let letters = opened.queue.dead_letters(10).await.unwrap();
+        assert_eq!(letters.len(), 1);
+        assert_eq!(letters[0].reason, "redelivered-too-often");
+        assert!(letters[0].since.is_some() && !letters[0].id.is_empty());
+        match &letters[0].payload {
+            Payload::Event(kept) => assert_eq!(**kept, event(0)),
+            Payload::Undecodable(told) => panic!("{told:?}"),
+        }
     }
 
     pub(super) async fn undecodable_bytes_are_delivered_as_such<F: Fixture>() {
-        let fixture = F::new(ROOMY).await;
+        let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
         opened.closer.close().await.unwrap();
@@ -344,21 +352,35 @@ mod cases {
 
         let opened = fixture.open().await;
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
-        take(&mut subscription).await.ack().await.unwrap();
-        for (bytes, reason) in injected {
+        let told = |payload: &Payload| match payload {
+            Payload::Undecodable(told) => Some((told.length, told.reason)),
+            Payload::Event(_) => None,
+        };
+        let mut seen = Vec::new();
+        for _ in 0..3 {
             let delivery = take(&mut subscription).await;
-            match delivery.payload() {
-                Payload::Undecodable(told) => assert_eq!((told.length, told.reason), (bytes.len(), reason)),
-                Payload::Event(event) => panic!("taken for an event: {event:?}"),
+            match told(delivery.payload()) {
+                Some((length, reason)) => {
+                    seen.push((length, reason.as_str()));
+                    delivery.dead_letter(reason).await.unwrap();
+                }
+                None => delivery.ack().await.unwrap(),
             }
-            delivery.dead_letter(reason).await.unwrap();
         }
-        let depth = opened.queue.depth().await.unwrap();
-        assert_eq!((depth.events, depth.bytes, depth.dead_letters), (0, 0, 2));
+        let mut expected = injected.map(|(bytes, reason)| (bytes.len(), reason.as_str()));
+        expected.sort_unstable();
+        seen.sort_unstable();
+        assert_eq!(seen, expected);
+        holds(&opened, 0, 2).await;
+        let letters = opened.queue.dead_letters(10).await.unwrap();
+        let mut kept: Vec<_> = letters.iter().filter_map(|letter| told(&letter.payload)).collect();
+        kept.sort_unstable_by_key(|(length, _)| *length);
+        assert_eq!(kept.iter().map(|(length, reason)| (*length, reason.as_str())).collect::<Vec<_>>(), expected);
+        assert!(letters.iter().all(|letter| expected.iter().any(|(_, reason)| letter.reason == *reason)));
     }
 
     pub(super) async fn a_new_subscription_gets_everything_unsettled<F: Fixture>() {
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         opened.publisher.publish(&events(0..4)).await.unwrap();
         let mut first = opened.queue.subscribe(3).await.unwrap();
         let (_, mut held) = take_ids(&mut first, 3).await;
@@ -372,12 +394,13 @@ mod cases {
             seen.insert(id(&delivery), delivery.redelivered());
             delivery.ack().await.unwrap();
         }
-        assert_eq!(seen, [("0", 1), ("2", 1), ("3", 0)].map(|(id, count)| (id.to_owned(), count)).into());
-        assert_eq!(opened.queue.depth().await.unwrap().events, 0);
+        assert_eq!(seen.keys().collect::<Vec<_>>(), ["0", "2", "3"]);
+        assert!(seen["0"] == 1 && seen["2"] == 1, "{seen:?}");
+        holds(&opened, 0, 0).await;
     }
 
     pub(super) async fn an_event_published_later_wakes_the_subscription<F: Fixture>() {
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
         for round in 0..20 {
             let published = async { opened.publisher.publish(&events([round])).await.unwrap() };
@@ -390,7 +413,7 @@ mod cases {
     pub(super) async fn concurrent_publishers_lose_and_double_nothing<F: Fixture>() {
         const PUBLISHERS: u32 = 64;
         const EACH: u32 = 50;
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         let publishers = (0..PUBLISHERS).map(|publisher| {
             let queue = opened.publisher.clone();
             tokio::spawn(async move {
@@ -413,11 +436,11 @@ mod cases {
         let (published, seen) = tokio::join!(publishers, consumer);
         assert!(published.into_iter().all(|publisher| publisher.is_ok()));
         assert_eq!(seen, (PUBLISHERS * EACH) as usize);
-        assert_eq!(opened.queue.depth().await.unwrap().events, 0);
+        holds(&opened, 0, 0).await;
     }
 
     pub(super) async fn a_closed_queue_says_so<F: Fixture>() {
-        let opened = F::new(ROOMY).await.open().await;
+        let opened = F::new().await.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
         let held = take(&mut subscription).await;
@@ -473,7 +496,7 @@ impl<F: Fixture> History<F> {
     const PREFETCH: usize = 3;
 
     async fn run(steps: Vec<Step>) {
-        let fixture = F::new(1 << 30).await;
+        let fixture = F::new().await;
         let opened = fixture.open().await;
         let subscription = opened.queue.subscribe(Self::PREFETCH).await.unwrap();
         let (held, unsettled) = (Vec::new(), BTreeSet::new());
@@ -545,8 +568,7 @@ impl<F: Fixture> History<F> {
     }
 
     async fn check_depth(&self) {
-        let depth = self.opened.queue.depth().await.unwrap();
-        assert_eq!((depth.events, depth.dead_letters), (self.unsettled.len() as u64, self.dead_letters));
+        holds(&self.opened, self.unsettled.len() as u64, self.dead_letters).await;
     }
 
     async fn drain(mut self) {
@@ -557,6 +579,26 @@ impl<F: Fixture> History<F> {
         }
         self.check_depth().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_of_many_is_all_or_nothing_when_the_embedded_queue_is_full() {
+    let size = wire::encode(&event(1)).len() as u64;
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open_embedded(directory.path(), size * 3).await;
+    opened.publisher.publish(&events([1])).await.unwrap();
+    let refused = opened.publisher.publish(&events([2, 3, 4])).await.unwrap_err();
+    assert!(matches!(refused, Error::Full { bytes, max_bytes } if (bytes, max_bytes) == (size, size * 3)), "{refused}");
+    assert_eq!(opened.queue.depth().await.unwrap().events, 1);
+    opened.publisher.publish(&events([5, 6])).await.unwrap();
+
+    let mut subscription = opened.queue.subscribe(3).await.unwrap();
+    let (ids, deliveries) = take_ids(&mut subscription, 3).await;
+    assert_eq!(ids, ["1", "5", "6"]);
+    for delivery in deliveries {
+        delivery.ack().await.unwrap();
+    }
+    opened.publisher.publish(&events([7, 8, 9])).await.unwrap();
 }
 
 /// Set for the child of the crash test: the directory of its queue.
@@ -573,7 +615,7 @@ async fn every_confirmed_event_survives_a_kill() {
     for _ in 0..3 {
         let confirmed = confirmed_by_a_killed_child(directory.path(), rand::random_range(20..200)).await;
         assert!(!confirmed.is_empty());
-        let opened = open_embedded(directory.path(), 1 << 30);
+        let opened = open_embedded(directory.path(), 1 << 30).await;
         let mut subscription = opened.queue.subscribe(usize::MAX).await.unwrap();
         let mut found = BTreeSet::new();
         for _ in 0..opened.queue.depth().await.unwrap().events {
@@ -615,7 +657,7 @@ async fn confirmed_by_a_killed_child(directory: &Path, enough: usize) -> Vec<Str
 
 /// The child: publishes with several tasks, takes without settling, and never returns.
 async fn publish_until_killed(directory: &Path) {
-    let opened = open_embedded(directory, 1 << 30);
+    let opened = open_embedded(directory, 1 << 30).await;
     let mut subscription = opened.queue.subscribe(8).await.unwrap();
     let publishers = (0..8).map(|publisher| {
         let queue = opened.publisher.clone();

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+use super::servers::rabbit::RabbitServer;
+use super::servers::redis::Deployment;
 use super::{PATIENCE, eventually};
 
 /// The SHA-256 of `demo-key`.
@@ -25,6 +27,38 @@ pub(crate) struct Edge {
     sandbox: Option<SocketAddr>,
     /// Removed when this is dropped.
     _data: TempDir,
+}
+
+/// Which adapters an application runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pairing {
+    /// Everything in this process.
+    Embedded,
+    /// The store in Redis.
+    Redis,
+    /// The store in Redis, the queue in RabbitMQ.
+    RedisAndRabbit,
+}
+
+impl Pairing {
+    /// Settings that point at a database and a virtual host of one's own, on the servers that all tests share.
+    pub(crate) async fn settings(self) -> String {
+        let store = async || format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", Deployment::database().await);
+        match self {
+            Self::Embedded => String::new(),
+            Self::Redis => store().await,
+            Self::RedisAndRabbit => {
+                let server = RabbitServer::shared().await;
+                let vhost = server.vhost().await;
+                format!("{}{}", store().await, on_rabbit(&server.url(&vhost)))
+            }
+        }
+    }
+}
+
+/// The settings of a queue in a virtual host of RabbitMQ.
+pub(crate) fn on_rabbit(url: &str) -> String {
+    format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurl = \"{url}\"\n")
 }
 
 /// What a lookup answered.
@@ -50,6 +84,11 @@ impl Edge {
     /// Starts the demo on free ports, with a quick sandbox.
     pub(crate) async fn start() -> Self {
         Self::start_with("[sandbox]\nlatency = \"0ms\"\n").await
+    }
+
+    /// Starts on these adapters with these settings on top.
+    pub(crate) async fn start_on(pairing: Pairing, settings: &str) -> Self {
+        Self::start_with(&format!("{settings}{}", pairing.settings().await)).await
     }
 
     /// Starts with these settings (TOML) on top of free ports and a directory of its own.

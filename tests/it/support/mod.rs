@@ -3,6 +3,7 @@
 pub(crate) mod edge;
 pub(crate) mod process;
 pub(crate) mod servers;
+pub(crate) mod tls;
 
 use std::future::Future;
 use std::time::Duration;

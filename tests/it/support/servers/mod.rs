@@ -2,6 +2,7 @@
 //! is, however it ends.
 
 pub(crate) mod proxy;
+pub(crate) mod rabbit;
 pub(crate) mod redis;
 
 use std::path::Path;

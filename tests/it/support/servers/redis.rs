@@ -1,6 +1,7 @@
 //! Private Redis servers: one alone, a cluster of three masters, a master with a replica and a sentinel.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
@@ -28,7 +29,7 @@ impl RedisServer {
         let mut arguments: Vec<String> = vec!["--port".into(), port.to_string(), "--bind".into(), "127.0.0.1".into()];
         arguments.extend(["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""].map(str::to_owned));
         // Replicas follow at once, not after the usual five seconds.
-        arguments.extend(["--repl-diskless-sync-delay", "0"].map(str::to_owned));
+        arguments.extend(["--repl-diskless-sync-delay", "0", "--databases", "256"].map(str::to_owned));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let mut server = Self { port, directory: tempfile::tempdir().unwrap(), arguments, server: None };
         server.restart().await;
@@ -104,6 +105,13 @@ impl Deployment {
             Setup::Sentinel => &SENTINEL,
         };
         cell.get_or_init(|| Self::start(kind)).await
+    }
+
+    /// The settings of an empty database of one's own, on the single server that all tests share.
+    pub(crate) async fn database() -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let server = &Self::shared(Setup::Single).await.servers[0];
+        format!("url = \"{}/{}\"\n", server.url(), NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Starts a deployment of one's own.

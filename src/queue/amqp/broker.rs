@@ -1,0 +1,287 @@
+//! Broker: from configured links to an open connection.
+//!
+//! The links are tried in turn, beginning with the one after the last that was tried, each for at most
+//! [`CONNECT_TIMEOUT`]: name, TCP, TLS and AMQP handshakes together. An attempt that is given up
+//! leaves nothing behind: its socket is shut down under the library's thread, which ends with it.
+//!
+//! The library keeps what a broker says of itself to itself, and the delivery limit depends on it (see
+//! [`super::topology`]). So each connection is preceded by a greeting of our own, which is dropped once the
+//! broker has told its version.
+//!
+//! No error shows more of a link than host and port, since a password stands in it.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::{AsyncReadExt, AsyncWriteExt};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties};
+use parking_lot::Mutex;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::time::timeout;
+use url::{Host, Url};
+
+use crate::queue::Error;
+use crate::tls::Files;
+
+use super::config::Config;
+
+/// The longest that connecting to one node may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often each side shows that it lives, in seconds. One that is silent for two of these is given up.
+const HEARTBEAT: u16 = 10;
+
+/// What a client says first (AMQP 0-9-1, 4.2.2).
+const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\0\0\x09\x01";
+
+/// How the broker's version begins in its `connection.start`: a field's name, and the type of its value.
+const VERSION_FIELD: &[u8] = b"\x07versionS";
+
+/// The largest `connection.start` that is read.
+const MAX_START: usize = 64 * 1024;
+
+/// The longest that a connection may take to be closed in good order.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The nodes of a broker, and how to reach them.
+pub(super) struct Broker {
+    nodes: Vec<AMQPUri>,
+    tls: Option<RustlsConnector>,
+    next: AtomicUsize,
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.nodes.iter().map(address)).finish()
+    }
+}
+
+/// An open connection. Its socket is shut down when this is dropped.
+#[derive(Debug)]
+pub(super) struct Connected {
+    /// The connection.
+    pub(super) connection: Connection,
+    /// Where it leads, for the log.
+    pub(super) address: String,
+    /// The broker's major version; `None` where it did not tell.
+    pub(super) major: Option<u32>,
+    socket: Socket,
+}
+
+/// A second handle of a connection's socket, so that the connection ends when we say so.
+#[derive(Clone, Debug, Default)]
+struct Socket(Arc<Mutex<Option<TcpStream>>>);
+
+impl Socket {
+    fn hold(&self, stream: &impl AsFd) -> io::Result<()> {
+        let handle = stream.as_fd().try_clone_to_owned()?;
+        *self.0.lock() = Some(TcpStream::from(handle));
+        Ok(())
+    }
+
+    fn shut(&self) {
+        if let Some(stream) = self.0.lock().take() {
+            // A socket that is no longer connected refuses; that is as good.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Shuts a socket down, unless it is disarmed.
+struct Guard(Option<Socket>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0.take() {
+            socket.shut();
+        }
+    }
+}
+
+impl Connected {
+    /// Closes in good order, within a bounded time.
+    pub(super) async fn close(&self) {
+        // One that does not answer is not waited for: its socket goes with this value.
+        let _ = timeout(CLOSE_TIMEOUT, self.connection.close(200, "closing".into())).await;
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.socket.shut();
+    }
+}
+
+impl Broker {
+    /// Understands the links and reads the TLS files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Misconfigured`]: a link or a file cannot work.
+    pub(super) fn new(config: &Config) -> Result<Self, Error> {
+        let nodes: Vec<AMQPUri> = config.links().iter().map(|link| node(link.expose())).collect::<Result<_, _>>()?;
+        let needs_tls = nodes.iter().any(|node| node.scheme == AMQPScheme::AMQPS);
+        let tls = if needs_tls { Some(connector(&config.tls)?) } else { None };
+        Ok(Self { nodes, tls, next: AtomicUsize::new(0) })
+    }
+
+    /// Connects to the first node that lets us.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], with what each node did.
+    pub(super) async fn connect(&self) -> Result<Connected, Error> {
+        let mut failures = Vec::new();
+        for _ in 0..self.nodes.len() {
+            let node = &self.nodes[self.next.fetch_add(1, Ordering::Relaxed) % self.nodes.len()];
+            match self.connect_to(node).await {
+                Ok(connected) => return Ok(connected),
+                Err(reason) => failures.push(format!("{}: {reason}", address(node))),
+            }
+        }
+        Err(Error::Unavailable { reason: failures.join("; ") })
+    }
+
+    async fn connect_to(&self, node: &AMQPUri) -> Result<Connected, String> {
+        let late = |_elapsed| format!("no connection within {CONNECT_TIMEOUT:?}");
+        let major =
+            timeout(CONNECT_TIMEOUT, self.greet(node)).await.map_err(late)?.map_err(|error| error.to_string())?;
+        let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
+        let socket = Socket::default();
+        let mut guard = Guard(Some(socket.clone()));
+        let (tls, held, reactor) = (self.tls.clone(), socket.clone(), runtime.clone());
+        let connect = async move |uri: AMQPUri, _| {
+            let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+            let stream = AsyncTcpStream::connect(&reactor, addresses).await?;
+            if let AsyncTcpStream::Plain(plain) = &stream {
+                held.hold(plain.get_ref())?;
+            }
+            match (&uri.scheme, &tls) {
+                (AMQPScheme::AMQPS, Some(connector)) => Ok(stream.into_rustls(connector, host).await?),
+                (AMQPScheme::AMQPS | AMQPScheme::AMQP, _) => Ok(stream),
+            }
+        };
+        let properties = ConnectionProperties::default().with_connection_name("profile-edge".into());
+        let connecting = Connection::connector(node.clone(), runtime, connect, properties);
+        let connecting = timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?;
+        let connection = connecting.map_err(|error| error.to_string())?;
+        guard.0 = None;
+        Ok(Connected { connection, address: address(node), major, socket })
+    }
+
+    /// Asks a node for its major version, on a connection of its own that ends with the answer.
+    async fn greet(&self, node: &AMQPUri) -> io::Result<Option<u32>> {
+        let (host, port) = (node.authority.host.as_str(), node.authority.port);
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+        let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
+        let mut stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+        if let (AMQPScheme::AMQPS, Some(connector)) = (&node.scheme, &self.tls) {
+            stream = stream.into_rustls(connector, host).await?;
+        }
+        stream.write_all(&PROTOCOL_HEADER).await?;
+        // A frame: its type, its channel, the length of its payload.
+        let mut head = [0; 7];
+        stream.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+        let mut start = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(MAX_START)];
+        stream.read_exact(&mut start).await?;
+        Ok(major(&start))
+    }
+}
+
+/// Finds the major version in what a broker says of itself.
+fn major(start: &[u8]) -> Option<u32> {
+    let at = start.windows(VERSION_FIELD.len()).position(|window| window == VERSION_FIELD)?;
+    let value = start.get(at + VERSION_FIELD.len() + 4..)?;
+    let digits = value.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&value[..digits]).ok()?.parse().ok()
+}
+
+fn address(node: &AMQPUri) -> String {
+    format!("{}:{}", node.authority.host, node.authority.port)
+}
+
+/// Parses a link. The library takes an IPv6 address for `localhost`, so the host is set from our parse.
+fn node(link: &str) -> Result<AMQPUri, Error> {
+    // Neither parser's complaint is shown: it may quote the link.
+    let unusable = || Error::Misconfigured { reason: "a link of queue.amqp is not an AMQP URL".to_owned() };
+    let url = Url::parse(link).map_err(|_| unusable())?;
+    let mut node: AMQPUri = link.parse().map_err(|_| unusable())?;
+    if let Some(Host::Ipv6(ip)) = url.host() {
+        node.authority.host = IpAddr::from(ip).to_string();
+    }
+    node.query.heartbeat = node.query.heartbeat.or(Some(HEARTBEAT));
+    Ok(node)
+}
+
+fn connector(tls: &Files) -> Result<RustlsConnector, Error> {
+    let failed = |what: &str, error: &dyn fmt::Display| Error::Misconfigured { reason: format!("{what}: {error}") };
+    let mut config = RustlsConnectorConfig::default();
+    match &tls.ca {
+        Some(path) => config.add_parsable_certificates(certificates(path, "queue.amqp.tls.ca")?),
+        None => {
+            config = RustlsConnectorConfig::new_with_native_certs()
+                .map_err(|error| failed("the system's certificate authorities", &error))?;
+        }
+    }
+    let connector = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => {
+            let chain = certificates(cert, "queue.amqp.tls.cert")?;
+            let key =
+                PrivateKeyDer::from_pem_file(key).map_err(|error| failed(&named("queue.amqp.tls.key", key), &error))?;
+            config.connector_with_single_cert(chain, key)
+        }
+        (None | Some(_), None) | (None, Some(_)) => config.connector_with_no_client_auth(),
+    };
+    connector.map_err(|error| failed("queue.amqp.tls", &error))
+}
+
+fn certificates(path: &Path, option: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let misconfigured = |reason: String| Error::Misconfigured { reason };
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| misconfigured(format!("{}: {error}", named(option, path))))?;
+    if found.is_empty() {
+        return Err(misconfigured(format!("{}: no certificate is in it", named(option, path))));
+    }
+    Ok(found)
+}
+
+fn named(option: &str, path: &Path) -> String {
+    format!("{option} {}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_major_version_is_found_where_it_is_told() {
+        let start = |version: &[u8]| [b"\0\x0a\0\x0a\x07productS\0\0\0\x08RabbitMQ", version, b"\x08platform"].concat();
+        assert_eq!(major(&start(b"\x07versionS\0\0\0\x063.10.8")), Some(3));
+        assert_eq!(major(&start(b"\x07versionS\0\0\0\x0613.0.1")), Some(13));
+        for untold in [&b""[..], b"\x07versionS\0\0", b"\x07versionS\0\0\0\x03new", b"\x07versionI\0\0\0\x04"] {
+            assert_eq!(major(untold), None);
+        }
+    }
+
+    #[test]
+    fn a_link_is_understood_and_never_printed_with_its_password() {
+        let parsed = node("amqps://user:planted@[::1]/shop").unwrap();
+        assert_eq!((address(&parsed).as_str(), parsed.vhost.as_str()), ("::1:5671", "shop"));
+        assert_eq!(parsed.query.heartbeat, Some(HEARTBEAT));
+        let broker = Broker { nodes: vec![parsed], tls: None, next: AtomicUsize::new(0) };
+        assert!(!format!("{broker:?}").contains("planted"));
+        assert!(!node("amqp://user:planted@host:99999").unwrap_err().to_string().contains("planted"));
+    }
+}

@@ -1,0 +1,271 @@
+//! The whole application on RabbitMQ: what it does when the broker is gone, silent, alarmed, or robbed of a
+//! queue, and with what others put there.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use profile_edge::faults::Fault;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use crate::support::edge::{Edge, Pairing, flat, on_rabbit};
+use crate::support::process::{Process, configuration};
+use crate::support::servers::proxy::{Link, Proxy};
+use crate::support::servers::rabbit::RabbitServer;
+use crate::support::tls::certificates;
+use crate::support::{customer, eventually};
+
+const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
+const WORK_QUEUE: &str = "profile-edge.invalidations.0";
+
+async fn on(url: &str) -> Edge {
+    Edge::start_with(&format!("{QUICK}{}", on_rabbit(url))).await
+}
+
+/// Fills the cache with these customers, so that an applied event shows: its customer is a miss once.
+async fn cached(edge: &Edge, customers: &[String]) {
+    for answer in join_all(customers.iter().map(|customer| edge.look_up(customer))).await {
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+}
+
+/// Posts an event for each customer, and returns those whose event was accepted; the others were asked to
+/// come again.
+async fn accepted(edge: &Edge, customers: &[String]) -> Vec<String> {
+    let posts = customers.iter().map(|customer| async move {
+        let started = Instant::now();
+        let answer = edge.post_event(&flat(customer)).await;
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        match answer.status().as_u16() {
+            202 => Some(customer.clone()),
+            503 => {
+                assert!(answer.headers().contains_key("retry-after"));
+                None
+            }
+            other => panic!("{other}: {}", answer.text().await.unwrap()),
+        }
+    });
+    join_all(posts).await.into_iter().flatten().collect()
+}
+
+/// Waits until the event of each of these customers was applied.
+async fn applied(edge: &Edge, customers: &[String]) {
+    for customer in customers {
+        eventually("every accepted event is applied", || async {
+            (!edge.look_up(customer).await.is_hit()).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn degraded(edge: &Edge, dependency: &str) {
+    eventually("degraded", || async { edge.ready().await["degraded"].to_string().contains(dependency).then_some(()) })
+        .await;
+}
+
+async fn healthy(edge: &Edge) {
+    eventually("ready", || async { (edge.ready().await["degraded"] == json!([])).then_some(()) }).await;
+}
+
+fn customers(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(customer).collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outage {
+    Killed,
+    Stopped,
+    Alarmed,
+    Stalled,
+    Broken,
+}
+
+/// The broker fails under events: their senders are told to come again within seconds, lookups go on, and
+/// what was accepted before, during and after is applied; nothing becomes a dead letter.
+async fn survives(outages: &[Outage]) {
+    let mut server = RabbitServer::start("").await;
+    let proxy = Proxy::to(server.port).await;
+    let edge = on(&format!("amqp://guest:guest@{}/%2f", proxy.address)).await;
+    for outage in outages {
+        let all = customers(1..61);
+        cached(&edge, &all).await;
+        let mut taken = accepted(&edge, &all[..20]).await;
+        assert_eq!(taken.len(), 20, "{outage:?}");
+        match outage {
+            Outage::Killed => server.kill(),
+            Outage::Stopped => server.signal("STOP"),
+            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.00001"]),
+            Outage::Stalled => proxy.set(Link::Stalled),
+            Outage::Broken => proxy.set(Link::Broken),
+        }
+        // A broker says that it is alarmed to those that publish.
+        taken.extend(accepted(&edge, &all[20..40]).await);
+        degraded(&edge, "queue").await;
+        let started = Instant::now();
+        assert_eq!(accepted(&edge, &all[20..21]).await, [""; 0], "{outage:?}");
+        assert!(started.elapsed() < Duration::from_secs(3), "{outage:?}");
+        assert_eq!(edge.look_up(&customer(70)).await.status, 200, "{outage:?}");
+        match outage {
+            Outage::Killed => server.restart().await,
+            Outage::Stopped => server.signal("CONT"),
+            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]),
+            Outage::Stalled | Outage::Broken => proxy.set(Link::Whole),
+        }
+        healthy(&edge).await;
+        let after = accepted(&edge, &all[40..]).await;
+        assert_eq!(after.len(), 20, "{outage:?}");
+        taken.extend(after);
+        applied(&edge, &taken).await;
+        assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_stopped_or_killed_costs_senders_a_retry_and_loses_nothing() {
+    survives(&[Outage::Stopped, Outage::Killed]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alarmed_broker_and_a_bad_link_cost_senders_a_retry_and_lose_nothing() {
+    survives(&[Outage::Alarmed, Outage::Stalled, Outage::Broken]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_work_queue_deleted_behind_our_back_is_made_again_from_the_journal() {
+    let server = RabbitServer::shared().await;
+    let vhost = server.vhost().await;
+    let edge = on(&server.url(&vhost)).await;
+    let all = customers(1..301);
+    cached(&edge, &all).await;
+    edge.faults.arm(Fault::PauseBeforeApply);
+    assert_eq!(accepted(&edge, &all[..200]).await.len(), 200);
+    edge.faults.reached(Fault::PauseBeforeApply, 64).await;
+    server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("it is deleted");
+    // Confirmed by the journal alone, or by the new queue.
+    assert_eq!(accepted(&edge, &all[200..]).await.len(), 100);
+    edge.faults.disarm(Fault::PauseBeforeApply);
+    applied(&edge, &all).await;
+    edge.metric_reaches("profile_edge_replayed_events_total", 100.0).await;
+    assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_work_queue_lost_while_nobody_ran_is_made_again_from_the_journal() {
+    let server = RabbitServer::shared().await;
+    let vhost = server.vhost().await;
+    let settings = format!("{}{}", Pairing::Redis.settings().await, on_rabbit(&server.url(&vhost)));
+    let first = Edge::start_with(&format!("roles = [\"ingest\"]\n{QUICK}{settings}")).await;
+    let all = customers(1..41);
+    assert_eq!(accepted(&first, &all).await.len(), 40);
+    first.stop().await;
+    server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("it is deleted");
+
+    let second = Edge::start_with(&format!("{QUICK}{settings}")).await;
+    second.metric_reaches("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}", 40.0).await;
+    assert_eq!(second.metric("profile_edge_replayed_events_total").await, 40.0);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_put_on_the_work_queue_is_kept_with_its_reason_and_holds_nobody_up() {
+    let server = RabbitServer::shared().await;
+    let vhost = server.vhost().await;
+    let edge = on(&server.url(&vhost)).await;
+    let all = customers(1..21);
+    cached(&edge, &all).await;
+    let planted = "Ada Lovelace, ada@example.com";
+    let foreign = [
+        (planted.as_bytes().to_vec(), "undecodable"),
+        (format!("{{\"v\":2,\"id\":\"{planted}\"}}").into_bytes(), "unknown-version"),
+        (br#"{"v":1,"id":"e-1","tenant":"10001"}"#.to_vec(), "undecodable"),
+        (vec![b'x'; 1 << 20], "undecodable"),
+    ];
+    for (bytes, _) in &foreign {
+        server.publish(&vhost, "profile-edge.events", "shard.0", bytes).await;
+    }
+    assert_eq!(accepted(&edge, &all).await.len(), 20);
+    applied(&edge, &all).await;
+    edge.metric_reaches("profile_edge_dead_letters", 4.0).await;
+
+    let admin = format!("http://{}", edge.admin);
+    let directory = tempfile::tempdir().unwrap();
+    let listed = profile_edge(&directory, &["dead-letters", "list", "--json", "--admin", &admin]);
+    let letters: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut told: Vec<_> =
+        letters.iter().map(|letter| (letter["length"].as_u64(), letter["reason"].as_str())).collect();
+    let mut expected: Vec<_> = foreign.iter().map(|(bytes, why)| (Some(bytes.len() as u64), Some(*why))).collect();
+    told.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+    let id = letters[0]["id"].as_str().unwrap();
+    let shown = profile_edge(&directory, &["dead-letters", "show", id, "--admin", &admin]);
+    assert!(shown.contains(id) && shown.contains(letters[0]["sha256"].as_str().unwrap()), "{shown}");
+    assert!(!format!("{listed}{shown}").contains("Ada"));
+    // Reading them took none away.
+    assert_eq!(profile_edge(&directory, &["dead-letters", "list", "--admin", &admin]).lines().count(), 4);
+    edge.stop().await;
+}
+
+/// Runs a command of the binary to its end and returns what it printed.
+fn profile_edge(directory: &TempDir, arguments: &[&str]) -> String {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_profile-edge"));
+    let done = command.args(arguments).current_dir(directory.path()).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_differs_from_what_is_declared_is_an_error_that_says_what_differs() {
+    let server = RabbitServer::shared().await;
+    let vhost = server.vhost().await;
+    let classic = json!({ "durable": true, "arguments": { "x-queue-type": "classic" } });
+    server.api("PUT", &format!("/queues/{vhost}/{WORK_QUEUE}"), Some(classic)).await.expect("a queue");
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n{}",
+        on_rabbit(&server.url(&vhost))
+    );
+    let file = configuration(directory.path(), &settings);
+    let mut refused = Process::start(directory.path(), &["run", "--config", &file.display().to_string()], &[]);
+    assert_eq!(refused.ended().await, Some(64), "{}", refused.log());
+    let log = refused.log();
+    for part in ["x-queue-type", WORK_QUEUE, "classic", "quorum"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert!(!log.contains("guest:guest"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_link_needs_the_right_authority_and_certificate() {
+    let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(ours.path());
+    certificates(other.path());
+    let server = RabbitServer::start_with_tls(&ours).await;
+    let file = |directory: &TempDir, name: &str| directory.path().join(name).display().to_string();
+    let link = |authority: &TempDir| {
+        let url = format!("amqps://guest:guest@127.0.0.1:{}/%2f", server.tls_port.unwrap());
+        let client = [("cert", "client.pem"), ("key", "client.key")];
+        let client = client.map(|(option, name)| format!("{option} = {:?}\n", file(&ours, name))).concat();
+        format!("{}[queue.amqp.tls]\nca = {:?}\n{client}", on_rabbit(&url), file(authority, "ca.pem"))
+    };
+    let edge = Edge::start_with(&format!("{QUICK}{}", link(&ours))).await;
+    let all = customers(1..6);
+    cached(&edge, &all).await;
+    assert_eq!(accepted(&edge, &all).await.len(), 5);
+    applied(&edge, &all).await;
+    edge.stop().await;
+
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        "startup_timeout = \"2s\"\nhttp.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+         sandbox.listen = \"127.0.0.1:0\"\n{}",
+        link(&other)
+    );
+    let file = configuration(directory.path(), &settings);
+    let mut refused = Process::start(directory.path(), &["run", "--config", &file.display().to_string()], &[]);
+    assert_eq!(refused.ended().await, Some(69), "{}", refused.log());
+    assert!(refused.log().contains("certificate"), "{}", refused.log());
+}

@@ -1,0 +1,184 @@
+//! Private RabbitMQ servers.
+
+use std::process::Command;
+
+use profile_edge::domain::Secret;
+use profile_edge::queue::amqp::Config;
+use profile_edge::tls::Files;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+use tokio::time::{Duration, Instant, sleep};
+
+use super::Server;
+use crate::support::process::free_port;
+
+/// The longest that a broker may take to start on a busy machine.
+const START: Duration = Duration::from_secs(120);
+
+/// Where Debian keeps the scripts that do not insist on a user of their own.
+const BIN: &str = "/usr/lib/rabbitmq/bin";
+
+/// One RabbitMQ node, with a port mapper of its own, so that nothing outlives it.
+pub(crate) struct RabbitServer {
+    pub(crate) port: u16,
+    pub(crate) tls_port: Option<u16>,
+    management: u16,
+    mapper_port: u16,
+    directory: TempDir,
+    server: Option<Server>,
+    _mapper: Server,
+    client: reqwest::Client,
+}
+
+impl RabbitServer {
+    /// The node that the tests of this process share; each uses a virtual host of its own.
+    pub(crate) async fn shared() -> &'static Self {
+        static SHARED: OnceCell<RabbitServer> = OnceCell::const_new();
+        SHARED.get_or_init(|| Self::start("")).await
+    }
+
+    /// Starts a node of one's own, with more lines of configuration.
+    pub(crate) async fn start(more: &str) -> Self {
+        Self::start_with(None, more).await
+    }
+
+    /// Starts a node that also listens for TLS, with certificates from a directory.
+    pub(crate) async fn start_with_tls(certificates: &TempDir) -> Self {
+        let port = free_port();
+        let file = |name: &str| certificates.path().join(name).display().to_string();
+        let tls = format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+             ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
+            file("ca.pem"),
+            file("server.pem"),
+            file("server.key")
+        );
+        Self::start_with(Some(port), &tls).await
+    }
+
+    async fn start_with(tls_port: Option<u16>, more: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (port, management, mapper_port) = (free_port(), free_port(), free_port());
+        let settings = format!(
+            "listeners.tcp.1 = 127.0.0.1:{port}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n\
+             disk_free_limit.absolute = 50MB\nraft.wal_max_size_bytes = 16777216\n{more}"
+        );
+        std::fs::write(directory.path().join("rabbitmq.conf"), settings).unwrap();
+        std::fs::write(directory.path().join("enabled_plugins"), "[rabbitmq_management].").unwrap();
+        let _mapper = Server::start(directory.path(), "epmd", &["-port".into(), mapper_port.to_string()]);
+        // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Tests have a runtime each: a connection that was kept would outlive its own.
+        let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        let mut started = Self { port, tls_port, management, mapper_port, directory, server: None, _mapper, client };
+        started.restart().await;
+        started
+    }
+
+    /// Starts it again on the same data.
+    pub(crate) async fn restart(&mut self) {
+        self.server = None;
+        let program = format!("{BIN}/rabbitmq-server");
+        let arguments: Vec<String> = self.environment().into_iter().chain([program]).collect();
+        self.server = Some(Server::start(self.directory.path(), "env", &arguments));
+        let started = Instant::now();
+        while self.api("GET", "/whoami", None).await.is_none() {
+            let log = || std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            assert!(started.elapsed() < START, "rabbitmq-server does not answer; is it installed?\n{}", log());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        self.server = None;
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        self.server.as_ref().unwrap().signal(name);
+    }
+
+    /// Runs `rabbitmqctl`.
+    pub(crate) fn ctl(&self, arguments: &[&str]) {
+        let done = Command::new("env")
+            .args(self.environment())
+            .arg(format!("{BIN}/rabbitmqctl"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Asks the management API, as guest; `None` where it refuses or is not there.
+    pub(crate) async fn api(&self, method: &str, path: &str, body: Option<Value>) -> Option<Value> {
+        let url = format!("http://127.0.0.1:{}/api{path}", self.management);
+        let request = self.client.request(method.parse().unwrap(), url).basic_auth("guest", Some("guest"));
+        let request = request.timeout(Duration::from_secs(10));
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        let answer = request.send().await.ok()?.error_for_status().ok()?;
+        Some(answer.json().await.unwrap_or(Value::Null))
+    }
+
+    /// Makes a virtual host, and returns its name.
+    pub(crate) async fn vhost(&self) -> String {
+        let name = format!("v-{}", hex::encode(rand::random::<[u8; 8]>()));
+        self.api("PUT", &format!("/vhosts/{name}"), None).await.expect("a virtual host");
+        name
+    }
+
+    /// Returns the configuration that points at a virtual host.
+    pub(crate) fn config(&self, vhost: &str) -> Config {
+        Config {
+            url: Secret::new(self.url(vhost)),
+            urls: Vec::new(),
+            tls: Files::default(),
+            shards: 1,
+            prefetch: 512,
+            publish_timeout: Duration::from_secs(10),
+            journal_retention: Duration::from_secs(3600),
+        }
+    }
+
+    pub(crate) fn url(&self, vhost: &str) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.port)
+    }
+
+    /// Publishes bytes, past everything of ours.
+    pub(crate) async fn publish(&self, vhost: &str, exchange: &str, routing_key: &str, bytes: &[u8]) {
+        use base64::Engine;
+        let payload = base64::engine::general_purpose::STANDARD.encode(bytes);
+        let message = json!({ "properties": {}, "routing_key": routing_key, "payload": payload,
+                              "payload_encoding": "base64" });
+        let path = format!("/exchanges/{vhost}/{exchange}/publish");
+        let answer = self.api("POST", &path, Some(message)).await.expect("it is published");
+        assert_eq!(answer["routed"], true);
+    }
+
+    fn environment(&self) -> Vec<String> {
+        let path = |name: &str| self.directory.path().join(name).display().to_string();
+        let more = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none";
+        [
+            ("HOME", self.directory.path().display().to_string()),
+            ("ERL_EPMD_PORT", self.mapper_port.to_string()),
+            ("RABBITMQ_NODENAME", "edge@localhost".to_owned()),
+            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
+            ("RABBITMQ_DIST_PORT", (free_port()).to_string()),
+            ("RABBITMQ_MNESIA_BASE", path("data")),
+            ("RABBITMQ_LOG_BASE", path("logs")),
+            ("RABBITMQ_LOGS", "-".to_owned()),
+            ("RABBITMQ_PID_FILE", path("rabbitmq.pid")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
+            ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", more.to_owned()),
+            // The node takes the place of its start script, and so is what gets our signals.
+            ("RUNNING_UNDER_SYSTEMD", "true".to_owned()),
+        ]
+        .map(|(name, value)| format!("{name}={value}"))
+        .to_vec()
+    }
+}

@@ -93,9 +93,9 @@ async fn survives(outages: &[Outage]) {
         let mut taken = accepted(&edge, &all[..20]).await;
         assert_eq!(taken.len(), 20, "{outage:?}");
         match outage {
-            Outage::Killed => server.kill(),
-            Outage::Stopped => server.signal("STOP"),
-            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.00001"]),
+            Outage::Killed => server.kill().await,
+            Outage::Stopped => server.pause().await,
+            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await,
             Outage::Stalled => proxy.set(Link::Stalled),
             Outage::Broken => proxy.set(Link::Broken),
         }
@@ -108,8 +108,8 @@ async fn survives(outages: &[Outage]) {
         assert_eq!(edge.look_up(&customer(70)).await.status, 200, "{outage:?}");
         match outage {
             Outage::Killed => server.restart().await,
-            Outage::Stopped => server.signal("CONT"),
-            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]),
+            Outage::Stopped => server.unpause().await,
+            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await,
             Outage::Stalled | Outage::Broken => proxy.set(Link::Whole),
         }
         healthy(&edge).await;

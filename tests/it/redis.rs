@@ -142,8 +142,8 @@ async fn survives(outage: Outage) {
         assert_eq!(edge.look_up(&customer(n)).await.status, 200);
     }
     match outage {
-        Outage::Killed => deployment.servers[0].kill(),
-        Outage::Stopped => deployment.servers[0].signal("STOP"),
+        Outage::Killed => deployment.servers[0].kill().await,
+        Outage::Stopped => deployment.servers[0].pause().await,
         Outage::Stalled => proxy.set(Link::Stalled),
     }
     for n in 1..=20 {
@@ -164,7 +164,7 @@ async fn survives(outage: Outage) {
 
     match outage {
         Outage::Killed => deployment.servers[0].restart().await,
-        Outage::Stopped => deployment.servers[0].signal("CONT"),
+        Outage::Stopped => deployment.servers[0].unpause().await,
         Outage::Stalled => proxy.set(Link::Whole),
     }
     edge.metric_reaches(UPDATED, 20.0).await;
@@ -211,7 +211,7 @@ async fn an_event_waits_for_the_replicas_that_are_asked_for() {
     assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
     edge.metric_reaches(UPDATED, 1.0).await;
 
-    deployment.servers[1].kill();
+    deployment.servers[1].kill().await;
     assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
     let retried = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"retried\"}";
     edge.metric_reaches(retried, 1.0).await;
@@ -264,7 +264,7 @@ async fn a_failover_behind_a_sentinel_is_followed() {
     let mut deployment = Deployment::start(Setup::Sentinel).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     assert_eq!(edge.look_up(&customer(1)).await.status, 200);
-    deployment.servers[0].kill();
+    deployment.servers[0].kill().await;
     eventually("hits from the new master", || async {
         let answer = edge.look_up(&customer(2)).await;
         assert!(matches!(answer.status, 200 | 503), "{}", answer.text);
@@ -285,7 +285,7 @@ async fn the_loss_of_a_clusters_master_is_survived() {
     for id in &ids {
         assert_eq!(edge.look_up(id).await.status, 200);
     }
-    deployment.servers[0].kill();
+    deployment.servers[0].kill().await;
     for id in &ids {
         assert_eq!(edge.post_event(&flat(id)).await.status(), 202);
     }

@@ -1,5 +1,10 @@
-//! Private servers for tests: each on a port and in a directory of its own, and gone when the test process
-//! is, however it ends.
+//! Private servers for tests: each on ports and in a directory of its own, and gone when the test process is.
+//!
+//! A server is a process of this machine, or, where `PROFILE_EDGE_TEST_SERVERS` is `containers`, a container
+//! on the engine of this machine, which shares its network and the directory of temporary files. Containers that a test
+//! process leaves behind (the ones its tests share) carry [`LABEL`], by which `tests/run` removes them.
+//! A server that is already there can be named instead, for the tests that do not harm theirs: see
+//! [`redis`] and [`rabbit`].
 
 pub(crate) mod proxy;
 pub(crate) mod rabbit;
@@ -8,25 +13,48 @@ pub(crate) mod redis;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// A server process. It ends with this value, and with the test process even if that is killed: a shell
-/// between the two kills the server when its standard input, which only the test process holds, closes.
-pub(crate) struct Server {
-    shell: Child,
-    pid: String,
+use testcontainers::core::{ExecCommand, Mount};
+use testcontainers::runners::AsyncRunner;
+use testcontainers::{ContainerAsync, GenericImage, ImageExt};
+
+/// The label of every container that a test starts.
+const LABEL: (&str, &str) = ("profile-edge", "test");
+
+/// A program of a server's image, and its arguments.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// The image that has it, and its tag.
+    pub(crate) image: (&'static str, &'static str),
+    /// The program and its arguments.
+    pub(crate) command: Vec<String>,
+}
+
+/// A server that runs.
+pub(crate) enum Server {
+    /// A process. It ends with this value, and with the test process even if that is killed: a shell
+    /// between the two kills the server when its standard input, which only the test process holds, closes.
+    Process {
+        shell: Child,
+        pid: String,
+    },
+    Container(Box<ContainerAsync<GenericImage>>),
 }
 
 impl Server {
-    /// Starts a program of this machine in a directory; what it prints goes to `log` there.
+    /// Starts a program in a directory.
     ///
     /// # Panics
     ///
-    /// The program is not installed.
-    pub(crate) fn start(directory: &Path, program: &str, arguments: &[String]) -> Self {
+    /// The program is not installed, or the engine has no such image.
+    pub(crate) async fn start(directory: &Path, program: &Program) -> Self {
+        if std::env::var("PROFILE_EDGE_TEST_SERVERS").is_ok_and(|servers| servers == "containers") {
+            return Self::container(directory, program).await;
+        }
         let script = "\"$@\" >> log 2>&1 & pid=$!; echo $pid > server.pid; read -r _; kill -9 $pid; wait $pid";
         let _ = std::fs::remove_file(directory.join("server.pid"));
         let shell = Command::new("sh")
-            .args(["-c", script, "sh", program])
-            .args(arguments)
+            .args(["-c", script, "sh"])
+            .args(&program.command)
             .current_dir(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -39,20 +67,88 @@ impl Server {
                 _ => std::thread::yield_now(),
             }
         };
-        Self { shell, pid }
+        Self::Process { shell, pid }
     }
 
-    /// Sends the server a signal by name.
-    pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid]).stderr(Stdio::null()).status().unwrap();
-        assert!(sent.success(), "{name}");
+    async fn container(directory: &Path, program: &Program) -> Self {
+        let path = directory.display().to_string();
+        // All of it, since certificates are in directories of their own.
+        let mount = std::env::temp_dir().display().to_string();
+        let (name, tag) = program.image;
+        // What the server leaves in the directory must be the tests' own to remove.
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(directory).unwrap());
+        let container = GenericImage::new(name, tag)
+            .with_entrypoint("/usr/bin/env")
+            .with_cmd(program.command.clone())
+            .with_network("host")
+            .with_label(LABEL.0, LABEL.1)
+            .with_mount(Mount::bind_mount(mount.clone(), mount))
+            .with_working_dir(path)
+            .with_user(owner.to_string())
+            .start();
+        let container = container.await.unwrap_or_else(|error| panic!("no container of {name}:{tag}: {error}"));
+        Self::Container(Box::new(container))
     }
+
+    /// Stops the server where it stands.
+    pub(crate) async fn pause(&self) {
+        match self {
+            Self::Process { pid, .. } => signal("STOP", pid),
+            Self::Container(container) => container.pause().await.unwrap(),
+        }
+    }
+
+    /// Lets a stopped server go on.
+    pub(crate) async fn unpause(&self) {
+        match self {
+            Self::Process { pid, .. } => signal("CONT", pid),
+            Self::Container(container) => container.unpause().await.unwrap(),
+        }
+    }
+
+    /// Runs a command beside the server, and returns what it printed.
+    ///
+    /// # Panics
+    ///
+    /// It fails.
+    pub(crate) async fn run(&self, command: &[String]) -> String {
+        match self {
+            Self::Process { .. } => {
+                let done = Command::new(&command[0]).args(&command[1..]).output().unwrap();
+                assert!(done.status.success(), "{command:?}: {done:?}");
+                String::from_utf8(done.stdout).unwrap()
+            }
+            Self::Container(container) => {
+                let told = ["sh", "-c", "\"$@\" 2>&1 && echo it worked", "sh"].map(str::to_owned);
+                let command = ExecCommand::new(told.iter().chain(command));
+                let mut done = container.exec(command).await.unwrap();
+                let printed = String::from_utf8(done.stdout_to_vec().await.unwrap()).unwrap();
+                assert!(printed.ends_with("it worked\n"), "{printed}");
+                printed
+            }
+        }
+    }
+
+    /// Ends the server at once; it has ended when this returns.
+    pub(crate) async fn kill(mut self) {
+        match &mut self {
+            Self::Process { .. } => {}
+            Self::Container(container) => container.stop_with_timeout(Some(0)).await.unwrap(),
+        }
+    }
+}
+
+fn signal(name: &str, pid: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), pid]).stderr(Stdio::null()).status().unwrap();
+    assert!(sent.success(), "{name}");
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The shell kills the server, as it does when this process dies.
-        drop(self.shell.stdin.take());
-        let _ = self.shell.wait();
+        if let Self::Process { shell, .. } = self {
+            // The shell kills the server, as it does when this process dies.
+            drop(shell.stdin.take());
+            let _ = shell.wait();
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! Private RabbitMQ servers.
 
-use std::process::Command;
-
 use profile_edge::domain::Secret;
 use profile_edge::queue::amqp::Config;
 use profile_edge::tls::Files;
@@ -10,14 +8,15 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::Server;
+use super::{Program, Server};
 use crate::support::process::free_port;
 
 /// The longest that a broker may take to start on a busy machine.
 const START: Duration = Duration::from_secs(120);
 
-/// Where Debian keeps the scripts that do not insist on a user of their own.
-const BIN: &str = "/usr/lib/rabbitmq/bin";
+/// Runs a program of RabbitMQ from where Debian, or the official image, keeps those that do not insist on a
+/// user of their own.
+const FIND: &str = "for at in /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin; do [ -x $at/$0 ] && exec $at/$0 \"$@\"; done";
 
 /// One RabbitMQ node, with a port mapper of its own, so that nothing outlives it.
 pub(crate) struct RabbitServer {
@@ -66,22 +65,23 @@ impl RabbitServer {
         );
         std::fs::write(directory.path().join("rabbitmq.conf"), settings).unwrap();
         std::fs::write(directory.path().join("enabled_plugins"), "[rabbitmq_management].").unwrap();
-        let _mapper = Server::start(directory.path(), "epmd", &["-port".into(), mapper_port.to_string()]);
+        let mapper = program(["epmd".into(), "-port".into(), mapper_port.to_string()]);
+        let mapper = Server::start(directory.path(), &mapper).await;
         // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Tests have a runtime each: a connection that was kept would outlive its own.
         let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        let mut started = Self { port, tls_port, management, mapper_port, directory, server: None, _mapper, client };
+        let mut started =
+            Self { port, tls_port, management, mapper_port, directory, server: None, _mapper: mapper, client };
         started.restart().await;
         started
     }
 
     /// Starts it again on the same data.
     pub(crate) async fn restart(&mut self) {
-        self.server = None;
-        let program = format!("{BIN}/rabbitmq-server");
-        let arguments: Vec<String> = self.environment().into_iter().chain([program]).collect();
-        self.server = Some(Server::start(self.directory.path(), "env", &arguments));
+        self.kill().await;
+        let program = program(self.command("rabbitmq-server", &[]));
+        self.server = Some(Server::start(self.directory.path(), &program).await);
         let started = Instant::now();
         while self.api("GET", "/whoami", None).await.is_none() {
             let log = || std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
@@ -91,24 +91,25 @@ impl RabbitServer {
     }
 
     /// Ends it at once.
-    pub(crate) fn kill(&mut self) {
-        self.server = None;
+    pub(crate) async fn kill(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.kill().await;
+        }
     }
 
-    /// Sends it a signal: `STOP`, `CONT`.
-    pub(crate) fn signal(&self, name: &str) {
-        self.server.as_ref().unwrap().signal(name);
+    /// Stops it where it stands.
+    pub(crate) async fn pause(&self) {
+        self.server.as_ref().unwrap().pause().await;
+    }
+
+    /// Lets it go on.
+    pub(crate) async fn unpause(&self) {
+        self.server.as_ref().unwrap().unpause().await;
     }
 
     /// Runs `rabbitmqctl`.
-    pub(crate) fn ctl(&self, arguments: &[&str]) {
-        let done = Command::new("env")
-            .args(self.environment())
-            .arg(format!("{BIN}/rabbitmqctl"))
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    pub(crate) async fn ctl(&self, arguments: &[&str]) {
+        self.server.as_ref().unwrap().run(&self.command("rabbitmqctl", arguments)).await;
     }
 
     /// Asks the management API, as guest; `None` where it refuses or is not there.
@@ -159,6 +160,14 @@ impl RabbitServer {
         assert_eq!(answer["routed"], true);
     }
 
+    fn command(&self, name: &str, arguments: &[&str]) -> Vec<String> {
+        let mut command = vec!["env".to_owned()];
+        command.extend(self.environment());
+        command.extend(["sh", "-c", FIND, name].map(str::to_owned));
+        command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        command
+    }
+
     fn environment(&self) -> Vec<String> {
         let path = |name: &str| self.directory.path().join(name).display().to_string();
         let more = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none";
@@ -181,4 +190,8 @@ impl RabbitServer {
         .map(|(name, value)| format!("{name}={value}"))
         .to_vec()
     }
+}
+
+fn program(command: impl IntoIterator<Item = String>) -> Program {
+    Program { image: ("rabbitmq", "3-management"), command: command.into_iter().collect() }
 }

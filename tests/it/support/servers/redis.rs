@@ -1,13 +1,12 @@
 //! Private Redis servers: one alone, a cluster of three masters, a master with a replica and a sentinel.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use super::Server;
+use super::{Program, Server};
 use crate::support::eventually;
 use crate::support::process::free_port;
 
@@ -38,8 +37,10 @@ impl RedisServer {
 
     /// Starts it again on the same data.
     pub(crate) async fn restart(&mut self) {
-        self.server = None;
-        self.server = Some(Server::start(self.directory.path(), "redis-server", &self.arguments));
+        self.kill().await;
+        let command = std::iter::once("redis-server".to_owned()).chain(self.arguments.clone()).collect();
+        let program = Program { image: ("redis", "7"), command };
+        self.server = Some(Server::start(self.directory.path(), &program).await);
         eventually("redis-server answers; is it installed?", || async {
             let mut connection = self.connect().await?;
             redis::cmd("PING").query_async::<String>(&mut connection).await.ok()
@@ -48,13 +49,20 @@ impl RedisServer {
     }
 
     /// Ends it at once.
-    pub(crate) fn kill(&mut self) {
-        self.server = None;
+    pub(crate) async fn kill(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.kill().await;
+        }
     }
 
-    /// Sends it a signal: `STOP`, `CONT`.
-    pub(crate) fn signal(&self, name: &str) {
-        self.server.as_ref().unwrap().signal(name);
+    /// Stops it where it stands.
+    pub(crate) async fn pause(&self) {
+        self.server.as_ref().unwrap().pause().await;
+    }
+
+    /// Lets it go on.
+    pub(crate) async fn unpause(&self) {
+        self.server.as_ref().unwrap().unpause().await;
     }
 
     pub(crate) fn url(&self) -> String {
@@ -134,11 +142,10 @@ impl Deployment {
             servers.push(RedisServer::start(&own).await);
         }
         let addresses: Vec<String> = servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
-        let mut create = Command::new("redis-cli");
-        create.args(["--cluster", "create"]).args(&addresses);
-        create.args(["--cluster-replicas", &replicas.to_string(), "--cluster-yes"]);
-        let created = create.output().unwrap();
-        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stdout));
+        let mut create = ["redis-cli", "--cluster", "create"].map(str::to_owned).to_vec();
+        create.extend(addresses);
+        create.extend(["--cluster-replicas".to_owned(), replicas.to_string(), "--cluster-yes".to_owned()]);
+        servers[0].server.as_ref().unwrap().run(&create).await;
         for server in &servers {
             eventually("the cluster agrees", || async {
                 let mut connection = server.connect().await?;

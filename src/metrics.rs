@@ -107,6 +107,15 @@ labels!(
     FillOutcome { Stored = "stored", Unsettled = "unsettled", Refused = "refused" }
 );
 labels!(
+    /// Why something is fetched that nobody waits for.
+    RefreshCause {
+        /// A record near its end.
+        Early = "early",
+        /// A tombstone, to see whether the customer is there again.
+        Tombstone = "tombstone",
+    }
+);
+labels!(
     /// A door at which someone was turned away.
     Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin" }
 );
@@ -223,6 +232,7 @@ catalogue! {
     store_up: gauge "store_up" = "1 when the store answered last, else 0.";
     queue_up: gauge "queue_up" = "1 when the queue answered last, else 0.";
     fills: counter "fills_total" ["outcome": FillOutcome] = "Fills by outcome.";
+    refreshes: counter "refreshes_total" ["cause": RefreshCause] = "Fetches in the background, by cause.";
     dead_letters: gauge "dead_letters" = "Dead letters kept by the queue.";
     auth_failures: counter "auth_failures_total" ["door": Door] = "Requests turned away for a missing or wrong credential.";
     panics: counter "panics_total" = "Requests and tasks that ended in a panic.";
@@ -304,7 +314,7 @@ pub fn observe(histogram: &Histogram, duration: Duration) {
 /// Tells whether a metric is of a flow that runs, or of no flow in particular.
 fn is_of(name: &str, roles: Roles) -> bool {
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if begins(&["lookup_", "upstream_", "token_", "fills_"]) {
+    if begins(&["lookup_", "upstream_", "token_", "fills_", "refreshes_"]) {
         roles.lookup
     } else if begins(&["ingest_"]) {
         roles.ingest

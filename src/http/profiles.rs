@@ -249,8 +249,8 @@ fn cache_status(answer: &Answer) -> HeaderValue {
     text.push_str("profile-edge");
     // Writing to a String cannot fail.
     let _ = match answer.how {
-        How::Hit { remaining: Some(remaining) } => write!(text, "; hit; ttl={}", remaining.as_secs()),
-        How::Hit { remaining: None } => write!(text, "; hit"),
+        How::Hit { remaining: Some(remaining), .. } => write!(text, "; hit; ttl={}", remaining.as_secs()),
+        How::Hit { remaining: None, .. } => write!(text, "; hit"),
         How::Stale { since, .. } => write!(text, "; hit; ttl=-{}", since.as_secs()),
         How::Fetched { over, stored } => write!(text, "; fwd={}{}", fwd(over), if stored { "; stored" } else { "" }),
         How::Collapsed { over } => write!(text, "; fwd={}; collapsed", fwd(over)),
@@ -271,7 +271,9 @@ fn detail(answer: &Answer) -> Option<&'static str> {
         (Outcome::Deleted, _) => Some("tombstone"),
         (Outcome::Absent, _) if answer.unsettled => Some("negative-unsettled"),
         (Outcome::Absent, _) => Some("negative"),
-        (Outcome::Found(_), _) => answer.unsettled.then_some("unsettled"),
+        (Outcome::Found(_), _) if answer.unsettled => Some("unsettled"),
+        (Outcome::Found(_), How::Hit { refreshing: true, .. }) => Some("refreshing"),
+        (Outcome::Found(_), _) => None,
     }
 }
 

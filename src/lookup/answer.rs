@@ -38,6 +38,8 @@ pub enum How {
     Hit {
         /// Time until it is stale.
         remaining: Option<Duration>,
+        /// It is being fetched anew, ahead of that time.
+        refreshing: bool,
     },
     /// From the store, past its TTL, because nothing fresher could be had.
     Stale {

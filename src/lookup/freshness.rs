@@ -37,6 +37,24 @@ pub fn judge(record: &Record, now: Timestamp) -> Freshness {
     }
 }
 
+/// Tells whether a fresh record should be fetched anew before it expires, so that nobody waits when it does:
+/// the closer the end and the costlier the fetch, the likelier, each lookup by itself.
+///
+/// `draw` is uniform in (0, 1]. This is `XFetch` with β = 1: Vattani, Chierichetti, Lowenstein, "Optimal
+/// Probabilistic Cache Stampede Prevention" (VLDB 2015).
+#[must_use]
+pub fn is_due(fetch_cost: Duration, remaining: Duration, draw: f64) -> bool {
+    fetch_cost.as_secs_f64() * -draw.ln() >= remaining.as_secs_f64()
+}
+
+/// [`is_due`] with a draw of its own, which is left out where it could hardly say yes.
+#[must_use]
+pub fn is_due_by_chance(record: &Record, remaining: Duration) -> bool {
+    // Beyond this a draw would have to be below e^-20, one in 500 million.
+    record.fetch_cost.saturating_mul(20) > remaining
+        && is_due(record.fetch_cost, remaining, 1.0 - rand::rng().random_range(0.0..1.0))
+}
+
 /// Shortens a TTL by a random share of at most `jitter`, so that entries filled together do not
 /// expire together.
 #[must_use]
@@ -83,6 +101,27 @@ mod tests {
     fn a_record_from_the_future_is_as_fresh_as_can_be() {
         let freshness = judge(&record(300, 0), Timestamp::from_millis(0));
         assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_millis(300) });
+    }
+
+    #[test]
+    fn a_record_is_due_the_likelier_the_closer_its_end_and_the_costlier_its_fetch() {
+        let millis = Duration::from_millis;
+        // The share of draws that say yes is e^(-remaining / cost).
+        let half = 0.5_f64;
+        assert!(is_due(millis(100), millis(69), half));
+        assert!(!is_due(millis(100), millis(70), half));
+        assert!(is_due(millis(200), millis(138), half));
+        assert!(is_due(millis(100), Duration::ZERO, 1.0));
+        assert!(!is_due(Duration::ZERO, millis(1), 1e-9));
+    }
+
+    #[test]
+    fn a_draw_is_left_out_only_where_it_could_hardly_say_yes() {
+        let mut record = record(300_000, 0);
+        record.fetch_cost = Duration::from_millis(150);
+        assert!(!is_due_by_chance(&record, Duration::from_secs(3)));
+        assert!((0..10_000).any(|_| is_due_by_chance(&record, Duration::from_millis(300))));
+        assert!(is_due_by_chance(&record, Duration::ZERO));
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use crate::domain::{At, CustomerId, Identity, Profile};
 use crate::faults::Fault;
 use crate::metrics::FillOutcome;
 use crate::store::fence::{Settlement, unsettled_lifetime};
-use crate::store::{Content, Filled, Found, Lease, Record, Token, Tombstone};
+use crate::store::{Content, Filled, Lease, Record, Token, Tombstone};
 use crate::upstream::{self, Fetched};
 
 use super::single_flight::Leader;
@@ -69,7 +69,7 @@ impl Mission {
                     return Landed::Elsewhere { canonical: other, pointer };
                 }
                 Some(other) => (Content::Pointer(other.clone()), Some(other)),
-                None => (Content::Found(found(profile)), None),
+                None => (Content::Found(profile.into()), None),
             },
             Ok(Fetched::Absent) => (Content::Negative, None),
             Err(error) => {
@@ -172,14 +172,10 @@ impl Mission {
         };
         match revived {
             Some(profile) => {
-                let record = self.record(&lease, Content::Found(found(profile)));
+                let record = self.record(&lease, Content::Found(profile.into()));
                 self.fill(lease, record).await;
             }
             None => lease.keep_until_it_runs_out(),
         }
     }
-}
-
-fn found(profile: Profile) -> Found {
-    Found { validator: profile.body.validator(), body: profile.body, modified: profile.modified }
 }

@@ -16,6 +16,7 @@
 //!    ([`single_flight`]), else for the key to change, and looks again.
 //! 5. Who has a stale record at hand waits no longer than the soft timeout, and serves it when Genesys
 //!    fails. Who has nothing waits until the deadline.
+//! 6. Who meets a fresh record near its end may start its refresh, and does not wait for it (`background`).
 //!
 //! # When something fails
 //!
@@ -24,11 +25,14 @@
 //! killed: its lease runs out, and someone else contends.
 
 mod answer;
+mod background;
+mod bypass;
 pub mod freshness;
 mod leader;
 mod reader;
 pub mod single_flight;
 pub mod visibility;
+mod waiters;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,9 +52,11 @@ use crate::upstream::Upstream;
 
 pub use answer::{Answer, Failure, How, Outcome, Over, StaleReason};
 
+use bypass::Bypasses;
 use leader::Landed;
 use reader::Reader;
 use single_flight::Flights;
+use waiters::Waiters;
 
 /// `[lookup]`; a `[[tenant]]` may override the times.
 #[derive(Clone, Debug, Deserialize)]
@@ -115,6 +121,11 @@ pub struct Lookup {
 struct Room {
     parts: Parts,
     flights: Flights<Landed>,
+    waiters: Waiters,
+    bypasses: Bypasses,
+    /// The records that this process has lately begun to refresh before their end; saves asking the store
+    /// whether someone does.
+    refreshing: Cache<Key, ()>,
     /// The tombstones that this process has lately asked Genesys about; saves asking the store
     /// whether another process has.
     verified: Cache<Key, ()>,
@@ -124,8 +135,17 @@ impl Lookup {
     /// Makes the lookup flow.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let verified = Cache::builder().max_capacity(10_000).time_to_live(reader::VERIFY_EVERY).build();
-        Self { room: Arc::new(Room { parts, flights: Flights::new(), verified }) }
+        let lately = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
+        Self {
+            room: Arc::new(Room {
+                parts,
+                flights: Flights::new(),
+                waiters: Waiters::default(),
+                bypasses: Bypasses::default(),
+                refreshing: lately(background::REFRESH_EVERY),
+                verified: lately(background::VERIFY_EVERY),
+            }),
+        }
     }
 
     /// Tells whether a tenant is configured.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::domain::{CustomerId, Identity, Key, TenantId};
-use crate::store::{self, Base, Content, Entry, LeaseAnswer, Record, Token, Tombstone};
+use crate::store::{self, Base, Content, Entry, LeaseAnswer, Record, Token};
 use crate::upstream::Fetched;
 
+use super::bypass::{self, Passed};
 use super::freshness::{self, Freshness};
 use super::leader::{Landed, Mission};
 use super::single_flight::{Landing, Seat};
@@ -17,21 +18,17 @@ use super::{Answer, Config, Failure, How, Outcome, Over, Room, StaleReason};
 /// How often a lookup may move between the keys of one merged customer before it gives up.
 const MAX_MOVES: u8 = 4;
 
-/// The least age of a tombstone at which Genesys is asked whether the customer is there again, and the
-/// least time between two such questions (rule 8).
-pub(super) const VERIFY_EVERY: Duration = Duration::from_secs(60);
-
 /// One lookup under way.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
-    room: &'a Arc<Room>,
-    times: &'a Config,
+    pub(super) room: &'a Arc<Room>,
+    pub(super) times: &'a Config,
     customer: &'a CustomerId,
     asked: Identity,
     deadline: Instant,
     /// Whose key is being looked at: the asked customer's, or the canonical one's.
     at: Identity,
-    key: Key,
+    pub(super) key: Key,
     /// The pointer that led here.
     through: Option<Token>,
     moves: u8,
@@ -117,7 +114,7 @@ impl<'a> Reader<'a> {
             Some(Entry::Tombstone(tombstone)) => {
                 let since = tombstone.written_at;
                 self.verify(tombstone);
-                let how = How::Hit { remaining: None };
+                let how = How::Hit { remaining: None, refreshing: false };
                 View::Answer(Answer { outcome: Outcome::Deleted, how, unsettled: false, since })
             }
             Some(Entry::Record(record)) => self.view_record(record),
@@ -132,6 +129,10 @@ impl<'a> Reader<'a> {
             return View::Contend(base);
         }
         let freshness = freshness::judge(&record, self.room.parts.clock.now());
+        let refreshing = match freshness {
+            Freshness::Fresh { remaining } => self.refresh_if_due(&record, remaining),
+            Freshness::Stale { .. } | Freshness::Expired => false,
+        };
         match (freshness, &record.content) {
             (Freshness::Expired, _) => View::Contend(base),
             (_, Content::Pointer(canonical)) if self.through.is_none() && *canonical != self.at => {
@@ -143,7 +144,7 @@ impl<'a> Reader<'a> {
                 let how = if self.waited {
                     How::Collapsed { over: self.over() }
                 } else {
-                    How::Hit { remaining: Some(remaining) }
+                    How::Hit { remaining: Some(remaining), refreshing }
                 };
                 Answer::of(&record, how).map_or(View::Contend(base), View::Answer)
             }
@@ -174,10 +175,21 @@ impl<'a> Reader<'a> {
         if let Some(seat) = self.room.flights.join(&self.key, seen) {
             return self.sit(seat, false).await;
         }
-        let limit = self.limit();
-        self.room.parts.store.wait(&self.key, seen, limit).await;
-        self.waited = true;
-        if Instant::now() >= limit { Err(Step::Failed(Failure::Deadline)) } else { Ok(Next::Look) }
+        let (parts, patience) = (&self.room.parts, self.times.lease_ttl);
+        let mut seat = self.room.waiters.join(&self.key, seen, patience, &parts.store, &parts.shutdown);
+        match seat.landed(self.limit()).await {
+            Landing::Landed(glimpse) => {
+                self.waited = true;
+                Ok(Next::Consider(glimpse?))
+            }
+            Landing::Lost => self.look_again(),
+            Landing::TimedOut => Err(Step::Failed(Failure::Deadline)),
+        }
+    }
+
+    /// Whom this lookup waited for is lost: with it, in all likelihood, this process is ending.
+    fn look_again(&self) -> Result<Next, Step> {
+        if self.room.parts.shutdown.is_requested() { Err(Step::Failed(Failure::Draining)) } else { Ok(Next::Look) }
     }
 
     async fn sit(&mut self, mut seat: Seat<Landed>, leads: bool) -> Result<Next, Step> {
@@ -191,8 +203,7 @@ impl<'a> Reader<'a> {
             Landing::Landed(Landed::Unstored(record)) => Ok(Next::answer(&record, how(false), false)),
             Landing::Landed(Landed::Elsewhere { canonical, pointer }) => self.move_on(canonical, pointer),
             Landing::Landed(Landed::Failed(error)) => Err(Step::Failed(error.into())),
-            Landing::Lost if self.room.parts.shutdown.is_requested() => Err(Step::Failed(Failure::Draining)),
-            Landing::Lost => Ok(Next::Look),
+            Landing::Lost => self.look_again(),
             Landing::TimedOut => Err(Step::Failed(Failure::Deadline)),
         }
     }
@@ -224,40 +235,17 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Starts asking Genesys, in the background, whether a deleted customer is there again.
-    fn verify(&self, tombstone: Tombstone) {
-        let parts = &self.room.parts;
-        let too_young = parts.clock.now().since(tombstone.written_at) < VERIFY_EVERY;
-        if too_young
-            || parts.shutdown.is_requested()
-            || !self.room.verified.entry(self.key.clone()).or_insert(()).is_fresh()
-        {
-            return;
-        }
-        let mission = self.mission();
-        let (store, key) = (Arc::clone(&parts.store), self.key.clone());
-        parts.shutdown.spawn(async move {
-            let base = Base::Token(tombstone.token);
-            // The lock of a granted lease stands for the whole interval: one question in it.
-            match store.lease(&key, &base, Token::draw(), VERIFY_EVERY).await {
-                Ok(LeaseAnswer::Granted(lease)) => mission.verify(lease, tombstone).await,
-                Ok(LeaseAnswer::Held { .. } | LeaseAnswer::Changed(_)) | Err(_) => {}
-            }
-        });
-    }
-
     /// Asks Genesys past the store.
     async fn bypass(self, error: &store::Error) -> Result<Answer, Failure> {
         tracing::debug!(key = %self.key, %error, "lookup goes past the store");
-        let parts = &self.room.parts;
-        let since = parts.clock.now();
-        let fetched = parts.upstream.fetch(self.asked.tenant(), self.customer, self.deadline).await;
+        let (key, tenant) = (self.asked.key(), self.asked.tenant());
+        let asked = bypass::ask(self.room, &key, tenant, self.customer, self.times.lease_ttl, self.deadline).await;
+        let Passed { fetched, since } = match asked {
+            Ok(passed) => passed,
+            Err(failure) => return self.fall_back(failure),
+        };
         let outcome = match fetched {
-            Ok(Fetched::Found(profile)) => Outcome::Found(store::Found {
-                validator: profile.body.validator(),
-                body: profile.body,
-                modified: profile.modified,
-            }),
+            Ok(Fetched::Found(profile)) => Outcome::Found(profile.into()),
             Ok(Fetched::Absent) => Outcome::Absent,
             Err(error) => return self.fall_back(error.into()),
         };
@@ -274,7 +262,7 @@ impl<'a> Reader<'a> {
         stale.and_then(|(record, since)| Answer::of(record, How::Stale { since: *since, why })).ok_or(failure)
     }
 
-    fn mission(&self) -> Mission {
+    pub(super) fn mission(&self) -> Mission {
         Mission {
             room: Arc::clone(self.room),
             times: self.times.clone(),

@@ -43,7 +43,6 @@ pub struct Leader<T> {
     shards: Arc<[Shard<T>]>,
     shard: usize,
     key: Key,
-    witness: Token,
     landing: watch::Sender<Option<T>>,
 }
 
@@ -73,11 +72,25 @@ impl<T: Clone> Flights<T> {
 
     /// Starts a flight under a witness; an older one of the same key keeps its seats and takes no more.
     pub fn start(&self, key: &Key, witness: Token) -> (Leader<T>, Seat<T>) {
-        let (sender, landing) = watch::channel(None);
         let shard = self.shard(key);
-        self.shards[shard].lock().insert(key.clone(), Flight { witness, landing: landing.clone() });
-        let leader = Leader { shards: Arc::clone(&self.shards), shard, key: key.clone(), witness, landing: sender };
-        (leader, Seat { landing })
+        self.begin(&mut self.shards[shard].lock(), shard, key, witness)
+    }
+
+    /// Joins the flight of a key under exactly this witness, or starts it: of many who board at once, one leads.
+    pub fn board(&self, key: &Key, witness: Token) -> (Option<Leader<T>>, Seat<T>) {
+        let shard = self.shard(key);
+        let mut flights = self.shards[shard].lock();
+        if let Some(flight) = flights.get(key).filter(|flight| flight.witness == witness) {
+            return (None, Seat { landing: flight.landing.clone() });
+        }
+        let (leader, seat) = self.begin(&mut flights, shard, key, witness);
+        (Some(leader), seat)
+    }
+
+    /// Tells whether a flight of this key is under way under exactly this witness.
+    #[must_use]
+    pub fn has(&self, key: &Key, witness: Token) -> bool {
+        self.shards[self.shard(key)].lock().get(key).is_some_and(|flight| flight.witness == witness)
     }
 
     /// Joins the flight of a key, if there is one under exactly this witness.
@@ -86,6 +99,19 @@ impl<T: Clone> Flights<T> {
         let flights = self.shards[self.shard(key)].lock();
         let flight = flights.get(key).filter(|flight| flight.witness == witness)?;
         Some(Seat { landing: flight.landing.clone() })
+    }
+
+    fn begin(
+        &self,
+        flights: &mut HashMap<Key, Flight<T>>,
+        shard: usize,
+        key: &Key,
+        witness: Token,
+    ) -> (Leader<T>, Seat<T>) {
+        let (sender, landing) = watch::channel(None);
+        flights.insert(key.clone(), Flight { witness, landing: landing.clone() });
+        let leader = Leader { shards: Arc::clone(&self.shards), shard, key: key.clone(), landing: sender };
+        (leader, Seat { landing })
     }
 
     fn shard(&self, key: &Key) -> usize {
@@ -106,9 +132,11 @@ impl<T> Leader<T> {
         self.landing.send_replace(Some(result));
     }
 
-    fn leave(&self) {
+    /// Takes no more: who has joined so far gets the result, whoever comes from now on does not.
+    pub fn leave(&self) {
         let mut flights = self.shards[self.shard].lock();
-        if flights.get(&self.key).is_some_and(|flight| flight.witness == self.witness) {
+        let own = self.landing.subscribe();
+        if flights.get(&self.key).is_some_and(|flight| flight.landing.same_channel(&own)) {
             flights.remove(&self.key);
         }
     }
@@ -190,6 +218,24 @@ mod tests {
         overtaken.land(1);
         assert_eq!(its_seat.landed(soon()).await, Landing::Landed(1));
         assert!(flights.join(&key(1), new).is_some());
+    }
+
+    #[tokio::test]
+    async fn of_many_who_board_one_leads_and_a_flight_that_was_closed_takes_no_more() {
+        let flights = Flights::new();
+        let witness = Token::draw();
+        let (leader, mut first) = flights.board(&key(1), witness);
+        let (none, mut second) = flights.board(&key(1), witness);
+        assert!(none.is_none());
+        let leader = leader.unwrap();
+        leader.leave();
+        assert!(!flights.has(&key(1), witness));
+        let (another, mut late) = flights.board(&key(1), witness);
+        leader.land(7);
+        assert_eq!(first.landed(soon()).await, Landing::Landed(7));
+        assert_eq!(second.landed(soon()).await, Landing::Landed(7));
+        another.unwrap().land(8);
+        assert_eq!(late.landed(soon()).await, Landing::Landed(8));
     }
 
     #[tokio::test(start_paused = true)]

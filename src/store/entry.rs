@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::domain::{At, Identity, Modified, ProfileBody, Timestamp};
+use crate::domain::{At, Identity, Modified, Profile, ProfileBody, Timestamp};
 
 use super::lease::Token;
 
@@ -62,6 +62,13 @@ pub struct Found {
     pub validator: [u8; 16],
     /// Its `modifyDate`, where it has one.
     pub modified: Option<Modified>,
+}
+
+impl From<Profile> for Found {
+    /// Takes a fetched profile, and computes its validator.
+    fn from(profile: Profile) -> Self {
+        Self { validator: profile.body.validator(), body: profile.body, modified: profile.modified }
+    }
 }
 
 /// The mark of a deletion.

@@ -36,13 +36,16 @@ use super::{
     Record, Store, Token,
 };
 
-use announce::Announcements;
-use config::{Config, ConfigError};
+use announce::{Announcements, Told};
+use config::{Config, ConfigError, Place};
 use link::{Failure, Link};
 use scripts::{APPLY, FILL, INSPECT, LEASE, Names, RELEASE, Script};
 
-/// The shortest and the longest pause between two looks of a waiter that was not rung.
-const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+/// The shortest and the longest pause between two looks of a waiter to whom nothing is announced.
+const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
+
+/// The least pause before a look at a lease that is about to run out.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// A store in Redis; see the module's head.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct Redis {
     lookups: Link,
     events: Link,
     announcements: Announcements,
+    /// The kind of channel on which scripts announce a change.
+    channel: &'static str,
     lifetimes: Lifetimes,
     min_replicas: u32,
     timeout: Duration,
@@ -78,6 +83,7 @@ impl Redis {
             lookups: Link::open(&place, certificates.as_ref(), timeout, shutdown)?,
             events: Link::open(&place, certificates.as_ref(), patience, shutdown)?,
             announcements: Announcements::open(&place, certificates.as_ref(), shutdown)?,
+            channel: if matches!(place, Place::Cluster(_)) { "s" } else { "p" },
             lifetimes,
             min_replicas: config.min_replicas,
             timeout,
@@ -96,6 +102,7 @@ impl Redis {
         let call = |mut cmd: Cmd| {
             cmd.arg(3).arg(names.key).arg(&names.fence).arg(&names.lock);
             argue(&mut cmd);
+            cmd.arg(self.channel);
             cmd
         };
         match self.lookups.send(&call(script.by_name())).await {
@@ -111,6 +118,7 @@ impl Redis {
         let call = |mut cmd: Cmd| {
             cmd.arg(4).arg(names.key).arg(&names.fence).arg(&names.lock).arg(names.seen(change.event));
             self.argue_change(&mut cmd, change);
+            cmd.arg(self.channel);
             cmd
         };
         let answer = match self.applied(call(APPLY.by_name())).await {
@@ -166,18 +174,20 @@ impl Redis {
             .arg(u8::from(self.min_replicas > 0));
     }
 
-    /// Tells whether K still holds what has this token, and someone still works on it.
-    async fn is_awaited(&self, names: &Names<'_>, seen: Token) -> Result<bool, Error> {
+    /// Returns for how much longer K may hold what has this token with someone working on it; `None` when it does
+    /// not hold it, or nobody does.
+    async fn is_awaited(&self, names: &Names<'_>, seen: Token) -> Result<Option<Duration>, Error> {
         let mut cmd = redis::cmd("MGET");
         cmd.arg(names.key).arg(&names.lock);
         let mut values = list(self.lookups.send(&cmd).await.map_err(settle)?)?;
         let (lock, entry) = (values.pop().and_then(bytes), values.pop().and_then(bytes));
         let entry = entry.map(|bytes| record::decode(bytes.into()));
         Ok(match entry {
-            Some(entry) if entry.token() != Some(seen) => false,
-            Some(Entry::Leased(_)) => true,
-            Some(Entry::Record(_) | Entry::Tombstone(_)) => lock.is_some(),
-            Some(Entry::Corrupt(_)) | None => false,
+            Some(entry) if entry.token() != Some(seen) => None,
+            // By its holder's clock, so this only paces the next look.
+            Some(Entry::Leased(leased)) => Some(leased.until.since(self.clock.now())),
+            Some(Entry::Record(_) | Entry::Tombstone(_)) => lock.map(|_| Duration::MAX),
+            Some(Entry::Corrupt(_)) | None => None,
         })
     }
 
@@ -273,17 +283,28 @@ impl Store for Redis {
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {
         let names = Names::of(key);
-        // Listening before looking: a fill in between rings.
-        let mut ring = self.announcements.listen(key.as_str());
+        let mut ear = self.announcements.listen(key.as_str());
         let (mut pause, longest) = POLL;
-        while Instant::now() < deadline {
-            match self.is_awaited(&names, seen).await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => tracing::debug!(%key, %error, "a waiter could not look"),
+        let mut until = Instant::now() + pause;
+        loop {
+            match timeout_at(deadline.min(until), ear.told()).await {
+                Ok(Told::Changed) => return,
+                // A change before the subscription was not heard, so this is the time to look; the other is
+                // when nothing is heard at all.
+                Ok(Told::Subscribed | Told::Nothing) | Err(_) => {}
             }
-            // Whichever of the two ends the pause, the next look finds out.
-            let _ = timeout_at(deadline.min(Instant::now() + pause), ring.rung()).await;
+            if Instant::now() >= deadline {
+                return;
+            }
+            let runs_out = match self.is_awaited(&names, seen).await {
+                Ok(Some(runs_out)) => runs_out.max(MOMENT),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%key, %error, "a waiter could not look");
+                    longest
+                }
+            };
+            until = Instant::now() + pause.min(runs_out);
             pause = (pause * 2).min(longest);
         }
     }

@@ -65,7 +65,8 @@ impl<'a> Names<'a> {
     }
 }
 
-/// What several scripts need: the token and kind of a value, and a fence's parts.
+/// What several scripts need: the token and kind of a value, a fence's parts, and how a change of K is announced:
+/// the last argument of every script says on which kind of channel (`s` for a sharded one).
 const COMMON: &str = r"
 local K, F, L = KEYS[1], KEYS[2], KEYS[3]
 local function ours(v) return v and string.byte(v, 1) == 1 end
@@ -84,6 +85,9 @@ end
 local function fence_text(f)
   return table.concat({ '1', int(f.m), int(f.at), f.at and f.ap or '', f.newest, f.doubt and '1' or '0',
                         f.unstamped and '1' or '0', int(f.raised) }, '|')
+end
+local function announce()
+  redis.call(ARGV[#ARGV] == 's' and 'SPUBLISH' or 'PUBLISH', K, '')
 end
 local function tombstone(tok, at, ap, written)
   return string.char(1) .. 'T' .. tok .. int(at) .. '|' .. (at and ap or '') .. '|' .. int(written)
@@ -155,7 +159,7 @@ if may then
   redis.call('SET', K, record, 'PX', lifetime)
 end
 if locked then redis.call('DEL', L) end
-redis.call('PUBLISH', K, '')
+announce()
 return may and 1 or 0
 ",
     ])
@@ -171,7 +175,7 @@ if ARGV[1] == 'key' then
 elseif redis.call('GET', L) == ARGV[2] then
   redis.call('DEL', L)
 end
-redis.call('PUBLISH', K, '')
+announce()
 return 1
 ",
     ])
@@ -261,7 +265,7 @@ elseif place == 'clear' or stood ~= 'T' then
   redis.call('DEL', K)
 end
 redis.call('SET', KEYS[4], '1', 'PX', dedup)
-if stood == 'L' or had_lock == 1 then redis.call('PUBLISH', K, '') end
+if stood == 'L' or had_lock == 1 then announce() end
 if outrun then return 'outrun' end
 return (stood and stood ~= 'L') and 'applied' or 'absent'
 ",

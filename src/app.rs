@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
+use crate::consumer::losses::Losses;
 use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
@@ -250,6 +251,13 @@ impl Ground {
             faults: self.faults.clone(),
         };
         self.shutdown.spawn(worker.run());
+        let losses = Losses {
+            store: Arc::clone(&self.store.inspect),
+            queue: Arc::clone(&queue.queue),
+            clock: Arc::clone(&self.clock),
+            shutdown: self.shutdown.clone(),
+        };
+        self.shutdown.spawn(losses.run());
     }
 
     /// Probes the dependencies once, then goes on doing so until shutdown.

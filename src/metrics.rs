@@ -99,7 +99,7 @@ labels!(
     /// An operation of the store port.
     StoreOp {
         Get = "get", Lease = "lease", Fill = "fill", Release = "release", Invalidate = "invalidate", Bury = "bury",
-        Ping = "ping", Inspect = "inspect",
+        Ping = "ping", Lineage = "lineage", Inspect = "inspect",
     }
 );
 labels!(

@@ -9,6 +9,7 @@
 //!
 //! [`apply`] is the decision, without any queue in it; [`worker`] takes, bounds, settles and drains.
 
+pub mod losses;
 pub mod worker;
 
 use std::time::Duration;
@@ -46,27 +47,29 @@ pub enum Verdict {
     Outrun,
 }
 
-/// Applies an event at every key that it names, also when one of them says that it is a duplicate:
-/// an earlier delivery may have got only so far (rule 3).
+/// Applies an event at every key that it names, also when one of them says that it is a duplicate (an earlier
+/// delivery may have got only so far, rule 3), and when the store fails at one (another may stand on a shard of
+/// a cluster that is up).
 ///
 /// # Errors
 ///
-/// The store failed at some key. The event must be delivered again; the keys that were done answer
-/// `Duplicate` then.
+/// The store failed at some key: the first such failure. The event must be delivered again; the keys that were
+/// done answer `Duplicate` then.
 pub async fn apply(store: &dyn Store, event: &Event, replayed: bool) -> Result<Verdict, store::Error> {
     let change =
         Change { event: event.dedup_digest(), kind: event.kind, stamps: event.stamps, replayed, force: event.force };
-    let mut verdict = Verdict::Duplicate;
+    let mut verdict = Ok(Verdict::Duplicate);
     for key in event.keys() {
         let applied = match event.kind {
-            Kind::Deleted => store.bury(&key, &change).await?,
-            Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, &change).await?,
+            Kind::Deleted => store.bury(&key, &change).await,
+            Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, &change).await,
         };
-        verdict = match (applied, verdict) {
-            (Applied::Applied { .. }, _) | (_, Verdict::Applied) => Verdict::Applied,
-            (Applied::Outrun, _) | (Applied::Duplicate, Verdict::Outrun) => Verdict::Outrun,
-            (Applied::Duplicate, Verdict::Duplicate) => Verdict::Duplicate,
+        verdict = match (verdict, applied) {
+            (Err(first), _) | (Ok(_), Err(first)) => Err(first),
+            (Ok(Verdict::Applied), Ok(_)) | (Ok(_), Ok(Applied::Applied { .. })) => Ok(Verdict::Applied),
+            (Ok(Verdict::Outrun), Ok(_)) | (Ok(_), Ok(Applied::Outrun)) => Ok(Verdict::Outrun),
+            (Ok(Verdict::Duplicate), Ok(Applied::Duplicate)) => Ok(Verdict::Duplicate),
         };
     }
-    Ok(verdict)
+    verdict
 }

@@ -152,13 +152,16 @@ impl Worker {
         store_down: &CancellationToken,
     ) -> Result<(), queue::Error> {
         self.faults.point(Fault::PauseBeforeApply).await;
-        match apply(self.store.as_ref(), event, false).await {
+        let replayed = delivery.is_replayed();
+        match apply(self.store.as_ref(), event, replayed).await {
             Ok(verdict) => {
                 self.count_verdict(event, verdict);
                 self.faults.point(Fault::PauseBeforeAck).await;
                 delivery.ack().await
             }
-            Err(error @ store::Error::Rejected { .. }) if self.is_poison(event, delivery.redelivered()).await => {
+            Err(error @ store::Error::Rejected { .. })
+                if self.is_poison(event, replayed, delivery.redelivered()).await =>
+            {
                 tracing::error!(event = %event.id, tenant = %event.tenant, %error, "an event keeps failing, kept as a dead letter");
                 self.count(event, ConsumerOutcome::DeadLettered);
                 delivery.dead_letter(Reason::RedeliveredTooOften).await
@@ -180,10 +183,10 @@ impl Worker {
     /// Tells whether an event that was refused again is itself at fault: it came back too often, the store
     /// answers, and refuses it once more right after. That a store cannot be reached, or a part of it (one
     /// shard of a cluster), is never an event's fault, however often.
-    async fn is_poison(&self, event: &Event, redelivered: u32) -> bool {
+    async fn is_poison(&self, event: &Event, replayed: bool, redelivered: u32) -> bool {
         redelivered > MAX_REDELIVERIES
             && self.probe.ping().await.is_ok()
-            && matches!(apply(self.store.as_ref(), event, false).await, Err(store::Error::Rejected { .. }))
+            && matches!(apply(self.store.as_ref(), event, replayed).await, Err(store::Error::Rejected { .. }))
     }
 
     fn count_verdict(&self, event: &Event, verdict: Verdict) {

@@ -65,7 +65,8 @@ fn up(outcome: &Result<(), Error>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::queue::{DeadLetter, Depth, Subscription};
+    use crate::domain::Timestamp;
+    use crate::queue::{DeadLetter, Depth, Replay, Subscription};
 
     use super::*;
 
@@ -92,6 +93,10 @@ mod tests {
 
         async fn depth(&self) -> Result<Depth, Error> {
             self.0.clone().map(|()| Depth { events: 3, bytes: Some(700), dead_letters: 2 })
+        }
+
+        async fn replay(&self, _: Timestamp) -> Result<Replay, Error> {
+            self.0.clone().map(|()| Replay::NoJournal)
         }
 
         async fn dead_letters(&self, _: usize) -> Result<Vec<DeadLetter>, Error> {

@@ -65,8 +65,22 @@ pub trait Queue: Debug + Send + Sync {
     /// Returns how much the queue holds.
     async fn depth(&self) -> Result<Depth, Error>;
 
+    /// Has everything that was published since a time, and a minute before, handed out again, where a journal keeps
+    /// it; what is delivered so says that it is [replayed](Delivery::is_replayed). Returns once the order is
+    /// durable, not when it is done. Ordering twice is allowed.
+    async fn replay(&self, since: Timestamp) -> Result<Replay, Error>;
+
     /// Returns the oldest dead letters, at most `limit` of them; they stay where they are.
     async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error>;
+}
+
+/// The answer to [`Queue::replay`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// It is durably ordered.
+    Ordered,
+    /// This queue keeps nothing that was settled.
+    NoJournal,
 }
 
 /// An event that was given up on, as it is kept.

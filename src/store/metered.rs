@@ -11,7 +11,7 @@ use crate::domain::Key;
 use crate::metrics::{Metrics, Outcome, StoreOp, observe};
 
 use super::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, Store, Token,
+    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Lineage, Record, Store, Token,
 };
 
 /// A store whose operations are counted and timed.
@@ -72,6 +72,10 @@ impl<S: Store> Store for Metered<S> {
 impl<S: Inspect> Inspect for Metered<S> {
     async fn ping(&self) -> Result<(), Error> {
         self.count(StoreOp::Ping, self.store.ping()).await
+    }
+
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        self.count(StoreOp::Lineage, self.store.lineage()).await
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {

@@ -37,6 +37,7 @@ pub mod metered;
 pub mod open;
 pub mod redis;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -110,8 +111,32 @@ pub trait Inspect: Debug + Send + Sync {
     /// Answers if the store works; bounded by the store's timeout.
     async fn ping(&self) -> Result<(), Error>;
 
+    /// Returns the histories that the data stand on: see [`Lineage`].
+    async fn lineage(&self) -> Result<Lineage, Error>;
+
     /// Returns the state of a key, never its contents.
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error>;
+}
+
+/// The histories that a store's data stand on, one for each primary, by opaque names.
+///
+/// Where a history that was there is gone, what was written last under it may be gone too, also what had been
+/// acknowledged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lineage(BTreeSet<String>);
+
+impl Lineage {
+    /// Tells whether every history of `earlier` goes on in this one.
+    #[must_use]
+    pub fn continues(&self, earlier: &Self) -> bool {
+        earlier.0.is_subset(&self.0)
+    }
+}
+
+impl FromIterator<String> for Lineage {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        Self(names.into_iter().collect())
+    }
 }
 
 /// The lifetimes that events leave behind, from `[consumer]` of the configuration.

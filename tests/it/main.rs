@@ -8,6 +8,7 @@ mod config;
 mod contract;
 mod ingest;
 mod laws;
+mod losses;
 mod main_job;
 mod operator;
 mod process;

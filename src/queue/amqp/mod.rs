@@ -56,7 +56,7 @@ use crate::domain::{Event, Timestamp};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-use super::{DeadLetter, Depth, Error, Queue, Subscription};
+use super::{DeadLetter, Depth, Error, Queue, Replay, Subscription};
 
 use broker::Broker;
 use link::{Link, Live, Prepare};
@@ -290,6 +290,14 @@ impl Queue for Amqp {
         let (waiting, dead_letters) = self.ask(async |connection| self.shared.topology.count(connection).await).await?;
         let out = self.shared.out.load(Ordering::Relaxed) as u64;
         Ok(Depth { events: waiting + out, bytes: None, dead_letters })
+    }
+
+    async fn replay(&self, since: Timestamp) -> Result<Replay, Error> {
+        let topology = &self.shared.topology;
+        let all = topology.work_queues().iter().cloned();
+        let since = all.clone().map(|queue| (queue, since)).collect();
+        Order::new(all, &since).place(topology, &self.shared.publisher).await?;
+        Ok(Replay::Ordered)
     }
 
     async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {

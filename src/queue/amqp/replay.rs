@@ -1,4 +1,5 @@
-//! Replay: a work queue that was lost gets from the journal what it may never have handed out.
+//! Replay: a work queue gets events from the journal again: those that it may never have handed out, when it was
+//! lost, or those whose effects the store may have lost.
 //!
 //! # Protocol
 //!
@@ -10,8 +11,9 @@
 //!    Everything that is published after the marker finds its work queue by itself.
 //! 3. Only then the order is acknowledged. If the process ends before, another takes the order.
 //!
-//! Events that had been applied are applied again, which has no second effect. An order without a time is for
-//! the whole journal.
+//! An order for effects that may be lost begins at step 2. What is published again says so in a header. Events
+//! that had been applied are applied again, which has no second effect. An order without a time is for the whole
+//! journal.
 //!
 //! # What a failure leaves behind
 //!
@@ -25,7 +27,7 @@ use backoff::backoff::Backoff;
 use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Consumer};
+use lapin::{BasicProperties, Channel, Consumer};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -50,6 +52,9 @@ const MARGIN: Duration = Duration::from_secs(60);
 
 /// The header of a marker.
 const MARKER: &str = "marker";
+
+/// The header of what comes from the journal.
+const REPLAYED: &str = "replayed";
 
 /// From which time on each lost queue is to be replayed, in milliseconds; `None`: from the beginning.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +132,7 @@ impl Replayer {
     }
 
     async fn replay(&self, live: &Live, order: &Order) -> Result<(), Error> {
-        tracing::warn!(?order, "a work queue was lost, the journal is replayed into it");
+        tracing::warn!(?order, "the journal is replayed");
         let channel = topology::open(live.connection()).await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), order.offset());
@@ -166,11 +171,15 @@ impl Replayer {
     /// Makes the message that takes an event of the journal to its work queue, if that was lost.
     fn again(&self, order: &Order, delivery: lapin::message::Delivery) -> Option<Message> {
         let queue = self.topology.queue_of(delivery.routing_key.as_str())?;
-        order.since.contains_key(queue).then(|| Message {
-            exchange: String::new(),
-            routing_key: queue.to_owned(),
-            properties: delivery.properties,
-            body: delivery.data.into(),
+        order.since.contains_key(queue).then(|| {
+            let mut headers = delivery.properties.headers().clone().unwrap_or_default();
+            headers.insert(REPLAYED.into(), AMQPValue::Boolean(true));
+            Message {
+                exchange: String::new(),
+                routing_key: queue.to_owned(),
+                properties: delivery.properties.with_headers(headers),
+                body: delivery.data.into(),
+            }
         })
     }
 
@@ -187,6 +196,12 @@ impl Replayer {
             }
         }
     }
+}
+
+/// Tells whether a delivery comes from the journal.
+pub(super) fn is_replayed(properties: &BasicProperties) -> bool {
+    let headers = properties.headers().as_ref();
+    matches!(headers.and_then(|headers| headers.inner().get(REPLAYED)), Some(AMQPValue::Boolean(true)))
 }
 
 fn marks(delivery: &lapin::message::Delivery, marker: &str) -> bool {

@@ -61,10 +61,10 @@ use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::SharedClock;
-use crate::domain::Event;
+use crate::domain::{Event, Timestamp};
 use crate::shutdown::Shutdown;
 
-use super::{DeadLetter, Depth, Error, Publisher, Queue, Subscription, wire};
+use super::{DeadLetter, Depth, Error, Publisher, Queue, Replay, Subscription, wire};
 
 use commands::Commands;
 use log::Held;
@@ -177,6 +177,10 @@ impl Queue for Embedded {
         self.progress.has_changed().map_err(|_| Error::Closed)?;
         let Held { events, bytes, dead_letters } = self.progress.borrow().held;
         Ok(Depth { events, bytes: Some(bytes), dead_letters })
+    }
+
+    async fn replay(&self, _since: Timestamp) -> Result<Replay, Error> {
+        Ok(Replay::NoJournal)
     }
 
     async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {

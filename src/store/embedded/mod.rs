@@ -26,7 +26,7 @@ use crate::domain::{Digest, Key, Timestamp};
 use crate::store::fence::{Fence, Newest, Place, raise};
 use crate::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased,
-    Lifetimes, Record, Store, Token, Tombstone,
+    Lifetimes, Lineage, Record, Store, Token, Tombstone,
 };
 
 use kept::{Kept, cache, live};
@@ -307,6 +307,11 @@ impl Store for Embedded {
 impl Inspect for Embedded {
     async fn ping(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// One history, as long as this process lives.
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        Ok(Lineage::default())
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {

@@ -25,7 +25,7 @@ use backoff::backoff::Backoff;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult,
@@ -91,6 +91,8 @@ enum Request<'a> {
     /// A question to whichever server is at hand.
     Ping,
     One(&'a Cmd),
+    /// A question to every primary.
+    Everywhere(&'a Cmd),
     /// A pipeline and the number of its answers.
     Many(&'a Pipeline, usize),
 }
@@ -135,6 +137,11 @@ impl Link {
     /// Sends commands, of one hash slot, that follow each other on one connection; returns their answers.
     pub(super) async fn send_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, Failure> {
         self.request(Request::Many(commands, count)).await
+    }
+
+    /// Sends a command to every primary; returns all of their answers, in no order.
+    pub(super) async fn send_everywhere(&self, cmd: &Cmd) -> Result<Vec<Value>, Failure> {
+        self.request(Request::Everywhere(cmd)).await
     }
 
     async fn request(&self, request: Request<'_>) -> Result<Vec<Value>, Failure> {
@@ -307,13 +314,22 @@ impl To {
             let anyone = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
             return Ok(vec![connection.route_command(redis::cmd("PING"), anyone).await?.extract_error()?]);
         }
+        if let (Self::Cluster(connection), Request::Everywhere(cmd)) = (&mut *self, &request) {
+            let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+            return match connection.route_command((*cmd).clone(), all).await?.extract_error()? {
+                Value::Map(answers) => answers.into_iter().map(|(_, answer)| answer.extract_error()).collect(),
+                answer => Ok(vec![answer]),
+            };
+        }
         let connection: &mut (dyn ConnectionLike + Send) = match self {
             Self::One(connection) => connection,
             Self::Cluster(connection) => connection,
         };
         match request {
             Request::Ping => Ok(vec![connection.req_packed_command(&redis::cmd("PING")).await?.extract_error()?]),
-            Request::One(cmd) => Ok(vec![connection.req_packed_command(cmd).await?.extract_error()?]),
+            Request::One(cmd) | Request::Everywhere(cmd) => {
+                Ok(vec![connection.req_packed_command(cmd).await?.extract_error()?])
+            }
             Request::Many(commands, count) => {
                 let answers = connection.req_packed_commands(commands, 0, count).await?;
                 answers.into_iter().map(Value::extract_error).collect()

@@ -16,15 +16,17 @@
 
 mod announce;
 pub mod config;
+mod lineage;
 mod link;
 mod record;
 mod scripts;
+mod waiting;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{Cmd, Value};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::clock::SharedClock;
 use crate::domain::{At, Key, Kind, Modified};
@@ -33,19 +35,13 @@ use crate::shutdown::Shutdown;
 use super::fence::Fence;
 use super::{
     Applied, Base, Change, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased, Lifetimes,
-    Record, Store, Token,
+    Lineage, Record, Store, Token,
 };
 
-use announce::{Announcements, Told};
+use announce::Announcements;
 use config::{Config, ConfigError, Place};
 use link::{Failure, Link};
 use scripts::{APPLY, FILL, INSPECT, LEASE, Names, RELEASE, Script};
-
-/// The shortest and the longest pause between two looks of a waiter to whom nothing is announced.
-const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
-
-/// The least pause before a look at a lease that is about to run out.
-const MOMENT: Duration = Duration::from_millis(5);
 
 /// A store in Redis; see the module's head.
 #[derive(Debug)]
@@ -174,23 +170,6 @@ impl Redis {
             .arg(u8::from(self.min_replicas > 0));
     }
 
-    /// Returns for how much longer K may hold what has this token with someone working on it; `None` when it does
-    /// not hold it, or nobody does.
-    async fn is_awaited(&self, names: &Names<'_>, seen: Token) -> Result<Option<Duration>, Error> {
-        let mut cmd = redis::cmd("MGET");
-        cmd.arg(names.key).arg(&names.lock);
-        let mut values = list(self.lookups.send(&cmd).await.map_err(settle)?)?;
-        let (lock, entry) = (values.pop().and_then(bytes), values.pop().and_then(bytes));
-        let entry = entry.map(|bytes| record::decode(bytes.into()));
-        Ok(match entry {
-            Some(entry) if entry.token() != Some(seen) => None,
-            // By its holder's clock, so this only paces the next look.
-            Some(Entry::Leased(leased)) => Some(leased.until.since(self.clock.now())),
-            Some(Entry::Record(_) | Entry::Tombstone(_)) => lock.map(|_| Duration::MAX),
-            Some(Entry::Corrupt(_)) | None => None,
-        })
-    }
-
     async fn withdraw(&self, lease: Lease) -> Result<(), Error> {
         let (key, token, held) = lease.consume();
         let names = Names::of(&key);
@@ -282,31 +261,7 @@ impl Store for Redis {
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {
-        let names = Names::of(key);
-        let mut ear = self.announcements.listen(key.as_str());
-        let (mut pause, longest) = POLL;
-        let mut until = Instant::now() + pause;
-        loop {
-            match timeout_at(deadline.min(until), ear.told()).await {
-                Ok(Told::Changed) => return,
-                // A change before the subscription was not heard, so this is the time to look; the other is
-                // when nothing is heard at all.
-                Ok(Told::Subscribed | Told::Nothing) | Err(_) => {}
-            }
-            if Instant::now() >= deadline {
-                return;
-            }
-            let runs_out = match self.is_awaited(&names, seen).await {
-                Ok(Some(runs_out)) => runs_out.max(MOMENT),
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::debug!(%key, %error, "a waiter could not look");
-                    longest
-                }
-            };
-            until = Instant::now() + pause.min(runs_out);
-            pause = (pause * 2).min(longest);
-        }
+        self.wait_for_change(key, seen, deadline).await;
     }
 }
 
@@ -317,6 +272,10 @@ impl Inspect for Redis {
             link.ping().await.map_err(settle)?;
         }
         Ok(())
+    }
+
+    async fn lineage(&self) -> Result<Lineage, Error> {
+        self.replication_ids().await
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {

@@ -122,11 +122,11 @@ impl<'a> Reader<'a> {
     }
 
     fn view_record(&mut self, record: Record) -> View {
-        let base = Base::Token(record.token);
+        let (base, dead) = (Base::Token(record.token), Base::Dead(record.token));
         if record.identity != self.at {
             // About someone else: a digest that collides, or a value copied here. A miss.
             tracing::warn!(key = %self.key, "a stored record is about another customer; it is not served");
-            return View::Contend(base);
+            return View::Contend(dead);
         }
         let freshness = freshness::judge(&record, self.room.parts.clock.now());
         let refreshing = match freshness {
@@ -134,7 +134,7 @@ impl<'a> Reader<'a> {
             Freshness::Stale { .. } | Freshness::Expired => false,
         };
         match (freshness, &record.content) {
-            (Freshness::Expired, _) => View::Contend(base),
+            (Freshness::Expired, _) => View::Contend(dead),
             (_, Content::Pointer(canonical)) if self.through.is_none() && *canonical != self.at => {
                 View::Follow(canonical.clone(), record.token)
             }

@@ -67,8 +67,8 @@ pub trait Store: Debug + Send + Sync {
     /// `base` is what the caller saw at K. With [`Base::Absent`] and nothing at K the lease is
     /// placed at K; with [`Base::Token`] and that very record or tombstone still at K it is placed
     /// beside it (at `lock:{K}`) and K goes on being served; with [`Base::Corrupt`] and those very
-    /// bytes at K it replaces them. If K has meanwhile become empty the lease is placed at K whatever
-    /// the base was. A tombstone that was evicted while the fence says "deleted" is put back first.
+    /// bytes at K, or with [`Base::Dead`] and that very record that nobody refreshes, it replaces them. If K
+    /// has meanwhile become empty the lease is placed at K whatever the base was. A tombstone that was evicted while the fence says "deleted" is put back first.
     ///
     /// A token serves one attempt: a retry draws a new one.
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error>;
@@ -163,7 +163,10 @@ pub enum Base {
     Absent,
     /// A record or tombstone that this write placed.
     Token(Token),
-    /// Unreadable bytes, or a record about someone else.
+    /// A record that is not served any more: past its end, or about someone else. Were the lease placed beside
+    /// it, the record's own end would void the fill.
+    Dead(Token),
+    /// Unreadable bytes.
     Corrupt(Bytes),
 }
 

@@ -12,6 +12,7 @@ mod losses;
 mod main_job;
 mod operator;
 mod process;
+mod protocol;
 mod rabbitmq;
 mod redis;
 mod roles;

@@ -112,11 +112,14 @@ impl Embedded {
         LeaseAnswer::Granted(Lease::granted(key.clone(), token, Held::Key, self.fence(key, now)))
     }
 
+    /// Tells who refreshes what has `base` as its token, if someone does.
+    fn held(&self, key: &Key, base: Token, now: Timestamp) -> Option<LeaseAnswer> {
+        let lock = live(&self.locks, key, now)?;
+        Some(LeaseAnswer::Held { token: lock.value, seen: base, remaining: lock.remaining(now) })
+    }
+
     /// Places the caller's lease beside K, which goes on being served.
     fn lock(&self, key: &Key, base: Token, token: Token, ttl: Duration, now: Timestamp) -> LeaseAnswer {
-        if let Some(lock) = live(&self.locks, key, now) {
-            return LeaseAnswer::Held { token: lock.value, seen: base, remaining: lock.remaining(now) };
-        }
         self.locks.insert(key.clone(), Kept::new(token, now, ttl));
         LeaseAnswer::Granted(Lease::granted(key.clone(), token, Held::Lock(base), self.fence(key, now)))
     }
@@ -231,8 +234,13 @@ impl Store for Embedded {
         Ok(match (kept.value, base) {
             (Entry::Leased(leased), _) => LeaseAnswer::Held { token: leased.token, seen: leased.token, remaining },
             (Entry::Corrupt(bytes), Base::Corrupt(seen)) if bytes == *seen => self.grant(key, token, ttl, now),
-            (entry, Base::Token(seen)) if entry.token() == Some(*seen) => self.lock(key, *seen, token, ttl, now),
-            (entry, Base::Absent | Base::Token(_) | Base::Corrupt(_)) => LeaseAnswer::Changed(entry),
+            (entry, Base::Token(seen)) if entry.token() == Some(*seen) => {
+                self.held(key, *seen, now).unwrap_or_else(|| self.lock(key, *seen, token, ttl, now))
+            }
+            (entry, Base::Dead(seen)) if entry.token() == Some(*seen) => {
+                self.held(key, *seen, now).unwrap_or_else(|| self.grant(key, token, ttl, now))
+            }
+            (entry, Base::Absent | Base::Token(_) | Base::Dead(_) | Base::Corrupt(_)) => LeaseAnswer::Changed(entry),
         })
     }
 

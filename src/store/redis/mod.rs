@@ -196,6 +196,7 @@ impl Store for Redis {
         let (seen, base_bytes): (&str, &[u8]) = match base {
             Base::Absent => ("absent", &[]),
             Base::Token(token) => ("token", token.as_bytes()),
+            Base::Dead(token) => ("dead", token.as_bytes()),
             Base::Corrupt(bytes) => ("corrupt", bytes),
         };
         let answer = self.run(&LEASE, &names, |cmd| {

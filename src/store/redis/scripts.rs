@@ -94,7 +94,7 @@ local function tombstone(tok, at, ap, written)
 end
 ";
 
-/// ARGV: what was seen (`absent`, `token`, `corrupt`), the token or bytes seen, the lease's token, its
+/// ARGV: what was seen (`absent`, `token`, `dead`, `corrupt`), the token or bytes seen, the lease's token, its
 /// lifetime in ms, its value, now, the tombstones' lifetime in ms, a token for one that is put back.
 pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&[
@@ -123,11 +123,15 @@ end
 if kind(v) == 'L' then
   return { 'held', token(v), token(v), redis.call('PTTL', K) }
 end
-if seen == 'token' and token(v) == base then
+if (seen == 'token' or seen == 'dead') and token(v) == base then
   local l = redis.call('GET', L)
   if l then return { 'held', l, base, redis.call('PTTL', L) } end
-  redis.call('SET', L, own, 'PX', ttl)
-  return grant('lock')
+  if seen == 'token' then
+    redis.call('SET', L, own, 'PX', ttl)
+    return grant('lock')
+  end
+  redis.call('SET', K, value, 'PX', ttl)
+  return grant('key')
 end
 if seen == 'corrupt' and v == base then
   redis.call('SET', K, value, 'PX', ttl)

@@ -232,6 +232,7 @@ store_contract!(in_memory: InMemory, in_redis: Alone, in_a_cluster: Clustered, b
     a_refresh_leaves_the_record_in_place_until_it_fills,
     a_refresh_is_refused_after_an_event_even_when_the_same_content_was_filled_again,
     a_refresh_of_a_record_that_went_away_leases_the_key,
+    a_dead_record_is_replaced_by_the_lease_unless_someone_refreshes_it,
     only_one_refreshes_a_record,
     a_lease_for_what_no_longer_stands_there_answers_what_does,
     a_fill_for_another_customer_is_rejected,
@@ -349,6 +350,19 @@ async fn a_refresh_of_a_record_that_went_away_leases_the_key<F: Fixture>(case: C
     assert_eq!(case.fill(lease, "{}").await, Filled::Stored);
 }
 
+async fn a_dead_record_is_replaced_by_the_lease_unless_someone_refreshes_it<F: Fixture>(case: Case<F>) {
+    let token = case.filled("{\"n\":1}").await;
+    let refresh = case.leased_on(&Base::Token(token)).await;
+    assert!(matches!(case.lease_on(&Base::Dead(token)).await, LeaseAnswer::Held { seen, .. } if seen == token));
+    case.store.release(refresh).await.unwrap();
+    let lease = case.leased_on(&Base::Dead(token)).await;
+    assert_eq!(lease.witness(), lease.token());
+    assert!(matches!(case.get().await, Some(Entry::Leased(leased)) if leased.token == lease.token()));
+    // What it replaced may end meanwhile: the fill does not depend on it.
+    assert_eq!(case.fill(lease, "{\"n\":2}").await, Filled::Stored);
+    assert_eq!(case.body().await.as_deref(), Some("{\"n\":2}"));
+}
+
 async fn only_one_refreshes_a_record<F: Fixture>(case: Case<F>) {
     let token = case.filled("{}").await;
     let refresh = case.leased_on(&Base::Token(token)).await;
@@ -368,7 +382,8 @@ async fn only_one_refreshes_a_record<F: Fixture>(case: Case<F>) {
 
 async fn a_lease_for_what_no_longer_stands_there_answers_what_does<F: Fixture>(case: Case<F>) {
     let token = case.filled("{}").await;
-    for base in [Base::Absent, Base::Token(Token::draw()), Base::Corrupt(Bytes::from_static(b"x"))] {
+    let other = Token::draw();
+    for base in [Base::Absent, Base::Token(other), Base::Dead(other), Base::Corrupt(Bytes::from_static(b"x"))] {
         match case.lease_on(&base).await {
             LeaseAnswer::Changed(entry) => assert_eq!(entry.token(), Some(token)),
             other => panic!("not changed: {other:?}"),

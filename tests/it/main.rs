@@ -7,6 +7,7 @@ mod canary;
 mod config;
 mod contract;
 mod ingest;
+mod interleavings;
 mod laws;
 mod losses;
 mod main_job;

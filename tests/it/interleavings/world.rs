@@ -1,0 +1,358 @@
+//! One run: some lookups, some events, a Genesys, and a schedule that says who takes the next step.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use bytesize::ByteSize;
+use parking_lot::Mutex;
+use profile_edge::clock::{ManualClock, SharedClock};
+use profile_edge::consumer;
+use profile_edge::domain::{
+    At, CustomerId, Event, EventId, Identity, KeyHasher, Kind, Modified, Profile, ProfileBody, Shape, Stamps, TenantId,
+    Timestamp,
+};
+use profile_edge::faults::Faults;
+use profile_edge::lookup::{Answer, Config, Failure, Lookup, Outcome, Parts};
+use profile_edge::metrics::Metrics;
+use profile_edge::shutdown::Shutdown;
+use profile_edge::store::Lifetimes;
+use profile_edge::store::embedded::{self, Embedded};
+use profile_edge::upstream::{self, Fetched, Upstream};
+use tokio::task::{JoinHandle, yield_now};
+use tokio::time::Instant;
+
+use super::gates::{BEGIN, Gated, Gates};
+use super::{Chance, Plan, Stand};
+
+pub(super) const TENANT: &str = "10001";
+const LEASE: Duration = Duration::from_secs(2);
+const TTL: Duration = Duration::from_secs(300);
+const GRACE: Duration = Duration::from_secs(600);
+/// The first actor among lookups, and among events; below them are the processes.
+const LOOKUPS: usize = 10;
+const EVENTS: usize = 20;
+/// Turns that every task gets after a step, so that all come to their next gate.
+const TURNS: usize = 24;
+
+/// What a lookup saw: from when on, and the answer.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) lookup: usize,
+    pub(super) began: usize,
+    pub(super) answer: Result<Answer, Failure>,
+}
+
+/// Everything that happened in a run.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// The steps, as they were taken.
+    pub(super) steps: Vec<String>,
+    pub(super) seen: Vec<Seen>,
+    /// When each event had taken effect at all of its keys.
+    pub(super) applied: HashMap<usize, usize>,
+    /// When each fetch had been sent, by its number, which stands in the profile.
+    pub(super) sent: Vec<usize>,
+    /// What a lookup of each process sees when everything has come to rest.
+    pub(super) last: Vec<Result<Answer, Failure>>,
+}
+
+/// Genesys: its customers' versions, of which reads may show an older one.
+#[derive(Debug)]
+struct Genesys {
+    truth: Mutex<HashMap<String, u32>>,
+    shown: Mutex<HashMap<String, u32>>,
+    lags: bool,
+    /// Aliases and their canonical customers.
+    aliases: HashMap<&'static str, &'static str>,
+    sent: Mutex<Vec<usize>>,
+}
+
+impl Genesys {
+    fn write(&self, customer: &str, version: u32) {
+        let raise = |versions: &Mutex<HashMap<String, u32>>| {
+            let mut versions = versions.lock();
+            let known = versions.entry(customer.to_owned()).or_insert(version);
+            *known = version.max(*known);
+        };
+        raise(&self.truth);
+        if !self.lags {
+            raise(&self.shown);
+        }
+    }
+
+    fn catch_up(&self) {
+        self.shown.lock().clone_from(&self.truth.lock());
+    }
+
+    fn read(&self, customer: &str, number: usize) -> Fetched {
+        let canonical = self.aliases.get(customer).copied().unwrap_or(customer);
+        let version = self.shown.lock().get(canonical).copied().unwrap_or(1);
+        let body = format!("{{\"version\":{version},\"fetch\":{number}}}");
+        Fetched::Found(Profile {
+            body: ProfileBody::new(Bytes::from(body)),
+            modified: Some(Modified::from_millis(i64::from(version))),
+            canonical: Some(canonical.parse().unwrap()),
+        })
+    }
+}
+
+/// The way of one actor's process to Genesys.
+#[derive(Debug)]
+struct Line {
+    genesys: Arc<Genesys>,
+    gates: Arc<Gates>,
+    actor: usize,
+}
+
+#[async_trait]
+impl Upstream for Line {
+    async fn fetch(&self, _: &TenantId, customer: &CustomerId, _: Instant) -> Result<Fetched, upstream::Error> {
+        let sent = self.gates.pass(self.actor, "ask").await;
+        let number = {
+            let mut all = self.genesys.sent.lock();
+            all.push(sent);
+            all.len() - 1
+        };
+        let fetched = self.genesys.read(customer.expose(), number);
+        self.gates.pass(self.actor, "answer").await;
+        Ok(fetched)
+    }
+}
+
+/// Reads `{"version":v,"fetch":f}`.
+pub(super) fn version_and_fetch(answer: &Answer) -> Option<(u32, usize)> {
+    let Outcome::Found(found) = &answer.outcome else { return None };
+    let value: serde_json::Value = serde_json::from_slice(found.body.expose()).unwrap();
+    let number = |name: &str| usize::try_from(value[name].as_u64().unwrap()).unwrap();
+    Some((u32::try_from(number("version")).unwrap(), number("fetch")))
+}
+
+/// A run under way.
+pub(super) struct World<'a> {
+    plan: &'a Plan,
+    gates: Arc<Gates>,
+    store: Arc<Embedded>,
+    clock: Arc<ManualClock>,
+    genesys: Arc<Genesys>,
+    lookups: Vec<Lookup>,
+    shutdown: Shutdown,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(plan: &'a Plan, metrics: &Arc<Metrics>) -> Self {
+        let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
+        let lifetimes = Lifetimes { dedup_window: TTL * 100, tombstone_ttl: TTL * 100 };
+        let config = embedded::Config { max_bytes: ByteSize::mib(16) };
+        let store = Arc::new(Embedded::new(&config, lifetimes, Arc::clone(&clock) as SharedClock));
+        let gates = Arc::new(Gates::default());
+        let genesys = Arc::new(Genesys {
+            truth: Mutex::default(),
+            shown: Mutex::default(),
+            lags: plan.chances.contains(&Chance::ReadsCatchUp),
+            aliases: plan.aliases.iter().copied().collect(),
+            sent: Mutex::default(),
+        });
+        let (_, shutdown) = Shutdown::new();
+        let mut world = Self { plan, gates, store, clock, genesys, lookups: Vec::new(), shutdown };
+        world.lookups = (0..plan.processes).map(|process| world.process(process, metrics)).collect();
+        world
+    }
+
+    fn process(&self, process: usize, metrics: &Arc<Metrics>) -> Lookup {
+        let times = Config {
+            ttl: TTL,
+            ttl_jitter: 0.0,
+            grace: GRACE,
+            negative_ttl: TTL,
+            unsettled_ttl: Duration::from_secs(1),
+            lease_ttl: LEASE,
+            soft_timeout: LEASE * 10,
+            deadline: LEASE * 20,
+        };
+        let (gates, genesys, clock) = (Arc::clone(&self.gates), Arc::clone(&self.genesys), Arc::clone(&self.clock));
+        Lookup::new(Parts {
+            store: self.gated(process),
+            upstream: Arc::new(Line { genesys, gates, actor: process }),
+            hasher: KeyHasher::Sha256,
+            tenants: HashMap::from([(TENANT.parse().unwrap(), times)]),
+            settle_window: TTL * 10,
+            clock: clock as SharedClock,
+            metrics: Arc::clone(metrics),
+            shutdown: self.shutdown.clone(),
+            faults: Faults::default(),
+        })
+    }
+
+    fn gated(&self, actor: usize) -> Arc<Gated> {
+        let (store, gates) = (Arc::clone(&self.store), Arc::clone(&self.gates));
+        Arc::new(Gated { store, gates, actor, fills_anyway: self.plan.fills_anyway })
+    }
+
+    /// Runs the plan under a schedule: the index of whoever takes each step. Beyond its end the first one does.
+    /// Returns what happened, and of how many each step was chosen.
+    pub(super) async fn run(self, schedule: &[usize]) -> (History, Vec<usize>) {
+        let mut history = History::default();
+        self.prepare().await;
+        let applied = Arc::new(Mutex::new(HashMap::new()));
+        let lookups: Vec<_> = (0..self.plan.lookups.len()).map(|n| self.look_up(n)).collect();
+        let events: Vec<_> = (0..self.plan.events.len()).map(|n| self.apply(n, &applied)).collect();
+        let mut chances = self.plan.chances.clone();
+        let mut widths = Vec::new();
+        settle().await;
+        while lookups.iter().any(|task| !task.is_finished()) || events.iter().any(|task| !task.is_finished()) {
+            let waiting = self.waiting();
+            let width = waiting.len() + chances.len();
+            assert!(width > 0, "nobody can take a step: {:#?}", history.steps);
+            let choice = schedule.get(widths.len()).copied().unwrap_or(0);
+            widths.push(width);
+            if let Some((actor, step)) = waiting.get(choice) {
+                history.steps.push(format!("{actor} {step}"));
+                self.gates.release(*actor, step);
+            } else {
+                let chance = chances.remove(choice - waiting.len());
+                history.steps.push(format!("{chance:?}"));
+                self.take(chance).await;
+            }
+            settle().await;
+        }
+        for lookup in lookups {
+            history.seen.push(lookup.await.unwrap());
+        }
+        history.applied.clone_from(&applied.lock());
+        self.genesys.catch_up();
+        // What was kept unsettled has its end.
+        self.pass(LEASE).await;
+        for process in 0..self.plan.processes {
+            history.last.push(self.alone(process, self.plan.lookups[0].1).await);
+        }
+        history.sent.clone_from(&self.genesys.sent.lock());
+        (history, widths)
+    }
+
+    /// Who may take a step. Of lookups that are alike the first begins first: the other order is the same history
+    /// with other names.
+    fn waiting(&self) -> Vec<(usize, &'static str)> {
+        let mut waiting = self.gates.waiting();
+        let alike = self.plan.lookups.windows(2).all(|pair| pair[0].1 == pair[1].1);
+        let first = waiting.iter().position(|(_, step)| *step == BEGIN);
+        if let Some(first) = first.filter(|_| alike) {
+            // Those who begin stand together, behind the processes; events are behind them.
+            let others = waiting.iter().skip(first + 1).take_while(|(_, step)| *step == BEGIN).count();
+            waiting.drain(first + 1..first + 1 + others);
+        }
+        waiting
+    }
+
+    async fn prepare(&self) {
+        match self.plan.stand {
+            Stand::Nothing => {}
+            Stand::Fresh | Stand::Stale => {
+                for (_, customer) in &self.plan.lookups {
+                    self.alone(0, customer).await.unwrap();
+                }
+                if self.plan.stand == Stand::Stale {
+                    self.pass(TTL).await;
+                }
+            }
+        }
+    }
+
+    fn look_up(&self, number: usize) -> JoinHandle<Seen> {
+        let (process, customer) = self.plan.lookups[number];
+        let (lookup, gates) = (self.lookups[process].clone(), Arc::clone(&self.gates));
+        tokio::spawn(async move {
+            let began = gates.begin(LOOKUPS + number).await;
+            let answer = lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap()).await.unwrap();
+            Seen { lookup: number, began, answer }
+        })
+    }
+
+    /// Changes a customer at Genesys, and applies the event of it as the consumer does; once more if it crashes
+    /// half-way.
+    fn apply(&self, number: usize, applied: &Arc<Mutex<HashMap<usize, usize>>>) -> JoinHandle<()> {
+        let planned = self.plan.events[number].clone();
+        let (gates, genesys, applied) = (Arc::clone(&self.gates), Arc::clone(&self.genesys), Arc::clone(applied));
+        let actor = EVENTS + number;
+        let store = self.gated(actor);
+        tokio::spawn(async move {
+            if let Some(version) = planned.version {
+                gates.pass(actor, "change").await;
+                genesys.write(planned.customers[0], version);
+            }
+            let event = event(number, &planned.customers, planned.kind, planned.at);
+            if planned.crashes {
+                let mut first = Box::pin(consumer::apply(store.as_ref(), &event, false));
+                // It comes as far as its second key, and is gone.
+                let stopped = async {
+                    gates.pass(actor, "crash").await;
+                };
+                tokio::select! { biased; _ = &mut first => {}, () = stopped => {} }
+            }
+            consumer::apply(store.as_ref(), &event, false).await.unwrap();
+            let now = gates.tick();
+            applied.lock().insert(number, now);
+        })
+    }
+
+    async fn take(&self, chance: Chance) {
+        self.gates.tick();
+        match chance {
+            Chance::Evict => {
+                let identity = identity(self.plan.lookups[0].1);
+                self.store.evict(&identity.key());
+            }
+            Chance::LeasesRunOut => self.pass(LEASE).await,
+            Chance::ReadsCatchUp => self.genesys.catch_up(),
+        }
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+        tokio::time::advance(time).await;
+    }
+
+    /// Looks a customer up while nobody else takes a step.
+    async fn alone(&self, process: usize, customer: &'static str) -> Result<Answer, Failure> {
+        let lookup = self.lookups[process].clone();
+        let task =
+            tokio::spawn(
+                async move { lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap()).await.unwrap() },
+            );
+        while !task.is_finished() {
+            if let Some((actor, step)) = self.gates.waiting().first() {
+                self.gates.release(*actor, step);
+            }
+            yield_now().await;
+        }
+        task.await.unwrap()
+    }
+}
+
+async fn settle() {
+    for _ in 0..TURNS {
+        yield_now().await;
+    }
+}
+
+fn identity(customer: &str) -> Identity {
+    KeyHasher::Sha256.identify(&TENANT.parse().unwrap(), &customer.parse().unwrap())
+}
+
+fn event(number: usize, customers: &[&str], kind: Kind, at: i64) -> Event {
+    let modified = Modified::from_millis(at);
+    Event {
+        id: EventId::fresh(),
+        identity: profile_edge::domain::Digest::from_bytes([u8::try_from(number).unwrap(); 16]),
+        tenant: TENANT.parse().unwrap(),
+        keys: customers.iter().map(|customer| identity(customer).key().digest()).collect(),
+        kind,
+        stamps: Stamps { modified: (kind != Kind::Deleted).then_some(modified), at: Some(At::from_modified(modified)) },
+        received_at: Timestamp::from_millis(0),
+        shape: Shape::Flat,
+        traceparent: None,
+        force: false,
+    }
+}

@@ -1,0 +1,336 @@
+//! Random histories of one key, on every store, beside a reference that is nothing but the rules.
+//!
+//! The reference keeps one key's state in plain fields and does what the port's contract says; the pure rules of
+//! the fence are the crate's own. After every step answer and state must be alike. A history that differs is
+//! shrunk to its shortest form.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Stamps, Timestamp};
+use profile_edge::store::fence::{Fence, Newest, Place, raise};
+use profile_edge::store::{Applied, Base, Change, Content, Entry, Filled, Lease, LeaseAnswer, Record, Token};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::redis::{Alone, Clustered};
+use super::store::{Fixture, InMemory, LIFETIMES, identity};
+
+const LEASE: Duration = Duration::from_secs(2);
+const TTL: Duration = Duration::from_secs(300);
+
+/// A step of a history.
+#[derive(Clone, Debug)]
+enum Step {
+    Lease(Seen),
+    /// Of the leases that were granted, the one at this index, counted round.
+    Fill(usize),
+    Release(usize),
+    Apply(Change),
+    Evict,
+    Pass(Duration),
+}
+
+/// What a lease is asked for on.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    Nothing,
+    /// What stands there, if it has a token.
+    Standing,
+    /// The same, as something that is not served any more.
+    Dead,
+    /// Something that stood there never.
+    Other,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let seen = prop_oneof![Just(Seen::Nothing), Just(Seen::Standing), Just(Seen::Dead), Just(Seen::Other)];
+    // Never so that a sum of them comes close to a lifetime: servers' time goes on by itself.
+    let times = [700, 2_150, 301_000, 3_601_000, 7_201_000];
+    prop_oneof![
+        4 => seen.prop_map(Step::Lease),
+        4 => (0..8usize).prop_map(Step::Fill),
+        1 => (0..8usize).prop_map(Step::Release),
+        4 => change().prop_map(Step::Apply),
+        1 => Just(Step::Evict),
+        2 => proptest::sample::select(times.to_vec()).prop_map(|millis| Step::Pass(Duration::from_millis(millis))),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let at = proptest::option::of((-2..3i64, any::<bool>()).prop_map(|(step, fine)| {
+        if fine { At::new(step * 700, Precision::Millis) } else { At::new(step * 1_000, Precision::Seconds) }
+    }));
+    let modified = proptest::option::of((0..4i64).prop_map(Modified::from_millis));
+    let kind = proptest::sample::select(&Kind::ALL[..]);
+    (0..10u8, kind, at, modified, any::<bool>(), 0..8u8).prop_map(|(event, kind, at, modified, replayed, force)| {
+        let event = Digest::from_bytes([event; 16]);
+        Change { event, kind, stamps: Stamps { modified, at }, replayed, force: force == 0 }
+    })
+}
+
+/// What stands at K, as far as the reference knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    Record(Token),
+    Lease(Token),
+    /// Its token was drawn by the store, and is read from there.
+    Tombstone(Option<At>, Timestamp),
+}
+
+/// Something, and when it ends.
+type Until<T> = Option<(T, Timestamp)>;
+
+/// The rules, for one key.
+#[derive(Debug)]
+struct Reference {
+    now: Timestamp,
+    stands: Until<Stands>,
+    fence: Until<Fence>,
+    lock: Until<Token>,
+    seen: BTreeMap<[u8; 16], Timestamp>,
+}
+
+impl Reference {
+    fn at(now: Timestamp) -> Self {
+        Self { now, stands: None, fence: None, lock: None, seen: BTreeMap::new() }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+        let now = self.now;
+        self.stands = self.stands.filter(|(_, end)| *end > now);
+        self.fence = self.fence.take().filter(|(_, end)| *end > now);
+        self.lock = self.lock.filter(|(_, end)| *end > now);
+        self.seen.retain(|_, end| *end > now);
+    }
+
+    /// Answers as `lease` does: `standing` is the token that the store says stands at K.
+    fn lease(&mut self, seen: Seen, standing: Option<Token>, token: Token) -> &'static str {
+        let Some((stands, _)) = self.stands else {
+            return self.lease_on_nothing(token);
+        };
+        let asked = matches!(seen, Seen::Standing | Seen::Dead) && standing.is_some();
+        match stands {
+            Stands::Lease(_) => "held",
+            Stands::Record(_) | Stands::Tombstone(..) if asked && self.lock.is_some() => "held",
+            Stands::Record(_) | Stands::Tombstone(..) if asked => {
+                if matches!(seen, Seen::Dead) {
+                    self.stands = Some((Stands::Lease(token), self.now.plus(LEASE)));
+                } else {
+                    self.lock = Some((token, self.now.plus(LEASE)));
+                }
+                "granted"
+            }
+            Stands::Record(_) | Stands::Tombstone(..) => "changed",
+        }
+    }
+
+    fn lease_on_nothing(&mut self, token: Token) -> &'static str {
+        if let Some((fence, _)) = self.fence.as_ref().filter(|(fence, _)| fence.says_deleted()) {
+            let end = fence.raised.plus(LIFETIMES.tombstone_ttl);
+            if end > self.now {
+                self.stands = Some((Stands::Tombstone(fence.at, fence.raised), end));
+                return "changed";
+            }
+        }
+        self.stands = Some((Stands::Lease(token), self.now.plus(LEASE)));
+        "granted"
+    }
+
+    /// Answers as `fill` does: `base` is the token of what the lease was granted beside, if it was.
+    fn fill(&mut self, token: Token, base: Option<Token>, standing: Option<Token>) -> Filled {
+        let locked = self.lock.is_some_and(|(lock, _)| lock == token);
+        let may = match base {
+            None => self.stands.is_some_and(|(stands, _)| stands == Stands::Lease(token)),
+            Some(base) => locked && standing == Some(base),
+        };
+        if may {
+            if let Some((fence, _)) = self.fence.as_mut().filter(|(fence, _)| base.is_some() && fence.says_deleted()) {
+                (fence.newest, fence.doubt) = (Newest::Contested, true);
+            }
+            self.stands = Some((Stands::Record(token), self.now.plus(TTL)));
+        }
+        if locked {
+            self.lock = None;
+        }
+        if may { Filled::Stored } else { Filled::Refused }
+    }
+
+    fn release(&mut self, token: Token, base: Option<Token>) {
+        if base.is_some() {
+            self.lock = self.lock.filter(|(lock, _)| *lock != token);
+        } else if self.stands.is_some_and(|(stands, _)| stands == Stands::Lease(token)) {
+            self.stands = None;
+        }
+    }
+
+    fn apply(&mut self, change: &Change) -> Applied {
+        if self.seen.contains_key(change.event.as_bytes()) {
+            return Applied::Duplicate;
+        }
+        let standing = self.stands.map(|(stands, _)| stands);
+        let tombstone = match standing {
+            Some(Stands::Tombstone(at, _)) => Some(at),
+            Some(Stands::Record(_) | Stands::Lease(_)) | None => None,
+        };
+        let raised = raise(self.fence.as_ref().map(|(fence, _)| fence), tombstone, change, self.now);
+        let end = self.now.plus(LIFETIMES.fence());
+        let end = self.fence.as_ref().map_or(end, |(_, earlier)| end.max(*earlier));
+        self.fence = Some((raised.fence, end));
+        self.lock = None;
+        match raised.place {
+            Place::KeepTombstone if tombstone.is_some() => {}
+            Place::Clear | Place::KeepTombstone => self.stands = None,
+            Place::Bury(at) => {
+                let end = self.now.plus(LIFETIMES.tombstone_ttl);
+                self.stands = Some((Stands::Tombstone(at, self.now), end));
+            }
+        }
+        self.seen.insert(*change.event.as_bytes(), self.now.plus(LIFETIMES.dedup_window));
+        if raised.outrun {
+            return Applied::Outrun;
+        }
+        Applied::Applied { had_entry: matches!(standing, Some(Stands::Record(_) | Stands::Tombstone(..))) }
+    }
+
+    fn state(&self) -> String {
+        format!(
+            "{:?} {:?} {}",
+            self.stands.map(|(stands, _)| stands),
+            self.fence.as_ref().map(|(f, _)| f),
+            self.lock.is_some()
+        )
+    }
+}
+
+/// A granted lease, and what it was granted beside.
+struct Granted {
+    lease: Option<Lease>,
+    token: Token,
+    base: Option<Token>,
+}
+
+/// Lives a history on a store and on the reference, and compares after each step.
+async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
+    let identity = identity(&fixture.tenant(), name);
+    let (key, store) = (identity.key(), fixture.store());
+    let mut reference = Reference::at(fixture.clock().now());
+    let mut leases: Vec<Granted> = Vec::new();
+    for (number, step) in steps.iter().enumerate() {
+        let standing = store.get(&key).await.unwrap().and_then(|entry| entry.token());
+        let chosen = |index: &usize, leases: &mut Vec<Granted>| {
+            let free: Vec<usize> = (0..leases.len()).filter(|n| leases[*n].lease.is_some()).collect();
+            let index = *free.get(index % free.len().max(1))?;
+            let granted = &mut leases[index];
+            Some((granted.lease.take()?, granted.token, granted.base))
+        };
+        let (told, expected) = match step {
+            Step::Lease(seen) => {
+                let token = Token::draw();
+                let base = match (seen, standing) {
+                    (Seen::Standing, Some(standing)) => Base::Token(standing),
+                    (Seen::Dead, Some(standing)) => Base::Dead(standing),
+                    (Seen::Other, _) => Base::Token(Token::draw()),
+                    (Seen::Nothing, _) | (Seen::Standing | Seen::Dead, None) => Base::Absent,
+                };
+                let told = match store.lease(&key, &base, token, LEASE).await.unwrap() {
+                    LeaseAnswer::Granted(lease) => {
+                        let beside = lease.witness();
+                        let base = (beside != token).then_some(beside);
+                        leases.push(Granted { lease: Some(lease), token, base });
+                        "granted"
+                    }
+                    LeaseAnswer::Held { .. } => "held",
+                    LeaseAnswer::Changed(_) => "changed",
+                };
+                (told.to_owned(), reference.lease(*seen, standing, token).to_owned())
+            }
+            Step::Fill(index) => {
+                let Some((lease, token, base)) = chosen(index, &mut leases) else { continue };
+                let record = Record {
+                    identity: identity.clone(),
+                    token,
+                    content: Content::Negative,
+                    fetched_at: fixture.clock().now(),
+                    fetch_cost: Duration::ZERO,
+                    ttl: TTL,
+                    grace: Duration::ZERO,
+                    settled: true,
+                };
+                let told = store.fill(lease, record).await.unwrap();
+                (format!("{told:?}"), format!("{:?}", reference.fill(token, base, standing)))
+            }
+            Step::Release(index) => {
+                let Some((lease, token, base)) = chosen(index, &mut leases) else { continue };
+                store.release(lease).await.unwrap();
+                reference.release(token, base);
+                (String::new(), String::new())
+            }
+            Step::Apply(change) => {
+                let told = match change.kind {
+                    Kind::Deleted => store.bury(&key, change).await,
+                    Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, change).await,
+                };
+                (format!("{:?}", told.unwrap()), format!("{:?}", reference.apply(change)))
+            }
+            Step::Evict => {
+                fixture.evict(&key).await;
+                reference.stands = None;
+                (String::new(), String::new())
+            }
+            Step::Pass(time) => {
+                fixture.pass(*time).await;
+                reference.pass(*time);
+                (String::new(), String::new())
+            }
+        };
+        assert_eq!(told, expected, "step {number} of {steps:#?}");
+        let found = fixture.inspect().inspect(&key).await.unwrap();
+        let stands = found.entry.map(|entry| match entry {
+            Entry::Record(record) => Stands::Record(record.token),
+            Entry::Leased(leased) => Stands::Lease(leased.token),
+            Entry::Tombstone(tombstone) => Stands::Tombstone(tombstone.at, tombstone.written_at),
+            Entry::Corrupt(_) => panic!("unreadable"),
+        });
+        let state = format!("{stands:?} {:?} {}", found.fence.as_ref(), found.lock.is_some());
+        assert_eq!(state, reference.state(), "after step {number} of {steps:#?}");
+    }
+    for Granted { lease, .. } in leases {
+        if let Some(lease) = lease {
+            lease.keep_until_it_runs_out();
+        }
+    }
+}
+
+/// Lives so many histories on one kind of store.
+fn alike<F: Fixture>(histories: u32) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let fixture = runtime.block_on(F::new());
+    let mut runner = TestRunner::new(Config { cases: histories, failure_persistence: None, ..Config::default() });
+    let strategy = (proptest::collection::vec(step(), 1..25), any::<u64>());
+    let lived = runner.run(&strategy, |(steps, name)| {
+        // A history that fails is lived again while it is shrunk, each time on a key of its own.
+        let name = format!("customer-{name}-{}", hex::encode(rand::random::<[u8; 8]>()));
+        runtime.block_on(live(&fixture, &name, &steps));
+        Ok(())
+    });
+    if let Err(error) = lived {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn histories_on_the_embedded_store_are_those_of_the_rules() {
+    alike::<InMemory>(600);
+}
+
+#[test]
+fn histories_on_redis_are_those_of_the_rules() {
+    alike::<Alone>(200);
+}
+
+#[test]
+fn histories_on_a_cluster_are_those_of_the_rules() {
+    alike::<Clustered>(60);
+}

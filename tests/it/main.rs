@@ -18,5 +18,6 @@ mod rabbitmq;
 mod redis;
 mod roles;
 mod sandbox;
+mod stampede;
 mod support;
 mod upstream;

@@ -22,7 +22,7 @@ fn settings(deployment: &Deployment) -> String {
 }
 
 /// Listens to every command that a server runs, until `done` was run; counts them by their names.
-async fn overheard(deployment: &Deployment, done: impl Future<Output = ()>) -> BTreeMap<String, u32> {
+pub(crate) async fn overheard(deployment: &Deployment, done: impl Future<Output = ()>) -> BTreeMap<String, u32> {
     let client = redis::Client::open(deployment.servers[0].url()).unwrap();
     let monitor = client.get_async_monitor().await.unwrap();
     let mut lines = monitor.into_on_message::<String>();

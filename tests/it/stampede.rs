@@ -1,0 +1,157 @@
+//! Stampedes over several processes: whatever the crowd, Genesys is asked once.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use reqwest::Client;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use crate::support::edge::{Edge, Looked, flat, looked, on_sandbox_of};
+use crate::support::process::{Process, configuration, free_port};
+use crate::support::servers::redis::{Deployment, Setup};
+use crate::support::{customer, eventually};
+
+const PROCESSES: usize = 3;
+const CROWD: usize = 10_000;
+/// As many requests as one connection may have under way (HTTP/2, the server's limit).
+const STREAMS: usize = 200;
+
+/// A customer that Genesys does not know.
+const NOBODY: &str = "00000000-0000-4000-8000-999999999999";
+
+/// Three processes that look up, on one Redis; another ingests and consumes, and has the sandbox.
+struct Crowded {
+    deployment: Deployment,
+    edge: Edge,
+    processes: Vec<(Process, u16)>,
+    /// For each process, connections enough for its share of the crowd.
+    clients: Vec<Vec<Client>>,
+    /// How often Genesys had been asked before the test began.
+    before: u64,
+    _directories: Vec<TempDir>,
+}
+
+impl Crowded {
+    async fn start(latency: &str) -> Self {
+        let deployment = Deployment::start(Setup::Single).await;
+        // What is judged is the crowd, not how busy this machine is.
+        let store = "[store]\nkind = \"redis\"\ntimeout = \"5s\"\n[store.redis]\n";
+        let store = format!("{store}{}", deployment.settings);
+        let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
+        let (mut processes, mut directories) = (Vec::new(), Vec::new());
+        for _ in 0..PROCESSES {
+            let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+            let own = format!(
+                "roles = [\"lookup\"]\nhttp.listen = \"127.0.0.1:{port}\"\nadmin.listen = \"127.0.0.1:0\"\n\
+                 sandbox.enabled = false\n{store}{}",
+                on_sandbox_of(edge.sandbox_address())
+            );
+            let file = configuration(directory.path(), &own).display().to_string();
+            let process = Process::start(directory.path(), &["run", "--config", &file], &[]);
+            process.says("ready").await;
+            processes.push((process, port));
+            directories.push(directory);
+        }
+        let connections = CROWD.div_ceil(PROCESSES).div_ceil(STREAMS);
+        let client = || Client::builder().http2_prior_knowledge().build().unwrap();
+        let clients = (0..PROCESSES).map(|_| (0..connections).map(|_| client()).collect()).collect();
+        let mut crowded = Self { deployment, edge, processes, clients, before: 0, _directories: directories };
+        // Redis knows the scripts from here on.
+        let warm = (0..PROCESSES).map(|process| crowded.look_up(process, 0, NOBODY));
+        assert!(join_all(warm).await.iter().all(|answer| answer.status == 404));
+        crowded.edge.behave(json!({ "latency": latency })).await;
+        crowded.before = crowded.edge.calls().await.0;
+        crowded
+    }
+
+    /// How often Genesys was asked.
+    async fn calls(&self) -> u64 {
+        self.edge.calls().await.0 - self.before
+    }
+
+    async fn look_up(&self, process: usize, number: usize, customer: &str) -> Looked {
+        let clients = &self.clients[process];
+        let url = format!("http://127.0.0.1:{}/api/v1/profile", self.processes[process].1);
+        let request = clients[number % clients.len()].get(url).header("X-API-Key", "demo-key");
+        looked(request.query(&[("tenantId", "10001"), ("customerId", customer)]).send().await.unwrap()).await
+    }
+
+    /// Everybody asks at once.
+    async fn crowd(&self, customer: &str) {
+        let all = (0..CROWD).map(|n| self.look_up(n % PROCESSES, n / PROCESSES, customer));
+        for answer in join_all(all).await {
+            assert_eq!(answer.status, 200, "{} {}", answer.cache_status, answer.text);
+            assert!(!answer.cache_status.contains("bypass"), "{}", answer.cache_status);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_lookups_over_three_processes_cost_one_call_also_after_an_event() {
+    let crowded = Crowded::start("300ms").await;
+    let one = customer(1);
+    crowded.crowd(&one).await;
+    assert_eq!(crowded.calls().await, 1);
+
+    // The event falls somewhere into the next crowd: one call more, whenever it is.
+    let event = async { crowded.edge.post_event(&flat(&one)).await.status() };
+    let ((), status) = tokio::join!(crowded.crowd(&one), event);
+    assert_eq!(status, 202);
+    crowded.edge.applied("updated", 1.0).await;
+    crowded.crowd(&one).await;
+    assert_eq!(crowded.calls().await, 2);
+    crowded.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_of_the_lease_that_is_killed_costs_no_more_than_the_leases_time() {
+    let mut crowded = Crowded::start("1500ms").await;
+    let one = customer(1);
+    tokio::select! {
+        answer = crowded.look_up(0, 0, &one) => panic!("answered before Genesys did: {answer:?}"),
+        () = eventually("the request is at Genesys", || async { (crowded.calls().await == 1).then_some(()) }) => {}
+    }
+    crowded.processes[0].0.signal("KILL");
+    let killed = Instant::now();
+    crowded.edge.behave(json!({ "latency": "0ms" })).await;
+    let served = eventually("another process serves", || async {
+        let asked = Instant::now();
+        let answer = crowded.look_up(1, 0, &one).await;
+        assert!(matches!(answer.status, 200 | 503), "{}", answer.text);
+        // The lookup's own deadline is 1.5 s; no caller waits beyond Architect's two.
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        (answer.status == 200).then(Instant::now)
+    })
+    .await;
+    // The lease was 2 s from the beginning of the fetch.
+    assert!(served - killed < Duration::from_secs(4), "{:?}", served - killed);
+    assert_eq!(crowded.calls().await, 2);
+    crowded.processes[0].0.ended().await;
+    crowded.edge.stop().await;
+}
+
+/// A lookup that waits for another process' fetch learns of it by the announcement, and asks Redis little.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lookup_that_waits_for_another_process_asks_redis_fewer_than_ten_times() {
+    let crowded = Crowded::start("700ms").await;
+    let one = customer(1);
+    let counted = crate::redis::overheard(&crowded.deployment, async {
+        let leads = crowded.look_up(0, 0, &one);
+        let follows = async {
+            eventually("the request is at Genesys", || async { (crowded.calls().await == 1).then_some(()) }).await;
+            crowded.look_up(1, 0, &one).await
+        };
+        let (led, followed) = tokio::join!(leads, follows);
+        assert_eq!((led.status, followed.status), (200, 200));
+        assert!(followed.cache_status.contains("collapsed"), "{}", followed.cache_status);
+    })
+    .await;
+    // The leader's are a look, the lease and the fill.
+    let all: u32 = counted.values().sum();
+    assert!(all - 3 < 10, "{counted:?}");
+    assert_eq!(counted["SUBSCRIBE"], 1, "{counted:?}");
+    assert_eq!(crowded.calls().await, 1);
+    crowded.edge.stop().await;
+}

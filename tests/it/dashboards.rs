@@ -42,8 +42,11 @@ fn texts(value: &Value, found: &mut Vec<String>) {
     }
 }
 
+/// A label, and the values that a text asks for.
+type Demand = (String, Vec<String>);
+
 /// Every metric of ours that a text names, with what it demands of labels.
-fn named(text: &str) -> Vec<(String, Vec<(String, Vec<String>)>)> {
+fn named(text: &str) -> Vec<(String, Vec<Demand>)> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices("profile_edge_") {
         let length = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len() - at);

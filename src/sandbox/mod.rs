@@ -186,6 +186,8 @@ fn router(genesys: Arc<Genesys>) -> Router {
         .route("/api/v2/authorization/subjects/me", get(oauth::subject))
         .route("/sandbox/behaviour", get(behaviour::show).post(behaviour::update))
         .route("/sandbox/calls", get(calls::show))
+        // For `profile-edge healthcheck --admin`, in a container.
+        .route("/readyz", get(async || "ready\n"))
         .fallback(async || Refusal::not_found())
         .method_not_allowed_fallback(async || Refusal::method_not_allowed())
         .layer(DefaultBodyLimit::max(fields::MAX_BYTES))

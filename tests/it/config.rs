@@ -193,3 +193,57 @@ fn usage_errors_end_with_64_and_help_with_0() {
     assert_eq!(document["openapi"], "3.1.0");
     assert!(document["paths"]["/api/v1/profile"]["get"].is_object());
 }
+
+/// What a production file's secret holds, by the file's name.
+fn example_of(secret: &str) -> String {
+    match secret.split('-').next().unwrap() {
+        "keys" => "cGxhbnRlZC1wbGFudGVkLXBsYW50ZWQtcGxhbnRlZC0xMjM=\n".to_owned(),
+        "redis" => format!("rediss://edge:planted@{secret}.internal:26379\n"),
+        "rabbitmq" => format!("amqps://edge:planted@{secret}.internal:5671/profile-edge\n"),
+        _ => format!("planted-{secret}\n"),
+    }
+}
+
+#[test]
+fn the_production_example_is_complete_but_for_its_secrets() {
+    let directory = tempfile::tempdir().unwrap();
+    let (secrets, certificates) = (directory.path().join("secrets"), directory.path().join("certificates"));
+    std::fs::create_dir(&secrets).unwrap();
+    std::fs::create_dir(&certificates).unwrap();
+    let example = include_str!("../../conf/production.toml");
+    let settings = example
+        .replace("/run/secrets/", &format!("{}/", secrets.display()))
+        .replace("/etc/profile-edge/", &format!("{}/", certificates.display()));
+    let missing = check(directory.path(), &settings, &[], &[]);
+    assert_eq!(missing.status.code(), Some(64), "its secrets are elsewhere");
+
+    let quoted =
+        settings.lines().filter(|line| !line.starts_with('#')).flat_map(|line| line.split('"').skip(1).step_by(2));
+    let mut written = 0;
+    for value in quoted {
+        let path = Path::new(value.strip_prefix("file:").unwrap_or(value));
+        if path.starts_with(directory.path()) {
+            std::fs::write(path, example_of(path.file_name().unwrap().to_str().unwrap())).unwrap();
+            written += 1;
+        }
+    }
+    assert!(written > 10, "its secrets and certificates were found");
+    let output = check(directory.path(), &settings, &[], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    assert!(!printed.contains("planted"), "{printed}");
+    for setting in ["security.require_tls = true", "store.kind = \"redis\"", "queue.kind = \"amqp\""] {
+        assert!(printed.lines().any(|line| line.starts_with(setting)), "{setting}: {printed}");
+    }
+    for role in ["ingest", "consumer", "lookup"] {
+        let output = check(directory.path(), &settings, &[], &[("PROFILE_EDGE__ROLES", role)]);
+        assert_eq!(output.status.code(), Some(0), "{role}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn the_settings_of_the_compose_stacks_are_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = check(directory.path(), include_str!("../../compose/conf/profile-edge.toml"), &[], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}

@@ -6,6 +6,7 @@ mod bad_input;
 mod canary;
 mod config;
 mod contract;
+mod dashboards;
 mod ingest;
 mod interleavings;
 mod laws;

@@ -1,4 +1,8 @@
 //! Private RabbitMQ servers.
+//!
+//! Where [`NAMED`] and [`NAMED_API`] are set, they name the one that tests share: its user makes and uses a virtual
+//! host for each test, and so must be an administrator. Tests that stop their broker, or configure it, start their
+//! own all the same.
 
 use profile_edge::domain::Secret;
 use profile_edge::queue::amqp::Config;
@@ -7,9 +11,15 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tokio::time::{Duration, Instant, sleep};
+use url::Url;
 
 use super::{Program, Server};
 use crate::support::process::free_port;
+
+/// The variables that may name a broker to share: `amqp://user:password@host:port`, and the address of its
+/// management API, such as `http://host:15672`.
+const NAMED: &str = "PROFILE_EDGE_TEST_AMQP_URL";
+const NAMED_API: &str = "PROFILE_EDGE_TEST_RABBITMQ_API";
 
 /// The longest that a broker may take to start on a busy machine.
 const START: Duration = Duration::from_secs(120);
@@ -26,7 +36,9 @@ pub(crate) struct RabbitServer {
     mapper_port: u16,
     directory: TempDir,
     server: Option<Server>,
-    _mapper: Server,
+    /// Where it is, if it is not one of ours: the link, the API, and the user and password of both.
+    named: Option<(Url, String)>,
+    _mapper: Option<Server>,
     client: reqwest::Client,
 }
 
@@ -34,7 +46,43 @@ impl RabbitServer {
     /// The node that the tests of this process share; each uses a virtual host of its own.
     pub(crate) async fn shared() -> &'static Self {
         static SHARED: OnceCell<RabbitServer> = OnceCell::const_new();
-        SHARED.get_or_init(|| Self::start("")).await
+        SHARED
+            .get_or_init(|| async {
+                match std::env::var(NAMED) {
+                    Ok(url) => Self::named(&url).await,
+                    Err(_) => Self::start("").await,
+                }
+            })
+            .await
+    }
+
+    /// The broker that the environment names.
+    ///
+    /// # Panics
+    ///
+    /// Its management API is not named, or does not answer.
+    async fn named(url: &str) -> Self {
+        let link = Url::parse(url).unwrap_or_else(|error| panic!("{NAMED}: {error}"));
+        let api = std::env::var(NAMED_API).unwrap_or_else(|_| panic!("{NAMED} is set, so {NAMED_API} must be too"));
+        let named = Some((link, api.trim_end_matches('/').to_owned()));
+        let (directory, client) = (tempfile::tempdir().unwrap(), client());
+        let (port, management, mapper_port) = (0, 0, 0);
+        let broker = Self {
+            port,
+            tls_port: None,
+            management,
+            mapper_port,
+            directory,
+            server: None,
+            named,
+            _mapper: None,
+            client,
+        };
+        assert!(
+            broker.api("GET", "/whoami", None).await.is_some(),
+            "{NAMED_API}: refuses the user, or does not answer"
+        );
+        broker
     }
 
     /// Starts a node of one's own, with more lines of configuration.
@@ -67,12 +115,9 @@ impl RabbitServer {
         std::fs::write(directory.path().join("enabled_plugins"), "[rabbitmq_management].").unwrap();
         let mapper = program(["epmd".into(), "-port".into(), mapper_port.to_string()]);
         let mapper = Server::start(directory.path(), &mapper).await;
-        // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        // Tests have a runtime each: a connection that was kept would outlive its own.
-        let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        let (named, mapper, client) = (None, Some(mapper), client());
         let mut started =
-            Self { port, tls_port, management, mapper_port, directory, server: None, _mapper: mapper, client };
+            Self { port, tls_port, management, mapper_port, directory, server: None, named, _mapper: mapper, client };
         started.restart().await;
         started
     }
@@ -112,10 +157,14 @@ impl RabbitServer {
         self.server.as_ref().unwrap().run(&self.command("rabbitmqctl", arguments)).await;
     }
 
-    /// Asks the management API, as guest; `None` where it refuses or is not there.
+    /// Asks the management API; `None` where it refuses or is not there.
     pub(crate) async fn api(&self, method: &str, path: &str, body: Option<Value>) -> Option<Value> {
-        let url = format!("http://127.0.0.1:{}/api{path}", self.management);
-        let request = self.client.request(method.parse().unwrap(), url).basic_auth("guest", Some("guest"));
+        let (api, user, password) = match &self.named {
+            Some((link, api)) => (api.clone(), link.username(), link.password().unwrap_or_default()),
+            None => (format!("http://127.0.0.1:{}", self.management), "guest", "guest"),
+        };
+        let request = self.client.request(method.parse().unwrap(), format!("{api}/api{path}"));
+        let request = request.basic_auth(user, Some(password));
         let request = request.timeout(Duration::from_secs(10));
         let request = match body {
             Some(body) => request.json(&body),
@@ -146,7 +195,10 @@ impl RabbitServer {
     }
 
     pub(crate) fn url(&self, vhost: &str) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.port)
+        match &self.named {
+            Some((link, _)) => format!("{}/{vhost}", link.as_str().trim_end_matches('/')),
+            None => format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.port),
+        }
     }
 
     /// Publishes bytes, past everything of ours.
@@ -194,4 +246,11 @@ impl RabbitServer {
 
 fn program(command: impl IntoIterator<Item = String>) -> Program {
     Program { image: ("rabbitmq", "3-management"), command: command.into_iter().collect() }
+}
+
+fn client() -> reqwest::Client {
+    // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // Tests have a runtime each: a connection that was kept would outlive its own.
+    reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap()
 }

@@ -1,4 +1,8 @@
 //! Private Redis servers: one alone, a cluster of three masters, a master with a replica and a sentinel.
+//!
+//! Where [`NAMED`] is set, it names the single server that tests share. It must be there for tests alone, and allow
+//! 256 databases (`redis-server --databases 256`): each test empties one before it begins. Tests that kill their
+//! servers, or need several, start their own all the same.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,9 +14,14 @@ use super::{Program, Server};
 use crate::support::eventually;
 use crate::support::process::free_port;
 
+/// The variable that may name a server to share, as `redis://` URL.
+const NAMED: &str = "PROFILE_EDGE_TEST_REDIS_URL";
+
 /// One Redis server.
 pub(crate) struct RedisServer {
     pub(crate) port: u16,
+    /// Where it is, if it is not one of ours.
+    named: Option<String>,
     directory: TempDir,
     arguments: Vec<String>,
     server: Option<Server>,
@@ -24,13 +33,29 @@ impl RedisServer {
         Self::start_at(free_port(), more).await
     }
 
+    /// The server that the environment names, if it names one.
+    ///
+    /// # Panics
+    ///
+    /// It does not answer, or has too few databases.
+    async fn named() -> Option<Self> {
+        let url = std::env::var(NAMED).ok()?.trim_end_matches('/').to_owned();
+        let directory = tempfile::tempdir().unwrap();
+        let server = Self { port: 0, named: Some(url), directory, arguments: vec![], server: None };
+        let mut connection = server.connect().await.unwrap_or_else(|| panic!("{NAMED}: the server does not answer"));
+        let last = redis::cmd("SELECT").arg(255).exec_async(&mut connection).await;
+        last.unwrap_or_else(|error| panic!("{NAMED}: needs 256 databases: {error}"));
+        Some(server)
+    }
+
     async fn start_at(port: u16, more: &[&str]) -> Self {
         let mut arguments: Vec<String> = vec!["--port".into(), port.to_string(), "--bind".into(), "127.0.0.1".into()];
         arguments.extend(["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""].map(str::to_owned));
         // Replicas follow at once, not after the usual five seconds.
         arguments.extend(["--repl-diskless-sync-delay", "0", "--databases", "256"].map(str::to_owned));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
-        let mut server = Self { port, directory: tempfile::tempdir().unwrap(), arguments, server: None };
+        let directory = tempfile::tempdir().unwrap();
+        let mut server = Self { port, named: None, directory, arguments, server: None };
         server.restart().await;
         server
     }
@@ -66,7 +91,7 @@ impl RedisServer {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.named.clone().unwrap_or_else(|| format!("redis://127.0.0.1:{}", self.port))
     }
 
     /// Waits until it follows its master, if it has one: only then may it take the master's place.
@@ -112,23 +137,34 @@ impl Deployment {
             Setup::Cluster => &CLUSTER,
             Setup::Sentinel => &SENTINEL,
         };
-        cell.get_or_init(|| Self::start(kind)).await
+        cell.get_or_init(|| async {
+            match (kind, RedisServer::named().await) {
+                (Setup::Single, Some(server)) => Self::single(server),
+                (Setup::Single | Setup::Cluster | Setup::Sentinel, _) => Self::start(kind).await,
+            }
+        })
+        .await
+    }
+
+    fn single(server: RedisServer) -> Self {
+        Self { settings: format!("url = \"{}\"\n", server.url()), servers: vec![server], _sentinels: vec![] }
     }
 
     /// The settings of an empty database of one's own, on the single server that all tests share.
     pub(crate) async fn database() -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let server = &Self::shared(Setup::Single).await.servers[0];
-        format!("url = \"{}/{}\"\n", server.url(), NEXT.fetch_add(1, Ordering::Relaxed))
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut connection = server.connect().await.expect("the server that tests share answers");
+        redis::cmd("SELECT").arg(number).exec_async(&mut connection).await.unwrap();
+        redis::cmd("FLUSHDB").exec_async(&mut connection).await.unwrap();
+        format!("url = \"{}/{number}\"\n", server.url())
     }
 
     /// Starts a deployment of one's own.
     pub(crate) async fn start(kind: Setup) -> Self {
         match kind {
-            Setup::Single => {
-                let server = RedisServer::start(&[]).await;
-                Self { settings: format!("url = \"{}\"\n", server.url()), servers: vec![server], _sentinels: vec![] }
-            }
+            Setup::Single => Self::single(RedisServer::start(&[]).await),
             Setup::Cluster => Self::cluster(0).await,
             Setup::Sentinel => Self::sentinel().await,
         }
@@ -175,7 +211,7 @@ impl Deployment {
         );
         std::fs::write(&file, text).unwrap();
         let arguments = vec![file.display().to_string(), "--sentinel".to_owned()];
-        let mut sentinel = RedisServer { port, directory, arguments, server: None };
+        let mut sentinel = RedisServer { port, named: None, directory, arguments, server: None };
         sentinel.restart().await;
         eventually("the sentinel knows the replica", || async {
             let mut connection = sentinel.connect().await?;

@@ -113,6 +113,7 @@ async fn redis_is(trouble: Trouble) {
             Trouble::Stalled => proxy.set(Link::Stalled),
         }
         site.consumer.says("the store is down").await;
+        front.is_without("store").await;
         let accepted = load.accepted();
         site.sits_idle().await;
         assert!(load.accepted() > accepted, "{trouble:?}: events are accepted while the store is down");
@@ -127,6 +128,7 @@ async fn redis_is(trouble: Trouble) {
         })
         .await;
         load.accepts(200).await;
+        front.is_whole().await;
     };
     load.during(story).await;
     let bypassed = load.lookups().iter().filter(|lookup| lookup.told.contains("detail=store-unavailable")).count();
@@ -181,10 +183,7 @@ async fn rabbitmq_killed_stopped_alarmed_and_robbed_under_load_loses_nothing_tha
                 }
             }
             if trouble != QueueDeleted {
-                eventually("the queue is down", || async {
-                    front.ready().await["degraded"].to_string().contains("queue").then_some(())
-                })
-                .await;
+                front.is_without("queue").await;
                 let accepted = load.accepted();
                 site.sits_idle().await;
                 assert_eq!(load.accepted(), accepted, "{trouble:?}: nothing is accepted that the broker has not");

@@ -60,15 +60,6 @@ async fn applied(edge: &Edge, customers: &[String]) {
     }
 }
 
-async fn degraded(edge: &Edge, dependency: &str) {
-    eventually("degraded", || async { edge.ready().await["degraded"].to_string().contains(dependency).then_some(()) })
-        .await;
-}
-
-async fn healthy(edge: &Edge) {
-    eventually("ready", || async { (edge.ready().await["degraded"] == json!([])).then_some(()) }).await;
-}
-
 fn customers(range: std::ops::Range<u32>) -> Vec<String> {
     range.map(customer).collect()
 }
@@ -102,7 +93,7 @@ async fn survives(outages: &[Outage]) {
         }
         // A broker says that it is alarmed to those that publish.
         taken.extend(accepted(&edge, &all[20..40]).await);
-        degraded(&edge, "queue").await;
+        edge.is_without("queue").await;
         let started = Instant::now();
         assert_eq!(accepted(&edge, &all[20..21]).await, [""; 0], "{outage:?}");
         assert!(started.elapsed() < Duration::from_secs(3), "{outage:?}");
@@ -113,7 +104,7 @@ async fn survives(outages: &[Outage]) {
             Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await,
             Outage::Stalled | Outage::Broken => proxy.set(Link::Whole),
         }
-        healthy(&edge).await;
+        edge.is_whole().await;
         let after = accepted(&edge, &all[40..]).await;
         assert_eq!(after.len(), 20, "{outage:?}");
         taken.extend(after);

@@ -147,6 +147,19 @@ impl Edge {
         self.client.get(url).send().await.unwrap().json().await.unwrap()
     }
 
+    /// Waits until readiness names this dependency as down.
+    pub(crate) async fn is_without(&self, dependency: &str) {
+        eventually("degraded", || async {
+            self.ready().await["degraded"].to_string().contains(dependency).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until readiness names nothing as down.
+    pub(crate) async fn is_whole(&self) {
+        eventually("ready", || async { (self.ready().await["degraded"] == json!([])).then_some(()) }).await;
+    }
+
     /// A request to the sandbox as its editor.
     pub(crate) fn sandbox(&self, method: Method, path: &str) -> RequestBuilder {
         let sandbox = self.sandbox_address();

@@ -8,10 +8,15 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::support::customer;
-use crate::support::edge::{Edge, Looked, flat, looked};
+use crate::support::edge::{Edge, Looked, Pairing, flat, looked, on_every_pairing};
 
 const ROUTE: &str = "/webhooks/10001";
 const FLAT_ROUTE: &str = "/webhook/customer-updated";
+
+on_every_pairing!(
+    an_event_of_any_shape_evicts_exactly_its_customer,
+    an_array_is_all_or_nothing_and_answers_for_each_event,
+);
 
 fn sign(body: &[u8]) -> [u8; 32] {
     let mac = Hmac::<Sha256>::new_from_slice(b"demo-secret").unwrap();
@@ -61,9 +66,8 @@ fn eventbridge(event: &str, id: &str) -> Value {
     })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_of_any_shape_evicts_exactly_its_customer() {
-    let edge = Edge::start().await;
+async fn an_event_of_any_shape_evicts_exactly_its_customer(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let ids: Vec<String> = (1..=6).map(customer).collect();
     for id in &ids {
         assert_eq!(edge.look_up(id).await.status, 200);
@@ -164,9 +168,8 @@ async fn malformed_events_are_told_the_field() {
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_array_is_all_or_nothing_and_answers_for_each_event() {
-    let edge = Edge::start().await;
+async fn an_array_is_all_or_nothing_and_answers_for_each_event(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let note = json!({ "topicName": format!("v2.externalcontacts.contacts.{}.notes.n", customer(1)), "eventBody": {} });
     let mut ignored = eventbridge("eb-2", "x");
     ignored["detail"] = note.clone();

@@ -144,6 +144,22 @@ fn only_the_composition_root_picks_adapters() {
 }
 
 #[test]
+fn no_command_of_redis_walks_over_all_keys_or_removes_them() {
+    let mut broken = Vec::new();
+    for (file, text) in sources() {
+        let text = text.to_ascii_lowercase();
+        for command in ["keys", "scan", "flush"] {
+            // From here, or by a script.
+            let sent = ["cmd(\"", "call('", "call(\""].iter().any(|send| text.contains(&format!("{send}{command}")));
+            if sent {
+                broken.push(format!("{file} sends {command}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
 fn no_file_is_too_long_to_read() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for file in sources().keys() {

@@ -13,6 +13,7 @@ mod laws;
 mod losses;
 mod main_job;
 mod operator;
+mod outages;
 mod process;
 mod protocol;
 mod rabbitmq;

@@ -14,30 +14,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::edge::{Edge, Pairing, flat, looked, on_sandbox_of};
+use crate::support::edge::{Edge, Pairing, flat, looked, on_every_pairing, on_sandbox_of};
 use crate::support::process::free_port;
 use crate::support::{PATIENCE, customer, eventually};
 
 /// A sandbox that answers at once.
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
-
-macro_rules! on_every_pairing {
-    ($($case:ident),+ $(,)?) => {
-        on_every_pairing!(@pairing embedded, Embedded, $($case),+);
-        on_every_pairing!(@pairing redis, Redis, $($case),+);
-        on_every_pairing!(@pairing redis_and_rabbitmq, RedisAndRabbit, $($case),+);
-    };
-    (@pairing $module:ident, $pairing:ident, $($case:ident),+) => {
-        mod $module {
-            use super::Pairing;
-
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Pairing::$pairing).await;
-            })+
-        }
-    };
-}
 
 on_every_pairing!(
     a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call,

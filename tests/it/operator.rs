@@ -6,7 +6,12 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::support::customer;
-use crate::support::edge::Edge;
+use crate::support::edge::{Edge, Pairing, on_every_pairing};
+
+on_every_pairing!(
+    inspect_tells_the_state_of_a_key_and_never_its_contents,
+    invalidate_evicts_and_force_removes_a_tombstone,
+);
 
 /// Runs a command of the binary with this on its standard input.
 async fn run(edge: &Edge, arguments: &[&str], input: &str) -> Output {
@@ -28,9 +33,8 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn inspect_tells_the_state_of_a_key_and_never_its_contents() {
-    let edge = Edge::start().await;
+async fn inspect_tells_the_state_of_a_key_and_never_its_contents(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let one = customer(1);
     let inspect = ["inspect", "--tenant", "10001", "--customer", "-", "--json"];
     assert_eq!(json(&run(&edge, &inspect, &one).await)["kind"], "absent");
@@ -46,9 +50,8 @@ async fn inspect_tells_the_state_of_a_key_and_never_its_contents() {
     edge.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn invalidate_evicts_and_force_removes_a_tombstone() {
-    let edge = Edge::start().await;
+async fn invalidate_evicts_and_force_removes_a_tombstone(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let (one, two) = (customer(1), customer(2));
     edge.look_up(&one).await;
     let output = run(&edge, &["invalidate", "--tenant", "10001", "--customer", &one], "").await;

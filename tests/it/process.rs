@@ -6,8 +6,14 @@ use profile_edge::faults::Fault;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::process::{Process, free_port};
+use crate::support::edge::{Pairing, on_every_pairing};
+use crate::support::process::{Process, configuration, free_port};
 use crate::support::{customer, eventually};
+
+on_every_pairing!(
+    an_event_that_was_accepted_is_applied_after_a_kill,
+    a_drain_that_cannot_finish_ends_at_its_deadline_and_loses_nothing,
+);
 
 struct Ports {
     public: u16,
@@ -78,10 +84,12 @@ async fn it_starts_with_nothing_prints_how_to_try_it_and_drains_on_interrupt() {
     assert_eq!(process.ended().await, Some(0), "{}", process.log());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_was_accepted_is_applied_after_a_kill() {
+async fn an_event_that_was_accepted_is_applied_after_a_kill(pairing: Pairing) {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
-    let mut first = ports.start(directory.path(), &[("PROFILE_EDGE_FAULTS", Fault::PauseBeforeApply.as_str())]);
+    let settings = configuration(directory.path(), &pairing.settings().await).display().to_string();
+    let settings = ("PROFILE_EDGE_CONFIG", settings.as_str());
+    let held = ("PROFILE_EDGE_FAULTS", Fault::PauseBeforeApply.as_str());
+    let mut first = ports.start(directory.path(), &[settings, held]);
     ports.ready(&client).await;
     for n in 1..=5 {
         assert_eq!(ports.post(&client, n).await, 202);
@@ -89,7 +97,7 @@ async fn an_event_that_was_accepted_is_applied_after_a_kill() {
     first.signal("KILL");
     assert_eq!(first.ended().await, None);
 
-    let mut second = ports.start(directory.path(), &[]);
+    let mut second = ports.start(directory.path(), &[settings]);
     ports.ready(&client).await;
     let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
     eventually("all five applied", || async { (ports.metric(&client, applied).await == 5.0).then_some(()) }).await;
@@ -97,11 +105,13 @@ async fn an_event_that_was_accepted_is_applied_after_a_kill() {
     assert_eq!(second.ended().await, Some(0), "{}", second.log());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_drain_that_cannot_finish_ends_at_its_deadline_and_loses_nothing() {
+async fn a_drain_that_cannot_finish_ends_at_its_deadline_and_loses_nothing(pairing: Pairing) {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
-    let stuck = [("PROFILE_EDGE_FAULTS", "PauseBeforeApply"), ("PROFILE_EDGE__SHUTDOWN__DEADLINE", "300ms")];
-    let mut first = ports.start(directory.path(), &stuck);
+    let settings = configuration(directory.path(), &pairing.settings().await).display().to_string();
+    let settings = ("PROFILE_EDGE_CONFIG", settings.as_str());
+    let held = ("PROFILE_EDGE_FAULTS", Fault::PauseBeforeApply.as_str());
+    let hurried = ("PROFILE_EDGE__SHUTDOWN__DEADLINE", "300ms");
+    let mut first = ports.start(directory.path(), &[settings, held, hurried]);
     ports.ready(&client).await;
     assert_eq!(ports.post(&client, 1).await, 202);
     let asked = Instant::now();
@@ -109,7 +119,7 @@ async fn a_drain_that_cannot_finish_ends_at_its_deadline_and_loses_nothing() {
     first.ended().await;
     assert!(asked.elapsed() < Duration::from_secs(10));
 
-    let mut second = ports.start(directory.path(), &[]);
+    let mut second = ports.start(directory.path(), &[settings]);
     let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
     ports.ready(&client).await;
     eventually("it is applied", || async { (ports.metric(&client, applied).await == 1.0).then_some(()) }).await;

@@ -13,6 +13,7 @@ use crate::support::edge::{Edge, Pairing, flat, on_rabbit};
 use crate::support::process::{Process, configuration};
 use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::rabbit::RabbitServer;
+use crate::support::servers::redis::RedisServer;
 use crate::support::tls::certificates;
 use crate::support::{customer, eventually};
 
@@ -59,15 +60,6 @@ async fn applied(edge: &Edge, customers: &[String]) {
     }
 }
 
-async fn degraded(edge: &Edge, dependency: &str) {
-    eventually("degraded", || async { edge.ready().await["degraded"].to_string().contains(dependency).then_some(()) })
-        .await;
-}
-
-async fn healthy(edge: &Edge) {
-    eventually("ready", || async { (edge.ready().await["degraded"] == json!([])).then_some(()) }).await;
-}
-
 fn customers(range: std::ops::Range<u32>) -> Vec<String> {
     range.map(customer).collect()
 }
@@ -101,7 +93,7 @@ async fn survives(outages: &[Outage]) {
         }
         // A broker says that it is alarmed to those that publish.
         taken.extend(accepted(&edge, &all[20..40]).await);
-        degraded(&edge, "queue").await;
+        edge.is_without("queue").await;
         let started = Instant::now();
         assert_eq!(accepted(&edge, &all[20..21]).await, [""; 0], "{outage:?}");
         assert!(started.elapsed() < Duration::from_secs(3), "{outage:?}");
@@ -112,7 +104,7 @@ async fn survives(outages: &[Outage]) {
             Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await,
             Outage::Stalled | Outage::Broken => proxy.set(Link::Whole),
         }
-        healthy(&edge).await;
+        edge.is_whole().await;
         let after = accepted(&edge, &all[40..]).await;
         assert_eq!(after.len(), 20, "{outage:?}");
         taken.extend(after);
@@ -167,6 +159,48 @@ async fn a_work_queue_lost_while_nobody_ran_is_made_again_from_the_journal() {
     second.metric_reaches("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}", 40.0).await;
     assert_eq!(second.metric("profile_edge_replayed_events_total").await, 40.0);
     second.stop().await;
+}
+
+/// A broker takes back what is not acknowledged for too long, and closes the channel: the event comes again. While
+/// the store is down nothing is held, however long that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_for_too_long_comes_again_and_an_outage_of_the_store_holds_nothing() {
+    let held = Duration::from_secs(3);
+    let server = RabbitServer::start(&format!("consumer_timeout = {}\n", held.as_millis())).await;
+    // The broker looks once a minute otherwise.
+    server.ctl(&["eval", "application:set_env(rabbit, channel_tick_interval, 500)."]).await;
+    let mut redis = RedisServer::start(&[]).await;
+    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{}\"\n", redis.url());
+    let edge = Edge::start_with(&format!("{QUICK}{store}{}", on_rabbit(&server.url("%2f")))).await;
+    let all = customers(1..31);
+    cached(&edge, &all).await;
+    edge.faults.arm(Fault::PauseBeforeApply);
+    assert_eq!(accepted(&edge, &all[..1]).await.len(), 1);
+    edge.faults.reached(Fault::PauseBeforeApply, 2).await;
+    edge.faults.disarm(Fault::PauseBeforeApply);
+    applied(&edge, &all[..1]).await;
+
+    redis.kill().await;
+    assert_eq!(accepted(&edge, &all[1..]).await.len(), 29);
+    let channels = async || -> Option<Vec<(String, u64)>> {
+        let channels = server.api("GET", "/channels", None).await?;
+        let channels = channels.as_array()?.iter().filter(|channel| channel["consumer_count"].as_u64() > Some(0));
+        channels
+            .map(|channel| Some((channel["name"].to_string(), channel["messages_unacknowledged"].as_u64()?)))
+            .collect()
+    };
+    let began = Instant::now();
+    while began.elapsed() < 2 * held {
+        // The broker tells what it knew up to five seconds ago.
+        eventually("nothing is held", || async {
+            channels().await.filter(|channels| channels.iter().all(|(_, held)| *held == 0))
+        })
+        .await;
+    }
+    redis.restart().await;
+    applied(&edge, &all[1..]).await;
+    assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
+    edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,46 +4,50 @@
 //!
 //! A command is sent once, or not at all, within the store's timeout: what comes back as an error may or
 //! may not have taken effect, and nobody sends it again behind the caller's back (a lease's token serves
-//! one attempt). While there is no connection, commands fail at once instead of waiting for one: the link
-//! is its own circuit breaker.
+//! one attempt). While there is no connection, commands fail at once instead of waiting for one. A server
+//! that is silent (stopped, or behind a stalled link) costs the timeout a few times only: then the
+//! [`breaker`] fails commands at once as well, and this task, not a caller, finds out when it is back.
 //!
 //! # How it mends itself
 //!
 //! One task owns the link. It connects, with backoff and without giving up; hands the connection out; and
 //! takes it back when someone who used it says that it is broken: the connection was dropped, the server
-//! turned read-only (it was demoted), or [`SUSPICIOUS`] commands in a row had no answer in time (a stalled
-//! link looks like this). Then it asks the sentinels again, where there are any, and connects anew. A
-//! cluster's client does the same for each of its nodes by itself, so its task only makes the first
-//! connection.
+//! turned read-only (it was demoted), or the breaker found it silent. Then it asks the sentinels again,
+//! where there are any, and connects anew.
+//!
+//! A cluster's client connects to nodes that refused or hung up by itself, but a silent one it goes on
+//! asking, also when a replica has long taken its place. So when the breaker finds a part of a cluster
+//! silent, the task makes a new connection, which asks the nodes that do answer who has which slots; the
+//! old one serves the other parts until the new one is there.
 
+mod breaker;
+mod source;
+
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
-use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult,
-    ServerErrorKind, TlsCertificates, TlsMode, Value,
-};
+use redis::{Arg, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, TlsCertificates, Value};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 
 use super::config::Place;
 
-/// How many commands in a row may go unanswered before the connection is taken for broken.
-const SUSPICIOUS: u32 = 3;
+use breaker::{Breaker, PartOf};
+use source::Source;
 
-/// The longest that making a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) use source::sentinel;
+
+/// The least time between two connections to a cluster.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 
 /// A link; cloning shares it.
 #[derive(Clone, Debug)]
@@ -56,7 +60,7 @@ struct Shared {
     connection: watch::Sender<Option<Connection>>,
     /// Rung when a connection is broken.
     broken: Notify,
-    unanswered: AtomicU32,
+    breaker: Breaker,
     timeout: Duration,
 }
 
@@ -77,13 +81,6 @@ impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Connection({})", self.number)
     }
-}
-
-/// Where connections come from.
-enum Source {
-    Single(Box<Client>),
-    Sentinel(Box<SentinelClient>),
-    Cluster(Box<ClusterClient>),
 }
 
 /// What is sent.
@@ -111,7 +108,7 @@ impl Link {
     ) -> Result<Self, Error> {
         let source = Source::of(place, certificates, timeout).map_err(|error| explain(&error))?;
         let connection = watch::Sender::new(None);
-        let shared = Arc::new(Shared { connection, broken: Notify::new(), unanswered: AtomicU32::new(0), timeout });
+        let shared = Arc::new(Shared { connection, broken: Notify::new(), breaker: Breaker::new(), timeout });
         shutdown.spawn(supervise(source, Arc::clone(&shared), shutdown.clone()));
         Ok(Self { shared })
     }
@@ -147,29 +144,48 @@ impl Link {
     async fn request(&self, request: Request<'_>) -> Result<Vec<Value>, Failure> {
         let connection = self.shared.connection.borrow().clone();
         let Some(Connection { number, mut to }) = connection else {
-            return Err(Failure::Store(Error::Unavailable { reason: "not connected".to_owned() }));
+            return Err(Failure::unavailable("not connected"));
         };
-        match timeout(self.shared.timeout, to.request(request)).await {
-            Ok(Ok(answers)) => {
-                self.shared.unanswered.store(0, Ordering::Relaxed);
-                Ok(answers)
+        let breaker = &self.shared.breaker;
+        let pass = match to.part(&request).map(|part| breaker.admit(part, Instant::now())) {
+            Some(None) => return Err(Failure::unavailable("left alone, since it does not answer")),
+            Some(Some(pass)) => Some(pass),
+            None => None,
+        };
+        let silence = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        let error = match timeout(self.shared.timeout, to.request(request)).await.unwrap_or_else(silence) {
+            Ok(answers) => {
+                pass.into_iter().for_each(|pass| breaker.answered(pass));
+                return Ok(answers);
             }
-            Ok(Err(error)) => {
-                if error.is_unrecoverable_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
-                    self.complain(number);
-                }
-                Err(Failure::of(&error))
+            Err(error) => error,
+        };
+        // The client of a cluster has the same timeout, and may be the first to give up.
+        if error.is_timeout() {
+            if pass.is_some_and(|pass| breaker.was_silent(pass, Instant::now())) {
+                self.complain_of_silence(number);
             }
-            Err(_elapsed) => {
-                if self.shared.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= SUSPICIOUS {
-                    self.complain(number);
-                }
-                Err(Failure::Store(Error::Unavailable { reason: "no answer in time".to_owned() }))
-            }
+            return Err(Failure::unavailable("no answer in time"));
         }
+        if !error.is_io_error() {
+            pass.into_iter().for_each(|pass| breaker.answered(pass));
+        }
+        if error.is_unrecoverable_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
+            self.complain(number);
+        }
+        Err(Failure::of(&error))
     }
 
-    /// Takes a connection out of use, and has a new one made.
+    /// Has a new connection made to what is silent; of a cluster, the old one stays in use for the rest.
+    fn complain_of_silence(&self, number: u64) {
+        match self.shared.connection.borrow().as_ref() {
+            Some(Connection { number: now, to: To::Cluster(_) }) if *now == number => self.shared.broken.notify_one(),
+            Some(_) | None => {}
+        }
+        self.complain(number);
+    }
+
+    /// Takes a connection out of use, and has a new one made; a cluster's client sees to its connections itself.
     fn complain(&self, number: u64) {
         let taken = self.shared.connection.send_if_modified(|connection| {
             let broken = connection.as_ref().is_some_and(|now| now.number == number && matches!(now.to, To::One(_)));
@@ -194,6 +210,10 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    fn unavailable(reason: &str) -> Self {
+        Self::Store(Error::Unavailable { reason: reason.to_owned() })
+    }
+
     fn of(error: &RedisError) -> Self {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::NoScript) => Self::NoScript,
@@ -220,9 +240,11 @@ pub(super) fn explain(error: &RedisError) -> Error {
     }
 }
 
+/// Keeps the link up.
 async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) {
     let mut number = 0;
     let mut failing = false;
+    let patience = source.patience();
     let mut backoff = ExponentialBackoff {
         initial_interval: Duration::from_millis(50),
         max_interval: Duration::from_secs(2),
@@ -233,14 +255,18 @@ async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) 
     loop {
         let attempt = tokio::select! {
             () = shutdown.requested() => return,
-            attempt = timeout(CONNECT_TIMEOUT, source.connect()) => attempt,
+            attempt = timeout(patience, source.connect()) => attempt,
         };
         let why = match attempt {
             Ok(Ok(to)) => {
                 number += 1;
                 failing = false;
                 backoff.reset();
-                shared.unanswered.store(0, Ordering::Relaxed);
+                let since = Instant::now();
+                let pause = if matches!(to, To::Cluster(_)) { RENEW_EVERY } else { Duration::ZERO };
+                if matches!(to, To::One(_)) {
+                    shared.breaker.forget(PartOf::WHOLE);
+                }
                 shared.connection.send_replace(Some(Connection { number, to }));
                 tracing::info!(connection = number, "connected to redis");
                 tokio::select! {
@@ -248,7 +274,8 @@ async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) 
                     () = shutdown.requested() => return,
                     () = shared.broken.notified() => {}
                 }
-                tracing::warn!(connection = number, "the connection to redis is broken");
+                tracing::warn!(connection = number, "the connection to redis is broken, or a part of it silent");
+                let _ = timeout_at(since + pause, shutdown.requested()).await;
                 continue;
             }
             Ok(Err(error)) => explain(&error).to_string(),
@@ -264,50 +291,21 @@ async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) 
     }
 }
 
-impl Source {
-    fn of(place: &Place, certificates: Option<&TlsCertificates>, timeout: Duration) -> RedisResult<Self> {
-        // A library that speaks TLS takes the process' provider; another may have been there first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        match place {
-            Place::Single(node) => match certificates {
-                Some(certificates) => Client::build_with_tls(node.clone(), certificates.clone())
-                    .map(|client| Self::Single(Box::new(client))),
-                None => Client::open(node.clone()).map(|client| Self::Single(Box::new(client))),
-            },
-            Place::Cluster(nodes) => {
-                // The client's own retries send a command again whose fate is unknown.
-                let mut builder = ClusterClientBuilder::new(nodes.iter().cloned())
-                    .retries(0)
-                    .connection_timeout(CONNECT_TIMEOUT)
-                    .response_timeout(timeout);
-                if let Some(certificates) = certificates {
-                    builder = builder.certs(certificates.clone());
-                }
-                builder.build().map(|client| Self::Cluster(Box::new(client)))
-            }
-            Place::Sentinel(sentinels, name) => {
-                sentinel(sentinels, name, certificates).map(|client| Self::Sentinel(Box::new(client)))
-            }
-        }
-    }
-
-    /// Makes a connection over which a `PING` was answered.
-    async fn connect(&mut self) -> RedisResult<To> {
-        // Each command has the store's own deadline.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(CONNECT_TIMEOUT));
-        let mut to = match self {
-            Self::Single(client) => To::One(client.get_multiplexed_async_connection_with_config(&config).await?),
-            Self::Sentinel(client) => To::One(client.get_async_connection_with_config(&config).await?),
-            Self::Cluster(client) => To::Cluster(client.get_async_connection().await?),
-        };
-        to.request(Request::Ping).await?;
-        Ok(to)
-    }
-}
-
 impl To {
+    /// The part of Redis that answers this; `None` where any node may.
+    fn part(&self, request: &Request<'_>) -> Option<PartOf> {
+        let cmd = match (self, request) {
+            (Self::One(_), _) => return Some(PartOf::WHOLE),
+            (Self::Cluster(_), Request::Ping | Request::Everywhere(_)) => return None,
+            (Self::Cluster(_), Request::One(cmd)) => cmd,
+            (Self::Cluster(_), Request::Many(commands, _)) => commands.cmd_iter().next()?,
+        };
+        // Every command of the store names K first: behind its own name, or behind a script and a count.
+        let mut words = cmd.args_iter().map(|arg| if let Arg::Simple(word) = arg { word } else { &[] });
+        let scripted = matches!(words.next(), Some(b"EVAL" | b"EVALSHA"));
+        words.nth(if scripted { 2 } else { 0 }).map(PartOf::of)
+    }
+
     async fn request(&mut self, request: Request<'_>) -> RedisResult<Vec<Value>> {
         if let (Self::Cluster(connection), Request::Ping) = (&mut *self, &request) {
             // Sent as other commands are it would go to every node, and fail with any of them.
@@ -336,34 +334,4 @@ impl To {
             }
         }
     }
-}
-
-/// Makes a client that asks sentinels for the master.
-pub(super) fn sentinel(
-    sentinels: &[ConnectionInfo],
-    name: &str,
-    certificates: Option<&TlsCertificates>,
-) -> RedisResult<SentinelClient> {
-    let addresses: Vec<ConnectionAddr> = sentinels.iter().map(|node| node.addr().clone()).collect();
-    let tls = addresses.iter().any(|address| matches!(address, ConnectionAddr::TcpTls { .. }));
-    let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?;
-    if tls {
-        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-    }
-    // The addresses' user and password are the servers'; sentinels are asked without.
-    if let Some(settings) = sentinels.first().map(ConnectionInfo::redis_settings) {
-        if let Some(username) = settings.username() {
-            builder = builder.set_client_to_redis_username(username);
-        }
-        if let Some(password) = settings.password() {
-            builder = builder.set_client_to_redis_password(password);
-        }
-        builder = builder.set_client_to_redis_db(settings.db());
-    }
-    if let Some(certificates) = certificates {
-        builder = builder
-            .set_client_to_redis_certificates(certificates.clone())
-            .set_client_to_sentinel_certificates(certificates.clone());
-    }
-    builder.build()
 }

@@ -126,7 +126,11 @@ macro_rules! queue_contract {
     };
 }
 
-queue_contract!(embedded_adapter: Embedded, rabbitmq: crate::contract::rabbit::Alone);
+queue_contract!(
+    embedded_adapter: Embedded,
+    rabbitmq: crate::contract::rabbit::Alone,
+    rabbitmq_on_three_nodes: crate::contract::rabbit::OnThreeNodes
+);
 
 fn event(id: impl std::fmt::Display) -> Event {
     Event {

@@ -1,16 +1,40 @@
-//! The AMQP queue under the queue's contract: on one RabbitMQ node.
+//! The AMQP queue under the queue's contract: on one RabbitMQ node, and on a cluster of three.
 
 use async_trait::async_trait;
 use profile_edge::config;
+use profile_edge::domain::Secret;
+use profile_edge::queue::amqp;
 use profile_edge::queue::open::{Config, Kind, Opened};
 
 use super::queue::{Fixture, open};
-use crate::support::servers::rabbit::RabbitServer;
+use crate::support::servers::rabbit::{RabbitCluster, RabbitServer};
 
 /// A virtual host of one's own on the node that all tests share.
-pub(crate) struct Alone {
+pub(crate) struct Alone(Place);
+
+/// A virtual host of one's own on the three nodes that all tests share: queues have a member on each.
+pub(crate) struct OnThreeNodes(Place);
+
+struct Place {
+    server: &'static RabbitServer,
     vhost: String,
     config: Config,
+}
+
+impl Place {
+    async fn on(server: &'static RabbitServer, adapt: impl FnOnce(&str, &mut amqp::Config)) -> Self {
+        let vhost = server.vhost().await;
+        let mut config = config::from_toml("").unwrap().config.queue;
+        config.kind = Kind::Amqp;
+        config.amqp = server.config(&vhost);
+        config.amqp.shards = 2;
+        adapt(&vhost, &mut config.amqp);
+        Self { server, vhost, config }
+    }
+
+    async fn inject(&self, bytes: &[u8]) {
+        self.server.publish(&self.vhost, "amq.default", "profile-edge.invalidations.0", bytes).await;
+    }
 }
 
 #[async_trait]
@@ -18,21 +42,35 @@ impl Fixture for Alone {
     const HISTORIES: u32 = 6;
 
     async fn new() -> Self {
-        let server = RabbitServer::shared().await;
-        let vhost = server.vhost().await;
-        let mut config = config::from_toml("").unwrap().config.queue;
-        config.kind = Kind::Amqp;
-        config.amqp = server.config(&vhost);
-        config.amqp.shards = 2;
-        Self { vhost, config }
+        Self(Place::on(RabbitServer::shared().await, |_, _| {}).await)
     }
 
     async fn open(&self) -> Opened {
-        open(&self.config).await
+        open(&self.0.config).await
     }
 
     async fn inject(&self, bytes: &[u8]) {
-        let server = RabbitServer::shared().await;
-        server.publish(&self.vhost, "amq.default", "profile-edge.invalidations.0", bytes).await;
+        self.0.inject(bytes).await;
+    }
+}
+
+#[async_trait]
+impl Fixture for OnThreeNodes {
+    const HISTORIES: u32 = 3;
+
+    async fn new() -> Self {
+        let cluster = RabbitCluster::shared().await;
+        let links = |vhost: &str, config: &mut amqp::Config| {
+            config.urls = cluster.urls(vhost).into_iter().map(Secret::new).collect();
+        };
+        Self(Place::on(&cluster.nodes[0], links).await)
+    }
+
+    async fn open(&self) -> Opened {
+        open(&self.0.config).await
+    }
+
+    async fn inject(&self, bytes: &[u8]) {
+        self.0.inject(bytes).await;
     }
 }

@@ -56,6 +56,24 @@ impl Pairing {
     }
 }
 
+/// Makes a test of each of these functions for each pairing, which is their argument.
+macro_rules! on_every_pairing {
+    ($($case:ident),+ $(,)?) => {
+        $crate::support::edge::on_every_pairing!(@pairing embedded, Embedded, $($case),+);
+        $crate::support::edge::on_every_pairing!(@pairing redis, Redis, $($case),+);
+        $crate::support::edge::on_every_pairing!(@pairing redis_and_rabbitmq, RedisAndRabbit, $($case),+);
+    };
+    (@pairing $module:ident, $pairing:ident, $($case:ident),+) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case($crate::support::edge::Pairing::$pairing).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_every_pairing;
+
 /// The settings of a queue in a virtual host of RabbitMQ.
 pub(crate) fn on_rabbit(url: &str) -> String {
     format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurl = \"{url}\"\n")
@@ -127,6 +145,19 @@ impl Edge {
     pub(crate) async fn ready(&self) -> Value {
         let url = format!("http://{}/readyz", self.admin);
         self.client.get(url).send().await.unwrap().json().await.unwrap()
+    }
+
+    /// Waits until readiness names this dependency as down.
+    pub(crate) async fn is_without(&self, dependency: &str) {
+        eventually("degraded", || async {
+            self.ready().await["degraded"].to_string().contains(dependency).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until readiness names nothing as down.
+    pub(crate) async fn is_whole(&self) {
+        eventually("ready", || async { (self.ready().await["degraded"] == json!([])).then_some(()) }).await;
     }
 
     /// A request to the sandbox as its editor.

@@ -1,6 +1,7 @@
 //! What the tests start, and how they wait.
 
 pub(crate) mod edge;
+pub(crate) mod load;
 pub(crate) mod process;
 pub(crate) mod servers;
 pub(crate) mod tls;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -60,6 +61,16 @@ impl Process {
         let pid = self.child.id().unwrap().to_string();
         let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// Returns how much time of a processor the process has used so far (`proc_pid_stat(5)`: utime and stime).
+    pub(crate) fn processor_time(&self) -> Duration {
+        /// Linux counts in hundredths of a second here, whatever its own clock does (`USER_HZ`).
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id().unwrap())).unwrap();
+        // The second field is the program's name in brackets, which may hold anything; utime is the fourteenth.
+        let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
+        fields.skip(11).take(2).map(|ticks| TICK * ticks.parse::<u32>().unwrap()).sum()
     }
 
     /// Waits for the end and returns the exit code; `None` when a signal ended it.

@@ -114,7 +114,8 @@ impl Server {
     pub(crate) async fn run(&self, command: &[String]) -> String {
         match self {
             Self::Process { .. } => {
-                let done = Command::new(&command[0]).args(&command[1..]).output().unwrap();
+                // Whoever waits for it must not hold up what else goes on in its test.
+                let done = tokio::process::Command::new(&command[0]).args(&command[1..]).output().await.unwrap();
                 assert!(done.status.success(), "{command:?}: {done:?}");
                 String::from_utf8(done.stdout).unwrap()
             }

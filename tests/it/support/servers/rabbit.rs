@@ -1,9 +1,13 @@
-//! Private RabbitMQ servers.
+//! Private RabbitMQ servers: one node alone, and a cluster of three.
 //!
-//! Where [`NAMED`] and [`NAMED_API`] are set, they name the one that tests share: its user makes and uses a virtual
-//! host for each test, and so must be an administrator. Tests that stop their broker, or configure it, start their
-//! own all the same.
+//! Where [`NAMED`] and [`NAMED_API`] are set, they name the one node that tests share: its user makes and uses a
+//! virtual host for each test, and so must be an administrator. Tests that stop their broker, or configure it, start
+//! their own all the same.
 
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
 use profile_edge::domain::Secret;
 use profile_edge::queue::amqp::Config;
 use profile_edge::tls::Files;
@@ -14,6 +18,7 @@ use tokio::time::{Duration, Instant, sleep};
 use url::Url;
 
 use super::{Program, Server};
+use crate::support::eventually;
 use crate::support::process::free_port;
 
 /// The variables that may name a broker to share: `amqp://user:password@host:port`, and the address of its
@@ -28,17 +33,37 @@ const START: Duration = Duration::from_secs(120);
 /// user of their own.
 const FIND: &str = "for at in /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin; do [ -x $at/$0 ] && exec $at/$0 \"$@\"; done";
 
-/// One RabbitMQ node, with a port mapper of its own, so that nothing outlives it.
+/// The secret by which the nodes of a cluster know each other. Every node listens on loopback alone.
+const COOKIE: &[u8] = b"PROFILEEDGETESTS";
+
+/// A port mapper (epmd) of the tests' own, so that nothing outlives them.
+struct Mapper {
+    port: u16,
+    _directory: TempDir,
+    _server: Server,
+}
+
+impl Mapper {
+    async fn start() -> Self {
+        let (port, directory) = (free_port(), tempfile::tempdir().unwrap());
+        let mapper = program(["epmd".into(), "-port".into(), port.to_string()]);
+        let server = Server::start(directory.path(), &mapper).await;
+        Self { port, _directory: directory, _server: server }
+    }
+}
+
+/// One RabbitMQ node.
 pub(crate) struct RabbitServer {
     pub(crate) port: u16,
     pub(crate) tls_port: Option<u16>,
+    name: String,
     management: u16,
-    mapper_port: u16,
+    /// `None` of a node that is not one of ours.
+    mapper: Option<Arc<Mapper>>,
     directory: TempDir,
     server: Option<Server>,
     /// Where it is, if it is not one of ours: the link, the API, and the user and password of both.
     named: Option<(Url, String)>,
-    _mapper: Option<Server>,
     client: reqwest::Client,
 }
 
@@ -66,18 +91,9 @@ impl RabbitServer {
         let api = std::env::var(NAMED_API).unwrap_or_else(|_| panic!("{NAMED} is set, so {NAMED_API} must be too"));
         let named = Some((link, api.trim_end_matches('/').to_owned()));
         let (directory, client) = (tempfile::tempdir().unwrap(), client());
-        let (port, management, mapper_port) = (0, 0, 0);
-        let broker = Self {
-            port,
-            tls_port: None,
-            management,
-            mapper_port,
-            directory,
-            server: None,
-            named,
-            _mapper: None,
-            client,
-        };
+        let (port, management, name) = (0, 0, String::new());
+        let broker =
+            Self { port, tls_port: None, name, management, mapper: None, directory, server: None, named, client };
         assert!(
             broker.api("GET", "/whoami", None).await.is_some(),
             "{NAMED_API}: refuses the user, or does not answer"
@@ -105,21 +121,27 @@ impl RabbitServer {
     }
 
     async fn start_with(tls_port: Option<u16>, more: &str) -> Self {
+        let mapper = Arc::new(Mapper::start().await);
+        let mut started = Self::prepare("edge@localhost", mapper, tls_port, more);
+        started.restart().await;
+        started
+    }
+
+    /// Makes a node that does not run yet.
+    fn prepare(name: &str, mapper: Arc<Mapper>, tls_port: Option<u16>, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (port, management, mapper_port) = (free_port(), free_port(), free_port());
+        let (port, management) = (free_port(), free_port());
         let settings = format!(
             "listeners.tcp.1 = 127.0.0.1:{port}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n\
              disk_free_limit.absolute = 50MB\nraft.wal_max_size_bytes = 16777216\n{more}"
         );
         std::fs::write(directory.path().join("rabbitmq.conf"), settings).unwrap();
         std::fs::write(directory.path().join("enabled_plugins"), "[rabbitmq_management].").unwrap();
-        let mapper = program(["epmd".into(), "-port".into(), mapper_port.to_string()]);
-        let mapper = Server::start(directory.path(), &mapper).await;
-        let (named, mapper, client) = (None, Some(mapper), client());
-        let mut started =
-            Self { port, tls_port, management, mapper_port, directory, server: None, named, _mapper: mapper, client };
-        started.restart().await;
-        started
+        let cookie = directory.path().join(".erlang.cookie");
+        let private = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(cookie);
+        std::io::Write::write_all(&mut private.unwrap(), COOKIE).unwrap();
+        let (name, mapper, named, client) = (name.to_owned(), Some(mapper), None, client());
+        Self { port, tls_port, name, management, mapper, directory, server: None, named, client }
     }
 
     /// Starts it again on the same data.
@@ -177,7 +199,14 @@ impl RabbitServer {
     /// Makes a virtual host, and returns its name.
     pub(crate) async fn vhost(&self) -> String {
         let name = format!("v-{}", hex::encode(rand::random::<[u8; 8]>()));
-        self.api("PUT", &format!("/vhosts/{name}"), None).await.expect("a virtual host");
+        let path = format!("/vhosts/{name}");
+        // A node that has just started may refuse, and one of a cluster makes it a little later than the others.
+        eventually("a virtual host, on every node", || async {
+            self.api("PUT", &path, None).await?;
+            let made = self.api("GET", &path, None).await?;
+            made["cluster_state"].as_object()?.values().all(|state| state == "running").then_some(())
+        })
+        .await;
         name
     }
 
@@ -225,8 +254,8 @@ impl RabbitServer {
         let more = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none";
         [
             ("HOME", self.directory.path().display().to_string()),
-            ("ERL_EPMD_PORT", self.mapper_port.to_string()),
-            ("RABBITMQ_NODENAME", "edge@localhost".to_owned()),
+            ("ERL_EPMD_PORT", self.mapper.as_ref().unwrap().port.to_string()),
+            ("RABBITMQ_NODENAME", self.name.clone()),
             ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
             ("RABBITMQ_DIST_PORT", (free_port()).to_string()),
             ("RABBITMQ_MNESIA_BASE", path("data")),
@@ -241,6 +270,63 @@ impl RabbitServer {
         ]
         .map(|(name, value)| format!("{name}={value}"))
         .to_vec()
+    }
+}
+
+/// Three nodes that are one broker: quorum queues and streams have a member on each.
+pub(crate) struct RabbitCluster {
+    pub(crate) nodes: Vec<RabbitServer>,
+}
+
+impl RabbitCluster {
+    /// The cluster that the tests of this process share, for those that do it no harm.
+    pub(crate) async fn shared() -> &'static Self {
+        static SHARED: OnceCell<RabbitCluster> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    /// Starts a cluster of one's own.
+    pub(crate) async fn start() -> Self {
+        let mapper = Arc::new(Mapper::start().await);
+        let names = ["edge-0@localhost", "edge-1@localhost", "edge-2@localhost"];
+        let mut peers = "cluster_formation.peer_discovery_backend = classic_config\n".to_owned();
+        for (n, name) in (1..).zip(names) {
+            peers += &format!("cluster_formation.classic_config.nodes.{n} = {name}\n");
+        }
+        // The first looks for nobody, the others for the first: were all to look at once, each would wait.
+        let mut nodes: Vec<RabbitServer> = names
+            .iter()
+            .zip(["", &peers, &peers])
+            .map(|(name, peers)| RabbitServer::prepare(name, Arc::clone(&mapper), None, peers))
+            .collect();
+        nodes[0].restart().await;
+        join_all(nodes[1..].iter_mut().map(RabbitServer::restart)).await;
+        let started = Self { nodes };
+        eventually("the three nodes are one cluster", || async {
+            let nodes = started.nodes[0].api("GET", "/nodes", None).await?;
+            let running = nodes.as_array()?.iter().filter(|node| node["running"] == true).count();
+            (running == started.nodes.len()).then_some(())
+        })
+        .await;
+        started
+    }
+
+    /// Returns the links to a virtual host, one for each node, in their order.
+    pub(crate) fn urls(&self, vhost: &str) -> Vec<String> {
+        self.nodes.iter().map(|node| node.url(vhost)).collect()
+    }
+
+    /// Returns which node has the leader of a queue that has a member on every node.
+    pub(crate) async fn leader(&self, vhost: &str, queue: &str) -> usize {
+        let name = eventually("the queue has a member on every node, and a leader", || async {
+            let path = format!("/queues/{vhost}/{queue}");
+            let queue = self.nodes[0].api("GET", &path, None).await?;
+            let members = queue["members"].as_array()?.len();
+            (members == self.nodes.len()).then_some(())?;
+            queue["leader"].as_str().map(str::to_owned)
+        })
+        .await;
+        self.nodes.iter().position(|node| node.name == name).expect("the leader is one of the nodes")
     }
 }
 

@@ -1,0 +1,234 @@
+//! Outages under load: what happens to lookups and events when Redis or RabbitMQ fails while both go on.
+//!
+//! Ingest and lookups run in this process, the consumer in one of its own, so that its use of the processor can be
+//! told. How long an outage lasts is said, in seconds, by `PROFILE_EDGE_TEST_OUTAGE`; `.ci/nightly` asks for longer
+//! ones.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use crate::support::edge::{Edge, on_rabbit, on_sandbox_of};
+use crate::support::eventually;
+use crate::support::load::Load;
+use crate::support::process::{Process, configuration, free_port};
+use crate::support::servers::proxy::{Link, Proxy};
+use crate::support::servers::rabbit::{RabbitCluster, RabbitServer};
+use crate::support::servers::redis::{Deployment, RedisServer, Setup};
+
+const WORK_QUEUE: &str = "profile-edge.invalidations.0";
+
+/// The share of one processor that a consumer may use while it can do nothing; it uses a hundredth of that where
+/// nobody else needs the machine.
+const NEAR_IDLE: f64 = 0.2;
+
+/// How long an outage lasts.
+fn outage() -> Duration {
+    let seconds = std::env::var("PROFILE_EDGE_TEST_OUTAGE").ok().map(|seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds.unwrap_or(5))
+}
+
+/// A service in two processes.
+struct Site {
+    /// Ingest and lookups, and the sandbox.
+    front: Edge,
+    consumer: Process,
+    admin: u16,
+    _directory: TempDir,
+}
+
+impl Site {
+    async fn start(shared: &str) -> Self {
+        let settings = format!("roles = [\"ingest\", \"lookup\"]\n[sandbox]\nlatency = \"0ms\"\n{shared}");
+        let front = Edge::start_with(&settings).await;
+        let (directory, admin) = (tempfile::tempdir().unwrap(), free_port());
+        let own = format!(
+            "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:{admin}\"\nsandbox.enabled = false\n{shared}{}",
+            on_sandbox_of(front.sandbox_address())
+        );
+        let file = configuration(directory.path(), &own);
+        let arguments = ["run", "--role", "consumer", "--config", &file.display().to_string()];
+        let consumer = Process::start(directory.path(), &arguments, &[]);
+        let site = Self { front, consumer, admin, _directory: directory };
+        eventually("the consumer is ready", || async { site.scrape().await.map(drop) }).await;
+        site
+    }
+
+    async fn scrape(&self) -> Option<String> {
+        let answer = self.front.client.get(format!("http://127.0.0.1:{}/metrics", self.admin)).send().await;
+        answer.ok()?.text().await.ok()
+    }
+
+    /// Lets an outage last, and checks that the consumer does nothing meanwhile.
+    async fn sits_idle(&self) {
+        let (began, used) = (Instant::now(), self.consumer.processor_time());
+        sleep(outage()).await;
+        let used = self.consumer.processor_time() - used;
+        let share = used.as_secs_f64() / began.elapsed().as_secs_f64();
+        println!("the consumer used {:.1} % of a processor during the outage", share * 100.0);
+        assert!(share < NEAR_IDLE, "the consumer used {share} of a processor while it could do nothing");
+    }
+
+    /// Checks, once the load is over, that nothing accepted is lost and that nobody is told anything old.
+    async fn lost_nothing(&self, load: &Load<'_>, redis: &RedisServer) {
+        println!("{}", load.summary());
+        load.everyone_was_answered_in_time();
+        load.accepted_are_applied(&redis.connect().await.unwrap()).await;
+        load.answers_are_current().await;
+        let scrape = self.scrape().await.unwrap();
+        assert!(scrape.contains("\nprofile_edge_dead_letters 0\n"), "{scrape}");
+    }
+
+    async fn stop(mut self) {
+        self.consumer.signal("TERM");
+        assert_eq!(self.consumer.ended().await, Some(0), "{}", self.consumer.log());
+        self.front.stop().await;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    Killed,
+    Stopped,
+    Stalled,
+}
+
+/// Redis goes away under load and comes back: lookups go to Genesys or are told to come again, events are accepted all
+/// the while, and every one of them is applied afterwards.
+async fn redis_is(trouble: Trouble) {
+    let mut redis = RedisServer::start(&[]).await;
+    let proxy = Proxy::to(redis.port).await;
+    let broker = RabbitServer::shared().await;
+    let vhost = broker.vhost().await;
+    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"redis://{}\"\n", proxy.address);
+    let site = Site::start(&format!("{store}{}", on_rabbit(&broker.url(&vhost)))).await;
+    let front = &site.front;
+    let load = Load::on(front).await;
+    let story = async {
+        load.accepts(200).await;
+        match trouble {
+            Trouble::Killed => redis.kill().await,
+            Trouble::Stopped => redis.pause().await,
+            Trouble::Stalled => proxy.set(Link::Stalled),
+        }
+        site.consumer.says("the store is down").await;
+        front.is_without("store").await;
+        let accepted = load.accepted();
+        site.sits_idle().await;
+        assert!(load.accepted() > accepted, "{trouble:?}: events are accepted while the store is down");
+        let since = load.lookups().len();
+        match trouble {
+            Trouble::Killed => redis.restart().await,
+            Trouble::Stopped => redis.unpause().await,
+            Trouble::Stalled => proxy.set(Link::Whole),
+        }
+        eventually("hits again", || async {
+            load.lookups()[since..].iter().any(|lookup| lookup.told.starts_with("profile-edge; hit")).then_some(())
+        })
+        .await;
+        load.accepts(200).await;
+        front.is_whole().await;
+    };
+    load.during(story).await;
+    let bypassed = load.lookups().iter().filter(|lookup| lookup.told.contains("detail=store-unavailable")).count();
+    assert!(bypassed > 0, "{trouble:?}: lookups go on without the store");
+    site.lost_nothing(&load, &redis).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_killed_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+    redis_is(Trouble::Killed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_stopped_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+    redis_is(Trouble::Stopped).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_to_redis_stalled_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+    redis_is(Trouble::Stalled).await;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BrokerTrouble {
+    Killed,
+    Stopped,
+    Alarmed,
+    QueueDeleted,
+}
+
+/// The broker fails under load in one way after the other: senders are told to come again, lookups know nothing of
+/// it, and what was accepted before, during and after is applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_killed_stopped_alarmed_and_robbed_under_load_loses_nothing_that_it_confirmed() {
+    let redis = Deployment::start(Setup::Single).await;
+    let mut broker = RabbitServer::start("").await;
+    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);
+    let site = Site::start(&format!("{store}{}", on_rabbit(&broker.url("%2f")))).await;
+    let front = &site.front;
+    let load = Load::on(front).await;
+    let story = async {
+        use BrokerTrouble::{Alarmed, Killed, QueueDeleted, Stopped};
+        for trouble in [Killed, Stopped, Alarmed, QueueDeleted] {
+            load.accepts(200).await;
+            match trouble {
+                Killed => broker.kill().await,
+                Stopped => broker.pause().await,
+                Alarmed => broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await,
+                QueueDeleted => {
+                    broker.api("DELETE", &format!("/queues/%2f/{WORK_QUEUE}"), None).await.expect("it is deleted");
+                }
+            }
+            if trouble != QueueDeleted {
+                front.is_without("queue").await;
+                let accepted = load.accepted();
+                site.sits_idle().await;
+                assert_eq!(load.accepted(), accepted, "{trouble:?}: nothing is accepted that the broker has not");
+            }
+            match trouble {
+                Killed => broker.restart().await,
+                Stopped => broker.unpause().await,
+                Alarmed => broker.ctl(&["set_vm_memory_high_watermark", "0.4"]).await,
+                QueueDeleted => {}
+            }
+        }
+        load.accepts(200).await;
+    };
+    load.during(story).await;
+    let refused = load.lookups().into_iter().find(|lookup| lookup.status != 200);
+    assert!(refused.is_none(), "lookups need no broker: {refused:?}");
+    site.lost_nothing(&load, &redis.servers[0]).await;
+    site.stop().await;
+}
+
+/// Two nodes of three are killed one after the other, each while it is the one that matters: the node that the service
+/// is connected to, and then the leader of the work queue. Both times the service goes on with the others by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_three_nodes_killed_under_load_loses_nothing_and_the_next_link_is_taken() {
+    let redis = Deployment::start(Setup::Single).await;
+    let mut cluster = RabbitCluster::start().await;
+    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);
+    let urls = cluster.urls("%2f").iter().map(|url| format!("{url:?}")).collect::<Vec<_>>().join(", ");
+    let queue = format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurls = [{urls}]\n");
+    let site = Site::start(&format!("{store}{queue}")).await;
+    let load = Load::on(&site.front).await;
+    let story = async {
+        load.accepts(200).await;
+        // Links are tried in their order, so this is where both processes publish to.
+        cluster.nodes[0].kill().await;
+        site.consumer.says("the link to the broker is down").await;
+        load.accepts(400).await;
+        cluster.nodes[0].restart().await;
+        let leader = cluster.leader("%2f", WORK_QUEUE).await;
+        cluster.nodes[leader].kill().await;
+        load.accepts(400).await;
+    };
+    load.during(story).await;
+    let refused = load.lookups().into_iter().find(|lookup| lookup.status != 200);
+    assert!(refused.is_none(), "lookups need no broker: {refused:?}");
+    site.lost_nothing(&load, &redis.servers[0]).await;
+    site.stop().await;
+}

@@ -1,0 +1,44 @@
+//! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
+//!
+//! Run with `cargo bench --bench production`; after a `--`, `hits` or `pipeline` runs only that. Every server is a
+//! process of its own: the service (the real binary), its Genesys, the bare programs, Redis, RabbitMQ; the
+//! load comes from this one, on one thread. Rounds of both alternate in one run and medians are compared, so
+//! that a ratio does not depend on the machine, nor on what else it does at times. Not a test: nothing here
+//! fails because a machine is slow.
+
+mod bare;
+mod figures;
+mod load;
+mod pipeline;
+mod redis_hits;
+mod service;
+#[expect(dead_code, clippy::unwrap_used, reason = "the tests' own support; of it, this needs the servers")]
+#[path = "../it/support/mod.rs"]
+mod support;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|argument| argument.starts_with("bare-")) {
+        // As the service's: all cores.
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
+        return runtime.block_on(bare::run(&arguments));
+    }
+    // `cargo test --benches` runs this binary too, to see that it starts; the load is for `cargo bench`.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        println!("production: run with cargo bench --bench production");
+        return;
+    }
+    let only = |name: &str| {
+        let mut names = arguments.iter().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
+        names.peek().is_none() || names.any(|argument| argument == name)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    runtime.block_on(async {
+        if only("hits") {
+            redis_hits::compare().await;
+        }
+        if only("pipeline") {
+            pipeline::compare().await;
+        }
+    });
+}

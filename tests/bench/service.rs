@@ -1,0 +1,69 @@
+//! The service under load: the real binary, as a process of its own, for one tenant whose Genesys is a sandbox
+//! in yet another process.
+
+use std::net::SocketAddr;
+
+use tempfile::TempDir;
+
+use crate::load::fetch;
+use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
+use crate::support::eventually;
+use crate::support::process::{Process, configuration, free_port};
+
+/// What signs the events.
+pub(crate) const SECRET: &str = "bench-secret";
+
+/// How many customers the sandbox has.
+pub(crate) const CUSTOMERS: u32 = 1_000;
+
+/// A running service.
+pub(crate) struct Service {
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    process: Process,
+    _sandbox: Process,
+    _directory: TempDir,
+}
+
+impl Service {
+    /// Starts on this Redis, and this RabbitMQ if it is to take events.
+    pub(crate) async fn start(redis: &str, rabbit: Option<&str>) -> Self {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let (public, admin, genesys) = (local(free_port()), local(free_port()), local(free_port()));
+        let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &CUSTOMERS.to_string()];
+        let sandbox = Process::start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat(), &[]);
+        let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
+        let text = format!(
+            "roles = {roles}\n[http]\nlisten = \"{public}\"\n[admin]\nlisten = \"{admin}\"\n\
+             [lookup]\nttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}\
+             [[tenant]]\nid = \"10001\"\n[tenant.upstream]\napi_url = \"http://{genesys}\"\n\
+             login_url = \"http://{genesys}\"\nclient_id = \"sandbox\"\nclient_secret = \"sandbox\"\n\
+             requests_per_minute = 60000\n\
+             [[tenant.webhook]]\nscheme = \"hub-signature\"\nsecrets = [\"{SECRET}\"]\n\
+             [[caller]]\nname = \"bench\"\nkey_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n",
+            rabbit.map(on_rabbit).unwrap_or_default()
+        );
+        let file = configuration(directory.path(), &text).display().to_string();
+        let process = Process::start(directory.path(), &["run", "--config", &file], &[]);
+        eventually("the service and its sandbox listen", || async {
+            for addr in [admin, genesys] {
+                tokio::net::TcpStream::connect(addr).await.ok()?;
+            }
+            let ready = fetch(admin, "/livez").await;
+            Some(ready)
+        })
+        .await;
+        Self { public, admin, process, _sandbox: sandbox, _directory: directory }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Ends it in good order.
+    pub(crate) async fn stop(mut self) {
+        self.process.signal("TERM");
+        assert_eq!(self.process.ended().await, Some(0), "{}", self.process.log());
+    }
+}

@@ -25,7 +25,17 @@ pub(super) async fn run(config: Config) -> Exit {
     logging::init(&config.log);
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;
     let (deadline, limit) = (config.shutdown.deadline, config.startup_timeout);
-    let app = match timeout(limit, App::start(config, Faults::from_env())).await {
+    // Listened for from here on, so that a signal during the start ends it in good order too.
+    let mut asked = std::pin::pin!(asked_to_stop());
+    let started = tokio::select! {
+        biased;
+        () = &mut asked => {
+            tracing::info!("asked to stop while starting");
+            return Exit::Ok;
+        }
+        started = timeout(limit, App::start(config, Faults::from_env())) => started,
+    };
+    let app = match started {
         Ok(Ok(app)) => app,
         Ok(Err(error)) => {
             tracing::error!(%error, "cannot start");
@@ -40,7 +50,7 @@ pub(super) async fn run(config: Config) -> Exit {
         // Nobody is there to read it if standard error is closed; that is no reason to stop.
         let _ = std::io::stderr().lock().write_all(how_to_try(&app).as_bytes());
     }
-    asked_to_stop().await;
+    asked.await;
     tokio::select! {
         finished = app.stop() => {
             if !finished {

@@ -7,8 +7,9 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
+use crate::pairing::on_every_pairing;
 use crate::support::customer;
-use crate::support::edge::{Edge, Looked, Pairing, flat, looked, on_every_pairing};
+use crate::support::edge::{Edge, Looked, Pairing, flat, looked};
 
 const ROUTE: &str = "/webhooks/10001";
 const FLAT_ROUTE: &str = "/webhook/customer-updated";

@@ -14,6 +14,7 @@ mod losses;
 mod main_job;
 mod operator;
 mod outages;
+mod pairing;
 mod process;
 mod protocol;
 mod rabbitmq;

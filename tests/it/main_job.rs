@@ -14,7 +14,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::edge::{Edge, Pairing, flat, looked, on_every_pairing, on_sandbox_of};
+use crate::pairing::on_every_pairing;
+use crate::support::edge::{Edge, Pairing, flat, looked, on_sandbox_of};
 use crate::support::process::free_port;
 use crate::support::{PATIENCE, customer, eventually};
 

@@ -5,8 +5,9 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::pairing::on_every_pairing;
 use crate::support::customer;
-use crate::support::edge::{Edge, Pairing, on_every_pairing};
+use crate::support::edge::{Edge, Pairing};
 
 on_every_pairing!(
     inspect_tells_the_state_of_a_key_and_never_its_contents,

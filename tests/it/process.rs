@@ -6,7 +6,8 @@ use profile_edge::faults::Fault;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::edge::{Pairing, on_every_pairing};
+use crate::pairing::on_every_pairing;
+use crate::support::edge::Pairing;
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::{customer, eventually};
 
@@ -147,4 +148,16 @@ async fn a_second_process_on_the_same_queue_is_refused_in_plain_words() {
     assert!(second.log().contains("data/queue"), "{}", second.log());
     first.signal("TERM");
     assert_eq!(first.ended().await, Some(0));
+}
+
+/// A signal while a dependency is still waited for ends the process as one later does.
+#[tokio::test]
+async fn a_signal_during_the_start_ends_it_in_good_order() {
+    let (directory, ports) = (tempfile::tempdir().unwrap(), Ports::draw());
+    let nobody = format!("redis://127.0.0.1:{}", free_port());
+    let store = [("PROFILE_EDGE__STORE__KIND", "redis"), ("PROFILE_EDGE__STORE__REDIS__URL", nobody.as_str())];
+    let mut process = ports.start(directory.path(), &store);
+    process.says("redis cannot be reached").await;
+    process.signal("TERM");
+    assert_eq!(process.ended().await, Some(0), "{}", process.log());
 }

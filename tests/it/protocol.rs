@@ -8,29 +8,13 @@ use profile_edge::faults::Fault;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::pairing::on_every_pairing;
 use crate::support::edge::{Edge, Looked, Pairing};
 use crate::support::{customer, eventually};
 
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
 
-macro_rules! on_both_stores {
-    ($($case:ident),+ $(,)?) => {
-        on_both_stores!(@on embedded, Embedded, $($case),+);
-        on_both_stores!(@on redis, Redis, $($case),+);
-    };
-    (@on $module:ident, $pairing:ident, $($case:ident),+) => {
-        mod $module {
-            use super::Pairing;
-
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Pairing::$pairing).await;
-            })+
-        }
-    };
-}
-
-on_both_stores!(
+on_every_pairing!(
     a_deleted_customer_stays_deleted_under_older_events_and_many_lookups,
     a_created_customer_is_served_again_also_when_the_deletion_comes_late,
     an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_read,

@@ -56,24 +56,6 @@ impl Pairing {
     }
 }
 
-/// Makes a test of each of these functions for each pairing, which is their argument.
-macro_rules! on_every_pairing {
-    ($($case:ident),+ $(,)?) => {
-        $crate::support::edge::on_every_pairing!(@pairing embedded, Embedded, $($case),+);
-        $crate::support::edge::on_every_pairing!(@pairing redis, Redis, $($case),+);
-        $crate::support::edge::on_every_pairing!(@pairing redis_and_rabbitmq, RedisAndRabbit, $($case),+);
-    };
-    (@pairing $module:ident, $pairing:ident, $($case:ident),+) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case($crate::support::edge::Pairing::$pairing).await;
-            })+
-        }
-    };
-}
-pub(crate) use on_every_pairing;
-
 /// The settings of a queue in a virtual host of RabbitMQ.
 pub(crate) fn on_rabbit(url: &str) -> String {
     format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurl = \"{url}\"\n")

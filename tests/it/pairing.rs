@@ -1,0 +1,19 @@
+//! The tests that hold on every pairing of adapters.
+
+/// Makes a test of each of these functions for each pairing, which is their argument.
+macro_rules! on_every_pairing {
+    ($($case:ident),+ $(,)?) => {
+        $crate::pairing::on_every_pairing!(@pairing embedded, Embedded, $($case),+);
+        $crate::pairing::on_every_pairing!(@pairing redis, Redis, $($case),+);
+        $crate::pairing::on_every_pairing!(@pairing redis_and_rabbitmq, RedisAndRabbit, $($case),+);
+    };
+    (@pairing $module:ident, $pairing:ident, $($case:ident),+) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case($crate::support::edge::Pairing::$pairing).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_every_pairing;

@@ -59,22 +59,29 @@ pub enum Format {
     Text,
 }
 
-impl Level {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::ERROR,
+            Level::Warn => Self::WARN,
+            Level::Info => Self::INFO,
+            Level::Debug => Self::DEBUG,
+            Level::Trace => Self::TRACE,
         }
     }
 }
 
 /// Starts logging, for the whole process; a second call does nothing.
 pub fn init(config: &Config) {
-    let ours = format!("warn,profile_edge={}", config.level.as_str());
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
+    // RUST_LOG may ask for single spans and fields, which costs a lock whenever a span is entered or left; what
+    // is configured asks for levels only.
+    let filter = match EnvFilter::try_from_default_env() {
+        Ok(precise) => precise.boxed(),
+        Err(_) => {
+            let ours = LevelFilter::from(config.level);
+            Targets::new().with_default(LevelFilter::WARN).with_target("profile_edge", ours).boxed()
+        }
+    };
     let quiet = TALKATIVE.into_iter().map(|name| (name, LevelFilter::WARN)).chain([(SILENT, LevelFilter::OFF)]);
     let cap = Targets::new().with_default(LevelFilter::TRACE).with_targets(quiet);
     let as_text = match config.format {

@@ -11,6 +11,7 @@
 //! Effect first, acknowledgement second: a crash in between redelivers the event, and the store
 //! answers `Duplicate`.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,11 +93,13 @@ impl Worker {
     async fn take(self: &Arc<Self>, subscription: &mut dyn Subscription) -> Ended {
         let permits = Arc::new(Semaphore::new(self.concurrency));
         let store_down = CancellationToken::new();
+        // Once for all deliveries: to listen takes a lock.
+        let (mut shutdown, mut down) = (pin!(self.shutdown.requested()), pin!(store_down.cancelled()));
         let ended = loop {
             let delivery = tokio::select! {
                 biased;
-                () = self.shutdown.requested() => break Ended::Shutdown,
-                () = store_down.cancelled() => break Ended::StoreDown,
+                () = &mut shutdown => break Ended::Shutdown,
+                () = &mut down => break Ended::StoreDown,
                 taken = self.next(subscription, &permits) => taken,
             };
             let Some((permit, delivery)) = delivery else { break Ended::QueueClosed };
@@ -136,7 +139,7 @@ impl Worker {
                 delivery.dead_letter(reason).await
             }
             Payload::Event(event) => {
-                let event = Arc::new(event.as_ref().clone());
+                let event = Arc::clone(event);
                 self.handle_event(&event, delivery, store_down).await
             }
         };

@@ -42,6 +42,10 @@ pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result
         return Err(Malformed::new(whole(), "is missing: expected JSON"));
     }
     let text = std::str::from_utf8(bytes).map_err(|_| Malformed::new(whole(), "must be UTF-8"))?;
+    // Keeping track of the path costs as much again; only what is refused needs it.
+    if let Ok(value) = serde_json::from_str(text) {
+        return Ok(value);
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

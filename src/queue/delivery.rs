@@ -1,6 +1,7 @@
 //! Deliveries: the obligation to settle one event, once.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -24,7 +25,7 @@ pub struct Delivery {
 #[derive(Clone, Debug)]
 pub enum Payload {
     /// An event to apply.
-    Event(Box<Event>),
+    Event(Arc<Event>),
     /// Bytes that are no event of a version we know.
     Undecodable(Undecodable),
 }

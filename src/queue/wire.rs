@@ -86,12 +86,11 @@ pub fn encode(event: &Event) -> Bytes {
 ///
 /// [`Undecodable`], with the reason; see the module's head.
 pub fn decode(bytes: &[u8]) -> Result<Event, Undecodable> {
-    match serde_json::from_slice::<Versioned>(bytes) {
-        Ok(Versioned { v }) if v > VERSION => Err(undecodable(bytes, Reason::UnknownVersion)),
-        Ok(_) | Err(_) => {
-            serde_json::from_slice(bytes).ok().and_then(read).ok_or_else(|| undecodable(bytes, Reason::Undecodable))
-        }
-    }
+    let event = serde_json::from_slice(bytes).ok().and_then(read);
+    event.ok_or_else(|| match serde_json::from_slice::<Versioned>(bytes) {
+        Ok(Versioned { v }) if v > VERSION => undecodable(bytes, Reason::UnknownVersion),
+        Ok(_) | Err(_) => undecodable(bytes, Reason::Undecodable),
+    })
 }
 
 fn read(form: Form<'_>) -> Option<Event> {

@@ -28,6 +28,7 @@ fn main() {
         println!("production: run with cargo bench --bench production");
         return;
     }
+    build();
     let only = |name: &str| {
         let mut names = arguments.iter().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
         names.peek().is_none() || names.any(|argument| argument == name)
@@ -41,4 +42,12 @@ fn main() {
             pipeline::compare().await;
         }
     });
+}
+
+/// Builds the service as a release is built. What cargo built for this bench has the tests' named faults in it.
+fn build() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["build", "--release", "--locked", "--quiet", "--bin", "profile-edge"];
+    let built = std::process::Command::new(cargo).args(arguments).status().expect("cargo runs");
+    assert!(built.success(), "the service is built");
 }

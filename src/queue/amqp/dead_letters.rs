@@ -4,6 +4,8 @@
 //! tells its length, SHA-256 and reason, never its bytes. The reason, and how often the event had been
 //! out, stand in headers.
 
+use std::sync::Arc;
+
 use lapin::options::BasicGetOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection};
@@ -87,7 +89,7 @@ pub(super) async fn read(connection: &Connection, queue: &str, limit: usize) -> 
 fn understand(properties: &BasicProperties, body: &[u8]) -> DeadLetter {
     let header = |name: &str| properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
     let payload = match wire::decode(body) {
-        Ok(event) => Payload::Event(Box::new(event)),
+        Ok(event) => Payload::Event(Arc::new(event)),
         Err(undecodable) => Payload::Undecodable(told(body).unwrap_or(undecodable)),
     };
     let reason = match (header(REASON), &payload) {

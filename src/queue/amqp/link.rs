@@ -141,6 +141,9 @@ impl<M: Send + Sync + 'static> Link<M> {
     ///
     /// [`Error::Unavailable`] with why there is none; [`Error::Misconfigured`] when there never will be.
     pub(super) async fn up(&self, deadline: Instant) -> Result<Arc<Up<M>>, Error> {
+        if let State::Up(up) = &*self.state.borrow() {
+            return Ok(Arc::clone(up));
+        }
         let mut state = self.state.clone();
         let settled = |state: &State<M>| !matches!(state, State::Down(_));
         // Where time is up the last state says why.

@@ -21,6 +21,7 @@
 //!
 //! An unknown outcome is an error; the messages may be on the broker all the same.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -222,20 +223,24 @@ enum Outcome {
 
 async fn serve(channel: Channel, mut jobs: mpsc::UnboundedReceiver<Job>, live: Live) {
     let mut flights = FuturesUnordered::new();
+    let mut taken = Vec::new();
+    let mut ended = pin!(live.ended());
     loop {
         tokio::select! {
             biased;
-            () = live.ended() => return,
+            () = &mut ended => return,
             Some(done) = flights.next(), if !flights.is_empty() => {
                 let done = with_all_that_are_ready(done, &channel, &mut flights);
                 if !conclude(done) {
                     return live.give_up();
                 }
             }
-            job = jobs.recv() => match job {
-                Some(job) => flights.push(fly(channel.clone(), job)),
-                None => return,
-            },
+            count = jobs.recv_many(&mut taken, WINDOW) => {
+                if count == 0 {
+                    return;
+                }
+                flights.extend(taken.drain(..).map(|job| fly(channel.clone(), job)));
+            }
         }
     }
 }

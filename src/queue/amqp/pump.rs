@@ -3,13 +3,14 @@
 //! See [`super::subscription`] for the protocol. Everything that is said to the broker on the channel is
 //! said here, in one place and in order: what is out, what was settled, what rests before it goes back.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backoff::backoff::Backoff;
 use futures_util::StreamExt;
-use futures_util::stream::{BoxStream, FuturesUnordered, SelectAll, once};
+use futures_util::stream::{BoxStream, FuturesUnordered, ReadyChunks, SelectAll, once};
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
@@ -30,7 +31,7 @@ const REST: Duration = Duration::from_millis(100);
 /// The longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
-/// How many settlements are told to the broker at once.
+/// How many deliveries are taken, and how many settlements are told to the broker, at once.
 const BATCH: usize = 1024;
 
 /// The longest that a channel may take to be closed in good order.
@@ -121,15 +122,18 @@ impl Pump {
         let (channel, mut said) = self.consume(live).await?;
         let mut resting = FuturesUnordered::new();
         let mut settlements = Vec::new();
+        // Once for all turns: to listen takes a lock.
+        let over = self.over.clone();
+        let (mut over, mut ended) = (pin!(over.cancelled()), pin!(live.ended()));
         loop {
             self.shared.out.store(ledger.len(), Ordering::Relaxed);
             tokio::select! {
                 biased;
-                () = self.over.cancelled() => {
+                () = &mut over => {
                     self.last_settlements(&channel, ledger, &mut settlements).await;
                     return Ok(End::Asked);
                 }
-                () = live.ended() => return Ok(End::Failed),
+                () = &mut ended => return Ok(End::Failed),
                 _ = self.settled.recv_many(&mut settlements, BATCH) => {
                     let told = tell(&channel, ledger, &mut settlements, |tag, back| resting.push(rest(tag, back)));
                     unless_ended(live, told).await?;
@@ -140,20 +144,25 @@ impl Pump {
                         unless_ended(live, channel.basic_nack(tag, again)).await?;
                     }
                 }
-                said = said.next() => match said {
-                    Some((queue, Some(Ok(delivery)))) => self.arrived(queue, delivery, alive, ledger),
-                    Some((_, Some(Err(error)))) => return Err(topology::unavailable(&error)),
-                    Some((queue, None)) if channel.status().connected() => {
-                        self.shared.was_cancelled(queue);
-                        return Ok(End::Cancelled);
+                said = said.next() => {
+                    let Some(said) = said else { return Ok(End::Failed) };
+                    for said in said {
+                        match said {
+                            (queue, Some(Ok(delivery))) => self.arrived(queue, delivery, alive, ledger),
+                            (_, Some(Err(error))) => return Err(topology::unavailable(&error)),
+                            (queue, None) if channel.status().connected() => {
+                                self.shared.was_cancelled(queue);
+                                return Ok(End::Cancelled);
+                            }
+                            (_, None) => return Ok(End::Failed),
+                        }
                     }
-                    Some((_, None)) | None => return Ok(End::Failed),
-                },
+                }
             }
         }
     }
 
-    async fn consume(&self, live: &Live) -> Result<(Channel, SelectAll<BoxStream<'static, Said>>), Error> {
+    async fn consume(&self, live: &Live) -> Result<(Channel, ReadyChunks<SelectAll<BoxStream<'static, Said>>>), Error> {
         let channel = topology::open(live.connection()).await?;
         let queues = self.shared.topology.work_queues();
         let shards = u16::try_from(queues.len()).unwrap_or(u16::MAX);
@@ -167,7 +176,7 @@ impl Pump {
             let deliveries = consumer.map_err(failed)?.map(move |delivery| (shard, Some(delivery)));
             said.push(deliveries.chain(once(async move { (shard, None) })).boxed());
         }
-        Ok((channel, said))
+        Ok((channel, said.ready_chunks(BATCH)))
     }
 
     fn arrived(
@@ -178,7 +187,7 @@ impl Pump {
         ledger: &mut Ledger,
     ) {
         let payload = match wire::decode(&delivery.data) {
-            Ok(event) => Payload::Event(Box::new(event)),
+            Ok(event) => Payload::Event(Arc::new(event)),
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
         let received_at = match &payload {

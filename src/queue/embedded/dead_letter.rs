@@ -1,5 +1,7 @@
 //! A dead letter as it stands in the log: the event where it can be decoded, else none of its bytes.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -42,6 +44,6 @@ pub(super) fn read(number: u64, bytes: &[u8]) -> DeadLetter {
     let known = Reason::ALL.into_iter().find(|known| known.as_str() == reason).unwrap_or(Reason::Undecodable);
     let told = Undecodable { length, sha256, reason: known };
     let event = event.and_then(|event| wire::decode(event.get().as_bytes()).ok());
-    let payload = event.map_or(Payload::Undecodable(told), |event| Payload::Event(Box::new(event)));
+    let payload = event.map_or(Payload::Undecodable(told), |event| Payload::Event(Arc::new(event)));
     DeadLetter { id, reason, since: Some(at), redelivered: None, payload }
 }

@@ -79,7 +79,7 @@ impl Subscription {
 
     fn hand_out(&self, entry: Entry) -> Delivery {
         let payload = match wire::decode(&entry.wire) {
-            Ok(event) => Payload::Event(Box::new(event)),
+            Ok(event) => Payload::Event(Arc::new(event)),
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
         let redelivered = entry.returns;

@@ -63,10 +63,9 @@ impl Source {
 
     /// Makes a connection over which something was answered: a `PING`, or the question which node has which slots.
     pub(super) async fn connect(&mut self) -> RedisResult<To> {
-        // Each command has the store's own deadline.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(CONNECT_TIMEOUT));
+        // Each command has the store's own deadline; a second timer for it would only cost.
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
         let connection = match self {
             Self::Single(client) => client.get_multiplexed_async_connection_with_config(&config).await?,
             Self::Sentinel(client) => client.get_async_connection_with_config(&config).await?,

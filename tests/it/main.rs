@@ -9,6 +9,7 @@ mod contract;
 mod ingest;
 mod laws;
 mod main_job;
+mod model;
 mod operator;
 mod process;
 mod rabbitmq;

@@ -12,6 +12,7 @@ mod interleavings;
 mod laws;
 mod losses;
 mod main_job;
+mod model;
 mod operator;
 mod outages;
 mod pairing;

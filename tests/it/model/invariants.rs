@@ -1,0 +1,194 @@
+//! The invariants, one by one.
+
+use std::ops::{BitAnd, BitOr, BitOrAssign};
+
+use profile_edge::domain::Kind;
+
+use super::setup::{ALIAS, Events, REDRIVEN, Setup, Version};
+use super::state::{Entry, Lookup, Read, State, Way};
+
+/// What must hold. "Applied" is: has taken effect at every key that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Invariant {
+    /// For every event applied before a lookup began, its answer is at least as new as that event or was
+    /// read at Genesys after that event's delete.
+    NoStaleAnswer,
+    /// The same, for an answer that was taken from another lookup's leader.
+    JoinedNeverOlder,
+    /// The same, for a lookup by an alias; what names the canonical customer alone counts once the merge was
+    /// applied, and may then be missing only from an answer that says `unsettled`.
+    AliasNeverOlder,
+    /// No answer was read at Genesys before the delete of an event that was applied before the lookup began,
+    /// however new it is.
+    NothingReadBefore,
+    /// An answer older than an event that was applied before the lookup began, as far as stamps can tell, says
+    /// `unsettled` (or `bypass`).
+    SettledLabel,
+    /// What is kept for its full TTL is as new as all that was announced, as far as stamps can tell.
+    Settlement,
+    /// A deleted customer's profile is not served until an event later than the deletion was applied.
+    DeletedNotServed,
+    /// A tombstone does not answer once an event later than its deletion was applied, or a later profile was
+    /// put in its place.
+    RecreationShows,
+    /// A lookup that began after another had its profile, unlabelled, does not answer an older one unlabelled.
+    NoBackwards,
+    /// Nobody is granted a lease while another leader's fill would still be stored.
+    OneFetchPerLease,
+    /// An acknowledged event has taken effect at its key.
+    EveryEventApplied,
+    /// An acknowledged event has taken effect at each of several keys.
+    EveryKeyVisited,
+}
+
+impl Invariant {
+    pub(super) const ALL: [Self; 12] = [
+        Self::NoStaleAnswer,
+        Self::JoinedNeverOlder,
+        Self::AliasNeverOlder,
+        Self::NothingReadBefore,
+        Self::SettledLabel,
+        Self::Settlement,
+        Self::DeletedNotServed,
+        Self::RecreationShows,
+        Self::NoBackwards,
+        Self::OneFetchPerLease,
+        Self::EveryEventApplied,
+        Self::EveryKeyVisited,
+    ];
+}
+
+/// A set of invariants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Broken(u16);
+
+impl Broken {
+    pub(super) const ALL: Self = Self(u16::MAX);
+
+    pub(super) const fn only(invariant: Invariant) -> Self {
+        Self(1 << invariant as u16)
+    }
+
+    pub(super) const fn all_but(invariant: Invariant) -> Self {
+        Self(!Self::only(invariant).0)
+    }
+
+    pub(super) fn when(broken: bool, invariant: Invariant) -> Self {
+        if broken { Self::only(invariant) } else { Self::default() }
+    }
+
+    pub(super) fn first(self) -> Option<Invariant> {
+        Invariant::ALL.into_iter().find(|invariant| self.0 & Self::only(*invariant).0 != 0)
+    }
+}
+
+impl BitAnd for Broken {
+    type Output = Self;
+
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl BitOr for Broken {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Broken {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// What a lookup is answered with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) read: Read,
+    /// It says `unsettled` or `bypass`.
+    pub(super) labelled: bool,
+    /// It was taken from another lookup's leader.
+    pub(super) joined: bool,
+    /// It comes out of the store, or stands there now.
+    pub(super) stored: bool,
+    /// What the store knew of when it judged the answer.
+    pub(super) known: Events,
+}
+
+/// Judges a profile, or "no such customer", as the answer of a lookup.
+pub(super) fn judge_answer(setup: &Setup, state: &State, lookup: &Lookup, answer: Answer) -> Broken {
+    let Answer { read, labelled, joined, stored, known } = answer;
+    let by_alias = setup.keys > 1 && lookup.asked == ALIAS;
+    let named = setup.naming(lookup.asked);
+    let read_before = lookup.before & !read.after;
+    let stale = read_before & setup.newer(read.version);
+    let told = lookup.before & known;
+    let deletions = told & setup.newer(read.version) & setup.among(|happening| happening.kind == Kind::Deleted);
+    let later = setup.after(deletions) & state.store[usize::from(lookup.at)].applied;
+    let older = if by_alias {
+        let excused = if labelled { !named } else { 0 };
+        Broken::when(stale & !excused != 0, Invariant::AliasNeverOlder)
+    } else if joined {
+        Broken::when(stale != 0, Invariant::JoinedNeverOlder)
+    } else {
+        Broken::when(stale != 0, Invariant::NoStaleAnswer)
+    };
+    let served_deleted = setup.exists(read.version) && deletions != 0 && later == 0;
+    older
+        | Broken::when(read_before & named != 0, Invariant::NothingReadBefore)
+        | Broken::when(!labelled && tells_newer(setup, lookup.at, told, read.version), Invariant::SettledLabel)
+        | Broken::when(served_deleted, Invariant::DeletedNotServed)
+        | Broken::when(!labelled && stored && read.version < lookup.bar, Invariant::NoBackwards)
+}
+
+/// Judges a tombstone as the answer of a lookup.
+pub(super) fn judge_tombstone(setup: &Setup, state: &State, lookup: &Lookup, deletion: Version, late: bool) -> Broken {
+    let slot = &state.store[usize::from(lookup.at)];
+    let told = if late { lookup.before } else { lookup.before & slot.known };
+    let overtaken = told & setup.newer(deletion) != 0;
+    Broken::when(overtaken || deletion < slot.revived, Invariant::RecreationShows)
+}
+
+/// Judges what stands.
+pub(super) fn judge_state(setup: &Setup, state: &State) -> Broken {
+    let mut broken = Broken::default();
+    for key in 0..setup.keys {
+        let slot = &state.store[usize::from(key)];
+        if let Entry::Record { read, lasting: true, .. } = slot.entry {
+            let told = slot.known & setup.naming(key);
+            broken |= Broken::when(tells_newer(setup, key, told, read.version), Invariant::Settlement);
+        }
+    }
+    for (delivery, event) in state.deliveries.iter().zip(setup.deliveries) {
+        let event = event & !REDRIVEN;
+        if delivery.stage == Way::Acknowledged {
+            let names = setup.history[usize::from(event)].names;
+            let lost = (0..setup.keys)
+                .any(|key| names >> key & 1 == 1 && state.store[usize::from(key)].applied >> event & 1 == 0);
+            let invariant =
+                if names.count_ones() > 1 { Invariant::EveryKeyVisited } else { Invariant::EveryEventApplied };
+            broken |= Broken::when(lost, invariant);
+        }
+    }
+    broken
+}
+
+/// Tells whether these events show that what a key holds at a version is old.
+///
+/// Where the profile has the very `modified` of a later event, they show it only once all events with that
+/// `modified`, and the deletions in between, are among them: before, nothing tells the two apart.
+fn tells_newer(setup: &Setup, key: u8, events: Events, version: Version) -> bool {
+    let newer = events & setup.newer(version);
+    if newer == 0 {
+        return false;
+    }
+    let modified = setup.modified(key, version);
+    let tied = setup.among(|happening| happening.modified == modified);
+    let between = setup.newer(version) & setup.among(|happening| happening.kind == Kind::Deleted);
+    let unlike = newer & !tied;
+    let told_apart = (tied | between) & !events == 0;
+    (unlike & setup.naming(key) != 0) || (newer & tied != 0 && told_apart)
+}

@@ -1,0 +1,91 @@
+//! What keeps the number of states down, and why no counterexample is lost by it.
+//!
+//! All of this is left out where a rule is taken away (the rule may be what makes it true), and where a
+//! failover may bring a token back.
+//!
+//! - A leader whose lease is void, whom nobody can join and for whom nobody waits changes nothing but itself.
+//! - One for whom somebody waits reads and answers at once. A later read would be newer and follow more
+//!   events, and its answer be judged more mildly.
+//! - A flight that started at something that is gone can be joined by nobody.
+//! - An answer older than a lookup's `bar` can only come from what was read already, since reads do not go
+//!   back and `bar` itself was read.
+
+use super::invariants::Broken;
+use super::leaders::Landing;
+use super::mutations::Without;
+use super::setup::{Failover, Setup, Version};
+use super::state::{Entry, Leader, Read, Stage, State, Task};
+
+/// Removes what cannot matter any more, and tells what the answers that are given by it break.
+pub(super) fn reduce(setup: &Setup, state: &mut State) -> Broken {
+    let whole = matches!(setup.without, Without::Nothing | Without::Lock | Without::Dedup);
+    if !whole || !setup.reduced || setup.trouble.failover != Failover::Never {
+        return Broken::default();
+    }
+    let mut broken = Broken::default();
+    for process in 0..setup.processes {
+        for place in 0..setup.leaders {
+            let leader = close(setup, state, process, place);
+            if leader.stage == Stage::Free || leader.open || stands(setup, state, &leader) {
+                continue;
+            }
+            let awaited = state.lookups[process].iter().any(|lookup| lookup.waits_for(place));
+            if !awaited {
+                state.leaders[process][place] = Leader::default();
+            } else {
+                let now = Read { version: state.shown, after: setup.read_after(&state.store, leader.key) };
+                let read = if leader.stage == Stage::Fetching { now } else { leader.read };
+                broken |= Landing { process, place, leader: Leader { read, ..leader } }.land_refused(setup, state);
+            }
+        }
+    }
+    lower_bars(setup, state);
+    broken
+}
+
+/// Closes a flight whose witness is gone.
+fn close(setup: &Setup, state: &mut State, process: usize, place: usize) -> Leader {
+    let leader = &mut state.leaders[process][place];
+    let there = state.store[usize::from(leader.key)].entry.token();
+    let witness = match leader.task {
+        Task::Fill => leader.token,
+        Task::Refresh | Task::Verify(_) => leader.base,
+        Task::Bypass => return *leader,
+    };
+    debug_assert!(usize::from(leader.key) < usize::from(setup.keys), "a key of the configuration");
+    leader.open &= witness == there;
+    *leader
+}
+
+/// Tells whether a leader's fill may still be stored.
+fn stands(setup: &Setup, state: &State, leader: &Leader) -> bool {
+    let slot = &state.store[usize::from(leader.key)];
+    match leader.task {
+        Task::Fill => slot.entry.token() == leader.token,
+        Task::Refresh | Task::Verify(_) => {
+            slot.entry.token() == leader.base && (slot.lock == leader.token || setup.without == Without::Lock)
+        }
+        // It waits for nothing of the store; but its request may not have been sent.
+        Task::Bypass => leader.stage == Stage::Forming,
+    }
+}
+
+fn lower_bars(setup: &Setup, state: &mut State) {
+    let mut oldest = Version::MAX;
+    for slot in &state.store[..usize::from(setup.keys)] {
+        if let Entry::Record { read, .. } = slot.entry {
+            oldest = oldest.min(read.version);
+        }
+    }
+    for leader in state.leaders.iter().flatten() {
+        if matches!(leader.stage, Stage::Fetched | Stage::Unanswered) {
+            oldest = oldest.min(leader.read.version);
+        }
+    }
+    let lookups = state.lookups.iter_mut().flatten().map(|lookup| &mut lookup.bar);
+    for bar in state.bar.iter_mut().chain(lookups) {
+        if oldest >= *bar {
+            *bar = 0;
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! A state of the model, and its canonical form.
+//!
+//! States that differ only in the names of tokens, processes, lookups or leaders are one state: tokens are
+//! renamed in the order in which they stand, and what is alike is sorted ([`State::canonical`]). Fields
+//! marked *ghost* are not in the system: they remember what an invariant asks about.
+
+use profile_edge::store::fence::Newest;
+
+use super::history::Stamp;
+use super::setup::{DELIVERIES, Events, MOST, Version};
+
+/// Names a write at a key. Only equality counts; [`Token::NONE`] is no token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Token(pub(super) u8);
+
+impl Token {
+    pub(super) const NONE: Self = Self(0);
+}
+
+/// A read of Genesys: what it showed, and (ghost) which events had been applied before it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Read {
+    pub(super) version: Version,
+    pub(super) after: Events,
+}
+
+/// What stands at K.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) enum Entry {
+    #[default]
+    Nothing,
+    Leased(Token),
+    /// A profile, or "no such customer": the read tells which. `lasting` is the full TTL with grace.
+    Record {
+        token: Token,
+        read: Read,
+        settled: bool,
+        lasting: bool,
+    },
+    Pointer(Token),
+    /// `deletion` (ghost): the version that it marks; `late` (ghost): by an old deletion that found nothing.
+    Tombstone {
+        token: Token,
+        at: Stamp,
+        deletion: Version,
+        late: bool,
+    },
+}
+
+impl Entry {
+    pub(super) const fn token(self) -> Token {
+        match self {
+            Self::Nothing => Token::NONE,
+            Self::Leased(token) | Self::Record { token, .. } | Self::Pointer(token) | Self::Tombstone { token, .. } => {
+                token
+            }
+        }
+    }
+
+    fn token_mut(&mut self) -> Option<&mut Token> {
+        match self {
+            Self::Nothing => None,
+            Self::Leased(token) | Self::Record { token, .. } | Self::Pointer(token) | Self::Tombstone { token, .. } => {
+                Some(token)
+            }
+        }
+    }
+}
+
+/// A [`Fence`](profile_edge::store::fence::Fence), small; always within its settle window.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) struct Fence {
+    pub(super) modified: Stamp,
+    pub(super) at: Stamp,
+    pub(super) newest: Did,
+    pub(super) doubt: bool,
+    pub(super) unstamped: bool,
+    /// Ghost: the version of the newest deletion that it knows.
+    pub(super) deletion: Version,
+}
+
+/// A [`Newest`] that can be hashed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) enum Did {
+    Update,
+    Creation,
+    Deletion,
+    Contested,
+}
+
+impl From<Newest> for Did {
+    fn from(newest: Newest) -> Self {
+        match newest {
+            Newest::Update => Self::Update,
+            Newest::Creation => Self::Creation,
+            Newest::Deletion => Self::Deletion,
+            Newest::Contested => Self::Contested,
+        }
+    }
+}
+
+impl From<Did> for Newest {
+    fn from(did: Did) -> Self {
+        match did {
+            Did::Update => Self::Update,
+            Did::Creation => Self::Creation,
+            Did::Deletion => Self::Deletion,
+            Did::Contested => Self::Contested,
+        }
+    }
+}
+
+/// One key with all that stands beside it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Slot {
+    pub(super) entry: Entry,
+    pub(super) fence: Option<Fence>,
+    pub(super) lock: Token,
+    /// The marks of applied events; those of replayed ones in the upper half.
+    pub(super) seen: u8,
+    /// Ghost: the events whose effect took place here.
+    pub(super) applied: Events,
+    /// Ghost: those of them that the store can still know of.
+    pub(super) known: Events,
+    /// Ghost: the newest version by which a verification replaced a tombstone whose fence stood.
+    pub(super) revived: Version,
+}
+
+/// A store: the primary, or its replica.
+pub(super) type Store = [Slot; 2];
+
+/// The way of one sending of an event.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Delivery {
+    pub(super) stage: Way,
+    /// The keys that were visited since it was taken.
+    pub(super) visited: u8,
+    /// The keys where a first step was done and the second was not (only where a removed rule splits them).
+    pub(super) half: u8,
+    /// All visits said `Duplicate`.
+    pub(super) duplicate: bool,
+    pub(super) replayed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) enum Way {
+    /// Queued (nothing visited) or held by a consumer.
+    #[default]
+    Open,
+    Acknowledged,
+}
+
+/// A task that fetches.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Leader {
+    pub(super) stage: Stage,
+    pub(super) task: Task,
+    pub(super) key: u8,
+    pub(super) token: Token,
+    /// What the fill replaces where that is not the lease.
+    pub(super) base: Token,
+    /// The content of the base (only where a removed rule compares that).
+    pub(super) base_version: Version,
+    /// What the lease's fence says of each version: a bit is set where it is settled.
+    pub(super) settles: u8,
+    /// Others of its process may join.
+    pub(super) open: bool,
+    pub(super) read: Read,
+    /// Ghost: what the store knew of when it granted the lease.
+    pub(super) known: Events,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) enum Stage {
+    /// No leader.
+    #[default]
+    Free,
+    /// The request has not been sent (only where the store is passed by).
+    Forming,
+    /// Genesys has not read yet.
+    Fetching,
+    Fetched,
+    /// The fill is on its way; those who waited have been told.
+    Unanswered,
+    /// Refused, and yet waiting for others to serve (only where a removed rule keeps it).
+    Lingering,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) enum Task {
+    /// Its lease stands at K.
+    #[default]
+    Fill,
+    /// Its lease stands beside K.
+    Refresh,
+    /// The same, over a tombstone of this time.
+    Verify(Stamp),
+    /// Past the store.
+    Bypass,
+}
+
+/// A lookup.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Lookup {
+    pub(super) phase: Phase,
+    pub(super) asked: u8,
+    /// The key it looks at.
+    pub(super) at: u8,
+    /// A fence read before the lease: a token's view of it (only where a removed rule reads it so).
+    pub(super) settles: Option<u8>,
+    /// Ghost: the events that had been applied, as far as they concern it, when it began.
+    pub(super) before: Events,
+    /// Ghost: the newest version that an earlier lookup had answered.
+    pub(super) bar: Version,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) enum Phase {
+    /// Not begun, or answered.
+    #[default]
+    Idle,
+    /// About to look (again).
+    Looking,
+    /// Waits for a leader of its process that it started.
+    Leads(u8),
+    /// Waits for another's.
+    Joined(u8),
+}
+
+impl Lookup {
+    /// Tells whether it waits for the leader at this place of its process.
+    pub(super) fn waits_for(&self, place: usize) -> bool {
+        match self.phase {
+            Phase::Leads(leader) | Phase::Joined(leader) => usize::from(leader) == place,
+            Phase::Idle | Phase::Looking => false,
+        }
+    }
+}
+
+/// A state; see the module's head.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct State {
+    /// Genesys' own version.
+    pub(super) current: Version,
+    /// What its read side shows.
+    pub(super) shown: Version,
+    pub(super) store: Store,
+    pub(super) replica: Store,
+    pub(super) failed_over: bool,
+    pub(super) deliveries: [Delivery; DELIVERIES],
+    pub(super) leaders: [[Leader; MOST.2]; MOST.0],
+    pub(super) lookups: [[Lookup; MOST.1]; MOST.0],
+    /// Ghost: the newest version that a lookup by each key answered without a label.
+    pub(super) bar: [Version; 2],
+}
+
+impl State {
+    /// Returns a token that stands nowhere.
+    pub(super) fn draw(&self) -> Token {
+        let mut taken = 0u32;
+        self.clone_tokens(|token| taken |= 1 << token.0);
+        Token((!taken & !1).trailing_zeros().try_into().unwrap())
+    }
+
+    fn clone_tokens(&self, mut see: impl FnMut(Token)) {
+        let mut copy = *self;
+        copy.each_token(|token| see(*token));
+    }
+
+    fn each_token(&mut self, mut with: impl FnMut(&mut Token)) {
+        for slot in self.store.iter_mut().chain(&mut self.replica) {
+            if let Some(token) = slot.entry.token_mut() {
+                with(token);
+            }
+            if slot.lock != Token::NONE {
+                with(&mut slot.lock);
+            }
+        }
+        for leader in self.leaders.iter_mut().flatten().filter(|leader| leader.stage != Stage::Free) {
+            with(&mut leader.token);
+            if leader.base != Token::NONE {
+                with(&mut leader.base);
+            }
+        }
+    }
+
+    fn rename_tokens(&mut self) {
+        let mut names = [0u8; 32];
+        let mut last = 0;
+        self.each_token(|token| {
+            let name = &mut names[usize::from(token.0)];
+            if *name == 0 {
+                last += 1;
+                *name = last;
+            }
+            token.0 = *name;
+        });
+    }
+
+    /// Returns the one state that stands for all that differ from this in names only.
+    pub(super) fn canonical(mut self) -> Self {
+        self.rename_tokens();
+        // The larger first: a place that is not used, or not there, is the least and stays last.
+        for process in 0..MOST.0 {
+            if self.leaders[process][0] < self.leaders[process][1] {
+                self.leaders[process].swap(0, 1);
+                for lookup in &mut self.lookups[process] {
+                    lookup.phase = match lookup.phase {
+                        Phase::Leads(slot) => Phase::Leads(1 - slot),
+                        Phase::Joined(slot) => Phase::Joined(1 - slot),
+                        Phase::Idle | Phase::Looking => lookup.phase,
+                    };
+                }
+            }
+            if self.lookups[process][0] < self.lookups[process][1] {
+                self.lookups[process].swap(0, 1);
+            }
+        }
+        if (self.lookups[0], self.leaders[0]) < (self.lookups[1], self.leaders[1]) {
+            self.lookups.swap(0, 1);
+            self.leaders.swap(0, 1);
+        }
+        self.rename_tokens();
+        self
+    }
+}

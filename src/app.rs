@@ -6,13 +6,18 @@
 //! Start: bind every listener (a port in use is found before anything has happened) → queue, store,
 //! upstream → flows → serve → take events → ready. Stop, under one deadline (`shutdown.deadline`):
 //! unready → accept nothing more → finish what is under way, applied events and fetches included → close
-//! the queue, last, so that everything that was settled stays settled.
+//! the queue, last, so that everything that was settled stays settled. In between, [`App::reload`] changes who may
+//! come in, without a stop.
+
+mod reload;
+mod sandboxed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -22,23 +27,30 @@ use crate::consumer::losses::Losses;
 use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
-use crate::http::callers::{Callers, InvalidCaller};
+use crate::http::callers::InvalidCaller;
+use crate::http::listener::{self, limits};
 use crate::http::ops::{self, Ops};
 use crate::http::profiles::{self, Profiles};
 use crate::http::serve::{self, BindError};
-use crate::http::{openapi, webhooks};
+use crate::http::{openapi, tls, webhooks};
 use crate::ingest::{self, Ingest};
 use crate::lookup::{self, Lookup};
-use crate::metrics::Metrics;
+use crate::metrics::{Listener, Metrics};
 use crate::operate::actions::Actions;
 use crate::readiness::{Phase, Readiness};
-use crate::sandbox::{self, Sandbox};
+use crate::reload::Reloadable;
 use crate::shutdown::{Controller, Shutdown};
 use crate::store::Lifetimes;
 use crate::{queue, store, upstream};
 
+use reload::Doors;
+use sandboxed::{open_backstage, start_sandbox};
+
 /// How often dependencies are probed and gauges refreshed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How many connections the admin listener may have open: operators, scrapers and probes are few.
+const ADMIN_CONNECTIONS: usize = 512;
 
 /// A running profile-edge.
 #[derive(Debug)]
@@ -53,7 +65,10 @@ pub struct App {
     flows: Controller,
     queue: Option<queue::open::Opened>,
     queue_tasks: Controller,
-    deadline: Duration,
+    doors: Doors,
+    metrics: Arc<Metrics>,
+    /// What it was started with.
+    config: Config,
 }
 
 /// The application could not start.
@@ -77,11 +92,15 @@ pub enum Error {
     /// A caller is misconfigured.
     #[error(transparent)]
     Caller(#[from] InvalidCaller),
+    /// A listener's TLS is misconfigured.
+    #[error(transparent)]
+    Tls(#[from] tls::ConfigError),
 }
 
 /// What the flows are made of.
 struct Ground {
     config: Config,
+    doors: Doors,
     hashers: Vec<KeyHasher>,
     clock: SharedClock,
     metrics: Arc<Metrics>,
@@ -107,8 +126,11 @@ impl App {
         let (queue_tasks, queue_shutdown) = Shutdown::new();
         let (metrics, clock) = (Metrics::of(config.roles), SystemClock::shared());
         let (public_addr, admin_addr) = (addr(&public), addr(&admin));
-        let sandbox = start_sandbox(&mut config, public_addr, &clock, &shutdown).await?;
+        let backstage = open_backstage(&config).await?;
+        let posts_to = backstage.as_ref().map_or(public_addr, addr);
+        let sandbox = start_sandbox(&mut config, posts_to, &clock, &shutdown).await?;
         let ground = Ground {
+            doors: Doors::of(&config)?,
             hashers: config.keys.hashers(),
             queue: open_queue(&config, &clock, &queue_shutdown, &metrics).await?,
             store: open_store(&config, &clock, &metrics, &shutdown).await?,
@@ -120,9 +142,12 @@ impl App {
             shutdown,
         };
         let lookup = ground.lookup()?;
-        let routes = ground.public_routes(lookup)?;
-        ground.serve(public, routes);
-        ground.serve(admin, ops::routes(ground.ops()));
+        let routes = ground.public_routes(lookup);
+        if let Some(backstage) = backstage {
+            ground.serve(backstage, Listener::Public, routes.clone(), None);
+        }
+        ground.serve(public, Listener::Public, routes, ground.doors.public_tls.clone());
+        ground.serve(admin, Listener::Admin, ops::routes(ground.ops()), ground.doors.admin_tls.clone());
         ground.consume();
         ground.watch().await;
         ground.readiness.enter(Phase::Running);
@@ -137,7 +162,9 @@ impl App {
             flows,
             queue: ground.queue,
             queue_tasks,
-            deadline: ground.config.shutdown.deadline,
+            doors: ground.doors,
+            metrics: ground.metrics,
+            config: ground.config,
         })
     }
 
@@ -145,10 +172,11 @@ impl App {
     ///
     /// What was not finished is not lost: events are redelivered at the next start.
     pub async fn stop(self) -> bool {
-        tracing::info!(deadline = ?self.deadline, "draining");
-        let until = Instant::now() + self.deadline;
+        let deadline = self.config.shutdown.deadline;
+        tracing::info!(?deadline, "draining");
+        let until = Instant::now() + deadline;
         self.readiness.enter(Phase::Draining);
-        let flows_ended = self.flows.drain(self.deadline).await;
+        let flows_ended = self.flows.drain(deadline).await;
         let closed = match &self.queue {
             Some(queue) => queue.closer.close().await,
             None => Ok(()),
@@ -182,37 +210,34 @@ impl Ground {
         }))
     }
 
-    fn public_routes(&self, lookup: Lookup) -> Result<Router, Error> {
+    fn public_routes(&self, lookup: Lookup) -> Router {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
         let mut routes = openapi::routes();
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
-            let tenants = self.config.tenants.iter().map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice()));
             let ingest = Ingest::new(
-                tenants,
+                self.doors.sources.clone(),
                 self.hashers.clone(),
                 Arc::clone(&queue.publisher),
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),
-            )?;
+            );
             routes = routes.merge(webhooks::routes(Arc::new(ingest), max_body));
         }
         if roles.lookup {
             routes = routes.merge(profiles::routes(Arc::new(Profiles {
                 lookup,
-                callers: Callers::new(&self.config.callers)?,
+                callers: self.doors.callers.clone(),
                 hasher: self.hasher(),
                 clock: Arc::clone(&self.clock),
                 metrics: Arc::clone(&self.metrics),
                 max_body,
             })));
         }
-        Ok(routes)
+        routes
     }
 
     fn ops(&self) -> Arc<Ops> {
-        let on_loopback = self.config.admin.listen.ip().is_loopback();
-        let key = self.config.admin.key_sha256.as_deref().filter(|_| !on_loopback);
         Arc::new(Ops {
             actions: Actions {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
@@ -224,18 +249,25 @@ impl Ground {
             },
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
-            key: key.map(|key| {
-                let mut digest = [0; 32];
-                // Validated with the configuration; were it not, all zeros is no key's digest.
-                let _ = hex::decode_to_slice(key, &mut digest);
-                digest
-            }),
+            key: self.doors.admin_key.clone(),
         })
     }
 
-    fn serve(&self, listener: TcpListener, routes: Router) {
-        let wrapped = serve::wrap(routes, self.config.http.max_in_flight, Arc::clone(&self.metrics));
-        self.shutdown.spawn(serve::serve(listener, wrapped, self.shutdown.clone()));
+    fn serve(&self, socket: TcpListener, listener: Listener, routes: Router, tls: Option<Reloadable<ServerConfig>>) {
+        let http = &self.config.http;
+        let wrapped = serve::wrap(routes, http.max_in_flight, tls.is_some(), Arc::clone(&self.metrics));
+        let wanted = match listener {
+            Listener::Public => http.limits.max_connections,
+            Listener::Admin => http.limits.max_connections.min(ADMIN_CONNECTIONS),
+        };
+        let options = listener::Options {
+            listener,
+            connections: limits::connections_that_fit(wanted),
+            limits: http.limits.clone(),
+            tls,
+            metrics: Arc::clone(&self.metrics),
+        };
+        self.shutdown.spawn(listener::serve(socket, wrapped, options, self.shutdown.clone()));
     }
 
     fn consume(&self) {
@@ -329,31 +361,6 @@ async fn open_store(
 ) -> Result<store::open::Opened, store::Error> {
     let needed = config.roles.use_the_store();
     store::open::open(&config.store, lifetimes(config), clock, metrics, shutdown, needed).await
-}
-
-/// Starts the sandbox, if it is wanted, and points the demo tenant at where it really listens.
-async fn start_sandbox(
-    config: &mut Config,
-    public: SocketAddr,
-    clock: &SharedClock,
-    shutdown: &Shutdown,
-) -> Result<Option<SocketAddr>, Error> {
-    if !config.runs_sandbox() {
-        return Ok(None);
-    }
-    let options = sandbox::Options {
-        listen: config.sandbox.listen.into(),
-        customers: config.sandbox.customers,
-        latency: config.sandbox.latency,
-        webhook: config.sandbox_webhook(public),
-    };
-    let sandbox = Sandbox::start(options, Arc::clone(clock), shutdown.clone()).await.map_err(|source| BindError {
-        addr: config.sandbox.listen,
-        option: "sandbox.listen",
-        source,
-    })?;
-    config.point_demo_at(sandbox.addr);
-    Ok(Some(sandbox.addr))
 }
 
 fn lifetimes(config: &Config) -> Lifetimes {

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod operate;
 pub mod queue;
 pub mod readiness;
+pub mod reload;
 pub mod roles;
 pub mod sandbox;
 pub mod shutdown;

@@ -116,6 +116,18 @@ labels!(
     }
 );
 labels!(
+    /// A listener.
+    Listener { Public = "public", Admin = "admin" }
+);
+labels!(
+    /// Why a client's connection ended.
+    ConnectionEnd {
+        Closed = "closed", Failed = "failed", HandshakeFailed = "handshake_failed",
+        HandshakeTimeout = "handshake_timeout", HeaderTimeout = "header_timeout", Idle = "idle", Stalled = "stalled",
+        Evicted = "evicted", Refused = "refused",
+    }
+);
+labels!(
     /// A door at which someone was turned away.
     Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin" }
 );
@@ -235,6 +247,9 @@ catalogue! {
     refreshes: counter "refreshes_total" ["cause": RefreshCause] = "Fetches in the background, by cause.";
     dead_letters: gauge "dead_letters" = "Dead letters kept by the queue.";
     auth_failures: counter "auth_failures_total" ["door": Door] = "Requests turned away for a missing or wrong credential.";
+    connections: gauge "connections" ["listener": Listener] = "Open connections of clients.";
+    connections_ended: counter "connections_ended_total" ["listener": Listener, "reason": ConnectionEnd] = "Connections of clients that ended, by reason.";
+    config_reloads: counter "config_reloads_total" ["outcome": Outcome] = "Configurations that were read again, by outcome.";
     panics: counter "panics_total" = "Requests and tasks that ended in a panic.";
 }
 

@@ -1,6 +1,7 @@
 //! What can be asked for on the command line.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use url::Url;
@@ -40,6 +41,8 @@ pub(super) enum Command {
         /// The admin listener; by default the configured one.
         #[arg(long, value_name = "URL")]
         admin: Option<String>,
+        #[command(flatten)]
+        tls: TlsArgs,
     },
     /// Prints the OpenAPI 3.1 document.
     Openapi,
@@ -78,19 +81,36 @@ pub(super) enum DeadLetters {
 }
 
 /// The running service that a command is for.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct ServiceArgs {
     #[command(flatten)]
     pub(super) config: ConfigArgs,
     /// The admin listener; by default the configured one.
     #[arg(long, value_name = "URL")]
     pub(super) admin: Option<String>,
+    #[command(flatten)]
+    pub(super) tls: TlsArgs,
     /// One JSON object on a line.
     #[arg(long)]
     pub(super) json: bool,
 }
 
-#[derive(Debug, clap::Args)]
+/// How to speak to an admin listener that speaks TLS.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct TlsArgs {
+    /// Who must have signed the admin listener's certificate (PEM); by default this machine's authorities, and for the
+    /// configured listener its own certificate.
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca: Option<PathBuf>,
+    /// The certificate (PEM) to show, where the listener asks for one.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(super) cert: Option<PathBuf>,
+    /// The key (PEM) of --cert.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(super) key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct ConfigArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE", env = "PROFILE_EDGE_CONFIG")]

@@ -8,7 +8,7 @@ mod run;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -16,15 +16,16 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::clock::SystemClock;
-use crate::config::{self, Loaded};
+use crate::config::{self, Errors, Loaded};
 use crate::domain::Secret;
 use crate::http::openapi;
 use crate::logging;
 use crate::operate::client::{self, Client};
+use crate::operate::trust::{Tls, Trust};
 use crate::sandbox::{Options, Sandbox, Webhook};
 use crate::shutdown::{Shutdown, asked_to_stop};
 
-use args::{Args, Command, ConfigArgs, DeadLetters, SandboxArgs, TargetArgs};
+use args::{Args, Command, ConfigArgs, DeadLetters, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
 
 /// Why a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,10 @@ pub async fn main() -> ExitCode {
 async fn command(args: Args) -> Exit {
     match args.command.unwrap_or(Command::Run(args.run)) {
         Command::Run(run) => match load(&run.config, run.role.as_deref()) {
-            Ok(loaded) => run::run(loaded.config).await,
+            Ok(loaded) => {
+                let again = move || read(&run.config, run.role.as_deref()).map(|loaded| loaded.config);
+                run::run(loaded.config, again).await
+            }
             Err(exit) => exit,
         },
         Command::Sandbox(sandbox) => run_sandbox(sandbox).await,
@@ -77,7 +81,7 @@ async fn command(args: Args) -> Exit {
             Err(exit) => exit,
         },
         Command::HashKey => hash_key(),
-        Command::Healthcheck { config, admin } => match admin_client(&config, admin) {
+        Command::Healthcheck { config, admin, tls } => match admin_client(&config, admin, tls, |_| Trust::Anyone) {
             Ok(client) => finish(client.ready().await.map(|()| String::new())),
             Err(exit) => exit,
         },
@@ -89,17 +93,21 @@ async fn command(args: Args) -> Exit {
 }
 
 fn load(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, Exit> {
-    let roles = roles.map(|roles| ("PROFILE_EDGE__ROLES".to_owned(), roles.to_owned()));
-    // Variables that are no text cannot be meant for us.
-    let env =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let env = env.chain(roles);
-    config::load(args.config.as_deref().map(Path::new), env).map_err(|errors| {
+    read(args, roles).map_err(|errors| {
         for problem in &errors.0 {
             complain(&format!("configuration: {problem}"));
         }
         Exit::Usage
     })
+}
+
+fn read(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, Errors> {
+    let roles = roles.map(|roles| ("PROFILE_EDGE__ROLES".to_owned(), roles.to_owned()));
+    // Variables that are no text cannot be meant for us.
+    let env =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let env = env.chain(roles);
+    config::load(args.config.as_deref().map(Path::new), env)
 }
 
 fn hash_key() -> Exit {
@@ -130,7 +138,7 @@ async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
         customer => customer.to_owned(),
     };
     let TargetArgs { service, tenant, .. } = target;
-    let client = match admin_client(&service.config, service.admin) {
+    let client = match admin_client(&service.config, service.admin, service.tls, Trust::Exactly) {
         Ok(client) => client,
         Err(exit) => return exit,
     };
@@ -146,7 +154,8 @@ async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
 async fn dead_letters(command: DeadLetters) -> Exit {
     let (DeadLetters::List { service, .. } | DeadLetters::Show { service, .. }) = &command;
     let json = service.json;
-    let client = match admin_client(&service.config, service.admin.clone()) {
+    let ServiceArgs { config, admin, tls, .. } = service.clone();
+    let client = match admin_client(&config, admin, tls, Trust::Exactly) {
         Ok(client) => client,
         Err(exit) => return exit,
     };
@@ -172,20 +181,29 @@ fn first_line() -> std::io::Result<String> {
     Ok(line.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-/// Makes a client of the admin listener: the one that is named, or the configured one.
-fn admin_client(config: &ConfigArgs, admin: Option<String>) -> Result<Client, Exit> {
-    let url = match admin {
-        Some(url) => url,
+/// Makes a client of the admin listener: the one that is named, or the configured one, whose own certificate says by
+/// `own` whom to believe.
+fn admin_client(
+    config: &ConfigArgs,
+    admin: Option<String>,
+    tls: TlsArgs,
+    own: impl FnOnce(PathBuf) -> Trust,
+) -> Result<Client, Exit> {
+    let (url, trust) = match admin {
+        Some(url) => (url, Trust::Machine),
         None => {
-            let mut listen = load(config, None)?.config.admin.listen;
+            let admin = load(config, None)?.config.admin;
+            let mut listen = admin.listen;
             if listen.ip().is_unspecified() {
                 listen.set_ip(Ipv4Addr::LOCALHOST.into());
             }
-            format!("http://{listen}")
+            let scheme = if admin.tls.is_on() { "https" } else { "http" };
+            (format!("{scheme}://{listen}"), admin.tls.cert.map_or(Trust::Machine, own))
         }
     };
+    let tls = Tls { trust: tls.ca.map_or(trust, Trust::Authority), identity: tls.cert.zip(tls.key) };
     let key = std::env::var("PROFILE_EDGE_ADMIN_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-    Client::new(&url, key).map_err(|error| {
+    Client::new(&url, key, &tls).map_err(|error| {
         complain(&error.to_string());
         Exit::Usage
     })
@@ -222,7 +240,7 @@ fn finish(answer: Result<String, client::Error>) -> Exit {
         Err(error) => {
             complain(&error.to_string());
             match error {
-                client::Error::Url | client::Error::Refused { .. } => Exit::Usage,
+                client::Error::Url | client::Error::Tls { .. } | client::Error::Refused { .. } => Exit::Usage,
                 client::Error::Unavailable { .. } => Exit::Unavailable,
             }
         }

@@ -1,12 +1,14 @@
-//! `profile-edge run`: start, say how to try it, wait for a signal, drain.
+//! `profile-edge run`: start, say how to try it, wait for a signal, drain. On SIGHUP, read the configuration again.
 
 use std::io::Write;
 use std::time::Duration;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::app::{self, App};
-use crate::config::Config;
+use crate::config::{Config, Errors, Problem};
 use crate::faults::Faults;
 use crate::logging::{self, Format};
 use crate::queue;
@@ -20,9 +22,17 @@ pub(super) const SANDBOX_DEADLINE: Duration = Duration::from_secs(5);
 /// The customer of the demo's lines.
 const CUSTOMER: &str = "00000000-0000-4000-8000-000000000001";
 
-/// Runs the service until a signal asks it to stop.
-pub(super) async fn run(config: Config) -> Exit {
+/// How long reading the configuration again may take.
+const RELOAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs the service until a signal asks it to stop; `again` reads its configuration again.
+pub(super) async fn run<F>(config: Config, again: F) -> Exit
+where
+    F: Fn() -> Result<Config, Errors> + Clone + Send + 'static,
+{
     logging::init(&config.log);
+    // From here on the signal does not end the process; one that comes before it is ready waits until it is.
+    let hangups = signal(SignalKind::hangup());
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;
     let (deadline, limit) = (config.shutdown.deadline, config.startup_timeout);
     // Listened for from here on, so that a signal during the start ends it in good order too.
@@ -50,7 +60,10 @@ pub(super) async fn run(config: Config) -> Exit {
         // Nobody is there to read it if standard error is closed; that is no reason to stop.
         let _ = std::io::stderr().lock().write_all(how_to_try(&app).as_bytes());
     }
-    asked.await;
+    tokio::select! {
+        () = &mut asked => {}
+        () = reload_on(hangups, &app, again) => {}
+    }
     tokio::select! {
         finished = app.stop() => {
             if !finished {
@@ -66,11 +79,29 @@ pub(super) async fn run(config: Config) -> Exit {
     }
 }
 
+/// Has the application take on its configuration anew at each signal; never returns.
+async fn reload_on<F>(hangups: std::io::Result<Signal>, app: &App, again: F)
+where
+    F: Fn() -> Result<Config, Errors> + Clone + Send + 'static,
+{
+    let Ok(mut hangups) = hangups else {
+        tracing::error!("sighup cannot be listened for, the configuration is never read again");
+        return std::future::pending().await;
+    };
+    loop {
+        // A signal handler's stream has no end.
+        let _ = hangups.recv().await;
+        let late = || Err(Errors(vec![Problem::new("", "could not be read in time")]));
+        let read = timeout(RELOAD_DEADLINE, spawn_blocking(again.clone())).await;
+        app.reload(read.map_or_else(|_elapsed| late(), |read| read.unwrap_or_else(|_panicked| late())));
+    }
+}
+
 fn exit_of(error: &app::Error) -> Exit {
     match error {
         app::Error::Queue(queue::Error::Misconfigured { .. }) => Exit::Usage,
         app::Error::Bind(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
-        app::Error::Upstream(_) | app::Error::Webhook(_) | app::Error::Caller(_) => Exit::Usage,
+        app::Error::Upstream(_) | app::Error::Webhook(_) | app::Error::Caller(_) | app::Error::Tls(_) => Exit::Usage,
     }
 }
 

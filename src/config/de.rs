@@ -1,7 +1,7 @@
 //! From the tree to typed settings: a serde deserializer that knows paths, origins and secrets.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::value::StrDeserializer;
@@ -9,9 +9,11 @@ use serde::de::{
     DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 use serde::forward_to_deserialize_any;
+use sha2::{Digest, Sha256};
 
 use crate::domain::secret::SECRET;
 
+use super::settings::Secrets;
 use super::tree::{Node, Origin, Scalar};
 
 /// A setting that cannot be used.
@@ -109,8 +111,8 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
 pub(super) struct Context<'a> {
     /// The environment, for secrets of the form `env:NAME`.
     pub(super) env: &'a HashMap<String, String>,
-    /// The paths of all secrets that were met.
-    pub(super) secrets: RefCell<BTreeSet<String>>,
+    /// The secrets that were met.
+    pub(super) secrets: RefCell<Secrets>,
 }
 
 /// Deserializes one node.
@@ -139,7 +141,6 @@ impl<'a> Reader<'a> {
 
     /// Follows `env:NAME` and `file:PATH`.
     fn secret(&self) -> Result<String, Problem> {
-        self.context.secrets.borrow_mut().insert(self.path.clone());
         let Node::Scalar(Scalar::Text(text) | Scalar::Loose(text), _) = self.node else {
             return Err(Problem::custom("must be a text, \"env:NAME\" or \"file:PATH\""));
         };
@@ -156,7 +157,11 @@ impl<'a> Reader<'a> {
         } else {
             text.clone()
         };
-        if secret.is_empty() { Err(Problem::custom("the secret is empty")) } else { Ok(secret) }
+        if secret.is_empty() {
+            return Err(Problem::custom("the secret is empty"));
+        }
+        self.context.secrets.borrow_mut().insert(self.path.clone(), Sha256::digest(&secret).into());
+        Ok(secret)
     }
 
     fn visit<'de, V: Visitor<'de>>(&self, visitor: V) -> Result<V::Value, Problem> {

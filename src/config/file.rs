@@ -10,7 +10,7 @@ use crate::ingest::authenticate;
 use crate::roles::Roles;
 use crate::{consumer, logging, lookup, queue, sandbox, store, upstream};
 
-use super::{Config, DemoConfig, KeysConfig, SecurityConfig, ShutdownConfig, Tenant};
+use super::{Config, DemoConfig, KeysConfig, SecurityConfig, Settings, ShutdownConfig, Tenant};
 
 /// A flow, as `roles` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -72,7 +72,7 @@ struct TenantFile {
 
 impl File {
     /// Fills in what tenants leave to the common settings.
-    pub(super) fn into_config(self, is_demo: bool) -> Config {
+    pub(super) fn into_config(self, is_demo: bool, settings: Settings) -> Config {
         let runs = |role| self.roles.contains(&role);
         let roles = Roles { ingest: runs(Role::Ingest), consumer: runs(Role::Consumer), lookup: runs(Role::Lookup) };
         let tenants = self.tenant.into_iter().map(|tenant| tenant.over(&self.lookup)).collect();
@@ -95,6 +95,7 @@ impl File {
             tenants,
             callers: self.caller,
             is_demo,
+            settings,
         }
     }
 }

@@ -7,11 +7,12 @@
 mod de;
 mod file;
 mod report;
+mod settings;
 mod tree;
 mod validate;
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -31,10 +32,12 @@ use crate::{consumer, logging, lookup, queue, sandbox, store, upstream};
 
 pub use de::Problem;
 pub use report::Report;
+pub use settings::Settings;
 pub use tree::Origin;
 
 use de::{Context, Reader};
 use file::File;
+use settings::Secrets;
 use tree::Node;
 
 /// The defaults, with every option explained.
@@ -85,6 +88,8 @@ pub struct Config {
     pub callers: Vec<callers::Config>,
     /// No tenant is configured, so that this is the demo.
     pub is_demo: bool,
+    /// All of it once more, setting by setting.
+    pub settings: Settings,
 }
 
 /// One `[[tenant]]`.
@@ -222,10 +227,11 @@ fn compose(file: Option<Node>, env: &HashMap<String, String>) -> Result<Loaded, 
             tree.set(&path, value, &Origin::Env(name.as_str().into()));
         }
     }
-    let context = Context { env, secrets: RefCell::new(BTreeSet::new()) };
+    let context = Context { env, secrets: RefCell::new(Secrets::new()) };
     let reader = Reader { node: &tree, path: String::new(), context: &context };
     let file = File::deserialize(reader).map_err(|problem| Errors(vec![problem]))?;
-    let config = file.into_config(is_demo);
+    let secrets = context.secrets.into_inner();
+    let config = file.into_config(is_demo, Settings::of(&tree, &secrets));
     let mut problems = validate::problems(&config);
     if !problems.is_empty() {
         for problem in &mut problems {
@@ -233,7 +239,7 @@ fn compose(file: Option<Node>, env: &HashMap<String, String>) -> Result<Loaded, 
         }
         return Err(Errors(problems));
     }
-    Ok(Loaded { config, report: Report::of(&tree, &context.secrets.into_inner()) })
+    Ok(Loaded { config, report: Report::of(&tree, &secrets) })
 }
 
 impl Config {

@@ -1,9 +1,8 @@
 //! What `check-config` prints: every effective setting and where it came from.
 
-use std::collections::BTreeSet;
-
 use serde_json::json;
 
+use super::settings::Secrets;
 use super::tree::{Node, Origin};
 
 /// The effective settings: each with its value, secrets redacted, and where it came from.
@@ -11,11 +10,11 @@ use super::tree::{Node, Origin};
 pub struct Report(Vec<(String, String, Origin)>);
 
 impl Report {
-    pub(super) fn of(tree: &Node, secrets: &BTreeSet<String>) -> Self {
+    pub(super) fn of(tree: &Node, secrets: &Secrets) -> Self {
         let mut lines = Vec::new();
         tree.walk("", &mut |path, value, origin| {
             // A list of secrets has its members' paths among them.
-            let secret = secrets.contains(path) || secrets.contains(&format!("{path}[0]"));
+            let secret = secrets.contains_key(path) || secrets.contains_key(&format!("{path}[0]"));
             let value = if secret { "\"[redacted]\"".to_owned() } else { value };
             lines.push((path.to_owned(), value, origin.clone()));
         });

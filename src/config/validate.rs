@@ -96,12 +96,21 @@ fn keys(config: &Config, found: &mut Vec<Problem>) {
 
 fn listeners(config: &Config, found: &mut Vec<Problem>) {
     let named = [("http.listen", config.http.listen), ("admin.listen", config.admin.listen)];
-    for (path, listen) in named {
-        if config.security.require_tls && !listen.ip().is_loopback() {
-            let reason = "is not on loopback, and this version cannot serve TLS: listen on loopback behind a proxy \
-                          that does, or set security.require_tls = false";
+    let tls = [("http.tls", &config.http.tls), ("admin.tls", &config.admin.tls)];
+    for ((path, listen), (section, tls)) in named.into_iter().zip(tls) {
+        if config.security.require_tls && !listen.ip().is_loopback() && !tls.is_on() {
+            let reason = format!(
+                "is not on loopback, and its links would be plain: configure {section}, or listen on loopback, or set \
+                 security.require_tls = false behind a proxy that encrypts"
+            );
             found.push(Problem::new(path, reason));
         }
+        if let Err(error) = tls.load(section) {
+            found.push(Problem::new(format!("{section}.{}", error.field), error.reason));
+        }
+    }
+    if let Err(error) = config.http.limits.validate() {
+        found.push(Problem::new(format!("http.limits.{}", error.field), error.reason));
     }
     let mut all = named.to_vec();
     if config.runs_sandbox() {

@@ -90,3 +90,21 @@ fn is_json(headers: &HeaderMap) -> bool {
     let essence = essence.to_ascii_lowercase();
     essence.is_empty() || essence == b"application/json" || essence == b"text/json" || essence.ends_with(b"+json")
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_waited_for_no_longer_than_the_timeout() {
+        let started = tokio::time::Instant::now();
+        let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let problem = read(&HeaderMap::new(), never, 100).await.unwrap_err();
+        assert_eq!(
+            (problem.status(), started.elapsed().as_secs()),
+            (StatusCode::REQUEST_TIMEOUT, READ_TIMEOUT.as_secs())
+        );
+    }
+}

@@ -1,7 +1,7 @@
 //! The admin listener: liveness, readiness, metrics, and the operators' commands.
 //!
-//! `/metrics`, `/livez` and `/readyz` never need a key. `/admin/…` needs the admin key unless the
-//! listener is bound to loopback.
+//! `/metrics`, `/livez` and `/readyz` never need a key. Everything else, also what is not there, needs the admin key
+//! unless the listener is bound to loopback.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use axum::{Json, body::Body};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,10 @@ use subtle::ConstantTimeEq;
 use crate::metrics::{Door, Metrics};
 use crate::operate::actions::{self, Actions, MAX_DEAD_LETTERS};
 use crate::readiness::{Phase, Readiness};
+use crate::reload::Reloadable;
 
 use super::error::Problem;
+use super::serve::no_such_route;
 use super::{body, json};
 
 /// The largest body of an operator's command, in bytes.
@@ -37,7 +39,7 @@ pub struct Ops {
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// The SHA-256 of the admin key; `None` when none is needed.
-    pub key: Option<[u8; 32]>,
+    pub key: Reloadable<Option<[u8; 32]>>,
 }
 
 /// What `/readyz` answers.
@@ -58,17 +60,19 @@ struct Target {
 
 /// Makes the routes.
 pub fn routes(ops: Arc<Ops>) -> Router {
-    let admin = Router::new()
+    let guarded = Router::new()
         .route("/admin/inspect", post(inspect))
         .route("/admin/invalidate", post(invalidate))
         .route("/admin/dead-letters", get(dead_letters))
         .route("/admin/dead-letters/{id}", get(dead_letter))
+        .route("/", any(async || no_such_route()))
+        .route("/{*rest}", any(async || no_such_route()))
         .layer(middleware::from_fn_with_state(Arc::clone(&ops), guard));
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
-        .merge(admin)
+        .merge(guarded)
         .with_state(ops)
 }
 
@@ -150,7 +154,7 @@ async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Res
         let value = value.as_bytes();
         value.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case(b"bearer ")).map(|_| value[7..].trim_ascii())
     });
-    let allowed = ops.key.is_none_or(|key| {
+    let allowed = ops.key.load().is_none_or(|key| {
         presented.is_some_and(|presented| bool::from(Sha256::digest(presented).as_slice().ct_eq(&key)))
     });
     if allowed {

@@ -21,6 +21,7 @@ use crate::domain::{CustomerId, Key, KeyHasher, TenantId, Timestamp};
 use crate::lookup::visibility::FieldSet;
 use crate::lookup::{Answer, Failure, How, Lookup, Outcome, Over, StaleReason};
 use crate::metrics::{Door, Metrics};
+use crate::reload::Reloadable;
 use crate::store::Found;
 use crate::upstream;
 
@@ -30,8 +31,9 @@ use super::{body, json, query};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Content type, `ETag`, Cache-Status, Age, Cache-Control, X-Request-Id, and those that the server adds.
-const HEADERS_OF_A_HIT: usize = 10;
+/// Content type, `ETag`, Cache-Status, Age, Cache-Control, X-Request-Id, the four for browsers, and those that the
+/// server adds.
+const HEADERS_OF_A_HIT: usize = 14;
 
 /// What the route works with.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ pub struct Profiles {
     /// The flow.
     pub lookup: Lookup,
     /// Who may call.
-    pub callers: Callers,
+    pub callers: Reloadable<Callers>,
     /// How customers become keys, for logs.
     pub hasher: KeyHasher,
     /// The wall clock, for `Age`.
@@ -128,18 +130,18 @@ pub async fn post_profile(state: State<Arc<Profiles>>, request: Request) -> Resp
 
 impl Profiles {
     async fn answer(&self, headers: &HeaderMap, query: Option<&str>, body: Body) -> Result<Response, Problem> {
-        let caller = self.callers.authenticate(headers).inspect_err(|_| {
+        let caller = self.callers.load().authenticate(headers).cloned().inspect_err(|_| {
             self.metrics.auth_failures.with(Door::Lookup).increment(1);
         })?;
         let body = body::read(headers, body, self.max_body).await?;
         let asked = asked(query, &body)?;
-        let visible = authorize(caller, &asked)?;
+        let visible = authorize(&caller, &asked)?;
         let answer = self.lookup.get(&asked.tenant, &asked.customer).await.ok_or_else(|| forbidden("tenantId"))?;
         match answer {
             Ok(answer) => self.respond(headers, &answer, visible),
             Err(failure) => {
                 let key = self.hasher.identify(&asked.tenant, &asked.customer).key();
-                Err(refuse(&failure, &key, caller))
+                Err(refuse(&failure, &key, &caller))
             }
         }
     }

@@ -1,8 +1,7 @@
-//! Listeners: bind, serve, drain.
+//! The listeners' settings, and what every request of theirs goes through.
 //!
 //! Binding comes first, for all listeners, so that a port in use is an error at start and nothing has
-//! happened yet. Serving ends when shutdown is requested: no new connection is accepted, requests under
-//! way are finished, and idle connections are closed.
+//! happened yet. How connections are served is told in [`super::listener`].
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -10,22 +9,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::serve::ListenerExt;
 use bytesize::ByteSize;
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::header::{self, Entry};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
-use crate::shutdown::Shutdown;
 
 use super::error::Problem;
+use super::held::Held;
+use super::listener::limits::Limits;
+use super::tls;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CORRELATION_ID: HeaderName = HeaderName::from_static("inin-correlation-id");
@@ -43,6 +45,11 @@ pub struct Config {
     pub max_body: ByteSize,
     /// How many requests may be under way at once; more are shed with 503.
     pub max_in_flight: usize,
+    /// `[http.tls]`.
+    #[serde(default)]
+    pub tls: tls::Config,
+    /// `[http.limits]`, of both listeners.
+    pub limits: Limits,
 }
 
 /// `[admin]`: the operators' listener.
@@ -54,6 +61,27 @@ pub struct AdminConfig {
     /// SHA-256 of the operators' key, in hex; needed unless it listens on loopback only.
     #[serde(default)]
     pub key_sha256: Option<String>,
+    /// `[admin.tls]`.
+    #[serde(default)]
+    pub tls: tls::Config,
+}
+
+impl AdminConfig {
+    /// Returns the digest of the operators' key, if one is configured.
+    #[must_use]
+    pub fn key_digest(&self) -> Option<[u8; 32]> {
+        let key = self.key_sha256.as_deref()?;
+        let mut digest = [0; 32];
+        // Validated with the configuration; were it not, all zeros is no key's digest.
+        let _ = hex::decode_to_slice(key, &mut digest);
+        Some(digest)
+    }
+
+    /// Tells whether operators must show the key: not on loopback.
+    #[must_use]
+    pub fn needs_key(&self) -> bool {
+        !self.listen.ip().is_loopback()
+    }
 }
 
 /// A listener could not be bound.
@@ -77,35 +105,26 @@ pub async fn bind(addr: SocketAddr, option: &'static str) -> Result<TcpListener,
     TcpListener::bind(addr).await.map_err(|source| BindError { addr, option, source })
 }
 
-/// Serves until shutdown is requested and what is under way has been answered.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
-    let listener = listener.tap_io(|stream| {
-        // An answer is one small write: waiting to fill a segment would only delay it.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps nagle's algorithm");
-        }
-    });
-    let until = shutdown.clone();
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { until.requested().await }).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "a listener failed");
-    }
-}
-
 /// What every request of a listener goes through.
 #[derive(Debug)]
 struct Gate {
     /// One for each request that may be under way.
     permits: Semaphore,
+    /// One for each request that may be under way before all of its body has come: clients that send slowly must not
+    /// take what those need that have sent everything.
+    uploads: Arc<Semaphore>,
+    is_tls: bool,
     metrics: Arc<Metrics>,
 }
 
-/// Wraps a listener's routes in what every request goes through: shedding, ids, panics as 500, and
+/// Wraps a listener's routes in what every request goes through: shedding, ids, panics as 500, headers for browsers, and
 /// problems for unknown routes and methods.
-pub fn wrap(routes: Router, max_in_flight: usize, metrics: Arc<Metrics>) -> Router {
-    let gate = Arc::new(Gate { permits: Semaphore::new(max_in_flight), metrics });
+pub fn wrap(routes: Router, max_in_flight: usize, is_tls: bool, metrics: Arc<Metrics>) -> Router {
+    let permits = Semaphore::new(max_in_flight);
+    let uploads = Arc::new(Semaphore::new((max_in_flight / 2).max(1)));
+    let gate = Arc::new(Gate { permits, uploads, is_tls, metrics });
     routes
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no_such_route", "there is no such route") })
+        .fallback(async || no_such_route())
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
         })
@@ -120,20 +139,37 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
     let correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
     let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
     let mut response = gate.admit(request, next).instrument(span).await;
-    response.headers_mut().insert(REQUEST_ID, id);
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
     if let Some(correlation) = correlation {
-        response.headers_mut().insert(CORRELATION_ID, correlation);
+        headers.insert(CORRELATION_ID, correlation);
     }
+    harden(headers, gate.is_tls);
     response
+}
+
+/// Tells browsers, and what caches for them, to do nothing clever with an answer (OWASP, REST security cheat sheet).
+fn harden(headers: &mut HeaderMap, is_tls: bool) {
+    let constant = HeaderValue::from_static;
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, constant("nosniff"));
+    headers.insert(header::X_FRAME_OPTIONS, constant("DENY"));
+    if let Entry::Vacant(policy) = headers.entry(header::CONTENT_SECURITY_POLICY) {
+        policy.insert(constant("default-src 'none'; frame-ancestors 'none'"));
+    }
+    if let Entry::Vacant(caching) = headers.entry(header::CACHE_CONTROL) {
+        caching.insert(constant("no-store"));
+    }
+    if is_tls {
+        // RFC 6797 section 7.2: over a plain link it must not be sent.
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, constant("max-age=31536000"));
+    }
 }
 
 impl Gate {
     /// Sheds what is too much, and turns a panic into a 500 that is counted.
     async fn admit(&self, request: Request, next: Next) -> Response {
-        let Ok(_permit) = self.permits.try_acquire() else {
-            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
-            return problem.retry_after(Duration::from_secs(1)).into_response();
-        };
+        let Ok(_permit) = self.permits.try_acquire() else { return shed() };
+        let Some(request) = self.bound_upload(request) else { return shed() };
         // Nothing that the request shared is looked at after a panic but locks that cannot be poisoned.
         match AssertUnwindSafe(next.run(request)).catch_unwind().await {
             Ok(response) => response,
@@ -145,6 +181,25 @@ impl Gate {
             }
         }
     }
+
+    /// Takes a permit for a body that is still to come, until it has; `None` if there is none.
+    fn bound_upload(&self, request: Request) -> Option<Request> {
+        if request.body().is_end_stream() {
+            return Some(request);
+        }
+        let permit = Arc::clone(&self.uploads).try_acquire_owned().ok()?;
+        Some(request.map(|body| Body::new(Held::new(body, Some(permit)))))
+    }
+}
+
+/// Answers a request for something that is not there.
+pub(super) fn no_such_route() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "no_such_route", "there is no such route")
+}
+
+fn shed() -> Response {
+    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
+    problem.retry_after(Duration::from_secs(1)).into_response()
 }
 
 fn is_plain(id: &HeaderValue) -> bool {

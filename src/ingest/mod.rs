@@ -27,6 +27,7 @@ use crate::clock::SharedClock;
 use crate::domain::{Event, EventId, KeyHasher, Shape, TenantId};
 use crate::metrics::{Door, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
+use crate::reload::Reloadable;
 
 use authenticate::{Authenticator, ConfigError};
 use malformed::Malformed;
@@ -35,10 +36,14 @@ use shapes::{Item, Posted};
 /// The longest that publishing may take: EventBridge gives a request 5 s.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(4);
 
+/// The configured tenants, and how the sources of each prove themselves.
+#[derive(Debug)]
+pub struct Sources(HashMap<TenantId, Vec<Authenticator>>);
+
 /// The ingest flow.
 #[derive(Debug)]
 pub struct Ingest {
-    tenants: HashMap<TenantId, Vec<Authenticator>>,
+    sources: Reloadable<Sources>,
     hashers: Vec<KeyHasher>,
     publisher: Arc<dyn Publisher>,
     clock: SharedClock,
@@ -95,31 +100,40 @@ pub enum Refusal {
     },
 }
 
-impl Ingest {
-    /// Makes the ingest flow. `hashers` holds the present key scheme first, then those that it replaces.
+impl Sources {
+    /// Makes the sources of their configuration.
     ///
     /// # Errors
     ///
     /// A webhook's configuration is unusable.
     pub fn new<'a>(
         tenants: impl IntoIterator<Item = (TenantId, &'a [authenticate::Config])>,
-        hashers: Vec<KeyHasher>,
-        publisher: Arc<dyn Publisher>,
-        clock: SharedClock,
-        metrics: Arc<Metrics>,
     ) -> Result<Self, ConfigError> {
         let made = |(tenant, webhooks): (TenantId, &[authenticate::Config])| {
             let authenticators = webhooks.iter().map(Authenticator::new).collect::<Result<_, _>>()?;
             Ok((tenant, authenticators))
         };
-        let tenants = tenants.into_iter().map(made).collect::<Result<_, _>>()?;
-        Ok(Self { tenants, hashers, publisher, clock, metrics })
+        Ok(Self(tenants.into_iter().map(made).collect::<Result<_, _>>()?))
+    }
+}
+
+impl Ingest {
+    /// Makes the ingest flow. `hashers` holds the present key scheme first, then those that it replaces.
+    #[must_use]
+    pub fn new(
+        sources: Reloadable<Sources>,
+        hashers: Vec<KeyHasher>,
+        publisher: Arc<dyn Publisher>,
+        clock: SharedClock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { sources, hashers, publisher, clock, metrics }
     }
 
     /// Tells whether a tenant is configured.
     #[must_use]
     pub fn knows(&self, tenant: &TenantId) -> bool {
-        self.tenants.contains_key(tenant)
+        self.sources.load().0.contains_key(tenant)
     }
 
     /// Takes one request, posted for `tenant`.
@@ -148,7 +162,8 @@ impl Ingest {
         headers: &HeaderMap,
         body: &[u8],
     ) -> Result<Accepted, Refusal> {
-        let authenticators = self.tenants.get(tenant).ok_or(Refusal::UnknownTenant)?;
+        let sources = self.sources.keep();
+        let authenticators = sources.0.get(tenant).ok_or(Refusal::UnknownTenant)?;
         if !authenticate::accepts(authenticators, headers, body) {
             tracing::warn!(%tenant, "a webhook without a valid credential was refused");
             self.metrics.auth_failures.with(Door::Webhook).increment(1);

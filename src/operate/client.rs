@@ -8,6 +8,8 @@ use url::Url;
 
 use crate::domain::Secret;
 
+use super::trust::Tls;
+
 /// The longest that an operator waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -25,6 +27,12 @@ pub enum Error {
     /// The admin URL is not one.
     #[error("--admin: expected a URL such as http://127.0.0.1:8081")]
     Url,
+    /// What TLS needs is not there.
+    #[error("{reason}")]
+    Tls {
+        /// Which file, and what is wrong with it.
+        reason: String,
+    },
     /// The service is not there, or not able to answer now.
     #[error("{reason}")]
     Unavailable {
@@ -40,12 +48,12 @@ pub enum Error {
 }
 
 impl Client {
-    /// Makes a client of the listener at `base`, presenting `key` if one is given.
+    /// Makes a client of the listener at `base`, presenting `key` if one is given; `tls` is for an https one.
     ///
     /// # Errors
     ///
-    /// `base` is not an HTTP URL, or the system has no usable TLS roots for an https one.
-    pub fn new(base: &str, key: Option<Secret>) -> Result<Self, Error> {
+    /// `base` is not an HTTP URL, or what an https one needs cannot be used.
+    pub fn new(base: &str, key: Option<Secret>, tls: &Tls) -> Result<Self, Error> {
         let base: Url = base.parse().map_err(|_| Error::Url)?;
         // Another provider may have been installed before; either serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -53,7 +61,7 @@ impl Client {
         match base.scheme() {
             // A machine without any root certificates can still speak to its own loopback.
             "http" => http = http.tls_certs_only([]),
-            "https" => {}
+            "https" => http = tls.apply(http)?,
             _ => return Err(Error::Url),
         }
         let http = http.build().map_err(|error| Error::Unavailable { reason: error.to_string() })?;

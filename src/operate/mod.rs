@@ -2,3 +2,4 @@
 
 pub mod actions;
 pub mod client;
+pub mod trust;

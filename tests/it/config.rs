@@ -115,6 +115,38 @@ fn a_mistake_beside_a_secret_does_not_print_it() {
     }
 }
 
+/// Wherever a secret may stand, and wherever one may have been put by mistake.
+#[test]
+fn no_secret_is_shown_whether_the_configuration_is_right_or_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [b'k'; 32]);
+    let everywhere = format!(
+        r#"
+        security.require_tls = false
+        keys = {{ scheme = "hmac-sha256", secret = "{key}", previous = "{key}" }}
+        store = {{ kind = "redis", redis.url = "redis://user:planted-redis@127.0.0.1" }}
+        queue = {{ kind = "amqp", amqp.urls = ["amqp://user:planted-amqp@127.0.0.1", "amqp://u:planted-two@127.0.0.1"] }}
+        {TENANT}"#
+    );
+    let wrong = [
+        everywhere.replace("redis://user", "rediz://user"),
+        everywhere.replace("amqp://u:", "http://u:"),
+        everywhere.replace("redis.url", "redis.mode"),
+        everywhere.replace("client_id = \"id\"", "client_id = 5"),
+        format!("{everywhere}\n[http.tls]\ncert = \"-----BEGIN PRIVATE KEY-----\\nplanted\"\nkey = \"planted.key\"\n"),
+    ];
+    for (settings, code) in std::iter::once((&everywhere, 0)).chain(wrong.iter().map(|settings| (settings, 64))) {
+        for more in [&[][..], &["--json"]] {
+            let environment = [SECRETS[0], SECRETS[1], ("RUST_BACKTRACE", "full"), ("RUST_LOG", "trace")];
+            let output = check(directory.path(), settings, more, &environment);
+            let printed = text(&output.stdout) + &text(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{printed}");
+            let shown = printed.replace("planted.key", "");
+            assert!(!shown.contains("planted") && !shown.contains(&key), "{printed}");
+        }
+    }
+}
+
 #[test]
 fn the_environment_lies_over_the_file_and_the_file_over_the_defaults() {
     let directory = tempfile::tempdir().unwrap();
@@ -160,8 +192,20 @@ fn a_tenants_own_times_lie_over_the_common_ones() {
 /// An option that is not in `conf/default.toml` would be one that nobody can find.
 #[test]
 fn the_defaults_document_every_option_they_set_and_those_without_a_default() {
-    let optional =
-        ["key_sha256", "secret", "previous", "enabled", "region", "api_url", "header", "requests_per_minute"];
+    let optional = [
+        "key_sha256",
+        "secret",
+        "previous",
+        "enabled",
+        "region",
+        "api_url",
+        "header",
+        "requests_per_minute",
+        "cert",
+        "key",
+        "client_ca",
+        "client_cert",
+    ];
     for option in optional {
         let commented = |line: &str| line.trim_start().starts_with(&format!("# {option} = "));
         assert!(DEFAULTS.lines().any(commented), "{option}");

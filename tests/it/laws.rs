@@ -4,35 +4,51 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The crates that only some rooms may use, and those rooms.
-const CRATES: [(&str, &[&str]); 4] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("axum", &["http/", "sandbox/", "app.rs"]),
+    ("hyper", &["http/"]),
+    ("hyper_util", &["http/"]),
     ("lapin", &["queue/amqp/"]),
     ("redis", &["store/redis/"]),
     ("reqwest", &["upstream/", "operate/", "sandbox/"]),
+    ("tokio_rustls", &["http/"]),
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 19] = [
+const IMPORTS: [(&str, &[&str]); 20] = [
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
     ("logging", &[]),
     ("metrics", &["domain", "roles"]),
     ("shutdown", &[]),
+    ("reload", &[]),
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
     ("tls", &[]),
     ("store", &["clock", "domain", "metrics", "shutdown", "tls"]),
     ("queue", &["clock", "domain", "metrics", "shutdown", "tls"]),
     ("upstream", &["clock", "domain", "metrics", "shutdown"]),
-    ("ingest", &["clock", "domain", "metrics", "queue"]),
+    ("ingest", &["clock", "domain", "metrics", "queue", "reload"]),
     ("consumer", &["clock", "domain", "faults", "metrics", "queue", "shutdown", "store"]),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "store", "upstream"]),
     ("operate", &["clock", "domain", "queue", "store"]),
     ("sandbox", &["clock", "domain", "shutdown"]),
     (
         "http",
-        &["clock", "domain", "ingest", "lookup", "metrics", "operate", "readiness", "shutdown", "store", "upstream"],
+        &[
+            "clock",
+            "domain",
+            "ingest",
+            "lookup",
+            "metrics",
+            "operate",
+            "readiness",
+            "reload",
+            "shutdown",
+            "store",
+            "upstream",
+        ],
     ),
     (
         "config",

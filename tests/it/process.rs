@@ -3,68 +3,17 @@
 use std::time::Duration;
 
 use profile_edge::faults::Fault;
-use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::pairing::on_every_pairing;
 use crate::support::edge::Pairing;
-use crate::support::process::{Process, configuration, free_port};
-use crate::support::{customer, eventually};
+use crate::support::eventually;
+use crate::support::process::{Ports, configuration, free_port};
 
 on_every_pairing!(
     an_event_that_was_accepted_is_applied_after_a_kill,
     a_drain_that_cannot_finish_ends_at_its_deadline_and_loses_nothing,
 );
-
-struct Ports {
-    public: u16,
-    admin: u16,
-    sandbox: u16,
-}
-
-impl Ports {
-    fn draw() -> Self {
-        Self { public: free_port(), admin: free_port(), sandbox: free_port() }
-    }
-
-    fn environment(&self) -> Vec<(String, String)> {
-        vec![
-            ("PROFILE_EDGE__HTTP__LISTEN".to_owned(), format!("127.0.0.1:{}", self.public)),
-            ("PROFILE_EDGE__ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{}", self.admin)),
-            ("PROFILE_EDGE__SANDBOX__LISTEN".to_owned(), format!("127.0.0.1:{}", self.sandbox)),
-            ("PROFILE_EDGE__SANDBOX__LATENCY".to_owned(), "0ms".to_owned()),
-        ]
-    }
-
-    fn start(&self, directory: &std::path::Path, more: &[(&str, &str)]) -> Process {
-        let environment = self.environment();
-        let mut all: Vec<(&str, &str)> =
-            environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        all.extend_from_slice(more);
-        Process::start(directory, &[], &all)
-    }
-
-    async fn ready(&self, client: &reqwest::Client) -> Value {
-        eventually("readiness", || async {
-            let answer = client.get(format!("http://127.0.0.1:{}/readyz", self.admin)).send().await.ok()?;
-            if answer.status() == 200 { answer.json().await.ok() } else { None }
-        })
-        .await
-    }
-
-    async fn metric(&self, client: &reqwest::Client, series: &str) -> f64 {
-        let text = client.get(format!("http://127.0.0.1:{}/metrics", self.admin)).send().await.unwrap();
-        let text = text.text().await.unwrap();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
-    }
-
-    async fn post(&self, client: &reqwest::Client, n: u32) -> u16 {
-        let event = json!({ "tenantId": "10001", "customerId": customer(n), "eventId": format!("event-{n}") });
-        let url = format!("http://127.0.0.1:{}/webhook/customer-updated", self.public);
-        client.post(url).header("X-API-Key", "demo-secret").json(&event).send().await.unwrap().status().as_u16()
-    }
-}
 
 fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, customer, eventually};
 
 /// A running profile-edge process.
 pub(crate) struct Process {
@@ -81,6 +82,57 @@ impl Process {
     /// Waits for the end and returns the exit code; `None` when a signal ended it.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
         timeout(PATIENCE, self.child.wait()).await.expect("the process ends").unwrap().code()
+    }
+}
+
+/// The real binary's ports, drawn before it starts.
+pub(crate) struct Ports {
+    pub(crate) public: u16,
+    pub(crate) admin: u16,
+    pub(crate) sandbox: u16,
+}
+
+impl Ports {
+    pub(crate) fn draw() -> Self {
+        Self { public: free_port(), admin: free_port(), sandbox: free_port() }
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        vec![
+            ("PROFILE_EDGE__HTTP__LISTEN".to_owned(), format!("127.0.0.1:{}", self.public)),
+            ("PROFILE_EDGE__ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{}", self.admin)),
+            ("PROFILE_EDGE__SANDBOX__LISTEN".to_owned(), format!("127.0.0.1:{}", self.sandbox)),
+            ("PROFILE_EDGE__SANDBOX__LATENCY".to_owned(), "0ms".to_owned()),
+        ]
+    }
+
+    pub(crate) fn start(&self, directory: &Path, more: &[(&str, &str)]) -> Process {
+        let environment = self.environment();
+        let mut all: Vec<(&str, &str)> =
+            environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        all.extend_from_slice(more);
+        Process::start(directory, &[], &all)
+    }
+
+    pub(crate) async fn ready(&self, client: &reqwest::Client) -> Value {
+        eventually("readiness", || async {
+            let answer = client.get(format!("http://127.0.0.1:{}/readyz", self.admin)).send().await.ok()?;
+            if answer.status() == 200 { answer.json().await.ok() } else { None }
+        })
+        .await
+    }
+
+    pub(crate) async fn metric(&self, client: &reqwest::Client, series: &str) -> f64 {
+        let text = client.get(format!("http://127.0.0.1:{}/metrics", self.admin)).send().await.unwrap();
+        let text = text.text().await.unwrap();
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    pub(crate) async fn post(&self, client: &reqwest::Client, n: u32) -> u16 {
+        let event = json!({ "tenantId": "10001", "customerId": customer(n), "eventId": format!("event-{n}") });
+        let url = format!("http://127.0.0.1:{}/webhook/customer-updated", self.public);
+        client.post(url).header("X-API-Key", "demo-secret").json(&event).send().await.unwrap().status().as_u16()
     }
 }
 

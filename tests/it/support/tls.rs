@@ -1,8 +1,9 @@
-//! Certificates for links that are encrypted.
+//! Certificates for links that are encrypted, and clients that believe them.
 
 use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use reqwest::{Certificate, ClientBuilder, Identity};
 
 /// A certificate authority, and what it signed for a server and for a client, as PEM files.
 pub(crate) fn certificates(directory: &Path) {
@@ -22,4 +23,24 @@ pub(crate) fn certificates(directory: &Path) {
         std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
         std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
     }
+}
+
+/// The beginnings of a client that believes the authorities of these directories, and no other.
+pub(crate) fn believer(directories: &[&Path]) -> ClientBuilder {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let authority =
+        |directory: &&Path| Certificate::from_pem(&std::fs::read(directory.join("ca.pem")).unwrap()).unwrap();
+    reqwest::Client::builder().tls_certs_only(directories.iter().map(authority))
+}
+
+/// What the client of a directory presents.
+pub(crate) fn identity(directory: &Path) -> Identity {
+    let read = |name| std::fs::read_to_string(directory.join(name)).unwrap();
+    Identity::from_pem(format!("{}{}", read("client.key"), read("client.pem")).as_bytes()).unwrap()
+}
+
+/// Settings of a table whose listener presents the server of a directory.
+pub(crate) fn listener(table: &str, directory: &Path) -> String {
+    let path = |name: &str| directory.join(name).display().to_string();
+    format!("[{table}.tls]\ncert = {:?}\nkey = {:?}\n", path("server.pem"), path("server.key"))
 }

@@ -1,0 +1,76 @@
+//! What a configuration says, setting by setting, to tell what another one changes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::tree::Node;
+
+/// The effective settings by their paths. A secret is kept by its hash only: what it is now, wherever it was read from.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Settings(BTreeMap<String, String>);
+
+/// The SHA-256 of each secret, by its path.
+pub(super) type Secrets = BTreeMap<String, [u8; 32]>;
+
+impl Settings {
+    pub(super) fn of(tree: &Node, secrets: &Secrets) -> Self {
+        let mut settings: BTreeMap<_, _> =
+            secrets.iter().map(|(path, digest)| (path.clone(), hex::encode(digest))).collect();
+        tree.walk("", &mut |path, value, _| {
+            // A list of secrets has its members' paths among them.
+            if !secrets.contains_key(path) && !secrets.contains_key(&format!("{path}[0]")) {
+                settings.insert(path.to_owned(), value);
+            }
+        });
+        Self(settings)
+    }
+
+    /// Returns the paths of what is different in another configuration, or in one of them only.
+    #[must_use]
+    pub fn differences<'a>(&'a self, other: &'a Self) -> Vec<&'a str> {
+        let changed = self.0.iter().filter(|(path, value)| other.0.get(*path) != Some(value));
+        let added = other.0.iter().filter(|(path, _)| !self.0.contains_key(*path));
+        changed.chain(added).map(|(path, _)| path.as_str()).collect()
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Settings({})", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, from_toml};
+
+    const TENANT: &str = r#"
+        [[tenant]]
+        id = "10001"
+        upstream = { region = "us_east_1", client_id = "id", client_secret = "one" }
+        webhook = [{ scheme = "api-key", secrets = ["two", "three"] }]
+        "#;
+
+    fn config(text: &str) -> Config {
+        from_toml(text).unwrap().config
+    }
+
+    #[test]
+    fn a_changed_secret_is_a_difference_and_its_text_is_not_kept() {
+        let before = config(TENANT).settings;
+        assert!(before.differences(&config(TENANT).settings).is_empty());
+        let (secret, webhook) = (TENANT.replace("one", "uno"), TENANT.replace("three", "tre"));
+        assert_eq!(before.differences(&config(&secret).settings), ["tenant[0].upstream.client_secret"]);
+        assert_eq!(before.differences(&config(&webhook).settings), ["tenant[0].webhook[0].secrets[1]"]);
+        assert!(!before.0.values().any(|value| ["one", "two", "three"].iter().any(|secret| value.contains(secret))));
+    }
+
+    #[test]
+    fn what_is_added_or_gone_is_a_difference_and_what_is_only_spelled_out_is_not() {
+        let before = config(TENANT).settings;
+        let webhook = TENANT.replace("webhook = [{ scheme = \"api-key\", secrets = [\"two\", \"three\"] }]", "");
+        assert_eq!(config(&webhook).settings.differences(&before).len(), 3);
+        let spelled = format!("lookup.ttl = \"300s\"\n{TENANT}");
+        assert!(before.differences(&config(&spelled).settings).is_empty());
+    }
+}

@@ -22,10 +22,12 @@ use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
 use crate::http::callers::{Callers, InvalidCaller};
+use crate::http::door::Door;
 use crate::http::ops::{self, Ops};
 use crate::http::profiles::{self, Profiles};
 use crate::http::serve::{self, BindError};
-use crate::http::{openapi, webhooks};
+use crate::http::tokens::{InvalidSecret, Tokens};
+use crate::http::{contacts, oauth, openapi, webhooks};
 use crate::ingest::{self, Ingest};
 use crate::lookup::{self, Lookup};
 use crate::metrics::Metrics;
@@ -76,6 +78,9 @@ pub enum Error {
     /// A caller is misconfigured.
     #[error(transparent)]
     Caller(#[from] InvalidCaller),
+    /// What tokens are signed with is misconfigured.
+    #[error("http.token_secret: {0}")]
+    TokenSecret(#[from] InvalidSecret),
 }
 
 /// What the flows are made of.
@@ -197,16 +202,24 @@ impl Ground {
             routes = routes.merge(webhooks::routes(Arc::new(ingest), max_body));
         }
         if roles.lookup {
-            routes = routes.merge(profiles::routes(Arc::new(Profiles {
+            let door = self.door()?;
+            let profiles = Arc::new(Profiles {
                 lookup,
-                callers: Callers::new(&self.config.callers)?,
+                door: Arc::clone(&door),
                 hasher: self.hasher(),
                 clock: Arc::clone(&self.clock),
-                metrics: Arc::clone(&self.metrics),
                 max_body,
-            })));
+            });
+            routes = routes.merge(profiles::routes(Arc::clone(&profiles)));
+            routes = routes.merge(contacts::routes(profiles)).merge(oauth::routes(door));
         }
         Ok(routes)
+    }
+
+    fn door(&self) -> Result<Arc<Door>, Error> {
+        let http = &self.config.http;
+        let tokens = Tokens::new(http.token_secret.as_ref(), http.token_lifetime, Arc::clone(&self.clock))?;
+        Ok(Arc::new(Door::new(Callers::new(&self.config.callers)?, tokens, Arc::clone(&self.metrics))))
     }
 
     fn ops(&self) -> Arc<Ops> {

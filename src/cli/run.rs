@@ -60,7 +60,9 @@ fn exit_of(error: &app::Error) -> Exit {
     match error {
         app::Error::Queue(queue::Error::Misconfigured { .. }) => Exit::Usage,
         app::Error::Bind(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
-        app::Error::Upstream(_) | app::Error::Webhook(_) | app::Error::Caller(_) => Exit::Usage,
+        app::Error::Upstream(_) | app::Error::Webhook(_) | app::Error::Caller(_) | app::Error::TokenSecret(_) => {
+            Exit::Usage
+        }
     }
 }
 

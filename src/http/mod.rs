@@ -1,12 +1,18 @@
 //! The doors: axum lives here and nowhere else.
 
 pub mod body;
+mod cache_status;
 pub mod callers;
+pub mod contacts;
+pub mod door;
 pub mod error;
 pub mod json;
+pub mod oauth;
 pub mod openapi;
 pub mod ops;
 pub mod profiles;
 pub mod query;
+pub mod rate;
 pub mod serve;
+pub mod tokens;
 pub mod webhooks;

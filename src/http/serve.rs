@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::serve::ListenerExt;
 use bytesize::ByteSize;
 use futures_util::FutureExt;
@@ -22,13 +22,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
+use crate::domain::Secret;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-use super::error::Problem;
+use super::error::{CORRELATION_ID, Dialect, Problem};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const CORRELATION_ID: HeaderName = HeaderName::from_static("inin-correlation-id");
 
 /// The longest request id that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
@@ -43,6 +43,12 @@ pub struct Config {
     pub max_body: ByteSize,
     /// How many requests may be under way at once; more are shed with 503.
     pub max_in_flight: usize,
+    /// What callers' tokens are signed with: base64 of 32 bytes or more.
+    #[serde(default)]
+    pub token_secret: Option<Secret>,
+    /// How long a caller's token is valid.
+    #[serde(with = "humantime_serde")]
+    pub token_lifetime: Duration,
 }
 
 /// `[admin]`: the operators' listener.
@@ -105,9 +111,9 @@ struct Gate {
 pub fn wrap(routes: Router, max_in_flight: usize, metrics: Arc<Metrics>) -> Router {
     let gate = Arc::new(Gate { permits: Semaphore::new(max_in_flight), metrics });
     routes
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no_such_route", "there is no such route") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
+        .fallback(async |request: Request| Problem::no_such_route().told_in(&Dialect::of(&request)))
+        .method_not_allowed_fallback(async |request: Request| {
+            Problem::method_not_allowed().told_in(&Dialect::of(&request))
         })
         .layer(middleware::from_fn_with_state(gate, pass))
 }
@@ -115,9 +121,14 @@ pub fn wrap(routes: Router, max_in_flight: usize, metrics: Arc<Metrics>) -> Rout
 /// Takes or makes the request's id, names it in the logs and in the answer, and passes Genesys'
 /// correlation id through. One layer for everything: each costs every hit a boxed future and a copy of
 /// the routes' service.
-async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned().unwrap_or_else(fresh_id);
-    let correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
+    let mut correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
+    if Dialect::is_genesys(request.uri().path()) {
+        // Genesys names every request, and so do the bodies of its errors.
+        let correlation = correlation.get_or_insert_with(|| id.clone());
+        request.headers_mut().insert(CORRELATION_ID, correlation.clone());
+    }
     let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
     let mut response = gate.admit(request, next).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
@@ -130,9 +141,10 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
 impl Gate {
     /// Sheds what is too much, and turns a panic into a 500 that is counted.
     async fn admit(&self, request: Request, next: Next) -> Response {
+        let dialect = Dialect::of(&request);
         let Ok(_permit) = self.permits.try_acquire() else {
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
-            return problem.retry_after(Duration::from_secs(1)).into_response();
+            return problem.retry_after(Duration::from_secs(1)).told_in(&dialect);
         };
         // Nothing that the request shared is looked at after a panic but locks that cannot be poisoned.
         match AssertUnwindSafe(next.run(request)).catch_unwind().await {
@@ -141,7 +153,7 @@ impl Gate {
                 // The panic hook has logged where; the payload may hold data and is not looked at.
                 self.metrics.panics.increment(1);
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an unexpected fault, it has been logged")
-                    .into_response()
+                    .told_in(&dialect)
             }
         }
     }

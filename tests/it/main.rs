@@ -5,7 +5,9 @@
 mod bad_input;
 mod canary;
 mod config;
+mod contacts;
 mod contract;
+mod doors;
 mod ingest;
 mod laws;
 mod main_job;

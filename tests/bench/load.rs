@@ -1,0 +1,161 @@
+//! Load: keep-alive HTTP/1.1 over bare sockets, with requests that were written beforehand.
+//!
+//! What a round measures must be the server, so a request costs its sender one write, and an answer the
+//! reads that it takes plus a search for the end of its head.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+/// One keep-alive connection.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// What one round measured.
+pub(crate) struct Round {
+    pub(crate) per_second: f64,
+    pub(crate) latencies: Vec<Duration>,
+}
+
+/// When a connection sends its next request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// As soon as the last one was answered.
+    Closed,
+    /// Every so often, and at once when that time is past.
+    Open(Duration),
+}
+
+impl Connection {
+    pub(crate) async fn open(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.expect("the server accepts");
+        stream.set_nodelay(true).expect("the option can be set");
+        Self { stream, buffer: Vec::with_capacity(64 * 1024) }
+    }
+
+    /// Sends a request, reads the whole answer, and returns its body.
+    ///
+    /// # Panics
+    ///
+    /// It is none of success.
+    pub(crate) async fn exchange(&mut self, request: &[u8]) -> &[u8] {
+        self.stream.write_all(request).await.expect("the server reads");
+        self.buffer.clear();
+        loop {
+            let read = self.stream.read_buf(&mut self.buffer).await.expect("the server answers");
+            assert!(read > 0, "the server hung up");
+            let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+            let head = &self.buffer[..end];
+            assert!(head.starts_with(b"HTTP/1.1 20"), "{}", String::from_utf8_lossy(&self.buffer));
+            if self.buffer.len() >= end + 4 + content_length(head) {
+                return &self.buffer[end + 4..];
+            }
+        }
+    }
+}
+
+/// Writes a `GET`, with the demo caller's key.
+pub(crate) fn get(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: demo-key\r\n\r\n").into_bytes()
+}
+
+/// Asks once, on a connection of its own.
+pub(crate) async fn fetch(addr: SocketAddr, path: &str) -> Vec<u8> {
+    Connection::open(addr).await.exchange(&get(path)).await.to_vec()
+}
+
+/// Asks for the same few things over and over for a while, on so many connections.
+pub(crate) async fn for_a_while(
+    addr: SocketAddr,
+    connections: usize,
+    requests: &Arc<Vec<Vec<u8>>>,
+    time: Duration,
+) -> Round {
+    let until = Instant::now() + time;
+    let workers: Vec<_> = (0..connections)
+        .map(|worker| {
+            let requests = Arc::clone(requests);
+            tokio::spawn(async move {
+                let mut connection = Connection::open(addr).await;
+                // Each begins elsewhere, so that they do not go in step.
+                let from = worker * requests.len() / connections;
+                let mut latencies = Vec::with_capacity(100_000);
+                for request in requests.iter().cycle().skip(from) {
+                    let started = Instant::now();
+                    if started >= until {
+                        break;
+                    }
+                    connection.exchange(request).await;
+                    latencies.push(started.elapsed());
+                }
+                latencies
+            })
+        })
+        .collect();
+    let mut latencies = Vec::new();
+    for worker in workers {
+        latencies.extend(worker.await.expect("a worker ends"));
+    }
+    Round { per_second: latencies.len() as f64 / time.as_secs_f64(), latencies }
+}
+
+/// Sends each request once, dealt out to so many connections.
+pub(crate) async fn each_once(addr: SocketAddr, connections: usize, requests: Vec<Vec<u8>>, pace: Pace) -> Round {
+    let started = Instant::now();
+    let requests = Arc::new(requests);
+    let workers: Vec<_> = (0..connections)
+        .map(|worker| {
+            let requests = Arc::clone(&requests);
+            tokio::spawn(async move {
+                let mut connection = Connection::open(addr).await;
+                let mut latencies = Vec::with_capacity(requests.len() / connections + 1);
+                for (turn, request) in requests.iter().skip(worker).step_by(connections).enumerate() {
+                    if let Pace::Open(every) = pace {
+                        let shift = every.mul_f64(worker as f64 / connections as f64);
+                        sleep_until(started + shift + every.mul_f64(turn as f64)).await;
+                    }
+                    let sent = Instant::now();
+                    connection.exchange(request).await;
+                    latencies.push(sent.elapsed());
+                }
+                latencies
+            })
+        })
+        .collect();
+    let mut latencies = Vec::new();
+    for worker in workers {
+        latencies.extend(worker.await.expect("a worker ends"));
+    }
+    Round { per_second: latencies.len() as f64 / started.elapsed().as_secs_f64(), latencies }
+}
+
+/// The middle one of some numbers.
+pub(crate) fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
+    let mut numbers: Vec<f64> = numbers.into_iter().collect();
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+/// Mean, p50 and p99 of all latencies of some rounds.
+pub(crate) fn latencies(rounds: &[Round]) -> [Duration; 3] {
+    let mut all: Vec<Duration> = rounds.iter().flat_map(|round| round.latencies.iter().copied()).collect();
+    all.sort_unstable();
+    let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize];
+    let mean = all.iter().sum::<Duration>().div_f64(all.len() as f64);
+    [mean, at(0.5), at(0.99)]
+}
+
+fn content_length(head: &[u8]) -> usize {
+    let head = std::str::from_utf8(head).expect("headers are text");
+    let line = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim())
+    });
+    line.and_then(|value| value.parse().ok()).expect("the answer has a length")
+}

@@ -28,11 +28,13 @@ use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
 use crate::http::callers::InvalidCaller;
+use crate::http::door::Door;
 use crate::http::listener::{self, limits};
 use crate::http::ops::{self, Ops};
 use crate::http::profiles::{self, Profiles};
 use crate::http::serve::{self, BindError};
-use crate::http::{openapi, tls, webhooks};
+use crate::http::tokens::{InvalidSecret, Tokens};
+use crate::http::{contacts, oauth, openapi, tls, webhooks};
 use crate::ingest::{self, Ingest};
 use crate::lookup::{self, Lookup};
 use crate::metrics::{Listener, Metrics};
@@ -95,6 +97,9 @@ pub enum Error {
     /// A listener's TLS is misconfigured.
     #[error(transparent)]
     Tls(#[from] tls::ConfigError),
+    /// What tokens are signed with is misconfigured.
+    #[error("http.token_secret: {0}")]
+    TokenSecret(#[from] InvalidSecret),
 }
 
 /// What the flows are made of.
@@ -142,7 +147,7 @@ impl App {
             shutdown,
         };
         let lookup = ground.lookup()?;
-        let routes = ground.public_routes(lookup);
+        let routes = ground.public_routes(lookup)?;
         if let Some(backstage) = backstage {
             ground.serve(backstage, Listener::Public, routes.clone(), None);
         }
@@ -210,7 +215,7 @@ impl Ground {
         }))
     }
 
-    fn public_routes(&self, lookup: Lookup) -> Router {
+    fn public_routes(&self, lookup: Lookup) -> Result<Router, Error> {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
         let mut routes = openapi::routes();
@@ -225,16 +230,24 @@ impl Ground {
             routes = routes.merge(webhooks::routes(Arc::new(ingest), max_body));
         }
         if roles.lookup {
-            routes = routes.merge(profiles::routes(Arc::new(Profiles {
+            let door = self.door()?;
+            let profiles = Arc::new(Profiles {
                 lookup,
-                callers: self.doors.callers.clone(),
+                door: Arc::clone(&door),
                 hasher: self.hasher(),
                 clock: Arc::clone(&self.clock),
-                metrics: Arc::clone(&self.metrics),
                 max_body,
-            })));
+            });
+            routes = routes.merge(profiles::routes(Arc::clone(&profiles)));
+            routes = routes.merge(contacts::routes(profiles)).merge(oauth::routes(door));
         }
-        routes
+        Ok(routes)
+    }
+
+    fn door(&self) -> Result<Arc<Door>, Error> {
+        let http = &self.config.http;
+        let tokens = Tokens::new(http.token_secret.as_ref(), http.token_lifetime, Arc::clone(&self.clock))?;
+        Ok(Arc::new(Door::new(self.doors.callers.clone(), tokens, Arc::clone(&self.metrics))))
     }
 
     fn ops(&self) -> Arc<Ops> {

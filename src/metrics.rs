@@ -129,7 +129,7 @@ labels!(
 );
 labels!(
     /// A door at which someone was turned away.
-    Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin" }
+    Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin", Token = "token" }
 );
 
 impl LabelSet for Kind {
@@ -224,6 +224,7 @@ catalogue! {
     lookup_requests: counter "lookup_requests_total" ["result": LookupResult] = "Lookups by result.";
     lookup_duration: histogram "lookup_duration_seconds" ["result": LookupResult] = "Time of a lookup, by result.";
     lookup_in_flight: gauge "lookup_in_flight" = "Lookups under way.";
+    lookup_throttled: counter "lookup_throttled_total" = "Requests over their caller's rate.";
     upstream_requests: counter "upstream_requests_total" ["outcome": UpstreamOutcome] = "Profile requests to Genesys by outcome, each attempt counted.";
     upstream_duration: histogram "upstream_duration_seconds" = "Time of one profile request to Genesys.";
     upstream_breaker_state: gauge "upstream_breaker_state" = "Worst breaker over all tenants: 0 closed, 1 half-open, 2 open.";

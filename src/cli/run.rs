@@ -101,7 +101,11 @@ fn exit_of(error: &app::Error) -> Exit {
     match error {
         app::Error::Queue(queue::Error::Misconfigured { .. }) => Exit::Usage,
         app::Error::Bind(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
-        app::Error::Upstream(_) | app::Error::Webhook(_) | app::Error::Caller(_) | app::Error::Tls(_) => Exit::Usage,
+        app::Error::Upstream(_)
+        | app::Error::Webhook(_)
+        | app::Error::Caller(_)
+        | app::Error::TokenSecret(_)
+        | app::Error::Tls(_) => Exit::Usage,
     }
 }
 

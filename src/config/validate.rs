@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -16,12 +17,19 @@ use super::{Config, KeyScheme, Tenant, key_material};
 const DEMO_KEY: &str = "demo-key";
 const DEMO_SECRET: &str = "demo-secret";
 
+/// What key material must be.
+const KEY_MATERIAL: &str = "must be base64 of 32 bytes or more";
+
+/// How long a token may live: at most as long as one of Genesys.
+const TOKEN_LIFETIMES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(48 * 3600);
+
 /// Returns everything that is wrong.
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Vec::new();
     roles(config, &mut found);
     times(config, &mut found);
     keys(config, &mut found);
+    tokens(config, &mut found);
     listeners(config, &mut found);
     redis(config, &mut found);
     amqp(config, &mut found);
@@ -76,7 +84,7 @@ fn jitter(path: &str, jitter: f64, found: &mut Vec<Problem>) {
 }
 
 fn keys(config: &Config, found: &mut Vec<Problem>) {
-    let material = "must be base64 of 32 bytes or more";
+    let material = KEY_MATERIAL;
     match (config.keys.scheme, &config.keys.secret) {
         (KeyScheme::HmacSha256, None) => {
             found.push(Problem::new("keys.secret", "is missing: keys.scheme \"hmac-sha256\" needs it"));
@@ -91,6 +99,15 @@ fn keys(config: &Config, found: &mut Vec<Problem>) {
         && key_material(previous).is_none()
     {
         found.push(Problem::new("keys.previous", format!("{material}, or \"sha256\"")));
+    }
+}
+
+fn tokens(config: &Config, found: &mut Vec<Problem>) {
+    if config.http.token_secret.as_ref().is_some_and(|secret| key_material(secret).is_none()) {
+        found.push(Problem::new("http.token_secret", KEY_MATERIAL));
+    }
+    if !TOKEN_LIFETIMES.contains(&config.http.token_lifetime) {
+        found.push(Problem::new("http.token_lifetime", "must be from 1m to 48h"));
     }
 }
 
@@ -213,6 +230,9 @@ fn callers(config: &Config, found: &mut Vec<Problem>) {
         let mut problem = |field: &str, reason: String| {
             found.push(Problem::new(format!("caller[{index}].{field}"), reason));
         };
+        if let Err(reason) = caller.validate_name() {
+            problem("name", reason.to_owned());
+        }
         if !names.insert(&caller.name) {
             problem("name", "another caller has the same name".to_owned());
         }

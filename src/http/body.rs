@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
@@ -84,10 +84,14 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+/// Returns the media type of a `Content-Type` without its parameters, in lower case; empty where there is none.
+pub fn essence(headers: &HeaderMap) -> Vec<u8> {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase()
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
-    let essence = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    let essence = essence.to_ascii_lowercase();
+    let essence = essence(headers);
     essence.is_empty() || essence == b"application/json" || essence == b"text/json" || essence.ends_with(b"+json")
 }
 

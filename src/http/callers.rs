@@ -1,30 +1,36 @@
 //! Callers: who looks profiles up, and what each may see.
 //!
-//! A caller proves itself by its key, in `X-API-Key`, as a bearer token (RFC 6750) or as the password
-//! of Basic authentication (RFC 7617). Only the key's SHA-256 is configured; what is presented is hashed
-//! first and found by its hash, so no comparison depends on the key. Denied by default: a caller has the
-//! tenants and fields that are configured for it, and nothing else.
+//! Only the SHA-256 of a caller's key is configured. What is presented is hashed and found by its hash. That
+//! takes the same time for every wrong key: where the hash table looks depends on the hash under a key that
+//! only this process has, and what it finds there is compared in constant time. So a sender learns nothing by
+//! measuring, not even about the configured hashes, and a thousand callers cost no more than one. A name is
+//! judged only after its key, or after the signature of a token: names cannot be tried out.
+//!
+//! Denied by default: a caller has the tenants and fields that are configured for it, and nothing else.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 use crate::domain::TenantId;
 use crate::lookup::visibility::FieldSet;
 
-use super::error::Problem;
+use super::rate::Rate;
+
+/// The longest name of a caller, in bytes.
+const MAX_NAME: usize = 64;
 
 /// `[[caller]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Its name, for logs and audit.
+    /// Its name, for logs and audit, for Basic authentication, and as `client_id`.
     pub name: String,
     /// SHA-256 of its key, in hex (see `profile-edge hash-key`).
     pub key_sha256: String,
@@ -32,6 +38,9 @@ pub struct Config {
     pub tenants: Vec<TenantId>,
     /// The fields it may see: `*`, or dotted paths such as `workPhone.e164`.
     pub fields: Vec<String>,
+    /// How many requests it may make per second, of each process; 0: no limit.
+    #[serde(default)]
+    pub requests_per_second: u32,
 }
 
 /// A caller that has proved itself.
@@ -41,14 +50,23 @@ pub struct Caller {
     pub name: String,
     /// The fields it may see.
     pub fields: FieldSet,
+    /// Its rate, if it has one.
+    pub rate: Option<Rate>,
+    /// The hash of its key.
+    pub key: KeyDigest,
     tenants: Vec<TenantId>,
 }
 
-/// All configured callers.
+/// All configured callers: made of a configuration as a whole, and replaced as a whole.
 #[derive(Debug)]
 pub struct Callers {
-    by_key: HashMap<[u8; 32], Arc<Caller>>,
+    by_key: HashMap<KeyDigest, Arc<Caller>>,
+    by_name: HashMap<String, Arc<Caller>>,
 }
+
+/// The SHA-256 of a key; compared in constant time.
+#[derive(Clone, Copy)]
+pub struct KeyDigest([u8; 32]);
 
 /// A configured caller is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,48 +80,67 @@ pub struct InvalidCaller {
     pub reason: String,
 }
 
+impl Config {
+    /// Checks the name.
+    ///
+    /// # Errors
+    ///
+    /// Says what is expected of it.
+    pub fn validate_name(&self) -> Result<(), &'static str> {
+        let fits = (1..=MAX_NAME).contains(&self.name.len());
+        // A user name of Basic authentication ends at the first colon (RFC 7617 section 2).
+        let plain = !self.name.contains(':') && !self.name.chars().any(char::is_control);
+        if fits && plain { Ok(()) } else { Err("must be 1 to 64 bytes without a colon or control characters") }
+    }
+}
+
 impl Callers {
     /// Makes the callers of their configuration.
     ///
     /// # Errors
     ///
-    /// A key that is not 64 hex digits or that two callers share, or a malformed field path.
+    /// A malformed or repeated name, a key that is not 64 hex digits or that two callers share, or a
+    /// malformed field path.
     pub fn new(configs: &[Config]) -> Result<Self, InvalidCaller> {
-        let mut by_key = HashMap::with_capacity(configs.len());
+        let mut callers = Self { by_key: HashMap::new(), by_name: HashMap::new() };
         for (index, config) in configs.iter().enumerate() {
             let invalid = |field, reason: &str| InvalidCaller { index, field, reason: reason.to_owned() };
+            config.validate_name().map_err(|reason| invalid("name", reason))?;
             let mut digest = [0; 32];
             hex::decode_to_slice(&config.key_sha256, &mut digest)
                 .map_err(|_| invalid("key_sha256", "must be 64 hex digits, as profile-edge hash-key prints them"))?;
             let fields = FieldSet::parse(config.fields.iter().map(String::as_str))
                 .map_err(|error| invalid("fields", &error.to_string()))?;
-            let caller = Caller { name: config.name.clone(), fields, tenants: config.tenants.clone() };
-            if by_key.insert(digest, Arc::new(caller)).is_some() {
+            let mut tenants = config.tenants.clone();
+            tenants.sort_unstable();
+            tenants.dedup();
+            let caller = Arc::new(Caller {
+                name: config.name.clone(),
+                fields,
+                rate: NonZeroU32::new(config.requests_per_second).map(Rate::per_second),
+                key: KeyDigest(digest),
+                tenants,
+            });
+            if callers.by_key.insert(caller.key, Arc::clone(&caller)).is_some() {
                 return Err(invalid("key_sha256", "another caller has the same key"));
             }
+            if callers.by_name.insert(caller.name.clone(), caller).is_some() {
+                return Err(invalid("name", "another caller has the same name"));
+            }
         }
-        Ok(Self { by_key })
+        Ok(callers)
     }
 
-    /// Returns the caller whose key a request presents.
-    ///
-    /// # Errors
-    ///
-    /// 401, in the same words whatever was missing or wrong.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<&Arc<Caller>, Problem> {
-        let unauthorized = || {
-            Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "a valid caller key is needed, in X-API-Key or in Authorization",
-            )
-        };
-        let (name, key) = presented(headers).ok_or_else(unauthorized)?;
-        let caller = self.by_key.get(&<[u8; 32]>::from(Sha256::digest(&key))).ok_or_else(unauthorized)?;
-        if name.is_some_and(|name| name != caller.name.as_bytes()) {
-            return Err(unauthorized());
-        }
-        Ok(caller)
+    /// Returns the caller with this key.
+    #[must_use]
+    pub fn with_key(&self, key: &[u8]) -> Option<&Arc<Caller>> {
+        self.by_key.get(&KeyDigest::of(key))
+    }
+
+    /// Returns the caller with this name, for who has proved already that it is this one.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Arc<Caller>> {
+        self.by_name.get(name)
     }
 }
 
@@ -113,96 +150,107 @@ impl Caller {
     pub fn may_read(&self, tenant: &TenantId) -> bool {
         self.tenants.contains(tenant)
     }
+
+    /// Returns the caller's tenant, if it has just one.
+    #[must_use]
+    pub fn only_tenant(&self) -> Option<&TenantId> {
+        match self.tenants.as_slice() {
+            [only] => Some(only),
+            [] | [_, _, ..] => None,
+        }
+    }
 }
 
-/// The name (of Basic only) and the key.
-type Presented<'a> = (Option<Vec<u8>>, Cow<'a, [u8]>);
+impl KeyDigest {
+    /// Hashes a key.
+    #[must_use]
+    pub fn of(key: &[u8]) -> Self {
+        Self(Sha256::digest(key).into())
+    }
 
-/// Returns the name (of Basic only) and the key that a request presents: exactly one, or none.
-fn presented(headers: &HeaderMap) -> Option<Presented<'_>> {
-    let mut api_keys = headers.get_all("x-api-key").iter();
-    let mut authorizations = headers.get_all(header::AUTHORIZATION).iter();
-    let found = match (api_keys.next(), authorizations.next()) {
-        (Some(key), None) => (None, Cow::Borrowed(key.as_bytes())),
-        (None, Some(value)) => authorization(value.as_bytes())?,
-        (Some(_), Some(_)) | (None, None) => return None,
-    };
-    (api_keys.next().is_none() && authorizations.next().is_none()).then_some(found)
+    /// Returns the bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
-fn authorization(value: &[u8]) -> Option<Presented<'_>> {
-    let space = value.iter().position(|b| *b == b' ')?;
-    let (scheme, credential) = (&value[..space], value[space + 1..].trim_ascii());
-    if scheme.eq_ignore_ascii_case(b"bearer") {
-        Some((None, Cow::Borrowed(credential)))
-    } else if scheme.eq_ignore_ascii_case(b"basic") {
-        let pair = STANDARD.decode(credential).ok()?;
-        let colon = pair.iter().position(|b| *b == b':')?;
-        Some((Some(pair[..colon].to_vec()), Cow::Owned(pair[colon + 1..].to_vec())))
-    } else {
-        None
+impl PartialEq for KeyDigest {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for KeyDigest {}
+
+impl Hash for KeyDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(&self.0);
+    }
+}
+
+impl fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
+pub(super) mod tests {
     use super::*;
 
-    fn callers() -> Callers {
-        Callers::new(&[Config {
-            name: "architect".to_owned(),
-            key_sha256: hex::encode(Sha256::digest("demo-key")),
+    /// A caller of the demo's tenant that may see everything.
+    pub(in crate::http) fn config(name: &str, key: &str) -> Config {
+        Config {
+            name: name.to_owned(),
+            key_sha256: hex::encode(Sha256::digest(key)),
             tenants: vec!["10001".parse().unwrap()],
             fields: vec!["*".to_owned()],
-        }])
-        .unwrap()
-    }
-
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.append(*name, HeaderValue::from_str(value).unwrap());
-        }
-        headers
-    }
-
-    #[test]
-    fn the_key_is_taken_from_each_of_the_three_places() {
-        let basic = format!("Basic {}", STANDARD.encode("architect:demo-key"));
-        for pair in [("x-api-key", "demo-key"), ("authorization", "Bearer demo-key"), ("authorization", &basic)] {
-            assert_eq!(callers().authenticate(&headers(&[pair])).unwrap().name, "architect");
+            requests_per_second: 0,
         }
     }
 
     #[test]
-    fn whatever_is_wrong_is_told_in_the_same_words() {
-        let other = format!("Basic {}", STANDARD.encode("someone:demo-key"));
-        let attempts: [&[(&'static str, &str)]; 8] = [
-            &[],
-            &[("x-api-key", "demo-kez")],
-            &[("x-api-key", "")],
-            &[("authorization", "Bearer nope")],
-            &[("authorization", "Digest demo-key")],
-            &[("authorization", &other)],
-            &[("x-api-key", "demo-key"), ("authorization", "Bearer demo-key")],
-            &[("x-api-key", "demo-key"), ("x-api-key", "demo-key")],
-        ];
-        let first = callers().authenticate(&headers(attempts[0])).unwrap_err();
-        for attempt in attempts {
-            assert_eq!(callers().authenticate(&headers(attempt)).unwrap_err(), first, "{attempt:?}");
+    fn a_caller_is_found_by_its_key_and_by_nothing_like_it() {
+        let callers = Callers::new(&[config("a", "one"), config("b", "other")]).unwrap();
+        assert_eq!(callers.with_key(b"one").unwrap().name, "a");
+        assert_eq!(callers.with_key(b"other").unwrap().name, "b");
+        let digest = config("a", "one").key_sha256;
+        for wrong in [b"".as_slice(), b"onf", b"one ", b"ONE", digest.as_bytes()] {
+            assert!(callers.with_key(wrong).is_none());
         }
     }
 
     #[test]
-    fn two_callers_cannot_share_a_key() {
-        let config = Config {
-            name: "a".to_owned(),
-            key_sha256: hex::encode(Sha256::digest("k")),
-            tenants: Vec::new(),
-            fields: Vec::new(),
+    fn a_caller_has_the_tenants_that_were_granted_and_no_other() {
+        let tenant = |id: &str| id.parse::<TenantId>().unwrap();
+        let of = |tenants: &[&str]| {
+            let tenants = tenants.iter().map(|id| tenant(id)).collect();
+            let callers = Callers::new(&[Config { tenants, ..config("a", "k") }]).unwrap();
+            Arc::clone(callers.named("a").unwrap())
         };
-        assert_eq!(Callers::new(&[config.clone(), config]).unwrap_err().index, 1);
+        assert!(of(&["1", "2"]).may_read(&tenant("2")));
+        assert!(!of(&["1", "2"]).may_read(&tenant("3")));
+        assert!(!of(&[]).may_read(&tenant("1")));
+        assert_eq!(of(&["1", "1"]).only_tenant(), Some(&tenant("1")));
+        assert_eq!((of(&[]).only_tenant(), of(&["1", "2"]).only_tenant()), (None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_is_refused() {
+        let refused = |configs: &[Config]| Callers::new(configs).map(drop).unwrap_err();
+        let same_key = refused(&[config("a", "k"), config("b", "k")]);
+        assert_eq!((same_key.index, same_key.field), (1, "key_sha256"));
+        let same_name = refused(&[config("a", "k"), config("a", "l")]);
+        assert_eq!((same_name.index, same_name.field), (1, "name"));
+        for name in ["", "a:b", "a\nb", &"a".repeat(65)] {
+            assert_eq!(refused(&[config(name, "k")]).field, "name");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_never_shown() {
+        let shown = format!("{:?}", Callers::new(&[config("a", "k")]).unwrap());
+        assert!(!shown.contains(&config("a", "k").key_sha256) && shown.contains("[redacted]"), "{shown}");
     }
 }

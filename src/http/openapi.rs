@@ -1,13 +1,21 @@
-//! The OpenAPI 3.1 document, generated from the handlers.
+//! The OpenAPI 3.1 document: generated from the handlers, completed with what they cannot say of themselves.
+//!
+//! The forms of requests stand in `schemas.json`, exactly as the parsers take them: a request of that form is
+//! never refused for its form, and any other is. `tests/schemathesis` holds us to it.
+
+use std::sync::Arc;
 
 use axum::Router;
-use axum::response::IntoResponse;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
 use http::{HeaderValue, header};
+use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{profiles, webhooks};
+use super::{contacts, oauth, profiles, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,9 +29,15 @@ use super::{profiles, webhooks};
         webhooks::tenant_webhook,
         profiles::profile,
         profiles::post_profile,
+        contacts::contact,
+        oauth::token,
+        oauth::gateway_token,
+        openapi,
     ),
     tags(
         (name = "lookup", description = "For Architect flows and agent desktops."),
+        (name = "genesys", description = "For Genesys' SDKs and data actions, as Genesys answers them."),
+        (name = "document", description = "This document."),
         (name = "events", description = "For Genesys and whatever passes its events on."),
     ),
     modifiers(&Security),
@@ -43,20 +57,110 @@ impl Modify for Security {
     }
 }
 
+/// The forms of requests.
+const SCHEMAS: &str = include_str!("schemas.json");
+
+/// The parameters whose form is one of the schemas.
+const PARAMETERS: [(&str, &str); 5] = [
+    ("customerId", "CustomerId"),
+    ("tenantId", "TenantId"),
+    ("tenant_id", "TenantId"),
+    ("X-Tenant-Id", "TenantId"),
+    ("fields", "Fields"),
+];
+
+/// The operations that answer as another one does: path and method of both.
+const ALIKE: [[(&str, &str); 2]; 2] = [
+    [("/api/v1/profile", "post"), ("/api/v1/profile", "get")],
+    [("/login/oauth/token", "post"), ("/oauth/token", "post")],
+];
+
+/// What any route may answer, before or after it has done its part.
+const ANYWHERE: [(&str, &str); 2] = [("500", "Our fault"), ("503", "Too many requests are under way")];
+
 /// Returns the document as indented JSON.
 #[must_use]
 pub fn document() -> String {
     // The document is made of strings and maps with string keys, which always serialize.
-    Document::openapi().to_pretty_json().unwrap_or_default()
+    let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
+    complete(&mut document);
+    serde_json::to_string_pretty(&document).unwrap_or_default()
+}
+
+fn complete(document: &mut Value) {
+    // A test reads them.
+    let schemas: Map<String, Value> = serde_json::from_str(SCHEMAS).unwrap_or_default();
+    if let Some(known) = document["components"]["schemas"].as_object_mut() {
+        known.extend(schemas);
+    }
+    for [(path, method), (other_path, other_method)] in ALIKE {
+        document["paths"][path][method]["responses"] = document["paths"][other_path][other_method]["responses"].clone();
+    }
+    let paths = document["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
+    for operation in paths.filter_map(Value::as_object_mut).flat_map(Map::values_mut) {
+        if let Some(body) = operation.get_mut("requestBody") {
+            body["required"] = true.into();
+        }
+        for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+            let schema = PARAMETERS.iter().find(|(name, _)| parameter["name"] == *name);
+            if let Some((_, schema)) = schema {
+                parameter["schema"] = reference(schema);
+            }
+        }
+        for (status, description) in ANYWHERE {
+            if operation["responses"].get(status).is_none() {
+                let content = json!({ "application/problem+json": { "schema": reference("ProblemBody") } });
+                operation["responses"][status] = json!({ "description": description, "content": content });
+            }
+        }
+    }
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+/// The document, made once.
+struct Served(Bytes);
+
+/// Returns this document.
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "document",
+    responses((status = 200, description = "An OpenAPI 3.1 document", body = serde_json::Value)),
+)]
+async fn openapi(State(document): State<Arc<Served>>) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], document.0.clone()).into_response()
 }
 
 /// Makes the route that serves the document.
 pub fn routes() -> Router {
-    let document = bytes::Bytes::from(document());
-    Router::new().route(
-        "/openapi.json",
-        get(move || async move {
-            ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], document).into_response()
-        }),
-    )
+    Router::new().route("/openapi.json", get(openapi)).with_state(Arc::new(Served(document().into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                members.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    #[test]
+    fn whatever_the_document_refers_to_is_in_it() {
+        let document: Value = serde_json::from_str(&document()).unwrap();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for reference in found {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
 }

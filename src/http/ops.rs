@@ -23,7 +23,6 @@ use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
 
 use super::error::Problem;
-use super::serve::no_such_route;
 use super::{body, json};
 
 /// The largest body of an operator's command, in bytes.
@@ -65,8 +64,8 @@ pub fn routes(ops: Arc<Ops>) -> Router {
         .route("/admin/invalidate", post(invalidate))
         .route("/admin/dead-letters", get(dead_letters))
         .route("/admin/dead-letters/{id}", get(dead_letter))
-        .route("/", any(async || no_such_route()))
-        .route("/{*rest}", any(async || no_such_route()))
+        .route("/", any(async || Problem::no_such_route()))
+        .route("/{*rest}", any(async || Problem::no_such_route()))
         .layer(middleware::from_fn_with_state(Arc::clone(&ops), guard));
     Router::new()
         .route("/metrics", get(metrics))

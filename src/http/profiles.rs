@@ -1,10 +1,9 @@
 //! `GET` and `POST /api/v1/profile`: one customer's profile, for Architect and agent desktops.
 //!
-//! The order of judgements: who calls (401), what is asked (400, 413, 415), whether this caller may
-//! (403); only then the lookup. Fields are filtered after it; the decision is never cached.
+//! The order of judgements: who calls (401), whether it calls too often (429), what is asked (400, 413, 415),
+//! whether this caller may (403); only then the lookup. Fields are filtered after it; the decision is never cached.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use axum::Router;
@@ -12,64 +11,47 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
-use utoipa::{IntoParams, ToSchema};
 
 use crate::clock::SharedClock;
-use crate::domain::{CustomerId, Key, KeyHasher, TenantId, Timestamp};
+use crate::domain::{CustomerId, KeyHasher, TenantId};
 use crate::lookup::visibility::FieldSet;
-use crate::lookup::{Answer, Failure, How, Lookup, Outcome, Over, StaleReason};
-use crate::metrics::{Door, Metrics};
-use crate::reload::Reloadable;
+use crate::lookup::{Failure, Lookup, Outcome};
 use crate::store::Found;
-use crate::upstream;
 
-use super::callers::{Caller, Callers};
+use super::callers::Caller;
+use super::door::Door;
 use super::error::{Problem, ProblemBody};
-use super::{body, json, query};
+use super::{body, cache_status, json, query};
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// Content type, `ETag`, Cache-Status, Age, Cache-Control, X-Request-Id, the two of the caller's rate, the four for
+/// browsers, and those that the server adds.
+const HEADERS_OF_A_HIT: usize = 16;
 
-/// Content type, `ETag`, Cache-Status, Age, Cache-Control, X-Request-Id, the four for browsers, and those that the
-/// server adds.
-const HEADERS_OF_A_HIT: usize = 14;
-
-/// What the route works with.
+/// What the routes of lookups work with.
 #[derive(Debug)]
 pub struct Profiles {
     /// The flow.
     pub lookup: Lookup,
     /// Who may call.
-    pub callers: Reloadable<Callers>,
+    pub door: Arc<Door>,
     /// How customers become keys, for logs.
     pub hasher: KeyHasher,
     /// The wall clock, for `Age`.
     pub clock: SharedClock,
-    /// Where to count.
-    pub metrics: Arc<Metrics>,
     /// The largest request body, in bytes.
     pub max_body: usize,
 }
 
 /// A lookup, as a JSON body or as query parameters.
-#[derive(Clone, Default, Deserialize, ToSchema, IntoParams)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[into_params(parameter_in = Query)]
-pub struct ProfileRequest {
-    /// The customer: 1–256 bytes of UTF-8, no control characters, none of `/ \ ? # %`, not `.` or `..`.
-    pub customer_id: Option<String>,
-    /// The tenant: 1–64 characters of `[A-Za-z0-9._-]`.
-    pub tenant_id: Option<String>,
-    /// The fields to answer with, separated by commas; dots lead into objects. Absent: all that the
-    /// caller may see.
-    pub fields: Option<String>,
-}
-
-impl fmt::Debug for ProfileRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ProfileRequest([redacted])")
-    }
+struct ProfileRequest {
+    customer_id: Option<String>,
+    tenant_id: Option<String>,
+    /// The fields to answer with, separated by commas; absent: all that the caller may see.
+    fields: Option<String>,
 }
 
 /// A lookup that has been understood.
@@ -86,9 +68,16 @@ pub fn routes(profiles: Arc<Profiles>) -> Router {
 }
 
 /// Returns one customer's profile.
+///
+/// What is asked may stand in a JSON body in place of the query, as Architect flows send it, in the form that
+/// POST takes.
 #[utoipa::path(
-    get, path = "/api/v1/profile", tag = "lookup", params(ProfileRequest),
-    request_body(content = Option<ProfileRequest>, description = "Instead of the query, or agreeing with it."),
+    get, path = "/api/v1/profile", tag = "lookup",
+    params(
+        ("customerId" = String, Query, description = "The customer"),
+        ("tenantId" = String, Query, description = "The tenant"),
+        ("fields" = Option<String>, Query, description = "The fields to answer with; absent: all that the caller may see"),
+    ),
     security(("apiKey" = []), ("bearer" = []), ("basic" = [])),
     responses(
         (status = 200, description = "The profile's JSON, only the fields this caller may see", content_type = "application/json"),
@@ -101,6 +90,7 @@ pub fn routes(profiles: Arc<Profiles>) -> Router {
         (status = 410, description = "The customer was deleted", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Over the caller's rate; `Retry-After` says when to come again", body = ProblemBody, content_type = "application/problem+json"),
         (status = 500, description = "Our fault", body = ProblemBody, content_type = "application/problem+json"),
         (status = 502, description = "Genesys answered with something unusable, or refused us", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Genesys or this service cannot answer now; ask Genesys directly", body = ProblemBody, content_type = "application/problem+json"),
@@ -108,45 +98,41 @@ pub fn routes(profiles: Arc<Profiles>) -> Router {
 )]
 pub async fn profile(State(profiles): State<Arc<Profiles>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    match profiles.answer(&parts.headers, parts.uri.query(), body).await {
-        Ok(response) => response,
-        Err(problem) => problem.into_response(),
+    let admitted = match profiles.door.admit(&parts.headers) {
+        Ok(admitted) => admitted,
+        Err(problem) => return problem.into_response(),
+    };
+    let answer = profiles.answer(&admitted.caller, &parts.headers, parts.uri.query(), body).await;
+    let mut response = answer.unwrap_or_else(Problem::into_response);
+    if let Some(allowance) = admitted.allowance {
+        allowance.show(response.headers_mut());
     }
+    response
 }
 
 /// Returns one customer's profile; for clients that cannot send a body with GET.
 #[utoipa::path(
-    post, path = "/api/v1/profile", tag = "lookup", params(ProfileRequest),
-    request_body(content = Option<ProfileRequest>, description = "Instead of the query, or agreeing with it."),
+    post, path = "/api/v1/profile", tag = "lookup",
+    request_body(content = ref("#/components/schemas/ProfileRequest"), content_type = "application/json"),
     security(("apiKey" = []), ("bearer" = []), ("basic" = [])),
-    responses(
-        (status = 200, description = "As for GET", content_type = "application/json"),
-        (status = "default", description = "As for GET", body = ProblemBody, content_type = "application/problem+json"),
-    ),
 )]
 pub async fn post_profile(state: State<Arc<Profiles>>, request: Request) -> Response {
     profile(state, request).await
 }
 
 impl Profiles {
-    async fn answer(&self, headers: &HeaderMap, query: Option<&str>, body: Body) -> Result<Response, Problem> {
-        let caller = self.callers.load().authenticate(headers).cloned().inspect_err(|_| {
-            self.metrics.auth_failures.with(Door::Lookup).increment(1);
-        })?;
+    async fn answer(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        query: Option<&str>,
+        body: Body,
+    ) -> Result<Response, Problem> {
         let body = body::read(headers, body, self.max_body).await?;
         let asked = asked(query, &body)?;
-        let visible = authorize(&caller, &asked)?;
+        let visible = authorize(caller, &asked)?;
         let answer = self.lookup.get(&asked.tenant, &asked.customer).await.ok_or_else(|| forbidden("tenantId"))?;
-        match answer {
-            Ok(answer) => self.respond(headers, &answer, visible),
-            Err(failure) => {
-                let key = self.hasher.identify(&asked.tenant, &asked.customer).key();
-                Err(refuse(&failure, &key, &caller))
-            }
-        }
-    }
-
-    fn respond(&self, headers: &HeaderMap, answer: &Answer, visible: &FieldSet) -> Result<Response, Problem> {
+        let answer = answer.map_err(|failure| self.refuse(&failure, &asked.tenant, &asked.customer, caller))?;
         let mut response = match &answer.outcome {
             Outcome::Found(found) => found_response(headers, found, visible)?,
             Outcome::Absent => {
@@ -154,11 +140,22 @@ impl Profiles {
             }
             Outcome::Deleted => Problem::new(StatusCode::GONE, "deleted", "the customer was deleted").into_response(),
         };
-        let headers = response.headers_mut();
-        headers.insert(CACHE_STATUS, cache_status(answer));
-        headers.insert(header::AGE, HeaderValue::from(age(self.clock.now(), answer.since)));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+        cache_status::label(response.headers_mut(), &answer, self.clock.now());
         Ok(response)
+    }
+
+    /// Logs a failed lookup and says what the caller is told.
+    pub(super) fn refuse(
+        &self,
+        failure: &Failure,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        caller: &Caller,
+    ) -> Problem {
+        let problem = Problem::of_failure(failure);
+        let key = self.hasher.identify(tenant, customer).key();
+        tracing::warn!(%key, caller = %caller.name, code = problem.code(), error = %failure, "lookup failed");
+        problem
     }
 }
 
@@ -222,72 +219,6 @@ fn authorize<'a>(caller: &'a Caller, asked: &'a Asked) -> Result<&'a FieldSet, P
 fn forbidden(field: &str) -> Problem {
     let detail = format!("{field}: not allowed for this caller");
     Problem::new(StatusCode::FORBIDDEN, "forbidden", detail).field(field)
-}
-
-/// Logs a failed lookup and says what the caller is told: the table of INTERFACE.md.
-fn refuse(failure: &Failure, key: &Key, caller: &Caller) -> Problem {
-    let (status, code) = match failure {
-        Failure::Upstream(upstream::Error::Unusable { .. }) | Failure::MergeLoop => {
-            (StatusCode::BAD_GATEWAY, "upstream_unusable")
-        }
-        Failure::Upstream(upstream::Error::Denied { .. }) => (StatusCode::BAD_GATEWAY, "upstream_denied"),
-        Failure::Upstream(upstream::Error::Throttled { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_throttled"),
-        Failure::Upstream(upstream::Error::BudgetSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "budget_spent"),
-        Failure::Upstream(upstream::Error::BreakerOpen { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "breaker_open"),
-        Failure::Upstream(upstream::Error::Failed { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_failed"),
-        Failure::Upstream(upstream::Error::Unreachable) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unreachable"),
-        Failure::Upstream(upstream::Error::Timeout) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_timeout"),
-        Failure::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
-        Failure::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-    };
-    tracing::warn!(%key, caller = %caller.name, code, error = %failure, "lookup failed");
-    let problem = Problem::new(status, code, failure.to_string());
-    if status == StatusCode::SERVICE_UNAVAILABLE { problem.retry_after(failure.retry_after()) } else { problem }
-}
-
-/// Tells how the answer was come by (RFC 9211).
-fn cache_status(answer: &Answer) -> HeaderValue {
-    let mut text = String::with_capacity(64);
-    text.push_str("profile-edge");
-    // Writing to a String cannot fail.
-    let _ = match answer.how {
-        How::Hit { remaining: Some(remaining), .. } => write!(text, "; hit; ttl={}", remaining.as_secs()),
-        How::Hit { remaining: None, .. } => write!(text, "; hit"),
-        How::Stale { since, .. } => write!(text, "; hit; ttl=-{}", since.as_secs()),
-        How::Fetched { over, stored } => write!(text, "; fwd={}{}", fwd(over), if stored { "; stored" } else { "" }),
-        How::Collapsed { over } => write!(text, "; fwd={}; collapsed", fwd(over)),
-        How::Bypass => write!(text, "; fwd=bypass"),
-    };
-    if let Some(detail) = detail(answer) {
-        let _ = write!(text, "; detail={detail}");
-    }
-    // Every part is a constant or a number, so it is a valid header value.
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("profile-edge"))
-}
-
-fn detail(answer: &Answer) -> Option<&'static str> {
-    match (&answer.outcome, answer.how) {
-        (_, How::Bypass) => Some("store-unavailable"),
-        (_, How::Stale { why: StaleReason::Error, .. }) => Some("stale-if-error"),
-        (_, How::Stale { why: StaleReason::SoftTimeout, .. }) => Some("soft-timeout"),
-        (Outcome::Deleted, _) => Some("tombstone"),
-        (Outcome::Absent, _) if answer.unsettled => Some("negative-unsettled"),
-        (Outcome::Absent, _) => Some("negative"),
-        (Outcome::Found(_), _) if answer.unsettled => Some("unsettled"),
-        (Outcome::Found(_), How::Hit { refreshing: true, .. }) => Some("refreshing"),
-        (Outcome::Found(_), _) => None,
-    }
-}
-
-fn fwd(over: Over) -> &'static str {
-    match over {
-        Over::Miss => "miss",
-        Over::Stale => "stale",
-    }
-}
-
-fn age(now: Timestamp, since: Timestamp) -> u64 {
-    now.since(since).as_secs()
 }
 
 /// Makes a strong validator: of the stored body, and of the fields that are seen of it.

@@ -12,7 +12,7 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytesize::ByteSize;
 use futures_util::FutureExt;
 use http::header::{self, Entry};
@@ -22,15 +22,15 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
+use crate::domain::Secret;
 use crate::metrics::Metrics;
 
-use super::error::Problem;
+use super::error::{CORRELATION_ID, Dialect, Problem};
 use super::held::Held;
 use super::listener::limits::Limits;
 use super::tls;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const CORRELATION_ID: HeaderName = HeaderName::from_static("inin-correlation-id");
 
 /// The longest request id that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
@@ -45,6 +45,12 @@ pub struct Config {
     pub max_body: ByteSize,
     /// How many requests may be under way at once; more are shed with 503.
     pub max_in_flight: usize,
+    /// What callers' tokens are signed with: base64 of 32 bytes or more.
+    #[serde(default)]
+    pub token_secret: Option<Secret>,
+    /// How long a caller's token is valid.
+    #[serde(with = "humantime_serde")]
+    pub token_lifetime: Duration,
     /// `[http.tls]`.
     #[serde(default)]
     pub tls: tls::Config,
@@ -124,9 +130,9 @@ pub fn wrap(routes: Router, max_in_flight: usize, is_tls: bool, metrics: Arc<Met
     let uploads = Arc::new(Semaphore::new((max_in_flight / 2).max(1)));
     let gate = Arc::new(Gate { permits, uploads, is_tls, metrics });
     routes
-        .fallback(async || no_such_route())
-        .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
+        .fallback(async |request: Request| Problem::no_such_route().told_in(&Dialect::of(&request)))
+        .method_not_allowed_fallback(async |request: Request| {
+            Problem::method_not_allowed().told_in(&Dialect::of(&request))
         })
         .layer(middleware::from_fn_with_state(gate, pass))
 }
@@ -134,9 +140,14 @@ pub fn wrap(routes: Router, max_in_flight: usize, is_tls: bool, metrics: Arc<Met
 /// Takes or makes the request's id, names it in the logs and in the answer, and passes Genesys'
 /// correlation id through. One layer for everything: each costs every hit a boxed future and a copy of
 /// the routes' service.
-async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned().unwrap_or_else(fresh_id);
-    let correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
+    let mut correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
+    if Dialect::is_genesys(request.uri().path()) {
+        // Genesys names every request, and so do the bodies of its errors.
+        let correlation = correlation.get_or_insert_with(|| id.clone());
+        request.headers_mut().insert(CORRELATION_ID, correlation.clone());
+    }
     let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
     let mut response = gate.admit(request, next).instrument(span).await;
     let headers = response.headers_mut();
@@ -168,8 +179,9 @@ fn harden(headers: &mut HeaderMap, is_tls: bool) {
 impl Gate {
     /// Sheds what is too much, and turns a panic into a 500 that is counted.
     async fn admit(&self, request: Request, next: Next) -> Response {
-        let Ok(_permit) = self.permits.try_acquire() else { return shed() };
-        let Some(request) = self.bound_upload(request) else { return shed() };
+        let dialect = Dialect::of(&request);
+        let Ok(_permit) = self.permits.try_acquire() else { return shed(&dialect) };
+        let Some(request) = self.bound_upload(request) else { return shed(&dialect) };
         // Nothing that the request shared is looked at after a panic but locks that cannot be poisoned.
         match AssertUnwindSafe(next.run(request)).catch_unwind().await {
             Ok(response) => response,
@@ -177,7 +189,7 @@ impl Gate {
                 // The panic hook has logged where; the payload may hold data and is not looked at.
                 self.metrics.panics.increment(1);
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an unexpected fault, it has been logged")
-                    .into_response()
+                    .told_in(&dialect)
             }
         }
     }
@@ -192,14 +204,9 @@ impl Gate {
     }
 }
 
-/// Answers a request for something that is not there.
-pub(super) fn no_such_route() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "no_such_route", "there is no such route")
-}
-
-fn shed() -> Response {
+fn shed(dialect: &Dialect) -> Response {
     let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
-    problem.retry_after(Duration::from_secs(1)).into_response()
+    problem.retry_after(Duration::from_secs(1)).told_in(dialect)
 }
 
 fn is_plain(id: &HeaderValue) -> bool {

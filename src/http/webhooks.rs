@@ -56,7 +56,7 @@ pub fn routes(ingest: Arc<Ingest>, max_body: usize) -> Router {
 /// Takes an event in the flat form.
 #[utoipa::path(
     post, path = "/webhook/customer-updated", tag = "events",
-    request_body(content = serde_json::Value, description = "`{\"customerId\",\"tenantId\",\"eventId\"?,\"eventType\"?,\"modifyDate\"?,\"occurredAt\"?,\"mergedIds\"?}`"),
+    request_body(content = ref("#/components/schemas/FlatEventOfTenant"), content_type = "application/json"),
     responses(
         (status = 202, description = "Durable, or of no interest", body = AcceptedBody),
         (status = 400, description = "Malformed; `field` says where", body = ProblemBody, content_type = "application/problem+json"),
@@ -82,7 +82,7 @@ pub(super) async fn customer_updated(State(webhooks): State<Arc<Webhooks>>, requ
 #[utoipa::path(
     post, path = "/webhooks/{tenant_id}", tag = "events",
     params(("tenant_id" = String, Path, description = "The tenant")),
-    request_body(content = serde_json::Value, description = "The flat form, a Genesys notification, an EventBridge event or an array of them, or a CloudEvents 1.0 event"),
+    request_body(content = ref("#/components/schemas/PostedEvents"), content_type = "application/json"),
     responses(
         (status = 202, description = "Durable, or of no interest", body = AcceptedBody),
         (status = 400, description = "Malformed; `field` says where", body = ProblemBody, content_type = "application/problem+json"),

@@ -62,6 +62,8 @@ pub enum How {
     },
     /// Fetched past the store, which did not answer.
     Bypass,
+    /// Fetched past the store, since more was asked for than it keeps.
+    Expanded,
 }
 
 /// Why a stale profile was served.
@@ -120,7 +122,7 @@ impl Answer {
             (_, How::Stale { .. }) => LookupResult::Stale,
             (_, How::Fetched { .. }) => LookupResult::Miss,
             (_, How::Collapsed { .. }) => LookupResult::Coalesced,
-            (_, How::Bypass) => LookupResult::Bypass,
+            (_, How::Bypass | How::Expanded) => LookupResult::Bypass,
         }
     }
 }

@@ -48,7 +48,7 @@ use crate::faults::Faults;
 use crate::metrics::{LookupResult, Metrics, in_progress, observe};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
-use crate::upstream::Upstream;
+use crate::upstream::{Expand, Upstream};
 
 pub use answer::{Answer, Failure, How, Outcome, Over, StaleReason};
 
@@ -159,11 +159,31 @@ impl Lookup {
     /// Answers within the tenant's `deadline`. Dropping the future abandons the wait, not a fetch that
     /// it has started.
     pub async fn get(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Result<Answer, Failure>> {
+        self.timed(tenant, customer, Reader::read).await
+    }
+
+    /// Looks a customer up with more than the store keeps: fetched each time, unless the customer was deleted.
+    /// Otherwise as [`get`](Self::get).
+    pub async fn get_expanded(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        expand: &Expand,
+    ) -> Option<Result<Answer, Failure>> {
+        self.timed(tenant, customer, |reader| reader.read_expanded(expand)).await
+    }
+
+    async fn timed<'a, F: Future<Output = Result<Answer, Failure>>>(
+        &'a self,
+        tenant: &TenantId,
+        customer: &'a CustomerId,
+        read: impl FnOnce(Reader<'a>) -> F,
+    ) -> Option<Result<Answer, Failure>> {
         let times = self.room.parts.tenants.get(tenant)?;
         let metrics = &self.room.parts.metrics;
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
-        let answer = Reader::new(&self.room, times, tenant, customer, started + times.deadline).read().await;
+        let answer = read(Reader::new(&self.room, times, tenant, customer, started + times.deadline)).await;
         let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::domain::{CustomerId, Identity, Key, TenantId};
 use crate::store::{self, Base, Content, Entry, LeaseAnswer, Record, Token};
-use crate::upstream::Fetched;
+use crate::upstream::{Expand, Fetched};
 
 use super::bypass::{self, Passed};
 use super::freshness::{self, Freshness};
@@ -88,6 +88,31 @@ impl<'a> Reader<'a> {
                 return self.fall_back(Failure::Deadline);
             }
         }
+    }
+
+    /// Answers with more than the store keeps, fetched past it; but not for a customer who was deleted.
+    pub(super) async fn read_expanded(mut self, expand: &Expand) -> Result<Answer, Failure> {
+        // A pointer leads to the canonical customer's key, once; a tombstone may stand there.
+        while let Ok(entry) = self.room.parts.store.get(&self.key).await {
+            match self.view(entry) {
+                View::Answer(answer) if matches!(answer.outcome, Outcome::Deleted) => return Ok(answer),
+                View::Follow(canonical, pointer) => {
+                    if self.go_to(canonical, Some(pointer)).is_err() {
+                        break;
+                    }
+                }
+                View::Answer(_) | View::Contend(_) | View::Wait(_) => break,
+            }
+        }
+        let parts = &self.room.parts;
+        let since = parts.clock.now();
+        let fetched = parts.upstream.fetch_expanded(self.asked.tenant(), self.customer, expand, self.deadline).await;
+        // What is kept is not what was asked for, so there is nothing to fall back on.
+        let outcome = match fetched? {
+            Fetched::Absent => Outcome::Absent,
+            Fetched::Found(profile) => Outcome::Found(profile.into()),
+        };
+        Ok(Answer { outcome, how: How::Expanded, unsettled: false, since })
     }
 
     async fn look(&mut self) -> Result<Next, Step> {

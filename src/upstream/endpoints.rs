@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::domain::CustomerId;
 
-use super::Error;
+use super::{Error, Expand};
 
 /// The part of a path template that is replaced by the customer id.
 const PLACEHOLDER: &str = "{customer_id}";
@@ -135,13 +135,17 @@ impl ProfileUrl {
         }
     }
 
-    /// Returns the URL of this customer's profile.
-    pub(super) fn of(&self, customer: &CustomerId) -> Result<Url, Error> {
+    /// Returns the URL of this customer's profile, with what it is to be expanded with.
+    pub(super) fn of(&self, customer: &CustomerId, expand: Option<&Expand>) -> Result<Url, Error> {
         let segment = utf8_percent_encode(customer.expose(), SEGMENT);
         let url = format!("{}{segment}{}", self.before, self.after);
         // The base is a URL and an encoded segment fits any place in one, so this does not happen;
         // the parse error would repeat the customer id, so it goes no further.
-        Url::parse(&url).map_err(|_| Error::Unreachable)
+        let mut url = Url::parse(&url).map_err(|_| Error::Unreachable)?;
+        if let Some(expand) = expand {
+            url.query_pairs_mut().append_pair("expand", expand.as_str());
+        }
+        Ok(url)
     }
 }
 
@@ -182,7 +186,7 @@ mod tests {
     }
 
     fn profile_url(api: &str, template: &str, id: &str) -> String {
-        ProfileUrl::new(&url(api), template).unwrap().of(&id.parse().unwrap()).unwrap().to_string()
+        ProfileUrl::new(&url(api), template).unwrap().of(&id.parse().unwrap(), None).unwrap().to_string()
     }
 
     #[test]
@@ -246,6 +250,16 @@ mod tests {
             let error = ProfileUrl::new(&url("http://h"), template).unwrap_err();
             assert_eq!(error.field, "tenant.upstream.profile_path", "{template}");
         }
+    }
+
+    #[test]
+    fn what_is_to_be_expanded_is_added_to_the_query() {
+        let expanded = |template| {
+            let expand = Expand::parse("expand=b,a").unwrap();
+            ProfileUrl::new(&url("http://h"), template).unwrap().of(&"c".parse().unwrap(), expand.as_ref()).unwrap()
+        };
+        assert_eq!(expanded("/{customer_id}").as_str(), "http://h/c?expand=a%2Cb");
+        assert_eq!(expanded("/{customer_id}?x=1").as_str(), "http://h/c?x=1&expand=a%2Cb");
     }
 
     #[test]

@@ -20,13 +20,14 @@ use reqwest::Client;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
+use url::Url;
 
 use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
 
 use super::endpoints::ProfileUrl;
 use super::exchange::Answer;
 use super::token::{Token, Tokens};
-use super::{Error, Fetched, Upstream};
+use super::{Error, Expand, Fetched, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.
 const MAX_PROFILE: usize = 1024 * 1024;
@@ -45,24 +46,21 @@ impl Genesys {
         Self { client, profile_url, tokens }
     }
 
-    async fn ask(&self, token: &Token, customer: &CustomerId, deadline: Instant) -> Result<Answer, Error> {
+    async fn ask(&self, token: &Token, url: &Url, deadline: Instant) -> Result<Answer, Error> {
         let request = self
             .client
-            .get(self.profile_url.of(customer)?)
+            .get(url.clone())
             .header(header::AUTHORIZATION, token.header())
             .header(header::ACCEPT, "application/json");
         Answer::to(request, MAX_PROFILE, deadline).await
     }
-}
 
-#[async_trait]
-impl Upstream for Genesys {
-    async fn fetch(&self, _tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
+    async fn get(&self, url: &Url, deadline: Instant) -> Result<Fetched, Error> {
         let token = self.tokens.get(deadline).await?;
-        let mut answer = self.ask(&token, customer, deadline).await?;
+        let mut answer = self.ask(&token, url, deadline).await?;
         if answer.status == StatusCode::UNAUTHORIZED {
             let renewed = self.tokens.replace(&token, deadline).await?;
-            answer = self.ask(&renewed, customer, deadline).await?;
+            answer = self.ask(&renewed, url, deadline).await?;
             if answer.status == StatusCode::UNAUTHORIZED {
                 self.tokens.distrust(&renewed);
             }
@@ -72,6 +70,23 @@ impl Upstream for Genesys {
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
             _ => Err(answer.refusal()),
         }
+    }
+}
+
+#[async_trait]
+impl Upstream for Genesys {
+    async fn fetch(&self, _tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
+        self.get(&self.profile_url.of(customer, None)?, deadline).await
+    }
+
+    async fn fetch_expanded(
+        &self,
+        _tenant: &TenantId,
+        customer: &CustomerId,
+        expand: &Expand,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.get(&self.profile_url.of(customer, Some(expand))?, deadline).await
     }
 }
 

@@ -36,7 +36,7 @@ use crate::domain::{CustomerId, TenantId};
 use crate::metrics::{Metrics, UpstreamOutcome, observe};
 
 use super::breaker::{Breaker, Level, Pass, Verdict};
-use super::{Error, Fetched, Upstream};
+use super::{Error, Expand, Fetched, Upstream};
 
 /// How many times an attempt is repeated.
 const RETRIES: usize = 2;
@@ -66,6 +66,13 @@ pub(super) struct Guard<U> {
     gate: Mutex<Gate>,
     lamp: Lamp,
     metrics: Arc<Metrics>,
+}
+
+/// What a fetch asks for.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    customer: &'a CustomerId,
+    expand: Option<&'a Expand>,
 }
 
 /// What decides whether anything may be sent at all.
@@ -159,7 +166,7 @@ impl<U> Guard<U> {
 }
 
 impl<U: Upstream> Guard<U> {
-    async fn attempt(&self, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
+    async fn attempt(&self, asked: Asked<'_>, deadline: Instant) -> Result<Fetched, Error> {
         self.at_gate(|gate, now| gate.check(now))?;
         if Instant::now() >= deadline {
             return Err(Error::Timeout);
@@ -171,7 +178,10 @@ impl<U: Upstream> Guard<U> {
         let mut admission = self.admit()?;
 
         let began = Instant::now();
-        let fetch = self.inner.fetch(&self.tenant, customer, deadline);
+        let fetch = match asked.expand {
+            None => self.inner.fetch(&self.tenant, asked.customer, deadline),
+            Some(expand) => self.inner.fetch_expanded(&self.tenant, asked.customer, expand, deadline),
+        };
         let outcome = tokio::time::timeout_at(deadline, fetch).await.unwrap_or(Err(Error::Timeout));
         observe(&self.metrics.upstream_duration, began.elapsed());
         admission.verdict = self.verdict(&outcome, deadline.duration_since(began));
@@ -180,17 +190,15 @@ impl<U: Upstream> Guard<U> {
         }
         outcome
     }
-}
 
-#[async_trait]
-impl<U: Upstream> Upstream for Guard<U> {
-    async fn fetch(&self, _tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
+    /// Makes one attempt, and more where that is worth it.
+    async fn run(&self, asked: Asked<'_>, deadline: Instant) -> Result<Fetched, Error> {
         let deadline = deadline.min(Instant::now() + self.timeout);
         let mut waits = waits();
         let mut retries_left = RETRIES;
         loop {
             let began = Instant::now();
-            let outcome = self.attempt(customer, deadline).await;
+            let outcome = self.attempt(asked, deadline).await;
             self.metrics.upstream_requests.with(label(&outcome)).increment(1);
             let may_pass = outcome.as_ref().is_err_and(may_pass);
             match waits.next_backoff() {
@@ -201,6 +209,23 @@ impl<U: Upstream> Upstream for Guard<U> {
                 Some(_) | None => return outcome,
             }
         }
+    }
+}
+
+#[async_trait]
+impl<U: Upstream> Upstream for Guard<U> {
+    async fn fetch(&self, _tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
+        self.run(Asked { customer, expand: None }, deadline).await
+    }
+
+    async fn fetch_expanded(
+        &self,
+        _tenant: &TenantId,
+        customer: &CustomerId,
+        expand: &Expand,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.run(Asked { customer, expand: Some(expand) }, deadline).await
     }
 }
 

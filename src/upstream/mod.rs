@@ -8,6 +8,7 @@ mod breaker;
 mod endpoints;
 mod error;
 mod exchange;
+mod expand;
 mod genesys;
 mod guard;
 pub mod open;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use crate::domain::{CustomerId, Profile, TenantId};
 
 pub use error::Error;
+pub use expand::{Expand, InvalidExpand};
 
 /// Fetches profiles.
 #[async_trait]
@@ -30,6 +32,16 @@ pub trait Upstream: Debug + Send + Sync {
     /// An absence is an answer, not an error. Safe to repeat; the caller decides whether to, the
     /// port has already retried what is worth retrying.
     async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error>;
+
+    /// Fetches one profile with more in it; otherwise as [`fetch`](Self::fetch). Its body is another one, so
+    /// it must not be filled into the store.
+    async fn fetch_expanded(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        expand: &Expand,
+        deadline: Instant,
+    ) -> Result<Fetched, Error>;
 }
 
 /// What Genesys knows.

@@ -24,7 +24,7 @@ use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
 use super::guard::{Guard, Lamp, Limits};
 use super::token::{Credentials, Tokens};
-use super::{Error, Fetched, Upstream, exchange};
+use super::{Error, Expand, Fetched, Upstream, exchange};
 
 pub use super::endpoints::{BaseUrls, ConfigError};
 
@@ -194,15 +194,27 @@ pub fn open<'a>(
 #[derive(Debug)]
 struct Tenants(HashMap<TenantId, Guard<Genesys>>);
 
+impl Tenants {
+    /// A lookup of an unknown tenant is turned away before it gets here; there is no Genesys to reach for it.
+    fn of(&self, tenant: &TenantId) -> Result<&Guard<Genesys>, Error> {
+        self.0.get(tenant).ok_or(Error::Unreachable)
+    }
+}
+
 #[async_trait]
 impl Upstream for Tenants {
     async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
-        match self.0.get(tenant) {
-            Some(upstream) => upstream.fetch(tenant, customer, deadline).await,
-            // A lookup of an unknown tenant is turned away before it gets here; there is no Genesys
-            // to reach for it.
-            None => Err(Error::Unreachable),
-        }
+        self.of(tenant)?.fetch(tenant, customer, deadline).await
+    }
+
+    async fn fetch_expanded(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        expand: &Expand,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.of(tenant)?.fetch_expanded(tenant, customer, expand, deadline).await
     }
 }
 

@@ -41,12 +41,13 @@ fn text(bytes: &[u8]) -> String {
 fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let demo_caller = "[[caller]]\nname = \"a\"\nkey_sha256 = \"xyz\"\ntenants = [\"10009\"]\nfields = [\"*\"]\n";
+    let colon = demo_caller.replace("\"a\"", "\"a:b\"");
     let plain = TENANT.replace(
         "region = \"us_east_1\"",
         "api_url = \"http://api.example.com\"\nlogin_url = \"https://l.example.com\"",
     );
     let region = TENANT.replace("us_east_1", "us_east_9");
-    let mistakes: [(&str, &str, &str); 17] = [
+    let mistakes: [(&str, &str, &str); 20] = [
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
         ("lookup.ttl = \"soon\"", "lookup.ttl", "must be"),
@@ -61,7 +62,10 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         ("http.listen = \"0.0.0.0:8080\"\ndemo.allow_remote = true", "http.listen", "security.require_tls"),
         ("keys.scheme = \"hmac-sha256\"", "keys.secret", "is missing"),
         ("keys.scheme = \"hmac-sha256\"\nkeys.secret = \"c2hvcnQ=\"", "keys.secret", "base64 of 32 bytes"),
+        ("http.token_secret = \"c2hvcnQ=\"", "http.token_secret", "base64 of 32 bytes"),
+        ("http.token_lifetime = \"30s\"", "http.token_lifetime", "1m to 48h"),
         (demo_caller, "caller[0].key_sha256", "64 hex digits"),
+        (&colon, "caller[0].name", "without a colon"),
         (&plain, "tenant[0].upstream.api_url", "plain http"),
         (&region, "tenant[0].upstream.region", "the nearest is us_east_2"),
     ];

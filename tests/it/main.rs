@@ -5,8 +5,10 @@
 mod bad_input;
 mod canary;
 mod config;
+mod contacts;
 mod contract;
 mod dashboards;
+mod doors;
 mod ingest;
 mod interleavings;
 mod laws;

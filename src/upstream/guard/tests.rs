@@ -42,6 +42,16 @@ impl Upstream for Arc<Fake> {
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
         self.answer.lock().clone()
     }
+
+    async fn fetch_expanded(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        _: &Expand,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.fetch(tenant, customer, deadline).await
+    }
 }
 
 struct Guarded {

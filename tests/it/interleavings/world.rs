@@ -20,7 +20,7 @@ use profile_edge::metrics::Metrics;
 use profile_edge::shutdown::Shutdown;
 use profile_edge::store::Lifetimes;
 use profile_edge::store::embedded::{self, Embedded};
-use profile_edge::upstream::{self, Fetched, Upstream};
+use profile_edge::upstream::{self, Expand, Fetched, Upstream};
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
 
@@ -119,6 +119,17 @@ impl Upstream for Line {
         let fetched = self.genesys.read(customer.expose(), number);
         self.gates.pass(self.actor, "answer").await;
         Ok(fetched)
+    }
+
+    /// Expanded answers are never kept; no lookup of a plan asks for one.
+    async fn fetch_expanded(
+        &self,
+        _: &TenantId,
+        _: &CustomerId,
+        _: &Expand,
+        _: Instant,
+    ) -> Result<Fetched, upstream::Error> {
+        Err(upstream::Error::Unreachable)
     }
 }
 

@@ -1,0 +1,433 @@
+//! The doors of lookups: who gets in, and what each sees.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use profile_edge::clock::SystemClock;
+use profile_edge::sandbox::{Options, Sandbox};
+use profile_edge::shutdown::{Controller, Shutdown};
+use reqwest::RequestBuilder;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::support::edge::{Edge, Looked, flat, looked};
+use crate::support::{PATIENCE, customer};
+
+/// What tokens are signed with, before base64.
+const TOKEN_SECRET: [u8; 32] = [7; 32];
+
+/// A caller: its name, tenants and fields; its key is `key-of-` and its name.
+struct Caller {
+    name: &'static str,
+    tenants: &'static [&'static str],
+    fields: &'static [&'static str],
+    /// What it sees of a profile for each of [`ASKED`]; `None` where it must not ask.
+    sees: [Option<&'static [&'static str]>; 6],
+}
+
+/// The fields that are asked for.
+const ASKED: [Option<&str>; 6] =
+    [None, Some("id"), Some("workPhone.e164"), Some("workPhone"), Some("firstName,id"), Some("*")];
+
+const EVERYTHING: &[&str] = &["*"];
+const NARROW: &[&str] = &["id", "workPhone.e164"];
+
+/// The configuration, and what it must come to.
+const CALLERS: [Caller; 5] = [
+    Caller { name: "one", tenants: &["10001"], fields: &["*"], sees: ALL_OF_IT },
+    Caller { name: "both", tenants: &["10001", "10002"], fields: &["*"], sees: ALL_OF_IT },
+    Caller {
+        name: "narrow",
+        tenants: &["10002"],
+        fields: NARROW,
+        sees: [Some(NARROW), Some(&["id"]), Some(&["workPhone.e164"]), None, None, Some(NARROW)],
+    },
+    Caller { name: "blind", tenants: &["10001"], fields: &[], sees: [Some(&[]), None, None, None, None, Some(&[])] },
+    Caller { name: "nowhere", tenants: &[], fields: &["*"], sees: [None; 6] },
+];
+
+const ALL_OF_IT: [Option<&[&str]>; 6] = [
+    Some(EVERYTHING),
+    Some(&["id"]),
+    Some(&["workPhone.e164"]),
+    Some(&["workPhone"]),
+    Some(&["firstName", "id"]),
+    Some(EVERYTHING),
+];
+
+/// Two organisations, configured, and one that is not.
+const TENANTS: [&str; 3] = ["10001", "10002", "10003"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Get,
+    Post,
+    Contact,
+}
+
+const ROUTES: [Route; 3] = [Route::Get, Route::Post, Route::Contact];
+
+#[derive(Clone, Debug)]
+enum Credential {
+    None,
+    ApiKey(String),
+    Bearer(String),
+    Basic(String, String),
+}
+
+/// An edge with two tenants, each on a sandbox of its own whose customers have other names.
+struct World {
+    edge: Edge,
+    /// Customer 1, as each tenant's Genesys has it.
+    profiles: [Value; 2],
+    sandboxes: [Controller; 2],
+}
+
+impl World {
+    async fn start(more: &str) -> Self {
+        let (first, one) = sandbox().await;
+        let (second, two) = sandbox().await;
+        let edge = Edge::start_with(&format!("{more}{}", settings([first, second]))).await;
+        let url = |address| format!("http://{address}/api/v2/externalcontacts/contacts/{}", customer(1));
+        let rename = edge.client.patch(url(second)).bearer_auth("sandbox-editor");
+        assert!(rename.json(&json!({ "firstName": "Other" })).send().await.unwrap().status().is_success());
+        let profile = async |address| {
+            let request = edge.client.get(url(address)).bearer_auth("sandbox-editor");
+            request.send().await.unwrap().json::<Value>().await.unwrap()
+        };
+        let profiles = [profile(first).await, profile(second).await];
+        assert_ne!(profiles[0]["firstName"], profiles[1]["firstName"]);
+        Self { edge, profiles, sandboxes: [one, two] }
+    }
+
+    async fn ask(&self, route: Route, credential: &Credential, tenant: &str, fields: Option<&str>) -> Looked {
+        let one = customer(1);
+        let request = match route {
+            Route::Get => {
+                let request = self.edge.client.get(self.edge.url("/api/v1/profile"));
+                let request = request.query(&[("tenantId", tenant), ("customerId", &one)]);
+                request.query(&fields.map(|fields| ("fields", fields)).as_slice())
+            }
+            Route::Post => {
+                let body = json!({ "tenantId": tenant, "customerId": one, "fields": fields });
+                self.edge.client.post(self.edge.url("/api/v1/profile")).json(&body)
+            }
+            Route::Contact => {
+                let path = format!("/api/v2/externalcontacts/contacts/{one}");
+                self.edge.client.get(self.edge.url(&path)).header("X-Tenant-Id", tenant)
+            }
+        };
+        looked(credential.show(request).send().await.unwrap()).await
+    }
+
+    async fn token(&self, name: &str) -> String {
+        let form = [("grant_type", "client_credentials"), ("client_id", name), ("client_secret", &key_of(name))];
+        let answer: Value = self
+            .edge
+            .client
+            .post(self.edge.url("/oauth/token"))
+            .form(&form)
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
+        answer["access_token"].as_str().unwrap().to_owned()
+    }
+
+    async fn stop(self) {
+        self.edge.stop().await;
+        for sandbox in self.sandboxes {
+            assert!(sandbox.drain(PATIENCE).await);
+        }
+    }
+}
+
+impl Credential {
+    fn show(&self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Self::None => request,
+            Self::ApiKey(key) => request.header("X-API-Key", key),
+            Self::Bearer(token) => request.bearer_auth(token),
+            Self::Basic(name, key) => request.basic_auth(name, Some(key)),
+        }
+    }
+}
+
+fn key_of(name: &str) -> String {
+    format!("key-of-{name}")
+}
+
+async fn sandbox() -> (SocketAddr, Controller) {
+    let (controller, shutdown) = Shutdown::new();
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+    let options = Options { listen, customers: 10, latency: Duration::ZERO, webhook: None };
+    let sandbox = Sandbox::start(options, SystemClock::shared(), shutdown).await.unwrap();
+    (sandbox.addr, controller)
+}
+
+fn settings(sandboxes: [SocketAddr; 2]) -> String {
+    let tenants = TENANTS.iter().zip(sandboxes).map(|(id, address)| {
+        format!(
+            "[[tenant]]\nid = \"{id}\"\nupstream = {{ api_url = \"http://{address}\", login_url = \"http://{address}\", \
+             client_id = \"sandbox\", client_secret = \"sandbox\" }}\n\
+             [[tenant.webhook]]\nscheme = \"api-key\"\nsecrets = [\"demo-secret\"]\n"
+        )
+    });
+    let callers = CALLERS.iter().map(|caller| {
+        let key = hex::encode(Sha256::digest(key_of(caller.name)));
+        let (name, tenants, fields) = (caller.name, caller.tenants, caller.fields);
+        format!("[[caller]]\nname = \"{name}\"\nkey_sha256 = \"{key}\"\ntenants = {tenants:?}\nfields = {fields:?}\n")
+    });
+    let http = format!("[http]\ntoken_secret = \"{}\"\n", STANDARD.encode(TOKEN_SECRET));
+    std::iter::once(http).chain(tenants).chain(callers).collect()
+}
+
+/// The part of a profile with these fields.
+fn part(profile: &Value, fields: &[&str]) -> Value {
+    let mut seen = Map::new();
+    for field in fields {
+        match field.split_once('.') {
+            None if *field == "*" => return profile.clone(),
+            None => drop(seen.insert((*field).to_owned(), profile[*field].clone())),
+            Some((outer, inner)) => drop(seen.insert(outer.to_owned(), json!({ inner: profile[outer][inner] }))),
+        }
+    }
+    seen.into()
+}
+
+/// An error without what names its request.
+fn words(answer: &Looked) -> (u16, Value) {
+    let mut body = answer.json();
+    if let Some(body) = body.as_object_mut() {
+        body.remove("contextId");
+    }
+    (answer.status, body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_caller_sees_exactly_what_the_configuration_grants_through_every_door() {
+    let world = World::start("").await;
+    let mut asked_for = 0;
+    for caller in &CALLERS {
+        let (name, key) = (caller.name.to_owned(), key_of(caller.name));
+        let credentials = [
+            Credential::ApiKey(key.clone()),
+            Credential::Bearer(key.clone()),
+            Credential::Basic(name, key),
+            Credential::Bearer(world.token(caller.name).await),
+        ];
+        for (credential, route, (index, tenant)) in credentials
+            .iter()
+            .flat_map(|credential| ROUTES.map(|route| (credential, route)))
+            .flat_map(|(credential, route)| TENANTS.iter().enumerate().map(move |at| (credential, route, at)))
+        {
+            let granted = caller.tenants.contains(tenant);
+            for (fields, sees) in ASKED.iter().zip(caller.sees) {
+                if route == Route::Contact && fields.is_some() {
+                    continue;
+                }
+                let answer = world.ask(route, credential, tenant, *fields).await;
+                let what = format!("{} {route:?} {tenant} {fields:?}: {}", caller.name, answer.text);
+                asked_for += 1;
+                let sees = sees.filter(|sees| granted && (route != Route::Contact || *sees == EVERYTHING));
+                match sees {
+                    Some(sees) => {
+                        assert_eq!(answer.status, 200, "{what}");
+                        assert_eq!(answer.json(), part(&world.profiles[index], sees), "{what}");
+                    }
+                    None => assert_eq!(answer.status, 403, "{what}"),
+                }
+            }
+        }
+    }
+    // callers × credentials × tenants × (both ways of the first route with all fields, and the second route)
+    assert_eq!(asked_for, 5 * 4 * 3 * (2 * 6 + 1));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_wrong_with_a_credential_is_told_in_the_same_words() {
+    let world = World::start("").await;
+    let token = world.token("one").await;
+    let claims = |token: &str| {
+        let claims = token.split('.').nth(1).unwrap();
+        serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap()
+    };
+    let with = |name: &str, value: Value| {
+        let mut claims = claims(&token);
+        claims[name] = value;
+        claims
+    };
+    let hs256 = json!({ "alg": "HS256", "typ": "JWT" });
+    let far = claims(&token)["exp"].as_i64().unwrap() + 60;
+    // The forgery works, so what is refused below is refused for what is wrong with it.
+    let good = Credential::Bearer(signed(&TOKEN_SECRET, &hs256, &with("exp", far.into())));
+    assert_eq!(world.ask(Route::Get, &good, "10001", None).await.status, 200);
+
+    let unsigned = signed(&TOKEN_SECRET, &json!({ "alg": "none", "typ": "JWT" }), &claims(&token));
+    let unsigned_and_bare = format!("{}.", unsigned.rsplit_once('.').unwrap().0);
+    let other_key = claims(&world.token("both").await)["key"].clone();
+    let bearers = [
+        ("a wrong key", "key-of-nobody".to_owned()),
+        ("an expired token", signed(&TOKEN_SECRET, &hs256, &with("exp", 1_700_000_000.into()))),
+        ("a foreign-signed token", signed(&[8; 32], &hs256, &with("exp", far.into()))),
+        ("a token for more than was given", signed(&[8; 32], &hs256, &with("sub", "both".into()))),
+        ("a token of nobody", signed(&TOKEN_SECRET, &hs256, &with("sub", "nobody".into()))),
+        ("a token of a key that was replaced", signed(&TOKEN_SECRET, &hs256, &with("key", other_key))),
+        ("an altered token", token.replacen("eyJ", "eyK", 1)),
+        ("a token cut short", token[..token.len() - 1].to_owned()),
+        ("a token with alg none", unsigned),
+        ("a token with alg none and no signature", unsigned_and_bare),
+        ("the hash of a key", hex::encode(Sha256::digest(key_of("one")))),
+    ];
+    let attempts = bearers.into_iter().map(|(what, token)| (what, Credential::Bearer(token))).chain([
+        ("nothing", Credential::None),
+        ("a wrong key as an api key", Credential::ApiKey("key-of-nobody".to_owned())),
+        ("a token as an api key", Credential::ApiKey(token.clone())),
+        ("another's key", Credential::Basic("one".to_owned(), key_of("both"))),
+        ("nobody's name", Credential::Basic("nobody".to_owned(), key_of("one"))),
+    ]);
+    let attempts: Vec<_> = attempts.collect();
+    for route in ROUTES {
+        let expected = words(&world.ask(route, &Credential::None, "10001", None).await);
+        assert_eq!(expected.0, 401);
+        for (what, credential) in &attempts {
+            let answer = world.ask(route, credential, "10001", None).await;
+            assert_eq!(words(&answer), expected, "{what}");
+            assert!(answer.headers.contains_key("www-authenticate"), "{what}");
+        }
+        // A tenant of others and one that there is not are not told apart either.
+        let foreign = world.ask(route, &Credential::ApiKey(key_of("one")), "10002", None).await;
+        let unknown = world.ask(route, &Credential::ApiKey(key_of("one")), "10003", None).await;
+        assert_eq!((foreign.status, words(&foreign)), (403, words(&unknown)));
+    }
+    let refused = world.edge.metric("profile_edge_auth_failures_total{door=\"lookup\"}").await;
+    assert_eq!(refused, (ROUTES.len() * (attempts.len() + 1)) as f64);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_contact_is_of_the_callers_only_tenant_or_of_the_one_it_names() {
+    let world = World::start("").await;
+    let ask = async |name: &str, tenants: &[&str]| {
+        let request =
+            world.edge.client.get(world.edge.url(&format!("/api/v2/externalcontacts/contacts/{}", customer(1))));
+        let request =
+            tenants.iter().fold(request.bearer_auth(key_of(name)), |it, tenant| it.header("X-Tenant-Id", *tenant));
+        looked(request.send().await.unwrap()).await
+    };
+    assert_eq!(ask("one", &[]).await.json(), world.profiles[0]);
+    assert_eq!(ask("both", &["10002"]).await.json(), world.profiles[1]);
+    for (name, tenants, status) in
+        [("both", &[][..], 400), ("both", &["10001", "10001"], 400), ("both", &["a b"], 400), ("one", &["10002"], 403)]
+    {
+        assert_eq!(ask(name, tenants).await.status, status, "{name} {tenants:?}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_share_neither_entries_nor_events() {
+    let world = World::start("").await;
+    let ask = async |tenant| world.ask(Route::Get, &Credential::ApiKey(key_of("both")), tenant, None).await;
+    for (tenant, profile) in TENANTS.iter().zip(&world.profiles) {
+        assert_eq!(ask(tenant).await.cache_status, "profile-edge; fwd=miss; stored");
+        let hit = ask(tenant).await;
+        assert!(hit.is_hit());
+        assert_eq!(hit.json(), *profile);
+    }
+    assert_eq!(world.edge.post_event(&flat(&customer(1))).await.status(), 202);
+    world.edge.applied("updated", 1.0).await;
+    assert!(ask("10002").await.is_hit());
+    assert!(ask("10001").await.cache_status.starts_with("profile-edge; fwd=miss; stored"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_over_its_rate_is_told_when_to_come_again() {
+    let key = hex::encode(Sha256::digest("slow"));
+    let settings = format!(
+        "[[caller]]\nname = \"slow\"\nkey_sha256 = \"{key}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n\
+         requests_per_second = 2\n"
+    );
+    let edge = Edge::start_with(&settings).await;
+    let ask = async |path: &str| {
+        let request = edge.client.get(edge.url(path)).header("X-API-Key", "slow");
+        looked(request.send().await.unwrap()).await
+    };
+    let over = async |path: &str| {
+        for _ in 0..1000 {
+            let answer = ask(path).await;
+            assert_eq!(answer.headers["ratelimit-policy"], "\"caller\";q=2;w=1");
+            if answer.status == 429 {
+                return answer;
+            }
+            assert!(answer.headers["ratelimit"].to_str().unwrap().starts_with("\"caller\";r="));
+        }
+        panic!("never over its rate");
+    };
+    let problem = over(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(1))).await;
+    assert_eq!(
+        (&problem.json()["code"], &problem.headers["retry-after"]),
+        (&Value::from("rate_exceeded"), &"1".parse().unwrap())
+    );
+    assert_eq!(problem.headers["ratelimit"], "\"caller\";r=0;t=1");
+    // An SDK would take a Retry-After for Genesys' own, and repeat itself ten times.
+    let as_genesys = over(&format!("/api/v2/externalcontacts/contacts/{}", customer(1))).await;
+    assert_eq!(as_genesys.json()["code"], "too.many.requests");
+    assert!(!as_genesys.headers.contains_key("retry-after"));
+    assert!(edge.metric("profile_edge_lookup_throttled_total").await >= 2.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_given_as_rfc_6749_says() {
+    let edge = Edge::start().await;
+    let post = |path: &str| edge.client.post(edge.url(path));
+    let form = [("grant_type", "client_credentials")];
+    for path in ["/oauth/token", "/login/oauth/token"] {
+        let granted = looked(post(path).basic_auth("demo", Some("demo-key")).form(&form).send().await.unwrap()).await;
+        assert_eq!((granted.status, &granted.headers["cache-control"]), (200, &"no-store".parse().unwrap()));
+        let body = granted.json();
+        assert_eq!((&body["token_type"], &body["expires_in"]), (&Value::from("bearer"), &Value::from(86_400)));
+        let request = edge.client.get(edge.url("/api/v1/profile")).bearer_auth(body["access_token"].as_str().unwrap());
+        let request = request.query(&[("tenantId", "10001"), ("customerId", &customer(1))]);
+        assert_eq!(request.send().await.unwrap().status(), 200);
+    }
+    let with = |name: &str, key: &str| post("/oauth/token").basic_auth(name, Some(key));
+    let all = |form: &[(&str, &str)]| post("/oauth/token").form(form);
+    let refusals = [
+        (post("/oauth/token").form(&form), 401, "invalid_client"),
+        (with("demo", "wrong").form(&form), 401, "invalid_client"),
+        (with("wrong", "demo-key").form(&form), 401, "invalid_client"),
+        (post("/oauth/token").bearer_auth("demo-key").form(&form), 401, "invalid_client"),
+        (all(&[("grant_type", "client_credentials"), ("client_id", "demo")]), 401, "invalid_client"),
+        (with("demo", "demo-key"), 400, "invalid_request"),
+        (with("demo", "demo-key").form(&[form[0], form[0]]), 400, "invalid_request"),
+        (with("demo", "demo-key").form(&[form[0], ("client_secret", "demo-key")]), 400, "invalid_request"),
+        (with("demo", "demo-key").json(&json!({ "grant_type": "client_credentials" })), 400, "invalid_request"),
+        (with("demo", "demo-key").form(&[("grant_type", "password")]), 400, "unsupported_grant_type"),
+        (with("demo", "demo-key").form(&[("grant_type", "x".repeat(20_000))]), 413, "invalid_request"),
+    ];
+    for (request, status, error) in refusals {
+        let refused = looked(request.send().await.unwrap()).await;
+        assert_eq!((refused.status, &refused.json()["error"]), (status, &Value::from(error)), "{}", refused.text);
+        assert_eq!(refused.headers["cache-control"], "no-store");
+        assert_eq!(refused.headers.contains_key("www-authenticate"), status == 401);
+    }
+    assert_eq!(edge.metric("profile_edge_auth_failures_total{door=\"token\"}").await, 5.0);
+    edge.stop().await;
+}
+
+/// Signs a token with any key, header and claims.
+fn signed(key: &[u8], header: &Value, claims: &Value) -> String {
+    let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let signed = format!("{}.{}", encode(header), encode(claims));
+    let mac = Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(&signed).finalize();
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac.into_bytes()))
+}

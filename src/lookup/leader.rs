@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{At, CustomerId, Identity, Profile};
+use crate::domain::{At, CustomerId, Identity, Profile, Timestamp};
 use crate::faults::Fault;
 use crate::metrics::FillOutcome;
 use crate::store::fence::{Settlement, unsettled_lifetime};
@@ -29,7 +29,12 @@ pub(super) enum Landed {
     Unstored(Record),
     /// The profile is another customer's. A pointer to it was filled in under `pointer`, unless the
     /// key was reached through one itself: then that one is out of date.
-    Elsewhere { canonical: Identity, pointer: Token },
+    Elsewhere {
+        canonical: Identity,
+        pointer: Token,
+        /// When the fetch that told so had ended.
+        known: Timestamp,
+    },
     /// Genesys gave no answer.
     Failed(upstream::Error),
 }
@@ -66,7 +71,7 @@ impl Mission {
                 Some(other) if self.through_pointer => {
                     let pointer = lease.token();
                     self.give_back(lease).await;
-                    return Landed::Elsewhere { canonical: other, pointer };
+                    return Landed::Elsewhere { canonical: other, pointer, known: parts.clock.now() };
                 }
                 Some(other) => (Content::Pointer(other.clone()), Some(other)),
                 None => (Content::Found(found(profile)), None),
@@ -81,9 +86,10 @@ impl Mission {
         let mut record = self.record(&lease, content);
         record.fetched_at = fetched_at;
         record.fetch_cost = started.elapsed();
+        let known = fetched_at.plus(record.fetch_cost);
         let landed = self.fill(lease, record).await;
         match canonical {
-            Some(canonical) => Landed::Elsewhere { canonical, pointer },
+            Some(canonical) => Landed::Elsewhere { canonical, pointer, known },
             None => landed,
         }
     }

@@ -12,7 +12,7 @@ use crate::domain::{At, CustomerId, Identity, Profile, Timestamp};
 use crate::faults::Fault;
 use crate::metrics::FillOutcome;
 use crate::store::fence::{Settlement, unsettled_lifetime};
-use crate::store::{Content, Filled, Found, Lease, Record, Token, Tombstone};
+use crate::store::{Base, Content, Filled, Found, Lease, LeaseAnswer, Record, Token, Tombstone};
 use crate::upstream::{self, Fetched};
 
 use super::single_flight::Leader;
@@ -143,12 +143,25 @@ impl Mission {
             }
             Ok(Filled::Refused) => {
                 fills.with(FillOutcome::Refused).increment(1);
+                if parts.faults.is_armed(Fault::FillWithoutLease) {
+                    self.fill_all_the_same(record.clone()).await;
+                }
                 Landed::Refused(record)
             }
             Err(error) => {
                 tracing::warn!(key = %self.identity.key(), %error, "a fetched profile could not be stored");
                 Landed::Unstored(record)
             }
+        }
+    }
+
+    /// The fault [`Fault::FillWithoutLease`]: writes what was fetched before the delete that refused it.
+    async fn fill_all_the_same(&self, mut record: Record) {
+        let (store, token) = (&self.room.parts.store, Token::draw());
+        let lease = store.lease(&self.identity.key(), &Base::Absent, token, self.times.lease_ttl).await;
+        if let Ok(LeaseAnswer::Granted(lease)) = lease {
+            record.token = token;
+            let _ = store.fill(lease, record).await;
         }
     }
 

@@ -1,4 +1,4 @@
-//! Named faults: places where a test can pause or fail this program.
+//! Named faults: places where a test can pause this program, fail it, or take a rule out of it.
 //!
 //! Without the cargo feature `faults` (no release build has it) every point is an empty function.
 //! With it, a test arms faults by name, in its own process through `Faults::arm` or in a child's
@@ -13,11 +13,14 @@ pub enum Fault {
     PauseBeforeAck,
     /// A lookup that leads holds after its fetch, before its fill.
     PauseBeforeFill,
+    /// A lookup whose fill was refused fills all the same: the consistency protocol without its first rule.
+    FillWithoutLease,
 }
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Self; 3] = [Self::PauseBeforeApply, Self::PauseBeforeAck, Self::PauseBeforeFill];
+    pub const ALL: [Self; 4] =
+        [Self::PauseBeforeApply, Self::PauseBeforeAck, Self::PauseBeforeFill, Self::FillWithoutLease];
 
     /// Returns the name by which it is armed from outside.
     #[must_use]
@@ -26,6 +29,7 @@ impl Fault {
             Self::PauseBeforeApply => "PauseBeforeApply",
             Self::PauseBeforeAck => "PauseBeforeAck",
             Self::PauseBeforeFill => "PauseBeforeFill",
+            Self::FillWithoutLease => "FillWithoutLease",
         }
     }
 }
@@ -71,6 +75,12 @@ impl Faults {
         let _ = armed.wait_for(|armed| armed.get(&fault).is_some_and(|reached| *reached >= count)).await;
     }
 
+    /// Tells whether a fault is armed that changes what is done, and holds nobody.
+    #[must_use]
+    pub fn is_armed(&self, fault: Fault) -> bool {
+        self.armed.borrow().contains_key(&fault)
+    }
+
     /// Holds the caller here while the fault is armed.
     pub async fn point(&self, fault: Fault) {
         let held = self.armed.send_if_modified(|armed| armed.get_mut(&fault).map(|reached| *reached += 1).is_some());
@@ -87,6 +97,12 @@ impl Faults {
     #[must_use]
     pub fn from_env() -> Self {
         Self::default()
+    }
+
+    /// Answers no, always: this build has no faults.
+    #[must_use]
+    pub const fn is_armed(&self, _fault: Fault) -> bool {
+        false
     }
 
     /// Does nothing: this build has no faults.

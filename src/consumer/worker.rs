@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
-use crate::domain::Event;
+use crate::domain::{Event, Timestamp};
 use crate::faults::{Fault, Faults};
 use crate::metrics::{ConsumerOutcome, Metrics, in_progress, observe};
 use crate::queue::{self, Delivery, Payload, Queue, Reason, Subscription};
@@ -155,10 +155,10 @@ impl Worker {
         store_down: &CancellationToken,
     ) -> Result<(), queue::Error> {
         self.faults.point(Fault::PauseBeforeApply).await;
-        let replayed = delivery.is_replayed();
+        let (replayed, taken_at) = (delivery.is_replayed(), self.clock.now());
         match apply(self.store.as_ref(), event, replayed).await {
             Ok(verdict) => {
-                self.count_verdict(event, verdict);
+                self.count_verdict(event, verdict, taken_at);
                 self.faults.point(Fault::PauseBeforeAck).await;
                 delivery.ack().await
             }
@@ -192,7 +192,7 @@ impl Worker {
             && matches!(apply(self.store.as_ref(), event, replayed).await, Err(store::Error::Rejected { .. }))
     }
 
-    fn count_verdict(&self, event: &Event, verdict: Verdict) {
+    fn count_verdict(&self, event: &Event, verdict: Verdict, taken_at: Timestamp) {
         let outcome = match verdict {
             Verdict::Applied => ConsumerOutcome::Applied,
             Verdict::Duplicate => ConsumerOutcome::Duplicate,
@@ -202,7 +202,8 @@ impl Worker {
         if verdict != Verdict::Duplicate {
             observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
         }
-        tracing::debug!(event = %event.id, tenant = %event.tenant, kind = event.kind.as_str(), ?verdict, "event applied");
+        let (kind, taken_at) = (event.kind.as_str(), taken_at.as_millis());
+        tracing::debug!(event = %event.id, tenant = %event.tenant, kind, ?verdict, taken_at, "event applied");
     }
 
     fn count(&self, event: &Event, outcome: ConsumerOutcome) {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{At, CustomerId, Identity, Profile};
+use crate::domain::{At, CustomerId, Identity, Profile, Timestamp};
 use crate::faults::Fault;
 use crate::metrics::FillOutcome;
 use crate::store::fence::{Settlement, unsettled_lifetime};
-use crate::store::{Content, Filled, Lease, Record, Token, Tombstone};
+use crate::store::{Base, Content, Filled, Lease, LeaseAnswer, Record, Token, Tombstone};
 use crate::upstream::{self, Fetched};
 
 use super::single_flight::Leader;
@@ -29,7 +29,12 @@ pub(super) enum Landed {
     Unstored(Record),
     /// The profile is another customer's. A pointer to it was filled in under `pointer`, unless the
     /// key was reached through one itself: then that one is out of date.
-    Elsewhere { canonical: Identity, pointer: Token },
+    Elsewhere {
+        canonical: Identity,
+        pointer: Token,
+        /// When the fetch that told so had ended.
+        known: Timestamp,
+    },
     /// Genesys gave no answer.
     Failed(upstream::Error),
 }
@@ -66,7 +71,7 @@ impl Mission {
                 Some(other) if self.through_pointer => {
                     let pointer = lease.token();
                     self.give_back(lease).await;
-                    return Landed::Elsewhere { canonical: other, pointer };
+                    return Landed::Elsewhere { canonical: other, pointer, known: parts.clock.now() };
                 }
                 Some(other) => (Content::Pointer(other.clone()), Some(other)),
                 None => (Content::Found(profile.into()), None),
@@ -81,9 +86,10 @@ impl Mission {
         let mut record = self.record(&lease, content);
         record.fetched_at = fetched_at;
         record.fetch_cost = started.elapsed();
+        let known = fetched_at.plus(record.fetch_cost);
         let landed = self.fill(lease, record).await;
         match canonical {
-            Some(canonical) => Landed::Elsewhere { canonical, pointer },
+            Some(canonical) => Landed::Elsewhere { canonical, pointer, known },
             None => landed,
         }
     }
@@ -137,12 +143,25 @@ impl Mission {
             }
             Ok(Filled::Refused) => {
                 fills.with(FillOutcome::Refused).increment(1);
+                if parts.faults.is_armed(Fault::FillWithoutLease) {
+                    self.fill_all_the_same(record.clone()).await;
+                }
                 Landed::Refused(record)
             }
             Err(error) => {
                 tracing::warn!(key = %self.identity.key(), %error, "a fetched profile could not be stored");
                 Landed::Unstored(record)
             }
+        }
+    }
+
+    /// The fault [`Fault::FillWithoutLease`]: writes what was fetched before the delete that refused it.
+    async fn fill_all_the_same(&self, mut record: Record) {
+        let (store, token) = (&self.room.parts.store, Token::draw());
+        let lease = store.lease(&self.identity.key(), &Base::Absent, token, self.times.lease_ttl).await;
+        if let Ok(LeaseAnswer::Granted(lease)) = lease {
+            record.token = token;
+            let _ = store.fill(lease, record).await;
         }
     }
 

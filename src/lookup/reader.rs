@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{CustomerId, Identity, Key, TenantId};
+use crate::domain::{CustomerId, Identity, Key, TenantId, Timestamp};
 use crate::store::{self, Base, Content, Entry, LeaseAnswer, Record, Token};
 use crate::upstream::{Expand, Fetched};
 
@@ -30,7 +30,7 @@ pub(super) struct Reader<'a> {
     at: Identity,
     pub(super) key: Key,
     /// The pointer that led here.
-    through: Option<Token>,
+    through: Option<Pointer>,
     moves: u8,
     /// A profile to fall back on.
     stale: Option<(Record, Duration)>,
@@ -38,11 +38,19 @@ pub(super) struct Reader<'a> {
     waited: bool,
 }
 
+/// A pointer that a lookup has followed.
+#[derive(Clone, Copy, Debug)]
+struct Pointer {
+    token: Token,
+    /// When its fetch had ended: by then the canonical customer was there.
+    known: Timestamp,
+}
+
 /// What follows from what stands at K.
 #[derive(Debug)]
 enum View {
     Answer(Answer),
-    Follow(Identity, Token),
+    Follow(Identity, Pointer),
     Contend(Base),
     Wait(Token),
 }
@@ -161,10 +169,15 @@ impl<'a> Reader<'a> {
         match (freshness, &record.content) {
             (Freshness::Expired, _) => View::Contend(dead),
             (_, Content::Pointer(canonical)) if self.through.is_none() && *canonical != self.at => {
-                View::Follow(canonical.clone(), record.token)
+                let known = record.fetched_at.plus(record.fetch_cost);
+                View::Follow(canonical.clone(), Pointer { token: record.token, known })
             }
             // A chain of pointers, or one to itself: a miss.
             (_, Content::Pointer(_)) => View::Contend(base),
+            // Fetched while upstream did not show the merge yet. It does now, or did once: the pointer knows.
+            (_, Content::Negative) if self.through.is_some_and(|pointer| record.fetched_at < pointer.known) => {
+                View::Contend(base)
+            }
             (Freshness::Fresh { remaining }, Content::Found(_) | Content::Negative) => {
                 let how = if self.waited {
                     How::Collapsed { over: self.over() }
@@ -226,7 +239,9 @@ impl<'a> Reader<'a> {
             Landing::Landed(Landed::Stored(record)) => Ok(Next::answer(&record, how(true), false)),
             Landing::Landed(Landed::Refused(record)) => Ok(Next::answer(&record, how(false), true)),
             Landing::Landed(Landed::Unstored(record)) => Ok(Next::answer(&record, how(false), false)),
-            Landing::Landed(Landed::Elsewhere { canonical, pointer }) => self.move_on(canonical, pointer),
+            Landing::Landed(Landed::Elsewhere { canonical, pointer, known }) => {
+                self.move_on(canonical, Pointer { token: pointer, known })
+            }
             Landing::Landed(Landed::Failed(error)) => Err(Step::Failed(error.into())),
             Landing::Lost => self.look_again(),
             Landing::TimedOut => Err(Step::Failed(Failure::Deadline)),
@@ -235,7 +250,7 @@ impl<'a> Reader<'a> {
 
     /// The profile fetched is another customer's: go on there, or, if a pointer led here that is no
     /// longer true, replace that pointer.
-    fn move_on(&mut self, canonical: Identity, pointer: Token) -> Result<Next, Step> {
+    fn move_on(&mut self, canonical: Identity, pointer: Pointer) -> Result<Next, Step> {
         match self.through {
             None => {
                 self.go_to(canonical, Some(pointer))?;
@@ -243,12 +258,12 @@ impl<'a> Reader<'a> {
             }
             Some(outdated) => {
                 self.go_to(self.asked.clone(), None)?;
-                Ok(Next::Contend(Base::Token(outdated)))
+                Ok(Next::Contend(Base::Token(outdated.token)))
             }
         }
     }
 
-    fn go_to(&mut self, identity: Identity, through: Option<Token>) -> Result<(), Step> {
+    fn go_to(&mut self, identity: Identity, through: Option<Pointer>) -> Result<(), Step> {
         self.moves += 1;
         if self.moves > MAX_MOVES {
             return Err(Step::Failed(Failure::MergeLoop));

@@ -19,14 +19,16 @@ use super::errors::Refusal;
 use super::oauth::Role;
 
 /// Everything that can be asked of `POST /sandbox/behaviour`.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "latency",
     "fail_ratio",
     "fail_status",
     "malformed",
     "retry_after",
     "read_lag",
+    "stamp_reads",
     "event_lag",
+    "event_jitter",
     "event_duplicates",
     "events",
     "rate_limit_per_minute",
@@ -52,8 +54,12 @@ pub(super) struct Behaviour {
     retry_after: Option<u64>,
     /// How much later than a change reads show it.
     pub(super) read_lag: Duration,
-    /// How much later than a change its event is posted.
+    /// Whether a profile that is read tells when it was read.
+    pub(super) stamp_reads: bool,
+    /// How much later than a change its event is posted, at least.
     pub(super) event_lag: Duration,
+    /// How much later than that it may be posted, at random for each copy: so events overtake each other.
+    pub(super) event_jitter: Duration,
     /// How often an event is posted on top of the first time.
     pub(super) event_duplicates: usize,
     /// Whether changes post events.
@@ -75,7 +81,9 @@ impl Behaviour {
             malformed: false,
             retry_after: None,
             read_lag: Duration::ZERO,
+            stamp_reads: false,
             event_lag: Duration::ZERO,
+            event_jitter: Duration::ZERO,
             event_duplicates: 0,
             events: true,
             rate_limit_per_minute: None,
@@ -97,6 +105,8 @@ impl Behaviour {
             "latency" => set!(latency, duration(value), DURATION),
             "read_lag" => set!(read_lag, duration(value), DURATION),
             "event_lag" => set!(event_lag, duration(value), DURATION),
+            "event_jitter" => set!(event_jitter, duration(value), DURATION),
+            "stamp_reads" => set!(stamp_reads, value.as_bool(), "true or false"),
             "fail_ratio" => {
                 let ratio = value.as_f64().filter(|ratio| (0.0..=1.0).contains(ratio));
                 set!(fail_ratio, ratio.map(Some), "a number from 0 to 1");
@@ -140,6 +150,7 @@ impl Behaviour {
             "latency": text(self.latency), "fail_ratio": self.failing(),
             "fail_status": self.fail_status.map(|status| status.as_u16()), "malformed": self.malformed,
             "retry_after": self.retry_after, "read_lag": text(self.read_lag), "event_lag": text(self.event_lag),
+            "stamp_reads": self.stamp_reads, "event_jitter": text(self.event_jitter),
             "event_duplicates": self.event_duplicates, "events": self.events,
             "rate_limit_per_minute": self.rate_limit_per_minute, "permissions": self.permissions,
             "token_lifetime": self.token_lifetime,

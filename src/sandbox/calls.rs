@@ -1,4 +1,5 @@
-//! Reads: how many there were of which contact, and how many one client may make in a minute.
+//! Counts: how many reads there were of which contact, how many one client may make in a minute, and
+//! how many events came how far.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -45,6 +46,13 @@ pub(super) async fn show(State(genesys): State<std::sync::Arc<super::Genesys>>) 
     let contacts: serde_json::Map<_, _> =
         counts.contacts.iter().map(|(customer, count)| (customer.expose().to_owned(), Value::from(*count))).collect();
     Json(json!({ "contacts": contacts, "total": counts.total, "tokens": genesys.tokens.count() }))
+}
+
+/// Answers `GET /sandbox/events`.
+pub(super) async fn events(State(genesys): State<std::sync::Arc<super::Genesys>>) -> Json<Value> {
+    let tally = genesys.events.tally();
+    let (announced, acknowledged, waiting) = (tally.announced, tally.acknowledged, tally.waiting);
+    Json(json!({ "announced": announced, "acknowledged": acknowledged, "waiting": waiting }))
 }
 
 /// What each client has read in the present minute; a minute begins with the first read in it.

@@ -20,12 +20,15 @@ use uuid::Uuid;
 use crate::domain::CustomerId;
 
 use super::Genesys;
+use super::announcement::{Announced, Change};
 use super::errors::Refusal;
-use super::events::Change;
 use super::fields::Fields;
 use super::oauth::{self, Client};
 use super::shapes;
 use super::world::View;
+
+/// The field of a read that tells when it was read, in milliseconds since the epoch.
+const READ_AT: &str = "sandboxReadAt";
 
 /// How many contacts one merge may name.
 const MERGE_SIZE: std::ops::RangeInclusive<usize> = 2..=25;
@@ -50,8 +53,14 @@ pub(super) async fn read(
     if let Some(fault) = genesys.fault(client.role) {
         return Ok(fault);
     }
-    let view = genesys.world.read(asked.id()?, genesys.behaviour().read_lag)?;
-    Ok(Json(shapes::api(&view)).into_response())
+    let behaviour = genesys.behaviour();
+    let view = genesys.world.read(asked.id()?, behaviour.read_lag)?;
+    let mut contact = shapes::api(&view);
+    if behaviour.stamp_reads {
+        // Taken after the read, so that what it shows is never newer than the stamp.
+        contact[READ_AT] = genesys.clock.now().as_millis().into();
+    }
+    Ok(Json(contact).into_response())
 }
 
 /// Answers `GET …/contacts/{id}/unresolved`: the very contact, also when it was merged.
@@ -79,8 +88,8 @@ pub(super) async fn create(
     let behaviour = genesys.behaviour();
     let room = genesys.events.room(&behaviour, 1).await?;
     let created = genesys.world.create(fields, behaviour.read_lag)?;
-    room.send([Change::of_contact(&created)]);
-    Ok((StatusCode::CREATED, Json(shapes::api(&created))).into_response())
+    let announced = room.send([Change::of_contact(&created)]);
+    Ok((StatusCode::CREATED, announced, Json(shapes::api(&created))).into_response())
 }
 
 /// Answers `PUT …/contacts/{id}`: replaces all that can be written.
@@ -89,7 +98,7 @@ pub(super) async fn replace(
     client: Client,
     asked: Asked,
     body: Result<Object, Refusal>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<(Announced, Json<Value>), Refusal> {
     client.require(oauth::EDIT)?;
     let Object(fields) = body?;
     change(&genesys, |lag| genesys.world.replace(asked.id()?, fields, lag)).await
@@ -101,7 +110,7 @@ pub(super) async fn amend(
     client: Client,
     asked: Asked,
     body: Result<Object, Refusal>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<(Announced, Json<Value>), Refusal> {
     client.require(oauth::EDIT)?;
     let Object(fields) = body?;
     change(&genesys, |lag| genesys.world.amend(asked.id()?, fields, lag)).await
@@ -110,12 +119,12 @@ pub(super) async fn amend(
 async fn change(
     genesys: &Genesys,
     make: impl FnOnce(std::time::Duration) -> Result<View, Refusal>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<(Announced, Json<Value>), Refusal> {
     let behaviour = genesys.behaviour();
     let room = genesys.events.room(&behaviour, 1).await?;
     let changed = make(behaviour.read_lag)?;
-    room.send([Change::of_contact(&changed)]);
-    Ok(Json(shapes::api(&changed)))
+    let announced = room.send([Change::of_contact(&changed)]);
+    Ok((announced, Json(shapes::api(&changed))))
 }
 
 /// Answers `DELETE …/contacts/{id}`: the canonical contact and with it all its ancestors are gone.
@@ -123,13 +132,13 @@ pub(super) async fn remove(
     State(genesys): State<Arc<Genesys>>,
     client: Client,
     asked: Asked,
-) -> Result<StatusCode, Refusal> {
+) -> Result<(StatusCode, Announced, ()), Refusal> {
     client.require(oauth::DELETE)?;
     let behaviour = genesys.behaviour();
     let room = genesys.events.room(&behaviour, 1).await?;
     let deleted = genesys.world.delete(asked.id()?, behaviour.read_lag)?;
-    room.send([Change::of_deletion(&deleted, client.role, genesys.clock.now())]);
-    Ok(StatusCode::NO_CONTENT)
+    let announced = room.send([Change::of_deletion(&deleted, client.role, genesys.clock.now())]);
+    Ok((StatusCode::NO_CONTENT, announced, ()))
 }
 
 /// Answers `POST …/contacts/merge`: a new canonical contact; those named become its ancestors.
@@ -137,7 +146,7 @@ pub(super) async fn merge(
     State(genesys): State<Arc<Genesys>>,
     client: Client,
     body: Result<Object, Refusal>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<(Announced, Json<Value>), Refusal> {
     client.require(oauth::MERGE)?;
     let Object(mut fields) = body?;
     let ids = contact_ids(&fields)?;
@@ -151,8 +160,8 @@ pub(super) async fn merge(
     let behaviour = genesys.behaviour();
     let room = genesys.events.room(&behaviour, ids.len() + 1).await?;
     let merge = genesys.world.merge(&ids, overriding, behaviour.read_lag)?;
-    room.send([&merge.canonical].into_iter().chain(&merge.ancestors).map(Change::of_contact));
-    Ok(Json(shapes::api(&merge.canonical)))
+    let announced = room.send([&merge.canonical].into_iter().chain(&merge.ancestors).map(Change::of_contact));
+    Ok((announced, Json(shapes::api(&merge.canonical))))
 }
 
 fn contact_ids(fields: &Fields) -> Result<Vec<Uuid>, Refusal> {

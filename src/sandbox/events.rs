@@ -3,9 +3,10 @@
 //! The order of steps: a write first takes room for its events (back-pressure: it waits for room,
 //! and is refused with 503 when there is none in time), then makes its change, then hands the events
 //! over, without a wait in between; so no change loses its event because its client went away.
-//! Each event is a tracked task of its own: it waits `event_lag`, posts, and retries what may pass
-//! (no answer in 5 s, 401, 407, 409, 429, 5xx) with exponential backoff and jitter, up to 24 hours
-//! or 185 attempts, as EventBridge's API destinations do. Order is not promised, as it is not there.
+//! Each event is a tracked task of its own: it waits `event_lag` and a random share of `event_jitter`,
+//! posts, and retries what may pass (no answer in 5 s, 401, 407, 409, 429, 5xx) with exponential
+//! backoff and jitter, up to 24 hours or 185 attempts, as EventBridge's API destinations do. Order is
+//! not promised, as it is not there. `/sandbox/events` tells how many events came how far.
 //!
 //! On shutdown undelivered events are dropped, with one log line that counts them.
 
@@ -17,21 +18,17 @@ use axum::body::Bytes;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 use http::{StatusCode, header};
-use serde_json::{Value, json};
+use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
-use uuid::Uuid;
 
 use crate::clock::SharedClock;
-use crate::domain::Timestamp;
 use crate::shutdown::Shutdown;
 
 use super::Webhook;
+use super::announcement::{Announced, Change};
 use super::behaviour::Behaviour;
 use super::errors::Refusal;
-use super::oauth::{ORGANISATION, Role};
-use super::shapes;
-use super::world::View;
 
 /// How many events may be undelivered.
 const ROOM: u32 = 10_000;
@@ -60,13 +57,27 @@ pub(super) struct Slots<'a> {
     events: &'a Events,
     room: Option<(Arc<Sender>, OwnedSemaphorePermit)>,
     lag: Duration,
+    jitter: Duration,
     copies: usize,
+}
+
+/// How many events there were, each counted once whatever its copies, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Changes that were to be announced.
+    pub(super) announced: usize,
+    /// Those that the webhook took at least once.
+    pub(super) acknowledged: usize,
+    /// Posts, copies included, that are not delivered or given up yet.
+    pub(super) waiting: usize,
 }
 
 struct Sender {
     http: reqwest::Client,
     webhook: Webhook,
     room: Arc<Semaphore>,
+    announced: AtomicUsize,
+    acknowledged: AtomicUsize,
     in_flight: Semaphore,
     /// The webhook did not take the last event that was tried.
     failing: AtomicBool,
@@ -98,7 +109,8 @@ impl Events {
     /// Takes room for the events of one change that touches `contacts` contacts.
     pub(super) async fn room(&self, behaviour: &Behaviour, contacts: usize) -> Result<Slots<'_>, Refusal> {
         let copies = behaviour.event_duplicates + 1;
-        let mut slots = Slots { events: self, room: None, lag: behaviour.event_lag, copies };
+        let (lag, jitter) = (behaviour.event_lag, behaviour.event_jitter);
+        let mut slots = Slots { events: self, room: None, lag, jitter, copies };
         if let Some(sender) = self.sender.as_ref().filter(|_| behaviour.events) {
             // At most 26 contacts and 101 copies: far below u32::MAX, and below ROOM.
             let wanted = Arc::clone(&sender.room).acquire_many_owned((contacts * copies) as u32);
@@ -110,6 +122,15 @@ impl Events {
             }
         }
         Ok(slots)
+    }
+
+    /// Tells how many events came how far.
+    pub(super) fn tally(&self) -> Tally {
+        self.sender.as_ref().map_or_else(Tally::default, |sender| Tally {
+            announced: sender.announced.load(Ordering::Relaxed),
+            acknowledged: sender.acknowledged.load(Ordering::Relaxed),
+            waiting: (ROOM as usize).saturating_sub(sender.room.available_permits()),
+        })
     }
 
     /// Waits until all events are delivered or given up; to be called when shutdown was requested
@@ -127,27 +148,38 @@ impl Events {
 }
 
 impl Slots<'_> {
-    /// Announces the changes: each is posted as often as the behaviour says.
-    pub(super) fn send(self, changes: impl IntoIterator<Item = Change>) {
-        let Some((sender, mut room)) = self.room else { return };
+    /// Announces the changes: each is posted as often as the behaviour says. Returns their events' ids.
+    pub(super) fn send(self, changes: impl IntoIterator<Item = Change>) -> Announced {
+        let mut announced = Announced::default();
+        let Some((sender, mut room)) = self.room else { return announced };
         let now = self.events.clock.now();
         for change in changes {
             let body = Bytes::from(change.envelope(now).to_string());
+            let taken = Arc::new(AtomicBool::new(false));
+            sender.announced.fetch_add(1, Ordering::Relaxed);
+            announced.0.push(change.id);
             for _ in 0..self.copies {
                 // There is room for each change and copy; without it the event would go unbounded.
-                let Some(slot) = room.split(1) else { return };
-                let (sender, body, shutdown) = (Arc::clone(&sender), body.clone(), self.events.shutdown.clone());
+                let Some(slot) = room.split(1) else { return announced };
+                let (sender, body, taken) = (Arc::clone(&sender), body.clone(), Arc::clone(&taken));
+                let (shutdown, lag) = (self.events.shutdown.clone(), self.lag + share_of(self.jitter));
                 self.events.shutdown.spawn(async move {
                     tokio::select! {
                         biased;
                         () = shutdown.requested() => { sender.dropped.fetch_add(1, Ordering::Relaxed); }
-                        () = sender.deliver(body, self.lag) => {}
+                        () = sender.deliver(body, lag, &taken) => {}
                     }
                     drop(slot);
                 });
             }
         }
+        announced
     }
+}
+
+/// Returns a random share of a duration.
+fn share_of(longest: Duration) -> Duration {
+    longest.mul_f64(rand::rng().random_range(0.0..=1.0))
 }
 
 impl Sender {
@@ -164,13 +196,16 @@ impl Sender {
             http: http.build()?,
             webhook,
             room: Arc::new(Semaphore::new(ROOM as usize)),
+            announced: AtomicUsize::new(0),
+            acknowledged: AtomicUsize::new(0),
             in_flight: Semaphore::new(IN_FLIGHT),
             failing: AtomicBool::new(false),
             dropped: AtomicUsize::new(0),
         })
     }
 
-    async fn deliver(&self, body: Bytes, lag: Duration) {
+    /// Posts an event until it is taken or given up; `taken` is shared by its copies.
+    async fn deliver(&self, body: Bytes, lag: Duration, taken: &AtomicBool) {
         sleep(lag).await;
         let mut pauses = ExponentialBackoffBuilder::new()
             .with_initial_interval(Duration::from_millis(250))
@@ -181,6 +216,9 @@ impl Sender {
         for _ in 0..MAX_ATTEMPTS {
             match self.post(body.clone()).await {
                 Ok(()) => {
+                    if !taken.swap(true, Ordering::Relaxed) {
+                        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                    }
                     if self.failing.swap(false, Ordering::Relaxed) {
                         tracing::info!("webhook takes the sandbox's events again");
                     }
@@ -223,52 +261,6 @@ impl Sender {
         } else {
             Err(Failure::Final { status })
         }
-    }
-}
-
-/// What is announced of one contact.
-pub(super) struct Change {
-    topic: String,
-    template: &'static str,
-    body: Value,
-}
-
-impl Change {
-    /// A contact was created, changed or merged: the contact topic, with the whole contact.
-    pub(super) fn of_contact(view: &View) -> Self {
-        Self {
-            topic: format!("v2.externalcontacts.contacts.{}", view.id),
-            template: "v2.externalcontacts.contacts.{id}",
-            body: shapes::topic(view),
-        }
-    }
-
-    /// A contact was deleted: the audit topic.
-    pub(super) fn of_deletion(view: &View, by: Role, at: Timestamp) -> Self {
-        Self {
-            topic: format!("v2.audits.entitytype.Contact.entityid.{}", view.id),
-            template: "v2.audits.entitytype.{id}.entityid.{id}",
-            body: json!({
-                "id": Uuid::new_v4(), "userHomeOrgId": ORGANISATION, "username": { "id": "" },
-                "clientId": { "id": by.id() }, "serviceName": "ExternalContacts", "eventTime": at.to_string(),
-                "action": "Delete", "entityType": "Contact",
-                "entity": { "id": view.id, "name": shapes::full_name(view) }, "propertyChanges": [],
-            }),
-        }
-    }
-
-    /// Wraps it as EventBridge does: `time` in whole seconds, `detail.timestamp` in milliseconds.
-    fn envelope(&self, now: Timestamp) -> Value {
-        let second = Timestamp::from_millis(now.as_millis().div_euclid(1_000) * 1_000).to_string();
-        json!({
-            "version": "0", "id": Uuid::new_v4(), "detail-type": self.template,
-            "source": format!("aws.partner/genesys.com/cloud/{ORGANISATION}/sandbox"),
-            "account": "123456789012", "time": second.replace(".000Z", "Z"), "region": "us-east-1", "resources": [],
-            "detail": {
-                "topicName": self.topic, "version": "2", "eventBody": self.body,
-                "metadata": { "CorrelationId": Uuid::new_v4() }, "timestamp": now.to_string(),
-            },
-        })
     }
 }
 

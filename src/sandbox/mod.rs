@@ -4,8 +4,9 @@
 //! contacts with merges and deletions, errors, rate limits, and an EventBridge event posted to a
 //! webhook for every change. Its people are invented, a pure function of their number, so it starts
 //! at once with a million of them. `/sandbox/behaviour` makes it slow, wrong or strict while it
-//! runs; `/sandbox/calls` tells what reached it. Neither needs a token, and all credentials are
-//! known to everyone: it is no place for real data.
+//! runs; `/sandbox/calls` tells what reached it, `/sandbox/events` what became of its events, and the
+//! answer to a write names the events it caused in `Sandbox-Events`. None of these needs a token, and
+//! all credentials are known to everyone: it is no place for real data.
 //!
 //! Nothing is kept across restarts. Memory is bounded: changed contacts, tokens, counted ids and
 //! undelivered events each have their limit, beyond which a write is refused (contacts, events),
@@ -14,6 +15,7 @@
 //! When shutdown is requested it takes no new connections, sends the answers that are under way
 //! without their latency, and drops undelivered events with one log line that counts them.
 
+mod announcement;
 mod behaviour;
 mod calls;
 mod contacts;
@@ -188,6 +190,7 @@ fn router(genesys: Arc<Genesys>) -> Router {
         .route("/sandbox/calls", get(calls::show))
         // For `profile-edge healthcheck --admin`, in a container.
         .route("/readyz", get(async || "ready\n"))
+        .route("/sandbox/events", get(calls::events))
         .fallback(async || Refusal::not_found())
         .method_not_allowed_fallback(async || Refusal::method_not_allowed())
         .layer(DefaultBodyLimit::max(fields::MAX_BYTES))

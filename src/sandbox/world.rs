@@ -107,7 +107,7 @@ impl World {
     /// Reads the very contact `id`, also when it became an ancestor.
     pub(super) fn read_unresolved(&self, id: Uuid, lag: Duration) -> Result<View, Refusal> {
         let kept = self.kept.lock();
-        let contact = self.seen(&kept, id, lag).ok_or(Refusal::not_found())?;
+        let contact = self.seen(&kept, id, lag, self.clock.now()).ok_or(Refusal::not_found())?;
         let (canonical, root) = self.resolve(&kept, id, lag)?;
         Ok(View { id, contact, canonical, merge_set: root.merge_set.clone() })
     }
@@ -170,20 +170,22 @@ impl World {
         has_room(&kept, parts.len() + 1)?;
 
         let mut ancestors = Vec::with_capacity(parts.len());
-        let mut modified = self.clock.now();
+        // One instant for all of it, so that the read side shows all of it at once.
+        let now = self.clock.now();
+        let mut modified = now;
         for (part, contact) in &parts {
             let mut contact = Contact::clone(contact);
             contact.merged_to = Some(id);
             contact.modified = self.stamp_after(contact.modified);
             modified = modified.max(contact.modified.plus(MILLISECOND));
             let contact = Arc::new(contact);
-            self.put(&mut kept, *part, Some(Arc::clone(&contact)), lag);
+            self.put_at(now, &mut kept, *part, Some(Arc::clone(&contact)), lag);
             ancestors.push(View { id: *part, contact, canonical: id, merge_set: merge_set.clone() });
         }
         let merged_from = parts.iter().map(|(part, _)| *part).collect();
-        let contact = Contact { merged_from, merge_set, ..Contact::new(id, fields, self.clock.now(), modified) };
+        let contact = Contact { merged_from, merge_set, ..Contact::new(id, fields, now, modified) };
         let contact = Arc::new(contact);
-        self.put(&mut kept, id, Some(Arc::clone(&contact)), lag);
+        self.put_at(now, &mut kept, id, Some(Arc::clone(&contact)), lag);
         Ok(Merge { canonical: View::of_canonical(id, contact), ancestors })
     }
 
@@ -207,8 +209,10 @@ impl World {
         mut id: Uuid,
         lag: Duration,
     ) -> Result<(Uuid, Arc<Contact>), Refusal> {
+        // One instant for all steps: a merge that shows in between would lead to nobody.
+        let now = self.clock.now();
         loop {
-            let contact = self.seen(kept, id, lag).ok_or(Refusal::not_found())?;
+            let contact = self.seen(kept, id, lag, now).ok_or(Refusal::not_found())?;
             match contact.merged_to {
                 Some(next) => id = next,
                 None => return Ok((id, contact)),
@@ -216,16 +220,27 @@ impl World {
         }
     }
 
-    fn seen(&self, kept: &HashMap<Uuid, History>, id: Uuid, lag: Duration) -> Option<Arc<Contact>> {
+    fn seen(&self, kept: &HashMap<Uuid, History>, id: Uuid, lag: Duration, now: Timestamp) -> Option<Arc<Contact>> {
         match kept.get(&id) {
-            Some(history) => history.seen(self.clock.now(), lag),
+            Some(history) => history.seen(now, lag),
             None => self.invented(id),
         }
     }
 
     fn put(&self, kept: &mut HashMap<Uuid, History>, id: Uuid, contact: Option<Arc<Contact>>, lag: Duration) {
+        self.put_at(self.clock.now(), kept, id, contact, lag);
+    }
+
+    fn put_at(
+        &self,
+        since: Timestamp,
+        kept: &mut HashMap<Uuid, History>,
+        id: Uuid,
+        contact: Option<Arc<Contact>>,
+        lag: Duration,
+    ) {
         let history = kept.entry(id).or_insert_with(|| History::new(self.invented(id)));
-        history.push(Version { contact, since: self.clock.now(), lag });
+        history.push(Version { contact, since, lag });
     }
 
     fn invented(&self, id: Uuid) -> Option<Arc<Contact>> {

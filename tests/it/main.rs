@@ -16,6 +16,7 @@ mod losses;
 mod main_job;
 mod model;
 mod operator;
+mod oracle;
 mod outages;
 mod pairing;
 mod process;

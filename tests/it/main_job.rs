@@ -28,6 +28,7 @@ on_every_pairing!(
     the_same_event_posted_fifty_times_has_one_effect,
     a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again,
     a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id,
+    a_merged_customer_is_found_though_its_new_id_was_asked_for_before_upstream_showed_it,
     trouble_at_genesys_has_its_status_within_two_seconds_and_passes,
     a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event,
     an_unknown_customer_is_remembered_as_unknown_until_it_is_created,
@@ -131,6 +132,26 @@ async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_eith
             (edge.look_up(id).await.json()["firstName"] == "Merged").then_some(())
         })
         .await;
+    }
+    edge.stop().await;
+}
+
+async fn a_merged_customer_is_found_though_its_new_id_was_asked_for_before_upstream_showed_it(pairing: Pairing) {
+    // An unsettled "no such customer" stays for as long as it may.
+    let edge = Edge::start_on(pairing, &format!("{QUICK}[lookup]\nunsettled_ttl = \"30s\"\n")).await;
+    let (seven, eight) = (customer(7), customer(8));
+    edge.behave(json!({ "read_lag": "1h" })).await;
+    let merge = edge.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
+    let merged: Value =
+        merge.json(&json!({ "contactIds": [seven, eight] })).send().await.unwrap().json().await.unwrap();
+    let canonical = merged["id"].as_str().unwrap();
+    edge.applied("merged", 3.0).await;
+    let early = edge.look_up(canonical).await;
+    assert_eq!((early.status, early.cache_status.contains("negative-unsettled")), (404, true));
+
+    edge.behave(json!({ "read_lag": null })).await;
+    for id in [seven.as_str(), &eight, canonical] {
+        assert_eq!(edge.look_up(id).await.status, 200);
     }
     edge.stop().await;
 }

@@ -660,6 +660,69 @@ async fn an_event_is_retried_until_the_webhook_takes_it_and_copies_keep_its_id()
     assert!(receiver.events.recv().await.is_none(), "no other event was posted");
 }
 
+#[tokio::test]
+async fn the_answer_to_a_write_names_its_events_and_the_counts_tell_what_became_of_them() {
+    let mut receiver = receiver(1).await;
+    let play = play(Some(receiver.webhook.clone())).await;
+    play.behave(json!({ "event_duplicates": 1 })).await;
+    let body = Some(json!({ "contactIds": [ONE, TWO] }));
+    let answer = play.call(Method::POST, &format!("{CONTACTS}/merge"), EDITOR, body).await;
+    let named = answer.headers()["sandbox-events"].to_str().unwrap().to_owned();
+    let merged: Value = answer.json().await.unwrap();
+    let mut posted = HashMap::new();
+    for _ in 0..6 {
+        let (_, event) = receiver.next().await;
+        let about = event["detail"]["eventBody"]["id"].as_str().unwrap().to_owned();
+        posted.insert(about, event["id"].as_str().unwrap().to_owned());
+    }
+    // The canonical contact's event comes first, those of its ancestors follow.
+    let order = [merged["id"].as_str().unwrap(), ONE, TWO].map(|id| posted[id].as_str());
+    assert_eq!(named, order.join(","));
+    let all = json!({ "announced": 3, "acknowledged": 3, "waiting": 0 });
+    let settled = async {
+        while play.call(Method::GET, "/sandbox/events", "", None).await.json::<Value>().await.unwrap() != all {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, settled).await.expect("every copy is taken");
+
+    play.behave(json!({ "events": false })).await;
+    let unheard = play.call(Method::DELETE, &format!("{CONTACTS}/{ONE}"), EDITOR, None).await;
+    assert!(!unheard.headers().contains_key("sandbox-events"));
+    play.stop().await;
+    receiver.shutdown.drain(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn events_overtake_each_other_under_jitter() {
+    let mut receiver = receiver(0).await;
+    let play = play(Some(receiver.webhook.clone())).await;
+    play.behave(json!({ "event_jitter": "200ms" })).await;
+    let mut posted = Vec::new();
+    for round in 0..20 {
+        play.patch(ONE, json!({ "firstName": format!("v{round}") })).await;
+    }
+    for _ in 0..20 {
+        let (_, event) = receiver.next().await;
+        posted.push(event["detail"]["eventBody"]["modifyDate"].as_str().unwrap().to_owned());
+    }
+    // One order in 20! is the one that they were made in.
+    assert!(!posted.is_sorted(), "{posted:?}");
+    play.stop().await;
+    receiver.shutdown.drain(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_profile_tells_when_it_was_read_where_that_is_asked_for() {
+    let play = play(None).await;
+    assert!(play.contact(ONE).await.get("sandboxReadAt").is_none());
+    play.behave(json!({ "stamp_reads": true })).await;
+    assert_eq!(play.contact(ONE).await["sandboxReadAt"], 1_800_000_000_123_u64);
+    play.clock.advance(Duration::from_millis(5));
+    assert_eq!(play.contact(ONE).await["sandboxReadAt"], 1_800_000_000_128_u64);
+    play.stop().await;
+}
+
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

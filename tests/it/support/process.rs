@@ -22,6 +22,16 @@ pub(crate) struct Process {
 impl Process {
     /// Starts the binary with these arguments and this environment, in a directory of its own.
     pub(crate) fn start(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_with(directory, arguments, environment, |_| true)
+    }
+
+    /// Starts it likewise, and hands each line of its log to `keep`, which tells whether it is kept.
+    pub(crate) fn start_with(
+        directory: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        keep: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_profile-edge"))
             .args(arguments)
             .current_dir(directory)
@@ -37,7 +47,9 @@ impl Process {
         let (mut from, into) = (BufReader::new(child.stderr.take().unwrap()).lines(), Arc::clone(&lines));
         tokio::spawn(async move {
             while let Ok(Some(line)) = from.next_line().await {
-                into.lock().push(line);
+                if keep(&line) {
+                    into.lock().push(line);
+                }
             }
         });
         Self { child, lines }

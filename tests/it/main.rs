@@ -17,3 +17,4 @@ mod roles;
 mod sandbox;
 mod support;
 mod upstream;
+mod webhook_schemes;

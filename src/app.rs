@@ -118,12 +118,12 @@ impl App {
             faults,
             shutdown,
         };
-        let lookup = ground.lookup()?;
+        let (lookup, standing) = ground.lookup()?;
         let routes = ground.public_routes(lookup)?;
         ground.serve(public, routes);
         ground.serve(admin, ops::routes(ground.ops()));
         ground.consume();
-        ground.watch().await;
+        ground.watch(standing).await;
         ground.readiness.enter(Phase::Running);
         let ready_after = started.elapsed();
         let shown = sandbox.map(tracing::field::display);
@@ -165,12 +165,13 @@ impl App {
 }
 
 impl Ground {
-    fn lookup(&self) -> Result<Lookup, Error> {
+    fn lookup(&self) -> Result<(Lookup, upstream::open::Standing), Error> {
         let tenants = self.config.tenants.iter();
         let upstreams = tenants.clone().filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
-        Ok(Lookup::new(lookup::Parts {
+        let upstream = upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?;
+        let lookup = Lookup::new(lookup::Parts {
             store: Arc::clone(&self.store.store),
-            upstream: upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?,
+            upstream: upstream.upstream,
             hasher: self.hasher(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
             settle_window: self.config.consumer.settle_window,
@@ -178,7 +179,8 @@ impl Ground {
             metrics: Arc::clone(&self.metrics),
             shutdown: self.shutdown.clone(),
             faults: self.faults.clone(),
-        }))
+        });
+        Ok((lookup, upstream.standing))
     }
 
     fn public_routes(&self, lookup: Lookup) -> Result<Router, Error> {
@@ -253,8 +255,9 @@ impl Ground {
     }
 
     /// Probes the dependencies once, then goes on doing so until shutdown.
-    async fn watch(&self) {
+    async fn watch(&self, standing: upstream::open::Standing) {
         let probe = Probe {
+            standing,
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
             store: Arc::clone(&self.store.inspect),
@@ -282,6 +285,7 @@ impl Ground {
 
 /// Asks the dependencies how they are.
 struct Probe {
+    standing: upstream::open::Standing,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     store: Arc<dyn store::Inspect>,
@@ -294,6 +298,8 @@ impl Probe {
         if let Some(queue) = &self.queue {
             self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
         }
+        let refusals = self.standing.refusals().into_iter();
+        self.readiness.upstreams(refusals.map(|(tenant, reason)| (tenant.to_string(), reason.to_string())));
         self.metrics.upkeep();
     }
 }

@@ -229,6 +229,7 @@ fn refuse(failure: &Failure, key: &Key, caller: &Caller) -> Problem {
             (StatusCode::BAD_GATEWAY, "upstream_unusable")
         }
         Failure::Upstream(upstream::Error::Denied { .. }) => (StatusCode::BAD_GATEWAY, "upstream_denied"),
+        Failure::Upstream(upstream::Error::Privileges { .. }) => (StatusCode::BAD_GATEWAY, "privileges"),
         Failure::Upstream(upstream::Error::Throttled { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_throttled"),
         Failure::Upstream(upstream::Error::BudgetSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "budget_spent"),
         Failure::Upstream(upstream::Error::BreakerOpen { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "breaker_open"),

@@ -10,6 +10,7 @@ mod ingest;
 mod laws;
 mod main_job;
 mod operator;
+mod privileges;
 mod process;
 mod rabbitmq;
 mod redis;

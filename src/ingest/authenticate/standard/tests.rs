@@ -91,7 +91,7 @@ fn an_invalid_signature_is_refused() {
     }
 }
 
-/// CVE-2024-21491 (RUSTSEC-2024-0010): signatures were compared up to the length of the shorter one, so that
+/// CVE-2024-21491: signatures were compared up to the length of the shorter one, so that
 /// `v1,` was every message's signature.
 #[test]
 fn a_partial_signature_is_refused() {

@@ -6,6 +6,7 @@ mod bad_input;
 mod canary;
 mod config;
 mod contract;
+mod fuzz;
 mod ingest;
 mod laws;
 mod main_job;

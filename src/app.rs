@@ -146,7 +146,7 @@ impl App {
             faults,
             shutdown,
         };
-        let lookup = ground.lookup()?;
+        let (lookup, standing) = ground.lookup()?;
         let routes = ground.public_routes(lookup)?;
         if let Some(backstage) = backstage {
             ground.serve(backstage, Listener::Public, routes.clone(), None);
@@ -154,7 +154,7 @@ impl App {
         ground.serve(public, Listener::Public, routes, ground.doors.public_tls.clone());
         ground.serve(admin, Listener::Admin, ops::routes(ground.ops()), ground.doors.admin_tls.clone());
         ground.consume();
-        ground.watch().await;
+        ground.watch(standing).await;
         ground.readiness.enter(Phase::Running);
         let ready_after = started.elapsed();
         let shown = sandbox.map(tracing::field::display);
@@ -199,12 +199,13 @@ impl App {
 }
 
 impl Ground {
-    fn lookup(&self) -> Result<Lookup, Error> {
+    fn lookup(&self) -> Result<(Lookup, upstream::open::Standing), Error> {
         let tenants = self.config.tenants.iter();
         let upstreams = tenants.clone().filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
-        Ok(Lookup::new(lookup::Parts {
+        let upstream = upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?;
+        let lookup = Lookup::new(lookup::Parts {
             store: Arc::clone(&self.store.store),
-            upstream: upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?,
+            upstream: upstream.upstream,
             hasher: self.hasher(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
             settle_window: self.config.consumer.settle_window,
@@ -212,7 +213,8 @@ impl Ground {
             metrics: Arc::clone(&self.metrics),
             shutdown: self.shutdown.clone(),
             faults: self.faults.clone(),
-        }))
+        });
+        Ok((lookup, upstream.standing))
     }
 
     fn public_routes(&self, lookup: Lookup) -> Result<Router, Error> {
@@ -306,8 +308,9 @@ impl Ground {
     }
 
     /// Probes the dependencies once, then goes on doing so until shutdown.
-    async fn watch(&self) {
+    async fn watch(&self, standing: upstream::open::Standing) {
         let probe = Probe {
+            standing,
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
             store: Arc::clone(&self.store.inspect),
@@ -335,6 +338,7 @@ impl Ground {
 
 /// Asks the dependencies how they are.
 struct Probe {
+    standing: upstream::open::Standing,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     store: Arc<dyn store::Inspect>,
@@ -347,6 +351,8 @@ impl Probe {
         if let Some(queue) = &self.queue {
             self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
         }
+        let refusals = self.standing.refusals().into_iter();
+        self.readiness.upstreams(refusals.map(|(tenant, reason)| (tenant.to_string(), reason.to_string())));
         self.metrics.upkeep();
     }
 }

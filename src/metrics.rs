@@ -73,6 +73,7 @@ labels!(
     /// How a request to Genesys ended.
     UpstreamOutcome {
         Found = "found", Absent = "absent", Unusable = "unusable", Denied = "denied", Throttled = "throttled",
+        Privileges = "privileges",
         BudgetSpent = "budget_spent", BreakerOpen = "breaker_open", Failed = "failed",
         Unreachable = "unreachable", Timeout = "timeout",
     }
@@ -80,6 +81,10 @@ labels!(
 labels!(
     /// Whether something worked.
     Outcome { Ok = "ok", Error = "error" }
+);
+labels!(
+    /// What became of judging a token's privileges.
+    PrivilegeOutcome { Ok = "ok", Refused = "refused", Error = "error" }
 );
 labels!(
     /// What became of a posted event.
@@ -229,6 +234,7 @@ catalogue! {
     upstream_duration: histogram "upstream_duration_seconds" = "Time of one profile request to Genesys.";
     upstream_breaker_state: gauge "upstream_breaker_state" = "Worst breaker over all tenants: 0 closed, 1 half-open, 2 open.";
     token_renewals: counter "token_renewals_total" ["outcome": Outcome] = "Renewals of an OAuth token.";
+    token_privileges: counter "token_privileges_total" ["outcome": PrivilegeOutcome] = "Judgements of an OAuth token's privileges.";
     ingest_events: counter "ingest_events_total" ["shape": Shape, "outcome": IngestOutcome] = "Posted events by shape and outcome.";
     ingest_duration: histogram "ingest_duration_seconds" = "Time of one webhook request.";
     publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event was durable.";

@@ -4,9 +4,13 @@
 //! that asks each dependency about once a second. A dependency that is down makes the process degraded,
 //! not unready: lookups go on without a store, and without a queue. Only a process none of whose roles
 //! can work at all is unready: one that only ingests, without its queue; one that only consumes,
-//! without its queue or its store.
+//! without its queue or its store. A tenant whose token at Genesys is refused is named with the reason; the
+//! others go on.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::metrics::Metrics;
 use crate::roles::Roles;
@@ -29,6 +33,7 @@ pub struct Readiness {
     phase: AtomicU8,
     store_up: AtomicBool,
     queue_up: AtomicBool,
+    refused: Mutex<BTreeMap<String, String>>,
 }
 
 impl Readiness {
@@ -36,7 +41,8 @@ impl Readiness {
     #[must_use]
     pub fn starting(roles: Roles) -> Self {
         let up = || AtomicBool::new(true);
-        Self { roles, phase: AtomicU8::new(Phase::Starting as u8), store_up: up(), queue_up: up() }
+        let (phase, refused) = (AtomicU8::new(Phase::Starting as u8), Mutex::default());
+        Self { roles, phase, store_up: up(), queue_up: up(), refused }
     }
 
     /// Enters the next phase; phases never go back.
@@ -64,6 +70,18 @@ impl Readiness {
     pub fn queue(&self, up: bool, metrics: &Metrics) {
         note("queue", &self.queue_up, up);
         metrics.queue_up.set(f64::from(u8::from(up)));
+    }
+
+    /// Notes the tenants whose Genesys may not be asked, and why; whoever found out has logged it.
+    pub fn upstreams(&self, refused: impl IntoIterator<Item = (String, String)>) {
+        let named = refused.into_iter().map(|(tenant, reason)| (format!("upstream:{tenant}"), reason));
+        *self.refused.lock() = named.collect();
+    }
+
+    /// Returns the upstreams that may not be asked, as `upstream:{tenant}`, and why.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<String, String> {
+        self.refused.lock().clone()
     }
 
     /// Returns the dependencies that are down and that this process' roles use.
@@ -117,6 +135,16 @@ mod tests {
         readiness.queue(false, &metrics);
         assert!(readiness.can_work());
         assert_eq!(readiness.degraded(), ["store", "queue"]);
+    }
+
+    #[test]
+    fn a_refused_upstream_is_named_until_it_no_longer_is() {
+        let readiness = Readiness::starting(Roles::ALL);
+        readiness.upstreams([("10001".to_owned(), "it may write".to_owned())]);
+        assert_eq!(readiness.refused()["upstream:10001"], "it may write");
+        assert!(readiness.can_work());
+        readiness.upstreams([]);
+        assert!(readiness.refused().is_empty());
     }
 
     #[test]

@@ -105,6 +105,7 @@ impl Problem {
                 (StatusCode::BAD_GATEWAY, "upstream_unusable")
             }
             Failure::Upstream(Error::Denied { .. }) => (StatusCode::BAD_GATEWAY, "upstream_denied"),
+            Failure::Upstream(Error::Privileges { .. }) => (StatusCode::BAD_GATEWAY, "privileges"),
             Failure::Upstream(Error::Throttled { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_throttled"),
             Failure::Upstream(Error::BudgetSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "budget_spent"),
             Failure::Upstream(Error::BreakerOpen { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "breaker_open"),

@@ -3,6 +3,7 @@
 //! `/metrics`, `/livez` and `/readyz` never need a key. Everything else, also what is not there, needs the admin key
 //! unless the listener is bound to loopback.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -45,7 +46,10 @@ pub struct Ops {
 #[derive(Debug, Serialize)]
 struct ReadyBody {
     status: &'static str,
-    degraded: Vec<&'static str>,
+    degraded: Vec<String>,
+    /// Why, where there is more to say than that something does not answer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    reasons: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,7 +85,9 @@ async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
 }
 
 async fn ready(State(ops): State<Arc<Ops>>) -> Response {
-    let degraded = ops.readiness.degraded();
+    let reasons = ops.readiness.refused();
+    let down = ops.readiness.degraded().into_iter().map(str::to_owned);
+    let degraded: Vec<String> = down.chain(reasons.keys().cloned()).collect();
     let (code, status) = match ops.readiness.phase() {
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
@@ -89,7 +95,7 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
         Phase::Running if ops.readiness.can_work() => (StatusCode::OK, "degraded"),
         Phase::Running => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
     };
-    (code, Json(ReadyBody { status, degraded })).into_response()
+    (code, Json(ReadyBody { status, degraded, reasons })).into_response()
 }
 
 async fn inspect(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Problem> {

@@ -164,20 +164,23 @@ impl Ingest {
     ) -> Result<Accepted, Refusal> {
         let sources = self.sources.keep();
         let authenticators = sources.0.get(tenant).ok_or(Refusal::UnknownTenant)?;
-        if !authenticate::accepts(authenticators, headers, body) {
+        let Some(proof) = authenticate::verify(authenticators, headers, body, self.clock.now()) else {
             tracing::warn!(%tenant, "a webhook without a valid credential was refused");
             self.metrics.auth_failures.with(Door::Webhook).increment(1);
             self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
             return Err(Refusal::Unauthorized);
-        }
+        };
         let posted = match expected {
             Expected::Flat => shapes::read_flat(body),
             Expected::Any => shapes::read_any(headers, body),
         };
-        let posted = posted.inspect_err(|malformed| {
+        let mut posted = posted.inspect_err(|malformed| {
             tracing::info!(%tenant, field = malformed.field, "a malformed webhook was refused");
             self.count(Shape::Flat, IngestOutcome::Malformed, 1);
         })?;
+        if let Some(message) = proof.message {
+            posted.name(&message);
+        }
         if let Some(shape) = names_another(&posted, tenant) {
             tracing::warn!(%tenant, "a webhook that names another tenant was refused");
             self.count(shape, IngestOutcome::Foreign, 1);

@@ -7,6 +7,7 @@ use url::Url;
 
 use crate::domain::CustomerId;
 
+use super::privileges::Introspection;
 use super::{Error, Expand};
 
 /// The part of a path template that is replaced by the customer id.
@@ -102,6 +103,15 @@ impl BaseUrls {
     pub(super) fn token(&self) -> Result<Url, ConfigError> {
         Url::parse(&format!("{}/oauth/token", trimmed(&self.login)))
             .map_err(|error| ConfigError::new("tenant.upstream.login_url", error.to_string()))
+    }
+
+    /// Returns where a token's privileges are told.
+    pub(super) fn introspection(&self) -> Result<Introspection, ConfigError> {
+        let url = |path| {
+            Url::parse(&format!("{}{path}", trimmed(&self.api)))
+                .map_err(|error| ConfigError::new("tenant.upstream.api_url", error.to_string()))
+        };
+        Ok(Introspection { token: url("/api/v2/tokens/me")?, subject: url("/api/v2/authorization/subjects/me")? })
     }
 }
 

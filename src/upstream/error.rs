@@ -1,5 +1,6 @@
 //! Why a fetch has no answer, by whose fault it is and when to come again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A fetch has no answer. No variant holds any part of a profile or a customer id.
@@ -16,6 +17,12 @@ pub enum Error {
     Denied {
         /// Genesys' status.
         status: u16,
+    },
+    /// Our token may do too little or too much, so nothing is asked with it.
+    #[error("the privileges of this tenant's token at genesys are wrong")]
+    Privileges {
+        /// The configured rules that are broken, for operators.
+        reason: Arc<str>,
     },
     /// Genesys limits our rate (429).
     #[error("genesys limits the rate, retry after {}s", retry_after.as_secs())]
@@ -57,9 +64,12 @@ impl Error {
             Self::Throttled { retry_after } | Self::BudgetSpent { retry_after } | Self::BreakerOpen { retry_after } => {
                 Some(*retry_after)
             }
-            Self::Unusable { .. } | Self::Denied { .. } | Self::Failed { .. } | Self::Unreachable | Self::Timeout => {
-                None
-            }
+            Self::Unusable { .. }
+            | Self::Denied { .. }
+            | Self::Privileges { .. }
+            | Self::Failed { .. }
+            | Self::Unreachable
+            | Self::Timeout => None,
         }
     }
 }

@@ -26,7 +26,8 @@ use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
 
 use super::endpoints::ProfileUrl;
 use super::exchange::Answer;
-use super::token::{Token, Tokens};
+use super::token::Token;
+use super::tokens::Tokens;
 use super::{Error, Expand, Fetched, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.

@@ -6,7 +6,7 @@
 //!    open, nothing is sent and the answer is immediate.
 //! 2. **Budget**: at most so many attempts per minute, refused at once when it is spent. It holds a
 //!    minute's worth, so a burst after a quiet minute is possible. The second request that a 401
-//!    costs and the requests for tokens are rare, and not counted.
+//!    costs and the requests for and about tokens are rare, and not counted.
 //! 3. **Permit**: at most so many requests in flight; waiting for one is bounded by the deadline.
 //! 4. **Silence and breaker** again, now for good: what waited at 3 while Genesys began to fail must
 //!    not fall upon it.
@@ -157,7 +157,10 @@ impl<U> Guard<U> {
     /// open the breaker of a healthy Genesys.
     fn verdict(&self, outcome: &Result<Fetched, Error>, patience: Duration) -> Verdict {
         match outcome {
-            Ok(_) | Err(Error::Unusable { .. } | Error::Denied { .. } | Error::Throttled { .. }) => Verdict::Answers,
+            Ok(_)
+            | Err(Error::Unusable { .. } | Error::Denied { .. } | Error::Privileges { .. } | Error::Throttled { .. }) => {
+                Verdict::Answers
+            }
             Err(Error::Failed { .. } | Error::Unreachable) => Verdict::Fails,
             Err(Error::Timeout) if patience >= self.timeout / 4 => Verdict::Fails,
             Err(Error::Timeout | Error::BudgetSpent { .. } | Error::BreakerOpen { .. }) => Verdict::Unknown,
@@ -243,6 +246,7 @@ const fn may_pass(error: &Error) -> bool {
         Error::Failed { .. } | Error::Unreachable => true,
         Error::Unusable { .. }
         | Error::Denied { .. }
+        | Error::Privileges { .. }
         | Error::Throttled { .. }
         | Error::BudgetSpent { .. }
         | Error::BreakerOpen { .. }
@@ -256,6 +260,7 @@ const fn label(outcome: &Result<Fetched, Error>) -> UpstreamOutcome {
         Ok(Fetched::Absent) => UpstreamOutcome::Absent,
         Err(Error::Unusable { .. }) => UpstreamOutcome::Unusable,
         Err(Error::Denied { .. }) => UpstreamOutcome::Denied,
+        Err(Error::Privileges { .. }) => UpstreamOutcome::Privileges,
         Err(Error::Throttled { .. }) => UpstreamOutcome::Throttled,
         Err(Error::BudgetSpent { .. }) => UpstreamOutcome::BudgetSpent,
         Err(Error::BreakerOpen { .. }) => UpstreamOutcome::BreakerOpen,

@@ -1,18 +1,21 @@
 //! The upstream port: Genesys, the source of every profile.
 //!
 //! A fetch answers what Genesys knows *now*; it never answers from a cache. Everything that keeps
-//! Genesys safe from us (token, in-flight bound, per-minute budget, breaker, retries) lives behind
-//! this port, per tenant, and shows itself to callers only as an [`Error`] that says what to do.
+//! Genesys safe from us (token and its privileges, in-flight bound, per-minute budget, breaker, retries)
+//! lives behind this port, per tenant, and shows itself to callers only as an [`Error`] that says what to do.
 
 mod breaker;
 mod endpoints;
+mod entitled;
 mod error;
 mod exchange;
 mod expand;
 mod genesys;
 mod guard;
 pub mod open;
+pub mod privileges;
 mod token;
+mod tokens;
 
 use std::fmt::Debug;
 

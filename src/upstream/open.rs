@@ -1,7 +1,7 @@
 //! Picks the upstream adapter of each tenant.
 //!
-//! Every tenant has an adapter and a guard of its own; all share the connections of at most two
-//! clients, one for `https` and one for plain `http`.
+//! Every tenant has an adapter and, in front of it, a guard and a judge of its token's privileges, of its own;
+//! all share the connections of at most two clients, one for `https` and one for plain `http`.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -21,9 +21,12 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
 use super::endpoints::ProfileUrl;
+use super::entitled::Entitled;
 use super::genesys::Genesys;
 use super::guard::{Guard, Lamp, Limits};
-use super::token::{Credentials, Tokens};
+use super::privileges::{Introspection, Permission, Privileges, Rules, Scope};
+use super::token::Credentials;
+use super::tokens::Tokens;
 use super::{Error, Expand, Fetched, Upstream, exchange};
 
 pub use super::endpoints::{BaseUrls, ConfigError};
@@ -62,6 +65,18 @@ pub struct TenantConfig {
     /// The budget of requests, per process.
     #[serde(default = "default_requests_per_minute")]
     pub requests_per_minute: u32,
+    /// What the client must be permitted at Genesys.
+    #[serde(default = "default_required_permissions")]
+    pub required_permissions: Vec<Permission>,
+    /// What it must not be permitted.
+    #[serde(default = "default_forbidden_permissions")]
+    pub forbidden_permissions: Vec<Permission>,
+    /// The scopes that its token must have.
+    #[serde(default)]
+    pub required_scopes: Vec<Scope>,
+    /// The scopes that its token must not have.
+    #[serde(default = "default_forbidden_scopes")]
+    pub forbidden_scopes: Vec<Scope>,
 }
 
 fn default_profile_path() -> String {
@@ -70,6 +85,24 @@ fn default_profile_path() -> String {
 
 const fn default_requests_per_minute() -> u32 {
     300
+}
+
+fn default_required_permissions() -> Vec<Permission> {
+    permissions_to(&["view"])
+}
+
+fn default_forbidden_permissions() -> Vec<Permission> {
+    permissions_to(&["add", "edit", "delete"])
+}
+
+/// Permissions to do this to contacts; each is one, so none is left out.
+fn permissions_to(actions: &[&str]) -> Vec<Permission> {
+    actions.iter().filter_map(|action| format!("externalContacts:contact:{action}").try_into().ok()).collect()
+}
+
+fn default_forbidden_scopes() -> Vec<Scope> {
+    // It is a scope, so it is not left out.
+    Scope::try_from("cloud.cust.write".to_owned()).into_iter().collect()
 }
 
 impl Config {
@@ -99,6 +132,15 @@ impl TenantConfig {
         Parts::of(self).map(drop)
     }
 
+    fn rules(&self) -> Rules {
+        Rules {
+            required_permissions: self.required_permissions.clone(),
+            forbidden_permissions: self.forbidden_permissions.clone(),
+            required_scopes: self.required_scopes.clone(),
+            forbidden_scopes: self.forbidden_scopes.clone(),
+        }
+    }
+
     /// Returns the base URLs of the API and of the token endpoint, for whoever judges which links
     /// may be plain.
     ///
@@ -115,6 +157,7 @@ struct Parts {
     needs_tls: bool,
     token_url: Url,
     profile_url: ProfileUrl,
+    introspection: Introspection,
     per_minute: Quota,
 }
 
@@ -131,7 +174,8 @@ impl Parts {
         let per_minute = NonZeroU32::new(config.requests_per_minute).map(Quota::per_minute).ok_or_else(|| {
             ConfigError::new("tenant.upstream.requests_per_minute", "must be at least 1: there is no unlimited Genesys")
         })?;
-        Ok(Self { needs_tls: urls.need_tls(), token_url: urls.token()?, profile_url, per_minute })
+        let (token_url, introspection) = (urls.token()?, urls.introspection()?);
+        Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, introspection, per_minute })
     }
 }
 
@@ -157,6 +201,29 @@ impl Clients {
     }
 }
 
+/// What [`open`] returns.
+#[derive(Debug)]
+pub struct Opened {
+    /// Fetches profiles.
+    pub upstream: Arc<dyn Upstream>,
+    /// Tells which tenants are refused.
+    pub standing: Standing,
+}
+
+/// Tells which tenants have a token whose privileges are wrong. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Standing(Arc<Tenants>);
+
+impl Standing {
+    /// Returns the tenants that are refused, and why.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(TenantId, Arc<str>)> {
+        let of =
+            |(tenant, upstream): (&TenantId, &Entitled<Guard<Genesys>>)| Some((tenant.clone(), upstream.refusal()?));
+        self.0.0.iter().filter_map(of).collect()
+    }
+}
+
 /// Makes the upstream of all tenants. Nothing is sent before the first fetch.
 ///
 /// # Errors
@@ -167,7 +234,7 @@ pub fn open<'a>(
     tenants: impl IntoIterator<Item = (TenantId, &'a TenantConfig)>,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
-) -> Result<Arc<dyn Upstream>, ConfigError> {
+) -> Result<Opened, ConfigError> {
     config.validate()?;
     let tenants: HashMap<_, _> = tenants.into_iter().collect();
     let lamps: Vec<_> = Lamp::board(tenants.len(), &metrics.upstream_breaker_state).collect();
@@ -183,20 +250,24 @@ pub fn open<'a>(
         };
         let limits =
             Limits { timeout: config.timeout, max_in_flight: config.max_in_flight, per_minute: parts.per_minute };
-        let tokens = Tokens::new(client.clone(), credentials, config.timeout, Arc::clone(metrics), shutdown.clone());
-        let genesys = Genesys::new(client, parts.profile_url, tokens);
-        Ok((tenant.clone(), Guard::new(genesys, tenant, limits, lamp, Arc::clone(metrics))))
+        let privileges = Privileges::new(client.clone(), options.rules(), parts.introspection);
+        let metrics = || Arc::clone(metrics);
+        let tokens = Tokens::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
+        let genesys = Genesys::new(client, parts.profile_url, tokens.clone());
+        let guard = Guard::new(genesys, tenant.clone(), limits, lamp, metrics());
+        Ok((tenant, Entitled::new(guard, tokens, metrics())))
     });
-    Ok(Arc::new(Tenants(guarded.collect::<Result<_, ConfigError>>()?)))
+    let tenants = Arc::new(Tenants(guarded.collect::<Result<_, ConfigError>>()?));
+    Ok(Opened { upstream: Arc::clone(&tenants) as Arc<dyn Upstream>, standing: Standing(tenants) })
 }
 
 /// The upstreams of all tenants.
 #[derive(Debug)]
-struct Tenants(HashMap<TenantId, Guard<Genesys>>);
+struct Tenants(HashMap<TenantId, Entitled<Guard<Genesys>>>);
 
 impl Tenants {
     /// A lookup of an unknown tenant is turned away before it gets here; there is no Genesys to reach for it.
-    fn of(&self, tenant: &TenantId) -> Result<&Guard<Genesys>, Error> {
+    fn of(&self, tenant: &TenantId) -> Result<&Entitled<Guard<Genesys>>, Error> {
         self.0.get(tenant).ok_or(Error::Unreachable)
     }
 }
@@ -231,6 +302,10 @@ mod tests {
             client_secret: Secret::new("secret"),
             profile_path: default_profile_path(),
             requests_per_minute: default_requests_per_minute(),
+            required_permissions: default_required_permissions(),
+            forbidden_permissions: default_forbidden_permissions(),
+            required_scopes: Vec::new(),
+            forbidden_scopes: default_forbidden_scopes(),
         };
         edit(&mut config);
         config
@@ -245,6 +320,13 @@ mod tests {
         assert_eq!(field(|config| config.profile_path.clear()), "tenant.upstream.profile_path");
         assert_eq!(field(|config| config.requests_per_minute = 0), "tenant.upstream.requests_per_minute");
         assert_eq!(tenant_config(|_| ()).validate(), Ok(()));
+    }
+
+    #[test]
+    fn without_a_word_about_them_privileges_are_to_see_contacts_and_nothing_else() {
+        let rules = tenant_config(|_| ()).rules();
+        assert_eq!((rules.required_permissions.len(), rules.forbidden_permissions.len()), (1, 3));
+        assert_eq!((rules.required_scopes.len(), rules.forbidden_scopes.len()), (0, 1));
     }
 
     #[test]

@@ -1,41 +1,15 @@
-//! The OAuth token of one tenant: client credentials (RFC 6749 section 4.4), kept in memory.
-//!
-//! # Protocol
-//!
-//! 1. A fetch takes the token that is there: one atomic load, no lock.
-//! 2. When less than 60 s of it remain, or less than half of its lifetime if that is shorter, the
-//!    next fetch starts a renewal and goes on with the old token, which is still good.
-//! 3. Where there is no good token (at start, after it ran out, after a 401) fetches wait for the
-//!    renewal, each until its own deadline.
-//! 4. There is one renewal at a time, in a task of its own: a fetch that gives up does not end it,
-//!    and however many wait, Genesys sees one request. A fetch whose token was rejected starts one
-//!    only if that token is still the one in use; else it takes the newer one.
-//!
-//! # What a failure leaves behind
-//!
-//! The old token stays in use while it is good. After a failed renewal there is a pause, short at
-//! first and at most a second, during which whoever needs a new token is told at once what the last
-//! renewal was told. A new token that Genesys rejects as the old one counts as a failed renewal:
-//! tokens are not the cure then.
+//! A bearer token, and how it is asked for: client credentials (RFC 6749 section 4.4).
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use backoff::backoff::Backoff;
-use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use http::{HeaderValue, StatusCode};
-use parking_lot::Mutex;
 use reqwest::Client;
 use serde::Deserialize;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use url::Url;
 
 use crate::domain::{Secret, TenantId};
-use crate::metrics::{Metrics, Outcome};
-use crate::shutdown::Shutdown;
 
 use super::Error;
 use super::exchange::Answer;
@@ -50,24 +24,25 @@ const DEFAULT_LIFETIME: u64 = 300;
 /// The longest lifetime that is believed: above Genesys' longest, two days.
 const MAX_LIFETIME: u64 = 7 * 24 * 60 * 60;
 
-/// The first pause after a failed renewal: over before a fetch is retried, whose first wait is at
-/// least 25 ms, so that one hiccup of the token endpoint fails no fetch.
-const FIRST_PAUSE: Duration = Duration::from_millis(16);
-
-/// The longest pause after a failed renewal.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
 /// The largest answer of a token endpoint, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// A bearer token (RFC 6750). It cannot be printed.
 pub(super) struct Token {
     header: HeaderValue,
-    renew_at: Instant,
-    expires_at: Instant,
+    /// From when another is asked for.
+    pub(super) renew_at: Instant,
+    /// From when it is no good.
+    pub(super) expires_at: Instant,
+    scope: Box<str>,
 }
 
 impl Token {
+    /// Returns the scopes that its answer named.
+    pub(super) fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.scope.split_ascii_whitespace()
+    }
+
     /// Returns the value of an `Authorization` header, marked as sensitive.
     pub(super) fn header(&self) -> HeaderValue {
         self.header.clone()
@@ -93,162 +68,14 @@ pub(super) struct Credentials {
     pub(super) client_secret: Secret,
 }
 
-/// The token of one tenant, always the same to all fetches. Cloning shares it.
-#[derive(Clone, Debug)]
-pub(super) struct Tokens(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    client: Client,
-    credentials: Credentials,
-    /// The longest that one renewal may take.
-    timeout: Duration,
-    metrics: Arc<Metrics>,
-    shutdown: Shutdown,
-    /// Read by every fetch, so it is not under the lock; written under it.
-    current: ArcSwapOption<Token>,
-    renewal: Mutex<Renewal>,
-}
-
-/// What a renewal answers; `None` while it is under way.
-type Flight = watch::Receiver<Option<Result<Arc<Token>, Error>>>;
-
-#[derive(Debug)]
-struct Renewal {
-    /// The last renewal; it is under way for as long as the other end of its channel exists, so that
-    /// even a panic ends it.
-    flight: Option<Flight>,
-    /// Until when there is no other, and what the last one was told.
-    pause: Option<(Instant, Error)>,
-    /// How long the next pause will be.
-    pauses: ExponentialBackoff,
-}
-
-enum Joined {
-    Ready(Arc<Token>),
-    Waiting(Flight),
-}
-
-impl Tokens {
-    /// Makes a holder of no token yet; the first fetch gets one.
-    pub(super) fn new(
-        client: Client,
-        credentials: Credentials,
-        timeout: Duration,
-        metrics: Arc<Metrics>,
-        shutdown: Shutdown,
-    ) -> Self {
-        let pauses = ExponentialBackoffBuilder::new()
-            .with_initial_interval(FIRST_PAUSE)
-            .with_max_interval(LONGEST_PAUSE)
-            .with_multiplier(2.0)
-            .with_max_elapsed_time(None)
-            .build();
-        let renewal = Mutex::new(Renewal { flight: None, pause: None, pauses });
-        let current = ArcSwapOption::empty();
-        Self(Arc::new(Shared { client, credentials, timeout, metrics, shutdown, current, renewal }))
-    }
-
-    /// Returns a good token, waiting for one until `deadline` where there is none.
-    pub(super) async fn get(&self, deadline: Instant) -> Result<Arc<Token>, Error> {
-        let now = Instant::now();
-        match self.0.current.load_full() {
-            Some(token) if now < token.renew_at => Ok(token),
-            Some(token) if now < token.expires_at => {
-                // A failed or paused renewal costs this fetch nothing: its token is still good.
-                let _ = self.join(Some(&token));
-                Ok(token)
-            }
-            Some(_) | None => self.wait(self.join(None)?, deadline).await,
-        }
-    }
-
-    /// Returns another token than `rejected`, which Genesys answered with 401.
-    pub(super) async fn replace(&self, rejected: &Arc<Token>, deadline: Instant) -> Result<Arc<Token>, Error> {
-        self.wait(self.join(Some(rejected))?, deadline).await
-    }
-
-    /// Notes that Genesys rejects a token that has just been renewed: the next renewal has to wait.
-    pub(super) fn distrust(&self, rejected: &Arc<Token>) {
-        let mut renewal = self.0.renewal.lock();
-        if self.0.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, rejected)) {
-            let denied = Error::Denied { status: StatusCode::UNAUTHORIZED.as_u16() };
-            renewal.pause = Some((Instant::now() + LONGEST_PAUSE, denied));
-        }
-    }
-
-    /// Returns the token in use if it is good and not `stale`, else joins the renewal under way, else
-    /// starts one, unless there is a pause.
-    fn join(&self, stale: Option<&Arc<Token>>) -> Result<Joined, Error> {
-        let mut renewal = self.0.renewal.lock();
-        let now = Instant::now();
-        if let Some(current) = self.0.current.load_full()
-            && now < current.expires_at
-            && !stale.is_some_and(|stale| Arc::ptr_eq(stale, &current))
-        {
-            return Ok(Joined::Ready(current));
-        }
-        if let Some(flight) = renewal.flight.as_ref().filter(|flight| flight.has_changed().is_ok()) {
-            return Ok(Joined::Waiting(flight.clone()));
-        }
-        if let Some((until, error)) = &renewal.pause
-            && now < *until
-        {
-            return Err(error.clone());
-        }
-        let (answer, flight) = watch::channel(None);
-        renewal.flight = Some(flight.clone());
-        let tokens = self.clone();
-        self.0.shutdown.spawn(async move {
-            let outcome = tokens.renew().await;
-            answer.send_replace(Some(outcome));
-        });
-        Ok(Joined::Waiting(flight))
-    }
-
-    async fn wait(&self, joined: Joined, deadline: Instant) -> Result<Arc<Token>, Error> {
-        let mut flight = match joined {
-            Joined::Ready(token) => return Ok(token),
-            Joined::Waiting(flight) => flight,
-        };
-        let outcome = tokio::time::timeout_at(deadline, flight.wait_for(Option::is_some)).await;
-        match outcome {
-            Ok(Ok(answer)) => answer.clone().unwrap_or(Err(Error::Unreachable)),
-            // The task is gone without an answer: it panicked, or its runtime is shutting down.
-            Ok(Err(_)) => Err(Error::Unreachable),
-            Err(_) => Err(Error::Timeout),
-        }
-    }
-
-    async fn renew(&self) -> Result<Arc<Token>, Error> {
-        let outcome = self.request(Instant::now() + self.0.timeout).await.map(Arc::new);
-        let mut renewal = self.0.renewal.lock();
-        match &outcome {
-            Ok(token) => {
-                self.0.metrics.token_renewals.with(Outcome::Ok).increment(1);
-                self.0.current.store(Some(Arc::clone(token)));
-                renewal.pause = None;
-                renewal.pauses.reset();
-            }
-            Err(error) => {
-                self.0.metrics.token_renewals.with(Outcome::Error).increment(1);
-                tracing::warn!(tenant = %self.0.credentials.tenant, %error, "token could not be renewed");
-                let pause = error.retry_after().or_else(|| renewal.pauses.next_backoff()).unwrap_or(LONGEST_PAUSE);
-                renewal.pause = Some((Instant::now() + pause, error.clone()));
-            }
-        }
-        outcome
-    }
-
-    async fn request(&self, deadline: Instant) -> Result<Token, Error> {
-        let Credentials { url, client_id, client_secret, .. } = &self.0.credentials;
+impl Credentials {
+    /// Asks for a token, until `deadline`.
+    pub(super) async fn ask(&self, client: &Client, deadline: Instant) -> Result<Token, Error> {
         // Genesys' own clients encode id and secret as they are, not form-encoded first as RFC 6749
         // section 2.3.1 has it; for the characters that Genesys issues both are the same.
-        let request = self
-            .0
-            .client
-            .post(url.clone())
-            .basic_auth(client_id, Some(client_secret.expose()))
+        let request = client
+            .post(self.url.clone())
+            .basic_auth(&self.client_id, Some(self.client_secret.expose()))
             .form(&[("grant_type", "client_credentials")]);
         let asked_at = Instant::now();
         let answer = Answer::to(request, MAX_ANSWER, deadline).await?;
@@ -266,6 +93,8 @@ struct TokenAnswer {
     access_token: String,
     token_type: Option<String>,
     expires_in: Option<u64>,
+    #[serde(default)]
+    scope: Option<String>,
 }
 
 /// Reads an access token answer. Its lifetime counts from when it was asked for, the earliest moment
@@ -281,7 +110,8 @@ fn read_token(body: &[u8], asked_at: Instant) -> Result<Token, Error> {
     header.set_sensitive(true);
     let lifetime = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFETIME).clamp(1, MAX_LIFETIME));
     let expires_at = asked_at + lifetime;
-    Ok(Token { header, renew_at: expires_at - AHEAD.min(lifetime / 2), expires_at })
+    let scope = answer.scope.unwrap_or_default().into_boxed_str();
+    Ok(Token { header, renew_at: expires_at - AHEAD.min(lifetime / 2), expires_at, scope })
 }
 
 #[cfg(test)]
@@ -319,6 +149,18 @@ mod tests {
         ] {
             assert!(matches!(read(body), Err(Error::Unusable { .. })), "{body}");
         }
+    }
+
+    #[test]
+    fn the_scopes_of_an_answer_are_read() {
+        let scopes = |body: &str| read(body).unwrap().scopes().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(scopes(r#"{"access_token":"t","scope":"a b:c"}"#), ["a", "b:c"]);
+        for none in
+            [r#"{"access_token":"t"}"#, r#"{"access_token":"t","scope":""}"#, r#"{"access_token":"t","scope":null}"#]
+        {
+            assert!(scopes(none).is_empty(), "{none}");
+        }
+        assert!(read(r#"{"access_token":"t","scope":["cloud.cust.write"]}"#).is_err(), "scopes that cannot be judged");
     }
 
     #[test]

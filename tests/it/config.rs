@@ -47,7 +47,12 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         "api_url = \"http://api.example.com\"\nlogin_url = \"https://l.example.com\"",
     );
     let region = TENANT.replace("us_east_1", "us_east_9");
-    let mistakes: [(&str, &str, &str); 20] = [
+    let permission = TENANT.replace("region", "required_permissions = [\"externalContacts:view\"]\nregion");
+    let scope = TENANT.replace("region", "forbidden_scopes = [\"a b\"]\nregion");
+    let scheme = |scheme: &str| TENANT.replace("hub-signature", scheme);
+    let (nobody, username) = (scheme("basic"), scheme("bearer\"\nusername = \"edge"));
+    let (unsigned, unknown) = (scheme("standard-webhooks"), scheme("hub-signatures"));
+    let mistakes: [(&str, &str, &str); 26] = [
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
         ("lookup.ttl = \"soon\"", "lookup.ttl", "must be"),
@@ -68,6 +73,12 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         (&colon, "caller[0].name", "without a colon"),
         (&plain, "tenant[0].upstream.api_url", "plain http"),
         (&region, "tenant[0].upstream.region", "the nearest is us_east_2"),
+        (&permission, "tenant[0].upstream.required_permissions", "domain:entity:action"),
+        (&scope, "tenant[0].upstream.forbidden_scopes", "without spaces"),
+        (&nobody, "tenant[0].webhook[0].username", "is missing"),
+        (&username, "tenant[0].webhook[0].username", "\"basic\" only"),
+        (&unsigned, "tenant[0].webhook[0].secrets", "base64 of 16 bytes"),
+        (&unknown, "tenant[0].webhook[0].scheme", "\"standard-webhooks\""),
     ];
     for (mistake, key, reason) in mistakes {
         let output = check(directory.path(), mistake, &[], &SECRETS);
@@ -204,7 +215,12 @@ fn the_defaults_document_every_option_they_set_and_those_without_a_default() {
         "region",
         "api_url",
         "header",
+        "username",
         "requests_per_minute",
+        "required_permissions",
+        "forbidden_permissions",
+        "required_scopes",
+        "forbidden_scopes",
         "cert",
         "key",
         "client_ca",

@@ -19,12 +19,20 @@ use profile_edge::domain::{CustomerId, Modified, Profile, Secret, TenantId};
 use profile_edge::metrics::Metrics;
 use profile_edge::shutdown::{Controller, Shutdown};
 use profile_edge::upstream::open::{Config, TenantConfig, open};
+use profile_edge::upstream::privileges::Permission;
 use profile_edge::upstream::{Error, Fetched, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Nothing here takes as long; what does has failed.
 const LONG: Duration = Duration::from_secs(20);
+
+/// What a token that may see contacts, and nothing else, is said to be able to do.
+const VIEWER: &str =
+    r#"{"grants":[{"role":{"policies":[{"domain":"externalContacts","entityName":"contact","actions":["view"]}]}}]}"#;
+
+/// What one that may also change them is said to be able to do.
+const EDITOR: &str = r#"{"grants":[{"role":{"policies":[{"domain":"externalContacts","entityName":"contact","actions":["view","edit"]}]}}]}"#;
 
 const PROFILE: &str = r#"{"id":"c-1","modifyDate":"2025-03-04T05:06:07.089Z","firstName":"planted-Ada"}"#;
 
@@ -69,6 +77,12 @@ struct Script {
     /// The answer of the token endpoint, when it is not a token.
     token_failure: Mutex<Option<Reply>>,
     expires_in: u64,
+    /// The scopes in the answer of the token endpoint.
+    scope: Mutex<&'static str>,
+    /// What a token is said to be able to do.
+    subject: Mutex<Reply>,
+    /// How often that was asked.
+    judged: AtomicUsize,
     /// Tokens up to this one are rejected.
     revoked: AtomicUsize,
     tokens: AtomicUsize,
@@ -89,6 +103,10 @@ impl Script {
 
     fn profiles(&self) -> usize {
         self.profiles.load(Ordering::SeqCst)
+    }
+
+    fn judged(&self) -> usize {
+        self.judged.load(Ordering::SeqCst)
     }
 
     fn revoke_tokens(&self) {
@@ -113,8 +131,15 @@ async fn token(State(script): State<Arc<Script>>, headers: HeaderMap, body: Stri
     if let Some(failure) = script.token_failure.lock().clone() {
         return failure.into_response();
     }
-    let expires_in = script.expires_in;
-    format!(r#"{{"access_token":"token-{number}","token_type":"bearer","expires_in":{expires_in}}}"#).into_response()
+    let (expires_in, scope) = (script.expires_in, *script.scope.lock());
+    let (about, times) =
+        (format!(r#""token_type":"bearer","scope":"{scope}""#), format!(r#""expires_in":{expires_in}"#));
+    format!(r#"{{"access_token":"token-{number}",{about},{times}}}"#).into_response()
+}
+
+async fn subject(State(script): State<Arc<Script>>) -> Reply {
+    script.judged.fetch_add(1, Ordering::SeqCst);
+    script.subject.lock().clone()
 }
 
 async fn profile(State(script): State<Arc<Script>>, OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Reply {
@@ -164,8 +189,16 @@ fn open_at(url: &str, options: &Options, metrics: &Arc<Metrics>, shutdown: &Shut
         client_secret: Secret::new("planted-secret"),
         profile_path: "/api/v2/externalcontacts/contacts/{customer_id}".to_owned(),
         requests_per_minute: options.requests_per_minute,
+        required_permissions: permissions(&["externalContacts:contact:view"]),
+        forbidden_permissions: permissions(&["externalContacts:contact:edit"]),
+        required_scopes: Vec::new(),
+        forbidden_scopes: vec!["cloud.cust.write".to_owned().try_into().unwrap()],
     };
-    open(&config, [(tenant(), &tenant_config)], metrics, shutdown).unwrap()
+    open(&config, [(tenant(), &tenant_config)], metrics, shutdown).unwrap().upstream
+}
+
+fn permissions(texts: &[&str]) -> Vec<Permission> {
+    texts.iter().map(|text| Permission::try_from((*text).to_owned()).unwrap()).collect()
 }
 
 fn tenant() -> TenantId {
@@ -183,6 +216,9 @@ impl Harness {
             usual: Mutex::new(Reply::profile()),
             token_failure: Mutex::default(),
             expires_in: options.expires_in,
+            scope: Mutex::default(),
+            subject: Mutex::new(Reply::new(200, VIEWER)),
+            judged: AtomicUsize::default(),
             revoked: AtomicUsize::default(),
             tokens: AtomicUsize::default(),
             profiles: AtomicUsize::default(),
@@ -195,6 +231,8 @@ impl Harness {
         let router = Router::new()
             .route("/oauth/token", post(token))
             .route("/api/v2/externalcontacts/contacts/{id}", get(profile))
+            .route("/api/v2/tokens/me", get(async || r#"{"authorizedScope":[],"OAuthClient":{"scope":[]}}"#))
+            .route("/api/v2/authorization/subjects/me", get(subject))
             .with_state(Arc::clone(&script));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -216,6 +254,14 @@ impl Harness {
         match self.fetch().await {
             Ok(Fetched::Found(profile)) => profile,
             other => panic!("no profile: {other:?}"),
+        }
+    }
+
+    /// Fetches, expecting to be told that the token's privileges are wrong, and returns why.
+    async fn refused(&self) -> Arc<str> {
+        match self.fetch().await {
+            Err(Error::Privileges { reason }) => reason,
+            other => panic!("not refused for its privileges: {other:?}"),
         }
     }
 
@@ -515,4 +561,120 @@ async fn no_more_requests_are_in_flight_than_allowed() {
     tokio::join!(it.all_found(40), release);
     assert_eq!(it.script.most_in_flight.load(Ordering::SeqCst), 4);
     it.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn privileges_are_judged_once_for_each_token_and_before_the_first_profile() {
+    let it = Harness::start(Options::default()).await;
+    it.all_found(100).await;
+    assert_eq!((it.script.tokens(), it.script.judged()), (1, 1));
+    it.script.revoke_tokens();
+    it.all_found(100).await;
+    assert_eq!((it.script.tokens(), it.script.judged()), (2, 2));
+    assert_eq!(it.count("token_privileges_total{outcome=\"ok\"}"), 2);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_token_that_may_write_or_may_not_see_fetches_nothing() {
+    for (subject, reason) in [
+        (EDITOR, "the token holds the forbidden permission externalContacts:contact:edit"),
+        (r#"{"grants":[]}"#, "the token lacks the permission externalContacts:contact:view"),
+    ] {
+        let it = Harness::start(Options { requests_per_minute: 5, ..Options::default() }).await;
+        *it.script.subject.lock() = Reply::new(200, subject);
+        assert_eq!(&*it.refused().await, reason);
+        for outcome in join_all((0..50).map(|_| it.fetch())).await {
+            assert!(matches!(outcome, Err(Error::Privileges { .. })), "no budget is spent on it: {outcome:?}");
+        }
+        assert_eq!((it.script.profiles(), it.script.tokens(), it.script.judged()), (0, 1, 1));
+        assert_eq!(it.count("upstream_requests_total{outcome=\"privileges\"}"), 51);
+
+        // Put right, it is found out after the pause, with the same token.
+        *it.script.subject.lock() = Reply::new(200, VIEWER);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        it.refused().await;
+        until("it was judged again", || it.count("token_privileges_total{outcome=\"ok\"}") == 1).await;
+        it.found().await;
+        assert_eq!((it.script.tokens(), it.script.judged()), (1, 2));
+        it.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_that_finds_more_than_is_allowed_takes_the_old_token_out_of_use_too() {
+    let it = Harness::start(Options { expires_in: 20, ..Options::default() }).await;
+    it.found().await;
+    *it.script.subject.lock() = Reply::new(200, EDITOR);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(10_100)).await;
+    tokio::time::resume();
+    it.found().await;
+    until("the new token was judged", || it.count("token_privileges_total{outcome=\"refused\"}") == 1).await;
+    let asked = it.script.profiles();
+    it.refused().await;
+    assert_eq!(it.script.profiles(), asked);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_genesys_that_does_not_tell_is_a_failure_that_may_pass_and_costs_no_further_token() {
+    let it = Harness::start(Options::default()).await;
+    *it.script.subject.lock() = Reply::status(503);
+    assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
+    *it.script.subject.lock() = Reply::new(200, r#"{"message":"planted-message"}"#);
+    let deadline = Instant::now() + LONG;
+    // The pause after the failure answers as the failure did.
+    while it.fetch().await.unwrap_err()
+        != (Error::Unusable { reason: "no description of a token where one was asked for" })
+    {
+        assert!(Instant::now() < deadline, "never judged again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    *it.script.subject.lock() = Reply::new(200, VIEWER);
+    while it.fetch().await.is_err() {
+        assert!(Instant::now() < deadline, "it never recovers");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((it.script.tokens(), it.script.profiles()), (1, 1));
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_kept_token_that_genesys_rejects_is_replaced() {
+    let it = Harness::start(Options::default()).await;
+    *it.script.subject.lock() = Reply::status(503);
+    assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
+    *it.script.subject.lock() = Reply::status(401);
+    let deadline = Instant::now() + LONG;
+    // The pause after the failure answers as the failure did.
+    while it.fetch().await.unwrap_err() != (Error::Denied { status: 401 }) {
+        assert!(Instant::now() < deadline, "never judged again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(it.script.tokens(), 2, "the kept one, and at once a new one");
+    *it.script.subject.lock() = Reply::new(200, VIEWER);
+    while it.fetch().await.is_err() {
+        assert!(Instant::now() < deadline, "it never recovers");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    it.end().await;
+}
+
+#[tokio::test]
+async fn scopes_decide_where_a_token_has_any_and_nothing_more_is_asked() {
+    for (scope, granted) in [("external-contacts:readonly", true), ("external-contacts cloud.cust.write", false)] {
+        let it = Harness::start(Options::default()).await;
+        *it.script.scope.lock() = scope;
+        *it.script.subject.lock() = Reply::new(200, EDITOR);
+        if granted {
+            it.found().await;
+        } else {
+            assert_eq!(&*it.refused().await, "the token holds the forbidden scope cloud.cust.write");
+        }
+        assert_eq!((it.script.judged(), it.script.profiles()), (0, usize::from(granted)), "{scope}");
+        it.end().await;
+    }
 }

@@ -88,8 +88,29 @@ impl std::fmt::Debug for SenderId {
 }
 
 impl SenderId {
-    fn of(id: impl Into<String>) -> Self {
+    /// Takes an id that is unique by itself.
+    pub(super) fn of(id: impl Into<String>) -> Self {
         Self { id: id.into(), source: String::new() }
+    }
+
+    /// Returns the id of one of several events that came under this one.
+    fn of_part(&self, index: usize) -> Self {
+        Self { id: format!("{}.{index}", self.id), source: self.source.clone() }
+    }
+}
+
+impl Posted {
+    /// Names the events by the id of the message that brought them, which its sender has signed. It takes
+    /// the place of the ids that they carry themselves, but for those of `CloudEvents`, which are as good.
+    pub(super) fn name(&mut self, message: &SenderId) {
+        for (index, item) in self.items.iter_mut().enumerate() {
+            match item {
+                Item::Announced(announcement) if announcement.shape != Shape::CloudEvents => {
+                    announcement.sender_id = Some(if self.batch { message.of_part(index) } else { message.clone() });
+                }
+                Item::Announced(_) | Item::Ignored { .. } => {}
+            }
+        }
     }
 }
 

@@ -341,3 +341,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_signed_message_id_takes_the_place_of_an_events_own_but_for_cloudevents() {
+    let message = SenderId::of("msg_1");
+    let ids = |body: &str| {
+        let mut posted = read_any(&HeaderMap::new(), body.as_bytes()).unwrap();
+        posted.name(&message);
+        let tenant = "10001".parse().unwrap();
+        let event = |item| match item {
+            Item::Announced(announcement) => {
+                announcement.into_event(&tenant, &[KeyHasher::Sha256], Timestamp::from_millis(0))
+            }
+            Item::Ignored { .. } => panic!("it is of interest"),
+        };
+        let events: Vec<Event> = posted.items.into_iter().map(event).collect();
+        events.into_iter().map(|event| (event.id.as_str().to_owned(), event.identity)).collect::<Vec<_>>()
+    };
+    let flat = |id: &str| format!(r#"{{"customerId":"someone","eventId":"{id}"}}"#);
+    let (one, same) = (ids(&flat("e-1")), ids(&flat("e-2")));
+    assert_eq!((one[0].0.as_str(), one[0].1), ("msg_1", same[0].1), "the same message, sent again");
+
+    let event =
+        r#"{"specversion":"1.0","id":"ce-1","source":"/s","type":"customer.updated","data":{"customerId":"someone"}}"#;
+    assert_eq!(ids(event)[0].0, "ce-1");
+
+    let batch = ids(&format!("[{},{}]", flat("e-1"), flat("e-1")));
+    assert_eq!([batch[0].0.as_str(), batch[1].0.as_str()], ["msg_1.0", "msg_1.1"]);
+    assert_ne!(batch[0].1, batch[1].1);
+}

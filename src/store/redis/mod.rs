@@ -16,6 +16,8 @@
 
 mod announce;
 pub mod config;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod lineage;
 mod link;
 mod record;

@@ -1,0 +1,231 @@
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use proptest::prelude::*;
+
+use super::*;
+
+/// GENESYS.md section 3.7.
+const BODY: &[u8] = br#"{"id":"m1","type":"Text","text":"hi"}"#;
+const SIGNATURE: &str = "sha256=NWWtmyELOP7eWVLU0uDIWgoiBzcpvwknWXYoojjn5oE=";
+
+/// RFC 7617 section 2.
+const ALADDIN: &str = "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==";
+
+const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_000);
+
+fn config(scheme: Scheme, secrets: &[&str]) -> Config {
+    let secrets = secrets.iter().map(|secret| Secret::new(*secret)).collect();
+    Config { scheme, header: None, username: None, secrets }
+}
+
+fn made(scheme: Scheme, secrets: &[&str]) -> Vec<Authenticator> {
+    vec![Authenticator::new(&config(scheme, secrets)).unwrap()]
+}
+
+fn aladdin(secrets: &[&str]) -> Vec<Authenticator> {
+    let config = Config { username: Some("Aladdin".to_owned()), ..config(Scheme::Basic, secrets) };
+    vec![Authenticator::new(&config).unwrap()]
+}
+
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(*name, HeaderValue::from_str(value).unwrap());
+    }
+    headers
+}
+
+fn accepts(authenticators: &[Authenticator], headers: &HeaderMap, body: &[u8]) -> bool {
+    verify(authenticators, headers, body, NOW).is_some()
+}
+
+fn authorized(authenticators: &[Authenticator], authorization: &str) -> bool {
+    accepts(authenticators, &headers(&[("authorization", authorization)]), BODY)
+}
+
+fn hex_form() -> String {
+    format!("sha256={}", hex::encode(STANDARD.decode(&SIGNATURE[7..]).unwrap()))
+}
+
+#[test]
+fn the_known_vector_verifies_in_base64_and_in_hex() {
+    let hub = made(Scheme::HubSignature, &["another", "shared-secret"]);
+    let upper = format!("sha256={}", hex_form()[7..].to_ascii_uppercase());
+    for signature in [SIGNATURE, &hex_form(), &upper] {
+        assert!(accepts(&hub, &headers(&[("x-hub-signature-256", signature)]), BODY), "{signature}");
+    }
+}
+
+#[test]
+fn no_part_of_a_signature_is_a_signature() {
+    let hub = made(Scheme::HubSignature, &["shared-secret"]);
+    for whole in [SIGNATURE, &hex_form()] {
+        for end in 0..whole.len() {
+            assert!(!accepts(&hub, &headers(&[("x-hub-signature-256", &whole[..end])]), BODY), "{}", &whole[..end]);
+        }
+        let longer = format!("{whole}00");
+        assert!(!accepts(&hub, &headers(&[("x-hub-signature-256", &longer)]), BODY), "{longer}");
+    }
+}
+
+#[test]
+fn anything_else_is_refused() {
+    let hub = made(Scheme::HubSignature, &["shared-secret"]);
+    let bare = &SIGNATURE[7..];
+    for signature in [bare, "sha1=NWWtmyELOP7eWVLU0uDIWgoiBzcpvwknWXYoojjn5oE="] {
+        assert!(!accepts(&hub, &headers(&[("x-hub-signature-256", signature)]), BODY), "{signature}");
+    }
+    assert!(!accepts(&hub, &HeaderMap::new(), BODY));
+    let twice = headers(&[("x-hub-signature-256", SIGNATURE), ("x-hub-signature-256", SIGNATURE)]);
+    assert!(!accepts(&hub, &twice, BODY));
+    assert!(!accepts(&[], &headers(&[("x-hub-signature-256", SIGNATURE)]), BODY));
+}
+
+#[test]
+fn an_api_key_is_one_of_the_configured_ones_in_the_configured_header() {
+    let keys = made(Scheme::ApiKey, &["old", "new"]);
+    assert!(accepts(&keys, &headers(&[("x-api-key", "old")]), BODY));
+    assert!(accepts(&keys, &headers(&[("x-api-key", "new")]), BODY));
+    for wrong in ["newer", "ne", "", "NEW"] {
+        assert!(!accepts(&keys, &headers(&[("x-api-key", wrong)]), BODY), "{wrong}");
+    }
+    assert!(!accepts(&keys, &headers(&[("x-api-key", "old"), ("x-api-key", "old")]), BODY));
+    let own = Config { header: Some("X-Edge-Key".to_owned()), ..config(Scheme::ApiKey, &["k"]) };
+    let own = [Authenticator::new(&own).unwrap()];
+    assert!(accepts(&own, &headers(&[("x-edge-key", "k")]), BODY));
+    assert!(!accepts(&own, &headers(&[("x-api-key", "k")]), BODY));
+}
+
+#[test]
+fn basic_is_the_username_and_one_of_the_secrets() {
+    let basic = aladdin(&["another", "open sesame"]);
+    assert!(authorized(&basic, ALADDIN));
+    let unpadded = ALADDIN.trim_end_matches('=');
+    assert!(authorized(&basic, unpadded));
+    assert!(authorized(&basic, &ALADDIN.replace("Basic", "bASIC ")));
+    for credentials in ["aladdin:open sesame", "Aladdin:open", "Aladdin", ":open sesame", "Aladdin:", ":", ""] {
+        assert!(!authorized(&basic, &format!("Basic {}", STANDARD.encode(credentials))), "{credentials}");
+    }
+    for value in ["Basic", "Basic ", "Basic !", "Basi", ALADDIN.trim_start_matches("Basic "), "Bearer open sesame"] {
+        assert!(!authorized(&basic, value), "{value}");
+    }
+    let twice = headers(&[("authorization", ALADDIN), ("authorization", ALADDIN)]);
+    assert!(!accepts(&basic, &twice, BODY));
+}
+
+#[test]
+fn a_colon_does_not_move_between_username_and_secret() {
+    let config = |username: &str, secret: &str| Config {
+        username: Some(username.to_owned()),
+        ..config(Scheme::Basic, &[secret])
+    };
+    assert!(config("a:b", "c").validate().is_err());
+    let basic = [Authenticator::new(&config("a", "b:c")).unwrap()];
+    assert!(authorized(&basic, &format!("Basic {}", STANDARD.encode("a:b:c"))));
+}
+
+#[test]
+fn a_bearer_is_one_of_the_secrets() {
+    let bearer = made(Scheme::Bearer, &["old", "new"]);
+    for value in ["Bearer old", "bearer new", "BEARER  new "] {
+        assert!(authorized(&bearer, value), "{value}");
+    }
+    for value in ["Bearer", "Bearer ", "Bearerold", "Bearer ol", "Bearer older", "Basic old", "old", ""] {
+        assert!(!authorized(&bearer, value), "{value}");
+    }
+    let twice = headers(&[("authorization", "Bearer old"), ("authorization", "Bearer old")]);
+    assert!(!accepts(&bearer, &twice, BODY));
+}
+
+#[test]
+fn any_scheme_of_several_is_enough_and_its_neighbours_secrets_are_not_its_own() {
+    let mut all = made(Scheme::ApiKey, &["key"]);
+    all.extend(aladdin(&["open sesame"]));
+    all.extend(made(Scheme::Bearer, &["token"]));
+    all.extend(made(Scheme::HubSignature, &["shared-secret"]));
+    let key = ("x-api-key", "key");
+    for pair in [key, ("authorization", ALADDIN), ("authorization", "Bearer token"), ("x-hub-signature-256", SIGNATURE)]
+    {
+        assert!(accepts(&all, &headers(&[pair]), BODY), "{pair:?}");
+    }
+    assert!(accepts(&all, &headers(&[("authorization", "Bearer wrong"), key]), BODY));
+    for pair in [("x-api-key", "token"), ("authorization", "Bearer key"), ("authorization", "Bearer open sesame")] {
+        assert!(!accepts(&all, &headers(&[pair]), BODY), "{pair:?}");
+    }
+}
+
+#[test]
+fn an_id_that_nobody_signed_is_hearsay() {
+    let keys = made(Scheme::ApiKey, &["key"]);
+    let proof = verify(&keys, &headers(&[("x-api-key", "key"), ("webhook-id", "msg_1")]), BODY, NOW).unwrap();
+    assert!(proof.message.is_none());
+}
+
+#[test]
+fn unusable_configurations_name_the_field() {
+    let field = |edit: fn(&mut Config)| {
+        let mut config = config(Scheme::ApiKey, &["a"]);
+        edit(&mut config);
+        config.validate().unwrap_err().field
+    };
+    assert_eq!(field(|config| config.secrets.clear()), "secrets");
+    assert_eq!(field(|config| config.secrets.push(Secret::new(""))), "secrets");
+    assert_eq!(field(|config| config.header = Some("a b".to_owned())), "header");
+    assert_eq!(field(|config| config.username = Some("a".to_owned())), "username");
+    assert_eq!(field(|config| config.scheme = Scheme::Basic), "username");
+    assert_eq!(field(|config| config.scheme = Scheme::StandardWebhooks), "secrets");
+    for scheme in [Scheme::Basic, Scheme::Bearer, Scheme::HubSignature, Scheme::StandardWebhooks] {
+        let config = Config { header: Some("x-a".to_owned()), ..config(scheme, &["a"]) };
+        assert_eq!(config.validate().unwrap_err().field, "header", "{scheme:?}");
+    }
+    for username in ["", "a:b", "a\nb"] {
+        let config = Config { username: Some(username.to_owned()), ..config(Scheme::Basic, &["a"]) };
+        assert_eq!(config.validate().unwrap_err().field, "username", "{username:?}");
+    }
+}
+
+#[test]
+fn nothing_that_is_ready_shows_a_secret() {
+    let planted = "whsec_cGxhbnRlZC1zZWNyZXQtcGxhbnRlZA";
+    let mut all = aladdin(&[planted]);
+    for scheme in [Scheme::ApiKey, Scheme::Bearer, Scheme::HubSignature, Scheme::StandardWebhooks] {
+        all.extend(made(scheme, &[planted]));
+        assert!(!format!("{:?}", config(scheme, &[planted])).contains("cGxhbnRlZ"));
+    }
+    let shown = format!("{all:?}");
+    assert!(!shown.contains("cGxhbnRlZ") && !shown.contains("112, 108, 97"), "{shown}");
+}
+
+proptest! {
+    #[test]
+    fn one_changed_byte_of_body_signature_or_secret_is_refused(at in 0usize..1000, flip in 1u8..=255) {
+        let hub = made(Scheme::HubSignature, &["shared-secret"]);
+        let mut body = BODY.to_vec();
+        let place = at % body.len();
+        body[place] ^= flip;
+        prop_assert!(!accepts(&hub, &headers(&[("x-hub-signature-256", SIGNATURE)]), &body));
+
+        let mut signature = STANDARD.decode(&SIGNATURE[7..]).unwrap();
+        signature[at % 32] ^= flip;
+        let forged = format!("sha256={}", STANDARD.encode(&signature));
+        prop_assert!(!accepts(&hub, &headers(&[("x-hub-signature-256", &forged)]), BODY));
+
+        let mut secret = b"shared-secret".to_vec();
+        let place = at % secret.len();
+        secret[place] = (secret[place] ^ flip) & 0x7f;
+        prop_assume!(secret != b"shared-secret");
+        let other = made(Scheme::HubSignature, &[std::str::from_utf8(&secret).unwrap()]);
+        prop_assert!(!accepts(&other, &headers(&[("x-hub-signature-256", SIGNATURE)]), BODY));
+    }
+
+    #[test]
+    fn what_was_not_configured_is_refused(presented in "[!-~][ -~]{0,60}[!-~]") {
+        prop_assume!(presented != "the-secret" && presented != "Aladdin:the-secret");
+        prop_assert!(!accepts(&made(Scheme::ApiKey, &["the-secret"]), &headers(&[("x-api-key", &presented)]), BODY));
+        let (bearer, basic) = (format!("Bearer {presented}"), format!("Basic {}", STANDARD.encode(&presented)));
+        prop_assert!(!authorized(&made(Scheme::Bearer, &["the-secret"]), &bearer));
+        prop_assert!(!authorized(&aladdin(&["the-secret"]), &basic));
+        prop_assert!(!authorized(&aladdin(&["the-secret"]), &presented));
+    }
+}

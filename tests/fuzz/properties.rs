@@ -1,0 +1,343 @@
+//! What must hold of every parser that meets the outside, whatever it is given.
+//!
+//! Each function takes any bytes and panics when a property does not hold. The fuzz targets call one each; the
+//! integration tests replay every kept input through all of this, so that what a fuzzer found once stays found.
+//!
+//! Personal data and secrets are planted: [`PLANTED`] stands in the inputs where a person's data or a secret
+//! would, and no error text and nothing for the queue may repeat it.
+
+use std::fmt::Write as _;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use profile_edge::config;
+use profile_edge::domain::{At, CustomerId, Digest, EventId, Key, KeyHasher, Modified, Secret, TenantId, Timestamp};
+use profile_edge::http::query;
+use profile_edge::ingest::authenticate::{self, Authenticator, Scheme};
+use profile_edge::ingest::shapes::{self, Item, Posted};
+use profile_edge::lookup::visibility::FieldSet;
+use profile_edge::queue::wire;
+use profile_edge::store::{Entry, redis};
+use sha2::Sha256;
+
+/// What stands for personal data. Nobody's field, key or identifier is called that.
+const PLANTED: &str = "planted";
+
+/// When signed requests arrive: the second of the vector of the Standard Webhooks libraries.
+const NOW: i64 = 1_614_265_330;
+
+const API_KEY: &str = "planted-key";
+const USER: &str = "eventbridge";
+const PASSWORD: &str = "planted-password-1";
+const TOKEN: &str = "planted-token";
+const HUB_SECRET: &str = "planted-secret";
+const STANDARD_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// A webhook's body, behind the headers of a binary `CloudEvents` event if there are any: it is read or refused,
+/// and neither the refusal nor what goes to the queue tells who it is about.
+pub(super) fn webhooks(data: &[u8]) {
+    let (headers, body) = request(data);
+    let tenant: TenantId = "10001".parse().expect("a tenant id");
+    for posted in [shapes::read_any(&headers, body), shapes::read_flat(body)] {
+        match posted {
+            Ok(posted) => announced(posted, &tenant),
+            Err(malformed) => hides_planted(&format!("{malformed} {malformed:?}")),
+        }
+    }
+    if let Err(malformed) = shapes::read_tenant(body) {
+        hides_planted(&malformed.to_string());
+    }
+}
+
+fn announced(posted: Posted, tenant: &TenantId) {
+    assert!(posted.items.len() <= shapes::MAX_EVENTS && !posted.items.is_empty());
+    for item in posted.items {
+        let Item::Announced(announcement) = item else { continue };
+        let named = announcement.customers.clone();
+        assert!(!named.is_empty() && named.len() <= shapes::MAX_CUSTOMERS);
+        let hasher = KeyHasher::Sha256;
+        let event = announcement.into_event(tenant, std::slice::from_ref(&hasher), Timestamp::from_millis(0));
+        for customer in &named {
+            assert!(event.keys.contains(&hasher.identify(tenant, customer).digest()), "an id that evicts nothing");
+        }
+        let written = wire::encode(&event);
+        let text = String::from_utf8(written.to_vec()).expect("the wire form is text");
+        for customer in named.iter().filter(|customer| customer.expose().contains(PLANTED)) {
+            assert!(!text.contains(customer.expose()), "a customer id in the wire form: {text}");
+        }
+        assert_eq!(wire::decode(&written).expect("what is written is read"), event);
+    }
+}
+
+/// A request with credentials of any scheme: it is believed exactly if a plain reading of each scheme's
+/// specification, with no care for time, believes it.
+pub(super) fn signatures(data: &[u8]) {
+    let (headers, body) = request(data);
+    let config = |scheme, username: Option<&str>, secret: &str| authenticate::Config {
+        scheme,
+        header: None,
+        username: username.map(str::to_owned),
+        secrets: vec![Secret::new("AnotherSecretOfLength24b"), Secret::new(secret)],
+    };
+    let schemes = [
+        (config(Scheme::ApiKey, None, API_KEY), api_key(&headers)),
+        (config(Scheme::Basic, Some(USER), PASSWORD), basic(&headers)),
+        (config(Scheme::Bearer, None, TOKEN), bearer(&headers)),
+        (config(Scheme::HubSignature, None, HUB_SECRET), hub_signature(&headers, body)),
+        (config(Scheme::StandardWebhooks, None, STANDARD_SECRET), standard_webhooks(&headers, body)),
+    ];
+    let now = Timestamp::from_millis(NOW * 1_000);
+    let mut all = Vec::new();
+    for (config, expected) in &schemes {
+        let authenticator = Authenticator::new(config).expect("the configuration is usable");
+        let alone = std::slice::from_ref(&authenticator);
+        assert_eq!(authenticate::verify(alone, &headers, body, now).is_some(), *expected, "{:?}", config.scheme);
+        all.push(authenticator);
+    }
+    let proof = authenticate::verify(&all, &headers, body, now);
+    assert_eq!(proof.is_some(), schemes.iter().any(|(_, expected)| *expected));
+    let signed = schemes[4].1;
+    assert_eq!(proof.is_some_and(|proof| proof.message.is_some()), signed, "an id counts only where it is signed");
+}
+
+fn api_key(headers: &HeaderMap) -> bool {
+    one(headers, "x-api-key") == Some(API_KEY.as_bytes())
+}
+
+fn basic(headers: &HeaderMap) -> bool {
+    // Thirty bytes fill their base64, so it has one spelling.
+    credentials(headers, "basic") == Some(STANDARD.encode(format!("{USER}:{PASSWORD}")).as_bytes())
+}
+
+fn bearer(headers: &HeaderMap) -> bool {
+    credentials(headers, "bearer") == Some(TOKEN.as_bytes())
+}
+
+fn hub_signature(headers: &HeaderMap, body: &[u8]) -> bool {
+    let Some(given) = one(headers, "x-hub-signature-256") else { return false };
+    let Some(given) = given.trim_ascii().strip_prefix(b"sha256=") else { return false };
+    let mac = mac(HUB_SECRET.as_bytes(), body);
+    given == STANDARD.encode(mac).as_bytes() || given.eq_ignore_ascii_case(hex::encode(mac).as_bytes())
+}
+
+fn standard_webhooks(headers: &HeaderMap, body: &[u8]) -> bool {
+    let (id, timestamp) = (one(headers, "webhook-id"), one(headers, "webhook-timestamp"));
+    let (Some(id), Some(timestamp), Some(given)) = (id, timestamp, one(headers, "webhook-signature")) else {
+        return false;
+    };
+    let seconds = std::str::from_utf8(timestamp).ok().and_then(|text| text.parse::<u64>().ok());
+    let recent = seconds.is_some_and(|seconds| (NOW as u64).abs_diff(seconds) <= 300);
+    if !recent || timestamp.starts_with(b"+") || id.is_empty() || std::str::from_utf8(id).is_err() {
+        return false;
+    }
+    let key = STANDARD.decode(&STANDARD_SECRET[6..]).expect("our own");
+    let expected = format!("v1,{}", STANDARD.encode(mac(&key, &[id, b".", timestamp, b".", body].concat())));
+    given.split(|b| *b == b' ').any(|given| given == expected.as_bytes())
+}
+
+fn credentials<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a [u8]> {
+    let given = one(headers, "authorization")?;
+    let space = given.iter().position(|b| *b == b' ')?;
+    let rest = given[space..].trim_ascii();
+    (given[..space].eq_ignore_ascii_case(scheme.as_bytes()) && !rest.is_empty()).then_some(rest)
+}
+
+fn mac(key: &[u8], text: &[u8]) -> [u8; 32] {
+    Hmac::<Sha256>::new_from_slice(key).expect("any key").chain_update(text).finalize().into_bytes().into()
+}
+
+/// The text of an identifier or a time: what is read prints as it was written, or is equal when it is read again.
+pub(super) fn identifiers(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match text.parse::<CustomerId>() {
+        Ok(customer) => {
+            assert_eq!(customer.expose(), text);
+            assert!((1..=256).contains(&text.len()) && text != "." && text != "..");
+            assert!(!text.contains(['/', '\\', '?', '#', '%']) && !text.chars().any(char::is_control));
+            let form = customer.hashed_form().parse::<CustomerId>().expect("the form that is hashed is an id too");
+            assert_eq!(form.hashed_form(), customer.hashed_form());
+            assert!(!text.contains(PLANTED) || !format!("{customer:?}").contains(text));
+        }
+        Err(error) => hides_planted(&error.to_string()),
+    }
+    round_trip::<TenantId>(text, |tenant| tenant.to_string());
+    round_trip::<EventId>(text, |event| event.to_string());
+    round_trip::<Digest>(text, |digest| digest.to_string());
+    round_trip::<Key>(text, |key| key.to_string());
+    if let (Ok(modified), Ok(at)) = (text.parse::<Modified>(), text.parse::<At>()) {
+        assert_eq!(modified.as_millis(), at.as_millis(), "one text, one time");
+    }
+    if let Err(error) = text.parse::<At>() {
+        hides_planted(&error.to_string());
+    }
+}
+
+fn round_trip<T: FromStr + PartialEq + std::fmt::Debug>(text: &str, format: impl Fn(&T) -> String)
+where
+    T::Err: std::fmt::Debug,
+{
+    match text.parse::<T>() {
+        Ok(parsed) => {
+            assert_eq!(format(&parsed), text);
+            assert_eq!(format(&parsed).parse::<T>().expect("what is printed is read"), parsed);
+        }
+        Err(error) => hides_planted(&format!("{error:?}")),
+    }
+}
+
+/// A query string: the same values come out when what came out is written as a query again.
+pub(super) fn queries(data: &[u8]) {
+    const NAMES: [&str; 3] = ["customerId", "tenantId", "fields"];
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let found = match query::parse(text, NAMES) {
+        Ok(found) => found,
+        Err(problem) => return hides_planted(&format!("{} {problem:?}", problem.detail())),
+    };
+    let mut written = String::new();
+    for (name, value) in NAMES.iter().zip(&found) {
+        if let Some(value) = value {
+            let encoded: String = url::form_urlencoded::byte_serialize(value.as_bytes()).collect();
+            let _ = write!(written, "&{name}={encoded}");
+        }
+    }
+    assert_eq!(query::parse(&written, NAMES).expect("what is written is read"), found);
+}
+
+/// A message of a queue: it is refused by its length and digest alone, or written and read again as the same event.
+pub(super) fn wire(data: &[u8]) {
+    match wire::decode(data) {
+        Ok(event) => assert_eq!(wire::decode(&wire::encode(&event)).expect("what is written is read"), event),
+        Err(refused) => {
+            assert_eq!(refused.length, data.len());
+            hides_planted(&format!("{refused:?}"));
+        }
+    }
+}
+
+/// A value in Redis: it is a miss that keeps the bytes, or written and read again as the same record.
+pub(super) fn records(data: &[u8]) {
+    let bytes = Bytes::copy_from_slice(data);
+    match redis::fuzz::decode(bytes.clone()) {
+        Entry::Record(record) => {
+            let Entry::Record(again) = redis::fuzz::decode(redis::fuzz::encode(&record)) else {
+                panic!("what is written is read");
+            };
+            // The Debug of a body hides it; what is written shows all.
+            assert_eq!(format!("{again:?}"), format!("{record:?}"));
+            assert_eq!(redis::fuzz::encode(&again), redis::fuzz::encode(&record));
+            hides_planted_body(&format!("{record:?}"), &record);
+        }
+        Entry::Corrupt(kept) => assert_eq!(kept, bytes),
+        Entry::Tombstone(_) | Entry::Leased(_) => {}
+    }
+    let _ = redis::fuzz::decode_fence(data);
+}
+
+fn hides_planted_body(shown: &str, record: &profile_edge::store::Record) {
+    // A tenant may be called anything, and is shown.
+    if !record.identity.tenant().as_str().contains(PLANTED) {
+        hides_planted(shown);
+    }
+}
+
+/// A configuration file: it is understood, or its mistakes are told without the secrets that are in it.
+pub(super) fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    // Files of the machine that fuzzes are not the parser's.
+    if text.contains("file:") {
+        return;
+    }
+    let secrets: Vec<String> = text.parse::<toml::Table>().map(|table| secrets(&table)).unwrap_or_default();
+    let told = match config::from_toml(text) {
+        Ok(loaded) => format!("{} {} {:?}", loaded.report.text(), loaded.report.json_lines(), loaded.config),
+        Err(errors) => errors.to_string(),
+    };
+    for secret in secrets {
+        assert!(!told.contains(&secret), "a secret is told: {told}");
+    }
+}
+
+/// Returns the planted secrets: the texts of `client_secret` and `secrets`, where they stand nowhere else.
+fn secrets(table: &toml::Table) -> Vec<String> {
+    let (mut secret, mut open) = (Vec::new(), String::new());
+    sort_out("", &toml::Value::Table(table.clone()), &mut secret, &mut open);
+    secret.retain(|text| text.contains(PLANTED) && !text.starts_with("env:") && !open.contains(text.as_str()));
+    secret
+}
+
+fn sort_out(key: &str, value: &toml::Value, secret: &mut Vec<String>, open: &mut String) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let _ = writeln!(open, "{key}");
+                sort_out(key, value, secret, open);
+            }
+        }
+        toml::Value::Array(items) => items.iter().for_each(|item| sort_out(key, item, secret, open)),
+        toml::Value::String(text) if matches!(key, "client_secret" | "secrets") => secret.push(text.clone()),
+        other => drop(writeln!(open, "{other}")),
+    }
+}
+
+/// A list of fields and a profile, with a line's end between them: of a JSON object a JSON object is left, and
+/// what is left is all visible.
+pub(super) fn fields(data: &[u8]) {
+    let end = data.iter().position(|b| *b == b'\n').unwrap_or(data.len());
+    let Ok(list) = std::str::from_utf8(&data[..end]) else { return };
+    let Ok(visible) = FieldSet::parse(list.split(',').map(str::trim)) else { return };
+    assert!(visible.covers(&visible) && FieldSet::All.covers(&visible));
+    let body = Bytes::copy_from_slice(data.get(end + 1..).unwrap_or_default());
+    let whole = serde_json::from_slice::<serde_json::Value>(&body).ok().filter(serde_json::Value::is_object);
+    let Ok(left) = visible.filter(&body) else {
+        assert!(whole.is_none(), "an object is filtered");
+        return;
+    };
+    assert_eq!(visible.filter(&left).expect("what is left is an object"), left);
+    if let (Some(whole), FieldSet::Only(_)) = (whole, &visible) {
+        let left: serde_json::Value = serde_json::from_slice(&left).expect("what is left is JSON");
+        is_part_of(&left, &whole);
+    }
+}
+
+fn is_part_of(part: &serde_json::Value, whole: &serde_json::Value) {
+    use serde_json::Value;
+    match (part, whole) {
+        (Value::Object(part), Value::Object(whole)) => {
+            part.iter().for_each(|(name, part)| is_part_of(part, whole.get(name).expect("nothing is added")));
+        }
+        (Value::Array(part), Value::Array(whole)) => {
+            assert!(part.len() <= whole.len());
+        }
+        // A scalar of which only fields are visible has none to show.
+        (Value::Null, Value::Bool(_) | Value::Number(_) | Value::String(_)) => {}
+        (part, whole) => assert_eq!(part, whole),
+    }
+}
+
+/// Reads `name: value` lines up to an empty one as headers; without an empty line all is body.
+fn request(data: &[u8]) -> (HeaderMap, &[u8]) {
+    let mut headers = HeaderMap::new();
+    let Some(end) = data.windows(2).position(|pair| pair == b"\n\n") else { return (headers, data) };
+    for line in data[..end].split(|b| *b == b'\n') {
+        let mut parts = line.splitn(2, |b| *b == b':');
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+    (headers, &data[end + 2..])
+}
+
+fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none()).map(HeaderValue::as_bytes)
+}
+
+fn hides_planted(text: &str) {
+    assert!(!text.contains(PLANTED), "planted data is told: {text}");
+}

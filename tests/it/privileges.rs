@@ -1,0 +1,100 @@
+//! Privileges: a token that may do too little or too much fetches nothing, and only its tenant is hurt.
+
+use serde_json::{Value, json};
+
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, looked};
+use crate::support::{customer, eventually};
+
+/// Two tenants on the sandbox of another process: one with the client that may write, one with the viewer.
+fn two_tenants(sandbox: std::net::SocketAddr) -> String {
+    let tenant = |id: &str, client: &str| {
+        format!(
+            "[[tenant]]\nid = \"{id}\"\nupstream = {{ api_url = \"http://{sandbox}\", login_url = \"http://{sandbox}\", \
+             client_id = \"{client}\", client_secret = \"{client}\" }}\n"
+        )
+    };
+    let caller = format!(
+        "[[caller]]\nname = \"desktop\"\nkey_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\", \"10002\"]\nfields = [\"*\"]\n"
+    );
+    format!("{}{}{caller}", tenant("10001", "editor"), tenant("10002", "sandbox"))
+}
+
+async fn refused_for(edge: &Edge, tenant: &str, what: &str) -> Value {
+    let ready = eventually("readiness says why", || async {
+        let ready = edge.ready().await;
+        ready["reasons"].is_object().then_some(ready)
+    })
+    .await;
+    let name = format!("upstream:{tenant}");
+    assert_eq!(ready["status"], "degraded");
+    assert!(ready["degraded"].as_array().unwrap().contains(&Value::from(name.as_str())), "{ready}");
+    assert!(ready["reasons"][name].as_str().unwrap().contains(what), "{ready}");
+    ready
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_may_write_makes_no_profile_call_and_other_tenants_go_on() {
+    let genesys = Edge::start().await;
+    let edge = Edge::start_with(&two_tenants(genesys.sandbox_address())).await;
+    for n in 1..=5 {
+        let answer = edge.look_up(&customer(n)).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (502, &Value::from("privileges")), "{}", answer.text);
+        assert!(!answer.text.contains("externalContacts"), "why is for operators: {}", answer.text);
+    }
+    assert_eq!(genesys.calls().await.0, 0, "no profile call was made");
+
+    let ready = refused_for(&edge, "10001", "forbidden permission externalContacts:contact:edit").await;
+    assert_eq!(ready["degraded"], json!(["upstream:10001"]));
+    let other = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+    let other = other.query(&[("tenantId", "10002"), ("customerId", &customer(1))]);
+    assert_eq!(looked(other.send().await.unwrap()).await.status, 200);
+    assert_eq!(genesys.calls().await.0, 1);
+    edge.stop().await;
+    genesys.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_without_sight_makes_no_profile_call_until_its_privileges_are_put_right() {
+    let edge = Edge::start().await;
+    for (permissions, why) in [
+        (json!([]), "lacks the permission externalContacts:contact:view"),
+        (
+            json!(["externalContacts:contact:view", "externalContacts:contact:delete"]),
+            "externalContacts:contact:delete",
+        ),
+        (json!(["externalContacts:*:*"]), "externalContacts:contact:add"),
+    ] {
+        let edge = Edge::start().await;
+        edge.behave(json!({ "permissions": permissions })).await;
+        let answer = edge.look_up(&customer(1)).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (502, &Value::from("privileges")), "{permissions}");
+        refused_for(&edge, "10001", why).await;
+        assert_eq!(edge.calls().await.0, 0);
+        edge.stop().await;
+    }
+    edge.behave(json!({ "permissions": [] })).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 502);
+    edge.behave(json!({ "permissions": null })).await;
+    eventually("lookups are served again", || async { (edge.look_up(&customer(1)).await.status == 200).then_some(()) })
+        .await;
+    assert_eq!(edge.calls().await, (1, 1), "one profile call, and no token but the first");
+    eventually("readiness no longer says anything", || async {
+        (edge.ready().await["status"] == "ready").then_some(())
+    })
+    .await;
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_that_are_not_asked_for_are_not_looked_at() {
+    let genesys = Edge::start().await;
+    let unasked = two_tenants(genesys.sandbox_address()).replacen(
+        "client_id",
+        "required_permissions = [], forbidden_permissions = [], client_id",
+        1,
+    );
+    let edge = Edge::start_with(&unasked).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    edge.stop().await;
+    genesys.stop().await;
+}

@@ -197,17 +197,25 @@ impl RabbitServer {
     }
 
     /// Makes a virtual host, and returns its name.
+    ///
+    /// A node that has just started may refuse, and one that has just joined a cluster may never run what was made
+    /// in that moment: then another is made.
     pub(crate) async fn vhost(&self) -> String {
-        let name = format!("v-{}", hex::encode(rand::random::<[u8; 8]>()));
-        let path = format!("/vhosts/{name}");
-        // A node that has just started may refuse, and one of a cluster makes it a little later than the others.
         eventually("a virtual host, on every node", || async {
+            let name = format!("v-{}", hex::encode(rand::random::<[u8; 8]>()));
+            let path = format!("/vhosts/{name}");
             self.api("PUT", &path, None).await?;
-            let made = self.api("GET", &path, None).await?;
-            made["cluster_state"].as_object()?.values().all(|state| state == "running").then_some(())
+            let made = Instant::now();
+            while made.elapsed() < Duration::from_secs(5) {
+                let vhost = self.api("GET", &path, None).await?;
+                if vhost["cluster_state"].as_object()?.values().all(|state| state == "running") {
+                    return Some(name);
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+            None
         })
-        .await;
-        name
+        .await
     }
 
     /// Returns the configuration that points at a virtual host.

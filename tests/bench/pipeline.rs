@@ -139,12 +139,12 @@ async fn run(service: &Service, events: Vec<Vec<u8>>, pace: Pace) -> (Round, Dur
 
 /// Writes requests, each with an event that was never there before.
 #[derive(Default)]
-struct Requests {
+pub(crate) struct Requests {
     written: usize,
 }
 
 impl Requests {
-    fn write(&mut self, count: usize) -> Vec<Vec<u8>> {
+    pub(crate) fn write(&mut self, count: usize) -> Vec<Vec<u8>> {
         (0..count).map(|_| self.next()).collect()
     }
 

@@ -1,6 +1,7 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; after a `--`, `hits` or `pipeline` runs only that. Every server is a
+//! Run with `cargo bench --bench production`; after a `--`, `hits`, `pipeline` or `protocol` runs only
+//! that. Every server is a
 //! process of its own: the service (the real binary), its Genesys, the bare programs, Redis, RabbitMQ; the
 //! load comes from this one, on one thread. Rounds of both alternate in one run and medians are compared, so
 //! that a ratio does not depend on the machine, nor on what else it does at times. Not a test: nothing here
@@ -10,6 +11,7 @@ mod bare;
 mod figures;
 mod load;
 mod pipeline;
+mod protocol;
 mod redis_hits;
 mod service;
 #[expect(dead_code, clippy::unwrap_used, reason = "the tests' own support; of it, this needs the servers")]
@@ -40,6 +42,9 @@ fn main() {
         }
         if only("pipeline") {
             pipeline::compare().await;
+        }
+        if only("protocol") {
+            protocol::measure().await;
         }
     });
 }

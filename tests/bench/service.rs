@@ -2,10 +2,11 @@
 //! in yet another process.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::load::fetch;
+use crate::load::{Connection, fetch};
 use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
 use crate::support::eventually;
 use crate::support::process::{Process, configuration, free_port};
@@ -20,6 +21,7 @@ pub(crate) const CUSTOMERS: u32 = 1_000;
 pub(crate) struct Service {
     pub(crate) public: SocketAddr,
     pub(crate) admin: SocketAddr,
+    genesys: SocketAddr,
     process: Process,
     _sandbox: Process,
     _directory: TempDir,
@@ -54,11 +56,20 @@ impl Service {
             Some(ready)
         })
         .await;
-        Self { public, admin, process, _sandbox: sandbox, _directory: directory }
+        Self { public, admin, genesys, process, _sandbox: sandbox, _directory: directory }
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Has its Genesys take so long for each answer.
+    pub(crate) async fn behave(&self, latency: Duration) {
+        let body = format!("{{\"latency\":\"{}ms\"}}", latency.as_millis());
+        let head = "POST /sandbox/behaviour HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sandbox-editor\r\n\
+                    Content-Type: application/json\r\n";
+        let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        Connection::open(self.genesys).await.exchange(request.as_bytes()).await;
     }
 
     /// Ends it in good order.

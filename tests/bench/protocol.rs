@@ -1,0 +1,91 @@
+//! What the protocol costs: commands at Redis for a hit, a miss and an event, and how long after a fill a lookup
+//! that waits in another process has its answer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, sleep};
+
+use crate::figures::{Scrape, judge};
+use crate::load::{Connection, Pace, each_once, get, median};
+use crate::pipeline::Requests;
+use crate::service::Service;
+use crate::support::customer;
+use crate::support::eventually;
+use crate::support::servers::rabbit::RabbitServer;
+use crate::support::servers::redis::RedisServer;
+
+/// How often each is done.
+const TIMES: u32 = 200;
+
+/// How long Genesys takes for the customers whose fills are waited for.
+const LATENCY: Duration = Duration::from_millis(50);
+
+pub(crate) async fn measure() {
+    let (redis, rabbit) = (RedisServer::start(&[]).await, RabbitServer::start("").await);
+    let mut commands = redis.connect().await.expect("redis answers");
+    let service = Service::start(&redis.url(), Some(&rabbit.url("%2f"))).await;
+    let other = Service::start(&redis.url(), None).await;
+    let mut connection = Connection::open(service.public).await;
+    let look_up = |n: u32| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)));
+    // From here on Redis knows the scripts.
+    connection.exchange(&look_up(1_000)).await;
+
+    let mut count = async |what: &str, target: f64, requests: Vec<Vec<u8>>, is_done: &dyn Fn(&Scrape) -> bool| {
+        let before = calls(&mut commands).await;
+        each_once(service.public, 1, requests, Pace::Closed).await;
+        eventually(what, || async { is_done(&Scrape::of(service.admin).await).then_some(()) }).await;
+        let each = (calls(&mut commands).await - before) / f64::from(TIMES);
+        judge(&format!("Redis commands for {what}"), &format!("{each:.2}"), &format!("{target}"), each < target + 0.1);
+    };
+    println!("the protocol's cost, {TIMES} of each, one after the other");
+    count("a miss", 3.0, (1..=TIMES).map(look_up).collect(), &|_| true).await;
+    count("a hit", 1.0, (1..=TIMES).map(look_up).collect(), &|_| true).await;
+    let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
+    let all = |scrape: &Scrape| scrape.sum(applied) >= f64::from(TIMES);
+    count("an event", 1.0, Requests::default().write(TIMES as usize), &all).await;
+
+    service.behave(LATENCY).await;
+    let mut waiting = Connection::open(other.public).await;
+    let mut later = Vec::new();
+    for n in TIMES + 1..=2 * TIMES {
+        let request = look_up(n);
+        let leads = async {
+            connection.exchange(&request).await;
+            Instant::now()
+        };
+        let follows = async {
+            // The leader's lease stands by then, and its fetch is under way.
+            sleep(LATENCY / 3).await;
+            waiting.exchange(&request).await;
+            Instant::now()
+        };
+        let (led, followed) = tokio::join!(leads, follows);
+        later.push(followed.saturating_duration_since(led).as_secs_f64());
+    }
+    let learned = Duration::from_secs_f64(median(later));
+    judge(
+        "a fill is known elsewhere, median",
+        &format!("{learned:.2?}"),
+        "< 10 ms",
+        learned < Duration::from_millis(10),
+    );
+    println!();
+    other.stop().await;
+    service.stop().await;
+}
+
+/// How many commands clients have sent so far, but for those that ask of the server itself.
+async fn calls(commands: &mut MultiplexedConnection) -> f64 {
+    let info: String = redis::cmd("INFO").arg("commandstats").query_async(commands).await.expect("redis answers");
+    let counts: BTreeMap<&str, f64> = info
+        .lines()
+        .filter_map(|line| {
+            let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((name, rest.split(',').next()?.parse().ok()?))
+        })
+        .collect();
+    // What scripts call themselves is counted too, so only what clients of ours send is looked at.
+    ["get", "evalsha", "eval", "mget", "subscribe", "unsubscribe"].iter().filter_map(|name| counts.get(name)).sum()
+}

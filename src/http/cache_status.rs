@@ -24,7 +24,8 @@ fn value(answer: &Answer) -> HeaderValue {
     let _ = match answer.how {
         How::Hit { remaining: Some(remaining), .. } => write!(text, "; hit; ttl={}", remaining.as_secs()),
         How::Hit { remaining: None, .. } => write!(text, "; hit"),
-        How::Stale { since, .. } => write!(text, "; hit; ttl=-{}", since.as_secs()),
+        // Genesys was asked, or would have been; the answer is what was there.
+        How::Stale { since, .. } => write!(text, "; fwd=stale; ttl=-{}", since.as_secs()),
         How::Fetched { over, stored } => write!(text, "; fwd={}{}", fwd(over), if stored { "; stored" } else { "" }),
         How::Collapsed { over } => write!(text, "; fwd={}; collapsed", fwd(over)),
         How::Bypass | How::Expanded => write!(text, "; fwd=bypass"),

@@ -198,6 +198,7 @@ async fn a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event(p
     })
     .await;
     assert_eq!(stale.status, 200);
+    assert!(stale.cache_status.starts_with("profile-edge; fwd=stale; ttl=-"), "{}", stale.cache_status);
     assert_eq!(edge.post_event(&flat(&seven)).await.status(), 202);
     edge.applied("updated", 1.0).await;
     assert_eq!(edge.look_up(&seven).await.status, 503);

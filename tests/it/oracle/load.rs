@@ -147,7 +147,7 @@ async fn look_up(stage: &Stage, client: &mut Client, customer: Customer) -> Opti
         Some("store-unavailable") => Label::StoreUnavailable,
         _ => Label::None,
     };
-    let stood = status.contains("; hit") || status.contains("; stored");
+    let stood = ["; hit", "; stored", "; ttl=-"].iter().any(|part| status.contains(part));
     let read_at = after(&reply.body, "\"sandboxReadAt\":").and_then(|at| at.parse().ok());
     Some(Answer { customer, began, ended, saw, label, stood, read_at })
 }

@@ -251,6 +251,31 @@ fn profile_edge(directory: &TempDir, arguments: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
+/// A broker that refuses all that is published on a connection may take it on another: so another is made, and what
+/// was refused is accepted when it is posted again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_on_which_the_broker_confirms_nothing_is_made_again() {
+    let server = RabbitServer::start("").await;
+    // Nobody consumes here, so one event fills a queue that takes none.
+    let roles = "roles = [\"ingest\", \"lookup\"]\n";
+    let edge = Edge::start_with(&format!("{roles}{QUICK}{}", on_rabbit(&server.url("%2f")))).await;
+    let connection = async || {
+        let connections = server.api("GET", "/connections", None).await?;
+        let [one] = connections.as_array()?.as_slice() else { return None };
+        one["name"].as_str().map(str::to_owned)
+    };
+    let before = eventually("the connection is listed", || connection()).await;
+    let policy = json!({ "pattern": WORK_QUEUE, "apply-to": "queues", "priority": 1,
+                         "definition": { "max-length": 0, "overflow": "reject-publish" } });
+    server.api("PUT", "/policies/%2f/full", Some(policy)).await.expect("it is set");
+    let customers = customers(1..5);
+    eventually("all is refused", || async { accepted(&edge, &customers).await.is_empty().then_some(()) }).await;
+    eventually("the connection is made again", || async { connection().await.filter(|now| *now != before) }).await;
+    server.api("DELETE", "/policies/%2f/full", None).await.expect("it is gone");
+    eventually("all is accepted", || async { (accepted(&edge, &customers).await == customers).then_some(()) }).await;
+    edge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_differs_from_what_is_declared_is_an_error_that_says_what_differs() {
     let server = RabbitServer::shared().await;

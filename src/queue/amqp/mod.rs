@@ -128,7 +128,8 @@ impl Amqp {
     ) -> Result<Arc<Self>, Error> {
         let broker = Arc::new(Broker::new(config)?);
         let topology = Topology::new(config);
-        let publishing = Publishing { topology: topology.clone(), tasks: tasks.clone() };
+        let patience = config.publish_timeout * 2;
+        let publishing = Publishing { topology: topology.clone(), tasks: tasks.clone(), patience };
         let link = Link::start(Arc::clone(&broker), publishing, tasks);
         link.up_at_last().await?;
         let shared = Shared {

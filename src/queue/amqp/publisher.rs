@@ -11,6 +11,11 @@
 //! it to any confirm of the same frame. So when one comes, every publish in flight fails, and the link is
 //! made again, topology included.
 //!
+//! A broker may go on refusing, or not confirming, everything on one connection while all is well on others: a
+//! quorum queue's leader that was lost is not always found again by a channel that knew it (seen on RabbitMQ 3.10).
+//! So a connection on which nothing was confirmed for twice as long as a publish may take is made again, on the
+//! next node, unless the broker says that it takes no publishes.
+//!
 //! # Bounds
 //!
 //! At most [`WINDOW`] messages are unconfirmed at once. A caller waits until its deadline, for its
@@ -33,7 +38,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, interval, timeout_at};
 
 use crate::domain::Event;
 use crate::queue::{Error, wire};
@@ -189,6 +194,8 @@ pub(super) struct Publishing {
     pub(super) topology: Topology,
     /// Tracks the task that owns the channel.
     pub(super) tasks: Shutdown,
+    /// How long the broker may confirm nothing of what it was sent.
+    pub(super) patience: Duration,
 }
 
 #[async_trait]
@@ -204,7 +211,7 @@ impl Prepare for Publishing {
         selected.map_err(|error| topology::unavailable(&error))?;
         // The places bound how many jobs there are.
         let (jobs, taken) = mpsc::unbounded_channel();
-        self.tasks.spawn(serve(channel, taken, live.clone()));
+        self.tasks.spawn(serve(channel, taken, live.clone(), self.patience));
         Ok(Outlet { jobs, places: Arc::new(Semaphore::new(WINDOW)) })
     }
 }
@@ -221,24 +228,39 @@ enum Outcome {
     Failed(String),
 }
 
-async fn serve(channel: Channel, mut jobs: mpsc::UnboundedReceiver<Job>, live: Live) {
+async fn serve(channel: Channel, mut jobs: mpsc::UnboundedReceiver<Job>, live: Live, patience: Duration) {
     let mut flights = FuturesUnordered::new();
     let mut taken = Vec::new();
     let mut ended = pin!(live.ended());
+    // Since when something was sent and nothing confirmed.
+    let mut unanswered: Option<Instant> = None;
+    let mut looks = interval(patience / 4);
     loop {
         tokio::select! {
             biased;
             () = &mut ended => return,
             Some(done) = flights.next(), if !flights.is_empty() => {
                 let done = with_all_that_are_ready(done, &channel, &mut flights);
-                if !conclude(done) {
-                    return live.give_up();
+                match conclude(done) {
+                    Concluded::Confirmed => unanswered = (!flights.is_empty()).then(Instant::now),
+                    Concluded::Refused => {}
+                    Concluded::Broken => return live.give_up(),
                 }
             }
+            _ = looks.tick() => match unanswered {
+                // It said why, and will say when that is over.
+                Some(_) if live.blocked().is_some() => unanswered = Some(Instant::now()),
+                Some(since) if since.elapsed() >= patience => {
+                    tracing::warn!(?patience, "the broker confirms nothing on this connection, it is made again");
+                    return live.give_up();
+                }
+                Some(_) | None => {}
+            },
             count = jobs.recv_many(&mut taken, WINDOW) => {
                 if count == 0 {
                     return;
                 }
+                unanswered.get_or_insert_with(Instant::now);
                 flights.extend(taken.drain(..).map(|job| fly(channel.clone(), job)));
             }
         }
@@ -293,25 +315,41 @@ fn with_all_that_are_ready<F: Future<Output = Done>>(
     done
 }
 
-/// Answers jobs; returns whether the channel can go on.
-fn conclude(done: Vec<Done>) -> bool {
+/// What some jobs came to, for the channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Concluded {
+    /// Some of them are durable.
+    Confirmed,
+    /// None of them is, by the broker's own word.
+    Refused,
+    /// The channel cannot go on.
+    Broken,
+}
+
+/// Answers jobs.
+fn conclude(done: Vec<Done>) -> Concluded {
     let returned = done.iter().find_map(|(_, outcome)| match outcome {
         Outcome::Returned(reason) => Some(reason.clone()),
         Outcome::Confirmed | Outcome::Refused | Outcome::Failed(_) => None,
     });
-    let mut goes_on = returned.is_none();
+    let mut concluded = if returned.is_some() { Concluded::Broken } else { Concluded::Refused };
     for (reply, outcome) in done {
         let answer = match (&returned, outcome) {
             (Some(reason), _) => Err(unavailable(&format!("a message reached no queue: {reason}"))),
-            (None, Outcome::Confirmed) => Ok(()),
+            (None, Outcome::Confirmed) => {
+                if concluded == Concluded::Refused {
+                    concluded = Concluded::Confirmed;
+                }
+                Ok(())
+            }
             (None, Outcome::Refused) => Err(unavailable("the broker refused to confirm")),
             (None, Outcome::Failed(reason) | Outcome::Returned(reason)) => {
-                goes_on = false;
+                concluded = Concluded::Broken;
                 Err(unavailable(&reason))
             }
         };
         // Whoever asked may have given up.
         let _ = reply.send(answer);
     }
-    goes_on
+    concluded
 }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::edge::Edge;
-use super::{customer, eventually};
+use super::{PATIENCE, customer, eventually};
 
 /// How many lookups, and how many events, are sent in a second.
 const RATE: u32 = 200;
@@ -64,6 +64,8 @@ struct Event {
     number: u32,
     status: u16,
     took: Duration,
+    /// The problem, where it was not accepted.
+    told: String,
 }
 
 impl Event {
@@ -145,9 +147,10 @@ impl<'a> Load<'a> {
         let started = Instant::now();
         let body = Event::body(customer, number);
         let answer = timeout(LOST, self.edge.post_event(&body)).await.expect("a webhook is answered");
-        let status = answer.status().as_u16();
+        let (status, took) = (answer.status().as_u16(), started.elapsed());
         assert!(status != 503 || answer.headers().contains_key("retry-after"));
-        Event { customer, number, status, took: started.elapsed() }
+        let told = if status == 202 { String::new() } else { answer.text().await.unwrap_or_default() };
+        Event { customer, number, status, took, told }
     }
 
     /// How many events were accepted so far.
@@ -157,8 +160,13 @@ impl<'a> Load<'a> {
 
     /// Waits until so many more events have been accepted than now.
     pub(crate) async fn accepts(&self, more: usize) {
-        let enough = self.accepted() + more;
-        eventually("events are accepted", || async { (self.accepted() >= enough).then_some(()) }).await;
+        let (before, enough) = (self.accepted(), self.accepted() + more);
+        let waiting = eventually("", || async { (self.accepted() >= enough).then_some(()) });
+        if timeout(PATIENCE.mul_f32(0.9), waiting).await.is_err() {
+            let accepted = self.accepted() - before;
+            let last = self.record.lock().events.last().map(|event| (event.status, event.told.clone()));
+            panic!("of {more} events {accepted} were accepted; the last sender was told: {last:?}");
+        }
     }
 
     /// Returns every lookup's answer so far.

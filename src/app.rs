@@ -29,6 +29,7 @@ use crate::domain::KeyHasher;
 use crate::faults::Faults;
 use crate::http::callers::InvalidCaller;
 use crate::http::door::Door;
+use crate::http::front::Front;
 use crate::http::listener::{self, limits};
 use crate::http::ops::{self, Ops};
 use crate::http::profiles::{self, Profiles};
@@ -147,12 +148,15 @@ impl App {
             shutdown,
         };
         let (lookup, standing) = ground.lookup()?;
-        let routes = ground.public_routes(lookup)?;
+        let (routes, profiles) = ground.public_routes(lookup)?;
+        let public_front = |tls: &Option<_>| ground.front(routes.clone(), tls.is_some()).with_lookups(profiles.clone());
         if let Some(backstage) = backstage {
-            ground.serve(backstage, Listener::Public, routes.clone(), None);
+            ground.serve(backstage, Listener::Public, public_front(&None), None);
         }
-        ground.serve(public, Listener::Public, routes, ground.doors.public_tls.clone());
-        ground.serve(admin, Listener::Admin, ops::routes(ground.ops()), ground.doors.admin_tls.clone());
+        let Doors { public_tls, admin_tls, .. } = ground.doors.clone();
+        ground.serve(public, Listener::Public, public_front(&public_tls), public_tls);
+        let operators = ground.front(ops::routes(ground.ops()), admin_tls.is_some());
+        ground.serve(admin, Listener::Admin, operators, admin_tls);
         ground.consume();
         ground.watch(standing).await;
         ground.readiness.enter(Phase::Running);
@@ -217,7 +221,8 @@ impl Ground {
         Ok((lookup, upstream.standing))
     }
 
-    fn public_routes(&self, lookup: Lookup) -> Result<Router, Error> {
+    /// Returns the public routes, and what answers lookups, if this process does.
+    fn public_routes(&self, lookup: Lookup) -> Result<(Router, Option<Arc<Profiles>>), Error> {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
         let mut routes = openapi::routes();
@@ -231,6 +236,7 @@ impl Ground {
             );
             routes = routes.merge(webhooks::routes(Arc::new(ingest), max_body));
         }
+        let mut lookups = None;
         if roles.lookup {
             let door = self.door()?;
             let profiles = Arc::new(Profiles {
@@ -241,9 +247,10 @@ impl Ground {
                 max_body,
             });
             routes = routes.merge(profiles::routes(Arc::clone(&profiles)));
-            routes = routes.merge(contacts::routes(profiles)).merge(oauth::routes(door));
+            routes = routes.merge(contacts::routes(Arc::clone(&profiles))).merge(oauth::routes(door));
+            lookups = Some(profiles);
         }
-        Ok(routes)
+        Ok((routes, lookups))
     }
 
     fn door(&self) -> Result<Arc<Door>, Error> {
@@ -268,9 +275,12 @@ impl Ground {
         })
     }
 
-    fn serve(&self, socket: TcpListener, listener: Listener, routes: Router, tls: Option<Reloadable<ServerConfig>>) {
+    fn front(&self, routes: Router, is_tls: bool) -> Front {
+        Front::new(routes, self.config.http.max_in_flight, is_tls, Arc::clone(&self.metrics))
+    }
+
+    fn serve(&self, socket: TcpListener, listener: Listener, front: Front, tls: Option<Reloadable<ServerConfig>>) {
         let http = &self.config.http;
-        let wrapped = serve::wrap(routes, http.max_in_flight, tls.is_some(), Arc::clone(&self.metrics));
         let wanted = match listener {
             Listener::Public => http.limits.max_connections,
             Listener::Admin => http.limits.max_connections.min(ADMIN_CONNECTIONS),
@@ -282,7 +292,7 @@ impl Ground {
             tls,
             metrics: Arc::clone(&self.metrics),
         };
-        self.shutdown.spawn(listener::serve(socket, wrapped, options, self.shutdown.clone()));
+        self.shutdown.spawn(listener::serve(socket, front, options, self.shutdown.clone()));
     }
 
     fn consume(&self) {

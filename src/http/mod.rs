@@ -6,6 +6,7 @@ pub mod callers;
 pub mod contacts;
 pub mod door;
 pub mod error;
+pub mod front;
 mod held;
 pub mod json;
 pub mod listener;

@@ -79,15 +79,22 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) async fn read(mut self) -> Result<Answer, Failure> {
-        let mut next = Next::Look;
+        let looked = self.room.parts.store.get(&self.key).await.map(|entry| self.view(entry));
+        match looked {
+            // A hit ends here.
+            Ok(View::Answer(answer)) => Ok(answer),
+            // Whatever else it may come to is in a box, so that hits do not carry the room for it.
+            looked => Box::pin(self.read_on(looked)).await,
+        }
+    }
+
+    async fn read_on(mut self, looked: Result<View, store::Error>) -> Result<Answer, Failure> {
+        let mut step = match looked {
+            Ok(view) => self.act_on(view).await,
+            Err(error) => Err(error.into()),
+        };
         loop {
-            let step = match next {
-                Next::Answer(answer) => return Ok(answer),
-                Next::Look => self.look().await,
-                Next::Consider(entry) => self.consider(entry).await,
-                Next::Contend(base) => self.contend(base).await,
-            };
-            next = match step {
+            let next = match step {
                 Ok(next) => next,
                 Err(Step::Failed(failure)) => return self.fall_back(failure),
                 Err(Step::Store(error)) => return self.bypass(&error).await,
@@ -95,6 +102,12 @@ impl<'a> Reader<'a> {
             if Instant::now() >= self.deadline && !matches!(next, Next::Answer(_)) {
                 return self.fall_back(Failure::Deadline);
             }
+            step = match next {
+                Next::Answer(answer) => return Ok(answer),
+                Next::Look => self.look().await,
+                Next::Consider(entry) => self.consider(entry).await,
+                Next::Contend(base) => self.contend(base).await,
+            };
         }
     }
 
@@ -128,7 +141,12 @@ impl<'a> Reader<'a> {
     }
 
     async fn consider(&mut self, entry: Option<Entry>) -> Result<Next, Step> {
-        match self.view(entry) {
+        let view = self.view(entry);
+        self.act_on(view).await
+    }
+
+    async fn act_on(&mut self, view: View) -> Result<Next, Step> {
+        match view {
             View::Answer(answer) => Ok(Next::Answer(answer)),
             View::Follow(canonical, pointer) => {
                 self.go_to(canonical, Some(pointer))?;

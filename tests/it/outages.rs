@@ -198,8 +198,7 @@ async fn rabbitmq_killed_stopped_alarmed_and_robbed_under_load_loses_nothing_tha
         load.accepts(200).await;
     };
     load.during(story).await;
-    let refused = load.lookups().into_iter().find(|lookup| lookup.status != 200);
-    assert!(refused.is_none(), "lookups need no broker: {refused:?}");
+    load.lookups_were_served();
     site.lost_nothing(&load, &redis.servers[0]).await;
     site.stop().await;
 }
@@ -227,8 +226,7 @@ async fn one_of_three_nodes_killed_under_load_loses_nothing_and_the_next_link_is
         load.accepts(400).await;
     };
     load.during(story).await;
-    let refused = load.lookups().into_iter().find(|lookup| lookup.status != 200);
-    assert!(refused.is_none(), "lookups need no broker: {refused:?}");
+    load.lookups_were_served();
     site.lost_nothing(&load, &redis.servers[0]).await;
     site.stop().await;
 }

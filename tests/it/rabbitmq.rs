@@ -264,7 +264,7 @@ async fn a_connection_on_which_the_broker_confirms_nothing_is_made_again() {
         let [one] = connections.as_array()?.as_slice() else { return None };
         one["name"].as_str().map(str::to_owned)
     };
-    let before = eventually("the connection is listed", || connection()).await;
+    let before = eventually("the connection is listed", connection).await;
     let policy = json!({ "pattern": WORK_QUEUE, "apply-to": "queues", "priority": 1,
                          "definition": { "max-length": 0, "overflow": "reject-publish" } });
     server.api("PUT", "/policies/%2f/full", Some(policy)).await.expect("it is set");

@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use bytesize::ByteSize;
+use profile_edge::http::front::Front;
+use profile_edge::http::listener;
 use profile_edge::http::listener::limits::Limits;
-use profile_edge::http::{listener, serve};
 use profile_edge::metrics::{Listener, Metrics};
 use profile_edge::shutdown::Shutdown;
 use reqwest::{Client, StatusCode};
@@ -246,8 +247,8 @@ async fn served(
         tls: None,
         metrics: Arc::clone(&metrics),
     };
-    let routes = serve::wrap(routes, max_in_flight, false, Arc::clone(&metrics));
-    shutdown.spawn(listener::serve(socket, routes, options, shutdown.clone()));
+    let front = Front::new(routes, max_in_flight, false, Arc::clone(&metrics));
+    shutdown.spawn(listener::serve(socket, front, options, shutdown.clone()));
     (address, metrics, controller)
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::future::join_all;
@@ -142,7 +142,7 @@ async fn subject(State(script): State<Arc<Script>>) -> Reply {
     script.subject.lock().clone()
 }
 
-async fn profile(State(script): State<Arc<Script>>, OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Reply {
+async fn profile(State(script): State<Arc<Script>>, uri: Uri, headers: HeaderMap) -> Reply {
     script.profiles.fetch_add(1, Ordering::SeqCst);
     let in_flight = script.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
     script.most_in_flight.fetch_max(in_flight, Ordering::SeqCst);

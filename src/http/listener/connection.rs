@@ -5,15 +5,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::HttpBody;
+use axum::body::{Body, HttpBody};
 use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
-use hyper::service::{Service, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -24,6 +22,7 @@ use crate::metrics::ConnectionEnd;
 use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
+use super::super::front::Front;
 use super::super::held::Held;
 use super::io::Watched;
 use super::limits::Limits;
@@ -49,7 +48,7 @@ const MAX_SEND_BUFFER: usize = 256 << 10;
 /// What serves the connections of one listener.
 pub(super) struct Server {
     protocol: auto::Builder<Tracked>,
-    routes: TowerToHyperService<Router>,
+    front: Arc<Front>,
     limits: Limits,
     tls: Option<Reloadable<ServerConfig>>,
     shutdown: Shutdown,
@@ -70,12 +69,7 @@ where
 }
 
 impl Server {
-    pub(super) fn new(
-        routes: Router,
-        limits: Limits,
-        tls: Option<Reloadable<ServerConfig>>,
-        shutdown: Shutdown,
-    ) -> Self {
+    pub(super) fn new(front: Front, limits: Limits, tls: Option<Reloadable<ServerConfig>>, shutdown: Shutdown) -> Self {
         let mut protocol = auto::Builder::new(Tracked(shutdown.clone()));
         // The watch has the deadlines: it also knows the handshake, HTTP/2, and clients that do not read.
         protocol
@@ -92,7 +86,7 @@ impl Server {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(MAX_SEND_BUFFER);
-        Self { protocol, routes: TowerToHyperService::new(routes), limits, tls, shutdown }
+        Self { protocol, front: Arc::new(front), limits, tls, shutdown }
     }
 
     /// Serves a connection to its end; returns why it ended.
@@ -121,12 +115,12 @@ impl Server {
         let watch = &place.watch;
         let exchange = service_fn(|request: Request<Incoming>| {
             let mut exchange = watch.begin(request.version());
-            let answering = self.routes.call(request.map(|body| {
-                let uploading = (!body.is_end_stream()).then(|| watch.upload());
-                Held::new(body, uploading)
-            }));
+            let request = request.map(|body| {
+                if body.is_end_stream() { Body::empty() } else { Body::new(Held::new(body, Some(watch.upload()))) }
+            });
+            let front = Arc::clone(&self.front);
             async move {
-                let response = answering.await?;
+                let response = front.answer(request).await;
                 exchange.answer(response.status());
                 Ok::<_, Infallible>(response.map(|body| Held::new(body, Some(exchange))))
             }

@@ -21,7 +21,6 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
@@ -30,6 +29,8 @@ use crate::metrics::{ConnectionEnd, Listener, Metrics};
 use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
+use super::front::Front;
+
 use connection::Server;
 use limits::Limits;
 use places::Places;
@@ -37,7 +38,7 @@ use places::Places;
 /// The pause after an accept that failed for want of files or memory.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// What a listener is, beside its address and its routes.
+/// What a listener is, beside its address and its front.
 #[derive(Debug)]
 pub struct Options {
     /// Which one.
@@ -53,11 +54,11 @@ pub struct Options {
 }
 
 /// Serves until shutdown is requested; the connections are tasks of `shutdown`, which ends when they have.
-pub async fn serve(listener: TcpListener, routes: Router, options: Options, shutdown: Shutdown) {
+pub async fn serve(listener: TcpListener, front: Front, options: Options, shutdown: Shutdown) {
     let Options { listener: which, connections, limits, tls, metrics } = options;
     let places = Places::new(connections, metrics.connections.with(which).clone());
     let ended = move |end: ConnectionEnd| metrics.connections_ended.with(which).with(end).increment(1);
-    let server = Arc::new(Server::new(routes, limits, tls, shutdown.clone()));
+    let server = Arc::new(Server::new(front, limits, tls, shutdown.clone()));
     loop {
         let accepted = tokio::select! {
             biased;

@@ -89,9 +89,8 @@ enum Request<'a> {
     Ping,
     One(&'a Cmd),
     /// A question to every primary.
-    Everywhere(&'a Cmd),
-    /// A pipeline and the number of its answers.
-    Many(&'a Pipeline, usize),
+    Everywhere,
+    Many(&'a Pipeline),
 }
 
 impl Link {
@@ -121,27 +120,29 @@ impl Link {
 
     /// Asks whether anyone answers; of a cluster, one node is enough.
     pub(super) async fn ping(&self) -> Result<(), Failure> {
-        self.request(Request::Ping).await.map(drop)
+        self.exchange(Request::Ping, async |to| to.ping().await).await
     }
 
     /// Sends a command.
     pub(super) async fn send(&self, cmd: &Cmd) -> Result<Value, Failure> {
-        let mut answers = self.request(Request::One(cmd)).await?;
-        // A command has one answer.
-        Ok(answers.pop().unwrap_or(Value::Nil))
+        self.exchange(Request::One(cmd), async |to| to.one(cmd).await).await
     }
 
     /// Sends commands, of one hash slot, that follow each other on one connection; returns their answers.
     pub(super) async fn send_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, Failure> {
-        self.request(Request::Many(commands, count)).await
+        self.exchange(Request::Many(commands), async |to| to.many(commands, count).await).await
     }
 
     /// Sends a command to every primary; returns all of their answers, in no order.
     pub(super) async fn send_everywhere(&self, cmd: &Cmd) -> Result<Vec<Value>, Failure> {
-        self.request(Request::Everywhere(cmd)).await
+        self.exchange(Request::Everywhere, async |to| to.everywhere(cmd).await).await
     }
 
-    async fn request(&self, request: Request<'_>) -> Result<Vec<Value>, Failure> {
+    async fn exchange<T>(
+        &self,
+        request: Request<'_>,
+        run: impl AsyncFnOnce(&mut To) -> RedisResult<T>,
+    ) -> Result<T, Failure> {
         let connection = self.shared.connection.borrow().clone();
         let Some(Connection { number, mut to }) = connection else {
             return Err(Failure::unavailable("not connected"));
@@ -153,10 +154,10 @@ impl Link {
             None => None,
         };
         let silence = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        let error = match timeout(self.shared.timeout, to.request(request)).await.unwrap_or_else(silence) {
-            Ok(answers) => {
+        let error = match timeout(self.shared.timeout, run(&mut to)).await.unwrap_or_else(silence) {
+            Ok(answer) => {
                 pass.into_iter().for_each(|pass| breaker.answered(pass));
-                return Ok(answers);
+                return Ok(answer);
             }
             Err(error) => error,
         };
@@ -296,9 +297,9 @@ impl To {
     fn part(&self, request: &Request<'_>) -> Option<PartOf> {
         let cmd = match (self, request) {
             (Self::One(_), _) => return Some(PartOf::WHOLE),
-            (Self::Cluster(_), Request::Ping | Request::Everywhere(_)) => return None,
+            (Self::Cluster(_), Request::Ping | Request::Everywhere) => return None,
             (Self::Cluster(_), Request::One(cmd)) => cmd,
-            (Self::Cluster(_), Request::Many(commands, _)) => commands.cmd_iter().next()?,
+            (Self::Cluster(_), Request::Many(commands)) => commands.cmd_iter().next()?,
         };
         // Every command of the store names K first: behind its own name, or behind a script and a count.
         let mut words = cmd.args_iter().map(|arg| if let Arg::Simple(word) = arg { word } else { &[] });
@@ -306,36 +307,43 @@ impl To {
         words.nth(if scripted { 2 } else { 0 }).map(PartOf::of)
     }
 
-    async fn request(&mut self, request: Request<'_>) -> RedisResult<Vec<Value>> {
-        if let (Self::Cluster(connection), Request::Ping) = (&mut *self, &request) {
+    async fn ping(&mut self) -> RedisResult<()> {
+        let ping = redis::cmd("PING");
+        let answer = match self {
+            Self::One(connection) => connection.req_packed_command(&ping).await?,
             // Sent as other commands are it would go to every node, and fail with any of them.
-            let anyone = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
-            return Ok(vec![connection.route_command(redis::cmd("PING"), anyone).await?.extract_error()?]);
+            Self::Cluster(connection) => {
+                connection.route_command(ping, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random)).await?
+            }
+        };
+        answer.extract_error().map(drop)
+    }
+
+    async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        match self {
+            // The way of every hit: without the box that the library's trait makes of its future.
+            Self::One(connection) => connection.send_packed_command(cmd).await?.extract_error(),
+            Self::Cluster(connection) => connection.req_packed_command(cmd).await?.extract_error(),
         }
-        if let (Self::Cluster(connection), Request::Everywhere(cmd)) = (&mut *self, &request) {
-            let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-            return match connection.route_command((*cmd).clone(), all).await?.extract_error()? {
-                Value::Map(answers) => answers.into_iter().map(|(_, answer)| answer.extract_error()).collect(),
-                answer => Ok(vec![answer]),
-            };
-        }
-        if let (Self::One(connection), Request::One(cmd)) = (&mut *self, &request) {
-            // The way of every hit: without the box that the trait below makes of its future.
-            return Ok(vec![connection.send_packed_command(cmd).await?.extract_error()?]);
-        }
-        let connection: &mut (dyn ConnectionLike + Send) = match self {
-            Self::One(connection) => connection,
+    }
+
+    async fn many(&mut self, commands: &Pipeline, count: usize) -> RedisResult<Vec<Value>> {
+        let answers = match self {
+            Self::One(connection) => connection.req_packed_commands(commands, 0, count).await?,
+            Self::Cluster(connection) => connection.req_packed_commands(commands, 0, count).await?,
+        };
+        answers.into_iter().map(Value::extract_error).collect()
+    }
+
+    async fn everywhere(&mut self, cmd: &Cmd) -> RedisResult<Vec<Value>> {
+        let connection = match self {
+            Self::One(connection) => return Ok(vec![connection.req_packed_command(cmd).await?.extract_error()?]),
             Self::Cluster(connection) => connection,
         };
-        match request {
-            Request::Ping => Ok(vec![connection.req_packed_command(&redis::cmd("PING")).await?.extract_error()?]),
-            Request::One(cmd) | Request::Everywhere(cmd) => {
-                Ok(vec![connection.req_packed_command(cmd).await?.extract_error()?])
-            }
-            Request::Many(commands, count) => {
-                let answers = connection.req_packed_commands(commands, 0, count).await?;
-                answers.into_iter().map(Value::extract_error).collect()
-            }
+        let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        match connection.route_command(cmd.clone(), all).await?.extract_error()? {
+            Value::Map(answers) => answers.into_iter().map(|(_, answer)| answer.extract_error()).collect(),
+            answer => Ok(vec![answer]),
         }
     }
 }

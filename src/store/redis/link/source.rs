@@ -7,7 +7,7 @@ use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType}
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, TlsMode};
 
 use super::super::config::Place;
-use super::{Request, To};
+use super::To;
 
 /// The longest that making a connection to a server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ impl Source {
             Self::Cluster(client) => return Ok(To::Cluster(client.get_async_connection().await?)),
         };
         let mut to = To::One(connection);
-        to.request(Request::Ping).await?;
+        to.ping().await?;
         Ok(to)
     }
 }

@@ -13,11 +13,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
+use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, KeyHasher, TenantId};
 use crate::lookup::visibility::FieldSet;
-use crate::lookup::{Failure, Lookup, Outcome};
+use crate::lookup::{Answer, Failure, Lookup, Outcome};
+use crate::metrics::LookupResult;
+use crate::spans;
 use crate::store::Found;
 
 use super::callers::Caller;
@@ -131,7 +134,10 @@ impl Profiles {
         let body = body::read(headers, body, self.max_body).await?;
         let asked = asked(query, &body)?;
         let visible = authorize(caller, &asked)?;
-        let answer = self.lookup.get(&asked.tenant, &asked.customer).await.ok_or_else(|| forbidden("tenantId"))?;
+        let span = spans::lookup(headers, &asked.tenant, &caller.name);
+        let answer = self.lookup.get(&asked.tenant, &asked.customer).instrument(span.clone()).await;
+        let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
+        self.tell(&span, &asked.tenant, &asked.customer, &answer);
         let answer = answer.map_err(|failure| self.refuse(&failure, &asked.tenant, &asked.customer, caller))?;
         let mut response = match &answer.outcome {
             Outcome::Found(found) => found_response(headers, found, visible)?,
@@ -142,6 +148,12 @@ impl Profiles {
         };
         cache_status::label(response.headers_mut(), &answer, self.clock.now());
         Ok(response)
+    }
+
+    /// Records how a lookup ended.
+    pub(super) fn tell(&self, span: &Span, tenant: &TenantId, customer: &CustomerId, answer: &Result<Answer, Failure>) {
+        let result = || answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        spans::looked_up(span, || (self.hasher.identify(tenant, customer).key(), result()));
     }
 
     /// Logs a failed lookup and says what the caller is told.

@@ -20,10 +20,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::domain::Secret;
 use crate::metrics::Metrics;
+use crate::spans;
 
 use super::error::{CORRELATION_ID, Dialect, Problem};
 use super::held::Held;
@@ -148,8 +149,12 @@ async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -
         let correlation = correlation.get_or_insert_with(|| id.clone());
         request.headers_mut().insert(CORRELATION_ID, correlation.clone());
     }
-    let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
-    let mut response = gate.admit(request, next).instrument(span).await;
+    if spans::are_recorded() {
+        // It is to stand in the spans of the request too.
+        request.headers_mut().insert(REQUEST_ID, id.clone());
+    }
+    let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), trace_id = Empty);
+    let mut response = spans::begin(span, gate.admit(request, next)).await;
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
     if let Some(correlation) = correlation {

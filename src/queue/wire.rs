@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp};
+use crate::domain::{At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp, Traceparent};
 
 use super::{Reason, Undecodable};
 
@@ -74,7 +74,7 @@ pub fn encode(event: &Event) -> Bytes {
         shape: event.shape.as_str().into(),
         identity: Some(event.identity.to_string()),
         force: event.force,
-        traceparent: event.traceparent.clone(),
+        traceparent: event.traceparent.as_ref().map(Traceparent::to_string),
     };
     // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
     serde_json::to_vec(&form).expect("texts and numbers are JSON").into()
@@ -113,7 +113,8 @@ fn read(form: Form<'_>) -> Option<Event> {
         stamps: Stamps { modified: form.modified, at },
         received_at: form.received_at,
         shape,
-        traceparent: form.traceparent,
+        // One that is malformed is no reason to lose an event.
+        traceparent: form.traceparent.and_then(|text| text.parse().ok()),
         force: form.force,
     })
     .filter(|_| form.v == VERSION)
@@ -171,7 +172,7 @@ mod tests {
             at in proptest::option::of((any::<i64>(), any::<bool>())),
             received_at in any::<i64>(),
             shape in proptest::sample::select(&Shape::ALL[..]),
-            traceparent in proptest::option::of(".{0,60}"),
+            traceparent in proptest::option::of(any::<([u8; 16], [u8; 8], bool)>()),
             force in any::<bool>(),
         ) -> Event {
             let precision = |fine| if fine { Precision::Millis } else { Precision::Seconds };
@@ -187,7 +188,7 @@ mod tests {
                 },
                 received_at: Timestamp::from_millis(received_at),
                 shape,
-                traceparent,
+                traceparent: traceparent.and_then(|(trace, parent, sampled)| Traceparent::new(trace, parent, sampled)),
                 force,
             }
         }

@@ -128,9 +128,9 @@ impl Worker {
 
     async fn handle(&self, delivery: Delivery, store_down: &CancellationToken) {
         let _in_flight = in_progress(&self.metrics.consumer_in_flight);
-        let settled = match delivery.payload() {
+        match delivery.payload() {
             Payload::Undecodable(undecodable) => {
-                let (reason, length, sha256) = (undecodable.reason, undecodable.length, &undecodable.sha256);
+                let (reason, length, sha256) = (undecodable.reason, undecodable.length, undecodable.sha256.clone());
                 tracing::error!(
                     reason = reason.as_str(),
                     length,
@@ -138,16 +138,18 @@ impl Worker {
                     "a delivery is no event, kept as a dead letter"
                 );
                 self.metrics.consumer_undecodable.increment(1);
-                delivery.dead_letter(reason).await
+                if let Err(error) = delivery.dead_letter(reason).await {
+                    tracing::warn!(sha256, %error, "a delivery could not be settled, it will come again");
+                }
             }
             Payload::Event(event) => {
                 let event = Arc::clone(event);
                 let span = spans::apply(&event, delivery.redelivered(), delivery.is_replayed());
-                self.handle_event(&event, delivery, store_down).instrument(span).await
+                if let Err(error) = self.handle_event(&event, delivery, store_down).instrument(span).await {
+                    let (id, tenant, keys) = (&event.id, &event.tenant, &event.keys);
+                    tracing::warn!(event = %id, %tenant, ?keys, %error, "an event could not be settled, it will come again");
+                }
             }
-        };
-        if let Err(error) = settled {
-            tracing::warn!(%error, "a delivery could not be settled, it will come again");
         }
     }
 

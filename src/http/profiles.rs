@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, KeyHasher, TenantId};
-use crate::lookup::visibility::FieldSet;
+use crate::lookup::visibility::{FieldSet, NotAnObject};
 use crate::lookup::{Answer, Failure, Lookup, Outcome};
 use crate::metrics::LookupResult;
 use crate::spans;
@@ -140,7 +140,11 @@ impl Profiles {
         self.tell(&span, &asked.tenant, &asked.customer, &answer);
         let answer = answer.map_err(|failure| self.refuse(&failure, &asked.tenant, &asked.customer, caller))?;
         let mut response = match &answer.outcome {
-            Outcome::Found(found) => found_response(headers, found, visible)?,
+            Outcome::Found(found) => found_response(headers, found, visible).map_err(|error| {
+                let key = self.hasher.identify(&asked.tenant, &asked.customer).key();
+                tracing::error!(%key, %error, "a profile could not be filtered");
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
+            })?,
             Outcome::Absent => {
                 Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such customer").into_response()
             }
@@ -171,15 +175,12 @@ impl Profiles {
     }
 }
 
-fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Result<Response, Problem> {
+fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Result<Response, NotAnObject> {
     let etag = etag(found, visible);
     if names(headers, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
-    let body: Bytes = visible.filter(found.body.expose()).map_err(|error| {
-        tracing::error!(%error, "a profile could not be filtered");
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
-    })?;
+    let body: Bytes = visible.filter(found.body.expose())?;
     let mut response = Response::new(Body::from(body));
     // Room for every header that a hit carries, so that the map is made once.
     let mut headers = HeaderMap::with_capacity(HEADERS_OF_A_HIT);

@@ -242,6 +242,14 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_context_is_read_and_a_malformed_one_costs_no_event() {
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = |text: &str| decode_json(&with("traceparent", text.into())).unwrap().traceparent;
+        assert_eq!(read(context).map(|read| read.to_string()).as_deref(), Some(context));
+        assert_eq!(read("planted"), None);
+    }
+
+    #[test]
     fn the_documented_form_is_read() {
         let event = decode_json(&documented()).unwrap();
         assert_eq!(event.id, "e-1".parse::<EventId>().unwrap());

@@ -20,6 +20,7 @@
 //! The spans have a target of their own, [`TARGET`]. While nothing is exported nobody is interested in it, and making
 //! such a span is the test of one atomic number; attributes are not even computed.
 
+use futures_util::future::Either;
 use http::HeaderMap;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::field::{Empty, display};
@@ -110,12 +111,12 @@ pub fn looked_up(span: &Span, of: impl FnOnce() -> (Key, LookupResult)) {
 }
 
 /// Makes a request's span, which its log lines are in, known to whatever the request begins.
-pub async fn begin<F: Future>(request: Span, work: F) -> F::Output {
+pub fn begin<F: Future>(request: Span, work: F) -> impl Future<Output = F::Output> {
     if are_recorded() {
-        REQUEST.scope(request.clone(), work.instrument(request)).await
+        Either::Left(REQUEST.scope(request.clone(), work.instrument(request)))
     } else {
         // Then it is the present span of everything.
-        work.instrument(request).await
+        Either::Right(work.instrument(request))
     }
 }
 

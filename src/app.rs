@@ -69,7 +69,8 @@ pub struct App {
     queue: Option<queue::open::Opened>,
     queue_tasks: Controller,
     doors: Doors,
-    metrics: Arc<Metrics>,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
     /// What it was started with.
     config: Config,
 }

@@ -22,6 +22,8 @@ pub mod reload;
 pub mod roles;
 pub mod sandbox;
 pub mod shutdown;
+pub mod spans;
 pub mod store;
+pub mod telemetry;
 pub mod tls;
 pub mod upstream;

@@ -8,10 +8,12 @@ use std::io::IsTerminal;
 use std::panic;
 
 use serde::Deserialize;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, Targets};
+use tracing_subscriber::layer::{Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt};
+
+use crate::spans;
 
 /// Libraries that print what passes through them when they are asked for details.
 const TALKATIVE: [&str; 11] =
@@ -71,18 +73,29 @@ impl From<Level> for LevelFilter {
     }
 }
 
+/// A part of the subscriber, with a filter of its own.
+pub type Part = Box<dyn Layer<Registry> + Send + Sync>;
+
 /// Starts logging, for the whole process; a second call does nothing.
 pub fn init(config: &Config) {
+    init_with(config, None);
+}
+
+/// Starts logging, and gives the spans of traces, which are no part of log lines, to `traces`.
+pub fn init_with(config: &Config, traces: Option<Part>) {
     // RUST_LOG may ask for single spans and fields, which costs a lock whenever a span is entered or left; what
     // is configured asks for levels only.
-    let filter = match EnvFilter::try_from_default_env() {
-        Ok(precise) => precise.boxed(),
+    let filter: Box<dyn Filter<Registry> + Send + Sync> = match EnvFilter::try_from_default_env() {
+        Ok(precise) => Box::new(precise),
         Err(_) => {
             let ours = LevelFilter::from(config.level);
-            Targets::new().with_default(LevelFilter::WARN).with_target("profile_edge", ours).boxed()
+            Box::new(Targets::new().with_default(LevelFilter::WARN).with_target("profile_edge", ours))
         }
     };
-    let quiet = TALKATIVE.into_iter().map(|name| (name, LevelFilter::WARN)).chain([(SILENT, LevelFilter::OFF)]);
+    let quiet = TALKATIVE
+        .into_iter()
+        .map(|name| (name, LevelFilter::WARN))
+        .chain([SILENT, spans::TARGET].map(|name| (name, LevelFilter::OFF)));
     let cap = Targets::new().with_default(LevelFilter::TRACE).with_targets(quiet);
     let as_text = match config.format {
         Format::Text => true,
@@ -95,7 +108,8 @@ pub fn init(config: &Config) {
     } else {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
-    if tracing_subscriber::registry().with(filter).with(lines.with_filter(cap)).try_init().is_ok() {
+    let layers: Vec<Part> = traces.into_iter().chain([lines.with_filter(filter.and(cap)).boxed()]).collect();
+    if tracing_subscriber::registry().with(layers).try_init().is_ok() {
         panic::set_hook(Box::new(log_panic));
     }
 }

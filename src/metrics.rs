@@ -133,6 +133,10 @@ labels!(
     }
 );
 labels!(
+    /// What became of a span that was recorded.
+    SpanOutcome { Exported = "exported", Dropped = "dropped" }
+);
+labels!(
     /// A door at which someone was turned away.
     Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin", Token = "token" }
 );
@@ -257,6 +261,7 @@ catalogue! {
     connections: gauge "connections" ["listener": Listener] = "Open connections of clients.";
     connections_ended: counter "connections_ended_total" ["listener": Listener, "reason": ConnectionEnd] = "Connections of clients that ended, by reason.";
     config_reloads: counter "config_reloads_total" ["outcome": Outcome] = "Configurations that were read again, by outcome.";
+    trace_spans: counter "trace_spans_total" ["outcome": SpanOutcome] = "Recorded spans that the collector took, and those that were dropped.";
     panics: counter "panics_total" = "Requests and tasks that ended in a panic.";
 }
 

@@ -62,10 +62,10 @@ impl App {
 
 impl Made {
     /// Makes everything of a configuration; of its tenants' sources, those of the tenants that are served.
-    fn of(config: &Config, is_served: impl Fn(&TenantId) -> bool) -> Result<Self, Error> {
+    fn of(config: &Config, callers: Callers, is_served: impl Fn(&TenantId) -> bool) -> Result<Self, Error> {
         let served = config.tenants.iter().filter(|tenant| is_served(&tenant.id));
         Ok(Self {
-            callers: Callers::new(&config.callers)?,
+            callers,
             sources: Sources::new(served.map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice())))?,
             admin_key: config.admin.key_digest(),
             public_tls: config.http.tls.load("http.tls")?,
@@ -77,7 +77,7 @@ impl Made {
 impl Doors {
     /// Makes the doors of the configuration that a process starts with.
     pub(super) fn of(config: &Config) -> Result<Self, Error> {
-        let made = Made::of(config, |_| true)?;
+        let made = Made::of(config, Callers::new(&config.callers)?, |_| true)?;
         Ok(Self {
             callers: Reloadable::new(made.callers),
             sources: Reloadable::new(made.sources),
@@ -91,7 +91,8 @@ impl Doors {
     ///
     /// Returns the settings that differ and are not taken on.
     pub(super) fn change(&self, running: &Config, next: &Config) -> Result<Vec<String>, Error> {
-        let made = Made::of(next, |id| running.tenants.iter().any(|tenant| tenant.id == *id))?;
+        let callers = self.callers.load().renewed(&next.callers)?;
+        let made = Made::of(next, callers, |id| running.tenants.iter().any(|tenant| tenant.id == *id))?;
         self.callers.replace(made.callers);
         self.sources.replace(made.sources);
         // The listener stays where it is, so whether it needs a key is not for the new configuration to say.

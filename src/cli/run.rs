@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::app::{self, App};
 use crate::config::{Config, Errors, Problem};
@@ -13,6 +13,7 @@ use crate::faults::Faults;
 use crate::logging::{self, Format};
 use crate::queue;
 use crate::shutdown::asked_to_stop;
+use crate::telemetry::Telemetry;
 
 use super::Exit;
 
@@ -30,7 +31,15 @@ pub(super) async fn run<F>(config: Config, again: F) -> Exit
 where
     F: Fn() -> Result<Config, Errors> + Clone + Send + 'static,
 {
-    logging::init(&config.log);
+    let telemetry = match Telemetry::open(&config.telemetry) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            logging::init(&config.log);
+            tracing::error!(%error, "cannot start");
+            return Exit::Usage;
+        }
+    };
+    logging::init_with(&config.log, telemetry.as_ref().map(Telemetry::layer));
     // From here on the signal does not end the process; one that comes before it is ready waits until it is.
     let hangups = signal(SignalKind::hangup());
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;
@@ -56,6 +65,9 @@ where
             return Exit::Unavailable;
         }
     };
+    if let Some(telemetry) = &telemetry {
+        telemetry.count_in(std::sync::Arc::clone(&app.metrics));
+    }
     if show_demo {
         // Nobody is there to read it if standard error is closed; that is no reason to stop.
         let _ = std::io::stderr().lock().write_all(how_to_try(&app).as_bytes());
@@ -64,8 +76,16 @@ where
         () = &mut asked => {}
         () = reload_on(hangups, &app, again) => {}
     }
+    let until = Instant::now() + deadline;
+    let stopped = async {
+        let finished = app.stop().await;
+        if let Some(telemetry) = telemetry {
+            telemetry.close(until).await;
+        }
+        finished
+    };
     tokio::select! {
-        finished = app.stop() => {
+        finished = stopped => {
             if !finished {
                 tracing::error!(?deadline, "the drain met its deadline");
                 return Exit::Internal;

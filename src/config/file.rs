@@ -8,7 +8,7 @@ use crate::domain::TenantId;
 use crate::http::{callers, serve};
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{consumer, logging, lookup, queue, sandbox, store, upstream};
+use crate::{consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
 
 use super::{Config, DemoConfig, KeysConfig, SecurityConfig, Settings, ShutdownConfig, Tenant};
 
@@ -40,6 +40,7 @@ pub(super) struct File {
     lookup: lookup::Config,
     consumer: consumer::Config,
     sandbox: sandbox::Config,
+    telemetry: telemetry::Config,
     demo: DemoConfig,
     #[serde(default)]
     tenant: Vec<TenantFile>,
@@ -91,6 +92,7 @@ impl File {
             lookup: self.lookup,
             consumer: self.consumer,
             sandbox: self.sandbox,
+            telemetry: self.telemetry,
             demo: self.demo,
             tenants,
             callers: self.caller,

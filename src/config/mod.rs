@@ -28,7 +28,7 @@ use crate::domain::{KeyHasher, Secret, TenantId};
 use crate::http::{callers, serve};
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{consumer, logging, lookup, queue, sandbox, store, upstream};
+use crate::{consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
 
 pub use de::Problem;
 pub use report::Report;
@@ -80,6 +80,8 @@ pub struct Config {
     pub consumer: consumer::Config,
     /// `[sandbox]`.
     pub sandbox: sandbox::Config,
+    /// `[telemetry]`.
+    pub telemetry: telemetry::Config,
     /// `[demo]`.
     pub demo: DemoConfig,
     /// `[[tenant]]`, or the demo's.

@@ -36,6 +36,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     tenants(config, &mut found);
     callers(config, &mut found);
     demo(config, &mut found);
+    telemetry(config, &mut found);
     found
 }
 
@@ -175,6 +176,15 @@ fn amqp(config: &Config, found: &mut Vec<Problem>) {
     let path = if amqp.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
     for url in amqp.addresses().iter().flatten() {
         plain_link(config, path, url, "amqps", found);
+    }
+}
+
+fn telemetry(config: &Config, found: &mut Vec<Problem>) {
+    if let Err(error) = config.telemetry.validate() {
+        found.push(Problem::new(error.field, error.reason));
+    }
+    if let Some(endpoint) = &config.telemetry.endpoint {
+        plain_link(config, "telemetry.endpoint", endpoint, "https", found);
     }
 }
 

@@ -19,6 +19,7 @@ use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::clock::SharedClock;
 use crate::domain::{Event, Timestamp};
@@ -26,6 +27,7 @@ use crate::faults::{Fault, Faults};
 use crate::metrics::{ConsumerOutcome, Metrics, in_progress, observe};
 use crate::queue::{self, Delivery, Payload, Queue, Reason, Subscription};
 use crate::shutdown::Shutdown;
+use crate::spans;
 use crate::store::{self, Inspect, Store};
 
 use super::{Verdict, apply};
@@ -126,9 +128,9 @@ impl Worker {
 
     async fn handle(&self, delivery: Delivery, store_down: &CancellationToken) {
         let _in_flight = in_progress(&self.metrics.consumer_in_flight);
-        let settled = match delivery.payload() {
+        match delivery.payload() {
             Payload::Undecodable(undecodable) => {
-                let (reason, length, sha256) = (undecodable.reason, undecodable.length, &undecodable.sha256);
+                let (reason, length, sha256) = (undecodable.reason, undecodable.length, undecodable.sha256.clone());
                 tracing::error!(
                     reason = reason.as_str(),
                     length,
@@ -136,15 +138,18 @@ impl Worker {
                     "a delivery is no event, kept as a dead letter"
                 );
                 self.metrics.consumer_undecodable.increment(1);
-                delivery.dead_letter(reason).await
+                if let Err(error) = delivery.dead_letter(reason).await {
+                    tracing::warn!(sha256, %error, "a delivery could not be settled, it will come again");
+                }
             }
             Payload::Event(event) => {
                 let event = Arc::clone(event);
-                self.handle_event(&event, delivery, store_down).await
+                let span = spans::apply(&event, delivery.redelivered(), delivery.is_replayed());
+                if let Err(error) = self.handle_event(&event, delivery, store_down).instrument(span).await {
+                    let (id, tenant, keys) = (&event.id, &event.tenant, &event.keys);
+                    tracing::warn!(event = %id, %tenant, ?keys, %error, "an event could not be settled, it will come again");
+                }
             }
-        };
-        if let Err(error) = settled {
-            tracing::warn!(%error, "a delivery could not be settled, it will come again");
         }
     }
 
@@ -165,7 +170,7 @@ impl Worker {
             Err(error @ store::Error::Rejected { .. })
                 if self.is_poison(event, replayed, delivery.redelivered()).await =>
             {
-                tracing::error!(event = %event.id, tenant = %event.tenant, %error, "an event keeps failing, kept as a dead letter");
+                tracing::error!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "an event keeps failing, kept as a dead letter");
                 self.count(event, ConsumerOutcome::DeadLettered);
                 delivery.dead_letter(Reason::RedeliveredTooOften).await
             }
@@ -173,10 +178,10 @@ impl Worker {
                 self.count(event, ConsumerOutcome::Retried);
                 if matches!(error, store::Error::Unavailable { .. }) {
                     // Told once, for all events: see `wait_for_store`.
-                    tracing::debug!(event = %event.id, tenant = %event.tenant, %error, "the store is down");
+                    tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store is down");
                     store_down.cancel();
                 } else {
-                    tracing::warn!(event = %event.id, tenant = %event.tenant, %error, "an event was refused, it will come again");
+                    tracing::warn!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "an event was refused, it will come again");
                 }
                 delivery.retry().await
             }
@@ -203,10 +208,11 @@ impl Worker {
             observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
         }
         let (kind, taken_at) = (event.kind.as_str(), taken_at.as_millis());
-        tracing::debug!(event = %event.id, tenant = %event.tenant, kind, ?verdict, taken_at, "event applied");
+        tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, kind, ?verdict, taken_at, "event applied");
     }
 
     fn count(&self, event: &Event, outcome: ConsumerOutcome) {
+        spans::applied(outcome);
         self.metrics.consumer_events.with(event.kind).with(outcome).increment(1);
     }
 

@@ -13,6 +13,7 @@ use super::key::{Digest, Key};
 use super::stamps::{Precision, Stamps};
 use super::tenant::TenantId;
 use super::time::Timestamp;
+use super::traceparent::Traceparent;
 
 /// What happened to a customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -157,8 +158,8 @@ pub struct Event {
     pub received_at: Timestamp,
     /// The envelope in which it came.
     pub shape: Shape,
-    /// W3C trace context (`traceparent`), passed through.
-    pub traceparent: Option<String>,
+    /// Its place in the trace of whoever caused it.
+    pub traceparent: Option<Traceparent>,
     /// An operator asked to remove a tombstone too.
     pub force: bool,
 }

@@ -12,6 +12,7 @@ pub mod secret;
 pub mod stamps;
 pub mod tenant;
 pub mod time;
+pub mod traceparent;
 
 pub use customer::CustomerId;
 pub use event::{Event, EventId, Kind, Shape};
@@ -21,3 +22,4 @@ pub use secret::Secret;
 pub use stamps::{At, Modified, Precision, Stamps};
 pub use tenant::TenantId;
 pub use time::Timestamp;
+pub use traceparent::Traceparent;

@@ -51,7 +51,7 @@ pub struct Caller {
     /// The fields it may see.
     pub fields: FieldSet,
     /// Its rate, if it has one.
-    pub rate: Option<Rate>,
+    pub rate: Option<Arc<Rate>>,
     /// The hash of its key.
     pub key: KeyDigest,
     tenants: Vec<TenantId>,
@@ -102,6 +102,20 @@ impl Callers {
     /// A malformed or repeated name, a key that is not 64 hex digits or that two callers share, or a
     /// malformed field path.
     pub fn new(configs: &[Config]) -> Result<Self, InvalidCaller> {
+        Self::make(configs, None)
+    }
+
+    /// Makes the callers of a configuration that takes the place of theirs: what a caller whose name, key and rate stay
+    /// has spent of its rate stays spent.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn renewed(&self, configs: &[Config]) -> Result<Self, InvalidCaller> {
+        Self::make(configs, Some(self))
+    }
+
+    fn make(configs: &[Config], before: Option<&Self>) -> Result<Self, InvalidCaller> {
         let mut callers = Self { by_key: HashMap::new(), by_name: HashMap::new() };
         for (index, config) in configs.iter().enumerate() {
             let invalid = |field, reason: &str| InvalidCaller { index, field, reason: reason.to_owned() };
@@ -114,13 +128,14 @@ impl Callers {
             let mut tenants = config.tenants.clone();
             tenants.sort_unstable();
             tenants.dedup();
-            let caller = Arc::new(Caller {
-                name: config.name.clone(),
-                fields,
-                rate: NonZeroU32::new(config.requests_per_second).map(Rate::per_second),
-                key: KeyDigest(digest),
-                tenants,
+            let key = KeyDigest(digest);
+            let same = before.and_then(|before| before.named(&config.name)).filter(|caller| caller.key == key);
+            let running = same.and_then(|caller| caller.rate.as_ref());
+            let rate = NonZeroU32::new(config.requests_per_second).map(|requests| {
+                let running = running.filter(|rate| rate.quota() == requests.get());
+                running.map_or_else(|| Arc::new(Rate::per_second(requests)), Arc::clone)
             });
+            let caller = Arc::new(Caller { name: config.name.clone(), fields, rate, key, tenants });
             if callers.by_key.insert(caller.key, Arc::clone(&caller)).is_some() {
                 return Err(invalid("key_sha256", "another caller has the same key"));
             }
@@ -246,6 +261,20 @@ pub(super) mod tests {
         for name in ["", "a:b", "a\nb", &"a".repeat(65)] {
             assert_eq!(refused(&[config(name, "k")]).field, "name");
         }
+    }
+
+    #[test]
+    fn what_is_spent_of_a_rate_stays_spent_while_name_key_and_rate_stay() {
+        let limited = |name: &str, key: &str, requests_per_second| Config { requests_per_second, ..config(name, key) };
+        let rate = |callers: &Callers, name: &str| callers.named(name).unwrap().rate.clone().unwrap();
+        let before = Callers::new(&[limited("a", "k", 7), limited("b", "l", 7)]).unwrap();
+        let same = before.renewed(&[limited("new", "n", 7), limited("a", "k", 7)]).unwrap();
+        assert!(Arc::ptr_eq(&rate(&before, "a"), &rate(&same, "a")));
+        for (name, other) in [("a", limited("a", "k", 8)), ("a", limited("a", "m", 7)), ("c", limited("c", "k", 7))] {
+            let changed = before.renewed(&[other]).unwrap();
+            assert!(!Arc::ptr_eq(&rate(&before, "a"), &rate(&changed, name)), "{name}");
+        }
+        assert!(before.renewed(&[config("a", "k")]).unwrap().named("a").unwrap().rate.is_none());
     }
 
     #[test]

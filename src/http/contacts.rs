@@ -18,10 +18,12 @@ use axum::response::Response;
 use axum::routing::any;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
+use tracing::Instrument;
 
 use crate::domain::{CustomerId, TenantId};
 use crate::lookup::Outcome;
 use crate::lookup::visibility::FieldSet;
+use crate::spans;
 use crate::upstream::Expand;
 
 use super::cache_status;
@@ -96,11 +98,13 @@ impl Profiles {
         let asked = Asked::read(caller, headers, uri)?;
         authorize(caller, &asked)?;
         let Asked { tenant, customer, expand } = &asked;
+        let span = spans::lookup(headers, tenant, &caller.name);
         let answer = match expand {
-            None => self.lookup.get(tenant, customer).await,
-            Some(expand) => self.lookup.get_expanded(tenant, customer, expand).await,
+            None => self.lookup.get(tenant, customer).instrument(span.clone()).await,
+            Some(expand) => self.lookup.get_expanded(tenant, customer, expand).instrument(span.clone()).await,
         };
         let answer = answer.ok_or_else(forbidden)?;
+        self.tell(&span, tenant, customer, &answer);
         let answer = answer.map_err(|failure| self.refuse(&failure, tenant, customer, caller))?;
         let mut response = match &answer.outcome {
             Outcome::Found(found) => {

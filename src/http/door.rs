@@ -25,8 +25,7 @@ use super::tokens::Tokens;
 /// Who may come in.
 #[derive(Debug)]
 pub struct Door {
-    /// Who may come in; when they are replaced, their rates begin anew, and tokens stay valid for those whose name
-    /// and key stay.
+    /// Who may come in; when they are replaced, rates go on and tokens stay valid for those whose name and key stay.
     callers: Reloadable<Callers>,
     tokens: Tokens,
     metrics: Arc<Metrics>,

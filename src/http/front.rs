@@ -25,9 +25,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
-use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::metrics::Metrics;
+use crate::spans;
 
 use super::error::{CORRELATION_ID, Dialect, Problem};
 use super::held::Held;
@@ -89,8 +90,12 @@ impl Front {
             let correlation = correlation.get_or_insert_with(|| id.clone());
             request.headers_mut().insert(CORRELATION_ID, correlation.clone());
         }
-        let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
-        let mut response = self.admit(request).instrument(span).await;
+        if spans::are_recorded() {
+            // It is to stand in the spans of the request too.
+            request.headers_mut().insert(REQUEST_ID, id.clone());
+        }
+        let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), trace_id = Empty);
+        let mut response = spans::begin(span, self.admit(request)).await;
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id);
         if let Some(correlation) = correlation {

@@ -44,6 +44,13 @@ use super::{contacts, oauth, profiles, webhooks};
 )]
 struct Document;
 
+/// What `X-Hub-Signature-256` holds.
+const HUB_SIGNATURE: &str = "sha256= and HMAC-SHA-256 of the raw body under the source's secret, in base64 or hex";
+
+/// What `webhook-signature` holds.
+const STANDARD_WEBHOOKS: &str =
+    "Standard Webhooks, version v1: signs webhook-id, webhook-timestamp (within 5 minutes) and the raw body";
+
 struct Security;
 
 impl Modify for Security {
@@ -54,6 +61,22 @@ impl Modify for Security {
         components.add_security_scheme("apiKey", api_key);
         components.add_security_scheme("bearer", http(HttpAuthScheme::Bearer));
         components.add_security_scheme("basic", http(HttpAuthScheme::Basic));
+        // Which of them a source uses is configured, per tenant.
+        let header = |name, description: &str| {
+            SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, description)))
+        };
+        let credential = |scheme, description: &str| {
+            SecurityScheme::Http(HttpBuilder::new().scheme(scheme).description(Some(description)).build())
+        };
+        for (name, scheme) in [
+            ("sourceKey", header("X-API-Key", "The source's secret; the tenant may name another header")),
+            ("sourceBasic", credential(HttpAuthScheme::Basic, "The source's user name and secret")),
+            ("sourceBearer", credential(HttpAuthScheme::Bearer, "The source's secret")),
+            ("hubSignature", header("X-Hub-Signature-256", HUB_SIGNATURE)),
+            ("standardWebhooks", header("webhook-signature", STANDARD_WEBHOOKS)),
+        ] {
+            components.add_security_scheme(name, scheme);
+        }
     }
 }
 
@@ -149,6 +172,30 @@ mod tests {
             }
             Value::Array(items) => items.iter().for_each(|value| references(value, found)),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    #[test]
+    fn every_route_that_asks_for_a_credential_says_which() {
+        let document: Value = serde_json::from_str(&document()).unwrap();
+        let schemes = document["components"]["securitySchemes"].as_object().unwrap();
+        let mut asking = Vec::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                // OAuth's token routes take their credential in a way that the standard gives no scheme for.
+                if operation["responses"].get("401").is_none() || path.ends_with("/oauth/token") {
+                    continue;
+                }
+                asking.push(path.as_str());
+                let ways = operation["security"].as_array().unwrap_or_else(|| panic!("{method} {path} names none"));
+                assert!(ways.len() >= 3, "{method} {path}");
+                for way in ways.iter().flat_map(|way| way.as_object().unwrap().keys()) {
+                    assert!(schemes.contains_key(way), "{way}");
+                }
+            }
+        }
+        for path in ["/webhooks/{tenant_id}", "/webhook/customer-updated", "/api/v1/profile"] {
+            assert!(asking.contains(&path), "{path}");
         }
     }
 

@@ -13,11 +13,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
+use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, KeyHasher, TenantId};
-use crate::lookup::visibility::FieldSet;
-use crate::lookup::{Failure, Lookup, Outcome};
+use crate::lookup::visibility::{FieldSet, NotAnObject};
+use crate::lookup::{Answer, Failure, Lookup, Outcome};
+use crate::metrics::LookupResult;
+use crate::spans;
 use crate::store::Found;
 
 use super::callers::Caller;
@@ -144,10 +147,17 @@ impl Profiles {
         };
         let asked = asked(query, &body)?;
         let visible = authorize(caller, &asked)?;
-        let answer = self.lookup.get(&asked.tenant, &asked.customer).await.ok_or_else(|| forbidden("tenantId"))?;
+        let span = spans::lookup(headers, &asked.tenant, &caller.name);
+        let answer = self.lookup.get(&asked.tenant, &asked.customer).instrument(span.clone()).await;
+        let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
+        self.tell(&span, &asked.tenant, &asked.customer, &answer);
         let answer = answer.map_err(|failure| self.refuse(&failure, &asked.tenant, &asked.customer, caller))?;
         let mut response = match &answer.outcome {
-            Outcome::Found(found) => found_response(headers, found, visible)?,
+            Outcome::Found(found) => found_response(headers, found, visible).map_err(|error| {
+                let key = self.hasher.identify(&asked.tenant, &asked.customer).key();
+                tracing::error!(%key, %error, "a profile could not be filtered");
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
+            })?,
             Outcome::Absent => {
                 Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such customer").into_response()
             }
@@ -155,6 +165,12 @@ impl Profiles {
         };
         cache_status::label(response.headers_mut(), &answer, self.clock.now());
         Ok(response)
+    }
+
+    /// Records how a lookup ended.
+    pub(super) fn tell(&self, span: &Span, tenant: &TenantId, customer: &CustomerId, answer: &Result<Answer, Failure>) {
+        let result = || answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        spans::looked_up(span, || (self.hasher.identify(tenant, customer).key(), result()));
     }
 
     /// Logs a failed lookup and says what the caller is told.
@@ -172,15 +188,12 @@ impl Profiles {
     }
 }
 
-fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Result<Response, Problem> {
+fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Result<Response, NotAnObject> {
     let etag = etag(found, visible);
     if names(headers, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
-    let body: Bytes = visible.filter(found.body.expose()).map_err(|error| {
-        tracing::error!(%error, "a profile could not be filtered");
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
-    })?;
+    let body: Bytes = visible.filter(found.body.expose())?;
     let mut response = Response::new(Body::from(body));
     // Room for every header that a hit carries, so that the map is made once.
     let mut headers = HeaderMap::with_capacity(HEADERS_OF_A_HIT);

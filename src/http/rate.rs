@@ -50,6 +50,12 @@ impl Rate {
         Self { limiter, clock, quota: requests.get() }
     }
 
+    /// Returns how many requests fit into a second.
+    #[must_use]
+    pub const fn quota(&self) -> u32 {
+        self.quota
+    }
+
     /// Spends one request.
     ///
     /// # Errors

@@ -57,6 +57,7 @@ pub fn routes(ingest: Arc<Ingest>, max_body: usize) -> Router {
 #[utoipa::path(
     post, path = "/webhook/customer-updated", tag = "events",
     request_body(content = ref("#/components/schemas/FlatEventOfTenant"), content_type = "application/json"),
+    security(("sourceKey" = []), ("sourceBasic" = []), ("sourceBearer" = []), ("hubSignature" = []), ("standardWebhooks" = [])),
     responses(
         (status = 202, description = "Durable, or of no interest", body = AcceptedBody),
         (status = 400, description = "Malformed; `field` says where", body = ProblemBody, content_type = "application/problem+json"),
@@ -83,6 +84,7 @@ pub(super) async fn customer_updated(State(webhooks): State<Arc<Webhooks>>, requ
     post, path = "/webhooks/{tenant_id}", tag = "events",
     params(("tenant_id" = String, Path, description = "The tenant")),
     request_body(content = ref("#/components/schemas/PostedEvents"), content_type = "application/json"),
+    security(("sourceKey" = []), ("sourceBasic" = []), ("sourceBearer" = []), ("hubSignature" = []), ("standardWebhooks" = [])),
     responses(
         (status = 202, description = "Durable, or of no interest", body = AcceptedBody),
         (status = 400, description = "Malformed; `field` says where", body = ProblemBody, content_type = "application/problem+json"),

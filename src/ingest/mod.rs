@@ -22,14 +22,16 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::{Instant, timeout};
+use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
-use crate::domain::{Event, EventId, KeyHasher, Shape, TenantId};
+use crate::domain::{Event, EventId, KeyHasher, Shape, TenantId, Traceparent};
 use crate::metrics::{Door, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
+use crate::spans;
 
-use authenticate::{Authenticator, ConfigError};
+use authenticate::{Authenticator, ConfigError, Proof};
 use malformed::Malformed;
 use shapes::{Item, Posted};
 
@@ -170,10 +172,26 @@ impl Ingest {
             self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
             return Err(Refusal::Unauthorized);
         };
+        let span = spans::webhook(headers, tenant);
         let posted = match expected {
             Expected::Flat => shapes::read_flat(body),
             Expected::Any => shapes::read_any(headers, body),
         };
+        let taken = self.take_proved(tenant, proof, posted, spans::heard(headers), &span);
+        let answer = taken.instrument(span.clone()).await;
+        spans::accepted(&span, outcome(&answer));
+        answer
+    }
+
+    /// Takes a request whose sender is known.
+    async fn take_proved(
+        &self,
+        tenant: &TenantId,
+        proof: Proof,
+        posted: Result<Posted, Malformed>,
+        heard: Option<Traceparent>,
+        span: &Span,
+    ) -> Result<Accepted, Refusal> {
         let mut posted = posted.inspect_err(|malformed| {
             tracing::info!(%tenant, field = malformed.field, "a malformed webhook was refused");
             self.count(Shape::Flat, IngestOutcome::Malformed, 1);
@@ -186,18 +204,23 @@ impl Ingest {
             self.count(shape, IngestOutcome::Foreign, 1);
             return Err(Refusal::Foreign);
         }
-        self.publish(tenant, headers, posted).await
+        self.publish(tenant, heard, posted, span).await
     }
 
-    async fn publish(&self, tenant: &TenantId, headers: &HeaderMap, posted: Posted) -> Result<Accepted, Refusal> {
-        let trace = traceparent(headers);
+    async fn publish(
+        &self,
+        tenant: &TenantId,
+        heard: Option<Traceparent>,
+        posted: Posted,
+        span: &Span,
+    ) -> Result<Accepted, Refusal> {
         let received_at = self.clock.now();
         let (mut events, mut items, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
         for item in posted.items {
             match item {
                 Item::Announced(announcement) => {
                     let mut event = announcement.into_event(tenant, &self.hashers, received_at);
-                    event.traceparent.clone_from(&trace);
+                    event.traceparent = heard;
                     items.push(Disposition::Queued(event.id.clone()));
                     shapes.push(event.shape);
                     events.push(event);
@@ -208,7 +231,8 @@ impl Ingest {
                 }
             }
         }
-        let outcome = self.make_durable(tenant, &events).await;
+        spans::posted(span, &events);
+        let outcome = self.make_durable(tenant, &mut events).await;
         let counted = if outcome.is_ok() { IngestOutcome::Queued } else { IngestOutcome::Unavailable };
         for shape in shapes {
             self.count(shape, counted, 1);
@@ -216,22 +240,37 @@ impl Ingest {
         outcome.map(|()| Accepted { batch: posted.batch, items })
     }
 
-    async fn make_durable(&self, tenant: &TenantId, events: &[Event]) -> Result<(), Refusal> {
+    async fn make_durable(&self, tenant: &TenantId, events: &mut [Event]) -> Result<(), Refusal> {
         if events.is_empty() {
             return Ok(());
         }
-        let published = timeout(PUBLISH_DEADLINE, self.publisher.publish(events)).await;
+        let published = timeout(PUBLISH_DEADLINE, queue::traced::publish(self.publisher.as_ref(), events)).await;
         let error = match published {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_elapsed) => queue::Error::Unavailable { reason: "no confirmation in time".to_owned() },
         };
-        tracing::error!(%tenant, events = events.len(), %error, "events could not be made durable, the sender is asked to come again");
+        let first = events.first().map(|event| tracing::field::display(&event.id));
+        tracing::error!(%tenant, events = events.len(), event = first, %error, "events could not be made durable, the sender is asked to come again");
         Err(Refusal::Unavailable { retry_after: error.retry_after() })
     }
 
     fn count(&self, shape: Shape, outcome: IngestOutcome, events: u64) {
         self.metrics.ingest_events.with(shape).with(outcome).increment(events);
+    }
+}
+
+/// Returns what is counted of a request whose sender is known.
+fn outcome(answer: &Result<Accepted, Refusal>) -> IngestOutcome {
+    match answer {
+        Ok(accepted) if accepted.items.iter().all(|item| matches!(item, Disposition::Ignored(_))) => {
+            IngestOutcome::Ignored
+        }
+        Ok(_) => IngestOutcome::Queued,
+        Err(Refusal::Malformed(_)) => IngestOutcome::Malformed,
+        Err(Refusal::Foreign) => IngestOutcome::Foreign,
+        Err(Refusal::Unavailable { .. }) => IngestOutcome::Unavailable,
+        Err(Refusal::UnknownTenant | Refusal::Unauthorized) => IngestOutcome::Unauthorized,
     }
 }
 
@@ -244,11 +283,4 @@ fn names_another(posted: &Posted, tenant: &TenantId) -> Option<Shape> {
         }
         Item::Ignored { .. } => None,
     })
-}
-
-/// Takes the W3C trace context of a request, if it has a well-formed one.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get("traceparent")?.to_str().ok()?;
-    let plain = value.len() == 55 && value.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
-    plain.then(|| value.to_owned())
 }

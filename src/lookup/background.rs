@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::metrics::RefreshCause;
+use crate::spans::{self, Cause};
 use crate::store::{Base, Content, LeaseAnswer, Record, Token, Tombstone};
 
 use super::freshness;
@@ -42,7 +43,7 @@ impl Reader<'_> {
     fn refresh(&self, base: Token) {
         let (room, key, mission) = (Arc::clone(self.room), self.key.clone(), self.mission());
         let ttl = self.times.lease_ttl;
-        self.room.parts.shutdown.spawn(async move {
+        let task = async move {
             let parts = &room.parts;
             match parts.store.lease(&key, &Base::Token(base), Token::draw(), ttl).await {
                 Ok(LeaseAnswer::Granted(lease)) => {
@@ -53,7 +54,8 @@ impl Reader<'_> {
                 }
                 Ok(LeaseAnswer::Held { .. } | LeaseAnswer::Changed(_)) | Err(_) => {}
             }
-        });
+        };
+        self.room.parts.shutdown.spawn(spans::lead(&self.key, Cause::Refresh, task));
     }
 
     /// Asks Genesys whether a customer that was deleted a while ago is there again.
@@ -67,7 +69,7 @@ impl Reader<'_> {
             return;
         }
         let (room, key, mission) = (Arc::clone(self.room), self.key.clone(), self.mission());
-        parts.shutdown.spawn(async move {
+        let task = async move {
             let parts = &room.parts;
             let base = Base::Token(tombstone.token);
             // The lock of a granted lease stands for the whole interval: one question in it.
@@ -78,6 +80,7 @@ impl Reader<'_> {
                 }
                 Ok(LeaseAnswer::Held { .. } | LeaseAnswer::Changed(_)) | Err(_) => {}
             }
-        });
+        };
+        self.room.parts.shutdown.spawn(spans::lead(&self.key, Cause::Verify, task));
     }
 }

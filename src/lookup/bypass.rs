@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::domain::{CustomerId, Key, TenantId, Timestamp};
+use crate::spans::{self, Cause};
 use crate::upstream::{self, Fetched};
 
 use super::{Failure, Room};
@@ -80,7 +81,7 @@ fn join(room: &Arc<Room>, key: &Key, question: Question) -> Batch {
     let gathering = Gathering { tell, batch: batch.clone() };
     if lanes.insert(key.clone(), Some(gathering)).is_none() {
         let lane = Lane { room: Arc::clone(room), key: key.clone() };
-        room.parts.shutdown.spawn(async move { lane.run(question).await });
+        room.parts.shutdown.spawn(spans::lead(key, Cause::Bypass, lane.run(question)));
     }
     batch
 }
@@ -95,12 +96,13 @@ impl Lane {
     async fn run(self, question: Question) {
         while let Some(tell) = self.next() {
             let (room, question) = (Arc::clone(&self.room), question.clone());
-            let fetch = self.room.parts.shutdown.spawn(async move {
+            let fetch = async move {
                 let since = room.parts.clock.now();
                 let deadline = Instant::now() + question.patience;
                 let fetched = room.parts.upstream.fetch(&question.tenant, &question.customer, deadline).await;
                 tell.send_replace(Some(Passed { fetched, since }));
-            });
+            };
+            let fetch = self.room.parts.shutdown.spawn(spans::part(fetch));
             // Whether it has ended or not: whoever gathered meanwhile is next.
             let _ = timeout(GATHER, fetch).await;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::domain::{CustomerId, Identity, Key, TenantId, Timestamp};
+use crate::spans::{self, Cause};
 use crate::store::{self, Base, Content, Entry, LeaseAnswer, Record, Token};
 use crate::upstream::{Expand, Fetched};
 
@@ -218,7 +219,8 @@ impl<'a> Reader<'a> {
             LeaseAnswer::Granted(lease) => {
                 let (flight, seat) = self.room.flights.start(&self.key, lease.witness());
                 let mission = self.mission();
-                self.room.parts.shutdown.spawn(async move { mission.lead(lease, flight).await });
+                let task = spans::lead(&self.key, Cause::Miss, async move { mission.lead(lease, flight).await });
+                self.room.parts.shutdown.spawn(task);
                 self.sit(seat, true).await
             }
             LeaseAnswer::Held { seen, .. } => self.follow(seen).await,

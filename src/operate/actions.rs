@@ -76,7 +76,7 @@ impl Actions {
             self.hashers.iter().map(|hasher| hasher.identify(tenant, customer).digest()).collect();
         keys.dedup();
         let id = EventId::fresh();
-        let event = Event {
+        let mut event = [Event {
             identity: Digest::from_bytes(rand::random()),
             id: id.clone(),
             tenant: tenant.clone(),
@@ -87,8 +87,9 @@ impl Actions {
             shape: Shape::Operator,
             traceparent: None,
             force,
-        };
-        self.publisher.as_ref().ok_or(Error::NoQueue)?.publish(&[event]).await?;
+        }];
+        let publisher = self.publisher.as_ref().ok_or(Error::NoQueue)?;
+        queue::traced::publish(publisher.as_ref(), &mut event).await?;
         tracing::info!(%tenant, event = %id, force, "an operator's invalidation was queued");
         Ok(id)
     }

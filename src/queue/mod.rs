@@ -20,6 +20,7 @@ pub mod embedded;
 mod error;
 pub mod metered;
 pub mod open;
+pub mod traced;
 pub mod wire;
 
 use std::fmt::Debug;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp};
+use crate::domain::{At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp, Traceparent};
 
 use super::{Reason, Undecodable};
 
@@ -74,7 +74,7 @@ pub fn encode(event: &Event) -> Bytes {
         shape: event.shape.as_str().into(),
         identity: Some(event.identity.to_string()),
         force: event.force,
-        traceparent: event.traceparent.clone(),
+        traceparent: event.traceparent.as_ref().map(Traceparent::to_string),
     };
     // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
     serde_json::to_vec(&form).expect("texts and numbers are JSON").into()
@@ -113,7 +113,8 @@ fn read(form: Form<'_>) -> Option<Event> {
         stamps: Stamps { modified: form.modified, at },
         received_at: form.received_at,
         shape,
-        traceparent: form.traceparent,
+        // One that is malformed is no reason to lose an event.
+        traceparent: form.traceparent.and_then(|text| text.parse().ok()),
         force: form.force,
     })
     .filter(|_| form.v == VERSION)
@@ -171,7 +172,7 @@ mod tests {
             at in proptest::option::of((any::<i64>(), any::<bool>())),
             received_at in any::<i64>(),
             shape in proptest::sample::select(&Shape::ALL[..]),
-            traceparent in proptest::option::of(".{0,60}"),
+            traceparent in proptest::option::of(any::<([u8; 16], [u8; 8], bool)>()),
             force in any::<bool>(),
         ) -> Event {
             let precision = |fine| if fine { Precision::Millis } else { Precision::Seconds };
@@ -187,7 +188,7 @@ mod tests {
                 },
                 received_at: Timestamp::from_millis(received_at),
                 shape,
-                traceparent,
+                traceparent: traceparent.and_then(|(trace, parent, sampled)| Traceparent::new(trace, parent, sampled)),
                 force,
             }
         }
@@ -238,6 +239,14 @@ mod tests {
             }
             prop_assert!(decode(&bytes[..at]).is_err());
         }
+    }
+
+    #[test]
+    fn a_trace_context_is_read_and_a_malformed_one_costs_no_event() {
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = |text: &str| decode_json(&with("traceparent", text.into())).unwrap().traceparent;
+        assert_eq!(read(context).map(|read| read.to_string()).as_deref(), Some(context));
+        assert_eq!(read("planted"), None);
     }
 
     #[test]

@@ -34,6 +34,7 @@ use tokio::time::Instant;
 
 use crate::domain::{CustomerId, TenantId};
 use crate::metrics::{Metrics, UpstreamOutcome, observe};
+use crate::spans;
 
 use super::breaker::{Breaker, Level, Pass, Verdict};
 use super::{Error, Expand, Fetched, Upstream};
@@ -209,7 +210,10 @@ impl<U: Upstream> Guard<U> {
                     retries_left -= 1;
                     tokio::time::sleep(wait).await;
                 }
-                Some(_) | None => return outcome,
+                Some(_) | None => {
+                    spans::attempted(1 + RETRIES - retries_left);
+                    return outcome;
+                }
             }
         }
     }
@@ -254,7 +258,8 @@ const fn may_pass(error: &Error) -> bool {
     }
 }
 
-const fn label(outcome: &Result<Fetched, Error>) -> UpstreamOutcome {
+/// Returns the metric label of an outcome.
+pub(super) const fn label(outcome: &Result<Fetched, Error>) -> UpstreamOutcome {
     match outcome {
         Ok(Fetched::Found(_)) => UpstreamOutcome::Found,
         Ok(Fetched::Absent) => UpstreamOutcome::Absent,

@@ -16,6 +16,7 @@ pub mod open;
 pub mod privileges;
 mod token;
 mod tokens;
+mod traced;
 
 use std::fmt::Debug;
 

@@ -27,6 +27,7 @@ use super::guard::{Guard, Lamp, Limits};
 use super::privileges::{Introspection, Permission, Privileges, Rules, Scope};
 use super::token::Credentials;
 use super::tokens::Tokens;
+use super::traced::Traced;
 use super::{Error, Expand, Fetched, Upstream, exchange};
 
 pub use super::endpoints::{BaseUrls, ConfigError};
@@ -258,7 +259,7 @@ pub fn open<'a>(
         Ok((tenant, Entitled::new(guard, tokens, metrics())))
     });
     let tenants = Arc::new(Tenants(guarded.collect::<Result<_, ConfigError>>()?));
-    Ok(Opened { upstream: Arc::clone(&tenants) as Arc<dyn Upstream>, standing: Standing(tenants) })
+    Ok(Opened { upstream: Arc::new(Traced::new(Arc::clone(&tenants))), standing: Standing(tenants) })
 }
 
 /// The upstreams of all tenants.
@@ -273,7 +274,7 @@ impl Tenants {
 }
 
 #[async_trait]
-impl Upstream for Tenants {
+impl Upstream for Arc<Tenants> {
     async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
         self.of(tenant)?.fetch(tenant, customer, deadline).await
     }

@@ -4,34 +4,41 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The crates that only some rooms may use, and those rooms.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 12] = [
     ("axum", &["http/", "sandbox/", "app.rs"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
     ("lapin", &["queue/amqp/"]),
     ("redis", &["store/redis/"]),
-    ("reqwest", &["upstream/", "operate/", "sandbox/"]),
+    ("opentelemetry", &["telemetry/", "spans.rs"]),
+    ("opentelemetry_proto", &["telemetry/"]),
+    ("opentelemetry_sdk", &["telemetry/"]),
+    ("prost", &["telemetry/"]),
+    ("reqwest", &["upstream/", "operate/", "sandbox/", "telemetry/"]),
     ("tokio_rustls", &["http/"]),
+    ("tracing_opentelemetry", &["telemetry/", "spans.rs"]),
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 20] = [
+const IMPORTS: [(&str, &[&str]); 22] = [
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
-    ("logging", &[]),
+    ("logging", &["spans"]),
     ("metrics", &["domain", "roles"]),
     ("shutdown", &[]),
     ("reload", &[]),
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
+    ("spans", &["domain", "metrics"]),
+    ("telemetry", &["domain", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
     ("store", &["clock", "domain", "metrics", "shutdown", "tls"]),
-    ("queue", &["clock", "domain", "metrics", "shutdown", "tls"]),
-    ("upstream", &["clock", "domain", "metrics", "shutdown"]),
-    ("ingest", &["clock", "domain", "metrics", "queue", "reload"]),
-    ("consumer", &["clock", "domain", "faults", "metrics", "queue", "shutdown", "store"]),
-    ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "store", "upstream"]),
+    ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "tls"]),
+    ("upstream", &["clock", "domain", "metrics", "shutdown", "spans"]),
+    ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),
+    ("consumer", &["clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
+    ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
     ("operate", &["clock", "domain", "queue", "store"]),
     ("sandbox", &["clock", "domain", "shutdown"]),
     (
@@ -46,6 +53,7 @@ const IMPORTS: [(&str, &[&str]); 20] = [
             "readiness",
             "reload",
             "shutdown",
+            "spans",
             "store",
             "upstream",
         ],
@@ -53,7 +61,17 @@ const IMPORTS: [(&str, &[&str]); 20] = [
     (
         "config",
         &[
-            "consumer", "domain", "http", "ingest", "logging", "lookup", "queue", "roles", "sandbox", "store",
+            "consumer",
+            "domain",
+            "http",
+            "ingest",
+            "logging",
+            "lookup",
+            "queue",
+            "roles",
+            "sandbox",
+            "store",
+            "telemetry",
             "upstream",
         ],
     ),

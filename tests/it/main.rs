@@ -32,5 +32,6 @@ mod slow_clients;
 mod stampede;
 mod support;
 mod tls;
+mod traces;
 mod upstream;
 mod webhook_schemes;

@@ -8,6 +8,7 @@ use reqwest::Client;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::support::process::{Ports, Process, configuration};
 use crate::support::tls::{believer, certificates, listener};
@@ -67,7 +68,10 @@ async fn look_up(client: &Client, port: u16, key: &str) -> reqwest::Result<u16> 
     Ok(status)
 }
 
-/// Two callers, one of whose keys is `key`; the webhook's secret is in a file.
+/// How many requests the hasty caller may make per second.
+const HASTY: u32 = 5;
+
+/// Three callers, one of whose keys is `key`; the webhook's secret is in a file.
 fn settings(directory: &Path, ports: &Ports, key: &str) -> String {
     let digest = |key: &str| hex::encode(Sha256::digest(key));
     let (sandbox, webhook) = (ports.sandbox, directory.join("webhook").display().to_string());
@@ -88,9 +92,16 @@ fn settings(directory: &Path, ports: &Ports, key: &str) -> String {
         key_sha256 = "{}"
         tenants = ["10001"]
         fields = ["*"]
+        [[caller]]
+        name = "hasty"
+        key_sha256 = "{}"
+        tenants = ["10001"]
+        fields = ["*"]
+        requests_per_second = {HASTY}
         {}"#,
         digest("steady-key"),
         digest(key),
+        digest("hasty-key"),
         listener("http", directory)
     )
 }
@@ -218,4 +229,27 @@ async fn what_needs_a_restart_is_named_and_the_rest_takes_effect() {
 async fn drain(mut service: Service) {
     service.process.signal("TERM");
     assert_eq!(service.process.ended().await, Some(0), "{}", service.process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_gives_nobody_its_rate_anew() {
+    const RELOADS: u32 = 20;
+    let service = Service::start().await;
+    let client = believer(&[service.path()]).build().unwrap();
+    let (began, mut served) = (Instant::now(), 0);
+    for n in 0..RELOADS {
+        // Until the rate is spent, if this machine is quick enough to spend it.
+        for _ in 0..10 * HASTY {
+            match service.look_up(&client, "hasty-key").await.unwrap() {
+                200 => served += 1,
+                _ => break,
+            }
+        }
+        let changed = settings(service.path(), &service.ports, &format!("key-{n}"));
+        service.reload(&changed, "ok").await;
+    }
+    // A burst, and what has come back since; with each reload a burst it would be many times as much.
+    let most = f64::from(HASTY) * (1.0 + began.elapsed().as_secs_f64());
+    assert!(f64::from(served) <= most.ceil(), "{served} were served, at most {most} fit");
+    drain(service).await;
 }

@@ -13,13 +13,13 @@ use profile_edge::http::listener::limits::Limits;
 use profile_edge::metrics::{Listener, Metrics};
 use profile_edge::shutdown::Shutdown;
 use reqwest::{Client, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::edge::Edge;
 use crate::support::process::Ports;
-use crate::support::tls::believer;
+use crate::support::tls::{self, believer, certificates};
 use crate::support::{PATIENCE, customer, eventually};
 
 const PROFILE: &str = "/api/v1/profile?tenantId=10001&customerId=";
@@ -172,10 +172,29 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_resets_its_requests_as_fast_as_it_makes_them_is_told_to_calm_down() {
+    let edge = Edge::start().await;
+    resets_and_is_told_to_calm_down(TcpStream::connect(edge.public).await.unwrap()).await;
+    assert!(edge.look_up(&customer(1)).await.status == 200);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_resets_its_requests_over_tls_is_told_to_calm_down_too() {
+    let directory = tempfile::tempdir().unwrap();
+    certificates(directory.path());
+    let settings = format!("sandbox.latency = \"0ms\"\n{}", tls::listener("http", directory.path()));
+    let edge = Edge::start_with(&settings).await;
+    resets_and_is_told_to_calm_down(tls::connect(directory.path(), edge.public, "h2").await).await;
+    let client = believer(&[directory.path()]).build().unwrap();
+    let answer = client.get(format!("https://{}{PROFILE}{}", edge.public, customer(1)));
+    assert_eq!(answer.header("X-API-Key", "demo-key").send().await.unwrap().status(), StatusCode::OK);
+    edge.stop().await;
+}
+
+/// Makes and resets requests on a connection until the server goes away, and says for what.
+async fn resets_and_is_told_to_calm_down(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     const GO_AWAY: u8 = 7;
     const ENHANCE_YOUR_CALM: u8 = 11;
-    let edge = Edge::start().await;
-    let mut stream = TcpStream::connect(edge.public).await.unwrap();
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     sent.extend(frame(4, 0, 0, &[]));
     for n in 0..500 {
@@ -192,11 +211,9 @@ async fn a_client_that_resets_its_requests_as_fast_as_it_makes_them_is_told_to_c
         stream.read_exact(&mut payload).await.unwrap();
         if head[3] == GO_AWAY && payload[7] != 0 {
             assert_eq!(payload[7], ENHANCE_YOUR_CALM);
-            break;
+            return;
         }
     }
-    assert!(edge.look_up(&customer(1)).await.status == 200);
-    edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

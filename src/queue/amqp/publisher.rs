@@ -40,7 +40,7 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, interval, timeout_at};
 
-use crate::domain::Event;
+use crate::domain::{Event, Traceparent};
 use crate::queue::{Error, wire};
 use crate::shutdown::Shutdown;
 
@@ -82,7 +82,7 @@ impl Message {
             .with_timestamp(seconds);
         if let Some(traceparent) = &event.traceparent {
             let mut headers = FieldTable::default();
-            headers.insert(TRACEPARENT.into(), AMQPValue::LongString(traceparent.as_str().into()));
+            headers.insert(TRACEPARENT.into(), AMQPValue::LongString(traceparent.to_string().into()));
             properties = properties.with_headers(headers);
         }
         Self {
@@ -91,6 +91,15 @@ impl Message {
             properties,
             body: wire::encode(event),
         }
+    }
+}
+
+/// Returns the trace context that a message's header names, if it is one.
+pub(super) fn traceparent(properties: &BasicProperties) -> Option<Traceparent> {
+    match properties.headers().as_ref()?.inner().get(TRACEPARENT)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.parse().ok(),
+        AMQPValue::ShortString(text) => text.as_str().parse().ok(),
+        _ => None,
     }
 }
 

@@ -23,6 +23,7 @@ use crate::queue::{Error, Payload, wire};
 use super::Shared;
 use super::ledger::Ledger;
 use super::link::{Live, pauses};
+use super::publisher;
 use super::topology;
 
 /// The first rest of an event that came back; doubled with each return.
@@ -187,7 +188,11 @@ impl Pump {
         ledger: &mut Ledger,
     ) {
         let payload = match wire::decode(&delivery.data) {
-            Ok(event) => Payload::Event(Arc::new(event)),
+            Ok(mut event) => {
+                // Who passes messages on may have made itself a part of the trace, in the header only.
+                event.traceparent = publisher::traceparent(&delivery.properties).or(event.traceparent);
+                Payload::Event(Arc::new(event))
+            }
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
         let received_at = match &payload {

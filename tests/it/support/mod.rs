@@ -1,5 +1,6 @@
 //! What the tests start, and how they wait.
 
+pub(crate) mod collector;
 pub(crate) mod edge;
 pub(crate) mod load;
 pub(crate) mod process;

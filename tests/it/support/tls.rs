@@ -1,9 +1,17 @@
 //! Certificates for links that are encrypted, and clients that believe them.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use reqwest::{Certificate, ClientBuilder, Identity};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// A certificate authority, and what it signed for a server and for a client, as PEM files.
 pub(crate) fn certificates(directory: &Path) {
@@ -31,6 +39,20 @@ pub(crate) fn believer(directories: &[&Path]) -> ClientBuilder {
     let authority =
         |directory: &&Path| Certificate::from_pem(&std::fs::read(directory.join("ca.pem")).unwrap()).unwrap();
     reqwest::Client::builder().tls_certs_only(directories.iter().map(authority))
+}
+
+/// A connection to a listener that presents the server of a directory, for a protocol (RFC 7301).
+pub(crate) async fn connect(directory: &Path, listener: SocketAddr, protocol: &str) -> TlsStream<TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.into()];
+    let stream = TcpStream::connect(listener).await.unwrap();
+    let stream = TlsConnector::from(Arc::new(config)).connect(listener.ip().into(), stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol.as_bytes()));
+    stream
 }
 
 /// What the client of a directory presents.

@@ -33,6 +33,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     listeners(config, &mut found);
     redis(config, &mut found);
     amqp(config, &mut found);
+    audit(config, &mut found);
     tenants(config, &mut found);
     callers(config, &mut found);
     demo(config, &mut found);
@@ -175,6 +176,12 @@ fn amqp(config: &Config, found: &mut Vec<Problem>) {
     let path = if amqp.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
     for url in amqp.addresses().iter().flatten() {
         plain_link(config, path, url, "amqps", found);
+    }
+}
+
+fn audit(config: &Config, found: &mut Vec<Problem>) {
+    if let Err(error) = config.audit.validate() {
+        found.push(Problem::new(format!("audit.{}", error.field), error.reason));
     }
 }
 

@@ -30,7 +30,8 @@ use super::held::Held;
 use super::listener::limits::Limits;
 use super::tls;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Names a request, in its answer, in the log and in the audit.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest request id that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
@@ -141,7 +142,12 @@ pub fn wrap(routes: Router, max_in_flight: usize, is_tls: bool, metrics: Arc<Met
 /// correlation id through. One layer for everything: each costs every hit a boxed future and a copy of
 /// the routes' service.
 async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned().unwrap_or_else(fresh_id);
+    let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned();
+    let id = id.unwrap_or_else(|| {
+        let id = fresh_id();
+        request.headers_mut().insert(REQUEST_ID, id.clone());
+        id
+    });
     let mut correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
     if Dialect::is_genesys(request.uri().path()) {
         // Genesys names every request, and so do the bodies of its errors.

@@ -15,7 +15,8 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 20] = [
+const IMPORTS: [(&str, &[&str]); 21] = [
+    ("audit", &["clock", "domain", "metrics", "shutdown"]),
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
@@ -30,13 +31,14 @@ const IMPORTS: [(&str, &[&str]); 20] = [
     ("queue", &["clock", "domain", "metrics", "shutdown", "tls"]),
     ("upstream", &["clock", "domain", "metrics", "shutdown"]),
     ("ingest", &["clock", "domain", "metrics", "queue", "reload"]),
-    ("consumer", &["clock", "domain", "faults", "metrics", "queue", "shutdown", "store"]),
+    ("consumer", &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "store"]),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "store", "upstream"]),
     ("operate", &["clock", "domain", "queue", "store"]),
     ("sandbox", &["clock", "domain", "shutdown"]),
     (
         "http",
         &[
+            "audit",
             "clock",
             "domain",
             "ingest",
@@ -53,7 +55,7 @@ const IMPORTS: [(&str, &[&str]); 20] = [
     (
         "config",
         &[
-            "consumer", "domain", "http", "ingest", "logging", "lookup", "queue", "roles", "sandbox", "store",
+            "audit", "consumer", "domain", "http", "ingest", "logging", "lookup", "queue", "roles", "sandbox", "store",
             "upstream",
         ],
     ),

@@ -1,5 +1,6 @@
 //! `[audit]`.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use zeroize::Zeroizing;
 use crate::domain::Secret;
 
 use super::chain::Hasher;
+
+/// How many records may wait, at least and at most.
+const BUFFERS: RangeInclusive<usize> = 16..=1_000_000;
 
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,6 +32,8 @@ pub struct Config {
     pub key: Option<Secret>,
     /// Whether what cannot be recorded is refused.
     pub strict: bool,
+    /// How many records may wait to be written.
+    pub buffer: usize,
     /// When the file sink makes records durable.
     pub fsync: Fsync,
     /// How large the file may become before the next one is begun.
@@ -91,6 +97,9 @@ impl Config {
         }
         if self.max_bytes < ByteSize::kib(64) {
             return Err(ConfigError { field: "max_bytes", reason: "must be at least 64KiB" });
+        }
+        if !BUFFERS.contains(&self.buffer) {
+            return Err(ConfigError { field: "buffer", reason: "must be from 16 to 1000000" });
         }
         if self.sink == Sink::None && self.strict {
             return Err(ConfigError { field: "strict", reason: "needs a sink: \"stdout\" or \"file\"" });

@@ -59,9 +59,6 @@ pub use record::{Applied, Decision, DeniedWebhook, Lookup, Operation, Reason, Re
 use shared::Shared;
 use writer::Waiting;
 
-/// How many records may wait for the writer.
-const CAPACITY: usize = 16_384;
-
 /// How long an event waits for its record, and in strict mode a lookup.
 const PATIENCE: Duration = Duration::from_millis(500);
 

@@ -19,7 +19,7 @@ use super::record::Note;
 use super::shared::Shared;
 use super::sinks::{self, Stdout};
 use super::writer::Writer;
-use super::{Audit, CAPACITY, Desk};
+use super::{Audit, Desk};
 
 /// The audit cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ pub(super) fn start(
     metrics: &Arc<Metrics>,
     tasks: &Shutdown,
 ) -> Result<Audit, Error> {
-    let (entries, receiver) = sync_channel(CAPACITY);
+    let (entries, receiver) = sync_channel(config.buffer);
     let shared = Arc::new(Shared::new(Arc::clone(metrics)));
     let Beginning { sink, chain, notes, recent } = beginning;
     let writer = Writer {

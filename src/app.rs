@@ -6,21 +6,22 @@
 //! Start: bind every listener (a port in use is found before anything has happened) → queue, store,
 //! upstream → flows → serve → take events → ready. Stop, under one deadline (`shutdown.deadline`):
 //! unready → accept nothing more → finish what is under way, applied events and fetches included → close
-//! the queue, last, so that everything that was settled stays settled. In between, [`App::reload`] changes who may
+//! the queue, so that everything that was settled stays settled → write the last audit record. In between, [`App::reload`] changes who may
 //! come in, without a stop.
 
+mod probe;
 mod reload;
 mod sandboxed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
+use crate::audit::{self, Audit};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::consumer::losses::Losses;
@@ -46,11 +47,9 @@ use crate::shutdown::{Controller, Shutdown};
 use crate::store::Lifetimes;
 use crate::{queue, store, upstream};
 
+use probe::{PROBE_EVERY, Probe};
 use reload::Doors;
 use sandboxed::{open_backstage, start_sandbox};
-
-/// How often dependencies are probed and gauges refreshed.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// How many connections the admin listener may have open: operators, scrapers and probes are few.
 const ADMIN_CONNECTIONS: usize = 512;
@@ -68,6 +67,8 @@ pub struct App {
     flows: Controller,
     queue: Option<queue::open::Opened>,
     queue_tasks: Controller,
+    audit: Audit,
+    audit_tasks: Controller,
     doors: Doors,
     /// What it counts.
     pub metrics: Arc<Metrics>,
@@ -87,6 +88,9 @@ pub enum Error {
     /// The store could not be opened.
     #[error("the store could not be opened: {0}")]
     Store(#[from] store::Error),
+    /// The audit could not begin.
+    #[error(transparent)]
+    Audit(#[from] audit::open::Error),
     /// A tenant's upstream is misconfigured.
     #[error(transparent)]
     Upstream(#[from] upstream::open::ConfigError),
@@ -111,6 +115,7 @@ struct Ground {
     hashers: Vec<KeyHasher>,
     clock: SharedClock,
     metrics: Arc<Metrics>,
+    audit: Audit,
     faults: Faults,
     shutdown: Shutdown,
     readiness: Arc<Readiness>,
@@ -131,6 +136,7 @@ impl App {
         let admin = serve::bind(config.admin.listen, "admin.listen").await?;
         let (flows, shutdown) = Shutdown::new();
         let (queue_tasks, queue_shutdown) = Shutdown::new();
+        let (audit_tasks, audit_shutdown) = Shutdown::new();
         let (metrics, clock) = (Metrics::of(config.roles), SystemClock::shared());
         let (public_addr, admin_addr) = (addr(&public), addr(&admin));
         let backstage = open_backstage(&config).await?;
@@ -142,6 +148,7 @@ impl App {
             queue: open_queue(&config, &clock, &queue_shutdown, &metrics).await?,
             store: open_store(&config, &clock, &metrics, &shutdown).await?,
             readiness: Arc::new(Readiness::starting(config.roles)),
+            audit: audit::open::open(&config.audit, &clock, &metrics, &audit_shutdown)?,
             config,
             clock,
             metrics,
@@ -172,6 +179,8 @@ impl App {
             flows,
             queue: ground.queue,
             queue_tasks,
+            audit: ground.audit,
+            audit_tasks,
             doors: ground.doors,
             metrics: ground.metrics,
             config: ground.config,
@@ -197,7 +206,10 @@ impl App {
         // Closing is bounded by itself; its tasks get a moment even when the flows took all of the time.
         let left = until.saturating_duration_since(Instant::now()).max(PROBE_EVERY);
         let queue_ended = self.queue_tasks.drain(left).await;
-        let finished = flows_ended && closed.is_ok() && queue_ended;
+        self.audit.close();
+        let left = until.saturating_duration_since(Instant::now()).max(PROBE_EVERY);
+        let audit_ended = self.audit_tasks.drain(left).await;
+        let finished = flows_ended && closed.is_ok() && queue_ended && audit_ended;
         tracing::info!(finished, "stopped");
         finished
     }
@@ -235,7 +247,7 @@ impl Ground {
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),
             );
-            routes = routes.merge(webhooks::routes(Arc::new(ingest), max_body));
+            routes = routes.merge(webhooks::routes(Arc::new(ingest), self.audit.clone(), max_body));
         }
         let mut lookups = None;
         if roles.lookup {
@@ -243,6 +255,7 @@ impl Ground {
             let profiles = Arc::new(Profiles {
                 lookup,
                 door: Arc::clone(&door),
+                audit: self.audit.clone(),
                 hasher: self.hasher(),
                 clock: Arc::clone(&self.clock),
                 max_body,
@@ -270,6 +283,7 @@ impl Ground {
                 queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
                 clock: Arc::clone(&self.clock),
             },
+            audit: self.audit.clone(),
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
             key: self.doors.admin_key.clone(),
@@ -302,6 +316,7 @@ impl Ground {
             queue: Arc::clone(&queue.queue),
             store: Arc::clone(&self.store.store),
             probe: Arc::clone(&self.store.inspect),
+            audit: self.audit.clone(),
             concurrency: self.config.consumer.concurrency,
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
@@ -324,47 +339,17 @@ impl Ground {
             standing,
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
+            audit: self.audit.clone(),
             store: Arc::clone(&self.store.inspect),
             queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
         };
         probe.ask().await;
-        let shutdown = self.shutdown.clone();
-        self.shutdown.spawn(async move {
-            let mut ticks = interval(PROBE_EVERY);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    () = shutdown.requested() => return,
-                    _ = ticks.tick() => probe.ask().await,
-                }
-            }
-        });
+        self.shutdown.spawn(probe.run(self.shutdown.clone()));
     }
 
     /// The scheme that lookups use: the present one.
     fn hasher(&self) -> KeyHasher {
         self.hashers.first().cloned().unwrap_or(KeyHasher::Sha256)
-    }
-}
-
-/// Asks the dependencies how they are.
-struct Probe {
-    standing: upstream::open::Standing,
-    readiness: Arc<Readiness>,
-    metrics: Arc<Metrics>,
-    store: Arc<dyn store::Inspect>,
-    queue: Option<Arc<dyn queue::Queue>>,
-}
-
-impl Probe {
-    async fn ask(&self) {
-        self.readiness.store(self.store.ping().await.is_ok(), &self.metrics);
-        if let Some(queue) = &self.queue {
-            self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
-        }
-        let refusals = self.standing.refusals().into_iter();
-        self.readiness.upstreams(refusals.map(|(tenant, reason)| (tenant.to_string(), reason.to_string())));
-        self.metrics.upkeep();
     }
 }
 

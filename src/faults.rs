@@ -9,7 +9,9 @@
 pub enum Fault {
     /// The consumer holds a delivery before applying it.
     PauseBeforeApply,
-    /// The consumer holds a delivery after applying it, before acknowledging it.
+    /// The consumer holds a delivery after applying it, before recording it in the audit.
+    PauseBeforeAudit,
+    /// The consumer holds a delivery after recording it, before acknowledging it.
     PauseBeforeAck,
     /// A lookup that leads holds after its fetch, before its fill.
     PauseBeforeFill,
@@ -19,14 +21,20 @@ pub enum Fault {
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Self; 4] =
-        [Self::PauseBeforeApply, Self::PauseBeforeAck, Self::PauseBeforeFill, Self::FillWithoutLease];
+    pub const ALL: [Self; 5] = [
+        Self::PauseBeforeApply,
+        Self::PauseBeforeAudit,
+        Self::PauseBeforeAck,
+        Self::PauseBeforeFill,
+        Self::FillWithoutLease,
+    ];
 
     /// Returns the name by which it is armed from outside.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PauseBeforeApply => "PauseBeforeApply",
+            Self::PauseBeforeAudit => "PauseBeforeAudit",
             Self::PauseBeforeAck => "PauseBeforeAck",
             Self::PauseBeforeFill => "PauseBeforeFill",
             Self::FillWithoutLease => "FillWithoutLease",

@@ -4,6 +4,7 @@
 //! `ingest → queue → consumer → store`, and `lookup → store → upstream → store`.
 
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;

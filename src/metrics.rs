@@ -121,6 +121,14 @@ labels!(
     }
 );
 labels!(
+    /// What became of an audit record.
+    AuditOutcome {
+        Written = "written", Dropped = "dropped",
+        /// Strict mode: what it is about was refused.
+        Refused = "refused",
+    }
+);
+labels!(
     /// A listener.
     Listener { Public = "public", Admin = "admin" }
 );
@@ -257,6 +265,8 @@ catalogue! {
     fills: counter "fills_total" ["outcome": FillOutcome] = "Fills by outcome.";
     refreshes: counter "refreshes_total" ["cause": RefreshCause] = "Fetches in the background, by cause.";
     dead_letters: gauge "dead_letters" = "Dead letters kept by the queue.";
+    audit_records: counter "audit_records_total" ["outcome": AuditOutcome] = "Audit records by outcome.";
+    audit_up: gauge "audit_up" = "1 when the audit's sink takes records, else 0.";
     auth_failures: counter "auth_failures_total" ["door": Door] = "Requests turned away for a missing or wrong credential.";
     connections: gauge "connections" ["listener": Listener] = "Open connections of clients.";
     connections_ended: counter "connections_ended_total" ["listener": Listener, "reason": ConnectionEnd] = "Connections of clients that ended, by reason.";

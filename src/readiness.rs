@@ -33,6 +33,7 @@ pub struct Readiness {
     phase: AtomicU8,
     store_up: AtomicBool,
     queue_up: AtomicBool,
+    audit_up: AtomicBool,
     refused: Mutex<BTreeMap<String, String>>,
 }
 
@@ -42,7 +43,7 @@ impl Readiness {
     pub fn starting(roles: Roles) -> Self {
         let up = || AtomicBool::new(true);
         let (phase, refused) = (AtomicU8::new(Phase::Starting as u8), Mutex::default());
-        Self { roles, phase, store_up: up(), queue_up: up(), refused }
+        Self { roles, phase, store_up: up(), queue_up: up(), audit_up: up(), refused }
     }
 
     /// Enters the next phase; phases never go back.
@@ -72,6 +73,12 @@ impl Readiness {
         metrics.queue_up.set(f64::from(u8::from(up)));
     }
 
+    /// Notes whether the audit's sink takes records; whoever found out has logged it.
+    pub fn audit(&self, up: bool, metrics: &Metrics) {
+        self.audit_up.store(up, Ordering::Release);
+        metrics.audit_up.set(f64::from(u8::from(up)));
+    }
+
     /// Notes the tenants whose Genesys may not be asked, and why; whoever found out has logged it.
     pub fn upstreams(&self, refused: impl IntoIterator<Item = (String, String)>) {
         let named = refused.into_iter().map(|(tenant, reason)| (format!("upstream:{tenant}"), reason));
@@ -93,6 +100,9 @@ impl Readiness {
         }
         if self.roles.use_the_queue() && !self.queue_up.load(Ordering::Acquire) {
             down.push("queue");
+        }
+        if !self.audit_up.load(Ordering::Acquire) {
+            down.push("audit");
         }
         down
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 
+use crate::audit::{Operation, Record};
 use crate::config::{Config, Errors};
 use crate::domain::TenantId;
 use crate::http::callers::Callers;
@@ -48,6 +49,9 @@ impl App {
             changed.and_then(|next| self.doors.change(&self.config, &next).map_err(|error| error.to_string()));
         let outcome = if changed.is_ok() { Outcome::Ok } else { Outcome::Error };
         self.metrics.config_reloads.with(outcome).increment(1);
+        let outcome = if changed.is_ok() { "ok" } else { "error" };
+        let operation = Operation { request: None, action: "reload", outcome, tenant: None, key: None, event: None };
+        self.audit.record(Record::Operator(operation));
         match &changed {
             Ok(left) if left.is_empty() => tracing::info!("the configuration was read again"),
             Ok(left) => {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use url::Url;
 
+use crate::audit::chain::RecordHash;
 use crate::logging::{self, Format, Level};
 
 /// Edge cache for Genesys Cloud customer profiles with event-driven invalidation.
@@ -56,6 +57,9 @@ pub(super) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Checks the record of who saw what.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Tells what could not be applied, and why.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -77,6 +81,25 @@ pub(super) enum DeadLetters {
         id: String,
         #[command(flatten)]
         service: ServiceArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AuditCommand {
+    /// Checks that no record was changed, removed or moved; exits 1 and names the first line that is not in order.
+    Verify {
+        /// The files, oldest first: audit.jsonl.* audit.jsonl.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// The hash of a record that must be there, as the log told it: finds what was cut off at the end.
+        #[arg(long, value_name = "HASH")]
+        expect_head: Option<RecordHash>,
+        /// Where audit.key is configured.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// One JSON object on a line.
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -1,9 +1,10 @@
 //! The command line: parse, load the configuration, call the one thing that was asked for.
 //!
-//! Exit codes: 0, also after a clean drain; 64 configuration or usage error; 69 a needed dependency is
+//! Exit codes: 0, also after a clean drain; 1 what was checked is not in order; 64 configuration or usage error; 69 a needed dependency is
 //! unavailable; 70 internal, also a drain that met its deadline.
 
 mod args;
+mod audit;
 mod run;
 
 use std::io::{Read, Write};
@@ -25,13 +26,15 @@ use crate::operate::trust::{Tls, Trust};
 use crate::sandbox::{Options, Sandbox, Webhook};
 use crate::shutdown::{Shutdown, asked_to_stop};
 
-use args::{Args, Command, ConfigArgs, DeadLetters, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
+use args::{Args, AuditCommand, Command, ConfigArgs, DeadLetters, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
 
 /// Why a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// All is well.
     Ok,
+    /// What was checked is not in order.
+    NotInOrder,
     /// The configuration or the command line is at fault.
     Usage,
     /// Something that is needed does not answer.
@@ -45,6 +48,7 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {
             Exit::Ok => 0,
+            Exit::NotInOrder => 1,
             Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Internal => 70,
@@ -88,6 +92,10 @@ async fn command(args: Args) -> Exit {
         Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Inspect(target) => operate(target, None).await,
         Command::Invalidate { target, force } => operate(target, Some(force)).await,
+        Command::Audit(AuditCommand::Verify { files, expect_head, config, json }) => match load(&config, None) {
+            Ok(loaded) => audit::verify(&files, loaded.config.audit.hasher(), expect_head, json),
+            Err(exit) => exit,
+        },
         Command::DeadLetters(command) => dead_letters(command).await,
     }
 }

@@ -120,7 +120,7 @@ where
 fn exit_of(error: &app::Error) -> Exit {
     match error {
         app::Error::Queue(queue::Error::Misconfigured { .. }) => Exit::Usage,
-        app::Error::Bind(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
+        app::Error::Bind(_) | app::Error::Audit(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
         app::Error::Upstream(_)
         | app::Error::Webhook(_)
         | app::Error::Caller(_)

@@ -8,7 +8,7 @@ use crate::domain::TenantId;
 use crate::http::{callers, serve};
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
+use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
 
 use super::{Config, DemoConfig, KeysConfig, SecurityConfig, Settings, ShutdownConfig, Tenant};
 
@@ -39,6 +39,7 @@ pub(super) struct File {
     upstream: upstream::open::Config,
     lookup: lookup::Config,
     consumer: consumer::Config,
+    audit: audit::Config,
     sandbox: sandbox::Config,
     telemetry: telemetry::Config,
     demo: DemoConfig,
@@ -91,6 +92,7 @@ impl File {
             upstream: self.upstream,
             lookup: self.lookup,
             consumer: self.consumer,
+            audit: self.audit,
             sandbox: self.sandbox,
             telemetry: self.telemetry,
             demo: self.demo,

@@ -28,7 +28,7 @@ use crate::domain::{KeyHasher, Secret, TenantId};
 use crate::http::{callers, serve};
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
+use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
 
 pub use de::Problem;
 pub use report::Report;
@@ -78,6 +78,8 @@ pub struct Config {
     pub lookup: lookup::Config,
     /// `[consumer]`.
     pub consumer: consumer::Config,
+    /// `[audit]`.
+    pub audit: audit::Config,
     /// `[sandbox]`.
     pub sandbox: sandbox::Config,
     /// `[telemetry]`.
@@ -212,16 +214,12 @@ pub fn from_toml(text: &str) -> Result<Loaded, Errors> {
 fn compose(file: Option<Node>, env: &HashMap<String, String>) -> Result<Loaded, Errors> {
     let built_in = |text, origin| Node::parse(text, &origin).map_err(|reason| Errors(vec![Problem::new("", reason)]));
     let mut tree = built_in(DEFAULTS, Origin::Default)?;
+    let is_demo = file.as_ref().and_then(|file| file.get("tenant")).is_none();
+    if is_demo {
+        tree.overlay(built_in(DEMO, Origin::Demo)?);
+    }
     if let Some(file) = file {
         tree.overlay(file);
-    }
-    let is_demo = tree.get("tenant").is_none();
-    if is_demo {
-        let own_callers = tree.get("caller").cloned();
-        tree.overlay(built_in(DEMO, Origin::Demo)?);
-        if let Some(callers) = own_callers {
-            tree.set_member("caller", callers);
-        }
     }
     for (name, value) in env {
         if let Some(path) = name.strip_prefix(ENV_PREFIX) {

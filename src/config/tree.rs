@@ -111,13 +111,6 @@ impl Node {
         self.overlay(nested);
     }
 
-    /// Puts a member into a table, in place of what is there.
-    pub(super) fn set_member(&mut self, key: &str, node: Self) {
-        if let Self::Table(table) = self {
-            table.insert(key.to_owned(), node);
-        }
-    }
-
     /// Returns the node at a path such as `tenant[0].upstream.region`, or the nearest above it.
     #[must_use]
     pub(super) fn find(&self, path: &str) -> Option<&Self> {

@@ -33,6 +33,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     listeners(config, &mut found);
     redis(config, &mut found);
     amqp(config, &mut found);
+    audit(config, &mut found);
     tenants(config, &mut found);
     callers(config, &mut found);
     demo(config, &mut found);
@@ -185,6 +186,12 @@ fn telemetry(config: &Config, found: &mut Vec<Problem>) {
     }
     if let Some(endpoint) = &config.telemetry.endpoint {
         plain_link(config, "telemetry.endpoint", endpoint, "https", found);
+    }
+}
+
+fn audit(config: &Config, found: &mut Vec<Problem>) {
+    if let Err(error) = config.audit.validate() {
+        found.push(Problem::new(format!("audit.{}", error.field), error.reason));
     }
 }
 

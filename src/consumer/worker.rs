@@ -8,8 +8,9 @@
 //! or redelivered more than [`MAX_REDELIVERIES`] times and refused, alone, by a store that answers a
 //! probe): dead-lettered with the reason.
 //!
-//! Effect first, acknowledgement second: a crash in between redelivers the event, and the store
-//! answers `Duplicate`.
+//! Effect, then its record in the audit, then the acknowledgement: a crash in between redelivers the event, the store
+//! answers `Duplicate`, and the audit knows whether the record is there. Where the audit must have every record
+//! (`audit.strict`) and takes none, the worker waits for it as it does for the store.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::audit::{self, Applied, Audit};
 use crate::clock::SharedClock;
 use crate::domain::{Event, Timestamp};
 use crate::faults::{Fault, Faults};
@@ -48,6 +50,8 @@ pub struct Worker {
     pub concurrency: usize,
     /// The wall clock, for the lag metric.
     pub clock: SharedClock,
+    /// Where applied events are recorded.
+    pub audit: Audit,
     /// Where to count.
     pub metrics: Arc<Metrics>,
     /// Says when to drain; tracks the deliveries.
@@ -60,7 +64,8 @@ pub struct Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Shutdown,
-    StoreDown,
+    /// The store, or an audit that must not miss anything.
+    Blocked,
     QueueClosed,
 }
 
@@ -82,7 +87,7 @@ impl Worker {
             };
             match ended {
                 Ended::Shutdown => return,
-                Ended::StoreDown => worker.wait_for_store().await,
+                Ended::Blocked => worker.wait_until_unblocked().await,
                 Ended::QueueClosed => worker.pause(&mut backoff).await,
             }
             if worker.shutdown.is_requested() {
@@ -94,21 +99,21 @@ impl Worker {
     /// Takes deliveries until something ends it; returns when all that were taken are settled.
     async fn take(self: &Arc<Self>, subscription: &mut dyn Subscription) -> Ended {
         let permits = Arc::new(Semaphore::new(self.concurrency));
-        let store_down = CancellationToken::new();
+        let blocked = CancellationToken::new();
         // Once for all deliveries: to listen takes a lock.
-        let (mut shutdown, mut down) = (pin!(self.shutdown.requested()), pin!(store_down.cancelled()));
+        let (mut shutdown, mut down) = (pin!(self.shutdown.requested()), pin!(blocked.cancelled()));
         let ended = loop {
             let delivery = tokio::select! {
                 biased;
                 () = &mut shutdown => break Ended::Shutdown,
-                () = &mut down => break Ended::StoreDown,
+                () = &mut down => break Ended::Blocked,
                 taken = self.next(subscription, &permits) => taken,
             };
             let Some((permit, delivery)) = delivery else { break Ended::QueueClosed };
-            let (worker, store_down) = (Arc::clone(self), store_down.clone());
+            let (worker, blocked) = (Arc::clone(self), blocked.clone());
             self.shutdown.spawn(async move {
                 let _permit = permit;
-                worker.handle(delivery, &store_down).await;
+                worker.handle(delivery, &blocked).await;
             });
         };
         // All permits back: nothing is under way any more. The drain's deadline bounds this wait.
@@ -126,7 +131,7 @@ impl Worker {
         Some((permit, subscription.next().await?))
     }
 
-    async fn handle(&self, delivery: Delivery, store_down: &CancellationToken) {
+    async fn handle(&self, delivery: Delivery, blocked: &CancellationToken) {
         let _in_flight = in_progress(&self.metrics.consumer_in_flight);
         match delivery.payload() {
             Payload::Undecodable(undecodable) => {
@@ -145,7 +150,7 @@ impl Worker {
             Payload::Event(event) => {
                 let event = Arc::clone(event);
                 let span = spans::apply(&event, delivery.redelivered(), delivery.is_replayed());
-                if let Err(error) = self.handle_event(&event, delivery, store_down).instrument(span).await {
+                if let Err(error) = self.handle_event(&event, delivery, blocked).instrument(span).await {
                     let (id, tenant, keys) = (&event.id, &event.tenant, &event.keys);
                     tracing::warn!(event = %id, %tenant, ?keys, %error, "an event could not be settled, it will come again");
                 }
@@ -155,15 +160,21 @@ impl Worker {
 
     async fn handle_event(
         &self,
-        event: &Event,
+        event: &Arc<Event>,
         delivery: Delivery,
-        store_down: &CancellationToken,
+        blocked: &CancellationToken,
     ) -> Result<(), queue::Error> {
         self.faults.point(Fault::PauseBeforeApply).await;
         let (replayed, taken_at) = (delivery.is_replayed(), self.clock.now());
         match apply(self.store.as_ref(), event, replayed).await {
             Ok(verdict) => {
                 self.count_verdict(event, verdict, taken_at);
+                self.faults.point(Fault::PauseBeforeAudit).await;
+                if let Err(error) = self.record(event, verdict, replayed).await {
+                    tracing::debug!(event = %event.id, tenant = %event.tenant, %error, "the audit takes no records");
+                    blocked.cancel();
+                    return delivery.retry().await;
+                }
                 self.faults.point(Fault::PauseBeforeAck).await;
                 delivery.ack().await
             }
@@ -177,9 +188,9 @@ impl Worker {
             Err(error) => {
                 self.count(event, ConsumerOutcome::Retried);
                 if matches!(error, store::Error::Unavailable { .. }) {
-                    // Told once, for all events: see `wait_for_store`.
+                    // Told once, for all events: see `wait_until_unblocked`.
                     tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store is down");
-                    store_down.cancel();
+                    blocked.cancel();
                 } else {
                     tracing::warn!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "an event was refused, it will come again");
                 }
@@ -195,6 +206,17 @@ impl Worker {
         redelivered > MAX_REDELIVERIES
             && self.probe.ping().await.is_ok()
             && matches!(apply(self.store.as_ref(), event, replayed).await, Err(store::Error::Rejected { .. }))
+    }
+
+    /// Records what an event came to, and waits for that.
+    async fn record(&self, event: &Arc<Event>, verdict: Verdict, replayed: bool) -> Result<(), audit::Unrecorded> {
+        let verdict = match verdict {
+            Verdict::Applied => audit::Verdict::Applied,
+            Verdict::Outrun => audit::Verdict::Outrun,
+            Verdict::Duplicate => audit::Verdict::Duplicate,
+        };
+        let applied = Applied { event: Arc::clone(event), verdict, replayed };
+        self.audit.settle(audit::Record::Event(applied)).await
     }
 
     fn count_verdict(&self, event: &Event, verdict: Verdict, taken_at: Timestamp) {
@@ -216,16 +238,24 @@ impl Worker {
         self.metrics.consumer_events.with(event.kind).with(outcome).increment(1);
     }
 
-    async fn wait_for_store(&self) {
-        tracing::warn!("the store is down, no events are taken until it answers");
+    async fn wait_until_unblocked(&self) {
+        if self.may_record() {
+            tracing::warn!("the store is down, no events are taken until it answers");
+        } else {
+            tracing::warn!("the audit takes no records, no events are taken until it does");
+        }
         let mut backoff = supervisor_backoff();
         while !self.shutdown.is_requested() {
             self.pause(&mut backoff).await;
-            if self.probe.ping().await.is_ok() {
-                tracing::info!("the store answers again, events are taken");
+            if self.may_record() && self.probe.ping().await.is_ok() {
+                tracing::info!("store and audit work, events are taken again");
                 return;
             }
         }
+    }
+
+    fn may_record(&self) -> bool {
+        !self.audit.is_strict() || self.audit.works()
     }
 
     async fn pause(&self, backoff: &mut ExponentialBackoff) {

@@ -47,7 +47,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Caller {
     /// Its configured name.
-    pub name: String,
+    pub name: Arc<str>,
     /// The fields it may see.
     pub fields: FieldSet,
     /// Its rate, if it has one.
@@ -61,7 +61,7 @@ pub struct Caller {
 #[derive(Debug)]
 pub struct Callers {
     by_key: HashMap<KeyDigest, Arc<Caller>>,
-    by_name: HashMap<String, Arc<Caller>>,
+    by_name: HashMap<Arc<str>, Arc<Caller>>,
 }
 
 /// The SHA-256 of a key; compared in constant time.
@@ -135,11 +135,11 @@ impl Callers {
                 let running = running.filter(|rate| rate.quota() == requests.get());
                 running.map_or_else(|| Arc::new(Rate::per_second(requests)), Arc::clone)
             });
-            let caller = Arc::new(Caller { name: config.name.clone(), fields, rate, key, tenants });
+            let caller = Arc::new(Caller { name: config.name.as_str().into(), fields, rate, key, tenants });
             if callers.by_key.insert(caller.key, Arc::clone(&caller)).is_some() {
                 return Err(invalid("key_sha256", "another caller has the same key"));
             }
-            if callers.by_name.insert(caller.name.clone(), caller).is_some() {
+            if callers.by_name.insert(Arc::clone(&caller.name), caller).is_some() {
                 return Err(invalid("name", "another caller has the same name"));
             }
         }
@@ -228,8 +228,8 @@ pub(super) mod tests {
     #[test]
     fn a_caller_is_found_by_its_key_and_by_nothing_like_it() {
         let callers = Callers::new(&[config("a", "one"), config("b", "other")]).unwrap();
-        assert_eq!(callers.with_key(b"one").unwrap().name, "a");
-        assert_eq!(callers.with_key(b"other").unwrap().name, "b");
+        assert_eq!(&*callers.with_key(b"one").unwrap().name, "a");
+        assert_eq!(&*callers.with_key(b"other").unwrap().name, "b");
         let digest = config("a", "one").key_sha256;
         for wrong in [b"".as_slice(), b"onf", b"one ", b"ONE", digest.as_bytes()] {
             assert!(callers.with_key(wrong).is_none());

@@ -20,9 +20,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use tracing::Instrument;
 
-use crate::domain::{CustomerId, TenantId};
-use crate::lookup::Outcome;
+use crate::audit::Reason;
+use crate::domain::{CustomerId, Shown, TenantId};
 use crate::lookup::visibility::FieldSet;
+use crate::lookup::{Answer, Outcome};
+use crate::metrics::LookupResult;
 use crate::spans;
 use crate::upstream::Expand;
 
@@ -30,6 +32,7 @@ use super::cache_status;
 use super::callers::Caller;
 use super::error::{Dialect, ErrorBody, Problem};
 use super::profiles::Profiles;
+use super::trail::Trail;
 
 const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 
@@ -81,22 +84,34 @@ pub(super) async fn contact(State(profiles): State<Arc<Profiles>>, request: Requ
         return response;
     }
     let headers = request.headers();
-    let admitted = match profiles.door.admit(headers) {
-        Ok(admitted) => admitted,
-        Err(problem) => return problem.told_in(&dialect),
+    let mut trail = Trail::begin(&profiles, headers);
+    let (answer, allowance) = match trail.admit() {
+        Err(problem) => (Err(problem), None),
+        Ok(admitted) => {
+            let answer = profiles.contact(&admitted.caller, headers, request.uri(), &mut trail).await;
+            (answer, admitted.allowance)
+        }
     };
-    let answer = profiles.contact(&admitted.caller, headers, request.uri()).await;
-    let mut response = answer.unwrap_or_else(|problem| problem.told_in(&dialect));
-    if let Some(allowance) = admitted.allowance {
+    let mut response = trail.end(answer).await.unwrap_or_else(|problem| problem.told_in(&dialect));
+    if let Some(allowance) = allowance {
         allowance.show(response.headers_mut());
     }
     response
 }
 
 impl Profiles {
-    async fn contact(&self, caller: &Caller, headers: &HeaderMap, uri: &http::Uri) -> Result<Response, Problem> {
+    async fn contact(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        uri: &http::Uri,
+        trail: &mut Trail<'_>,
+    ) -> Result<Response, Problem> {
         let asked = Asked::read(caller, headers, uri)?;
-        authorize(caller, &asked)?;
+        if let Err(reason) = authorize(caller, &asked) {
+            trail.denied(reason, &asked.tenant, &asked.customer);
+            return Err(forbidden());
+        }
         let Asked { tenant, customer, expand } = &asked;
         let span = spans::lookup(headers, tenant, &caller.name);
         let answer = match expand {
@@ -104,7 +119,10 @@ impl Profiles {
             Some(expand) => self.lookup.get_expanded(tenant, customer, expand).instrument(span.clone()).await,
         };
         let answer = answer.ok_or_else(forbidden)?;
-        self.tell(&span, tenant, customer, &answer);
+        self.trace(&span, tenant, customer, &answer);
+        let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        let found = matches!(&answer, Ok(answer) if matches!(answer.outcome, Outcome::Found(_)));
+        trail.allowed(result, if found { Shown::All } else { Shown::Nothing }, tenant, customer);
         let answer = answer.map_err(|failure| self.refuse(&failure, tenant, customer, caller))?;
         let mut response = match &answer.outcome {
             Outcome::Found(found) => {
@@ -150,10 +168,11 @@ fn tenant(caller: &Caller, headers: &HeaderMap) -> Result<TenantId, Problem> {
     }
 }
 
-fn authorize(caller: &Caller, asked: &Asked) -> Result<(), Problem> {
+fn authorize(caller: &Caller, asked: &Asked) -> Result<(), Reason> {
     match caller.fields {
         FieldSet::All if caller.may_read(&asked.tenant) => Ok(()),
-        FieldSet::All | FieldSet::Only(_) => Err(forbidden()),
+        FieldSet::All => Err(Reason::Tenant),
+        FieldSet::Only(_) => Err(Reason::Fields),
     }
 }
 

@@ -40,6 +40,15 @@ pub struct Admitted {
     pub allowance: Option<Allowance>,
 }
 
+/// A request that is not let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TurnedAway {
+    /// What it is told.
+    pub problem: Problem,
+    /// The name of its caller, if that has proved itself.
+    pub caller: Option<Arc<str>>,
+}
+
 /// A token for a caller that has proved itself.
 #[derive(Debug)]
 pub struct Granted {
@@ -77,18 +86,19 @@ impl Door {
     /// # Errors
     ///
     /// 401, in the same words whatever was missing or wrong; 429 when the caller's rate is spent.
-    pub fn admit(&self, headers: &HeaderMap) -> Result<Admitted, Problem> {
+    pub fn admit(&self, headers: &HeaderMap) -> Result<Admitted, TurnedAway> {
         let Some(caller) = self.authenticate(headers) else {
             self.metrics.auth_failures.with(metrics::Door::Lookup).increment(1);
-            return Err(Problem::new(
+            let problem = Problem::new(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
                 "a valid caller key or token is needed, in X-API-Key or in Authorization",
-            ));
+            );
+            return Err(TurnedAway { problem, caller: None });
         };
         let allowance = match &caller.rate {
             None => None,
-            Some(rate) => Some(rate.spend().map_err(|spent| self.over_rate(spent))?),
+            Some(rate) => Some(rate.spend().map_err(|spent| self.over_rate(&caller, spent))?),
         };
         Ok(Admitted { caller, allowance })
     }
@@ -127,11 +137,12 @@ impl Door {
         }
     }
 
-    fn over_rate(&self, spent: Spent) -> Problem {
+    fn over_rate(&self, caller: &Caller, spent: Spent) -> TurnedAway {
         self.metrics.lookup_throttled.increment(1);
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_exceeded", "too many requests of this caller per second")
-            .retry_after(spent.retry_after)
-            .allowance(spent.allowance)
+        let detail = "too many requests of this caller per second";
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_exceeded", detail);
+        let problem = problem.retry_after(spent.retry_after).allowance(spent.allowance);
+        TurnedAway { problem, caller: Some(Arc::clone(&caller.name)) }
     }
 }
 
@@ -219,7 +230,7 @@ mod tests {
     }
 
     fn who(door: &Door, pairs: &[(&'static str, &str)]) -> Option<String> {
-        door.admit(&headers(pairs)).ok().map(|admitted| admitted.caller.name.clone())
+        door.admit(&headers(pairs)).ok().map(|admitted| admitted.caller.name.to_string())
     }
 
     #[test]
@@ -290,7 +301,8 @@ mod tests {
         let door = door(&[slow, config("quick", "q")]);
         let come = |key| door.admit(&headers(&[("x-api-key", key)]));
         let refused = std::iter::repeat_with(|| come("s")).take(1000).find_map(Result::err).unwrap();
-        assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.problem.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.caller.as_deref(), Some("slow"));
         assert!(come("q").unwrap().allowance.is_none());
     }
 }

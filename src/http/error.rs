@@ -139,6 +139,14 @@ impl Problem {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
     }
 
+    /// Makes the answer to a lookup that cannot be recorded while everything must be.
+    #[must_use]
+    pub fn unrecorded() -> Self {
+        let detail = "the lookup cannot be recorded now, and what is not recorded is not answered";
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable", detail);
+        problem.retry_after(Duration::from_secs(1))
+    }
+
     /// Names the field that is at fault.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>) -> Self {

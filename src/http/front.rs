@@ -34,7 +34,8 @@ use super::error::{CORRELATION_ID, Dialect, Problem};
 use super::held::Held;
 use super::profiles::{self, Profiles};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Names a request, in its answer, in the log and in the audit.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest request id that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
@@ -83,16 +84,17 @@ impl Front {
 
     /// Answers a request.
     pub(super) async fn answer(&self, mut request: Request) -> Response {
-        let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned().unwrap_or_else(fresh_id);
+        let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned();
+        let id = id.unwrap_or_else(|| {
+            let id = fresh_id();
+            request.headers_mut().insert(REQUEST_ID, id.clone());
+            id
+        });
         let mut correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
         if Dialect::is_genesys(request.uri().path()) {
             // Genesys names every request, and so do the bodies of its errors.
             let correlation = correlation.get_or_insert_with(|| id.clone());
             request.headers_mut().insert(CORRELATION_ID, correlation.clone());
-        }
-        if spans::are_recorded() {
-            // It is to stand in the spans of the request too.
-            request.headers_mut().insert(REQUEST_ID, id.clone());
         }
         let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), trace_id = Empty);
         let mut response = spans::begin(span, self.admit(request)).await;

@@ -19,4 +19,5 @@ pub mod rate;
 pub mod serve;
 pub mod tls;
 pub mod tokens;
+mod trail;
 pub mod webhooks;

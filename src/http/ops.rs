@@ -1,7 +1,8 @@
 //! The admin listener: liveness, readiness, metrics, and the operators' commands.
 //!
 //! `/metrics`, `/livez` and `/readyz` never need a key. Everything else, also what is not there, needs the admin key
-//! unless the listener is bound to loopback.
+//! unless the listener is bound to loopback. What an operator does is recorded in the audit, and so is who was turned
+//! away; where everything must be recorded and nothing can be, commands are refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,15 +16,18 @@ use axum::{Json, body::Body};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::audit::{Audit, Operation, Record};
+use crate::domain::{CustomerId, Digest, EventId, TenantId};
 use crate::metrics::{Door, Metrics};
 use crate::operate::actions::{self, Actions, MAX_DEAD_LETTERS};
 use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
 
 use super::error::Problem;
+use super::front::REQUEST_ID;
 use super::{body, json};
 
 /// The largest body of an operator's command, in bytes.
@@ -34,6 +38,8 @@ const MAX_BODY: usize = 64 * 1024;
 pub struct Ops {
     /// The operators' commands.
     pub actions: Actions,
+    /// Where they are recorded.
+    pub audit: Audit,
     /// What `/readyz` tells.
     pub readiness: Arc<Readiness>,
     /// What `/metrics` shows.
@@ -101,25 +107,78 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
 async fn inspect(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Problem> {
     let target = target(&headers, body).await?;
     let (tenant, customer) = parse(&target)?;
-    ops.actions.inspect(&tenant, &customer).await.map(Json).map_err(refuse)
+    let about = About::customer(&ops, &tenant, &customer);
+    ops.perform(&headers, "inspect", about, ops.actions.inspect(&tenant, &customer), |_| None).await.map(Json)
 }
 
 async fn invalidate(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let target = target(&headers, body).await?;
     let (tenant, customer) = parse(&target)?;
-    let event = ops.actions.invalidate(&tenant, &customer, target.force).await.map_err(refuse)?;
+    let about = About::customer(&ops, &tenant, &customer);
+    let action = ops.actions.invalidate(&tenant, &customer, target.force);
+    let event = ops.perform(&headers, "invalidate", about, action, |id| Some(id.clone())).await?;
     let answer = json!({ "status": "queued", "eventId": event.as_str() });
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-async fn dead_letters(State(ops): State<Arc<Ops>>, RawQuery(query): RawQuery) -> Result<Json<Value>, Problem> {
+async fn dead_letters(
+    State(ops): State<Arc<Ops>>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, Problem> {
     let limit = limit(query.as_deref().unwrap_or_default())?;
-    let letters = ops.actions.dead_letters(limit).await.map_err(refuse)?;
+    let action = ops.actions.dead_letters(limit);
+    let letters = ops.perform(&headers, "dead_letters.list", About::default(), action, |_| None).await?;
     Ok(Json(json!({ "deadLetters": letters })))
 }
 
-async fn dead_letter(State(ops): State<Arc<Ops>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
-    ops.actions.dead_letter(&id).await.map(Json).map_err(refuse)
+async fn dead_letter(
+    State(ops): State<Arc<Ops>>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let action = ops.actions.dead_letter(&id);
+    // Once it is found it is an id, and not anything.
+    ops.perform(&headers, "dead_letters.show", About::default(), action, |_| id.parse().ok()).await.map(Json)
+}
+
+/// What a command is about, as far as it may be recorded.
+#[derive(Default)]
+struct About {
+    tenant: Option<TenantId>,
+    key: Option<Digest>,
+}
+
+impl About {
+    /// A customer, if the tenant is configured: what else stands in its place may be anything.
+    fn customer(ops: &Ops, tenant: &TenantId, customer: &CustomerId) -> Self {
+        let key = ops.actions.digest(tenant, customer);
+        Self { tenant: key.map(|_| tenant.clone()), key }
+    }
+}
+
+impl Ops {
+    /// Carries out a command and records it, with the event or dead letter that `event` finds in what came of it.
+    async fn perform<T>(
+        &self,
+        headers: &HeaderMap,
+        action: &'static str,
+        about: About,
+        work: impl Future<Output = Result<T, actions::Error>>,
+        event: impl FnOnce(&T) -> Option<EventId>,
+    ) -> Result<T, Problem> {
+        if self.audit.is_strict() && !self.audit.works() {
+            return Err(Problem::unrecorded());
+        }
+        let done = work.await.map_err(refuse);
+        let outcome = done.as_ref().map_or_else(Problem::code, |_| "ok");
+        let About { tenant, key } = about;
+        let event = done.as_ref().ok().and_then(event);
+        let operation = Operation { request: headers.get(REQUEST_ID).cloned(), action, outcome, tenant, key, event };
+        // It is done; where its record is late, what comes next is refused.
+        let _ = self.audit.settle(Record::Operator(operation)).await;
+        done
+    }
 }
 
 fn limit(query: &str) -> Result<usize, Problem> {
@@ -134,7 +193,7 @@ async fn target(headers: &HeaderMap, body: Body) -> Result<Target, Problem> {
     json::parse(&body::read(headers, body, MAX_BODY).await?)
 }
 
-fn parse(target: &Target) -> Result<(crate::domain::TenantId, crate::domain::CustomerId), Problem> {
+fn parse(target: &Target) -> Result<(TenantId, CustomerId), Problem> {
     Ok((
         target.tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
         target.customer_id.parse().map_err(|error| Problem::bad_field("customerId", error))?,
@@ -166,5 +225,7 @@ async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Res
         return next.run(request).await;
     }
     ops.metrics.auth_failures.with(Door::Admin).increment(1);
+    let request_id = request.headers().get(REQUEST_ID).cloned();
+    ops.audit.record(Record::Operator(Operation::denied(request_id)));
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the admin key is needed, as a bearer token").into_response()
 }

@@ -15,8 +15,9 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use tracing::{Instrument, Span};
 
+use crate::audit::{Audit, Reason};
 use crate::clock::SharedClock;
-use crate::domain::{CustomerId, KeyHasher, TenantId};
+use crate::domain::{CustomerId, KeyHasher, Shown, TenantId};
 use crate::lookup::visibility::{FieldSet, NotAnObject};
 use crate::lookup::{Answer, Failure, Lookup, Outcome};
 use crate::metrics::LookupResult;
@@ -26,6 +27,7 @@ use crate::store::Found;
 use super::callers::Caller;
 use super::door::Door;
 use super::error::{Problem, ProblemBody};
+use super::trail::Trail;
 use super::{body, cache_status, json, query};
 
 /// Content type, `ETag`, Cache-Status, Age, Cache-Control, X-Request-Id, the two of the caller's rate, and the four for
@@ -42,7 +44,9 @@ pub struct Profiles {
     pub lookup: Lookup,
     /// Who may call.
     pub door: Arc<Door>,
-    /// How customers become keys, for logs.
+    /// Where lookups are recorded.
+    pub audit: Audit,
+    /// How customers become keys, for logs and the audit.
     pub hasher: KeyHasher,
     /// The wall clock, for `Age`.
     pub clock: SharedClock,
@@ -99,7 +103,7 @@ pub fn routes(profiles: Arc<Profiles>) -> Router {
         (status = 429, description = "Over the caller's rate; `Retry-After` says when to come again", body = ProblemBody, content_type = "application/problem+json"),
         (status = 500, description = "Our fault", body = ProblemBody, content_type = "application/problem+json"),
         (status = 502, description = "Genesys answered with something unusable, or refused us", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Genesys or this service cannot answer now; ask Genesys directly", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Genesys or this service cannot answer now; ask Genesys directly. With `code` `audit_unavailable`: what cannot be recorded is not answered", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub async fn profile(State(profiles): State<Arc<Profiles>>, request: Request) -> Response {
@@ -109,13 +113,17 @@ pub async fn profile(State(profiles): State<Arc<Profiles>>, request: Request) ->
 /// Answers a request that stands on [`PATH`], by GET or POST.
 pub(super) async fn answer(profiles: &Profiles, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let admitted = match profiles.door.admit(&parts.headers) {
-        Ok(admitted) => admitted,
-        Err(problem) => return problem.into_response(),
+    let mut trail = Trail::begin(profiles, &parts.headers);
+    let (answer, allowance) = match trail.admit() {
+        Err(problem) => (Err(problem), None),
+        Ok(admitted) => {
+            let caller = &admitted.caller;
+            let answer = profiles.answer(caller, &parts.headers, parts.uri.query(), body, &mut trail).await;
+            (answer, admitted.allowance)
+        }
     };
-    let answer = profiles.answer(&admitted.caller, &parts.headers, parts.uri.query(), body).await;
-    let mut response = answer.unwrap_or_else(Problem::into_response);
-    if let Some(allowance) = admitted.allowance {
+    let mut response = trail.end(answer).await.unwrap_or_else(Problem::into_response);
+    if let Some(allowance) = allowance {
         allowance.show(response.headers_mut());
     }
     response
@@ -138,6 +146,7 @@ impl Profiles {
         headers: &HeaderMap,
         query: Option<&str>,
         body: Body,
+        trail: &mut Trail<'_>,
     ) -> Result<Response, Problem> {
         // In a box, so that lookups without a body do not carry the room for reading one.
         let body = if body.is_end_stream() {
@@ -146,29 +155,57 @@ impl Profiles {
             Box::pin(body::read(headers, body, self.max_body)).await?
         };
         let asked = asked(query, &body)?;
-        let visible = authorize(caller, &asked)?;
-        let span = spans::lookup(headers, &asked.tenant, &caller.name);
-        let answer = self.lookup.get(&asked.tenant, &asked.customer).instrument(span.clone()).await;
+        let (tenant, customer) = (&asked.tenant, &asked.customer);
+        let visible = match authorize(caller, &asked) {
+            Ok(visible) => visible,
+            Err((reason, field)) => {
+                trail.denied(reason, tenant, customer);
+                return Err(forbidden(field));
+            }
+        };
+        let span = spans::lookup(headers, tenant, &caller.name);
+        let answer = self.lookup.get(tenant, customer).instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
-        self.tell(&span, &asked.tenant, &asked.customer, &answer);
-        let answer = answer.map_err(|failure| self.refuse(&failure, &asked.tenant, &asked.customer, caller))?;
-        let mut response = match &answer.outcome {
-            Outcome::Found(found) => found_response(headers, found, visible).map_err(|error| {
-                let key = self.hasher.identify(&asked.tenant, &asked.customer).key();
+        self.trace(&span, tenant, customer, &answer);
+        let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        let told = match &answer {
+            Ok(answer) => self.tell(headers, answer, visible).map_err(|error| {
+                let key = self.hasher.identify(tenant, customer).key();
                 tracing::error!(%key, %error, "a profile could not be filtered");
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
-            })?,
-            Outcome::Absent => {
-                Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such customer").into_response()
-            }
-            Outcome::Deleted => Problem::new(StatusCode::GONE, "deleted", "the customer was deleted").into_response(),
+            }),
+            Err(failure) => Err(self.refuse(failure, tenant, customer, caller)),
         };
-        cache_status::label(response.headers_mut(), &answer, self.clock.now());
-        Ok(response)
+        let (response, shown) = match told {
+            Ok((response, shown)) => (Ok(response), shown),
+            Err(problem) => (Err(problem), Shown::Nothing),
+        };
+        trail.allowed(result, shown, tenant, customer);
+        response
+    }
+
+    /// Makes the response to an answer, and says what of the profile is in it.
+    fn tell(&self, headers: &HeaderMap, answer: &Answer, visible: &FieldSet) -> Result<(Response, Shown), NotAnObject> {
+        let problem = |status, code, detail: &str| Problem::new(status, code, detail).into_response();
+        let (mut response, shown) = match &answer.outcome {
+            Outcome::Found(found) => found_response(headers, found, visible)?,
+            Outcome::Absent => {
+                (problem(StatusCode::NOT_FOUND, "not_found", "there is no such customer"), Shown::Nothing)
+            }
+            Outcome::Deleted => (problem(StatusCode::GONE, "deleted", "the customer was deleted"), Shown::Nothing),
+        };
+        cache_status::label(response.headers_mut(), answer, self.clock.now());
+        Ok((response, shown))
     }
 
     /// Records how a lookup ended.
-    pub(super) fn tell(&self, span: &Span, tenant: &TenantId, customer: &CustomerId, answer: &Result<Answer, Failure>) {
+    pub(super) fn trace(
+        &self,
+        span: &Span,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        answer: &Result<Answer, Failure>,
+    ) {
         let result = || answer.as_ref().map_or(LookupResult::Error, Answer::result);
         spans::looked_up(span, || (self.hasher.identify(tenant, customer).key(), result()));
     }
@@ -188,19 +225,19 @@ impl Profiles {
     }
 }
 
-fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Result<Response, NotAnObject> {
+fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Result<(Response, Shown), NotAnObject> {
     let etag = etag(found, visible);
     if names(headers, &etag) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+        return Ok(((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response(), Shown::Nothing));
     }
-    let body: Bytes = visible.filter(found.body.expose())?;
+    let (body, shown) = visible.show(found.body.expose())?;
     let mut response = Response::new(Body::from(body));
     // Room for every header that a hit carries, so that the map is made once.
     let mut headers = HeaderMap::with_capacity(HEADERS_OF_A_HIT);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::ETAG, etag);
     *response.headers_mut() = headers;
-    Ok(response)
+    Ok((response, shown))
 }
 
 /// Reads what is asked from the query and the body, which must agree where both tell.
@@ -230,15 +267,16 @@ fn asked<'q>(query: Option<&'q str>, body: &Bytes) -> Result<Asked, Problem> {
     })
 }
 
-/// Returns the fields to answer with: those asked for, if the caller may see all of them.
-fn authorize<'a>(caller: &'a Caller, asked: &'a Asked) -> Result<&'a FieldSet, Problem> {
+/// Returns the fields to answer with: those asked for, if the caller may see all of them; else what it may not have, and
+/// which field of the request asks for that.
+fn authorize<'a>(caller: &'a Caller, asked: &'a Asked) -> Result<&'a FieldSet, (Reason, &'static str)> {
     if !caller.may_read(&asked.tenant) {
-        return Err(forbidden("tenantId"));
+        return Err((Reason::Tenant, "tenantId"));
     }
     match &asked.fields {
         None | Some(FieldSet::All) => Ok(&caller.fields),
         Some(fields) if caller.fields.covers(fields) => Ok(fields),
-        Some(_) => Err(forbidden("fields")),
+        Some(_) => Err((Reason::Fields, "fields")),
     }
 }
 

@@ -13,17 +13,20 @@ use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::audit::{Audit, DeniedWebhook, Reason, Record};
 use crate::domain::TenantId;
 use crate::ingest::malformed::Malformed;
 use crate::ingest::{Accepted, Disposition, Expected, Ingest, Refusal, shapes};
 
 use super::body;
 use super::error::{Problem, ProblemBody};
+use super::front::REQUEST_ID;
 
 /// What the routes work with.
 #[derive(Debug)]
 pub(super) struct Webhooks {
     ingest: Arc<Ingest>,
+    audit: Audit,
     max_body: usize,
 }
 
@@ -46,11 +49,11 @@ pub struct AcceptedBody {
 }
 
 /// Makes the routes; `max_body` is the largest body, in bytes.
-pub fn routes(ingest: Arc<Ingest>, max_body: usize) -> Router {
+pub fn routes(ingest: Arc<Ingest>, audit: Audit, max_body: usize) -> Router {
     Router::new()
         .route("/webhook/customer-updated", post(customer_updated))
         .route("/webhooks/{tenant_id}", post(tenant_webhook))
-        .with_state(Arc::new(Webhooks { ingest, max_body }))
+        .with_state(Arc::new(Webhooks { ingest, audit, max_body }))
 }
 
 /// Takes an event in the flat form.
@@ -107,6 +110,7 @@ pub(super) async fn tenant_webhook(
         let known = tenant.parse().ok().filter(|tenant: &TenantId| webhooks.ingest.knows(tenant));
         let Some(tenant) = known else {
             body::drain(body).await;
+            webhooks.denied(None, &parts.headers, Reason::UnknownTenant);
             return Err(unknown_tenant());
         };
         let body = body::read(&parts.headers, body, webhooks.max_body).await?;
@@ -123,8 +127,25 @@ impl Webhooks {
         headers: &HeaderMap,
         body: &[u8],
     ) -> Result<Response, Problem> {
-        let accepted = self.ingest.accept(tenant, expected, headers, body).await.map_err(refuse)?;
+        let accepted = self.ingest.accept(tenant, expected, headers, body).await.map_err(|refusal| {
+            let denied = match &refusal {
+                Refusal::UnknownTenant => Some((None, Reason::UnknownTenant)),
+                Refusal::Unauthorized => Some((Some(tenant), Reason::Unauthorized)),
+                Refusal::Foreign => Some((Some(tenant), Reason::ForeignTenant)),
+                Refusal::Malformed(_) | Refusal::Unavailable { .. } => None,
+            };
+            if let Some((tenant, reason)) = denied {
+                self.denied(tenant, headers, reason);
+            }
+            refuse(refusal)
+        })?;
         Ok((StatusCode::ACCEPTED, Json(answer(accepted))).into_response())
+    }
+
+    /// Records that a request was turned away; `tenant` is a configured one.
+    fn denied(&self, tenant: Option<&TenantId>, headers: &HeaderMap, reason: Reason) {
+        let (request, tenant) = (headers.get(REQUEST_ID).cloned(), tenant.cloned());
+        self.audit.record(Record::Webhook(DeniedWebhook { request, tenant, reason }));
     }
 }
 

@@ -2,16 +2,20 @@
 //!
 //! A [`FieldSet`] is a tree of field names. A field is visible when it, or one of its ancestors, is
 //! in the set; below an array the names apply to each element. What is visible is passed through
-//! verbatim, in its order: numbers keep their digits, strings their escapes.
+//! verbatim, in its order: numbers keep their digits, strings their escapes. Which of the names were there is
+//! told apart: that is what was [`Shown`].
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::{Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+
+use crate::domain::{Marks, Shown};
 
 /// The deepest path that is understood; deeper ones are refused.
 const MAX_DEPTH: usize = 16;
@@ -25,10 +29,27 @@ pub enum FieldSet {
     Only(Fields),
 }
 
-/// A tree of field names; a name without names below it stands for everything below it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Named paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fields {
-    names: BTreeMap<String, Option<Fields>>,
+    tree: Tree,
+    /// The paths, by their numbers.
+    paths: Arc<[Box<str>]>,
+}
+
+/// A tree of field names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tree {
+    names: BTreeMap<String, Below>,
+}
+
+/// What of a field is in the set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Below {
+    /// Everything: the path with this number ends here.
+    Whole(usize),
+    /// What has these names.
+    Part(Tree),
 }
 
 /// A path is not a field path.
@@ -48,7 +69,7 @@ impl FieldSet {
     ///
     /// A path that is empty, has an empty part, or is deeper than 16 parts.
     pub fn parse<'a>(paths: impl IntoIterator<Item = &'a str>) -> Result<Self, InvalidPath> {
-        let mut fields = Fields::default();
+        let mut tree = Tree::default();
         let mut all = false;
         for path in paths {
             if path == "*" {
@@ -58,10 +79,15 @@ impl FieldSet {
                 if parts.len() > MAX_DEPTH || parts.iter().any(|part| part.is_empty() || *part == "*") {
                     return Err(InvalidPath);
                 }
-                fields.insert(&parts);
+                tree.insert(&parts);
             }
         }
-        Ok(if all { Self::All } else { Self::Only(fields) })
+        if all {
+            return Ok(Self::All);
+        }
+        let mut paths = Vec::new();
+        tree.number("", &mut paths);
+        Ok(Self::Only(Fields { tree, paths: paths.into() }))
     }
 
     /// Tells whether everything in `asked` is in this set.
@@ -70,7 +96,7 @@ impl FieldSet {
         match (self, asked) {
             (Self::All, _) => true,
             (Self::Only(_), Self::All) => false,
-            (Self::Only(granted), Self::Only(asked)) => granted.covers(asked),
+            (Self::Only(granted), Self::Only(asked)) => granted.tree.covers(&asked.tree),
         }
     }
 
@@ -82,7 +108,7 @@ impl FieldSet {
             Self::All => None,
             Self::Only(fields) => {
                 let mut hash = Sha256::new();
-                fields.feed(&mut hash);
+                fields.tree.feed(&mut hash);
                 Some(hex::encode(&hash.finalize()[..6]))
             }
         }
@@ -94,33 +120,59 @@ impl FieldSet {
     ///
     /// The body is no JSON object.
     pub fn filter(&self, body: &Bytes) -> Result<Bytes, NotAnObject> {
+        self.show(body).map(|(visible, _)| visible)
+    }
+
+    /// As [`filter`](Self::filter), and tells which fields are in what is returned.
+    ///
+    /// # Errors
+    ///
+    /// The body is no JSON object.
+    pub fn show(&self, body: &Bytes) -> Result<(Bytes, Shown), NotAnObject> {
         match self {
-            Self::All => Ok(body.clone()),
+            Self::All => Ok((body.clone(), Shown::All)),
             Self::Only(fields) => {
-                let mut out = Vec::with_capacity(body.len());
                 let text = std::str::from_utf8(body).map_err(|_| NotAnObject)?;
-                fields.write_object(text, &mut out).map_err(|_| NotAnObject)?;
-                Ok(out.into())
+                let marks = Marks::none(Arc::clone(&fields.paths));
+                let mut view = View { out: Vec::with_capacity(body.len()), marks };
+                view.write_object(&fields.tree, text).map_err(|_| NotAnObject)?;
+                Ok((view.out.into(), Shown::Some(view.marks)))
             }
         }
     }
 }
 
-impl Fields {
+impl Tree {
     fn insert(&mut self, parts: &[&str]) {
         let Some((name, below)) = parts.split_first() else { return };
         if below.is_empty() {
-            self.names.insert((*name).to_owned(), None);
-        } else if let Some(fields) = self.names.entry((*name).to_owned()).or_insert_with(|| Some(Self::default())) {
-            fields.insert(below);
+            self.names.insert((*name).to_owned(), Below::Whole(0));
+        } else if let Below::Part(tree) =
+            self.names.entry((*name).to_owned()).or_insert_with(|| Below::Part(Self::default()))
+        {
+            tree.insert(below);
+        }
+    }
+
+    /// Numbers the paths, and writes them down.
+    fn number(&mut self, above: &str, paths: &mut Vec<Box<str>>) {
+        for (name, below) in &mut self.names {
+            let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+            match below {
+                Below::Whole(number) => {
+                    *number = paths.len();
+                    paths.push(path.into());
+                }
+                Below::Part(tree) => tree.number(&path, paths),
+            }
         }
     }
 
     fn covers(&self, asked: &Self) -> bool {
         asked.names.iter().all(|(name, below)| match (self.names.get(name), below) {
-            (None, _) | (Some(Some(_)), None) => false,
-            (Some(None), _) => true,
-            (Some(Some(granted)), Some(below)) => granted.covers(below),
+            (None, _) | (Some(Below::Part(_)), Below::Whole(_)) => false,
+            (Some(Below::Whole(_)), _) => true,
+            (Some(Below::Part(granted)), Below::Part(below)) => granted.covers(below),
         })
     }
 
@@ -128,37 +180,45 @@ impl Fields {
         for (name, below) in &self.names {
             hash.update((name.len() as u64).to_be_bytes());
             hash.update(name.as_bytes());
-            if let Some(below) = below {
+            if let Below::Part(below) = below {
                 hash.update(b"{");
                 below.feed(hash);
                 hash.update(b"}");
             }
         }
     }
+}
 
-    fn write_object(&self, text: &str, out: &mut Vec<u8>) -> serde_json::Result<()> {
-        out.push(b'{');
+/// What is visible of a profile, as far as it has been written.
+struct View {
+    out: Vec<u8>,
+    marks: Marks,
+}
+
+impl View {
+    fn write_object(&mut self, tree: &Tree, text: &str) -> serde_json::Result<()> {
+        self.out.push(b'{');
         let mut json = serde_json::Deserializer::from_str(text);
-        json.deserialize_map(Members { fields: self, out, first: true })?;
+        json.deserialize_map(Members { tree, view: self, first: true })?;
         json.end()?;
-        out.push(b'}');
+        self.out.push(b'}');
         Ok(())
     }
 
     /// Writes what is visible of a value below a named field: objects and arrays are filtered, and a
     /// scalar, which has no fields, is invisible.
-    fn write_value(&self, value: &RawValue, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    fn write_value(&mut self, tree: &Tree, value: &RawValue) -> serde_json::Result<()> {
         let text = value.get();
         match text.as_bytes().first() {
-            Some(b'{') => self.write_object(text, out),
+            Some(b'{') => self.write_object(tree, text),
             Some(b'[') => {
-                out.push(b'[');
-                serde_json::Deserializer::from_str(text).deserialize_seq(Elements { fields: self, out })?;
-                out.push(b']');
+                self.out.push(b'[');
+                serde_json::Deserializer::from_str(text).deserialize_seq(Elements { tree, view: self })?;
+                self.out.push(b']');
                 Ok(())
             }
             _ => {
-                out.extend_from_slice(b"null");
+                self.out.extend_from_slice(b"null");
                 Ok(())
             }
         }
@@ -166,8 +226,8 @@ impl Fields {
 }
 
 struct Members<'a> {
-    fields: &'a Fields,
-    out: &'a mut Vec<u8>,
+    tree: &'a Tree,
+    view: &'a mut View,
     first: bool,
 }
 
@@ -181,15 +241,18 @@ impl<'de> Visitor<'de> for Members<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         use serde::de::Error;
         while let Some((name, value)) = map.next_entry::<Cow<'de, str>, &'de RawValue>()? {
-            let Some(below) = self.fields.names.get(name.as_ref()) else { continue };
+            let Some(below) = self.tree.names.get(name.as_ref()) else { continue };
             if !std::mem::take(&mut self.first) {
-                self.out.push(b',');
+                self.view.out.push(b',');
             }
-            serde_json::to_writer(&mut *self.out, name.as_ref()).map_err(A::Error::custom)?;
-            self.out.push(b':');
+            serde_json::to_writer(&mut self.view.out, name.as_ref()).map_err(A::Error::custom)?;
+            self.view.out.push(b':');
             match below {
-                None => self.out.extend_from_slice(value.get().as_bytes()),
-                Some(fields) => fields.write_value(value, self.out).map_err(A::Error::custom)?,
+                Below::Whole(number) => {
+                    self.view.marks.mark(*number);
+                    self.view.out.extend_from_slice(value.get().as_bytes());
+                }
+                Below::Part(tree) => self.view.write_value(tree, value).map_err(A::Error::custom)?,
             }
         }
         Ok(())
@@ -197,8 +260,8 @@ impl<'de> Visitor<'de> for Members<'_> {
 }
 
 struct Elements<'a> {
-    fields: &'a Fields,
-    out: &'a mut Vec<u8>,
+    tree: &'a Tree,
+    view: &'a mut View,
 }
 
 impl<'de> Visitor<'de> for Elements<'_> {
@@ -213,9 +276,9 @@ impl<'de> Visitor<'de> for Elements<'_> {
         let mut first = true;
         while let Some(value) = seq.next_element::<&'de RawValue>()? {
             if !std::mem::take(&mut first) {
-                self.out.push(b',');
+                self.view.out.push(b',');
             }
-            self.fields.write_value(value, self.out).map_err(A::Error::custom)?;
+            self.view.write_value(self.tree, value).map_err(A::Error::custom)?;
         }
         Ok(())
     }
@@ -244,6 +307,24 @@ mod tests {
         assert_eq!(filter(&["externalIds"], ADA), r#"{"externalIds":[{"value":"a","n":1.50},{"value":"b"}]}"#);
         assert_eq!(filter(&[], ADA), "{}");
         assert_eq!(filter(&["*"], ADA), ADA);
+    }
+
+    #[test]
+    fn what_was_shown_is_named_if_the_profile_has_it() {
+        let shown = |paths: &[&str]| {
+            let fields = FieldSet::parse(paths.iter().copied()).unwrap();
+            let (_, shown) = fields.show(&Bytes::from_static(ADA.as_bytes())).unwrap();
+            shown.names().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&["*"]), ["*"]);
+        assert_eq!(
+            shown(&["firstName", "lastName", "workPhone.e164", "workPhone.x", "externalIds.n"]),
+            ["externalIds.n", "firstName", "workPhone.e164"]
+        );
+        assert_eq!(shown(&["nothing", "firstName.first"]), [""; 0]);
+        let many: Vec<String> = (0..80).map(|n| format!("a{n:02}")).chain(["title".to_owned()]).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(shown(&many).contains(&"title".to_owned()));
     }
 
     #[test]

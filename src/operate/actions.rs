@@ -122,6 +122,12 @@ impl Actions {
         Ok(shown)
     }
 
+    /// Returns the digest by which a customer is known; `None` where the tenant is not.
+    #[must_use]
+    pub fn digest(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Digest> {
+        self.hasher(tenant).ok().map(|hasher| hasher.identify(tenant, customer).digest())
+    }
+
     fn hasher(&self, tenant: &TenantId) -> Result<&KeyHasher, Error> {
         self.hashers.first().filter(|_| self.tenants.contains(tenant)).ok_or(Error::UnknownTenant)
     }

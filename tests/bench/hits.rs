@@ -42,7 +42,7 @@ async fn compare() {
     let data = tempfile::tempdir().expect("a directory can be made");
     let settings = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
-         queue.embedded.path = {:?}\n",
+         audit.sink = \"none\"\nqueue.embedded.path = {:?}\n",
         data.path().join("queue").display().to_string()
     );
     let loaded = config::from_toml(&settings).expect("the settings are valid");

@@ -1,4 +1,4 @@
-//! Planted personal data must not come out anywhere but in answers: not in logs, metrics, or the queue's
+//! Planted personal data must not come out anywhere but in answers: not in logs, metrics, the audit, or the queue's
 //! files.
 
 use reqwest::Method;
@@ -31,6 +31,8 @@ impl Run {
             ("PROFILE_EDGE__ADMIN__LISTEN", admin.as_str()),
             ("PROFILE_EDGE__SANDBOX__LISTEN", sandbox.as_str()),
             ("PROFILE_EDGE__SANDBOX__LATENCY", "0ms"),
+            ("PROFILE_EDGE__AUDIT__SINK", "file"),
+            ("PROFILE_EDGE__AUDIT__LOOKUPS", "all"),
             ("PROFILE_EDGE__LOG__FORMAT", "json"),
             ("RUST_LOG", "trace"),
         ];
@@ -109,11 +111,12 @@ async fn nothing_personal_is_in_logs_metrics_or_the_queue() {
 
     let mut places =
         vec![("metrics".to_owned(), metrics.into_bytes()), ("logs".to_owned(), run.process.log().into_bytes())];
+    places.push(("audit".to_owned(), std::fs::read(directory.path().join("data/audit.jsonl")).unwrap()));
     for file in std::fs::read_dir(directory.path().join("data/queue")).unwrap() {
         let path = file.unwrap().path();
         places.push((path.display().to_string(), std::fs::read(&path).unwrap()));
     }
-    assert!(places.len() >= 3, "there is a queue file");
+    assert!(places.len() >= 4, "there is a queue file");
     let one = customer(1);
     for (place, bytes) in &places {
         assert!(bytes.len() > 100, "{place} was looked at");

@@ -20,7 +20,8 @@ const CRATES: [(&str, &[&str]); 12] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 22] = [
+const IMPORTS: [(&str, &[&str]); 23] = [
+    ("audit", &["clock", "domain", "metrics", "shutdown"]),
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
@@ -37,13 +38,14 @@ const IMPORTS: [(&str, &[&str]); 22] = [
     ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "tls"]),
     ("upstream", &["clock", "domain", "metrics", "shutdown", "spans"]),
     ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),
-    ("consumer", &["clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
+    ("consumer", &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
     ("operate", &["clock", "domain", "queue", "store"]),
     ("sandbox", &["clock", "domain", "shutdown"]),
     (
         "http",
         &[
+            "audit",
             "clock",
             "domain",
             "ingest",
@@ -61,6 +63,7 @@ const IMPORTS: [(&str, &[&str]); 22] = [
     (
         "config",
         &[
+            "audit",
             "consumer",
             "domain",
             "http",

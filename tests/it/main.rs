@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, an unwrap that fails is a failure that says where")]
 
+mod audit;
 mod bad_input;
 mod canary;
 mod config;

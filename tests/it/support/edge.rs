@@ -243,11 +243,12 @@ pub(crate) fn flat(customer: &str) -> Value {
 }
 
 fn layout(data: &TempDir, settings: &str) -> String {
-    let queue = data.path().join("queue");
+    let (queue, audit) = (data.path().join("queue"), data.path().join("audit.jsonl"));
     let own = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
-         queue.embedded.path = {:?}\n",
-        queue.display().to_string()
+         queue.embedded.path = {:?}\naudit.sink = \"file\"\naudit.path = {:?}\n",
+        queue.display().to_string(),
+        audit.display().to_string()
     );
     // The given tables may open the same tables again, so both are merged as values.
     let mut merged: toml::Table = own.parse().unwrap();

@@ -32,13 +32,24 @@ impl Process {
         environment: &[(&str, &str)],
         keep: impl Fn(&str) -> bool + Send + 'static,
     ) -> Self {
+        Self::start_onto(directory, arguments, environment, Stdio::null(), keep)
+    }
+
+    /// Starts it likewise, with this standard output.
+    pub(crate) fn start_onto(
+        directory: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        stdout: Stdio,
+        keep: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_profile-edge"))
             .args(arguments)
             .current_dir(directory)
             .env_remove("RUST_LOG")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -119,11 +130,15 @@ impl Ports {
     }
 
     pub(crate) fn start(&self, directory: &Path, more: &[(&str, &str)]) -> Process {
+        self.start_onto(directory, more, Stdio::null())
+    }
+
+    /// Starts it likewise, with this standard output.
+    pub(crate) fn start_onto(&self, directory: &Path, more: &[(&str, &str)], stdout: Stdio) -> Process {
         let environment = self.environment();
-        let mut all: Vec<(&str, &str)> =
-            environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        all.extend_from_slice(more);
-        Process::start(directory, &[], &all)
+        let own = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let all: Vec<(&str, &str)> = own.chain(more.iter().copied()).collect();
+        Process::start_onto(directory, &[], &all, stdout, |_| true)
     }
 
     pub(crate) async fn ready(&self, client: &reqwest::Client) -> Value {

@@ -1,0 +1,441 @@
+//! The audit over real files and over sinks that fail, without the rest of the process.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use serde_json::Value;
+
+use crate::clock::SystemClock;
+use crate::domain::{Digest, Event, EventId, Kind, Shape, Stamps, Timestamp};
+use crate::metrics::Metrics;
+use crate::shutdown::{Controller, Shutdown};
+
+use super::chain::{Chain, Hasher, RecordHash};
+use super::config::{Config, Fsync, Lookups, Sink};
+use super::open::Beginning;
+use super::recent::Recent;
+use super::record::Note;
+use super::sinks::{self, Interrupted};
+use super::verify::{self, BadLine, Error, Fault, Verifier};
+use super::*;
+
+const KEY: [u8; 32] = [7; 32];
+
+fn config(path: &Path) -> Config {
+    Config {
+        sink: Sink::File,
+        path: path.to_owned(),
+        lookups: Lookups::All,
+        key: None,
+        strict: false,
+        buffer: 16,
+        fsync: Fsync::Always,
+        max_bytes: bytesize::ByteSize::gib(1),
+        keep: 0,
+    }
+}
+
+fn event(n: u64) -> Arc<Event> {
+    Arc::new(Event {
+        identity: Digest::from_bytes(u128::from(n).to_be_bytes()),
+        id: format!("event-{n}").parse::<EventId>().unwrap(),
+        tenant: "10001".parse().unwrap(),
+        keys: vec![Digest::from_bytes([9; 16])],
+        kind: Kind::Updated,
+        stamps: Stamps::default(),
+        received_at: Timestamp::from_millis(1),
+        shape: Shape::Flat,
+        traceparent: None,
+        force: false,
+    })
+}
+
+fn applied(n: u64, verdict: Verdict) -> Record {
+    Record::Event(Applied { event: event(n), verdict, replayed: false })
+}
+
+/// An audit that runs, and what ends it.
+struct Running {
+    audit: Audit,
+    tasks: Controller,
+    metrics: Arc<Metrics>,
+}
+
+impl Running {
+    fn open(config: &Config) -> Result<Self, open::Error> {
+        let (tasks, shutdown) = Shutdown::new();
+        let metrics = Metrics::new();
+        let audit = open::open(config, &SystemClock::shared(), &metrics, &shutdown)?;
+        Ok(Self { audit, tasks, metrics })
+    }
+
+    fn onto(sink: impl sinks::Sink + 'static, config: &Config) -> Self {
+        let (tasks, shutdown) = Shutdown::new();
+        let metrics = Metrics::new();
+        let beginning = Beginning {
+            sink: Box::new(sink),
+            chain: Chain::begin(Hasher::Sha256),
+            notes: vec![Note::Began { mistrusted: None }],
+            recent: Recent::default(),
+        };
+        let audit = open::start(config, beginning, &SystemClock::shared(), &metrics, &shutdown).unwrap();
+        Self { audit, tasks, metrics }
+    }
+
+    async fn close(self) {
+        self.audit.close();
+        assert!(self.tasks.drain(Duration::from_secs(60)).await, "the writer ends");
+    }
+
+    fn counted(&self, outcome: &str) -> u64 {
+        let series = format!("profile_edge_audit_records_total{{outcome=\"{outcome}\"}} ");
+        let text = self.metrics.render();
+        text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().parse().unwrap()
+    }
+}
+
+fn records(text: &[u8]) -> Vec<Value> {
+    text.split_inclusive(|b| *b == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect()
+}
+
+fn of_type(records: &[Value], kind: &str) -> Vec<Value> {
+    records.iter().filter(|record| record["type"] == kind).cloned().collect()
+}
+
+fn full_files(path: &Path) -> Vec<PathBuf> {
+    let directory = std::fs::read_dir(path.parent().unwrap()).unwrap();
+    let mut found: Vec<PathBuf> = directory.map(|entry| entry.unwrap().path()).collect();
+    found.retain(|found| found.extension().is_some_and(|number| number.len() == 6 && number != "jsonl"));
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn the_chain_goes_on_across_restarts_and_from_file_to_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("deep/audit.jsonl");
+    let config = Config { max_bytes: bytesize::ByteSize::b(2_000), ..config(&path) };
+    for start in 0..3 {
+        let running = Running::open(&config).unwrap();
+        for n in 0..20 {
+            running.audit.settle(applied(100 * start + n, Verdict::Applied)).await.unwrap();
+        }
+        running.close().await;
+    }
+    let mut files = full_files(&path);
+    assert!(files.len() > 4, "{files:?}");
+    files.push(path.clone());
+    let report = verify::files(&files, Hasher::Sha256, None).unwrap();
+    let text: Vec<u8> = files.iter().flat_map(|file| std::fs::read(file).unwrap()).collect();
+    let all = records(&text);
+    assert_eq!((report.heads.len(), report.records), (1, all.len() as u64));
+    assert_eq!(of_type(&all, "event").len(), 60);
+    assert_eq!(of_type(&all, "process").len(), 6);
+    // From the second on each file says behind which it comes, and without that one it can be checked all the same.
+    verify::files(&files[2..], Hasher::Sha256, None).unwrap();
+    let missing = verify::files(&[&files[..2], &files[3..]].concat(), Hasher::Sha256, None);
+    assert!(
+        matches!(missing, Err(Error::Bad(BadLine { line: 1, fault: Fault::OutOfOrder { .. }, .. }))),
+        "{missing:?}"
+    );
+    use std::os::unix::fs::PermissionsExt;
+    for file in &files {
+        assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_newest_full_files_are_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let config = Config { max_bytes: bytesize::ByteSize::b(1_000), keep: 2, ..config(&path) };
+    let running = Running::open(&config).unwrap();
+    for n in 0..30 {
+        running.audit.settle(applied(n, Verdict::Applied)).await.unwrap();
+    }
+    running.close().await;
+    let full = full_files(&path);
+    assert_eq!(full.len(), 2, "{full:?}");
+    verify::files(&[full, vec![path]].concat(), Hasher::Sha256, None).unwrap();
+}
+
+#[tokio::test]
+async fn half_a_record_at_the_end_is_cut_off_and_that_is_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let config = config(&path);
+    let running = Running::open(&config).unwrap();
+    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    running.close().await;
+    let mut text = std::fs::read(&path).unwrap();
+    let half = b"{\"v\":1,\"chain\":\"half";
+    text.extend_from_slice(half);
+    std::fs::write(&path, &text).unwrap();
+    let torn = verify::files(std::slice::from_ref(&path), Hasher::Sha256, None);
+    assert!(matches!(torn, Err(Error::Bad(BadLine { fault: Fault::CutOff, .. }))), "{torn:?}");
+
+    Running::open(&config).unwrap().close().await;
+    verify::files(std::slice::from_ref(&path), Hasher::Sha256, None).unwrap();
+    let cut = of_type(&records(&std::fs::read(&path).unwrap()), "cut");
+    assert_eq!((cut.len(), &cut[0]["bytes"]), (1, &Value::from(half.len())));
+}
+
+#[tokio::test]
+async fn a_crash_between_two_files_leaves_a_chain_that_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let config = config(&path);
+    let running = Running::open(&config).unwrap();
+    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    running.close().await;
+    let full = directory.path().join("audit.jsonl.000001");
+    std::fs::rename(&path, &full).unwrap();
+
+    let running = Running::open(&config).unwrap();
+    running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+    running.close().await;
+    assert_eq!(of_type(&records(&std::fs::read(&path).unwrap()), "event").len(), 0, "it is known from the full file");
+    let report = verify::files(&[full, path], Hasher::Sha256, None).unwrap();
+    assert_eq!(report.heads.len(), 1);
+}
+
+#[tokio::test]
+async fn with_another_key_the_file_is_put_behind_and_a_new_chain_begins() {
+    use base64::Engine;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    Running::open(&config(&path)).unwrap().close().await;
+    let key = base64::engine::general_purpose::STANDARD.encode(KEY);
+    let keyed = Config { key: Some(crate::domain::Secret::new(key)), ..config(&path) };
+    Running::open(&keyed).unwrap().close().await;
+    let full = directory.path().join("audit.jsonl.000001");
+    verify::files(std::slice::from_ref(&full), Hasher::Sha256, None).unwrap();
+    verify::files(std::slice::from_ref(&path), Hasher::new(Some(&KEY)), None).unwrap();
+    let other = verify::files(std::slice::from_ref(&path), Hasher::new(Some(&[8; 32])), None);
+    assert!(matches!(other, Err(Error::Bad(BadLine { line: 1, fault: Fault::Changed, .. }))), "{other:?}");
+    let first = &records(&std::fs::read(&path).unwrap())[0];
+    assert_eq!((&first["mistrusted"], &first["seq"]), (&Value::from("audit.jsonl.000001"), &Value::from(1)));
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_same_file_is_refused_in_plain_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(&directory.path().join("audit.jsonl"));
+    let first = Running::open(&config).unwrap();
+    let refused = Running::open(&config).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("another process has") && refused.contains("audit.jsonl"), "{refused}");
+    first.close().await;
+    Running::open(&config).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn a_duplicate_is_recorded_only_if_no_record_names_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(&directory.path().join("audit.jsonl"));
+    let running = Running::open(&config).unwrap();
+    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    for _ in 0..3 {
+        running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+        running.audit.settle(applied(2, Verdict::Duplicate)).await.unwrap();
+    }
+    running.close().await;
+    let running = Running::open(&config).unwrap();
+    for n in 1..=3 {
+        running.audit.settle(applied(n, Verdict::Duplicate)).await.unwrap();
+    }
+    running.close().await;
+    let events = of_type(&records(&std::fs::read(&config.path).unwrap()), "event");
+    let told: Vec<(&str, &str)> =
+        events.iter().map(|event| (event["event"].as_str().unwrap(), event["verdict"].as_str().unwrap())).collect();
+    assert_eq!(told, [("event-1", "applied"), ("event-2", "recovered"), ("event-3", "recovered")]);
+}
+
+/// A sink that can be made to fail as a full disk does, in the middle of a record.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    full: Arc<AtomicBool>,
+    written: Arc<Mutex<Vec<u8>>>,
+}
+
+impl sinks::Sink for Disk {
+    fn write(&mut self, records: &[u8]) -> Result<(), Interrupted> {
+        let mut disk = self.written.lock();
+        if self.full.load(Ordering::Acquire) {
+            let written = records.len().min(10);
+            disk.extend_from_slice(&records[..written]);
+            return Err(Interrupted { written, error: io::ErrorKind::StorageFull.into() });
+        }
+        disk.extend_from_slice(records);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    fn rotate(&mut self) -> io::Result<String> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Waits, in real time and a bounded one, until something is so.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..60_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("{what}: not within a minute");
+}
+
+#[tokio::test]
+async fn what_a_full_disk_does_not_take_is_dropped_counted_and_told_of_afterwards() {
+    let disk = Disk::default();
+    let running = Running::onto(disk.clone(), &config(Path::new("unused")));
+    running.audit.settle(applied(0, Verdict::Applied)).await.unwrap();
+    disk.full.store(true, Ordering::Release);
+    running.audit.record(applied(1, Verdict::Applied));
+    until("it is noticed", || !running.audit.works()).await;
+    for n in 2..100 {
+        running.audit.settle(applied(n, Verdict::Applied)).await.unwrap();
+    }
+    let dropped = running.counted("dropped");
+    assert!(dropped > 0, "the buffer holds 16");
+    disk.full.store(false, Ordering::Release);
+    until("it works again", || running.audit.works()).await;
+    running.audit.settle(applied(100, Verdict::Applied)).await.unwrap();
+    running.close().await;
+
+    let text = disk.written.lock().clone();
+    let mut verifier = Verifier::new(Hasher::Sha256, None);
+    text.split_inclusive(|b| *b == b'\n').for_each(|line| verifier.line(line).unwrap());
+    let all = records(&text);
+    let told = of_type(&all, "dropped");
+    let told: u64 = told.iter().map(|told| told["records"].as_u64().unwrap()).sum();
+    assert_eq!(told, dropped);
+    assert_eq!(of_type(&all, "event").len() as u64, 101 - dropped, "nothing else is missing");
+}
+
+#[tokio::test]
+async fn in_strict_mode_what_a_full_disk_does_not_take_is_refused_and_nothing_is_dropped() {
+    let disk = Disk::default();
+    let running = Running::onto(disk.clone(), &Config { strict: true, ..config(Path::new("unused")) });
+    running.audit.settle(applied(0, Verdict::Applied)).await.unwrap();
+    disk.full.store(true, Ordering::Release);
+    assert_eq!(running.audit.settle(applied(1, Verdict::Applied)).await, Err(Unrecorded));
+    for n in 2..100 {
+        assert_eq!(running.audit.settle(applied(n, Verdict::Applied)).await, Err(Unrecorded));
+    }
+    assert_eq!((running.counted("dropped"), running.counted("refused")), (0, 99));
+    disk.full.store(false, Ordering::Release);
+    until("it works again", || running.audit.works()).await;
+    // What was given back comes again; the record that was on its way is not made twice.
+    running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+    running.close().await;
+    let events = of_type(&records(&disk.written.lock()), "event");
+    assert_eq!(events.iter().filter(|event| event["event"] == "event-1").count(), 1);
+}
+
+/// What someone may do to a file.
+#[derive(Clone, Debug)]
+enum Harm {
+    Change { at: prop::sample::Index, to: u8 },
+    Remove { line: prop::sample::Index },
+    Swap { one: prop::sample::Index, other: prop::sample::Index },
+    Repeat { line: prop::sample::Index, before: prop::sample::Index },
+    Cut { at: prop::sample::Index },
+}
+
+fn harm() -> impl Strategy<Value = Harm> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        (index(), any::<u8>()).prop_map(|(at, to)| Harm::Change { at, to }),
+        index().prop_map(|line| Harm::Remove { line }),
+        (index(), index()).prop_map(|(one, other)| Harm::Swap { one, other }),
+        (index(), index()).prop_map(|(line, before)| Harm::Repeat { line, before }),
+        index().prop_map(|at| Harm::Cut { at }),
+    ]
+}
+
+fn inflict(text: &[u8], harm: &Harm) -> Vec<u8> {
+    let mut lines: Vec<&[u8]> = text.split_inclusive(|b| *b == b'\n').collect();
+    match harm {
+        Harm::Change { at, to } => {
+            let mut text = text.to_vec();
+            let at = at.index(text.len());
+            text[at] = *to;
+            return text;
+        }
+        Harm::Remove { line } => drop(lines.remove(line.index(lines.len()))),
+        Harm::Swap { one, other } => lines.swap(one.index(text_lines(text)), other.index(text_lines(text))),
+        Harm::Repeat { line, before } => lines.insert(before.index(lines.len()), lines[line.index(lines.len())]),
+        Harm::Cut { at } => return text[..at.index(text.len())].to_vec(),
+    }
+    lines.concat()
+}
+
+fn text_lines(text: &[u8]) -> usize {
+    text.iter().filter(|b| **b == b'\n').count()
+}
+
+fn check(text: &[u8], hasher: &Hasher, expected: RecordHash) -> Result<(), (usize, Fault)> {
+    let mut verifier = Verifier::new(hasher.clone(), Some(expected));
+    let mut number = 0;
+    for line in text.split_inclusive(|b| *b == b'\n') {
+        number += 1;
+        verifier.line(line).map_err(|fault| (number, fault))?;
+    }
+    verifier.finish().map(drop).map_err(|fault| (number + 1, fault))
+}
+
+proptest! {
+    #[test]
+    fn any_single_change_removal_move_repetition_or_cut_is_found(
+        count in 1_u64..8, keyed in any::<bool>(), harm in harm(),
+    ) {
+        let hasher = Hasher::new(keyed.then_some(&KEY));
+        let mut chain = Chain::begin(hasher.clone());
+        let (mut text, time) = (Vec::new(), Timestamp::from_millis(1_741_064_767_089));
+        let began = Note::Began { mistrusted: None };
+        chain.append(&mut text, |line| began.write(time, "sha256", line));
+        for n in 0..count {
+            chain.append(&mut text, |line| applied(n, Verdict::Applied).write(time, line));
+        }
+        let head = chain.head().hash;
+        prop_assert_eq!(check(&text, &hasher, head), Ok(()));
+        let harmed = inflict(&text, &harm);
+        if harmed == text {
+            return Ok(());
+        }
+        let (line, fault) = check(&harmed, &hasher, head).expect_err("it is found");
+        let first_different = text.iter().zip(&harmed).position(|(a, b)| a != b).unwrap_or(text.len().min(harmed.len()));
+        let expected = text_lines(&text[..first_different]) + 1;
+        prop_assert_eq!(line, expected, "{:?}", fault);
+    }
+}
+
+#[test]
+fn a_chain_that_is_made_anew_without_the_key_is_found_and_without_a_key_only_by_its_head() {
+    let make = |hasher: Hasher| {
+        let mut chain = Chain::begin(hasher);
+        let mut text = Vec::new();
+        let began = Note::Began { mistrusted: None };
+        chain.append(&mut text, |line| began.write(Timestamp::from_millis(1), "sha256", line));
+        (text, chain.head().hash)
+    };
+    let (keyed, plain) = (Hasher::new(Some(&KEY)), Hasher::Sha256);
+    let (_, true_head) = make(keyed.clone());
+    let (forged, forged_head) = make(plain.clone());
+    assert_eq!(check(&forged, &keyed, true_head), Err((1, Fault::Changed)));
+    assert_eq!(check(&forged, &plain, forged_head), Ok(()));
+    assert_eq!(check(&forged, &plain, make(plain.clone()).1), Err((2, Fault::HeadMissing)));
+}

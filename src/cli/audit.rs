@@ -1,0 +1,50 @@
+//! `profile-edge audit verify`: checks the chain of audit files, and names the first line that is not in order.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::audit::chain::{Hasher, RecordHash};
+use crate::audit::verify::{self, BadLine, Error, Report};
+
+use super::{Exit, complain, json_line, print};
+
+/// Checks files, oldest first, and says what was found.
+pub(super) fn verify(files: &[PathBuf], hasher: Hasher, expected: Option<RecordHash>, json: bool) -> Exit {
+    match verify::files(files, hasher, expected) {
+        Ok(report) => print(&if json { as_json(&report) } else { as_text(&report) }),
+        Err(Error::Unreadable(file, error)) => {
+            complain(&format!("{} cannot be read: {error}", file.display()));
+            Exit::Usage
+        }
+        Err(Error::Bad(bad)) => {
+            if json {
+                let BadLine { file, line, fault } = &bad;
+                print(&json_line(&json!({
+                    "ok": false, "file": file.display().to_string(), "line": line, "reason": fault.to_string(),
+                })));
+            } else {
+                print(&format!("{bad}\n"));
+            }
+            Exit::NotInOrder
+        }
+    }
+}
+
+fn as_json(report: &Report) -> String {
+    let heads = report.heads.iter();
+    let heads: Vec<_> =
+        heads.map(|head| json!({ "chain": head.chain, "seq": head.seq, "hash": head.hash.to_string() })).collect();
+    json_line(&json!({ "ok": true, "records": report.records, "heads": heads, "beyond_expected": report.beyond }))
+}
+
+fn as_text(report: &Report) -> String {
+    let mut text = format!("{} records in order\n", report.records);
+    for head in &report.heads {
+        text.push_str(&format!("chain {} up to record {}, head {}\n", head.chain, head.seq, head.hash));
+    }
+    if let Some(beyond) = report.beyond {
+        text.push_str(&format!("the expected head is there, {beyond} records come after it\n"));
+    }
+    text
+}

@@ -1,0 +1,430 @@
+//! The audit as an operator and an auditor meet it: real processes, files and pipes, crashes and full disks.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use profile_edge::faults::Fault;
+use reqwest::header::RETRY_AFTER;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
+
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, flat};
+use crate::support::process::{Ports, Process};
+use crate::support::{customer, eventually};
+
+const FILE: [(&str, &str); 2] = [("PROFILE_EDGE__AUDIT__SINK", "file"), ("PROFILE_EDGE__AUDIT__LOOKUPS", "all")];
+
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
+/// The whole records of a file; a line that is being written is not one yet.
+fn records(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    parse(&text[..text.rfind('\n').map_or(0, |end| end + 1)])
+}
+
+fn parse(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+fn of_type<'a>(records: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    records.iter().filter(|record| record["type"] == kind).collect()
+}
+
+/// Runs `profile-edge audit verify` in a directory.
+fn verify(directory: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_profile-edge"))
+        .args(["audit", "verify"])
+        .args(arguments)
+        .current_dir(directory)
+        .output();
+    let Output { status, stdout, stderr } = run.unwrap();
+    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+}
+
+async fn look_up(ports: &Ports, client: &reqwest::Client, n: u32) -> reqwest::Response {
+    let request = client.get(format!("http://127.0.0.1:{}/api/v1/profile", ports.public));
+    let request = request.query(&[("tenantId", "10001"), ("customerId", &customer(n))]);
+    request.header("X-API-Key", "demo-key").send().await.unwrap()
+}
+
+async fn degraded(ports: &Ports, client: &reqwest::Client) -> Value {
+    let ready = client.get(format!("http://127.0.0.1:{}/readyz", ports.admin)).send().await.unwrap();
+    ready.json::<Value>().await.unwrap()["degraded"].take()
+}
+
+async fn stop(mut process: Process) {
+    process.signal("TERM");
+    assert_eq!(process.ended().await, Some(0), "{}", process.log());
+}
+
+/// Posts one event, then kills the process while it holds it at this fault, again and again.
+async fn die_at(fault: Fault, times: usize, directory: &Path, post: bool) {
+    let client = client();
+    for time in 0..times {
+        let ports = Ports::draw();
+        let held = ("PROFILE_EDGE_FAULTS", fault.as_str());
+        let mut process = ports.start(directory, &[FILE[0], FILE[1], held]);
+        ports.ready(&client).await;
+        if post && time == 0 {
+            assert_eq!(ports.post(&client, 1).await, 202);
+        }
+        eventually("it took effect", || async {
+            let mut taken = 0.0;
+            for outcome in ["applied", "duplicate"] {
+                let series = format!("profile_edge_consumer_events_total{{kind=\"updated\",outcome=\"{outcome}\"}}");
+                taken += ports.metric(&client, &series).await;
+            }
+            (taken == 1.0).then_some(())
+        })
+        .await;
+        if fault == Fault::PauseBeforeAck {
+            let path = directory.join("data/audit.jsonl");
+            eventually("its record", || async { (of_type(&records(&path), "event").len() == 1).then_some(()) }).await;
+        }
+        process.signal("KILL");
+        assert_eq!(process.ended().await, None);
+    }
+}
+
+/// Starts without a fault, until the queue is empty; returns the records of events.
+async fn settle(directory: &Path) -> Vec<Value> {
+    let (client, ports) = (client(), Ports::draw());
+    let process = ports.start(directory, &FILE);
+    ports.ready(&client).await;
+    eventually("the queue is empty", || async {
+        (ports.metric(&client, "profile_edge_queue_events").await == 0.0).then_some(())
+    })
+    .await;
+    stop(process).await;
+    let (code, said) = verify(directory, &["data/audit.jsonl"]);
+    assert_eq!(code, Some(0), "{said}");
+    of_type(&records(&directory.join("data/audit.jsonl")), "event").into_iter().cloned().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_redelivered_twenty_times_with_restarts_in_between_has_one_record() {
+    let directory = tempfile::tempdir().unwrap();
+    die_at(Fault::PauseBeforeAck, 20, directory.path(), true).await;
+    let events = settle(directory.path()).await;
+    assert_eq!(events.len(), 1, "{events:#?}");
+    assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!("event-1"), &json!("applied")));
+    let all = records(&directory.path().join("data/audit.jsonl"));
+    assert_eq!(all.iter().filter(|record| record["action"] == "started").count(), 21);
+    assert!(all.iter().all(|record| record["chain"] == all[0]["chain"]), "the chain goes on across restarts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_process_dies_between_effect_and_record_has_one_record_that_says_recovered() {
+    let directory = tempfile::tempdir().unwrap();
+    die_at(Fault::PauseBeforeAudit, 2, directory.path(), true).await;
+    assert!(of_type(&records(&directory.path().join("data/audit.jsonl")), "event").is_empty());
+    die_at(Fault::PauseBeforeAck, 2, directory.path(), false).await;
+    let events = settle(directory.path()).await;
+    assert_eq!(events.len(), 1, "{events:#?}");
+    assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!("event-1"), &json!("recovered")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_names_the_first_line_that_was_edited_removed_moved_or_cut_off() {
+    let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
+    let process = ports.start(directory.path(), &FILE);
+    ports.ready(&client).await;
+    for n in 1..=4 {
+        assert_eq!(look_up(&ports, &client, n).await.status(), 200);
+    }
+    stop(process).await;
+    let path = directory.path().join("data/audit.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() >= 8, "{text}");
+    let head = records(&path).last().unwrap()["hash"].as_str().unwrap().to_owned();
+    let file = path.display().to_string();
+    let (code, said) = verify(directory.path(), &[&file, "--expect-head", &head, "--json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&said["records"], &said["heads"][0]["hash"]), (&json!(lines.len()), &json!(head)));
+
+    let edited = lines[3].replace("\"allowed\"", "\"denied\"");
+    let harmed = |change: &dyn Fn(&mut Vec<&str>)| {
+        let mut lines = lines.clone();
+        change(&mut lines);
+        lines.iter().map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let cases: [(&str, String, usize); 6] = [
+        ("edited", text.replace(lines[3], &edited), 4),
+        ("removed", harmed(&|lines| drop(lines.remove(3))), 4),
+        ("removed at the start", harmed(&|lines| drop(lines.remove(0))), 1),
+        ("moved", harmed(&|lines| lines.swap(3, 5)), 4),
+        ("cut off", harmed(&|lines| lines.truncate(6)), 7),
+        ("cut off within", text[..text.len() - 20].to_owned(), lines.len()),
+    ];
+    for (what, harmed, line) in cases {
+        assert_ne!(harmed, text, "{what}");
+        std::fs::write(&path, harmed).unwrap();
+        let (code, said) = verify(directory.path(), &[&file, "--expect-head", &head]);
+        assert_eq!(code, Some(1), "{what}: {said}");
+        assert!(said.contains(&format!("audit.jsonl: line {line}: ")), "{what}: {said}");
+    }
+    let (code, said) = verify(directory.path(), &["nowhere.jsonl"]);
+    assert_eq!(code, Some(64), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn standard_output_holds_audit_records_and_only_they() {
+    let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
+    let path = directory.path().join("out.jsonl");
+    for _ in 0..2 {
+        let out = std::fs::File::options().create(true).append(true).open(&path).unwrap();
+        let process = ports.start_onto(directory.path(), &[FILE[1]], out.into());
+        ports.ready(&client).await;
+        look_up(&ports, &client, 1).await;
+        assert_eq!(ports.post(&client, 1).await, 202);
+        eventually("the event", || async { of_type(&records(&path), "event").first().map(|_| ()) }).await;
+        stop(process).await;
+    }
+    let all = records(&path);
+    assert_eq!(of_type(&all, "lookup").len(), 2);
+    assert_eq!(of_type(&all, "process").len(), 4);
+    let (code, said) = verify(directory.path(), &["out.jsonl", "--json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["heads"].as_array().unwrap().len(), 2, "each start begins a chain of its own");
+}
+
+/// A process whose standard output nobody reads.
+async fn stalled(directory: &Path, strict: bool) -> (Ports, Process, std::io::PipeReader) {
+    let ports = Ports::draw();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let more = [
+        FILE[1],
+        ("PROFILE_EDGE__AUDIT__BUFFER", "16"),
+        ("PROFILE_EDGE__AUDIT__STRICT", if strict { "true" } else { "false" }),
+        // The sandbox answers each of them in no time.
+        ("PROFILE_EDGE__LOOKUP__TTL", "1h"),
+    ];
+    let process = ports.start_onto(directory, &more, writer.into());
+    ports.ready(&client()).await;
+    (ports, process, reader)
+}
+
+/// Reads everything that comes out of a pipe, to its end.
+fn drained(reader: std::io::PipeReader) -> tokio::task::JoinHandle<String> {
+    tokio::spawn(async move {
+        let file = std::fs::File::from(std::os::fd::OwnedFd::from(reader));
+        let mut text = String::new();
+        tokio::fs::File::from_std(file).read_to_string(&mut text).await.unwrap();
+        text
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookups_and_events_go_on_while_nobody_reads_the_audit_and_what_was_dropped_is_visible() {
+    let (directory, client) = (tempfile::tempdir().unwrap(), client());
+    let (ports, process, reader) = stalled(directory.path(), false).await;
+    let dropped = "profile_edge_audit_records_total{outcome=\"dropped\"}";
+    let mut asked = 0;
+    while ports.metric(&client, dropped).await == 0.0 {
+        assert_eq!(look_up(&ports, &client, 1).await.status(), 200);
+        asked += 1;
+    }
+    eventually("degraded", || async { (degraded(&ports, &client).await == json!(["audit"])).then_some(()) }).await;
+    // Each of a hundred would take half a second if it waited for the audit.
+    let begun = Instant::now();
+    for _ in 0..100 {
+        let answer = look_up(&ports, &client, 1).await;
+        assert_eq!(answer.status(), 200);
+        assert!(answer.headers()["cache-status"].to_str().unwrap().contains("hit"));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    assert_eq!(ports.post(&client, 1).await, 202);
+    let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
+    eventually("the event", || async { (ports.metric(&client, applied).await == 1.0).then_some(()) }).await;
+    process.says("audit records are dropped").await;
+
+    let text = drained(reader);
+    eventually("whole again", || async { (degraded(&ports, &client).await == json!([])).then_some(()) }).await;
+    let dropped = ports.metric(&client, dropped).await;
+    stop(process).await;
+    let text = text.await.unwrap();
+    std::fs::write(directory.path().join("out.jsonl"), &text).unwrap();
+    let (code, said) = verify(directory.path(), &["out.jsonl"]);
+    assert_eq!(code, Some(0), "{said}");
+    let all = parse(&text);
+    let told: f64 = of_type(&all, "dropped").iter().map(|told| told["records"].as_f64().unwrap()).sum();
+    assert!(told >= 100.0 && (told - dropped).abs() < f64::EPSILON, "{told} of {dropped}");
+    let events = of_type(&all, "event").len();
+    assert_eq!((of_type(&all, "lookup").len() + events) as f64 + told, f64::from(asked) + 101.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_strict_mode_lookups_answer_503_and_events_wait_while_nothing_can_be_recorded() {
+    let (directory, client) = (tempfile::tempdir().unwrap(), client());
+    let (ports, process, reader) = stalled(directory.path(), true).await;
+    let refused = loop {
+        let answer = look_up(&ports, &client, 1).await;
+        if answer.status() != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key(RETRY_AFTER));
+    let problem: Value = refused.json().await.unwrap();
+    assert_eq!(problem["code"], "audit_unavailable");
+    assert!(problem.get("firstName").is_none());
+    assert_eq!(ports.post(&client, 1).await, 202);
+    process.says("the audit takes no records").await;
+    assert_eq!(ports.metric(&client, "profile_edge_queue_events").await, 1.0, "it is not acknowledged");
+    eventually("degraded", || async { (degraded(&ports, &client).await == json!(["audit"])).then_some(()) }).await;
+
+    let text = drained(reader);
+    eventually("it is answered again", || async { (look_up(&ports, &client, 1).await.status() == 200).then_some(()) })
+        .await;
+    eventually("the event is settled", || async {
+        (ports.metric(&client, "profile_edge_queue_events").await == 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(ports.metric(&client, "profile_edge_audit_records_total{outcome=\"dropped\"}").await, 0.0);
+    stop(process).await;
+    assert_eq!(of_type(&parse(&text.await.unwrap()), "event").len(), 1, "also an event that came again has one record");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_costs_no_lookup_and_in_strict_mode_every_one() {
+    let (directory, client) = (tempfile::tempdir().unwrap(), client());
+    for (strict, status) in [("false", 200), ("true", 503)] {
+        let ports = Ports::draw();
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let more = [FILE[1], ("PROFILE_EDGE__AUDIT__STRICT", strict), ("PROFILE_EDGE__AUDIT__BUFFER", "16")];
+        let mut process = ports.start_onto(directory.path(), &more, Stdio::from(full));
+        process.says("audit records cannot be written").await;
+        ports.ready(&client).await;
+        eventually("degraded", || async { (degraded(&ports, &client).await == json!(["audit"])).then_some(()) }).await;
+        for n in 1..=50 {
+            assert_eq!(look_up(&ports, &client, n).await.status(), status, "strict = {strict}");
+        }
+        let dropped = ports.metric(&client, "profile_edge_audit_records_total{outcome=\"dropped\"}").await;
+        assert_eq!(dropped > 0.0, strict == "false", "{dropped}");
+        process.signal("TERM");
+        assert_eq!(process.ended().await, Some(0), "{}", process.log());
+        process.says("audit records were lost").await;
+    }
+}
+
+/// What the audit of an application in this process holds once a condition is met.
+async fn once(path: &Path, what: &str, is_met: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    eventually(what, || async {
+        let all = records(path);
+        is_met(&all).then_some(all)
+    })
+    .await
+}
+
+fn audited(directory: &Path, more: &str) -> (PathBuf, String) {
+    let path = directory.join("audit.jsonl");
+    let settings = format!("sandbox.latency = \"0ms\"\naudit.lookups = \"all\"\naudit.path = {path:?}\n{more}");
+    (path, settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lookup_leaves_who_whom_what_and_the_names_of_what_was_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = "caller = [{ name = \"desk \\\"7\\\"\", key_sha256 = \"KEY\", tenants = [\"10001\"], fields = [\"firstName\", \"workPhone.e164\", \"id\"], requests_per_second = 20 }]";
+    let (path, settings) = audited(directory.path(), &other.replace("KEY", DEMO_KEY_SHA256));
+    let edge = Edge::start_with(&settings).await;
+    let one = customer(1);
+    for fields in [None, None, Some("id,firstName"), Some("id,title"), Some("lastName")] {
+        edge.look_up_with(&one, |request| {
+            let fields: Vec<_> = fields.iter().map(|fields| ("fields", *fields)).collect();
+            request.header("X-Request-Id", "call-4711").query(&fields)
+        })
+        .await;
+    }
+    let elsewhere = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+    let elsewhere = elsewhere.query(&[("tenantId", "15550199871"), ("customerId", &one)]).send().await.unwrap();
+    assert_eq!(elsewhere.status(), 403);
+    let wrong = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "wrong").send().await.unwrap();
+    assert_eq!(wrong.status(), 401);
+    let many = join_all((0..100).map(|_| edge.look_up(&one))).await;
+    assert!(many.iter().any(|answer| answer.status == 429));
+    let all = once(&path, "all of them", |all| all.iter().any(|record| record["reason"] == "rate")).await;
+    let lookups = of_type(&all, "lookup");
+    let told = |n: usize, name: &str| lookups[n][name].clone();
+    assert_eq!((told(0, "result"), told(1, "result")), (json!("miss"), json!("hit")));
+    assert_eq!(told(1, "fields"), json!(["firstName", "id", "workPhone.e164"]));
+    assert_eq!(told(2, "fields"), json!(["firstName", "id"]));
+    for n in 0..3 {
+        assert_eq!((told(n, "request"), told(n, "caller")), (json!("call-4711"), json!("desk \"7\"")));
+        assert_eq!((told(n, "tenant"), told(n, "decision")), (json!("10001"), json!("allowed")));
+        assert_eq!(told(n, "key").as_str().unwrap().len(), 32);
+    }
+    for n in 3..5 {
+        assert_eq!((told(n, "decision"), told(n, "reason")), (json!("denied"), json!("fields")));
+        assert_eq!(told(n, "key"), told(0, "key"));
+    }
+    assert_eq!((told(5, "reason"), lookups[5].get("tenant")), (json!("tenant"), None), "it is no configured one");
+    assert_eq!((told(6, "reason"), lookups[6].get("caller")), (json!("unauthorized"), None));
+    let text = std::fs::read_to_string(&path).unwrap();
+    for secret in ["wrong", "5550199871", "demo-key", one.as_str()] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_denied_webhooks_and_operators_commands_are_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, settings) = audited(directory.path(), "");
+    let edge = Edge::start_with(&settings).await;
+    edge.post_event(&flat(&customer(1))).await;
+    edge.post_event(&json!({ "tenantId": "10002", "customerId": customer(1) })).await;
+    edge.client.post(edge.url("/webhooks/10001")).json(&flat(&customer(1))).send().await.unwrap();
+    edge.client.post(edge.url("/webhooks/nobody")).json(&flat(&customer(1))).send().await.unwrap();
+    let admin = |path: &str| format!("http://{}/admin/{path}", edge.admin);
+    let target = json!({ "tenantId": "10001", "customerId": customer(1) });
+    for action in ["inspect", "invalidate"] {
+        edge.client.post(admin(action)).json(&target).send().await.unwrap();
+    }
+    edge.client.get(admin("dead-letters/nothing")).send().await.unwrap();
+    let all = once(&path, "two events", |all| of_type(all, "event").len() == 2).await;
+    let keys: Vec<&Value> = of_type(&all, "event").iter().map(|event| &event["keys"][0]).collect();
+    let operations = of_type(&all, "operator");
+    let told: Vec<(&Value, &Value)> =
+        operations.iter().map(|operation| (&operation["action"], &operation["outcome"])).collect();
+    let expected = [
+        (json!("inspect"), json!("ok")),
+        (json!("invalidate"), json!("ok")),
+        (json!("dead_letters.show"), json!("unknown_dead_letter")),
+    ];
+    assert_eq!(told, expected.iter().map(|(action, outcome)| (action, outcome)).collect::<Vec<_>>());
+    assert_eq!((&operations[0]["key"], &operations[1]["key"]), (keys[0], keys[1]));
+    assert!(of_type(&all, "event").iter().any(|event| event["event"] == operations[1]["event"]));
+    let denied: Vec<(&Value, Option<&Value>)> =
+        of_type(&all, "webhook").iter().map(|denied| (&denied["reason"], denied.get("tenant"))).collect();
+    let tenant = json!("10001");
+    let expected = [
+        (json!("foreign_tenant"), Some(&tenant)),
+        (json!("unauthorized"), Some(&tenant)),
+        (json!("unknown_tenant"), None),
+    ];
+    assert_eq!(denied, expected.iter().map(|(reason, tenant)| (reason, *tenant)).collect::<Vec<_>>());
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_only_denied_lookups_are_wanted_the_others_leave_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, settings) = audited(directory.path(), "");
+    let edge = Edge::start_with(&settings.replace("\"all\"", "\"denied\"")).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    edge.client.get(edge.url("/api/v1/profile")).send().await.unwrap();
+    edge.stop().await;
+    let all = records(&path);
+    let lookups = of_type(&all, "lookup");
+    assert_eq!((lookups.len(), &lookups[0]["decision"]), (1, &json!("denied")));
+}

@@ -209,6 +209,9 @@ impl App {
         self.audit.close();
         let left = until.saturating_duration_since(Instant::now()).max(PROBE_EVERY);
         let audit_ended = self.audit_tasks.drain(left).await;
+        if !audit_ended {
+            tracing::error!("the audit's sink takes nothing: its last records may be lost");
+        }
         let finished = flows_ended && closed.is_ok() && queue_ended && audit_ended;
         tracing::info!(finished, "stopped");
         finished

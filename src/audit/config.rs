@@ -14,8 +14,9 @@ use crate::domain::Secret;
 
 use super::chain::Hasher;
 
-/// How many records may wait, at least and at most.
-const BUFFERS: RangeInclusive<usize> = 16..=1_000_000;
+/// How many records may wait, at least and at most: the writer lingers for some milliseconds, and meanwhile a burst of
+/// lookups must fit.
+const BUFFERS: RangeInclusive<usize> = 1_000..=1_000_000;
 
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -99,7 +100,7 @@ impl Config {
             return Err(ConfigError { field: "max_bytes", reason: "must be at least 64KiB" });
         }
         if !BUFFERS.contains(&self.buffer) {
-            return Err(ConfigError { field: "buffer", reason: "must be from 16 to 1000000" });
+            return Err(ConfigError { field: "buffer", reason: "must be from 1000 to 1000000" });
         }
         if self.sink == Sink::None && self.strict {
             return Err(ConfigError { field: "strict", reason: "needs a sink: \"stdout\" or \"file\"" });

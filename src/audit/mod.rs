@@ -14,8 +14,8 @@
 //! on the path of a request. One thread ([`writer`]) makes records of them, in the order in which they came.
 //!
 //! An event's record is waited for: effect, record, acknowledgement. A crash before the record brings the event again;
-//! the store then says that it is a duplicate, and as no record names it, it is recorded as `recovered`. A duplicate
-//! whose record is there gets no second one. So there is never none, and exactly one unless a crash fell into the gap.
+//! the store then says that it is a duplicate, and as no record names it, it is recorded as `recovered`. An event
+//! whose record is there gets no second one, unless it was replayed. So there is never none, and exactly one unless a crash fell into the gap.
 //! What is known of earlier records is the file's own tail: on standard output, or where another process applied the
 //! event first, a duplicate may be recorded once more.
 //!

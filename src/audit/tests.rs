@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::clock::SystemClock;
@@ -14,9 +13,9 @@ use crate::domain::{Digest, Event, EventId, Kind, Shape, Stamps, Timestamp};
 use crate::metrics::Metrics;
 use crate::shutdown::{Controller, Shutdown};
 
-use super::chain::{Chain, Hasher, RecordHash};
+use super::chain::{Chain, Hasher};
 use super::config::{Config, Fsync, Lookups, Sink};
-use super::open::Beginning;
+use super::open::{Beginning, open, start};
 use super::recent::Recent;
 use super::record::Note;
 use super::sinks::{self, Interrupted};
@@ -66,10 +65,10 @@ struct Running {
 }
 
 impl Running {
-    fn open(config: &Config) -> Result<Self, open::Error> {
+    fn open(config: &Config) -> Result<Self, super::open::Error> {
         let (tasks, shutdown) = Shutdown::new();
         let metrics = Metrics::new();
-        let audit = open::open(config, &SystemClock::shared(), &metrics, &shutdown)?;
+        let audit = open(config, &SystemClock::shared(), &metrics, &shutdown)?;
         Ok(Self { audit, tasks, metrics })
     }
 
@@ -82,7 +81,7 @@ impl Running {
             notes: vec![Note::Began { mistrusted: None }],
             recent: Recent::default(),
         };
-        let audit = open::start(config, beginning, &SystemClock::shared(), &metrics, &shutdown).unwrap();
+        let audit = start(config, beginning, &SystemClock::shared(), &metrics, &shutdown).unwrap();
         Self { audit, tasks, metrics }
     }
 
@@ -233,13 +232,14 @@ async fn a_second_process_on_the_same_file_is_refused_in_plain_words() {
 }
 
 #[tokio::test]
-async fn a_duplicate_is_recorded_only_if_no_record_names_it() {
+async fn an_event_that_comes_again_is_recorded_only_if_no_record_names_it() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(&directory.path().join("audit.jsonl"));
     let running = Running::open(&config).unwrap();
     running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
     for _ in 0..3 {
         running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+        running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
         running.audit.settle(applied(2, Verdict::Duplicate)).await.unwrap();
     }
     running.close().await;
@@ -343,99 +343,4 @@ async fn in_strict_mode_what_a_full_disk_does_not_take_is_refused_and_nothing_is
     running.close().await;
     let events = of_type(&records(&disk.written.lock()), "event");
     assert_eq!(events.iter().filter(|event| event["event"] == "event-1").count(), 1);
-}
-
-/// What someone may do to a file.
-#[derive(Clone, Debug)]
-enum Harm {
-    Change { at: prop::sample::Index, to: u8 },
-    Remove { line: prop::sample::Index },
-    Swap { one: prop::sample::Index, other: prop::sample::Index },
-    Repeat { line: prop::sample::Index, before: prop::sample::Index },
-    Cut { at: prop::sample::Index },
-}
-
-fn harm() -> impl Strategy<Value = Harm> {
-    let index = any::<prop::sample::Index>;
-    prop_oneof![
-        (index(), any::<u8>()).prop_map(|(at, to)| Harm::Change { at, to }),
-        index().prop_map(|line| Harm::Remove { line }),
-        (index(), index()).prop_map(|(one, other)| Harm::Swap { one, other }),
-        (index(), index()).prop_map(|(line, before)| Harm::Repeat { line, before }),
-        index().prop_map(|at| Harm::Cut { at }),
-    ]
-}
-
-fn inflict(text: &[u8], harm: &Harm) -> Vec<u8> {
-    let mut lines: Vec<&[u8]> = text.split_inclusive(|b| *b == b'\n').collect();
-    match harm {
-        Harm::Change { at, to } => {
-            let mut text = text.to_vec();
-            let at = at.index(text.len());
-            text[at] = *to;
-            return text;
-        }
-        Harm::Remove { line } => drop(lines.remove(line.index(lines.len()))),
-        Harm::Swap { one, other } => lines.swap(one.index(text_lines(text)), other.index(text_lines(text))),
-        Harm::Repeat { line, before } => lines.insert(before.index(lines.len()), lines[line.index(lines.len())]),
-        Harm::Cut { at } => return text[..at.index(text.len())].to_vec(),
-    }
-    lines.concat()
-}
-
-fn text_lines(text: &[u8]) -> usize {
-    text.iter().filter(|b| **b == b'\n').count()
-}
-
-fn check(text: &[u8], hasher: &Hasher, expected: RecordHash) -> Result<(), (usize, Fault)> {
-    let mut verifier = Verifier::new(hasher.clone(), Some(expected));
-    let mut number = 0;
-    for line in text.split_inclusive(|b| *b == b'\n') {
-        number += 1;
-        verifier.line(line).map_err(|fault| (number, fault))?;
-    }
-    verifier.finish().map(drop).map_err(|fault| (number + 1, fault))
-}
-
-proptest! {
-    #[test]
-    fn any_single_change_removal_move_repetition_or_cut_is_found(
-        count in 1_u64..8, keyed in any::<bool>(), harm in harm(),
-    ) {
-        let hasher = Hasher::new(keyed.then_some(&KEY));
-        let mut chain = Chain::begin(hasher.clone());
-        let (mut text, time) = (Vec::new(), Timestamp::from_millis(1_741_064_767_089));
-        let began = Note::Began { mistrusted: None };
-        chain.append(&mut text, |line| began.write(time, "sha256", line));
-        for n in 0..count {
-            chain.append(&mut text, |line| applied(n, Verdict::Applied).write(time, line));
-        }
-        let head = chain.head().hash;
-        prop_assert_eq!(check(&text, &hasher, head), Ok(()));
-        let harmed = inflict(&text, &harm);
-        if harmed == text {
-            return Ok(());
-        }
-        let (line, fault) = check(&harmed, &hasher, head).expect_err("it is found");
-        let first_different = text.iter().zip(&harmed).position(|(a, b)| a != b).unwrap_or(text.len().min(harmed.len()));
-        let expected = text_lines(&text[..first_different]) + 1;
-        prop_assert_eq!(line, expected, "{:?}", fault);
-    }
-}
-
-#[test]
-fn a_chain_that_is_made_anew_without_the_key_is_found_and_without_a_key_only_by_its_head() {
-    let make = |hasher: Hasher| {
-        let mut chain = Chain::begin(hasher);
-        let mut text = Vec::new();
-        let began = Note::Began { mistrusted: None };
-        chain.append(&mut text, |line| began.write(Timestamp::from_millis(1), "sha256", line));
-        (text, chain.head().hash)
-    };
-    let (keyed, plain) = (Hasher::new(Some(&KEY)), Hasher::Sha256);
-    let (_, true_head) = make(keyed.clone());
-    let (forged, forged_head) = make(plain.clone());
-    assert_eq!(check(&forged, &keyed, true_head), Err((1, Fault::Changed)));
-    assert_eq!(check(&forged, &plain, forged_head), Ok(()));
-    assert_eq!(check(&forged, &plain, make(plain.clone()).1), Err((2, Fault::HeadMissing)));
 }

@@ -198,3 +198,6 @@ impl fmt::Display for BadLine {
         write!(f, "{}: line {}: {}", self.file.display(), self.line, self.fault)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use crate::metrics::AuditOutcome;
 use super::chain::Chain;
 use super::config::Fsync;
 use super::recent::Recent;
-use super::record::{Note, Record, Verdict};
+use super::record::{Note, Record};
 use super::sinks::Sink;
 use super::{Entry, Shared};
 
@@ -110,10 +110,8 @@ impl Writer {
     fn take(&mut self, entry: Entry) {
         let Entry::Record { time, record, waiting } = entry else { return };
         let known = match &record {
-            Record::Event(applied) if !applied.replayed => {
-                let new = self.recent.insert(applied.event.dedup_digest());
-                !new && applied.verdict == Verdict::Duplicate
-            }
+            // Also if it took effect again: a store in memory knows nothing of what was before a restart.
+            Record::Event(applied) if !applied.replayed => !self.recent.insert(applied.event.dedup_digest()),
             Record::Event(_) | Record::Lookup(_) | Record::Webhook(_) | Record::Operator(_) => false,
         };
         if !known {

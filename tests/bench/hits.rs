@@ -1,4 +1,5 @@
-//! Hits over HTTP: our full path against a bare axum route in the same process with the same body.
+//! Hits over HTTP: our full path against a bare axum route in the same process with the same body; and the same path
+//! with every lookup recorded in an audit file.
 //!
 //! Run with `cargo bench --bench hits`. Rounds of both alternate in one run, so that what is printed as a
 //! ratio does not depend on the machine; p50 and p99 are of single hits at that load. Not a test: nothing
@@ -8,6 +9,7 @@
 mod load;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,28 +42,41 @@ async fn compare() {
     // As the binary runs: with its subscriber, so that spans cost what they cost there.
     logging::init(&logging::Config { level: logging::Level::Info, format: logging::Format::Json });
     let data = tempfile::tempdir().expect("a directory can be made");
-    let settings = format!(
-        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
-         audit.sink = \"none\"\nqueue.embedded.path = {:?}\n",
-        data.path().join("queue").display().to_string()
-    );
-    let loaded = config::from_toml(&settings).expect("the settings are valid");
-    let app = App::start(loaded.config, Faults::default()).await.expect("the application starts");
+    let app = start(data.path(), "none").await;
+    let recorded = tempfile::tempdir().expect("a directory can be made");
+    let audited = start(recorded.path(), "file").await;
     let path = format!("/api/v1/profile?tenantId=10001&customerId={CUSTOMER}");
     let body = Bytes::from(fetch(app.public, &path).await);
+    fetch(audited.public, &path).await;
     let bare = bare_route(body.clone()).await;
 
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut with_audit) = (Vec::new(), Vec::new(), Vec::new());
     let (bare_request, our_request) = (Arc::new(vec![request("/")]), Arc::new(vec![request(&path)]));
     for _ in 0..ROUNDS {
         theirs.push(for_a_while(bare, CONNECTIONS, &bare_request, ROUND).await);
         ours.push(for_a_while(app.public, CONNECTIONS, &our_request, ROUND).await);
+        with_audit.push(for_a_while(audited.public, CONNECTIONS, &our_request, ROUND).await);
     }
     println!("body of {} bytes, {CONNECTIONS} connections, {ROUNDS} rounds of {ROUND:?} each", body.len());
     report("bare axum route", &theirs);
     report("profile-edge hit", &ours);
+    report("hit, recorded", &with_audit);
     println!("ratio of throughput: {:.2} (target: at least 0.6)", median(&ours) / median(&theirs));
+    let cost = median(&with_audit) / median(&ours);
+    println!("ratio of a recorded hit to one that is not: {cost:.2} (target: at least 0.85)");
     app.stop().await;
+    audited.stop().await;
+}
+
+async fn start(data: &Path, audit: &str) -> App {
+    let (queue, file) = (data.join("queue").display().to_string(), data.join("audit.jsonl").display().to_string());
+    let settings = format!(
+        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
+         lookup.ttl = \"1h\"\nqueue.embedded.path = {queue:?}\n\
+         [audit]\nsink = {audit:?}\npath = {file:?}\nlookups = \"all\"\n"
+    );
+    let loaded = config::from_toml(&settings).expect("the settings are valid");
+    App::start(loaded.config, Faults::default()).await.expect("the application starts")
 }
 
 async fn bare_route(body: Bytes) -> SocketAddr {

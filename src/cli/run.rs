@@ -104,6 +104,7 @@ fn exit_of(error: &app::Error) -> Exit {
         app::Error::Upstream(_)
         | app::Error::Webhook(_)
         | app::Error::Caller(_)
+        | app::Error::Sealing(_)
         | app::Error::TokenSecret(_)
         | app::Error::Tls(_) => Exit::Usage,
     }

@@ -167,7 +167,8 @@ impl<'a> Reader<'a> {
             Freshness::Stale { .. } | Freshness::Expired => false,
         };
         match (freshness, &record.content) {
-            (Freshness::Expired, _) => View::Contend(dead),
+            // What the store could not open is a miss, however fresh.
+            (Freshness::Expired, _) | (_, Content::Sealed(_)) => View::Contend(dead),
             (_, Content::Pointer(canonical)) if self.through.is_none() && *canonical != self.at => {
                 let known = record.fetched_at.plus(record.fetch_cost);
                 View::Follow(canonical.clone(), Pointer { token: record.token, known })

@@ -194,6 +194,7 @@ fn kind(entry: Option<&Entry>) -> &'static str {
             Content::Found(_) => "profile",
             Content::Negative => "negative",
             Content::Pointer(_) => "pointer",
+            Content::Sealed(_) => "sealed",
         },
         Some(Entry::Tombstone(_)) => "tombstone",
         Some(Entry::Leased(_)) => "lease",

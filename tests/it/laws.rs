@@ -26,7 +26,7 @@ const IMPORTS: [(&str, &[&str]); 20] = [
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
     ("tls", &[]),
-    ("store", &["clock", "domain", "metrics", "shutdown", "tls"]),
+    ("store", &["clock", "domain", "metrics", "reload", "shutdown", "tls"]),
     ("queue", &["clock", "domain", "metrics", "shutdown", "tls"]),
     ("upstream", &["clock", "domain", "metrics", "shutdown"]),
     ("ingest", &["clock", "domain", "metrics", "queue", "reload"]),

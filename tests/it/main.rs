@@ -28,6 +28,7 @@ mod redis;
 mod reload;
 mod roles;
 mod sandbox;
+mod sealing;
 mod slow_clients;
 mod stampede;
 mod support;

@@ -211,6 +211,7 @@ impl Ground {
             store: Arc::clone(&self.store.store),
             upstream: upstream.upstream,
             hasher: self.hasher(),
+            previous: self.hashers.get(1).cloned(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
             settle_window: self.config.consumer.settle_window,
             clock: Arc::clone(&self.clock),

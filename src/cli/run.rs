@@ -31,6 +31,10 @@ where
     F: Fn() -> Result<Config, Errors> + Clone + Send + 'static,
 {
     logging::init(&config.log);
+    // The demo is to be looked at, not to be kept.
+    for warning in config.warnings().iter().filter(|_| !config.is_demo) {
+        tracing::warn!("{warning}");
+    }
     // From here on the signal does not end the process; one that comes before it is ready waits until it is.
     let hangups = signal(SignalKind::hangup());
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;

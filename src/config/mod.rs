@@ -246,6 +246,20 @@ impl Config {
         self.sandbox.enabled.unwrap_or(self.is_demo)
     }
 
+    /// Returns what is usable and better otherwise.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.keys.scheme == KeyScheme::Sha256 {
+            found.push(
+                "keys.scheme is \"sha256\": whoever can read the store or the queue can find out by trying whether \
+                 somebody is a customer; \"hmac-sha256\" with a keys.secret prevents it (PCI DSS 3.5.1.1)"
+                    .to_owned(),
+            );
+        }
+        found
+    }
+
     /// Returns where the sandbox posts its events: the first tenant with a webhook that it can speak.
     #[must_use]
     pub fn sandbox_webhook(&self, public: SocketAddr) -> Option<sandbox::Webhook> {

@@ -23,17 +23,17 @@ const MAX_MOVES: u8 = 4;
 pub(super) struct Reader<'a> {
     pub(super) room: &'a Arc<Room>,
     pub(super) times: &'a Config,
-    customer: &'a CustomerId,
-    asked: Identity,
+    pub(super) customer: &'a CustomerId,
+    pub(super) asked: Identity,
     deadline: Instant,
     /// Whose key is being looked at: the asked customer's, or the canonical one's.
-    at: Identity,
+    pub(super) at: Identity,
     pub(super) key: Key,
     /// The pointer that led here.
     through: Option<Pointer>,
     moves: u8,
     /// A profile to fall back on.
-    stale: Option<(Record, Duration)>,
+    pub(super) stale: Option<(Record, Duration)>,
     /// This lookup has waited for someone else's fetch.
     waited: bool,
 }
@@ -109,6 +109,10 @@ impl<'a> Reader<'a> {
                         break;
                     }
                 }
+                View::Contend(Base::Absent) => match self.look_behind().await {
+                    Ok(Some(answer)) if matches!(answer.outcome, Outcome::Deleted) => return Ok(answer),
+                    Ok(_) | Err(_) => break,
+                },
                 View::Answer(_) | View::Contend(_) | View::Wait(_) => break,
             }
         }
@@ -134,7 +138,13 @@ impl<'a> Reader<'a> {
                 self.go_to(canonical, Some(pointer))?;
                 Ok(Next::Look)
             }
-            View::Contend(base) => self.contend(base).await,
+            View::Contend(base) => {
+                let kept = if matches!(base, Base::Absent) { self.look_behind().await? } else { None };
+                match kept {
+                    Some(answer) => Ok(Next::Answer(answer)),
+                    None => self.contend(base).await,
+                }
+            }
             View::Wait(seen) => self.follow(seen).await,
         }
     }
@@ -328,7 +338,7 @@ impl<'a> Reader<'a> {
 
 /// Why a step leads nowhere.
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     Failed(Failure),
     Store(store::Error),
 }

@@ -171,6 +171,24 @@ fn no_secret_is_shown_whether_the_configuration_is_right_or_wrong() {
 }
 
 #[test]
+fn plain_hashes_of_customer_ids_are_warned_of_on_standard_error_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [b'k'; 32]);
+    let keyed = format!("keys = {{ scheme = \"hmac-sha256\", secret = \"{key}\", previous = \"sha256\" }}\n{TENANT}");
+    for (settings, is_warned) in [(TENANT, true), (&keyed, false), ("", true)] {
+        for more in [&[][..], &["--json"]] {
+            let output = check(directory.path(), settings, more, &SECRETS);
+            assert_eq!(output.status.code(), Some(0));
+            let (printed, complaint) = (text(&output.stdout), text(&output.stderr));
+            let warned = complaint.contains("warning: keys.scheme") && complaint.contains("hmac-sha256");
+            assert_eq!(warned, is_warned, "{complaint}");
+            assert!(is_warned || complaint.is_empty(), "{complaint}");
+            assert!(!printed.contains("warning") && printed.contains("keys.scheme"), "{printed}");
+        }
+    }
+}
+
+#[test]
 fn the_environment_lies_over_the_file_and_the_file_over_the_defaults() {
     let directory = tempfile::tempdir().unwrap();
     let settings = "[lookup]\nttl = \"7m\"\ngrace = \"8m\"\n";

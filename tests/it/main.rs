@@ -27,6 +27,7 @@ mod rabbitmq;
 mod redis;
 mod reload;
 mod roles;
+mod rotation;
 mod sandbox;
 mod sealing;
 mod slow_clients;

@@ -103,6 +103,9 @@ pub enum Error {
     /// A listener's TLS is misconfigured.
     #[error(transparent)]
     Tls(#[from] tls::ConfigError),
+    /// The sealing keys are misconfigured.
+    #[error(transparent)]
+    Sealing(#[from] store::sealed::keyring::ConfigError),
     /// What tokens are signed with is misconfigured.
     #[error("http.token_secret: {0}")]
     TokenSecret(#[from] InvalidSecret),
@@ -142,11 +145,12 @@ impl App {
         let backstage = open_backstage(&config).await?;
         let posts_to = backstage.as_ref().map_or(public_addr, addr);
         let sandbox = start_sandbox(&mut config, posts_to, &clock, &shutdown).await?;
+        let doors = Doors::of(&config)?;
         let ground = Ground {
-            doors: Doors::of(&config)?,
             hashers: config.keys.hashers(),
             queue: open_queue(&config, &clock, &queue_shutdown, &metrics).await?,
-            store: open_store(&config, &clock, &metrics, &shutdown).await?,
+            store: open_store(&config, &doors, &clock, &metrics, &shutdown).await?,
+            doors,
             readiness: Arc::new(Readiness::starting(config.roles)),
             audit: audit::open::open(&config.audit, &clock, &metrics, &audit_shutdown)?,
             config,
@@ -227,6 +231,7 @@ impl Ground {
             store: Arc::clone(&self.store.store),
             upstream: upstream.upstream,
             hasher: self.hasher(),
+            previous: self.hashers.get(1).cloned(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
             settle_window: self.config.consumer.settle_window,
             clock: Arc::clone(&self.clock),
@@ -373,12 +378,13 @@ async fn open_queue(
 /// Opens the store; it is waited for where a role uses it.
 async fn open_store(
     config: &Config,
+    doors: &Doors,
     clock: &SharedClock,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
 ) -> Result<store::open::Opened, store::Error> {
     let needed = config.roles.use_the_store();
-    store::open::open(&config.store, lifetimes(config), clock, metrics, shutdown, needed).await
+    store::open::open(&config.store, &doors.keyring, lifetimes(config), clock, metrics, shutdown, needed).await
 }
 
 fn lifetimes(config: &Config) -> Lifetimes {

@@ -262,6 +262,7 @@ catalogue! {
     store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Time of one operation of the store.";
     store_up: gauge "store_up" = "1 when the store answered last, else 0.";
     queue_up: gauge "queue_up" = "1 when the queue answered last, else 0.";
+    seal_failures: counter "seal_failures_total" = "Stored records that did not open, and so were misses.";
     fills: counter "fills_total" ["outcome": FillOutcome] = "Fills by outcome.";
     refreshes: counter "refreshes_total" ["cause": RefreshCause] = "Fetches in the background, by cause.";
     dead_letters: gauge "dead_letters" = "Dead letters kept by the queue.";
@@ -359,7 +360,7 @@ fn is_of(name: &str, roles: Roles) -> bool {
         roles.consumer
     } else if begins(&["publish_", "outbox_", "queue_", "dead_letters"]) {
         roles.use_the_queue()
-    } else if begins(&["store_"]) {
+    } else if begins(&["store_", "seal_"]) {
         roles.use_the_store()
     } else {
         true

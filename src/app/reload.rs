@@ -1,4 +1,5 @@
-//! What a running process takes on from another configuration: who may come in, and by which certificate we are known.
+//! What a running process takes on from another configuration: who may come in, by which certificate we are known, and
+//! which keys seal and open records.
 //!
 //! # How
 //!
@@ -17,6 +18,7 @@ use crate::http::callers::Callers;
 use crate::ingest::Sources;
 use crate::metrics::Outcome;
 use crate::reload::Reloadable;
+use crate::store::sealed::keyring::Keyring;
 
 use super::{App, Error};
 
@@ -26,6 +28,8 @@ pub(super) struct Doors {
     pub(super) callers: Reloadable<Callers>,
     pub(super) sources: Reloadable<Sources>,
     pub(super) admin_key: Reloadable<Option<[u8; 32]>>,
+    /// The keys of `[store.sealing]`, for the tenants that are served.
+    pub(super) keyring: Reloadable<Keyring>,
     /// `None` where the listener is plain; that cannot be changed.
     pub(super) public_tls: Option<Reloadable<ServerConfig>>,
     pub(super) admin_tls: Option<Reloadable<ServerConfig>>,
@@ -35,14 +39,15 @@ pub(super) struct Doors {
 struct Made {
     callers: Callers,
     sources: Sources,
+    keyring: Keyring,
     admin_key: Option<[u8; 32]>,
     public_tls: Option<Arc<ServerConfig>>,
     admin_tls: Option<Arc<ServerConfig>>,
 }
 
 impl App {
-    /// Takes on what another configuration says of callers, webhook secrets, certificates and the admin key: all of it,
-    /// or nothing if any of it is unusable. Returns whether it was taken on.
+    /// Takes on what another configuration says of callers, webhook secrets, certificates, sealing keys and the admin key: all
+    /// of it, or nothing if any of it is unusable. Returns whether it was taken on.
     pub fn reload(&self, next: Result<Config, Errors>) -> bool {
         let changed = next.map_err(|errors| errors.to_string());
         let changed =
@@ -65,12 +70,14 @@ impl App {
 }
 
 impl Made {
-    /// Makes everything of a configuration; of its tenants' sources, those of the tenants that are served.
+    /// Makes everything of a configuration; of its tenants' sources and keys, those of the tenants that are served.
     fn of(config: &Config, callers: Callers, is_served: impl Fn(&TenantId) -> bool) -> Result<Self, Error> {
         let served = config.tenants.iter().filter(|tenant| is_served(&tenant.id));
+        let tenants: Vec<TenantId> = served.clone().map(|tenant| tenant.id.clone()).collect();
         Ok(Self {
             callers,
             sources: Sources::new(served.map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice())))?,
+            keyring: keyring(config, &tenants)?,
             admin_key: config.admin.key_digest(),
             public_tls: config.http.tls.load("http.tls")?,
             admin_tls: config.admin.tls.load("admin.tls")?,
@@ -85,6 +92,7 @@ impl Doors {
         Ok(Self {
             callers: Reloadable::new(made.callers),
             sources: Reloadable::new(made.sources),
+            keyring: Reloadable::new(made.keyring),
             admin_key: Reloadable::new(made.admin_key.filter(|_| config.admin.needs_key())),
             public_tls: made.public_tls.map(Reloadable::new),
             admin_tls: made.admin_tls.map(Reloadable::new),
@@ -99,6 +107,7 @@ impl Doors {
         let made = Made::of(next, callers, |id| running.tenants.iter().any(|tenant| tenant.id == *id))?;
         self.callers.replace(made.callers);
         self.sources.replace(made.sources);
+        self.keyring.replace(made.keyring);
         // The listener stays where it is, so whether it needs a key is not for the new configuration to say.
         if made.admin_key.is_some() && running.admin.needs_key() {
             self.admin_key.replace(made.admin_key);
@@ -111,6 +120,14 @@ impl Doors {
         let left = running.settings.differences(&next.settings);
         Ok(left.into_iter().filter(|path| !is_taken_on(path, running, next)).map(str::to_owned).collect())
     }
+}
+
+/// Makes the keyring of a configuration; an empty one where records are kept in clear.
+fn keyring(config: &Config, tenants: &[TenantId]) -> Result<Keyring, Error> {
+    Ok(match &config.store.sealing {
+        Some(sealing) => Keyring::new(sealing, tenants)?,
+        None => Keyring::default(),
+    })
 }
 
 /// Tells whether a setting takes effect without a restart.
@@ -128,5 +145,5 @@ fn is_taken_on(path: &str, running: &Config, next: &Config) -> bool {
     if path == "admin.key_sha256" {
         return next.admin.key_sha256.is_some() || !running.admin.needs_key();
     }
-    is_webhook || path == "caller" || path.starts_with("caller[")
+    is_webhook || path.starts_with("store.sealing.") || path == "caller" || path.starts_with("caller[")
 }

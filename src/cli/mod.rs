@@ -81,7 +81,12 @@ async fn command(args: Args) -> Exit {
         },
         Command::Sandbox(sandbox) => run_sandbox(sandbox).await,
         Command::CheckConfig { config, json } => match load(&config, None) {
-            Ok(Loaded { report, .. }) => print(&if json { report.json_lines() } else { report.text() }),
+            Ok(Loaded { config, report }) => {
+                for warning in config.warnings() {
+                    complain(&format!("warning: {warning}"));
+                }
+                print(&if json { report.json_lines() } else { report.text() })
+            }
             Err(exit) => exit,
         },
         Command::HashKey => hash_key(),

@@ -40,6 +40,10 @@ where
         }
     };
     logging::init_with(&config.log, telemetry.as_ref().map(Telemetry::layer));
+    // The demo is to be looked at, not to be kept.
+    for warning in config.warnings().iter().filter(|_| !config.is_demo) {
+        tracing::warn!("{warning}");
+    }
     // From here on the signal does not end the process; one that comes before it is ready waits until it is.
     let hangups = signal(SignalKind::hangup());
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;
@@ -124,6 +128,7 @@ fn exit_of(error: &app::Error) -> Exit {
         app::Error::Upstream(_)
         | app::Error::Webhook(_)
         | app::Error::Caller(_)
+        | app::Error::Sealing(_)
         | app::Error::TokenSecret(_)
         | app::Error::Tls(_) => Exit::Usage,
     }

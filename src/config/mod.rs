@@ -18,11 +18,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use url::Url;
-use zeroize::Zeroizing;
 
 use crate::domain::{KeyHasher, Secret, TenantId};
 use crate::http::{callers, serve};
@@ -249,6 +246,20 @@ impl Config {
         self.sandbox.enabled.unwrap_or(self.is_demo)
     }
 
+    /// Returns what is usable and better otherwise.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.keys.scheme == KeyScheme::Sha256 {
+            found.push(
+                "keys.scheme is \"sha256\": whoever can read the store or the queue can find out by trying whether \
+                 somebody is a customer; \"hmac-sha256\" with a keys.secret prevents it (PCI DSS 3.5.1.1)"
+                    .to_owned(),
+            );
+        }
+        found
+    }
+
     /// Returns where the sandbox posts its events: the first tenant with a webhook that it can speak.
     #[must_use]
     pub fn sandbox_webhook(&self, public: SocketAddr) -> Option<sandbox::Webhook> {
@@ -286,18 +297,11 @@ impl KeysConfig {
     /// Returns the schemes in use: the present one first, then the one that it replaces.
     #[must_use]
     pub fn hashers(&self) -> Vec<KeyHasher> {
-        let keyed = |secret: &Secret| {
-            key_material(secret).map_or(KeyHasher::Sha256, |key| KeyHasher::HmacSha256(Zeroizing::new(key)))
-        };
+        let keyed = |secret: &Secret| secret.key_material().map_or(KeyHasher::Sha256, KeyHasher::HmacSha256);
         let present = match self.scheme {
             KeyScheme::Sha256 => KeyHasher::Sha256,
             KeyScheme::HmacSha256 => self.secret.as_ref().map_or(KeyHasher::Sha256, keyed),
         };
         std::iter::once(present).chain(self.previous.as_ref().map(keyed)).collect()
     }
-}
-
-/// Decodes key material: base64 of 32 bytes or more.
-fn key_material(secret: &Secret) -> Option<Vec<u8>> {
-    STANDARD.decode(secret.expose()).ok().filter(|key| key.len() >= 32)
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use url::{Host, Url};
 
+use crate::store::sealed::keyring;
 use crate::{queue, store};
 
 use super::de::Problem;
-use super::{Config, KeyScheme, Tenant, key_material};
+use super::{Config, KeyScheme, Tenant};
 
 /// The demo's secrets, which everyone can read.
 const DEMO_KEY: &str = "demo-key";
@@ -31,6 +32,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     keys(config, &mut found);
     tokens(config, &mut found);
     listeners(config, &mut found);
+    sealing(config, &mut found);
     redis(config, &mut found);
     amqp(config, &mut found);
     audit(config, &mut found);
@@ -91,21 +93,21 @@ fn keys(config: &Config, found: &mut Vec<Problem>) {
         (KeyScheme::HmacSha256, None) => {
             found.push(Problem::new("keys.secret", "is missing: keys.scheme \"hmac-sha256\" needs it"));
         }
-        (KeyScheme::HmacSha256, Some(secret)) if key_material(secret).is_none() => {
+        (KeyScheme::HmacSha256, Some(secret)) if secret.key_material().is_none() => {
             found.push(Problem::new("keys.secret", material));
         }
         (KeyScheme::HmacSha256 | KeyScheme::Sha256, _) => {}
     }
     if let Some(previous) = &config.keys.previous
         && previous.expose() != "sha256"
-        && key_material(previous).is_none()
+        && previous.key_material().is_none()
     {
         found.push(Problem::new("keys.previous", format!("{material}, or \"sha256\"")));
     }
 }
 
 fn tokens(config: &Config, found: &mut Vec<Problem>) {
-    if config.http.token_secret.as_ref().is_some_and(|secret| key_material(secret).is_none()) {
+    if config.http.token_secret.as_ref().is_some_and(|secret| secret.key_material().is_none()) {
         found.push(Problem::new("http.token_secret", KEY_MATERIAL));
     }
     if !TOKEN_LIFETIMES.contains(&config.http.token_lifetime) {
@@ -150,6 +152,12 @@ fn listeners(config: &Config, found: &mut Vec<Problem>) {
             found.push(Problem::new("admin.key_sha256", "is missing: admin.listen is not on loopback"));
         }
         Some(_) | None => {}
+    }
+}
+
+fn sealing(config: &Config, found: &mut Vec<Problem>) {
+    if let Some(Err(error)) = config.store.sealing.as_ref().map(keyring::Config::validate) {
+        found.push(Problem::new(format!("store.sealing.{}", error.field), error.reason));
     }
 }
 

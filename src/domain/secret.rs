@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -28,6 +30,12 @@ impl Secret {
     #[must_use]
     pub fn matches(&self, candidate: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(candidate).into()
+    }
+
+    /// Returns the key that the text stands for: base64 of 32 bytes or more; `None` if it is anything else.
+    #[must_use]
+    pub fn key_material(&self) -> Option<Zeroizing<Vec<u8>>> {
+        STANDARD.decode(self.0.as_bytes()).ok().map(Zeroizing::new).filter(|key| key.len() >= 32)
     }
 
     /// Tells whether the secret is the empty text, which no configuration may hold.

@@ -102,12 +102,12 @@ pub enum Failure {
 }
 
 impl Answer {
-    /// Returns the answer that a record gives; `None` for a pointer, which gives none.
+    /// Returns the answer that a record gives; `None` for a pointer and for what is sealed, which give none.
     pub(super) fn of(record: &Record, how: How) -> Option<Self> {
         let outcome = match &record.content {
             Content::Found(found) => Outcome::Found(found.clone()),
             Content::Negative => Outcome::Absent,
-            Content::Pointer(_) => return None,
+            Content::Pointer(_) | Content::Sealed(_) => return None,
         };
         Some(Self { outcome, how, unsettled: !record.settled, since: record.fetched_at })
     }

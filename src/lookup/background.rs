@@ -29,7 +29,7 @@ impl Reader<'_> {
     pub(super) fn refresh_if_due(&self, record: &Record, remaining: Duration) -> bool {
         let worth_it = match &record.content {
             Content::Found(_) | Content::Pointer(_) => record.settled,
-            Content::Negative => false,
+            Content::Negative | Content::Sealed(_) => false,
         };
         if !worth_it || !freshness::is_due_by_chance(record, remaining) || self.room.parts.shutdown.is_requested() {
             return false;

@@ -106,12 +106,12 @@ impl Mission {
         let parts = &self.room.parts;
         let modified = match &content {
             Content::Found(found) => found.modified,
-            Content::Negative | Content::Pointer(_) => None,
+            Content::Negative | Content::Pointer(_) | Content::Sealed(_) => None,
         };
         let (ttl, grace) = match &content {
             Content::Found(_) => (self.times.ttl, self.times.grace),
             Content::Negative => (self.times.negative_ttl, Duration::ZERO),
-            Content::Pointer(_) => (self.times.ttl, Duration::ZERO),
+            Content::Pointer(_) | Content::Sealed(_) => (self.times.ttl, Duration::ZERO),
         };
         let ttl = freshness::jittered(ttl, self.times.ttl_jitter);
         let (settled, ttl, grace) = match lease.judge(modified, parts.settle_window, &parts.clock) {

@@ -10,8 +10,8 @@
 //!
 //! 1. Look at K. A fresh record, a negative answer or a tombstone is the answer: one store command.
 //! 2. A pointer leads to the canonical customer's key, once.
-//! 3. Nothing, or something past its use: contend for the lease. Whoever gets it leads: a task of its
-//!    own, which the caller's disconnection does not end, fetches and fills (`leader`).
+//! 3. Nothing (nor at the customer's other key, while `[keys]` is changed: `previous`), or something past its use:
+//!    contend for the lease. Whoever gets it leads: a task of its own, which the caller's disconnection does not end, fetches and fills (`leader`).
 //! 4. Everyone else waits: for the leader in this process if the witness rule allows
 //!    ([`single_flight`]), else for the key to change, and looks again.
 //! 5. Who has a stale record at hand waits no longer than the soft timeout, and serves it when Genesys
@@ -29,6 +29,7 @@ mod background;
 mod bypass;
 pub mod freshness;
 mod leader;
+mod previous;
 mod reader;
 pub mod single_flight;
 pub mod visibility;
@@ -96,6 +97,8 @@ pub struct Parts {
     pub upstream: Arc<dyn Upstream>,
     /// How customers become keys.
     pub hasher: KeyHasher,
+    /// How they do, or did, in processes whose keys are being changed: see `previous.rs`.
+    pub previous: Option<KeyHasher>,
     /// The times of each tenant.
     pub tenants: HashMap<TenantId, Config>,
     /// How long an event makes fetched profiles prove themselves (`consumer.settle_window`).

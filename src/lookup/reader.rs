@@ -24,17 +24,17 @@ const MAX_MOVES: u8 = 4;
 pub(super) struct Reader<'a> {
     pub(super) room: &'a Arc<Room>,
     pub(super) times: &'a Config,
-    customer: &'a CustomerId,
-    asked: Identity,
+    pub(super) customer: &'a CustomerId,
+    pub(super) asked: Identity,
     deadline: Instant,
     /// Whose key is being looked at: the asked customer's, or the canonical one's.
-    at: Identity,
+    pub(super) at: Identity,
     pub(super) key: Key,
     /// The pointer that led here.
     through: Option<Pointer>,
     moves: u8,
     /// A profile to fall back on.
-    stale: Option<(Record, Duration)>,
+    pub(super) stale: Option<(Record, Duration)>,
     /// This lookup has waited for someone else's fetch.
     waited: bool,
 }
@@ -123,6 +123,10 @@ impl<'a> Reader<'a> {
                         break;
                     }
                 }
+                View::Contend(Base::Absent) => match self.look_behind().await {
+                    Ok(Some(answer)) if matches!(answer.outcome, Outcome::Deleted) => return Ok(answer),
+                    Ok(_) | Err(_) => break,
+                },
                 View::Answer(_) | View::Contend(_) | View::Wait(_) => break,
             }
         }
@@ -153,7 +157,13 @@ impl<'a> Reader<'a> {
                 self.go_to(canonical, Some(pointer))?;
                 Ok(Next::Look)
             }
-            View::Contend(base) => self.contend(base).await,
+            View::Contend(base) => {
+                let kept = if matches!(base, Base::Absent) { self.look_behind().await? } else { None };
+                match kept {
+                    Some(answer) => Ok(Next::Answer(answer)),
+                    None => self.contend(base).await,
+                }
+            }
             View::Wait(seen) => self.follow(seen).await,
         }
     }
@@ -186,7 +196,8 @@ impl<'a> Reader<'a> {
             Freshness::Stale { .. } | Freshness::Expired => false,
         };
         match (freshness, &record.content) {
-            (Freshness::Expired, _) => View::Contend(dead),
+            // What the store could not open is a miss, however fresh.
+            (Freshness::Expired, _) | (_, Content::Sealed(_)) => View::Contend(dead),
             (_, Content::Pointer(canonical)) if self.through.is_none() && *canonical != self.at => {
                 let known = record.fetched_at.plus(record.fetch_cost);
                 View::Follow(canonical.clone(), Pointer { token: record.token, known })
@@ -347,7 +358,7 @@ impl<'a> Reader<'a> {
 
 /// Why a step leads nowhere.
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     Failed(Failure),
     Store(store::Error),
 }

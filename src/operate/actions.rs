@@ -53,13 +53,21 @@ pub enum Error {
 }
 
 impl Actions {
-    /// Tells the state of a customer's key: never its contents.
+    /// Tells the state of a customer's key, and of its other one while `[keys]` is changed: never their contents.
     ///
     /// # Errors
     ///
     /// Unknown tenant, or the store failed.
     pub async fn inspect(&self, tenant: &TenantId, customer: &CustomerId) -> Result<Value, Error> {
-        let key = self.hasher(tenant)?.identify(tenant, customer).key();
+        let mut state = self.inspect_under(self.hasher(tenant)?, tenant, customer).await?;
+        if let Some(previous) = self.hashers.get(1) {
+            state["previous"] = self.inspect_under(previous, tenant, customer).await?;
+        }
+        Ok(state)
+    }
+
+    async fn inspect_under(&self, by: &KeyHasher, tenant: &TenantId, customer: &CustomerId) -> Result<Value, Error> {
+        let key = by.identify(tenant, customer).key();
         let found = self.store.inspect(&key).await?;
         Ok(self.describe(key.as_str(), &found))
     }
@@ -201,6 +209,7 @@ fn kind(entry: Option<&Entry>) -> &'static str {
             Content::Found(_) => "profile",
             Content::Negative => "negative",
             Content::Pointer(_) => "pointer",
+            Content::Sealed(_) => "sealed",
         },
         Some(Entry::Tombstone(_)) => "tombstone",
         Some(Entry::Leased(_)) => "lease",

@@ -1,5 +1,6 @@
 //! What stands at a key.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,7 +52,14 @@ pub enum Content {
     Negative,
     /// The customer was merged into this one, under whose key the profile is kept.
     Pointer(Identity),
+    /// Any of these, sealed; of what [`Store::get`](super::Store::get) shows, what does not open: a miss, to be
+    /// replaced as a [dead](super::Base::Dead) record.
+    Sealed(Ciphertext),
 }
+
+/// What a [seal](super::sealed) holds. Cloning is cheap.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Ciphertext(Bytes);
 
 /// A stored profile.
 #[derive(Clone, Debug)]
@@ -91,6 +99,32 @@ pub struct Leased {
     pub until: Timestamp,
 }
 
+impl Ciphertext {
+    /// Wraps sealed bytes.
+    #[must_use]
+    pub const fn new(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the sealed bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// Gives the sealed bytes away, for opening them where they are.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+}
+
+impl fmt::Debug for Ciphertext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ciphertext({} bytes)", self.0.len())
+    }
+}
+
 impl Record {
     /// Returns how long the store keeps it: TTL and grace.
     #[must_use]
@@ -100,7 +134,7 @@ impl Record {
 }
 
 impl Entry {
-    /// Returns the entry with its body, or its unreadable bytes, left out.
+    /// Returns the entry with its body, or its unreadable bytes, left out. What is sealed stays, for who can open it.
     #[must_use]
     pub fn without_body(self) -> Self {
         match self {

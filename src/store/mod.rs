@@ -29,6 +29,7 @@
 //! fence. Only then may the event be acknowledged to its queue.
 
 pub mod embedded;
+mod encoding;
 mod entry;
 mod error;
 pub mod fence;
@@ -36,6 +37,7 @@ mod lease;
 pub mod metered;
 pub mod open;
 pub mod redis;
+pub mod sealed;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -47,7 +49,7 @@ use tokio::time::Instant;
 
 use crate::domain::{Digest, Key, Kind, Stamps};
 
-pub use entry::{Content, Entry, Found, Leased, Record, Tombstone};
+pub use entry::{Ciphertext, Content, Entry, Found, Leased, Record, Tombstone};
 pub use error::Error;
 pub use lease::{Held, Lease, Token};
 
@@ -163,8 +165,8 @@ pub enum Base {
     Absent,
     /// A record or tombstone that this write placed.
     Token(Token),
-    /// A record that is not served any more: past its end, or about someone else. Were the lease placed beside
-    /// it, the record's own end would void the fill.
+    /// A record that is not served, or not any more: past its end, about someone else, or sealed and not to be
+    /// opened. Were the lease placed beside it, the record's own end would void the fill.
     Dead(Token),
     /// Unreadable bytes.
     Corrupt(Bytes),

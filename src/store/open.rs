@@ -7,12 +7,15 @@ use serde::Deserialize;
 
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
+use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
 use super::embedded::{self, Embedded};
 use super::metered::Metered;
 use super::redis::Redis;
 use super::redis::config::Config as RedisConfig;
+use super::sealed::Sealed;
+use super::sealed::keyring::{self, Keyring};
 use super::{Error, Inspect, Lifetimes, Store};
 
 /// `[store]`.
@@ -28,6 +31,8 @@ pub struct Config {
     pub embedded: embedded::Config,
     /// `[store.redis]`.
     pub redis: RedisConfig,
+    /// `[store.sealing]`; absent, records are kept in clear.
+    pub sealing: Option<keyring::Config>,
 }
 
 /// The store adapters.
@@ -56,6 +61,7 @@ pub struct Opened {
 /// The adapter cannot work with its configuration; the embedded one always can.
 pub async fn open(
     config: &Config,
+    keyring: &Reloadable<Keyring>,
     lifetimes: Lifetimes,
     clock: &SharedClock,
     metrics: &Arc<Metrics>,
@@ -64,18 +70,22 @@ pub async fn open(
 ) -> Result<Opened, Error> {
     let clock = Arc::clone(clock);
     match config.kind {
-        Kind::Embedded => Ok(measured(Embedded::new(&config.embedded, lifetimes, clock), metrics)),
+        Kind::Embedded => Ok(decorated(Embedded::new(&config.embedded, lifetimes, clock), keyring, metrics)),
         Kind::Redis => {
             let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?;
             if needed {
                 redis.connected().await;
             }
-            Ok(measured(redis, metrics))
+            Ok(decorated(redis, keyring, metrics))
         }
     }
 }
 
-fn measured<S: Store + Inspect + 'static>(store: S, metrics: &Arc<Metrics>) -> Opened {
-    let store = Arc::new(Metered::new(store, Arc::clone(metrics)));
+fn decorated<S>(store: S, keyring: &Reloadable<Keyring>, metrics: &Arc<Metrics>) -> Opened
+where
+    S: Store + Inspect + 'static,
+{
+    let sealed = Sealed::new(store, keyring.clone(), Arc::clone(metrics));
+    let store = Arc::new(Metered::new(sealed, Arc::clone(metrics)));
     Opened { store: Arc::clone(&store) as Arc<dyn Store>, inspect: store }
 }

@@ -8,6 +8,7 @@
 
 use std::fmt::Write as _;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,7 +22,8 @@ use profile_edge::ingest::authenticate::{self, Authenticator, Scheme};
 use profile_edge::ingest::shapes::{self, Item, Posted};
 use profile_edge::lookup::visibility::FieldSet;
 use profile_edge::queue::wire;
-use profile_edge::store::{Entry, redis};
+use profile_edge::store::sealed::keyring::{self, Keyring};
+use profile_edge::store::{Content, Entry, Record, redis};
 use sha2::Sha256;
 
 /// What stands for personal data. Nobody's field, key or identifier is called that.
@@ -230,6 +232,7 @@ pub(super) fn records(data: &[u8]) {
             assert_eq!(format!("{again:?}"), format!("{record:?}"));
             assert_eq!(redis::fuzz::encode(&again), redis::fuzz::encode(&record));
             hides_planted_body(&format!("{record:?}"), &record);
+            opens_or_stays_shut(record);
         }
         Entry::Corrupt(kept) => assert_eq!(kept, bytes),
         Entry::Tombstone(_) | Entry::Leased(_) => {}
@@ -237,7 +240,24 @@ pub(super) fn records(data: &[u8]) {
     let _ = redis::fuzz::decode_fence(data);
 }
 
-fn hides_planted_body(shown: &str, record: &profile_edge::store::Record) {
+/// Whatever claims to be sealed is opened, or is left shut; what opens can be sealed again.
+fn opens_or_stays_shut(record: Record) {
+    static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
+        let key = Secret::new(STANDARD.encode([1; 32]));
+        let config = keyring::Config { active: "k1".to_owned(), keys: [("k1".to_owned(), key)].into() };
+        Keyring::new(&config, &["10001".parse().expect("a tenant id")]).expect("the configuration is usable")
+    });
+    let (key, mut opened) = (record.identity.key(), record);
+    let answer = KEYRING.open(&key, &mut opened);
+    assert_eq!(answer.is_err(), matches!(opened.content, Content::Sealed(_)));
+    if answer.is_ok() {
+        let mut again = KEYRING.seal(&key, opened.clone());
+        assert_eq!(KEYRING.open(&key, &mut again), Ok(()));
+        assert_eq!(redis::fuzz::encode(&again), redis::fuzz::encode(&opened));
+    }
+}
+
+fn hides_planted_body(shown: &str, record: &Record) {
     // A tenant may be called anything, and is shown.
     if !record.identity.tenant().as_str().contains(PLANTED) {
         hides_planted(shown);

@@ -46,13 +46,15 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         "region = \"us_east_1\"",
         "api_url = \"http://api.example.com\"\nlogin_url = \"https://l.example.com\"",
     );
+    let key_missing = format!("store.sealing = {{ active = \"k2\", keys.k1 = \"{}\" }}", "a2tr".repeat(11));
+    let key_misnamed = key_missing.replace("k1", "\"k 1\"");
     let region = TENANT.replace("us_east_1", "us_east_9");
     let permission = TENANT.replace("region", "required_permissions = [\"externalContacts:view\"]\nregion");
     let scope = TENANT.replace("region", "forbidden_scopes = [\"a b\"]\nregion");
     let scheme = |scheme: &str| TENANT.replace("hub-signature", scheme);
     let (nobody, username) = (scheme("basic"), scheme("bearer\"\nusername = \"edge"));
     let (unsigned, unknown) = (scheme("standard-webhooks"), scheme("hub-signatures"));
-    let mistakes: [(&str, &str, &str); 26] = [
+    let mistakes: [(&str, &str, &str); 30] = [
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
         ("lookup.ttl = \"soon\"", "lookup.ttl", "must be"),
@@ -69,6 +71,10 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         ("keys.scheme = \"hmac-sha256\"\nkeys.secret = \"c2hvcnQ=\"", "keys.secret", "base64 of 32 bytes"),
         ("http.token_secret = \"c2hvcnQ=\"", "http.token_secret", "base64 of 32 bytes"),
         ("http.token_lifetime = \"30s\"", "http.token_lifetime", "1m to 48h"),
+        ("store.sealing.active = \"k1\"", "store.sealing.keys", "is missing"),
+        ("store.sealing = { active = \"k1\", keys.k1 = \"c2hvcnQ=\" }", "store.sealing.keys.k1", "base64 of 32 bytes"),
+        (&key_missing, "store.sealing.active", "must name one of"),
+        (&key_misnamed, "store.sealing.keys.k 1", "1 to 32 characters"),
         (demo_caller, "caller[0].key_sha256", "64 hex digits"),
         (&colon, "caller[0].name", "without a colon"),
         (&plain, "tenant[0].upstream.api_url", "plain http"),
@@ -139,7 +145,7 @@ fn no_secret_is_shown_whether_the_configuration_is_right_or_wrong() {
         r#"
         security.require_tls = false
         keys = {{ scheme = "hmac-sha256", secret = "{key}", previous = "{key}" }}
-        store = {{ kind = "redis", redis.url = "redis://user:planted-redis@127.0.0.1" }}
+        store = {{ kind = "redis", redis.url = "redis://user:planted-redis@127.0.0.1", sealing = {{ active = "k1", keys.k1 = "{key}" }} }}
         queue = {{ kind = "amqp", amqp.urls = ["amqp://user:planted-amqp@127.0.0.1", "amqp://u:planted-two@127.0.0.1"] }}
         {TENANT}"#
     );
@@ -147,6 +153,8 @@ fn no_secret_is_shown_whether_the_configuration_is_right_or_wrong() {
         everywhere.replace("redis://user", "rediz://user"),
         everywhere.replace("amqp://u:", "http://u:"),
         everywhere.replace("redis.url", "redis.mode"),
+        everywhere.replace("active = \"k1\"", &format!("active = \"{key}\"")),
+        everywhere.replace("keys.k1", "keys.\"k 1\""),
         everywhere.replace("client_id = \"id\"", "client_id = 5"),
         format!("{everywhere}\n[http.tls]\ncert = \"-----BEGIN PRIVATE KEY-----\\nplanted\"\nkey = \"planted.key\"\n"),
     ];
@@ -158,6 +166,24 @@ fn no_secret_is_shown_whether_the_configuration_is_right_or_wrong() {
             assert_eq!(output.status.code(), Some(code), "{printed}");
             let shown = printed.replace("planted.key", "");
             assert!(!shown.contains("planted") && !shown.contains(&key), "{printed}");
+        }
+    }
+}
+
+#[test]
+fn plain_hashes_of_customer_ids_are_warned_of_on_standard_error_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [b'k'; 32]);
+    let keyed = format!("keys = {{ scheme = \"hmac-sha256\", secret = \"{key}\", previous = \"sha256\" }}\n{TENANT}");
+    for (settings, is_warned) in [(TENANT, true), (&keyed, false), ("", true)] {
+        for more in [&[][..], &["--json"]] {
+            let output = check(directory.path(), settings, more, &SECRETS);
+            assert_eq!(output.status.code(), Some(0));
+            let (printed, complaint) = (text(&output.stdout), text(&output.stderr));
+            let warned = complaint.contains("warning: keys.scheme") && complaint.contains("hmac-sha256");
+            assert_eq!(warned, is_warned, "{complaint}");
+            assert!(is_warned || complaint.is_empty(), "{complaint}");
+            assert!(!printed.contains("warning") && printed.contains("keys.scheme"), "{printed}");
         }
     }
 }
@@ -225,6 +251,8 @@ fn the_defaults_document_every_option_they_set_and_those_without_a_default() {
         "key",
         "client_ca",
         "client_cert",
+        "active",
+        "keys.k1",
     ];
     for option in optional {
         let commented = |line: &str| line.trim_start().starts_with(&format!("# {option} = "));
@@ -261,7 +289,7 @@ fn usage_errors_end_with_64_and_help_with_0() {
 /// What a production file's secret holds, by the file's name.
 fn example_of(secret: &str) -> String {
     match secret.split('-').next().unwrap() {
-        "keys" => "cGxhbnRlZC1wbGFudGVkLXBsYW50ZWQtcGxhbnRlZC0xMjM=\n".to_owned(),
+        "keys" | "sealing" => "cGxhbnRlZC1wbGFudGVkLXBsYW50ZWQtcGxhbnRlZC0xMjM=\n".to_owned(),
         "redis" => format!("rediss://edge:planted@{secret}.internal:26379\n"),
         "rabbitmq" => format!("amqps://edge:planted@{secret}.internal:5671/profile-edge\n"),
         _ => format!("planted-{secret}\n"),

@@ -34,7 +34,7 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("spans", &["domain", "metrics"]),
     ("telemetry", &["domain", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
-    ("store", &["clock", "domain", "metrics", "shutdown", "tls"]),
+    ("store", &["clock", "domain", "metrics", "reload", "shutdown", "tls"]),
     ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "tls"]),
     ("upstream", &["clock", "domain", "metrics", "shutdown", "spans"]),
     ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),

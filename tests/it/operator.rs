@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::pairing::on_every_pairing;
 use crate::support::customer;
-use crate::support::edge::{Edge, Pairing};
+use crate::support::edge::{Edge, Pairing, on_sandbox_of};
+use crate::support::servers::redis::Deployment;
 
 on_every_pairing!(
     inspect_tells_the_state_of_a_key_and_never_its_contents,
@@ -67,6 +68,34 @@ async fn invalidate_evicts_and_force_removes_a_tombstone(pairing: Pairing) {
     edge.applied("updated", 2.0).await;
     assert_eq!(edge.look_up(&two).await.status, 404);
     edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspect_and_invalidate_reach_both_keys_of_a_customer_while_they_are_changed() {
+    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", Deployment::database().await);
+    let before = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
+    let secret = "a2V5LWtleS1rZXkta2V5LWtleS1rZXkta2V5LWtleS0=";
+    let keys = format!("[keys]\nscheme = \"hmac-sha256\"\nsecret = \"{secret}\"\nprevious = \"sha256\"\n");
+    let after = Edge::start_with(&format!("{keys}{store}{}", on_sandbox_of(before.sandbox_address()))).await;
+    let one = customer(1);
+    let inspect = ["inspect", "--tenant", "10001", "--customer", "-", "--json"];
+    let kinds = async |edge: &Edge| {
+        let state = json(&run(edge, &inspect, &one).await);
+        [&state, &state["previous"]].map(|state| state["kind"].as_str().unwrap_or("none").to_owned())
+    };
+    before.look_up(&one).await;
+    assert!(after.look_up(&one).await.is_hit(), "what is kept under the other key is served");
+    assert_eq!(kinds(&before).await, ["profile", "none"]);
+    assert_eq!(kinds(&after).await, ["absent", "profile"]);
+
+    let output = run(&after, &["invalidate", "--tenant", "10001", "--customer", &one], "").await;
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    after.applied("updated", 1.0).await;
+    assert_eq!(kinds(&after).await, ["absent", "absent"]);
+    assert!(!after.look_up(&one).await.is_hit());
+    assert_eq!(kinds(&after).await, ["profile", "absent"], "nothing is written under the other key");
+    after.stop().await;
+    before.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

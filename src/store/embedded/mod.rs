@@ -338,6 +338,7 @@ impl Inspect for Embedded {
 fn entry_weight(_key: &Key, kept: &Kept<Entry>) -> u32 {
     let body = match &kept.value {
         Entry::Record(Record { content: Content::Found(found), .. }) => found.body.len(),
+        Entry::Record(Record { content: Content::Sealed(ciphertext), .. }) => ciphertext.as_bytes().len(),
         Entry::Corrupt(bytes) => bytes.len(),
         Entry::Record(_) | Entry::Tombstone(_) | Entry::Leased(_) => 0,
     };

@@ -4,4 +4,5 @@ mod histories;
 mod queue;
 mod rabbit;
 mod redis;
+mod sealed;
 pub(crate) mod store;

@@ -188,6 +188,7 @@ impl<'a> World<'a> {
             store: self.gated(process),
             upstream: Arc::new(Line { genesys, gates, actor: process }),
             hasher: KeyHasher::Sha256,
+            previous: None,
             tenants: HashMap::from([(TENANT.parse().unwrap(), times)]),
             settle_window: TTL * 10,
             clock: clock as SharedClock,

@@ -1,0 +1,126 @@
+//! The bytes of a record's parts, as they stand in Redis and within a seal. Numbers are big-endian.
+//!
+//! What a record says in clear is whom it is about and its times; its content follows, preceded by a byte of flags.
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+
+use crate::domain::{Identity, Modified, ProfileBody, Timestamp};
+
+use super::{Ciphertext, Content, Found, Record};
+
+/// Bits of a record's flags.
+const SETTLED: u8 = 1;
+const HAS_MODIFIED: u8 = 2;
+
+/// Returns the letter of a content.
+pub(super) const fn kind_of(content: &Content) -> u8 {
+    match content {
+        Content::Found(_) => b'P',
+        Content::Negative => b'N',
+        Content::Pointer(_) => b'A',
+        Content::Sealed(_) => b'S',
+    }
+}
+
+/// Returns about how long a content is.
+pub(super) fn length_of(content: &Content) -> usize {
+    match content {
+        Content::Found(found) => found.body.len() + 25,
+        Content::Sealed(ciphertext) => ciphertext.as_bytes().len() + 1,
+        Content::Negative => 1,
+        Content::Pointer(canonical) => canonical.tenant().as_str().len() + 34,
+    }
+}
+
+/// Writes what a record says in clear.
+pub(super) fn put_clear(out: &mut impl BufMut, record: &Record) {
+    put_identity(out, &record.identity);
+    out.put_i64(record.fetched_at.as_millis());
+    for duration in [record.fetch_cost, record.ttl, record.grace] {
+        out.put_u64(millis(duration));
+    }
+}
+
+/// Writes a content.
+pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: bool) {
+    let flags = u8::from(settled) * SETTLED;
+    match content {
+        Content::Negative => out.put_u8(flags),
+        Content::Pointer(canonical) => {
+            out.put_u8(flags);
+            put_identity(out, canonical);
+        }
+        Content::Found(found) => {
+            out.put_u8(flags + u8::from(found.modified.is_some()) * HAS_MODIFIED);
+            out.put_i64(found.modified.map_or(0, Modified::as_millis));
+            out.put_slice(&found.validator);
+            out.put_slice(found.body.expose());
+        }
+        Content::Sealed(ciphertext) => {
+            out.put_u8(flags);
+            out.put_slice(ciphertext.as_bytes());
+        }
+    }
+}
+
+/// Reads the content of this letter, which ends with the bytes, and whether it is settled.
+pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)> {
+    let flags = rest.try_get_u8().ok()?;
+    let known = if kind == b'P' { SETTLED | HAS_MODIFIED } else { SETTLED };
+    if flags & !known != 0 {
+        return None;
+    }
+    let content = match kind {
+        b'N' => Content::Negative,
+        b'A' => Content::Pointer(take_identity(&mut rest)?),
+        b'P' => {
+            let modified = rest.try_get_i64().ok()?;
+            let modified = (flags & HAS_MODIFIED != 0).then_some(Modified::from_millis(modified));
+            let validator = take_array(&mut rest)?;
+            // What is left is the body: the very bytes that were read, not a copy.
+            Content::Found(Found { body: ProfileBody::new(std::mem::take(&mut rest)), validator, modified })
+        }
+        b'S' => Content::Sealed(Ciphertext::new(std::mem::take(&mut rest))),
+        _ => return None,
+    };
+    rest.is_empty().then_some((content, flags & SETTLED != 0))
+}
+
+/// Reads what [`put_clear`] wrote: whom it is about, when it was fetched, and the three durations.
+pub(super) fn take_clear(rest: &mut Bytes) -> Option<(Identity, Timestamp, [Duration; 3])> {
+    let identity = take_identity(rest)?;
+    let fetched_at = Timestamp::from_millis(rest.try_get_i64().ok()?);
+    let mut duration = || rest.try_get_u64().ok().map(Duration::from_millis);
+    Some((identity, fetched_at, [duration()?, duration()?, duration()?]))
+}
+
+/// Reads so many bytes.
+pub(super) fn take(rest: &mut Bytes, length: usize) -> Option<Bytes> {
+    (rest.len() >= length).then(|| rest.split_to(length))
+}
+
+/// Reads as many bytes as the array has.
+pub(super) fn take_array<const N: usize>(rest: &mut Bytes) -> Option<[u8; N]> {
+    take(rest, N)?.as_ref().try_into().ok()
+}
+
+/// Returns a duration in whole milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn put_identity(out: &mut impl BufMut, identity: &Identity) {
+    let tenant = identity.tenant().as_str().as_bytes();
+    // A tenant id is at most 64 bytes long.
+    out.put_u8(u8::try_from(tenant.len()).unwrap_or(u8::MAX));
+    out.put_slice(tenant);
+    out.put_slice(identity.full_digest());
+}
+
+fn take_identity(rest: &mut Bytes) -> Option<Identity> {
+    let length = usize::from(rest.try_get_u8().ok()?);
+    let tenant = std::str::from_utf8(&take(rest, length)?).ok()?.parse().ok()?;
+    Some(Identity::new(tenant, take_array(rest)?))
+}

@@ -1,0 +1,266 @@
+//! The keys of `[store.sealing]`, and the seal.
+//!
+//! # The seal
+//!
+//! XAES-256-GCM (C2SP): AES-256-GCM under a key that is derived from the tenant's key and the first half of a 24-byte
+//! nonce. The nonces are random: 192 bits do not repeat by chance, whatever the number of messages, processes and restarts,
+//! and no counter has to be kept. The tenant's key is HKDF-SHA-256 (RFC 5869) of the configured key, with the tenant
+//! in its info, so that no key is shared by two tenants.
+//!
+//! ```text
+//! sealed  = length of the key's name (1) │ name │ nonce (24) │ ciphertext │ tag (16)
+//! text    = the content's letter (1) │ the content, as it stands in a record in clear
+//! bound   = version (1) │ K │ the key's name │ token │ whom it is about │ its four times │ settled
+//! ```
+//!
+//! What is bound (the associated data) is everything else that a record says, and K, which it does not say. Names are preceded
+//! by their length, the rest is of fixed length, so that no two records are bound alike.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hkdf::Hkdf;
+use serde::Deserialize;
+use sha2::Sha256;
+use xaes_256_gcm::aead::{AeadInOut, KeyInit};
+use xaes_256_gcm::{Nonce, Tag, Xaes256Gcm};
+use zeroize::Zeroizing;
+
+use crate::domain::{Key, Secret, TenantId};
+use crate::store::{Ciphertext, Content, Record, encoding};
+
+/// The version of the seal; bound by every one.
+const VERSION: u8 = 1;
+
+/// Says what a derived key is for; the tenant's id follows.
+const LABEL: &[u8] = b"profile-edge store sealing 1\0";
+
+const NONCE: usize = 24;
+const TAG: usize = 16;
+
+/// The longest name of a key.
+const LONGEST_NAME: usize = 32;
+
+/// More than is bound: K has at most 110 bytes, a name 32, the rest 147.
+const BOUND: usize = 320;
+
+/// `[store.sealing]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The name of the key that seals.
+    pub active: String,
+    /// Every key that opens, by its name.
+    pub keys: BTreeMap<String, Secret>,
+}
+
+/// A keyring's configuration cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("store.sealing.{field}: {reason}")]
+pub struct ConfigError {
+    /// The setting, below `[store.sealing]`.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+/// The keys that open records, and the one that seals them; none of them: records stay in clear.
+#[derive(Default)]
+pub struct Keyring {
+    keys: Vec<SealingKey>,
+    /// The position of the key that seals.
+    active: usize,
+}
+
+/// One key and what is derived of it.
+struct SealingKey {
+    name: String,
+    material: Zeroizing<Vec<u8>>,
+    /// Of the configured tenants.
+    derived: HashMap<TenantId, Xaes256Gcm>,
+}
+
+/// Why a record does not open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unopened {
+    /// It is in clear, where all are sealed.
+    #[error("not sealed")]
+    InClear,
+    /// It is sealed under a key that is not here.
+    #[error("unknown key")]
+    UnknownKey,
+    /// It was sealed for another K or under another key of that name, or was altered since.
+    #[error("not authentic")]
+    NotAuthentic,
+}
+
+impl Config {
+    /// Checks it.
+    ///
+    /// # Errors
+    ///
+    /// A name or key is unusable, or the active key is not among the keys.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        Keyring::new(self, &[]).map(drop)
+    }
+}
+
+impl Keyring {
+    /// Makes a keyring, with the keys of these tenants derived.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::validate`].
+    pub fn new(config: &Config, tenants: &[TenantId]) -> Result<Self, ConfigError> {
+        let mut keys = Vec::new();
+        for (name, secret) in &config.keys {
+            let refuse = |reason| ConfigError { field: format!("keys.{name}"), reason };
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+            if !(1..=LONGEST_NAME).contains(&name.len()) || !name.bytes().all(allowed) {
+                return Err(refuse("a key's name must be 1 to 32 characters of A-Z, a-z, 0-9, '_' and '-'"));
+            }
+            let material = secret.key_material().ok_or_else(|| refuse("must be base64 of 32 bytes or more"))?;
+            let derived = tenants.iter().map(|tenant| (tenant.clone(), derive(&material, tenant))).collect();
+            keys.push(SealingKey { name: name.clone(), material, derived });
+        }
+        let active = keys.iter().position(|key| key.name == config.active);
+        let missing = || ConfigError { field: "active".to_owned(), reason: "must name one of store.sealing.keys" };
+        Ok(Self { active: active.ok_or_else(missing)?, keys })
+    }
+
+    /// Seals a record that is to stand at K.
+    ///
+    /// # Panics
+    ///
+    /// Never: only a content of 64 GiB is too long to be sealed.
+    #[must_use]
+    pub fn seal(&self, key: &Key, mut record: Record) -> Record {
+        let Some(active) = self.keys.get(self.active) else { return record };
+        let nonce: [u8; NONCE] = rand::random();
+        let content = encoding::length_of(&record.content);
+        let mut out = BytesMut::with_capacity(1 + active.name.len() + NONCE + 1 + content + TAG);
+        put_name(&mut out, &active.name);
+        out.put_slice(&nonce);
+        let head = out.len();
+        out.put_u8(encoding::kind_of(&record.content));
+        encoding::put_content(&mut out, &record.content, record.settled);
+        let bound = Bound::of(key, &active.name, &record);
+        let sealed = active.with(key.tenant(), |cipher| {
+            cipher.encrypt_inout_detached(&nonce.into(), bound.bytes(), (&mut out[head..]).into())
+        });
+        // Bodies are bounded long before 64 GiB, the one thing that is refused.
+        let tag = sealed.expect("the content is shorter than 64 GiB");
+        out.put_slice(&tag);
+        record.content = Content::Sealed(Ciphertext::new(out.freeze()));
+        record
+    }
+
+    /// Opens a record that stands at K, in place where nobody else has its bytes. One that does not open is left
+    /// sealed, or made so.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not open.
+    pub fn open(&self, key: &Key, record: &mut Record) -> Result<(), Unopened> {
+        if !matches!(record.content, Content::Sealed(_)) && self.keys.is_empty() {
+            return Ok(());
+        }
+        let content = std::mem::replace(&mut record.content, Content::Sealed(Ciphertext::default()));
+        let Content::Sealed(ciphertext) = content else { return Err(Unopened::InClear) };
+        let opened = self.text(key, record, ciphertext)?;
+        let (content, _) = take_text(opened).ok_or(Unopened::NotAuthentic)?;
+        record.content = content;
+        Ok(())
+    }
+
+    /// Returns the text of a seal.
+    fn text(&self, key: &Key, record: &Record, ciphertext: Ciphertext) -> Result<Bytes, Unopened> {
+        let sealed = ciphertext.into_bytes();
+        let (length, rest) = sealed.split_first().ok_or(Unopened::NotAuthentic)?;
+        let name = rest.get(..usize::from(*length)).ok_or(Unopened::NotAuthentic)?;
+        let with = self.keys.iter().find(|key| key.name.as_bytes() == name).ok_or(Unopened::UnknownKey)?;
+        let head = 1 + name.len() + NONCE;
+        // The first of the text is the content's letter.
+        let end = sealed.len().checked_sub(TAG).filter(|end| *end > head).ok_or(Unopened::NotAuthentic)?;
+        let mut buffer = sealed.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let (before, text) = buffer.split_at_mut(head);
+        let (text, tag) = text.split_at_mut(end - head);
+        let nonce = before.last_chunk::<NONCE>().ok_or(Unopened::NotAuthentic)?;
+        let tag = tag.first_chunk::<TAG>().ok_or(Unopened::NotAuthentic)?;
+        let bound = Bound::of(key, &with.name, record);
+        with.with(key.tenant(), |cipher| {
+            cipher.decrypt_inout_detached(<&Nonce>::from(nonce), bound.bytes(), text.into(), <&Tag>::from(tag))
+        })
+        .map_err(|_| Unopened::NotAuthentic)?;
+        buffer.truncate(end);
+        buffer.advance(head);
+        Ok(buffer.freeze())
+    }
+}
+
+impl SealingKey {
+    /// Uses the key of a tenant; of one that is not configured, which only tests and tools meet, it is derived here.
+    fn with<T>(&self, tenant: &TenantId, run: impl FnOnce(&Xaes256Gcm) -> T) -> T {
+        match self.derived.get(tenant) {
+            Some(cipher) => run(cipher),
+            None => run(&derive(&self.material, tenant)),
+        }
+    }
+}
+
+/// What a seal binds beside its text.
+struct Bound {
+    buffer: [u8; BOUND],
+    length: usize,
+}
+
+impl Bound {
+    fn of(key: &Key, name: &str, record: &Record) -> Self {
+        let mut buffer = [0; BOUND];
+        let mut rest = &mut buffer[..];
+        rest.put_u8(VERSION);
+        put_name(&mut rest, key.as_str());
+        put_name(&mut rest, name);
+        rest.put_slice(record.token.as_bytes());
+        encoding::put_clear(&mut rest, record);
+        rest.put_u8(record.settled.into());
+        let length = BOUND - rest.len();
+        Self { buffer, length }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+/// Returns the cipher of a tenant.
+fn derive(material: &[u8], tenant: &TenantId) -> Xaes256Gcm {
+    let mut derived = Zeroizing::new([0; 32]);
+    // HKDF gives up to 255 times 32 bytes (RFC 5869 section 2.3).
+    let expanded =
+        Hkdf::<Sha256>::new(None, material).expand_multi_info(&[LABEL, tenant.as_str().as_bytes()], &mut *derived);
+    expanded.expect("hkdf gives 32 bytes");
+    Xaes256Gcm::new((&*derived).into())
+}
+
+fn put_name(out: &mut impl BufMut, name: &str) {
+    // K has at most 110 bytes, a key's name 32.
+    out.put_u8(u8::try_from(name.len()).unwrap_or(u8::MAX));
+    out.put_slice(name.as_bytes());
+}
+
+/// Reads an opened text; a seal within a seal is nothing that was ever written.
+fn take_text(mut text: Bytes) -> Option<(Content, bool)> {
+    let kind = text.try_get_u8().ok()?;
+    encoding::take_content(kind, text).filter(|(content, _)| !matches!(content, Content::Sealed(_)))
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.keys.iter().map(|key| &key.name)).finish()
+    }
+}

@@ -1,0 +1,236 @@
+//! Sealed records: what stands in Redis shows nothing of anybody, nothing that was put there by someone else is served,
+//! and keys are rotated without a failed lookup.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use profile_edge::domain::{Identity, KeyHasher, ProfileBody};
+use profile_edge::store::redis::fuzz::{decode, encode};
+use profile_edge::store::{Content, Entry, Found, Record};
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::customer;
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, Looked, looked};
+use crate::support::servers::redis::{Deployment, Setup};
+
+const FAILURES: &str = "profile_edge_seal_failures_total";
+
+/// A name that is nobody's but the customer's whose name it is.
+const PLANTED: &str = "Zephyrina-Canaryname";
+
+/// `[store.sealing]` with these keys, of which the first seals.
+fn sealing(keys: &[(&str, u8)]) -> String {
+    let line = |(name, byte): &(&str, u8)| format!("{name} = \"{}\"\n", STANDARD.encode([*byte; 32]));
+    let lines: String = keys.iter().map(line).collect();
+    format!("[store.sealing]\nactive = \"{}\"\n[store.sealing.keys]\n{lines}", keys[0].0)
+}
+
+/// A Redis, a Genesys, and edges on both.
+struct World {
+    deployment: Deployment,
+    genesys: Edge,
+    redis: MultiplexedConnection,
+}
+
+impl World {
+    async fn start() -> Self {
+        let deployment = Deployment::start(Setup::Single).await;
+        let redis = deployment.servers[0].connect().await.unwrap();
+        Self { genesys: Edge::start().await, redis, deployment }
+    }
+
+    /// An edge for two tenants, with these settings on top.
+    async fn edge(&self, settings: &str) -> Edge {
+        let tenants = ["10001", "10002"].map(|tenant| tenant_on(tenant, &self.genesys)).concat();
+        Edge::start_with(&format!(
+            "[store]\nkind = \"redis\"\n[store.redis]\n{}{settings}{tenants}[[caller]]\nname = \"desktop\"\n\
+             key_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\", \"10002\"]\nfields = [\"*\"]\n",
+            self.deployment.settings
+        ))
+        .await
+    }
+
+    /// What stands at a customer's key, as bytes.
+    async fn value(&self, identity: &Identity) -> Bytes {
+        let value: Vec<u8> = self.redis.clone().get(identity.key().as_str()).await.unwrap();
+        value.into()
+    }
+
+    /// What stands at a customer's key.
+    async fn record(&self, identity: &Identity) -> Record {
+        let Entry::Record(record) = decode(self.value(identity).await) else { panic!("no record") };
+        record
+    }
+
+    /// Puts this at a customer's key.
+    async fn put(&self, identity: &Identity, value: &[u8]) {
+        let () = self.redis.clone().pset_ex(identity.key().as_str(), value, 600_000).await.unwrap();
+    }
+
+    async fn end(self, edges: impl IntoIterator<Item = Edge>) {
+        for edge in edges {
+            edge.stop().await;
+        }
+        self.genesys.stop().await;
+    }
+}
+
+fn tenant_on(tenant: &str, genesys: &Edge) -> String {
+    let url = format!("http://{}", genesys.sandbox_address());
+    format!(
+        "[[tenant]]\nid = \"{tenant}\"\nupstream = {{ api_url = \"{url}\", login_url = \"{url}\", \
+         client_id = \"sandbox\", client_secret = \"sandbox\", requests_per_minute = 100000 }}\n"
+    )
+}
+
+fn identity(tenant: &str, customer: &str) -> Identity {
+    KeyHasher::Sha256.identify(&tenant.parse().unwrap(), &customer.parse().unwrap())
+}
+
+async fn look_up_of(edge: &Edge, tenant: &str, customer: &str) -> Looked {
+    let request = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+    looked(request.query(&[("tenantId", tenant), ("customerId", customer)]).send().await.unwrap()).await
+}
+
+/// The name of the key that a record is sealed under.
+fn sealed_under(record: &Record) -> String {
+    let Content::Sealed(ciphertext) = &record.content else { panic!("in clear: {record:?}") };
+    let bytes = ciphertext.as_bytes();
+    String::from_utf8(bytes[1..=usize::from(bytes[0])].to_vec()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sealed_records_are_served_and_show_nothing_in_redis() {
+    let world = World::start().await;
+    world.genesys.change(&customer(1), json!({ "firstName": PLANTED })).await;
+    let merge = world.genesys.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
+    let merged = merge.json(&json!({ "contactIds": [customer(2), customer(3)] })).send().await.unwrap();
+    assert!(merged.status().is_success());
+    let edge = world.edge(&sealing(&[("k1", 1)])).await;
+    let ids = [customer(1), customer(2), customer(3), customer(999_999)];
+    let mut first = Vec::new();
+    for id in &ids {
+        first.push(edge.look_up(id).await);
+    }
+    for (id, first) in ids.iter().zip(&first) {
+        let again = edge.look_up(id).await;
+        let told = (again.status, again.cache_status.contains("hit"), &again.text);
+        assert_eq!(told.0, first.status);
+        assert!(told.1 || again.status == 404, "{}", again.cache_status);
+        assert!(again.status == 404 || *told.2 == first.text);
+        assert_eq!(again.headers.get("etag"), first.headers.get("etag"));
+    }
+    assert_eq!(first.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 200, 404]);
+    assert!(first[0].text.contains(PLANTED));
+    assert_eq!(edge.metric(FAILURES).await, 0.0);
+
+    let mut redis = world.redis.clone();
+    let keys: Vec<String> = redis.keys("cust:profile:*").await.unwrap();
+    assert!(keys.len() >= 4, "{keys:?}");
+    for key in keys {
+        let value: Vec<u8> = redis.get(&key).await.unwrap();
+        let Entry::Record(record) = decode(value.clone().into()) else { panic!("{key}: no record") };
+        // Not even whether the customer is there, or was merged.
+        assert_eq!(sealed_under(&record), "k1");
+        let text = String::from_utf8_lossy(&value);
+        for hidden in [PLANTED, "firstName", "modifyDate", "00000000-0000"] {
+            assert!(!text.contains(hidden), "{key} shows {hidden}");
+        }
+    }
+    world.end([edge]).await;
+}
+
+/// Everything that somebody could put at a customer's key who can write Redis, and has no key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_was_put_at_another_customers_key_is_not_served() {
+    let world = World::start().await;
+    world.genesys.change(&customer(1), json!({ "firstName": PLANTED })).await;
+    let edge = world.edge(&sealing(&[("k1", 1)])).await;
+    let (victim, target) = (identity("10001", &customer(1)), identity("10001", &customer(2)));
+    let (abroad, own) = (identity("10002", &customer(1)), look_up_of(&edge, "10001", &customer(2)).await.text);
+    assert!(look_up_of(&edge, "10001", &customer(1)).await.text.contains(PLANTED));
+    look_up_of(&edge, "10002", &customer(1)).await;
+
+    let copied = world.value(&victim).await;
+    let relabelled = |to: &Identity, from: &Record| encode(&Record { identity: to.clone(), ..from.clone() });
+    let taken = world.record(&victim).await;
+    let body = ProfileBody::new(Bytes::from_static(b"{\"firstName\":\"Zephyrina-Canaryname\"}"));
+    let clear = |content| encode(&Record { identity: target.clone(), content, ..taken.clone() });
+    let forged = [
+        ("copied", &target, copied.clone()),
+        ("copied and made to fit", &target, relabelled(&target, &taken)),
+        ("copied to another tenant", &abroad, copied.clone()),
+        ("copied to another tenant and made to fit", &abroad, relabelled(&abroad, &taken)),
+        ("copied from another tenant and made to fit", &target, relabelled(&target, &world.record(&abroad).await)),
+        (
+            "a profile in clear",
+            &target,
+            clear(Content::Found(Found { validator: body.validator(), body, modified: None })),
+        ),
+        ("a pointer in clear", &target, clear(Content::Pointer(victim.clone()))),
+        ("an absence in clear", &target, clear(Content::Negative)),
+    ];
+    for (number, (what, at, value)) in forged.iter().enumerate() {
+        world.put(at, value).await;
+        let (tenant, asked) = if *at == &target { ("10001", customer(2)) } else { ("10002", customer(1)) };
+        let answer = look_up_of(&edge, tenant, &asked).await;
+        // In the other tenant it is the same person, who is fetched anew.
+        assert_eq!((answer.status, answer.cache_status.as_str()), (200, "profile-edge; fwd=miss; stored"), "{what}");
+        assert!(*at == &abroad || answer.text == own, "{what}");
+        assert!(look_up_of(&edge, tenant, &asked).await.is_hit(), "{what}: what was fetched took its place");
+        assert_eq!(edge.metric(FAILURES).await, (number + 1) as f64, "{what}: counted");
+    }
+    // What it was copied from is what it was.
+    assert_eq!(world.value(&victim).await, copied);
+    assert!(look_up_of(&edge, "10001", &customer(1)).await.is_hit());
+    world.end([edge]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_altered_byte_anywhere_makes_a_record_a_miss() {
+    let world = World::start().await;
+    let edge = world.edge(&sealing(&[("k1", 1)])).await;
+    let (one, at) = (customer(1), identity("10001", &customer(1)));
+    let own = edge.look_up(&one).await.text;
+    let value = world.value(&at).await;
+    assert!(value.len() > 200);
+    for byte in 0..value.len() {
+        let mut altered = value.to_vec();
+        altered[byte] ^= 1;
+        world.put(&at, &altered).await;
+        let answer = edge.look_up(&one).await;
+        assert!(!answer.is_hit() && answer.text == own, "byte {byte}: {}", answer.cache_status);
+    }
+    // What stood there before can be put back, and is served: for this customer, until its own end.
+    world.put(&at, &value).await;
+    assert!(edge.look_up(&one).await.is_hit());
+    world.end([edge]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_with_other_keys_or_without_any_serve_nothing_of_each_other_and_fail_nobody() {
+    let world = World::start().await;
+    let old = world.edge(&sealing(&[("k1", 1)])).await;
+    let new = world.edge(&sealing(&[("k2", 2)])).await;
+    let without = world.edge("").await;
+    let (one, at) = (customer(1), identity("10001", &customer(1)));
+    let own = old.look_up(&one).await.text;
+    assert!(old.look_up(&one).await.is_hit());
+    for (edge, name) in [(&new, "k2"), (&old, "k1"), (&without, ""), (&new, "k2"), (&without, ""), (&old, "k1")] {
+        let before = edge.metric(FAILURES).await;
+        let answer = edge.look_up(&one).await;
+        assert_eq!((answer.status, answer.is_hit(), &answer.text), (200, false, &own), "{name}");
+        assert_eq!(edge.metric(FAILURES).await, before + 1.0, "{name}");
+        let record = world.record(&at).await;
+        match &record.content {
+            Content::Sealed(_) => assert_eq!(sealed_under(&record), name),
+            Content::Found(_) => assert_eq!("", name),
+            Content::Negative | Content::Pointer(_) => panic!("{record:?}"),
+        }
+        assert!(edge.look_up(&one).await.is_hit(), "{name}");
+    }
+    world.end([old, new, without]).await;
+}

@@ -6,9 +6,10 @@
 //! Start: bind every listener (a port in use is found before anything has happened) → queue, store,
 //! upstream → flows → serve → take events → ready. Stop, under one deadline (`shutdown.deadline`):
 //! unready → accept nothing more → finish what is under way, applied events and fetches included → close
-//! the queue, so that everything that was settled stays settled → write the last audit record. In between, [`App::reload`] changes who may
-//! come in, without a stop.
+//! the queue, so that everything that was settled stays settled → write the last audit record. In between,
+//! [`App::reload`] changes who may come in, without a stop.
 
+mod error;
 mod probe;
 mod reload;
 mod sandboxed;
@@ -28,15 +29,14 @@ use crate::consumer::losses::Losses;
 use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
-use crate::http::callers::InvalidCaller;
 use crate::http::door::Door;
 use crate::http::front::Front;
 use crate::http::listener::{self, limits};
 use crate::http::ops::{self, Ops};
 use crate::http::profiles::{self, Profiles};
-use crate::http::serve::{self, BindError};
-use crate::http::tokens::{InvalidSecret, Tokens};
-use crate::http::{contacts, oauth, openapi, tls, webhooks};
+use crate::http::serve;
+use crate::http::tokens::Tokens;
+use crate::http::{contacts, oauth, openapi, webhooks};
 use crate::ingest::{self, Ingest};
 use crate::lookup::{self, Lookup};
 use crate::metrics::{Listener, Metrics};
@@ -50,6 +50,8 @@ use crate::{queue, store, upstream};
 use probe::{PROBE_EVERY, Probe};
 use reload::Doors;
 use sandboxed::{open_backstage, start_sandbox};
+
+pub use error::Error;
 
 /// How many connections the admin listener may have open: operators, scrapers and probes are few.
 const ADMIN_CONNECTIONS: usize = 512;
@@ -74,41 +76,6 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// What it was started with.
     config: Config,
-}
-
-/// The application could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A listener could not be bound.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The queue could not be opened.
-    #[error("the queue could not be opened: {0}")]
-    Queue(#[from] queue::Error),
-    /// The store could not be opened.
-    #[error("the store could not be opened: {0}")]
-    Store(#[from] store::Error),
-    /// The audit could not begin.
-    #[error(transparent)]
-    Audit(#[from] audit::open::Error),
-    /// A tenant's upstream is misconfigured.
-    #[error(transparent)]
-    Upstream(#[from] upstream::open::ConfigError),
-    /// A tenant's webhook is misconfigured.
-    #[error(transparent)]
-    Webhook(#[from] ingest::authenticate::ConfigError),
-    /// A caller is misconfigured.
-    #[error(transparent)]
-    Caller(#[from] InvalidCaller),
-    /// A listener's TLS is misconfigured.
-    #[error(transparent)]
-    Tls(#[from] tls::ConfigError),
-    /// The sealing keys are misconfigured.
-    #[error(transparent)]
-    Sealing(#[from] store::sealed::keyring::ConfigError),
-    /// What tokens are signed with is misconfigured.
-    #[error("http.token_secret: {0}")]
-    TokenSecret(#[from] InvalidSecret),
 }
 
 /// What the flows are made of.

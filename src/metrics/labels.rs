@@ -1,0 +1,146 @@
+//! The label sets of the catalogue: each is closed, so that no series can hold a tenant's data.
+
+use crate::domain::{Kind, Shape};
+
+/// A closed set of label values.
+pub trait LabelSet: Copy + 'static {
+    /// All values.
+    const ALL: &'static [Self];
+
+    /// Returns the value as it stands in a scrape.
+    fn value(self) -> &'static str;
+
+    /// Returns the position in [`Self::ALL`].
+    fn index(self) -> usize;
+}
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $(#[doc = concat!("`", $value, "`")] $(#[$vdoc])* $variant),+ }
+
+        impl LabelSet for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn value(self) -> &'static str {
+                match self { $(Self::$variant => $value),+ }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+labels!(
+    /// How a lookup ended.
+    LookupResult {
+        Hit = "hit", Stale = "stale", Negative = "negative", Tombstone = "tombstone", Miss = "miss",
+        Coalesced = "coalesced", Bypass = "bypass", Error = "error",
+    }
+);
+labels!(
+    /// How a request to Genesys ended.
+    UpstreamOutcome {
+        Found = "found", Absent = "absent", Unusable = "unusable", Denied = "denied", Throttled = "throttled",
+        Privileges = "privileges",
+        BudgetSpent = "budget_spent", BreakerOpen = "breaker_open", Failed = "failed",
+        Unreachable = "unreachable", Timeout = "timeout",
+    }
+);
+labels!(
+    /// Whether something worked.
+    Outcome { Ok = "ok", Error = "error" }
+);
+labels!(
+    /// What became of judging a token's privileges.
+    PrivilegeOutcome { Ok = "ok", Refused = "refused", Error = "error" }
+);
+labels!(
+    /// What became of a posted event.
+    IngestOutcome {
+        Queued = "queued", Ignored = "ignored", Unauthorized = "unauthorized", Malformed = "malformed",
+        Foreign = "foreign", Unavailable = "unavailable",
+    }
+);
+labels!(
+    /// What became of a delivered event.
+    ConsumerOutcome {
+        Applied = "applied", Duplicate = "duplicate", Outrun = "outrun", Retried = "retried",
+        DeadLettered = "dead_lettered",
+    }
+);
+labels!(
+    /// An operation of the store port.
+    StoreOp {
+        Get = "get", Lease = "lease", Fill = "fill", Release = "release", Invalidate = "invalidate", Bury = "bury",
+        Ping = "ping", Lineage = "lineage", Inspect = "inspect",
+    }
+);
+labels!(
+    /// What became of a fill.
+    FillOutcome { Stored = "stored", Unsettled = "unsettled", Refused = "refused" }
+);
+labels!(
+    /// Why something is fetched that nobody waits for.
+    RefreshCause {
+        /// A record near its end.
+        Early = "early",
+        /// A tombstone, to see whether the customer is there again.
+        Tombstone = "tombstone",
+    }
+);
+labels!(
+    /// What became of an audit record.
+    AuditOutcome {
+        Written = "written", Dropped = "dropped",
+        /// Strict mode: what it is about was refused.
+        Refused = "refused",
+    }
+);
+labels!(
+    /// A listener.
+    Listener { Public = "public", Admin = "admin" }
+);
+labels!(
+    /// Why a client's connection ended.
+    ConnectionEnd {
+        Closed = "closed", Failed = "failed", HandshakeFailed = "handshake_failed",
+        HandshakeTimeout = "handshake_timeout", HeaderTimeout = "header_timeout", Idle = "idle", Stalled = "stalled",
+        Evicted = "evicted", Refused = "refused",
+    }
+);
+labels!(
+    /// What became of a span that was recorded.
+    SpanOutcome { Exported = "exported", Dropped = "dropped" }
+);
+labels!(
+    /// A door at which someone was turned away.
+    Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin", Token = "token" }
+);
+
+impl LabelSet for Kind {
+    const ALL: &'static [Self] = &Kind::ALL;
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl LabelSet for Shape {
+    const ALL: &'static [Self] = &Shape::ALL;
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}

@@ -37,7 +37,7 @@ use crate::http::profiles::{self, Profiles};
 use crate::http::serve;
 use crate::http::tokens::Tokens;
 use crate::http::{contacts, oauth, openapi, webhooks};
-use crate::ingest::{self, Ingest};
+use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
 use crate::metrics::{Listener, Metrics};
 use crate::operate::actions::Actions;

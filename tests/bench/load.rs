@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use futures_util::future::join_all;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 /// One keep-alive connection.
-pub(crate) struct Connection {
-    stream: TcpStream,
+pub(crate) struct Connection<S = TcpStream> {
+    stream: S,
     buffer: Vec<u8>,
 }
 
@@ -36,6 +37,12 @@ impl Connection {
     pub(crate) async fn open(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.expect("the server accepts");
         stream.set_nodelay(true).expect("the option can be set");
+        Self::over(stream)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    pub(crate) fn over(stream: S) -> Self {
         Self { stream, buffer: Vec::with_capacity(64 * 1024) }
     }
 
@@ -77,29 +84,35 @@ pub(crate) async fn for_a_while(
     requests: &Arc<Vec<Vec<u8>>>,
     time: Duration,
 ) -> Round {
-    let until = Instant::now() + time;
-    let workers: Vec<_> = (0..connections)
-        .map(|worker| {
-            let requests = Arc::clone(requests);
-            tokio::spawn(async move {
-                let mut connection = Connection::open(addr).await;
-                // Each begins elsewhere, so that they do not go in step.
-                let from = worker * requests.len() / connections;
-                let mut latencies = Vec::with_capacity(100_000);
-                for request in requests.iter().cycle().skip(from) {
-                    let started = Instant::now();
-                    if started >= until {
-                        break;
-                    }
-                    connection.exchange(request).await;
-                    latencies.push(started.elapsed());
+    for_a_while_over(join_all((0..connections).map(|_| Connection::open(addr))).await, requests, time).await
+}
+
+/// As [`for_a_while`], on connections that are open.
+pub(crate) async fn for_a_while_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    connections: Vec<Connection<S>>,
+    requests: &Arc<Vec<Vec<u8>>>,
+    time: Duration,
+) -> Round {
+    let (until, count) = (Instant::now() + time, connections.len());
+    let ask = |(worker, mut connection): (usize, Connection<S>)| {
+        let requests = Arc::clone(requests);
+        tokio::spawn(async move {
+            // Each begins elsewhere, so that they do not go in step.
+            let from = worker * requests.len() / count;
+            let mut latencies = Vec::with_capacity(100_000);
+            for request in requests.iter().cycle().skip(from) {
+                let started = Instant::now();
+                if started >= until {
+                    break;
                 }
-                latencies
-            })
+                connection.exchange(request).await;
+                latencies.push(started.elapsed());
+            }
+            latencies
         })
-        .collect();
+    };
     let mut latencies = Vec::new();
-    for worker in workers {
+    for worker in connections.into_iter().enumerate().map(ask).collect::<Vec<_>>() {
         latencies.extend(worker.await.expect("a worker ends"));
     }
     Round { per_second: latencies.len() as f64 / time.as_secs_f64(), latencies }

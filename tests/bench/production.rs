@@ -1,16 +1,16 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; after a `--`, `hits`, `pipeline` or `protocol` runs only
-//! that. Every server is a
-//! process of its own: the service (the real binary), its Genesys, the bare programs, Redis, RabbitMQ; the
-//! load comes from this one, on one thread. Rounds of both alternate in one run and medians are compared, so
-//! that a ratio does not depend on the machine, nor on what else it does at times. Not a test: nothing here
-//! fails because a machine is slow.
+//! Run with `cargo bench --bench production`; after a `--`, `hits`, `pipeline`, `protocol` or `protections` runs
+//! only that. Every server is a process of its own: the service (the real binary), its Genesys, the bare programs,
+//! Redis, RabbitMQ; the load comes from this one, on one thread. Rounds of both alternate in one run and medians are
+//! compared, so that a ratio does not depend on the machine, nor on what else it does at times. Not a test: nothing
+//! here fails because a machine is slow.
 
 mod bare;
 mod figures;
 mod load;
 mod pipeline;
+mod protections;
 mod protocol;
 mod redis_hits;
 mod service;
@@ -45,6 +45,9 @@ fn main() {
         }
         if only("protocol") {
             protocol::measure().await;
+        }
+        if only("protections") {
+            protections::compare().await;
         }
     });
 }

@@ -17,6 +17,17 @@ pub(crate) const SECRET: &str = "bench-secret";
 /// How many customers the sandbox has.
 pub(crate) const CUSTOMERS: u32 = 1_000;
 
+/// What a service has beside what every one has.
+pub(crate) struct Extras<'a> {
+    /// The fields that its caller may see.
+    pub(crate) fields: &'a str,
+    /// More tables of its configuration.
+    pub(crate) tables: &'a str,
+}
+
+/// Nothing that protects data.
+pub(crate) const PLAIN: Extras<'static> = Extras { fields: "[\"*\"]", tables: "[audit]\nsink = \"none\"\n" };
+
 /// A running service.
 pub(crate) struct Service {
     pub(crate) public: SocketAddr,
@@ -30,20 +41,26 @@ pub(crate) struct Service {
 impl Service {
     /// Starts on this Redis, and this RabbitMQ if it is to take events.
     pub(crate) async fn start(redis: &str, rabbit: Option<&str>) -> Self {
+        Self::start_with(redis, rabbit, &PLAIN).await
+    }
+
+    /// As [`start`](Self::start), with more than that.
+    pub(crate) async fn start_with(redis: &str, rabbit: Option<&str>, extras: &Extras<'_>) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (public, admin, genesys) = (local(free_port()), local(free_port()), local(free_port()));
         let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &CUSTOMERS.to_string()];
         let sandbox = Process::start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat(), &[]);
         let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
+        let Extras { fields, tables } = extras;
         let text = format!(
             "roles = {roles}\n[http]\nlisten = \"{public}\"\n[admin]\nlisten = \"{admin}\"\n\
-             [lookup]\nttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}\
+             [lookup]\nttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}{tables}\
              [[tenant]]\nid = \"10001\"\n[tenant.upstream]\napi_url = \"http://{genesys}\"\n\
              login_url = \"http://{genesys}\"\nclient_id = \"sandbox\"\nclient_secret = \"sandbox\"\n\
              requests_per_minute = 60000\n\
              [[tenant.webhook]]\nscheme = \"hub-signature\"\nsecrets = [\"{SECRET}\"]\n\
-             [[caller]]\nname = \"bench\"\nkey_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n",
+             [[caller]]\nname = \"bench\"\nkey_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\"]\nfields = {fields}\n",
             rabbit.map(on_rabbit).unwrap_or_default()
         );
         let file = configuration(directory.path(), &text).display().to_string();

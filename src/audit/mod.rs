@@ -15,16 +15,16 @@
 //!
 //! An event's record is waited for: effect, record, acknowledgement. A crash before the record brings the event again;
 //! the store then says that it is a duplicate, and as no record names it, it is recorded as `recovered`. An event
-//! whose record is there gets no second one, unless it was replayed. So there is never none, and exactly one unless a crash fell into the gap.
-//! What is known of earlier records is the file's own tail: on standard output, or where another process applied the
-//! event first, a duplicate may be recorded once more.
+//! whose record is there gets no second one, unless it was replayed. So there is never none, and exactly one unless a
+//! crash fell into the gap. What is known of earlier records is the file's own tail: on standard output, or where
+//! another process applied the event first, a duplicate may be recorded once more.
 //!
 //! # When the sink takes nothing
 //!
 //! A full disk or a stalled pipe: the channel fills up, and from then on records are dropped and counted
 //! (`audit_records_total{outcome="dropped"}`), readiness names `audit`, and when the sink works again the first record
-//! says how many are missing. Nobody waits for a sink that does not work. In strict mode nothing is dropped: a lookup is
-//! answered only when its record is written, else with 503; an event whose record is not written is given back.
+//! says how many are missing. Nobody waits for a sink that does not work. In strict mode nothing is dropped: a lookup
+//! is answered only when its record is written, else with 503; an event whose record is not written is given back.
 
 pub mod chain;
 mod config;

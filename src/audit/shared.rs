@@ -11,7 +11,8 @@ use crate::metrics::{AuditOutcome, Metrics};
 
 use super::record::{Dropped, Record};
 
-/// How long one write may take before the sink is taken for stalled: a write into a pipe that nobody reads does not end.
+/// How long one write may take before the sink is taken for stalled: a write into a pipe that nobody reads does not
+/// end.
 const STALLED_AFTER: Duration = Duration::from_millis(400);
 
 /// What the writer and those who hand in records share.

@@ -2,7 +2,8 @@
 //!
 //! Files are read in the order in which they are given, oldest first: a chain may go on from one to the next. The first
 //! record of a chain that is seen must be one with which a chain or a file begins, so that records that are missing at
-//! the start are found too. A file that was standard output may hold several chains, one for each start of each process.
+//! the start are found too. A file that was standard output may hold several chains, one for each start of each
+//! process.
 //!
 //! Records cut off at the end leave a chain that is whole: name the head that the log told of, and it must be there.
 

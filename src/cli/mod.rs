@@ -1,7 +1,7 @@
 //! The command line: parse, load the configuration, call the one thing that was asked for.
 //!
-//! Exit codes: 0, also after a clean drain; 1 what was checked is not in order; 64 configuration or usage error; 69 a needed dependency is
-//! unavailable; 70 internal, also a drain that met its deadline.
+//! Exit codes: 0, also after a clean drain; 1 what was checked is not in order; 64 configuration or usage error; 69 a
+//! needed dependency is unavailable; 70 internal, also a drain that met its deadline.
 
 mod args;
 mod audit;

@@ -267,8 +267,8 @@ fn asked<'q>(query: Option<&'q str>, body: &Bytes) -> Result<Asked, Problem> {
     })
 }
 
-/// Returns the fields to answer with: those asked for, if the caller may see all of them; else what it may not have, and
-/// which field of the request asks for that.
+/// Returns the fields to answer with: those asked for, if the caller may see all of them; else what it may not have,
+/// and which field of the request asks for that.
 fn authorize<'a>(caller: &'a Caller, asked: &'a Asked) -> Result<&'a FieldSet, (Reason, &'static str)> {
     if !caller.may_read(&asked.tenant) {
         return Err((Reason::Tenant, "tenantId"));

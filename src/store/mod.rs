@@ -70,7 +70,8 @@ pub trait Store: Debug + Send + Sync {
     /// placed at K; with [`Base::Token`] and that very record or tombstone still at K it is placed
     /// beside it (at `lock:{K}`) and K goes on being served; with [`Base::Corrupt`] and those very
     /// bytes at K, or with [`Base::Dead`] and that very record that nobody refreshes, it replaces them. If K
-    /// has meanwhile become empty the lease is placed at K whatever the base was. A tombstone that was evicted while the fence says "deleted" is put back first.
+    /// has meanwhile become empty the lease is placed at K whatever the base was. A tombstone that was evicted while
+    /// the fence says "deleted" is put back first.
     ///
     /// A token serves one attempt: a retry draws a new one.
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error>;

@@ -1,4 +1,5 @@
-//! Clients that take what they do not need: slow ones, large ones, ones that do not read; and what others notice of them.
+//! Clients that take what they do not need: slow ones, large ones, ones that do not read; and what others notice of
+//! them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -29,7 +29,8 @@ use super::limits::Limits;
 use super::places::Place;
 use super::watch::Overdue;
 
-/// How long a connection that is closed politely may take to take note, and how often one that is draining is looked at.
+/// How long a connection that is closed politely may take to take note, and how often one that is draining is looked
+/// at.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// HTTP/2: how many streams a client may reset before they were looked at (CVE-2023-44487, rapid reset).

@@ -2,10 +2,10 @@
 //!
 //! # Protocol
 //!
-//! One task, the [`pump`](super::pump), owns a channel on the consuming connection and a consumer per work queue. It hands
-//! arrivals over in memory (the broker's prefetch bounds them) and takes settlements back, many at a time.
-//! When the channel or the connection fails it begins anew on the next: whatever was out is delivered
-//! again by the broker, and what its holders say about it then is refused.
+//! One task, the [`pump`](super::pump), owns a channel on the consuming connection and a consumer per work queue. It
+//! hands arrivals over in memory (the broker's prefetch bounds them) and takes settlements back, many at a time. When
+//! the channel or the connection fails it begins anew on the next: whatever was out is delivered again by the broker,
+//! and what its holders say about it then is refused.
 //!
 //! An event that comes back rests here before it is returned, for 100 ms, doubling with every return to 5 s,
 //! so that others go first. While it rests it is not counted as out.

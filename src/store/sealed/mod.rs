@@ -4,20 +4,21 @@
 //!
 //! With `[store.sealing]` the content of every record (profile with its validator and `modifyDate`, "no such customer",
 //! pointer to the canonical customer) is kept under AES-256-GCM. Whom it is about (a digest), its times and the token
-//! stand in clear, since the protocol works on them, and are authenticated with it, and so is K itself. Whoever can read
-//! the store learns which keys are there and since when. Whoever can write it can
+//! stand in clear, since the protocol works on them, and are authenticated with it, and so is K itself. Whoever can
+//! read the store learns which keys are there and since when. Whoever can write it can
 //!
-//! - have nothing served that this service did not seal for that very K: not another customer's value, another tenant's,
-//!   a pointer to one, an altered byte or time, or a record in clear, which is refused as well;
+//! - have nothing served that this service did not seal for that very K: not another customer's value, another
+//!   tenant's, a pointer to one, an altered byte or time, or a record in clear, which is refused as well;
 //! - put back what was sealed for that K before: it is served no longer than its own end, which is under the seal;
-//! - remove what is there, or place leases and tombstones, which scripts write and nothing seals: that costs lookups, or
-//!   tells that a customer is deleted, and shows nothing of anybody.
+//! - remove what is there, or place leases and tombstones, which scripts write and nothing seals: that costs lookups,
+//!   or tells that a customer is deleted, and shows nothing of anybody.
 //!
 //! # What does not open
 //!
-//! Sealed under a key that is not (or no longer) here, altered, or in clear: shown as [`Content::Sealed`](super::Content::Sealed), which the
-//! lookup takes for a miss and replaces by compare-and-set on the token, as any record that is not to be served. It is
-//! counted, and logged without its contents. A process without keys takes every sealed record for such a one.
+//! Sealed under a key that is not (or no longer) here, altered, or in clear: shown as
+//! [`Content::Sealed`](super::Content::Sealed), which the lookup takes for a miss and replaces by compare-and-set on
+//! the token, as any record that is not to be served. It is counted, and logged without its contents. A process
+//! without keys takes every sealed record for such a one.
 //!
 //! # Rotation
 //!

@@ -45,8 +45,8 @@ struct Made {
 }
 
 impl App {
-    /// Takes on what another configuration says of callers, webhook secrets, certificates, sealing keys and the admin key: all
-    /// of it, or nothing if any of it is unusable. Returns whether it was taken on.
+    /// Takes on what another configuration says of callers, webhook secrets, certificates, sealing keys and the admin
+    /// key: all of it, or nothing if any of it is unusable. Returns whether it was taken on.
     pub fn reload(&self, next: Result<Config, Errors>) -> bool {
         let changed = next.map_err(|errors| errors.to_string());
         let changed =

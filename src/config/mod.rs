@@ -294,7 +294,7 @@ impl Config {
 }
 
 impl KeysConfig {
-    /// Returns the schemes in use: the present one first, then the one that it replaces.
+    /// Returns the schemes in use: the present one first, then the other one while they are changed.
     #[must_use]
     pub fn hashers(&self) -> Vec<KeyHasher> {
         let keyed = |secret: &Secret| secret.key_material().map_or(KeyHasher::Sha256, KeyHasher::HmacSha256);
@@ -302,6 +302,8 @@ impl KeysConfig {
             KeyScheme::Sha256 => KeyHasher::Sha256,
             KeyScheme::HmacSha256 => self.secret.as_ref().map_or(KeyHasher::Sha256, keyed),
         };
-        std::iter::once(present).chain(self.previous.as_ref().map(keyed)).collect()
+        // The one in use may stand there too; once is enough.
+        let other = self.previous.as_ref().map(keyed).filter(|other| *other != present);
+        std::iter::once(present).chain(other).collect()
     }
 }

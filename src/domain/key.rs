@@ -188,7 +188,7 @@ impl Identity {
 }
 
 /// Turns customer ids into digests, by one of the two schemes of `keys.scheme`.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum KeyHasher {
     /// SHA-256 over the id (FIPS 180-4).
     Sha256,

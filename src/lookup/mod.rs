@@ -10,9 +10,9 @@
 //!
 //! 1. Look at K. A fresh record, a negative answer or a tombstone is the answer: one store command.
 //! 2. A pointer leads to the canonical customer's key, once.
-//! 3. Nothing (nor at the customer's other key, while `[keys]` is changed: `previous`), or something past its use:
-//!    contend for the lease. Whoever gets it leads: a task of its own, which the caller's disconnection does not end,
-//!    fetches and fills (`leader`).
+//! 3. Nothing (nor, while `[keys]` is changed, at the customer's other key: `previous`), or something past its
+//!    use: contend for the lease. Whoever gets it leads: a task of its own, which the caller's disconnection does
+//!    not end, fetches and fills (`leader`).
 //! 4. Everyone else waits: for the leader in this process if the witness rule allows
 //!    ([`single_flight`]), else for the key to change, and looks again.
 //! 5. Who has a stale record at hand waits no longer than the soft timeout, and serves it when Genesys

@@ -4,9 +4,9 @@
 //!
 //! A customer has two keys meanwhile, and each of them is under the whole protocol: every event names both and is
 //! acknowledged when it was applied at both, processes of either scheme lease, fill and are judged by the fence of
-//! their own. So what stands at the other key is at least as new as every event applied before, as what
-//! stands at K is. It is looked at only where nothing stands at K, so that K is filled as the other entries end, and
-//! not all at once. Nothing is ever written under the other key.
+//! their own. So what stands at the other key is at least as new as every event applied before, as what stands at K
+//! is. It is looked at only where nothing stands at K, so that K is filled as the other entries end, and not all at
+//! once. Nothing is ever written under the other key.
 //!
 //! A pointer is not followed: its customer is fetched anew.
 

@@ -166,8 +166,8 @@ pub enum Base {
     Absent,
     /// A record or tombstone that this write placed.
     Token(Token),
-    /// A record that is not served, or not any more: past its end, about someone else, or sealed and not to be
-    /// opened. Were the lease placed beside it, the record's own end would void the fill.
+    /// A record that is not served (any more): past its end, about someone else, or sealed and not to be opened.
+    /// Were the lease placed beside it, the record's own end would void the fill.
     Dead(Token),
     /// Unreadable bytes.
     Corrupt(Bytes),

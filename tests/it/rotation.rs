@@ -1,6 +1,6 @@
 //! Keys are changed while lookups and events go on, in several processes on one Redis and one RabbitMQ: nobody is
-//! refused, nobody is answered with what an applied event has overtaken, and what was kept under the old key is served
-//! on.
+//! refused, nobody is answered with what an applied event has overtaken, and what was kept under the old key is
+//! served on.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -133,7 +133,6 @@ async fn sealed_records_are_served_and_show_nothing_in_redis() {
     for key in keys {
         let value: Vec<u8> = redis.get(&key).await.unwrap();
         let Entry::Record(record) = decode(value.clone().into()) else { panic!("{key}: no record") };
-        // Not even whether the customer is there, or was merged.
         assert_eq!(sealed_under(&record), "k1");
         let text = String::from_utf8_lossy(&value);
         for hidden in [PLANTED, "firstName", "modifyDate", "00000000-0000"] {

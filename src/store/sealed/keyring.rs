@@ -2,10 +2,11 @@
 //!
 //! # The seal
 //!
-//! XAES-256-GCM (C2SP): AES-256-GCM under a key that is derived from the tenant's key and the first half of a 24-byte
-//! nonce. The nonces are random: 192 bits do not repeat by chance, whatever the number of messages, processes and
-//! restarts, and no counter has to be kept. The tenant's key is HKDF-SHA-256 (RFC 5869) of the configured key, with
-//! the tenant in its info, so that no key is shared by two tenants.
+//! XAES-256-GCM (C2SP): AES-256-GCM under a key that is derived from the tenant's key and the first half of a
+//! 24-byte nonce. The nonces are random: 192 bits do not repeat by chance, whatever the number of messages,
+//! processes and restarts, and no counter has to be kept. Both are RustCrypto's (the `aes-gcm` crate, audited by
+//! NCC Group). The tenant's key is HKDF-SHA-256 (RFC 5869) of the configured key, with the tenant in its info, so
+//! that no key is shared by two tenants.
 //!
 //! ```text
 //! sealed  = length of the key's name (1) │ name │ nonce (24) │ ciphertext │ tag (16)
@@ -13,8 +14,8 @@
 //! bound   = version (1) │ K │ the key's name │ token │ whom it is about │ its four times │ settled
 //! ```
 //!
-//! What is bound (the associated data) is everything else that a record says, and K, which it does not say. Names are
-//! preceded by their length, the rest is of fixed length, so that no two records are bound alike.
+//! What is bound (the associated data) is everything else that a record says, and K, which it does not say. Names
+//! are preceded by their length, the rest is of fixed length, so that no two records are bound alike.
 
 #[cfg(test)]
 mod tests;

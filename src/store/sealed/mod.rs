@@ -2,28 +2,30 @@
 //!
 //! # What it promises
 //!
-//! With `[store.sealing]` the content of every record (profile with its validator and `modifyDate`, "no such customer",
-//! pointer to the canonical customer) is kept under AES-256-GCM. Whom it is about (a digest), its times and the token
-//! stand in clear, since the protocol works on them, and are authenticated with it, and so is K itself. Whoever can
-//! read the store learns which keys are there and since when. Whoever can write it can
+//! With `[store.sealing]` the content of every record (profile with its validator and `modifyDate`, "no such
+//! customer", pointer to the canonical customer) is kept under AES-256-GCM. Whom it is about (a digest), its times
+//! and the token stand in clear, since the protocol works on them, and are authenticated with it, and so is K
+//! itself. Whoever can read the store learns which keys are there, since when, for how long, and how long their
+//! contents are. Whoever can write it can
 //!
 //! - have nothing served that this service did not seal for that very K: not another customer's value, another
 //!   tenant's, a pointer to one, an altered byte or time, or a record in clear, which is refused as well;
 //! - put back what was sealed for that K before: it is served no longer than its own end, which is under the seal;
-//! - remove what is there, or place leases and tombstones, which scripts write and nothing seals: that costs lookups,
-//!   or tells that a customer is deleted, and shows nothing of anybody.
+//! - remove what is there, or place leases and tombstones, which scripts write and nothing seals: that costs
+//!   lookups, or tells that a customer is deleted, and shows nothing of anybody.
 //!
 //! # What does not open
 //!
 //! Sealed under a key that is not (or no longer) here, altered, or in clear: shown as
-//! [`Content::Sealed`](super::Content::Sealed), which the lookup takes for a miss and replaces by compare-and-set on
-//! the token, as any record that is not to be served. It is counted, and logged without its contents. A process
-//! without keys takes every sealed record for such a one.
+//! [`Content::Sealed`](super::Content::Sealed), which the lookup takes for a miss and replaces by compare-and-set
+//! on the token, as any record that is not to be served. It is counted, and logged without its contents, now and
+//! then: where processes differ in their keys, it is every lookup. A process without keys takes every sealed record
+//! for such a one.
 //!
 //! # Rotation
 //!
-//! Every configured key opens, `active` seals. The keys can be replaced while the process runs; a record is
-//! handled by the keys that were there when it was met. See [`keyring`] for the seal itself.
+//! Every configured key opens, `active` seals. The keys can be replaced while the process runs; a record is handled
+//! by the keys that were there when it was met. See [`keyring`] for the seal itself.
 
 pub mod keyring;
 
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::domain::Key;
@@ -41,7 +44,10 @@ use super::{
     Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Lineage, Record, Store, Token,
 };
 
-use keyring::Keyring;
+use keyring::{Keyring, Unopened};
+
+/// The least time between two warnings of records that do not open.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// A store whose records are sealed; see the module's head.
 #[derive(Debug)]
@@ -49,12 +55,14 @@ pub struct Sealed<S> {
     store: S,
     keyring: Reloadable<Keyring>,
     metrics: Arc<Metrics>,
+    /// When a record that did not open was last told of; taken only for such a one.
+    told: Mutex<Option<Instant>>,
 }
 
 impl<S> Sealed<S> {
     /// Wraps a store. A keyring without keys leaves records in clear.
     pub const fn new(store: S, keyring: Reloadable<Keyring>, metrics: Arc<Metrics>) -> Self {
-        Self { store, keyring, metrics }
+        Self { store, keyring, metrics, told: Mutex::new(None) }
     }
 
     /// Opens what stands at K; what does not open stays sealed.
@@ -62,9 +70,18 @@ impl<S> Sealed<S> {
         let Entry::Record(mut record) = entry else { return entry };
         if let Err(reason) = self.keyring.load().open(key, &mut record) {
             self.metrics.seal_failures.increment(1);
-            tracing::warn!(%key, %reason, "a stored record does not open; it is not served");
+            self.tell(key, reason);
         }
         Entry::Record(record)
+    }
+
+    fn tell(&self, key: &Key, reason: Unopened) {
+        let now = Instant::now();
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| now - told >= TELL_EVERY) {
+            *told = Some(now);
+            tracing::warn!(%key, %reason, "stored records do not open and are not served; this is one of them");
+        }
     }
 }
 

@@ -65,7 +65,7 @@ async fn compare() {
     let data = tempfile::tempdir().expect("a directory can be made");
     let mut settings = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
-         audit.sink = "none"\nqueue.embedded.path = {:?}\nlookup.ttl = \"1h\"\n",
+         audit.sink = \"none\"\nqueue.embedded.path = {:?}\nlookup.ttl = \"1h\"\n",
         data.path().join("queue").display().to_string()
     );
     let filtered = "[\"id\", \"firstName\", \"workPhone.e164\"]";

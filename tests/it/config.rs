@@ -289,7 +289,7 @@ fn usage_errors_end_with_64_and_help_with_0() {
 /// What a production file's secret holds, by the file's name.
 fn example_of(secret: &str) -> String {
     match secret.split('-').next().unwrap() {
-        "keys" | "sealing" => "cGxhbnRlZC1wbGFudGVkLXBsYW50ZWQtcGxhbnRlZC0xMjM=\n".to_owned(),
+        "keys" | "audit" | "sealing" => "cGxhbnRlZC1wbGFudGVkLXBsYW50ZWQtcGxhbnRlZC0xMjM=\n".to_owned(),
         "redis" => format!("rediss://edge:planted@{secret}.internal:26379\n"),
         "rabbitmq" => format!("amqps://edge:planted@{secret}.internal:5671/profile-edge\n"),
         _ => format!("planted-{secret}\n"),

@@ -3,7 +3,7 @@
 //! # What it promises
 //!
 //! Nothing that happens to the collector happens to a request. A span that has ended is put into a bounded queue; with
-//! no place in it the span is dropped and counted. One task takes batches out of it and posts them ([`exporter`]): a
+//! no place in it the span is dropped and counted. One task takes batches out of it and posts them (`exporter`): a
 //! batch that is not taken in time is dropped and counted too, never sent again, so that a collector which comes back
 //! is not met with the past. The log says when it begins and when it ends, not for each batch.
 //!

@@ -362,3 +362,26 @@ fn conclude(done: Vec<Done>) -> Concluded {
     }
     concluded
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_context_is_read_from_the_header_and_anything_else_there_is_none() {
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = |value: AMQPValue| {
+            let mut headers = FieldTable::default();
+            headers.insert(TRACEPARENT.into(), value);
+            traceparent(&json_properties().with_headers(headers)).map(|read| read.to_string())
+        };
+        for given in [AMQPValue::LongString(context.into()), AMQPValue::ShortString(context.into())] {
+            assert_eq!(read(given).as_deref(), Some(context));
+        }
+        for none in [AMQPValue::LongString("planted".into()), AMQPValue::LongString(vec![0xff; 55].into())] {
+            assert_eq!(read(none), None);
+        }
+        assert_eq!(read(AMQPValue::Boolean(true)), None);
+        assert_eq!(traceparent(&json_properties()), None);
+    }
+}

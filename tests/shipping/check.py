@@ -7,6 +7,7 @@ state and its files of its own.
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -59,19 +60,25 @@ class Collector:
             "--control", state / "control", "--pidfile", state / "pid",
         ]  # fmt: skip
         self.process = subprocess.Popen(command, env=self.environment, stdout=self.output, stderr=self.output)
+        eventually("a running collector", lambda: (state / "control").exists() or self.process.poll() is not None)
+        assert self.process.poll() is None, (self.root / "collector.log").read_text()
         return self
 
     def __exit__(self, failed, *_):
         self.end()
-        if failed:
-            self.output.seek(0)
-            print(self.output.read()[-6000:], file=sys.stderr)
+        self.output.seek(0)
+        output = self.output.read()
         self.output.close()
+        if failed:
+            print(output[-6000:], file=sys.stderr)
+        else:
+            assert "dropping" not in output, output
 
     def end(self, kill=False):
         if self.process.poll() is None:
             (self.process.kill if kill else self.process.terminate)()
         self.process.wait(30)
+        (self.root / "state" / "control").unlink(missing_ok=True)
 
     def restart(self, kill=False):
         self.end(kill)
@@ -85,28 +92,23 @@ class Collector:
 
 
 class Trail:
-    """An audit trail in files that are named when they are made, and what was written to it."""
+    """An audit trail, rotated as the service does it, and what was written to it."""
 
-    def __init__(self, root):
-        self.root, self.files, self.numbers = root, [], itertools.count(1)
-        self.rotate()
-
-    @property
-    def lines(self):
-        return [line for file in self.files for line in file]
+    def __init__(self, root, name="audit.jsonl"):
+        self.path, self.lines = root / "audit" / name, []
+        self.numbers, self.full = itertools.count(1), itertools.count(1)
 
     def rotate(self):
-        self.path = self.root / "audit" / f"audit-{len(self.lines) + 1:08}.jsonl"
-        self.files.append([])
+        self.path.rename(f"{self.path}.{next(self.full):06}")
 
-    def write(self, count, padding=0):
+    def write(self, count):
         lines = []
         for number in itertools.islice(self.numbers, count):
-            record = {**redaction.AUDIT, "seq": number, "hash": f"{number:064x}", "reason": "x " * padding}
-            lines.append(json.dumps(record, **redaction.DENSE))
+            digest = hashlib.sha256(f"{self.path.name} {number}".encode()).hexdigest()
+            lines.append(json.dumps({**redaction.AUDIT, "seq": number, "hash": digest}, **redaction.DENSE))
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
-        self.files[-1] += lines
+        self.lines += lines
 
 
 def log_line(text, **more):
@@ -116,20 +118,9 @@ def log_line(text, **more):
 
 def arrived(receiver, expected, kind="audit"):
     """Waits until there are as many as expected, and compares: complete, in order, byte for byte, none twice."""
-    eventually(f"{len(expected)} records of kind {kind}", lambda: len(receiver.received(kind)) >= len(expected))
+    eventually(f"{len(expected)} of kind {kind}", lambda: len(receiver.received(kind)) >= len(expected))
     found = receiver.received(kind)
     assert found == expected, difference(found, expected)
-
-
-def arrived_in_each_files_order(receiver, trail):
-    """Likewise, but files that were behind may be read side by side: the records' `seq` orders them."""
-    eventually("all records", lambda: len(receiver.received("audit")) >= len(trail.lines))
-    found = receiver.received("audit")
-    for lines in trail.files:
-        there = set(lines)
-        ours = [line for line in found if line in there]
-        assert ours == lines, difference(ours, lines)
-    assert len(found) == len(trail.lines)
 
 
 def difference(found, expected):
@@ -157,6 +148,31 @@ def records_arrive_complete_and_in_order(receiver, root):
             arrived(receiver, [log_line("ready")], "log")
             file.write(line[40:] + "\n")
         arrived(receiver, [*trail.lines, line])
+
+
+def every_process_has_a_trail_of_its_own_and_a_removed_file_is_told(receiver, root):
+    receiver.up()
+    trails = [Trail(root), Trail(root, "audit-2.jsonl")]
+    with Collector(receiver, root) as collector:
+        for trail in trails:
+            trail.write(50)
+            trail.rotate()
+            trail.write(50)
+        eventually("both", lambda: len(receiver.received("audit")) >= 200)
+        found = receiver.received("audit")
+        for trail in trails:
+            there = set(trail.lines)
+            assert [line for line in found if line in there] == trail.lines
+        assert len(found) == 200
+        collector.end()
+        trails[0].write(10)
+        trails[0].rotate()
+        trails[0].write(10)
+        (root / "audit" / "audit.jsonl.000002").unlink()
+        (root / "audit" / "audit.jsonl.000001").unlink()
+        collector.restart()
+        collector.says("that was being read is gone, records may be missing")
+        arrived(receiver, found + trails[0].lines[-10:])
 
 
 def what_was_planted_arrives_masked(receiver, root):
@@ -199,29 +215,33 @@ def nothing_is_lost_while_the_destination_is_down(receiver, root):
         collector.restart()
         trail.rotate()
         trail.write(300)
-        collector.end()
-        # Rotated while nobody reads.
-        trail.write(200)
         trail.rotate()
         trail.write(200)
+        collector.end()
+        # Rotated while nobody reads, twice.
+        for _ in range(2):
+            trail.write(100)
+            trail.rotate()
+        trail.write(100)
         receiver.up()
         collector.restart()
-        arrived_in_each_files_order(receiver, trail)
+        arrived(receiver, trail.lines)
 
 
 def what_the_buffer_cannot_hold_stays_in_the_files(receiver, root):
-    trail = Trail(root)
-    trail.write(3000, padding=1000)
-    written = sum(map(len, trail.lines))
-    assert written > 5 * 1_048_576
-    with Collector(receiver, root, SHIP_BUFFER_BYTES="2097152") as collector:
-        collector.says("audit records wait, the destination does not take them")
+    lines = [log_line(f"line {number} {'x ' * 12_000}") for number in range(240)]
+    with open(root / "logs" / "edge.log", "w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+    most = 5 * 1_048_576
+    assert sum(map(len, lines)) > most
+    with Collector(receiver, root, SHIP_BUFFER_BYTES=str(most)) as collector:
+        collector.says("log records wait, the destination does not take them")
         buffers = list((root / "state").glob("*.rqf"))
-        eventually("a full buffer", lambda: sum(path.stat().st_size for path in buffers) > 1_000_000)
+        # It stops before it is full.
+        eventually("a filled buffer", lambda: sum(path.stat().st_size for path in buffers) > most - 4_194_304)
         receiver.up()
-        arrived(receiver, trail.lines)
-        # One record over, each.
-        assert all(path.stat().st_size < 2_400_000 for path in buffers), [path.stat().st_size for path in buffers]
+        arrived(receiver, lines, "log")
+        assert all(path.stat().st_size <= most for path in buffers), [path.stat().st_size for path in buffers]
 
 
 def a_restart_repeats_nothing(receiver, root):
@@ -299,6 +319,7 @@ def our_own_log_is_shipped_in_whole():
 
 BOTH = [
     records_arrive_complete_and_in_order,
+    every_process_has_a_trail_of_its_own_and_a_removed_file_is_told,
     what_was_planted_arrives_masked,
     nothing_is_lost_while_the_destination_is_down,
     what_the_buffer_cannot_hold_stays_in_the_files,

@@ -97,6 +97,8 @@ class Splunk:
             return 200, {"acks": {str(n): self.index(channel, n) for n in json.loads(body)["acks"]}}
 
     def take(self, channel, body):
+        if len(body.encode()) > 1_000_000:
+            return 413, {"text": "Content-Length too large", "code": 27}
         decoder, events, at = json.JSONDecoder(), [], 0
         while at < len(body):
             event, at = decoder.raw_decode(body, at)

@@ -11,6 +11,10 @@ import os
 import sys
 
 
+# What carries a record's place in its audit trail through syslog-ng.
+PLACE = "SHIP_PLACE"
+
+
 def setting(name, default=None):
     """A variable of shipping.env; empty counts as not there."""
     value = os.environ.get(name) or default
@@ -43,6 +47,29 @@ def moment(text):
         return None
 
 
+def places_file():
+    return os.path.join(setting("SHIP_STATE_DIR"), "audit-places.json")
+
+
+def delivered_places():
+    """How far each audit trail has been delivered."""
+    try:
+        with open(places_file(), encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return {}
+
+
+def keep_places(places):
+    """Keeps that, in one step: whoever is killed here leaves the old places or the new ones."""
+    path = places_file()
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        file.write(places)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+
+
 class Unavailable(Exception):
     """The destination does not take the batch now; it may later."""
 
@@ -51,7 +78,7 @@ class Delivery:
     """A destination of syslog-ng; `connect` and `deliver` are left to each."""
 
     def init(self, options):
-        self.kind, self.batch, self.down = options["kind"], [], False
+        self.kind, self.batch, self.place, self.down = options["kind"], [], None, False
         try:
             self.connect()
         except (ValueError, OSError) as error:
@@ -64,14 +91,18 @@ class Delivery:
 
     def send(self, message):
         self.batch.append(message["MESSAGE"].decode("utf-8", "replace"))
+        self.place = message.get(PLACE) or self.place
         return self.QUEUED
 
     def flush(self):
         batch, self.batch = self.batch, []
+        place, self.place = self.place, None
         if not batch:
             return self.SUCCESS
         try:
             self.deliver(batch)
+            if place:
+                keep_places(place.decode())
         except Exception as error:  # Whatever it is: a record that was not delivered is not let go.
             if not self.down:
                 say(f"{self.kind} records wait, the destination does not take them: {error}")

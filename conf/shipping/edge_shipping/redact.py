@@ -33,6 +33,12 @@ def words(value):
     return value if isinstance(value, list) and all(isinstance(v, str) and name.fullmatch(v) for v in value) else None
 
 
+def digests(value):
+    """Digests, in a list."""
+    digest = re.compile(r"[0-9a-f]{16,128}")
+    return value if isinstance(value, list) and all(isinstance(v, str) and digest.fullmatch(v) for v in value) else None
+
+
 HEX = form(r"[0-9a-f]{16,128}")
 # A customer's key, the digest alone or after its scheme and tenant.
 KEY = form(r"([a-z0-9]{1,16}:[a-z0-9]{1,16}:[A-Za-z0-9._-]{1,64}:)?[0-9a-f]{16,128}")
@@ -41,14 +47,18 @@ TENANT = form(r"[A-Za-z0-9._-]{1,64}")
 # Ids that callers, senders and we draw for requests and events; UUIDs among them, but no phone numbers.
 ID = form(r"(?!\+)[A-Za-z0-9._:+-]{1,128}")
 TIME = form(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+FILE = form(r"[a-z0-9._-]{1,64}")
 TEXT = object()
 
-# The fields of an audit record.
+# The fields of an audit record: of the chain, of lookups, events, webhooks and operators' commands, of the audit itself.
 AUDIT = {
-    "v": number, "seq": number, "time": TIME, "kind": WORD, "caller": TEXT, "tenant": TENANT, "key": KEY,
-    "keys": number, "decision": WORD, "result": WORD, "verdict": WORD, "reason": TEXT, "action": WORD, "scheme": WORD,
-    "fields": words, "request_id": ID, "event": ID, "event_id": ID, "recovered": number, "dropped": number,
-    "status": number, "prev": HEX, "hash": HEX,
+    "v": number, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
+    "request": ID, "request_id": ID, "caller": TEXT, "tenant": TENANT, "key": KEY, "decision": WORD, "result": WORD,
+    "reason": WORD, "fields": words,
+    "event": ID, "event_id": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
+    "replayed": number, "recovered": number, "action": WORD, "outcome": WORD,
+    "algorithm": WORD, "after": FILE, "mistrusted": TEXT, "bytes": number, "sha256": HEX, "records": number,
+    "lookups": number, "events": number, "others": number, "version": FILE, "pid": number,
 }  # fmt: skip
 
 # The fields of a line of the log: those of tracing, then those of our statements.

@@ -18,6 +18,8 @@ import uuid
 from edge_shipping.delivery import Delivery, Unavailable, moment, secret, setting
 
 TIMEOUT = 30.0
+# Splunk Cloud takes no larger request than 1 MB; an event's envelope is less than a kilobyte.
+MAX_BYTES, ENVELOPE = 1_000_000, 1_000
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -45,7 +47,8 @@ class Splunk(Delivery):
     def deliver(self, batch):
         """Delivers a batch over a connection of its own, so that the indexer that took it is asked about it."""
         with contextlib.closing(self.connection()) as link:
-            self.deliver_over(link, batch)
+            for part in parts(batch):
+                self.deliver_over(link, part)
 
     def deliver_over(self, link, batch):
         """Delivers a batch; what Splunk calls wrong for good is parted from the rest."""
@@ -96,3 +99,18 @@ class Splunk(Delivery):
         except ValueError:
             answer = {}
         return response.status, answer if isinstance(answer, dict) else {}
+
+
+def parts(batch):
+    """Parts a batch into what one request may carry."""
+    part, size = [], 0
+    for text in batch:
+        # As JSON in JSON it grows by its escapes.
+        cost = len(json.dumps(text, ensure_ascii=False).encode()) + ENVELOPE
+        if part and size + cost > MAX_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += cost
+    if part:
+        yield part

@@ -1,8 +1,8 @@
 //! Logs: structured, on standard error.
 //!
-//! Text on a terminal, JSON otherwise. Nothing personal is ever handed to a log statement of ours; and the
-//! libraries that could print what passes through them (headers, bodies, frames) are kept from it whatever
-//! `RUST_LOG` says.
+//! Text on a terminal, JSON otherwise. Nothing personal is ever handed to a log statement of ours. Libraries print what
+//! passes through them (headers, bodies, frames) when they are asked for details, so of none more than warnings is
+//! written, whatever `RUST_LOG` says: also of those that come with the next dependency.
 
 use std::io::IsTerminal;
 use std::panic;
@@ -12,10 +12,6 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
-
-/// Libraries that print what passes through them when they are asked for details.
-const TALKATIVE: [&str; 11] =
-    ["axum", "h2", "hyper", "hyper_util", "mio", "redb", "redis", "reqwest", "rustls", "tower", "tower_http"];
 
 /// A library that calls every refusal of the broker an error, also those that answer a question of ours; what
 /// matters of it is logged where it is handled.
@@ -82,8 +78,6 @@ pub fn init(config: &Config) {
             Targets::new().with_default(LevelFilter::WARN).with_target("profile_edge", ours).boxed()
         }
     };
-    let quiet = TALKATIVE.into_iter().map(|name| (name, LevelFilter::WARN)).chain([(SILENT, LevelFilter::OFF)]);
-    let cap = Targets::new().with_default(LevelFilter::TRACE).with_targets(quiet);
     let as_text = match config.format {
         Format::Text => true,
         Format::Json => false,
@@ -95,9 +89,15 @@ pub fn init(config: &Config) {
     } else {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
-    if tracing_subscriber::registry().with(filter).with(lines.with_filter(cap)).try_init().is_ok() {
+    if tracing_subscriber::registry().with(filter).with(lines.with_filter(cap())).try_init().is_ok() {
         panic::set_hook(Box::new(log_panic));
     }
+}
+
+/// The most that is written of anything.
+fn cap() -> Targets {
+    let warnings = Targets::new().with_default(LevelFilter::WARN);
+    warnings.with_target("profile_edge", LevelFilter::TRACE).with_target(SILENT, LevelFilter::OFF)
 }
 
 /// Logs where a panic happened; what it said only if that was a constant, for it may hold data.
@@ -105,4 +105,24 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
     let location = info.location().map(ToString::to_string).unwrap_or_default();
     let message = info.payload().downcast_ref::<&'static str>().copied().unwrap_or("(not shown)");
     tracing::error!(location, message, "panicked");
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::cap;
+
+    #[test]
+    fn libraries_are_kept_from_details_and_we_are_not() {
+        let cap = cap();
+        for library in
+            ["hyper", "h2", "reqwest::connect", "rustls::client", "redis", "log", "tokio_util", "not_there_yet"]
+        {
+            assert!(!cap.would_enable(library, &Level::INFO), "{library}");
+            assert!(cap.would_enable(library, &Level::WARN), "{library}");
+        }
+        assert!(!cap.would_enable("lapin::channel", &Level::ERROR));
+        assert!(cap.would_enable("profile_edge::http", &Level::TRACE));
+    }
 }

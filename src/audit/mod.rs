@@ -11,7 +11,7 @@
 //! # The steps
 //!
 //! Whoever has something to record hands a small value to a bounded channel: no text is made and nothing is waited for
-//! on the path of a request. One thread ([`writer`]) makes records of them, in the order in which they came.
+//! on the path of a request. One thread (`writer`) makes records of them, in the order in which they came.
 //!
 //! An event's record is waited for: effect, record, acknowledgement. A crash before the record brings the event again;
 //! the store then says that it is a duplicate, and as no record names it, it is recorded as `recovered`. An event

@@ -1,5 +1,6 @@
 //! The real binary as a process of its own, to be signalled and killed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -185,7 +186,14 @@ pub(crate) fn configuration(directory: &Path, text: &str) -> PathBuf {
     path
 }
 
-/// Returns a port that was free a moment ago.
+/// Returns a port that was free a moment ago, and that nobody gets by chance: it is none of those from which the system
+/// serves whoever asks for any port or connects to somebody, and none that was returned before.
 pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static RETURNED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = rand::random_range(12_000..32_000);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() && RETURNED.lock().insert(port) {
+            return port;
+        }
+    }
 }

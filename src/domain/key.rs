@@ -45,14 +45,18 @@ impl Digest {
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+
+    /// Writes the digest as 32 digits, and returns them.
+    fn text<'a>(&self, digits: &'a mut [u8; 32]) -> &'a str {
+        // A 16-byte slice always fits 32 digits, so the encoding cannot fail.
+        let _ = hex::encode_to_slice(self.0, digits);
+        std::str::from_utf8(digits).unwrap_or_default()
+    }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 32];
-        // A 16-byte slice always fits 32 digits, so the encoding cannot fail.
-        let _ = hex::encode_to_slice(self.0, &mut text);
-        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+        f.write_str(self.text(&mut [0; 32]))
     }
 }
 
@@ -87,7 +91,13 @@ impl Key {
     /// Makes the key of a tenant's customer.
     #[must_use]
     pub fn new(tenant: &TenantId, digest: Digest) -> Self {
-        Self { name: format!("{PREFIX}{tenant}:{digest}").into(), tenant: tenant.clone(), digest }
+        // Every lookup makes one, so it is put together without the machinery of formatting.
+        let mut name = String::with_capacity(PREFIX.len() + tenant.as_str().len() + 1 + 32);
+        name.push_str(PREFIX);
+        name.push_str(tenant.as_str());
+        name.push(':');
+        name.push_str(digest.text(&mut [0; 32]));
+        Self { name: name.into(), tenant: tenant.clone(), digest }
     }
 
     /// Returns the name, as it stands in Redis.

@@ -96,14 +96,11 @@ pub(super) fn take_clear(rest: &mut Bytes) -> Option<(Identity, Timestamp, [Dura
     Some((identity, fetched_at, [duration()?, duration()?, duration()?]))
 }
 
-/// Reads so many bytes.
-pub(super) fn take(rest: &mut Bytes, length: usize) -> Option<Bytes> {
-    (rest.len() >= length).then(|| rest.split_to(length))
-}
-
 /// Reads as many bytes as the array has.
 pub(super) fn take_array<const N: usize>(rest: &mut Bytes) -> Option<[u8; N]> {
-    take(rest, N)?.as_ref().try_into().ok()
+    let array = *rest.first_chunk()?;
+    rest.advance(N);
+    Some(array)
 }
 
 /// Returns a duration in whole milliseconds.
@@ -121,6 +118,7 @@ fn put_identity(out: &mut impl BufMut, identity: &Identity) {
 
 fn take_identity(rest: &mut Bytes) -> Option<Identity> {
     let length = usize::from(rest.try_get_u8().ok()?);
-    let tenant = std::str::from_utf8(&take(rest, length)?).ok()?.parse().ok()?;
+    let tenant = std::str::from_utf8(rest.get(..length)?).ok()?.parse().ok()?;
+    rest.advance(length);
     Some(Identity::new(tenant, take_array(rest)?))
 }

@@ -108,7 +108,7 @@ async fn well_behaved_once(url: &str) -> StatusCode {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_trickles_a_silent_client_and_an_idle_one_are_ended() {
-    let limits = "[http.limits]\nheader_timeout = \"400ms\"\nidle_timeout = \"600ms\"\n";
+    let limits = "[http.limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1500ms\"\n";
     let edge = Edge::start_with(&format!("sandbox.latency = \"0ms\"\n{limits}")).await;
     let _silent = TcpStream::connect(edge.public).await.unwrap();
     edge.metric_reaches(&ended("header_timeout"), 1.0).await;

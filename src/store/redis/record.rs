@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::domain::{At, Modified, Precision, TenantId, Timestamp};
 use crate::store::fence::{Fence, Newest};
@@ -50,10 +50,10 @@ pub(super) fn decode(bytes: Bytes) -> Entry {
 
 fn read(bytes: &Bytes) -> Option<Entry> {
     let mut rest = bytes.clone();
-    if encoding::take(&mut rest, 1)?[0] != VERSION {
+    if rest.try_get_u8().ok()? != VERSION {
         return None;
     }
-    let kind = encoding::take(&mut rest, 1)?[0];
+    let kind = rest.try_get_u8().ok()?;
     let token = Token::from_bytes(encoding::take_array(&mut rest)?);
     match kind {
         b'L' => Some(Entry::Leased(Leased { token, until: Timestamp::from_millis(text(&rest)?.parse().ok()?) })),

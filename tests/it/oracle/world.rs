@@ -160,6 +160,10 @@ impl Role {
     }
 }
 
+/// 32 bytes: customers' keys are hashed with them, and records sealed.
+const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+
+/// As in production, with everything on that protects data.
 fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> String {
     let [timeout, unsettled] = [UPSTREAM_TIMEOUT, UNSETTLED_TTL].map(|time| format!("{}ms", time.as_millis()));
     format!(
@@ -172,9 +176,15 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> 
         negative_ttl = "3s"
         unsettled_ttl = "{unsettled}"
         lease_ttl = "1200ms"
+        [keys]
+        scheme = "hmac-sha256"
+        secret = "{KEY}"
+        [audit]
+        lookups = "denied"
         [store]
         kind = "redis"
         redis.url = "{}"
+        sealing = {{ active = "k1", keys.k1 = "{KEY}" }}
         {}
         [[tenant]]
         id = "10001"

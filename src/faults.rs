@@ -17,16 +17,30 @@ pub enum Fault {
     PauseBeforeFill,
     /// A lookup whose fill was refused fills all the same: the consistency protocol without its first rule.
     FillWithoutLease,
+    /// A lookup that leads logs for whom: a leak, for the canary to find.
+    LeakIntoLog,
+    /// A lookup that leads panics, and says for whom.
+    PanicInLookup,
 }
 
 impl Fault {
     /// All faults.
+<<<<<<< HEAD
     pub const ALL: [Self; 5] = [
         Self::PauseBeforeApply,
         Self::PauseBeforeAudit,
         Self::PauseBeforeAck,
         Self::PauseBeforeFill,
         Self::FillWithoutLease,
+=======
+    pub const ALL: [Self; 6] = [
+        Self::PauseBeforeApply,
+        Self::PauseBeforeAck,
+        Self::PauseBeforeFill,
+        Self::FillWithoutLease,
+        Self::LeakIntoLog,
+        Self::PanicInLookup,
+>>>>>>> ship
     ];
 
     /// Returns the name by which it is armed from outside.
@@ -38,6 +52,8 @@ impl Fault {
             Self::PauseBeforeAck => "PauseBeforeAck",
             Self::PauseBeforeFill => "PauseBeforeFill",
             Self::FillWithoutLease => "FillWithoutLease",
+            Self::LeakIntoLog => "LeakIntoLog",
+            Self::PanicInLookup => "PanicInLookup",
         }
     }
 }
@@ -89,6 +105,18 @@ impl Faults {
         self.armed.borrow().contains_key(&fault)
     }
 
+    /// Logs what must not be logged, or panics with it, where that is armed.
+    ///
+    /// # Panics
+    ///
+    /// [`Fault::PanicInLookup`] is armed.
+    pub fn betray(&self, personal: &str) {
+        if self.is_armed(Fault::LeakIntoLog) {
+            tracing::debug!(personal, "a planted leak");
+        }
+        assert!(!self.is_armed(Fault::PanicInLookup), "a planted panic about {personal}");
+    }
+
     /// Holds the caller here while the fault is armed.
     pub async fn point(&self, fault: Fault) {
         let held = self.armed.send_if_modified(|armed| armed.get_mut(&fault).map(|reached| *reached += 1).is_some());
@@ -112,6 +140,9 @@ impl Faults {
     pub const fn is_armed(&self, _fault: Fault) -> bool {
         false
     }
+
+    /// Does nothing: this build has no faults.
+    pub const fn betray(&self, _personal: &str) {}
 
     /// Does nothing: this build has no faults.
     #[expect(clippy::unused_async, reason = "the same signature as with the feature")]

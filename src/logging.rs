@@ -1,8 +1,8 @@
 //! Logs: structured, on standard error.
 //!
-//! Text on a terminal, JSON otherwise. Nothing personal is ever handed to a log statement of ours; and the
-//! libraries that could print what passes through them (headers, bodies, frames) are kept from it whatever
-//! `RUST_LOG` says.
+//! Text on a terminal, JSON otherwise. Nothing personal is ever handed to a log statement of ours. Libraries print what
+//! passes through them (headers, bodies, frames) when they are asked for details, so of none more than warnings is
+//! written, whatever `RUST_LOG` says: also of those that come with the next dependency.
 
 use std::io::IsTerminal;
 use std::panic;
@@ -14,10 +14,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::spans;
-
-/// Libraries that print what passes through them when they are asked for details.
-const TALKATIVE: [&str; 11] =
-    ["axum", "h2", "hyper", "hyper_util", "mio", "redb", "redis", "reqwest", "rustls", "tower", "tower_http"];
 
 /// A library that calls every refusal of the broker an error, also those that answer a question of ours; what
 /// matters of it is logged where it is handled.
@@ -92,11 +88,14 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
             Box::new(Targets::new().with_default(LevelFilter::WARN).with_target("profile_edge", ours))
         }
     };
+<<<<<<< HEAD
     let quiet = TALKATIVE
         .into_iter()
         .map(|name| (name, LevelFilter::WARN))
         .chain([SILENT, spans::TARGET].map(|name| (name, LevelFilter::OFF)));
     let cap = Targets::new().with_default(LevelFilter::TRACE).with_targets(quiet);
+=======
+>>>>>>> ship
     let as_text = match config.format {
         Format::Text => true,
         Format::Json => false,
@@ -108,10 +107,20 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
     } else {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
+<<<<<<< HEAD
     let layers: Vec<Part> = traces.into_iter().chain([lines.with_filter(filter.and(cap)).boxed()]).collect();
     if tracing_subscriber::registry().with(layers).try_init().is_ok() {
+=======
+    if tracing_subscriber::registry().with(filter).with(lines.with_filter(cap())).try_init().is_ok() {
+>>>>>>> ship
         panic::set_hook(Box::new(log_panic));
     }
+}
+
+/// The most that is written of anything.
+fn cap() -> Targets {
+    let warnings = Targets::new().with_default(LevelFilter::WARN);
+    warnings.with_target("profile_edge", LevelFilter::TRACE).with_target(SILENT, LevelFilter::OFF)
 }
 
 /// Logs where a panic happened; what it said only if that was a constant, for it may hold data.
@@ -119,4 +128,24 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
     let location = info.location().map(ToString::to_string).unwrap_or_default();
     let message = info.payload().downcast_ref::<&'static str>().copied().unwrap_or("(not shown)");
     tracing::error!(location, message, "panicked");
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::cap;
+
+    #[test]
+    fn libraries_are_kept_from_details_and_we_are_not() {
+        let cap = cap();
+        for library in
+            ["hyper", "h2", "reqwest::connect", "rustls::client", "redis", "log", "tokio_util", "not_there_yet"]
+        {
+            assert!(!cap.would_enable(library, &Level::INFO), "{library}");
+            assert!(cap.would_enable(library, &Level::WARN), "{library}");
+        }
+        assert!(!cap.would_enable("lapin::channel", &Level::ERROR));
+        assert!(cap.would_enable("profile_edge::http", &Level::TRACE));
+    }
 }

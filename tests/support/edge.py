@@ -24,15 +24,15 @@ def customer(number):
     return f"00000000-0000-4000-8000-{number:012d}"
 
 
-def eventually(what, ask):
+def eventually(what, ask, patience=PATIENCE):
     """Asks again until the answer is true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         answer = ask()
         if answer:
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {PATIENCE} s")
+            raise AssertionError(f"{what}: not within {patience} s")
         time.sleep(0.02)
 
 
@@ -83,6 +83,11 @@ class Edge:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             return False
+
+    def log(self):
+        """What it has written to standard error so far."""
+        with open(self._log.name, encoding="utf-8") as file:
+            return file.read()
 
     def metric(self, name):
         """The sum over all series of a metric."""

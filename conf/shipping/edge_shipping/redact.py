@@ -1,0 +1,210 @@
+"""The redaction: what leaves this site is what is named here, and nothing that looks personal.
+
+Neither logs nor audit records hold personal data; this step is there for the day when a mistake of ours would. Of a
+record only the fields named below are kept, each in its form; free text loses what looks like an e-mail address, a
+phone number, a UUID (a customer's id is one), or a secret. A record with nothing to remove leaves as it came, byte for
+byte, so that `profile-edge audit verify` works on what arrived. One that was changed says so in `shipping`: which fields
+were removed, and how often something was masked.
+
+A line that is no JSON object travels as masked text. What Docker's driver json-file wraps is unwrapped first.
+"""
+
+import json
+import os
+import re
+
+MASK = "[masked]"
+
+
+def form(pattern):
+    """Text that is all of this form, and is masked as a whole where it is not."""
+    whole = re.compile(pattern)
+    return lambda value: value if isinstance(value, str) and whole.fullmatch(value) else None
+
+
+def number(value):
+    """Numbers, truth values, and nothing."""
+    return value if value is None or isinstance(value, (bool, int, float)) else None
+
+
+def words(value):
+    """Names of fields, in a list."""
+    name = re.compile(r"[A-Za-z*][A-Za-z0-9_.*]{0,63}")
+    return value if isinstance(value, list) and all(isinstance(v, str) and name.fullmatch(v) for v in value) else None
+
+
+def digests(value):
+    """Digests, in a list."""
+    digest = re.compile(r"[0-9a-f]{16,128}")
+    return value if isinstance(value, list) and all(isinstance(v, str) and digest.fullmatch(v) for v in value) else None
+
+
+HEX = form(r"[0-9a-f]{16,128}")
+# A customer's key, the digest alone or after its scheme and tenant.
+KEY = form(r"([a-z0-9]{1,16}:[a-z0-9]{1,16}:[A-Za-z0-9._-]{1,64}:)?[0-9a-f]{16,128}")
+WORD = form(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
+TENANT = form(r"[A-Za-z0-9._-]{1,64}")
+# Ids that callers, senders and we draw for requests and events; UUIDs among them, but no phone numbers.
+ID = form(r"(?!\+)[A-Za-z0-9._:+-]{1,128}")
+TIME = form(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+FILE = form(r"[a-z0-9._-]{1,64}")
+TEXT = object()
+
+# The fields of an audit record: of the chain, of lookups, events, webhooks and operators' commands, of the audit itself.
+AUDIT = {
+    "v": number, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
+    "request": ID, "request_id": ID, "caller": TEXT, "tenant": TENANT, "key": KEY, "decision": WORD, "result": WORD,
+    "reason": WORD, "fields": words,
+    "event": ID, "event_id": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
+    "replayed": number, "recovered": number, "action": WORD, "outcome": WORD,
+    "algorithm": WORD, "after": FILE, "mistrusted": TEXT, "bytes": number, "sha256": HEX, "records": number,
+    "lookups": number, "events": number, "others": number, "version": FILE, "pid": number,
+}  # fmt: skip
+
+# The fields of a line of the log: those of tracing, then those of our statements.
+LOG = {
+    "timestamp": TIME, "level": WORD, "target": WORD, "message": TEXT, "name": WORD, "request_id": ID,
+    "trace_id": HEX, "span_id": HEX,
+    "broker": TEXT, "caller": TEXT, "cause": TEXT, "code": WORD, "connections": number, "deadline": TEXT, "error": TEXT,
+    "event": ID, "event_id": ID, "events": number, "files": number, "finished": number, "force": number, "hash": HEX,
+    "key": KEY, "kind": WORD, "length": number, "location": TEXT, "admin": TEXT, "order": TEXT, "public": TEXT,
+    "purpose": WORD, "queue": TEXT, "ready_after": TEXT, "reason": TEXT, "sandbox": TEXT, "seq": number,
+    "settings": TEXT, "sha256": HEX, "since": TEXT, "status": number, "taken_at": number, "tasks": number,
+    "tenant": TENANT, "verdict": TEXT, "wanted": number,
+}  # fmt: skip
+# Objects whose fields are kept by the same rules.
+NESTED = {"span"}
+
+# What is masked in free text, in this order. Every repetition is bounded, or begins at one place of a run only: the time
+# that a line takes grows with its length, whatever is in it.
+SECRET = re.compile(
+    r"(?i)\b(?:bearer|basic|splunk)\s+[A-Za-z0-9._~+/=-]{6,}"
+    r"|\beyJ[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*){0,4}"
+    r"|\b(?:password|passwd|secret|token|api[_-]?key|x-api-key|client_secret|authorization)\"?\s*[=:]\s*\"?[^\s\"',;&]+"
+    r"|(?<=//)[^\s/@]{1,128}:[^\s/@]{1,128}(?=@)"
+)
+EMAIL = re.compile(
+    r"(?i)[^][\s@\"'<>(),;:=]{1,64}(?:@|%40|&#64;|\\u0040)[^][\s@\"'<>(),;:/&]{1,190}\.[^][\s@\"'<>(),;:/&.]{2,63}"
+)
+UUID = re.compile(r"(?i)(?<![0-9a-f])[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}(?![0-9a-f])")
+PHONE = re.compile(r"(?<![\w.])(?:\+|%2B|00)?\(?\d[\d ()./-]{6,20}\d(?![\w])", re.IGNORECASE)
+# Runs of letters and digits in which both stand: tokens, base64 and hexadecimal of anything.
+RUN = re.compile(r"(?<![A-Za-z0-9_+/=-])(?=[A-Za-z_+/=-]*\d)(?=[\d_+/=-]*[A-Za-z])[A-Za-z0-9_+/=-]{24,}")
+NO_PHONE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?:/\d{1,2})?|\d{4}-\d\d-\d\d(?:[ ]\d\d)?|\d+\.\d+")
+
+
+def mask(text):
+    """The text without what looks personal or secret, and how often there was such."""
+    count = 0
+
+    def masked(_match):
+        nonlocal count
+        count += 1
+        return MASK
+
+    def unless_harmless(match):
+        return match[0] if NO_PHONE.fullmatch(match[0]) else masked(match)
+
+    for pattern in (SECRET, EMAIL, UUID):
+        text = pattern.sub(masked, text)
+    text = PHONE.sub(unless_harmless, text)
+    return RUN.sub(masked, text), count
+
+
+class Record:
+    """One record on its way through the rules; says what was done to it."""
+
+    def __init__(self, rules):
+        self.rules, self.removed, self.masked = rules, [], 0
+
+    def kept(self, record):
+        """The object with nothing but what the rules name."""
+        result = {}
+        for name, value in record.items():
+            rule = self.rules.get(name)
+            if name in NESTED and isinstance(value, dict):
+                result[name] = self.kept(value)
+            elif rule is None:
+                # A name may be someone's data too.
+                self.removed.append(name if re.fullmatch(r"[a-z][a-z_]{0,31}", name) else "?")
+            else:
+                result[name] = self.value(rule, value)
+        return result
+
+    def value(self, rule, value):
+        """A value in its form, or masked."""
+        if value is None or isinstance(value, bool):
+            return value
+        if rule is TEXT:
+            if isinstance(value, (int, float)):
+                return value
+            text, count = mask(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            self.masked += count
+            return text if count or isinstance(value, str) else value
+        found = rule(value)
+        if found is None:
+            self.masked += 1
+            return MASK
+        return found
+
+
+def parsed(text):
+    """The object of a line, and whether a name stands in it twice; `None` if it is no object."""
+    twice = False
+
+    def unique(pairs):
+        nonlocal twice
+        result = dict(pairs)
+        twice = twice or len(result) != len(pairs)
+        return result
+
+    try:
+        record = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        return None, False
+    return (record, twice) if isinstance(record, dict) else (None, False)
+
+
+def redacted(text, origin, tag=""):
+    """The kind of a line (audit, log, other) and what of it may leave."""
+    record, twice = parsed(text)
+    if record is not None and isinstance(record.get("log"), str) and "stream" in record:
+        attributes = record.get("attrs")
+        if not isinstance(attributes, dict) or attributes.get("tag") != tag:
+            return "other", ""
+        text, origin = record["log"].rstrip("\n"), "log"
+        stdout = record["stream"] == "stdout"
+        record, twice = parsed(text)
+        if stdout and record is not None and {"seq", "prev", "hash"} <= record.keys():
+            origin = "audit"
+    if not text.strip():
+        return "other", ""
+    if record is None:
+        record, twice = {"message": text}, True
+        rules = LOG
+    else:
+        rules = AUDIT if origin == "audit" else LOG
+    walk = Record(rules)
+    result = walk.kept(record)
+    if not walk.removed and not walk.masked and not twice:
+        return origin, text
+    if walk.removed or walk.masked:
+        result["shipping"] = {"removed": sorted(walk.removed), "masked": walk.masked}
+    return origin, json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+
+
+class Redact:
+    """The step of syslog-ng."""
+
+    def init(self, options):
+        self.origin, self.tag = options["from"], os.environ.get("SHIP_LOG_TAG", "")
+        return True
+
+    def parse(self, message):
+        try:
+            kind, text = redacted(message["MESSAGE"].decode("utf-8", "replace"), self.origin, self.tag)
+        except Exception as error:  # A record whose redaction fails is not let through, and not lost without a trace.
+            failed = {"message": MASK, "shipping": {"failed": type(error).__name__}}
+            kind, text = self.origin, json.dumps(failed, separators=(",", ":"))
+        message[".edge.kind"], message["MESSAGE"] = kind, text
+        return True

@@ -1,0 +1,151 @@
+"""What the redaction lets through and what it does not, without a collector."""
+
+import base64
+import datetime
+import json
+import random
+import time
+import urllib.parse
+
+from edge_shipping.cloudwatch import refused, requests
+from edge_shipping.redact import mask, redacted
+
+EMAIL, PHONE = "zephyrina.canary@example.com", "+1 (555) 019-9871"
+UUID, TOKEN = "7c9e6679-7425-40de-944b-e07fc1f90ae7", "s3cr3t-9f86d081884c7d659a2feaa0c55ad015"
+LEAKS = [
+    EMAIL, EMAIL.upper(), urllib.parse.quote(EMAIL, safe=""), "zephyrina@münchen.example", "a+tag@b.co",
+    PHONE, "+15550199871", "0049 30 1234567", "%2B15550199871", "555-019-9871",
+    UUID, UUID.upper(), UUID.replace("-", ""), f"urn:uuid:{UUID}",
+    TOKEN, f"Bearer {TOKEN}", "Basic ZGVtbzpkZW1vLWtleQ==", f"password={'x' * 5}", "client_secret: hunter2",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "amqp://edge:edge-demo@rabbitmq",
+    base64.b64encode(b"zephyrina.canary@example.com").decode(), EMAIL.encode().hex(),
+]  # fmt: skip
+HARMLESS = [
+    "ready", "request to genesys broke off", "a delivery is no event, kept as a dead letter", "10.244.132.117:5672",
+    "192.168.100.200", "2026-11-24T10:00:00.123Z", "1.234567891s", "400 events in 1.5 s", "src/consumer/worker.rs:132:17",
+    "operation timed out after 20s", "http://genesys.example:443", "profile_edge::http::serve", "2026-11-24",
+]  # fmt: skip
+AUDIT = {
+    "v": 1, "seq": 12, "time": "2024-02-29T10:00:00.123Z", "type": "lookup", "kind": "updated", "caller": "architect", "tenant": "10001",
+    "key": "0123456789abcdef0123456789abcdef", "decision": "allowed", "result": "hit", "fields": ["id", "firstName"],
+    "request_id": UUID, "prev": "ab" * 32, "hash": "cd" * 32,
+}  # fmt: skip
+DENSE = {"ensure_ascii": False, "separators": (",", ":")}
+
+
+def leaks_are_masked_wherever_they_stand():
+    choice = random.Random(4711)
+    for leak in LEAKS:
+        for before, after in [("", ""), ("lookup of ", " failed"), ('{"id":"', '"}'), ("at //", "@x"), ("(", ")")]:
+            text, count = mask(before + leak + after)
+            secret = max(leak.replace(":", " ").replace("=", " ").split(), key=len)
+            assert count and secret not in text, f"{leak!r} came out as {text!r}"
+        words = [choice.choice(HARMLESS) for _ in range(choice.randrange(8))]
+        words.insert(choice.randrange(len(words) + 1), leak)
+        text, count = mask(" ".join(words))
+        assert count, f"{leak!r} among others: {text!r}"
+
+
+def harmless_text_stays_as_it_is():
+    for text in HARMLESS:
+        assert mask(text) == (text, 0), mask(text)
+
+
+def a_record_with_nothing_to_remove_leaves_byte_for_byte():
+    event = {"type": "event", "event": "4711", "keys": ["0123456789abcdef0123456789abcdef"], "verdict": "recovered",
+             "shape": "flat", "replayed": True, "digest": "ab" * 16}  # fmt: skip
+    note = {"type": "chain", "action": "continued", "algorithm": "hmac-sha-256", "after": "audit.jsonl.000012"}
+    for record in (event, note):
+        line = json.dumps({"seq": 1, **record, "prev": "ab" * 32, "hash": "cd" * 32}, **DENSE)
+        assert redacted(line, "audit") == ("audit", line), redacted(line, "audit")
+    for line in [json.dumps(AUDIT, **DENSE), json.dumps(AUDIT), json.dumps({**AUDIT, "caller": "büro"}, **DENSE)]:
+        assert redacted(line, "audit") == ("audit", line)
+    line = json.dumps({"timestamp": AUDIT["time"], "level": "INFO", "message": "ready", "target": "profile_edge::app",
+                       "span": {"request_id": UUID, "name": "request"}}, **DENSE)  # fmt: skip
+    assert redacted(line, "log") == ("log", line)
+
+
+def what_is_not_documented_is_removed_and_says_so():
+    for more in [{"firstName": "Zephyrina"}, {"person": {"name": "Zephyrina"}}, {"Zephyrina": 1}]:
+        for origin, record in [("audit", AUDIT), ("log", {"message": "x"}), ("log", {"span": more})]:
+            kind, text = redacted(json.dumps({**record, **more}), origin)
+            assert kind == origin and "Zephyrina" not in text, text
+            assert json.loads(text)["shipping"]["removed"], text
+
+
+def a_field_that_has_not_its_form_is_masked():
+    for name in AUDIT.keys() - {"caller"}:
+        _, text = redacted(json.dumps({**AUDIT, name: f"Zephyrina {EMAIL}"}), "audit")
+        assert "ephyrina" not in text and json.loads(text)["shipping"]["masked"] == 1, text
+    key = {**AUDIT, "key": "cust:profile:10001:0123456789abcdef0123456789abcdef"}
+    assert redacted(json.dumps(key), "audit") == ("audit", json.dumps(key))
+    for name in ("request_id", "key", "hash"):
+        assert "15550199871" not in redacted(json.dumps({**AUDIT, name: "+15550199871"}), "audit")[1]
+
+
+def tricks_with_json_do_not_help():
+    twice = json.dumps({**AUDIT}, **DENSE).replace('"caller":', f'"caller":"{EMAIL}","caller":')
+    assert EMAIL not in redacted(twice, "audit")[1]
+    escaped = json.dumps({"message": EMAIL}).replace("@", "\\u0040")
+    assert "zephyrina" not in redacted(escaped, "log")[1]
+    for line in [f"thread panicked at {EMAIL}", f'["{EMAIL}"]', f'{{"message":"{EMAIL}"', f'"{EMAIL}"', "[" * 100_000 + EMAIL]:
+        kind, text = redacted(line, "log")
+        assert kind == "log" and EMAIL not in text and json.loads(text)["shipping"]["masked"], text[-200:]
+
+
+def dockers_files_are_unwrapped_and_others_stay():
+    def wrapped(line, stream, tag):
+        return json.dumps({"log": line + "\n", "stream": stream, "attrs": tag and {"tag": tag}, "time": "x"})
+
+    audit, log = json.dumps(AUDIT, **DENSE), json.dumps({"message": "ready"}, **DENSE)
+    assert redacted(wrapped(audit, "stdout", "profile-edge"), "log", "profile-edge") == ("audit", audit)
+    assert redacted(wrapped(log, "stderr", "profile-edge"), "log", "profile-edge") == ("log", log)
+    for tag in ("another", None):
+        assert redacted(wrapped(log, "stderr", tag), "log", "profile-edge") == ("other", "")
+
+
+def the_time_it_takes_grows_with_the_line_only():
+    for piece in ["-", "a:", "@", "1", "a@", "//a:", "eyJ.", "bearer ", "%40", "f", "a1-", "1 ", "token="]:
+        def seconds(length):
+            started = time.process_time()
+            mask(piece * (length // len(piece)))
+            return time.process_time() - started
+
+        # Sixteen times the length may take sixty-four times as long, not the 256 of a square.
+        assert seconds(64_000) < 64 * max(seconds(4_000), 0.002), piece
+
+
+def cloudwatch_gets_what_a_request_may_carry():
+    now = 1_800_000_000_000
+
+    def record(seconds, size=0):
+        when = datetime.datetime.fromtimestamp(now / 1000 + seconds, datetime.UTC)
+        return json.dumps({"time": when.isoformat().replace("+00:00", "Z"), "x": "x" * size})
+
+    day = 24 * 3600
+    # Too old, of two days, going back, too new, without a time, and large.
+    batch = [record(-40 * day), record(-2 * day), record(-2 * day - 5), record(0), record(-60), record(7 * day), "none"]
+    batch += [record(0, 250_000) for _ in range(9)]
+    made = list(requests(batch, now))
+    assert [event["message"] for request in made for event in request] == batch
+    stamps = [event["timestamp"] for request in made for event in request]
+    assert stamps == sorted(stamps) and now - 14 * day * 1000 < stamps[0] and stamps[-1] == now + 3_600_000
+    assert stamps[1] == now - 2 * day * 1000 and len(made) == 5, (stamps, len(made))
+    for request in made:
+        assert sum(len(event["message"]) + 26 for event in request) <= 1_048_576
+        assert request[-1]["timestamp"] - request[0]["timestamp"] < day * 1000
+    rejected = {"tooOldLogEventEndIndex": 1, "tooNewLogEventStartIndex": 3}
+    assert refused(list("abcd"), rejected) == ["a", "d"]
+
+
+CHECKS = [
+    leaks_are_masked_wherever_they_stand,
+    harmless_text_stays_as_it_is,
+    a_record_with_nothing_to_remove_leaves_byte_for_byte,
+    what_is_not_documented_is_removed_and_says_so,
+    a_field_that_has_not_its_form_is_masked,
+    tricks_with_json_do_not_help,
+    dockers_files_are_unwrapped_and_others_stay,
+    the_time_it_takes_grows_with_the_line_only,
+    cloudwatch_gets_what_a_request_may_carry,
+]

@@ -4,7 +4,7 @@
 //!
 //! XAES-256-GCM (C2SP): AES-256-GCM under a key that is derived from the tenant's key and the first half of a
 //! 24-byte nonce. The nonces are random: 192 bits do not repeat by chance, whatever the number of messages,
-//! processes and restarts, and no counter has to be kept. Both are RustCrypto's (the `aes-gcm` crate, audited by
+//! processes and restarts, and no counter has to be kept. Both are `RustCrypto`'s (the `aes-gcm` crate, audited by
 //! NCC Group). The tenant's key is HKDF-SHA-256 (RFC 5869) of the configured key, with the tenant in its info, so
 //! that no key is shared by two tenants.
 //!

@@ -88,14 +88,6 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
             Box::new(Targets::new().with_default(LevelFilter::WARN).with_target("profile_edge", ours))
         }
     };
-<<<<<<< HEAD
-    let quiet = TALKATIVE
-        .into_iter()
-        .map(|name| (name, LevelFilter::WARN))
-        .chain([SILENT, spans::TARGET].map(|name| (name, LevelFilter::OFF)));
-    let cap = Targets::new().with_default(LevelFilter::TRACE).with_targets(quiet);
-=======
->>>>>>> ship
     let as_text = match config.format {
         Format::Text => true,
         Format::Json => false,
@@ -107,12 +99,8 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
     } else {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
-<<<<<<< HEAD
-    let layers: Vec<Part> = traces.into_iter().chain([lines.with_filter(filter.and(cap)).boxed()]).collect();
+    let layers: Vec<Part> = traces.into_iter().chain([lines.with_filter(filter.and(cap())).boxed()]).collect();
     if tracing_subscriber::registry().with(layers).try_init().is_ok() {
-=======
-    if tracing_subscriber::registry().with(filter).with(lines.with_filter(cap())).try_init().is_ok() {
->>>>>>> ship
         panic::set_hook(Box::new(log_panic));
     }
 }
@@ -120,7 +108,8 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
 /// The most that is written of anything.
 fn cap() -> Targets {
     let warnings = Targets::new().with_default(LevelFilter::WARN);
-    warnings.with_target("profile_edge", LevelFilter::TRACE).with_target(SILENT, LevelFilter::OFF)
+    let silent = [SILENT, spans::TARGET].map(|name| (name, LevelFilter::OFF));
+    warnings.with_target("profile_edge", LevelFilter::TRACE).with_targets(silent)
 }
 
 /// Logs where a panic happened; what it said only if that was a constant, for it may hold data.

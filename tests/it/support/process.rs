@@ -17,7 +17,6 @@ use super::{PATIENCE, customer, eventually};
 pub(crate) struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    printed: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
@@ -50,11 +49,7 @@ impl Process {
             .env_remove("RUST_LOG")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
-<<<<<<< HEAD
             .stdout(stdout)
-=======
-            .stdout(Stdio::piped())
->>>>>>> ship
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -68,24 +63,12 @@ impl Process {
                 }
             }
         });
-        let printed = Arc::new(Mutex::new(Vec::new()));
-        let (mut from, into) = (BufReader::new(child.stdout.take().unwrap()).lines(), Arc::clone(&printed));
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = from.next_line().await {
-                into.lock().push(line);
-            }
-        });
-        Self { child, lines, printed }
+        Self { child, lines }
     }
 
     /// Everything the process has written to standard error so far.
     pub(crate) fn log(&self) -> String {
         self.lines.lock().join("\n")
-    }
-
-    /// Everything the process has written to standard output so far.
-    pub(crate) fn printed(&self) -> String {
-        self.printed.lock().join("\n")
     }
 
     /// Waits until a line of the log matches, and returns what follows the pattern in it.

@@ -17,9 +17,9 @@ pub enum Fault {
     PauseBeforeFill,
     /// A lookup whose fill was refused fills all the same: the consistency protocol without its first rule.
     FillWithoutLease,
-    /// A lookup that leads logs for whom: a leak, for the canary to find.
+    /// A lookup that is about to fetch logs whom it is about: a leak, for the canary to find.
     LeakIntoLog,
-    /// A lookup that leads panics, and says for whom.
+    /// A lookup that is about to fetch panics, and says whom it is about.
     PanicInLookup,
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 /// `/ \ ? # %`, and neither `.` nor `..`, so that it is always exactly one URL path segment.
 ///
 /// It is personal data: there is no `Display`, and `Debug` shows `[redacted]`. The text is reached
-/// only through [`CustomerId::expose`], whose callers are the key hasher, the upstream adapter and
-/// the sandbox.
+/// only through [`CustomerId::expose`], whose callers are the key hasher, the upstream adapter, the
+/// sandbox, and the faults by which tests see that a leak is found.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CustomerId(Arc<str>);
 

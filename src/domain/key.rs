@@ -210,16 +210,20 @@ impl KeyHasher {
     /// Returns the identity of a tenant's customer.
     #[must_use]
     pub fn identify(&self, tenant: &TenantId, customer: &CustomerId) -> Identity {
-        let form = customer.hashed_form();
-        let full = match self {
-            Self::Sha256 => Sha256::digest(form.as_bytes()).into(),
+        Identity { tenant: tenant.clone(), full: self.hash(&customer.hashed_form()) }
+    }
+
+    /// Returns what stands for a text that may tell who a customer is: as hard to guess as the customers' keys are.
+    #[must_use]
+    pub fn hash(&self, text: &str) -> [u8; 32] {
+        match self {
+            Self::Sha256 => Sha256::digest(text.as_bytes()).into(),
             Self::HmacSha256(secret) => {
                 // HMAC takes a key of any length (RFC 2104 section 2), so this cannot fail.
                 let mac = Hmac::<Sha256>::new_from_slice(secret).expect("hmac takes keys of any length");
-                mac.chain_update(form.as_bytes()).finalize().into_bytes().into()
+                mac.chain_update(text.as_bytes()).finalize().into_bytes().into()
             }
-        };
-        Identity { tenant: tenant.clone(), full }
+        }
     }
 }
 

@@ -64,7 +64,6 @@ impl Mission {
         let started = Instant::now();
         let deadline = started + self.times.lease_ttl;
         let fetched_at = parts.clock.now();
-        parts.faults.betray(self.customer.expose());
         let fetched = parts.upstream.fetch(self.identity.tenant(), &self.customer, deadline).await;
         parts.faults.point(Fault::PauseBeforeFill).await;
         let (content, canonical) = match fetched {

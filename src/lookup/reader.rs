@@ -225,6 +225,7 @@ impl<'a> Reader<'a> {
 
     /// Asks for the lease; leads if it is granted, waits for its holder if not.
     async fn contend(&mut self, base: Base) -> Result<Next, Step> {
+        self.room.parts.faults.betray(self.customer.expose());
         let (store, ttl) = (&self.room.parts.store, self.times.lease_ttl);
         match store.lease(&self.key, &base, Token::draw(), ttl).await? {
             LeaseAnswer::Granted(lease) => {

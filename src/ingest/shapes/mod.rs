@@ -198,7 +198,7 @@ impl Announcement {
             }
         }
         Event {
-            id: self.shown_id(),
+            id: self.shown_id(hashers.first().unwrap_or(&KeyHasher::Sha256)),
             identity: self.identity(tenant),
             tenant: tenant.clone(),
             keys,
@@ -211,14 +211,15 @@ impl Announcement {
         }
     }
 
-    /// The id to show: the sender's, unless it could tell whom the event is about.
-    fn shown_id(&self) -> EventId {
+    /// The id to show: the sender's, unless it could tell whom the event is about; then its hash, under the scheme of
+    /// the customers' keys, for such an id is as easily guessed as a customer's.
+    fn shown_id(&self, hasher: &KeyHasher) -> EventId {
         let Some(sender) = &self.sender_id else { return EventId::fresh() };
         let lower = sender.id.to_ascii_lowercase();
         let tells = self.customers.iter().any(|customer| lower.contains(&customer.expose().to_ascii_lowercase()));
         let shown = if tells { None } else { sender.id.parse().ok() };
         shown.unwrap_or_else(|| {
-            let digest = hex::encode(&Sha256::digest(&sender.id)[..16]);
+            let digest = hex::encode(&hasher.hash(&sender.id)[..16]);
             // 32 hex digits are an event id.
             digest.parse().unwrap_or_else(|_| EventId::fresh())
         })

@@ -370,3 +370,18 @@ fn a_signed_message_id_takes_the_place_of_an_events_own_but_for_cloudevents() {
     assert_eq!([batch[0].0.as_str(), batch[1].0.as_str()], ["msg_1.0", "msg_1.1"]);
     assert_ne!(batch[0].1, batch[1].1);
 }
+
+#[test]
+fn an_id_that_tells_a_customers_is_shown_as_hard_to_guess_as_the_key() {
+    let body = json!({ "tenantId": "10001", "customerId": ONE, "eventId": ONE }).to_string();
+    let shown = |hasher: KeyHasher| {
+        let posted = read_any(&HeaderMap::new(), body.as_bytes()).unwrap();
+        let event =
+            announced(&posted).clone().into_event(&"10001".parse().unwrap(), &[hasher], Timestamp::from_millis(1));
+        (event.id.as_str().to_owned(), event.keys[0].to_string())
+    };
+    let plain = shown(KeyHasher::Sha256);
+    let keyed = shown(KeyHasher::HmacSha256(vec![7; 32].into()));
+    assert_eq!((&plain.0, &keyed.0), (&plain.1, &keyed.1));
+    assert_ne!(plain.0, keyed.0);
+}

@@ -18,7 +18,6 @@ use super::{PATIENCE, customer, eventually};
 pub(crate) struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    printed: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
@@ -34,7 +33,7 @@ impl Process {
         environment: &[(&str, &str)],
         keep: impl Fn(&str) -> bool + Send + 'static,
     ) -> Self {
-        Self::start_onto(directory, arguments, environment, Stdio::piped(), keep)
+        Self::start_onto(directory, arguments, environment, Stdio::null(), keep)
     }
 
     /// Starts it likewise, with this standard output.
@@ -65,26 +64,12 @@ impl Process {
                 }
             }
         });
-        let printed = Arc::new(Mutex::new(Vec::new()));
-        if let Some(stdout) = child.stdout.take() {
-            let (mut from, into) = (BufReader::new(stdout).lines(), Arc::clone(&printed));
-            tokio::spawn(async move {
-                while let Ok(Some(line)) = from.next_line().await {
-                    into.lock().push(line);
-                }
-            });
-        }
-        Self { child, lines, printed }
+        Self { child, lines }
     }
 
     /// Everything the process has written to standard error so far.
     pub(crate) fn log(&self) -> String {
         self.lines.lock().join("\n")
-    }
-
-    /// Everything the process has written to standard output so far, if it writes to us.
-    pub(crate) fn printed(&self) -> String {
-        self.printed.lock().join("\n")
     }
 
     /// Waits until a line of the log matches, and returns what follows the pattern in it.

@@ -238,11 +238,6 @@ impl RabbitServer {
         }
     }
 
-    /// Where a node of ours keeps its data.
-    pub(crate) fn data(&self) -> &std::path::Path {
-        self.directory.path()
-    }
-
     /// Publishes bytes, past everything of ours.
     pub(crate) async fn publish(&self, vhost: &str, exchange: &str, routing_key: &str, bytes: &[u8]) {
         use base64::Engine;

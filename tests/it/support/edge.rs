@@ -194,7 +194,9 @@ impl Edge {
     /// The present value of a metric: a series as it stands in the scrape, labels included.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         let url = format!("http://{}/metrics", self.admin);
-        let text = self.client.get(url).send().await.unwrap().text().await.unwrap();
+        // A connection that was kept may be one that its idle time has just ended.
+        let scrape = self.client.get(url).header("connection", "close");
+        let text = scrape.send().await.unwrap().text().await.unwrap();
         let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         line.unwrap_or_else(|| panic!("no series {series}")).rsplit(' ').next().unwrap().parse().unwrap()
     }

@@ -172,11 +172,12 @@ pub(crate) fn configuration(directory: &Path, text: &str) -> PathBuf {
 }
 
 /// Returns a port that was free a moment ago, and that nobody gets by chance: it is none of those from which the system
-/// serves whoever asks for any port or connects to somebody, and none that was returned before.
+/// serves whoever asks for any port or connects to somebody, and none that was returned before. Nor is the one that lies
+/// 10,000 above, where the nodes of a Redis Cluster speak with each other.
 pub(crate) fn free_port() -> u16 {
     static RETURNED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
-        let port = rand::random_range(12_000..32_000);
+        let port = rand::random_range(12_000..22_000);
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() && RETURNED.lock().insert(port) {
             return port;
         }

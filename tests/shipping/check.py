@@ -296,25 +296,35 @@ def splunk_has_a_record_when_it_is_indexed(receiver, root):
         assert "POISON" in (root / "state" / "refused.jsonl").read_text()
 
 
-def our_own_log_is_shipped_in_whole():
-    """Lines of the real binary have only fields that the redaction knows."""
-    with Edge(LOG__LEVEL="trace", LOG__FORMAT="json") as service:
+def what_we_write_is_shipped_in_whole():
+    """Lines and records of the real binary have only fields that the redaction knows."""
+    trail = {"AUDIT__SINK": "file", "AUDIT__LOOKUPS": "all"}
+    with Edge(LOG__LEVEL="trace", LOG__FORMAT="json", **trail) as service:
         service.at_genesys("POST", "/sandbox/behaviour", {"fail_status": 500, "fail_ratio": 1.0})
         lookup = f"{service.url}/api/v1/profile?tenantId=10001&customerId={customer(1)}"
         event = json.dumps({"tenantId": "10001", "customerId": customer(2)}).encode()
         posted = {"X-API-Key": "demo-secret", "Content-Type": "application/json"}
         for request in [
             urllib.request.Request(lookup, headers={"X-API-Key": "demo-key", "X-Request-Id": "asked-4711"}),
+            urllib.request.Request(lookup, headers={"X-API-Key": "nobody's"}),
             urllib.request.Request(f"{service.url}/webhooks/10001", event, posted),
+            urllib.request.Request(f"{service.url}/webhooks/10001", event, {**posted, "X-API-Key": "wrong"}),
         ]:
             with contextlib.suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(request, timeout=10).close()
         eventually("an applied event", lambda: "event applied" in service.log())
         lines = [line for line in service.log().splitlines() if line.startswith("{")]
+        for part in ['"verdict":"applied"', '"type":"webhook"', '"reason":"unauthorized"']:
+            eventually(f"a record with {part}", lambda part=part: part in service.audit())
+        records = service.audit().splitlines()
     assert "asked-4711" in "".join(lines), lines
     for line in lines:
         assert redacted(line, "log") == ("log", line), (line, redacted(line, "log"))
-    return len(lines)
+    kinds = {json.loads(record)["type"] for record in records}
+    assert kinds == {"chain", "process", "lookup", "event", "webhook"}, kinds
+    for record in records:
+        assert redacted(record, "audit") == ("audit", record), (record, redacted(record, "audit"))
+    return len(lines), len(records)
 
 
 BOTH = [
@@ -342,7 +352,8 @@ def ran(destination, check):
 def main():
     for check in redaction.CHECKS:
         check()
-    print(f"  the redaction: {len(redaction.CHECKS)} checks; {our_own_log_is_shipped_in_whole()} lines of our own unchanged")
+    lines, records = what_we_write_is_shipped_in_whole()
+    print(f"  the redaction: {len(redaction.CHECKS)} checks; {lines} lines and {records} records of our own unchanged")
     plan = [(destination, check) for check in BOTH for destination in (Splunk, CloudWatch)]
     plan.append((Splunk, splunk_has_a_record_when_it_is_indexed))
     # They mostly wait.

@@ -84,6 +84,11 @@ class Edge:
         except (urllib.error.URLError, OSError):
             return False
 
+    def audit(self):
+        """The audit file so far, where it has one."""
+        with open(os.path.join(self._directory.name, "data/audit.jsonl"), encoding="utf-8") as trail:
+            return trail.read()
+
     def log(self):
         """What it has written to standard error so far."""
         with open(self._log.name, encoding="utf-8") as file:

@@ -40,6 +40,8 @@ def digests(value):
 
 
 HEX = form(r"[0-9a-f]{16,128}")
+# Digests, as a line of the log lists them.
+KEYS = form(r"\[([0-9a-f]{32}(, [0-9a-f]{32})*)?\]")
 # A customer's key, the digest alone or after its scheme and tenant.
 KEY = form(r"([a-z0-9]{1,16}:[a-z0-9]{1,16}:[A-Za-z0-9._-]{1,64}:)?[0-9a-f]{16,128}")
 WORD = form(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
@@ -52,7 +54,7 @@ TEXT = object()
 
 # The fields of an audit record: of the chain, of lookups, events, webhooks and operators' commands, of the audit itself.
 AUDIT = {
-    "v": number, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
+    "v": number, "chain": HEX, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
     "request": ID, "request_id": ID, "caller": TEXT, "tenant": TENANT, "key": KEY, "decision": WORD, "result": WORD,
     "reason": WORD, "fields": words,
     "event": ID, "event_id": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
@@ -65,12 +67,14 @@ AUDIT = {
 LOG = {
     "timestamp": TIME, "level": WORD, "target": WORD, "message": TEXT, "name": WORD, "request_id": ID,
     "trace_id": HEX, "span_id": HEX,
-    "broker": TEXT, "caller": TEXT, "cause": TEXT, "code": WORD, "connections": number, "deadline": TEXT, "error": TEXT,
-    "event": ID, "event_id": ID, "events": number, "files": number, "finished": number, "force": number, "hash": HEX,
-    "key": KEY, "kind": WORD, "length": number, "location": TEXT, "admin": TEXT, "order": TEXT, "public": TEXT,
-    "purpose": WORD, "queue": TEXT, "ready_after": TEXT, "reason": TEXT, "sandbox": TEXT, "seq": number,
-    "settings": TEXT, "sha256": HEX, "since": TEXT, "status": number, "taken_at": number, "tasks": number,
-    "tenant": TENANT, "verdict": TEXT, "wanted": number,
+    "admin": TEXT, "broker": TEXT, "bytes": number, "caller": TEXT, "cause": TEXT, "chain": HEX, "code": WORD,
+    "connection": number, "connections": number, "deadline": TEXT, "dependency": TEXT, "error": TEXT, "event": ID,
+    "event_id": ID, "events": number, "field": TEXT, "files": number, "finished": number, "force": number, "hash": HEX,
+    "key": KEY, "keys": KEYS, "kind": WORD, "length": number, "listen": TEXT, "location": TEXT, "order": TEXT,
+    "path": TEXT, "patience": TEXT, "public": TEXT, "purpose": WORD, "put_behind": FILE, "queue": TEXT,
+    "ready_after": TEXT, "reason": TEXT, "records": number, "sandbox": TEXT, "seq": number, "settings": TEXT,
+    "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
+    "tenant": TENANT, "unfit": WORD, "verdict": TEXT, "wanted": number, "why": TEXT,
 }  # fmt: skip
 # Objects whose fields are kept by the same rules.
 NESTED = {"span"}

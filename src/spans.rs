@@ -101,11 +101,10 @@ pub fn lookup(headers: &HeaderMap, tenant: &TenantId, caller: &str) -> Span {
     span
 }
 
-/// How a lookup ended.
-pub fn looked_up(span: &Span, of: impl FnOnce() -> (Key, LookupResult)) {
+/// How a lookup ended; its key is made only for a span that is recorded.
+pub fn looked_up(span: &Span, result: LookupResult, key: impl FnOnce() -> Key) {
     if !span.is_disabled() {
-        let (key, result) = of();
-        span.record("key", display(key)).record("result", result.value());
+        span.record("key", display(key())).record("result", result.value());
         failed_if(span, result == LookupResult::Error);
     }
 }

@@ -119,8 +119,8 @@ impl Profiles {
             Some(expand) => self.lookup.get_expanded(tenant, customer, expand).instrument(span.clone()).await,
         };
         let answer = answer.ok_or_else(forbidden)?;
-        self.trace(&span, tenant, customer, &answer);
         let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        self.trace(&span, tenant, customer, result);
         let found = matches!(&answer, Ok(answer) if matches!(answer.outcome, Outcome::Found(_)));
         trail.allowed(result, if found { Shown::All } else { Shown::Nothing }, tenant, customer);
         let answer = answer.map_err(|failure| self.refuse(&failure, tenant, customer, caller))?;

@@ -40,10 +40,10 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// The longest request id that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
 
-/// A listener's routes, and what every request goes through. Cloning shares it.
-#[derive(Clone, Debug)]
+/// A listener's routes, and what every request goes through.
+#[derive(Debug)]
 pub struct Front {
-    gate: Arc<Gate>,
+    gate: Gate,
     routes: TowerToHyperService<Router>,
     lookups: Option<Arc<Profiles>>,
 }
@@ -71,7 +71,7 @@ impl Front {
             .method_not_allowed_fallback(async |request: Request| {
                 Problem::method_not_allowed().told_in(&Dialect::of(&request))
             });
-        let gate = Arc::new(Gate { permits, uploads, is_tls, metrics });
+        let gate = Gate { permits, uploads, is_tls, metrics };
         Self { gate, routes: TowerToHyperService::new(routes), lookups: None }
     }
 

@@ -166,8 +166,8 @@ impl Profiles {
         let span = spans::lookup(headers, tenant, &caller.name);
         let answer = self.lookup.get(tenant, customer).instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
-        self.trace(&span, tenant, customer, &answer);
         let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        self.trace(&span, tenant, customer, result);
         let told = match &answer {
             Ok(answer) => self.tell(headers, answer, visible).map_err(|error| {
                 let key = self.hasher.identify(tenant, customer).key();
@@ -199,15 +199,8 @@ impl Profiles {
     }
 
     /// Records how a lookup ended.
-    pub(super) fn trace(
-        &self,
-        span: &Span,
-        tenant: &TenantId,
-        customer: &CustomerId,
-        answer: &Result<Answer, Failure>,
-    ) {
-        let result = || answer.as_ref().map_or(LookupResult::Error, Answer::result);
-        spans::looked_up(span, || (self.hasher.identify(tenant, customer).key(), result()));
+    pub(super) fn trace(&self, span: &Span, tenant: &TenantId, customer: &CustomerId, result: LookupResult) {
+        spans::looked_up(span, result, || self.hasher.identify(tenant, customer).key());
     }
 
     /// Logs a failed lookup and says what the caller is told.

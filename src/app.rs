@@ -41,6 +41,7 @@ use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
 use crate::metrics::{Listener, Metrics};
 use crate::operate::actions::Actions;
+use crate::operate::replay::Replays;
 use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
 use crate::shutdown::{Controller, Shutdown};
@@ -255,8 +256,16 @@ impl Ground {
                 hashers: self.hashers.clone(),
                 store: Arc::clone(&self.store.inspect),
                 publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
-                queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+                dead_letters: self.queue.as_ref().map(|queue| Arc::clone(&queue.dead_letters)),
                 clock: Arc::clone(&self.clock),
+            },
+            replays: Replays {
+                queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                clock: Arc::clone(&self.clock),
+                metrics: Arc::clone(&self.metrics),
+                shutdown: self.shutdown.clone(),
+                place: Arc::default(),
             },
             audit: self.audit.clone(),
             readiness: Arc::clone(&self.readiness),

@@ -199,7 +199,7 @@ pub fn published(span: &Span, is_durable: bool) {
 
 /// Applying an event.
 #[must_use]
-pub fn apply(event: &Event, redelivered: u32, is_replayed: bool) -> Span {
+pub fn apply(event: &Event, redelivered: u32) -> Span {
     let span = tracing::info_span!(
         target: TARGET, "apply", otel.kind = "consumer", otel.status_code = Empty, tenant = %event.tenant,
         event = %event.id, kind = event.kind.as_str(), keys = ?event.keys, redelivered, verdict = Empty
@@ -207,7 +207,7 @@ pub fn apply(event: &Event, redelivered: u32, is_replayed: bool) -> Span {
     if !span.is_disabled()
         && let Some(cause) = event.traceparent.and_then(remote)
     {
-        if is_replayed {
+        if event.again.is_some() {
             // What caused it may be days old; its trace is closed.
             span.add_link(cause);
         } else {
@@ -272,7 +272,7 @@ mod tests {
     use parking_lot::Mutex;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use crate::domain::{Digest, EventId, Kind, Shape, Stamps, Timestamp};
+    use crate::domain::{Again, Digest, EventId, Kind, Shape, Stamps, Timestamp};
 
     use super::*;
 
@@ -319,6 +319,7 @@ mod tests {
             shape: Shape::Flat,
             traceparent: traceparent.map(|text| text.parse().unwrap()),
             force: false,
+            again: None,
         }
     }
 
@@ -326,9 +327,10 @@ mod tests {
     fn an_event_is_applied_in_the_trace_that_published_it_and_a_replay_is_linked_to_it() {
         let cause: Traceparent = CAUSE.parse().unwrap();
         let spans = recorded(|| {
-            drop(apply(&event(Some(CAUSE)), 0, false));
-            drop(apply(&event(Some(CAUSE)), 0, true));
-            drop(apply(&event(None), 0, false));
+            drop(apply(&event(Some(CAUSE)), 0));
+            let again = Some(Again::Restored);
+            drop(apply(&Event { again, ..event(Some(CAUSE)) }, 0));
+            drop(apply(&event(None), 0));
         });
         let [applied, replayed, alone] = &spans[..] else { panic!("{spans:?}") };
         let trace = |span: &SpanData| span.span_context.trace_id().to_bytes();

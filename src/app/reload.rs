@@ -55,7 +55,7 @@ impl App {
         let outcome = if changed.is_ok() { Outcome::Ok } else { Outcome::Error };
         self.metrics.config_reloads.with(outcome).increment(1);
         let outcome = if changed.is_ok() { "ok" } else { "error" };
-        let operation = Operation { request: None, action: "reload", outcome, tenant: None, key: None, event: None };
+        let operation = Operation::new(None, "reload", outcome);
         self.audit.record(Record::Operator(operation));
         match &changed {
             Ok(left) if left.is_empty() => tracing::info!("the configuration was read again"),

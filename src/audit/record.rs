@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use crate::domain::{Digest, Event, EventId, Shown, TenantId, Timestamp};
+use crate::domain::{Again, Digest, Event, EventId, ReplayId, Shown, TenantId, Timestamp};
 use crate::metrics::{LabelSet, LookupResult};
 
 use super::line::Line;
@@ -82,8 +82,6 @@ pub struct Applied {
     pub event: Arc<Event>,
     /// What it came to.
     pub verdict: Verdict,
-    /// It was replayed.
-    pub replayed: bool,
 }
 
 /// What applying an event came to.
@@ -122,8 +120,12 @@ pub struct Operation {
     pub tenant: Option<TenantId>,
     /// The digest of the customer that it was about.
     pub key: Option<Digest>,
-    /// The event that it made, or the dead letter that it was about.
+    /// The event that it made, or that it was about.
     pub event: Option<EventId>,
+    /// The replay that it began.
+    pub replay: Option<ReplayId>,
+    /// How many dead letters it put back or removed.
+    pub count: Option<u64>,
 }
 
 /// What the audit says of itself.
@@ -181,7 +183,13 @@ impl Operation {
     /// An operator who was turned away, whatever it wanted.
     #[must_use]
     pub const fn denied(request: Option<HeaderValue>) -> Self {
-        Self { request, action: "none", outcome: "unauthorized", tenant: None, key: None, event: None }
+        Self::new(request, "none", "unauthorized")
+    }
+
+    /// A command and how it ended, about nothing in particular.
+    #[must_use]
+    pub const fn new(request: Option<HeaderValue>, action: &'static str, outcome: &'static str) -> Self {
+        Self { request, action, outcome, tenant: None, key: None, event: None, replay: None, count: None }
     }
 }
 
@@ -207,6 +215,10 @@ impl Record {
                 optional(line, "tenant", operation.tenant.as_ref());
                 optional(line, "key", operation.key.as_ref());
                 optional(line, "event", operation.event.as_ref());
+                optional(line, "replay", operation.replay.as_ref());
+                if let Some(count) = operation.count {
+                    line.number("count", count);
+                }
             }
         }
     }
@@ -241,15 +253,27 @@ impl Applied {
     fn write(&self, line: &mut Line<'_>) {
         line.plain("type", EVENT);
         line.plain("event", &self.event.id);
-        line.hex("digest", self.event.dedup_digest().as_bytes());
+        line.hex("digest", self.event.mark().as_bytes());
         line.plain("tenant", &self.event.tenant);
         line.hexes("keys", self.event.keys.iter().map(Digest::as_bytes));
         line.plain("kind", self.event.kind.as_str());
         line.plain("shape", self.event.shape.as_str());
         line.plain("verdict", self.verdict.as_str());
-        if self.replayed {
-            line.truth("replayed", true);
+        match self.event.again {
+            Some(Again::Restored) => line.truth("replayed", true),
+            Some(Again::Redriven) => line.truth("redriven", true),
+            Some(Again::Replayed(id)) => {
+                line.truth("replayed", true);
+                line.plain("replay", id);
+            }
+            None => {}
         }
+    }
+
+    /// Tells whether it took effect again because the store had lost it. That an event took effect again says nothing
+    /// by itself: a store in memory knows nothing of what was before a restart.
+    pub(super) fn is_restored(&self) -> bool {
+        self.event.again == Some(Again::Restored) && self.verdict != Verdict::Duplicate
     }
 }
 

@@ -50,11 +50,12 @@ fn event(n: u64) -> Arc<Event> {
         shape: Shape::Flat,
         traceparent: None,
         force: false,
+        again: None,
     })
 }
 
 fn applied(n: u64, verdict: Verdict) -> Record {
-    Record::Event(Applied { event: event(n), verdict, replayed: false })
+    Record::Event(Applied { event: event(n), verdict })
 }
 
 /// An audit that runs, and what ends it.

@@ -110,9 +110,8 @@ impl Writer {
     fn take(&mut self, entry: Entry) {
         let Entry::Record { time, record, waiting } = entry else { return };
         let known = match &record {
-            // Also if it took effect again: a store in memory knows nothing of what was before a restart.
-            Record::Event(applied) if !applied.replayed => !self.recent.insert(applied.event.dedup_digest()),
-            Record::Event(_) | Record::Lookup(_) | Record::Webhook(_) | Record::Operator(_) => false,
+            Record::Event(applied) => !self.recent.insert(applied.event.mark()) && !applied.is_restored(),
+            Record::Lookup(_) | Record::Webhook(_) | Record::Operator(_) => false,
         };
         if !known {
             self.rotate_if_full();

@@ -60,9 +60,11 @@ pub(super) enum Command {
     /// Checks the record of who saw what.
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Tells what could not be applied, and why.
+    /// Tells what could not be applied, and why; puts it back, or removes it.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Applies events of the journal once more.
+    Replay(ReplayArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,6 +84,59 @@ pub(super) enum DeadLetters {
         #[command(flatten)]
         service: ServiceArgs,
     },
+    /// Puts events back into the queue, to be applied once more; what holds no event stays.
+    Redrive {
+        /// Which, as `list` tells them.
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<String>,
+        /// All that are there.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
+    /// Removes dead letters for good; asks first at a terminal.
+    Purge {
+        /// Which, as `list` tells them; by default all.
+        #[arg(value_name = "ID")]
+        ids: Vec<String>,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
+}
+
+impl DeadLetters {
+    pub(super) const fn service(&self) -> &ServiceArgs {
+        let (Self::List { service, .. }
+        | Self::Show { service, .. }
+        | Self::Redrive { service, .. }
+        | Self::Purge { service, .. }) = self;
+        service
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ReplayArgs {
+    /// From which time of receipt on: how long ago, as 2h, or as in RFC 3339, as 2026-03-04T05:12:47Z.
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: String,
+    /// Up to which, that one left out; by default now.
+    #[arg(long, value_name = "TIME")]
+    pub(super) until: Option<String>,
+    /// Of one tenant only.
+    #[arg(long)]
+    pub(super) tenant: Option<String>,
+    /// How many events a second at most, up to 100000 [default: 1000].
+    #[arg(long, value_name = "N")]
+    pub(super) rate: Option<u32>,
+    /// Only tell what would be replayed.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) service: ServiceArgs,
 }
 
 #[derive(Debug, Subcommand)]

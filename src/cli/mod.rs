@@ -5,6 +5,8 @@
 
 mod args;
 mod audit;
+mod dead_letters;
+mod replay;
 mod run;
 
 use std::io::{Read, Write};
@@ -26,7 +28,7 @@ use crate::operate::trust::{Tls, Trust};
 use crate::sandbox::{Options, Sandbox, Webhook};
 use crate::shutdown::{Shutdown, asked_to_stop};
 
-use args::{Args, AuditCommand, Command, ConfigArgs, DeadLetters, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
+use args::{Args, AuditCommand, Command, ConfigArgs, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
 
 /// Why a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,8 @@ async fn command(args: Args) -> Exit {
             Ok(loaded) => audit::verify(&files, loaded.config.audit.hasher(), expect_head, json),
             Err(exit) => exit,
         },
-        Command::DeadLetters(command) => dead_letters(command).await,
+        Command::DeadLetters(command) => dead_letters::run(command).await,
+        Command::Replay(args) => replay::run(args).await,
     }
 }
 
@@ -151,7 +154,8 @@ async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
         customer => customer.to_owned(),
     };
     let TargetArgs { service, tenant, .. } = target;
-    let client = match admin_client(&service.config, service.admin, service.tls, Trust::Exactly) {
+    let form = if service.json { json_line } else { client::lines };
+    let client = match client_of(service) {
         Ok(client) => client,
         Err(exit) => return exit,
     };
@@ -159,29 +163,7 @@ async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
         None => client.inspect(&tenant, &customer).await,
         Some(force) => client.invalidate(&tenant, &customer, force).await,
     };
-    let form = if service.json { json_line } else { client::lines };
     finish(answer.map(|answer| form(&answer)))
-}
-
-/// Runs the operators' commands that are about dead letters.
-async fn dead_letters(command: DeadLetters) -> Exit {
-    let (DeadLetters::List { service, .. } | DeadLetters::Show { service, .. }) = &command;
-    let json = service.json;
-    let ServiceArgs { config, admin, tls, .. } = service.clone();
-    let client = match admin_client(&config, admin, tls, Trust::Exactly) {
-        Ok(client) => client,
-        Err(exit) => return exit,
-    };
-    finish(match command {
-        DeadLetters::List { limit, .. } => {
-            let form = if json { json_line } else { client::line };
-            client.dead_letters(limit).await.map(|letters| letters.iter().map(form).collect())
-        }
-        DeadLetters::Show { id, .. } => {
-            let form = if json { json_line } else { client::lines };
-            client.dead_letter(&id).await.map(|letter| form(&letter))
-        }
-    })
 }
 
 fn json_line(value: &Value) -> String {
@@ -192,6 +174,11 @@ fn first_line() -> std::io::Result<String> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
     Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+/// Makes a client of the running service that a command is for.
+fn client_of(service: ServiceArgs) -> Result<Client, Exit> {
+    admin_client(&service.config, service.admin, service.tls, Trust::Exactly)
 }
 
 /// Makes a client of the admin listener: the one that is named, or the configured one, whose own certificate says by

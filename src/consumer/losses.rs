@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::clock::SharedClock;
 use crate::domain::Timestamp;
-use crate::queue::{Queue, Replay};
+use crate::queue::{Queue, Restore};
 use crate::shutdown::Shutdown;
 use crate::store::{Inspect, Lineage};
 
@@ -61,12 +61,12 @@ impl Losses {
     /// Tells whether nothing is missing, having ordered what may be; `false` to try again.
     async fn is_whole(&self, seen: Option<&Seen>, lineage: &Lineage) -> bool {
         let Some((_, since)) = seen.filter(|(earlier, _)| !lineage.continues(earlier)) else { return true };
-        match self.queue.replay(*since).await {
-            Ok(Replay::Ordered) => {
+        match self.queue.restore(*since).await {
+            Ok(Restore::Ordered) => {
                 tracing::warn!(%since, "the store may have lost effects of events, the journal is replayed");
                 true
             }
-            Ok(Replay::NoJournal) => {
+            Ok(Restore::NoJournal) => {
                 tracing::warn!(%since, "the store may have lost effects of events, and there is no journal to replay");
                 true
             }

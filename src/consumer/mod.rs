@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::domain::{Event, Kind};
+use crate::domain::{Again, Event, Kind};
 use crate::store::{self, Applied, Change, Store};
 
 /// `[consumer]`.
@@ -55,9 +55,17 @@ pub enum Verdict {
 ///
 /// The store failed at some key: the first such failure. The event must be delivered again; the keys that were
 /// done answer `Duplicate` then.
-pub async fn apply(store: &dyn Store, event: &Event, replayed: bool) -> Result<Verdict, store::Error> {
-    let change =
-        Change { event: event.dedup_digest(), kind: event.kind, stamps: event.stamps, replayed, force: event.force };
+pub async fn apply(store: &dyn Store, event: &Event) -> Result<Verdict, store::Error> {
+    let is_replayed = matches!(event.again, Some(Again::Replayed(_)));
+    let change = Change {
+        event: event.mark(),
+        of: is_replayed.then(|| event.dedup_digest()),
+        kind: event.kind,
+        stamps: event.stamps,
+        replayed: event.again.is_some(),
+        // What an operator forced once need not be right any more.
+        force: event.force && !is_replayed,
+    };
     let mut verdict = Ok(Verdict::Duplicate);
     for key in event.keys() {
         let applied = match event.kind {

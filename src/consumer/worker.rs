@@ -149,7 +149,7 @@ impl Worker {
             }
             Payload::Event(event) => {
                 let event = Arc::clone(event);
-                let span = spans::apply(&event, delivery.redelivered(), delivery.is_replayed());
+                let span = spans::apply(&event, delivery.redelivered());
                 if let Err(error) = self.handle_event(&event, delivery, blocked).instrument(span).await {
                     let (id, tenant, keys) = (&event.id, &event.tenant, &event.keys);
                     tracing::warn!(event = %id, %tenant, ?keys, %error, "an event could not be settled, it will come again");
@@ -165,12 +165,12 @@ impl Worker {
         blocked: &CancellationToken,
     ) -> Result<(), queue::Error> {
         self.faults.point(Fault::PauseBeforeApply).await;
-        let (replayed, taken_at) = (delivery.is_replayed(), self.clock.now());
-        match apply(self.store.as_ref(), event, replayed).await {
+        let taken_at = self.clock.now();
+        match apply(self.store.as_ref(), event).await {
             Ok(verdict) => {
                 self.count_verdict(event, verdict, taken_at);
                 self.faults.point(Fault::PauseBeforeAudit).await;
-                if let Err(error) = self.record(event, verdict, replayed).await {
+                if let Err(error) = self.record(event, verdict).await {
                     tracing::debug!(event = %event.id, tenant = %event.tenant, %error, "the audit takes no records");
                     blocked.cancel();
                     return delivery.retry().await;
@@ -178,9 +178,7 @@ impl Worker {
                 self.faults.point(Fault::PauseBeforeAck).await;
                 delivery.ack().await
             }
-            Err(error @ store::Error::Rejected { .. })
-                if self.is_poison(event, replayed, delivery.redelivered()).await =>
-            {
+            Err(error @ store::Error::Rejected { .. }) if self.is_poison(event, delivery.redelivered()).await => {
                 tracing::error!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "an event keeps failing, kept as a dead letter");
                 self.count(event, ConsumerOutcome::DeadLettered);
                 delivery.dead_letter(Reason::RedeliveredTooOften).await
@@ -202,20 +200,20 @@ impl Worker {
     /// Tells whether an event that was refused again is itself at fault: it came back too often, the store
     /// answers, and refuses it once more right after. That a store cannot be reached, or a part of it (one
     /// shard of a cluster), is never an event's fault, however often.
-    async fn is_poison(&self, event: &Event, replayed: bool, redelivered: u32) -> bool {
+    async fn is_poison(&self, event: &Event, redelivered: u32) -> bool {
         redelivered > MAX_REDELIVERIES
             && self.probe.ping().await.is_ok()
-            && matches!(apply(self.store.as_ref(), event, replayed).await, Err(store::Error::Rejected { .. }))
+            && matches!(apply(self.store.as_ref(), event).await, Err(store::Error::Rejected { .. }))
     }
 
     /// Records what an event came to, and waits for that.
-    async fn record(&self, event: &Arc<Event>, verdict: Verdict, replayed: bool) -> Result<(), audit::Unrecorded> {
+    async fn record(&self, event: &Arc<Event>, verdict: Verdict) -> Result<(), audit::Unrecorded> {
         let verdict = match verdict {
             Verdict::Applied => audit::Verdict::Applied,
             Verdict::Outrun => audit::Verdict::Outrun,
             Verdict::Duplicate => audit::Verdict::Duplicate,
         };
-        let applied = Applied { event: Arc::clone(event), verdict, replayed };
+        let applied = Applied { event: Arc::clone(event), verdict };
         self.audit.settle(audit::Record::Event(applied)).await
     }
 
@@ -226,7 +224,8 @@ impl Worker {
             Verdict::Outrun => ConsumerOutcome::Outrun,
         };
         self.count(event, outcome);
-        if verdict != Verdict::Duplicate {
+        // How long ago an event was announced that is handed out once more says nothing of the way.
+        if verdict != Verdict::Duplicate && event.again.is_none() {
             observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
         }
         let (kind, taken_at) = (event.kind.as_str(), taken_at.as_millis());

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 use super::key::{Digest, Key};
 use super::stamps::{Precision, Stamps};
@@ -110,7 +111,7 @@ impl EventId {
     /// Draws a new id (a UUID of version 7, RFC 9562), for an event that came without one.
     #[must_use]
     pub fn fresh() -> Self {
-        Self(uuid::Uuid::now_v7().to_string().into())
+        Self(Uuid::now_v7().to_string().into())
     }
 
     /// Returns the id as text.
@@ -139,6 +140,43 @@ impl fmt::Display for EventId {
     }
 }
 
+/// The id of a replay that an operator asked for: a UUID of version 7 (RFC 9562).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReplayId(Uuid);
+
+impl ReplayId {
+    /// Draws a new id.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl FromStr for ReplayId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        text.parse().map(Self).map_err(|_| ())
+    }
+}
+
+impl fmt::Display for ReplayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why an event is handed out once more, maybe long after it was announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// Its effect may have been lost; where it was not, this is a duplicate.
+    Restored,
+    /// An operator put it back that had been given up on.
+    Redriven,
+    /// An operator wants its effect once more, also where it has had it.
+    Replayed(ReplayId),
+}
+
 /// An event, ready for the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -154,7 +192,7 @@ pub struct Event {
     pub kind: Kind,
     /// When, by Genesys' clocks.
     pub stamps: Stamps,
-    /// When we took it, by our clock; for the lag metric only.
+    /// When we took it, by our clock: for the lag metric, and for finding it in a journal.
     pub received_at: Timestamp,
     /// The envelope in which it came.
     pub shape: Shape,
@@ -162,6 +200,8 @@ pub struct Event {
     pub traceparent: Option<Traceparent>,
     /// An operator asked to remove a tombstone too.
     pub force: bool,
+    /// It is handed out once more; `None` the first time.
+    pub again: Option<Again>,
 }
 
 impl Event {
@@ -191,8 +231,25 @@ impl Event {
         for key in &self.keys {
             hash.update(key.as_bytes());
         }
-        let mut digest = [0; 16];
-        digest.copy_from_slice(&hash.finalize()[..16]);
-        Digest::from_bytes(digest)
+        cut(hash)
     }
+
+    /// Returns the mark that applying this event leaves: its [`dedup_digest`](Self::dedup_digest), joined with the
+    /// id of the replay where an operator wants its effect once more.
+    #[must_use]
+    pub fn mark(&self) -> Digest {
+        let own = self.dedup_digest();
+        match self.again {
+            Some(Again::Replayed(ReplayId(replay))) => {
+                cut(Sha256::new().chain_update(own.as_bytes()).chain_update(replay.as_bytes()))
+            }
+            Some(Again::Restored | Again::Redriven) | None => own,
+        }
+    }
+}
+
+fn cut(hash: Sha256) -> Digest {
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hash.finalize()[..16]);
+    Digest::from_bytes(digest)
 }

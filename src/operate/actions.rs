@@ -8,12 +8,9 @@ use serde_json::{Value, json};
 
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, Digest, Event, EventId, KeyHasher, Kind, Shape, Stamps, TenantId};
-use crate::queue::{self, DeadLetter, Payload, Publisher, Queue};
+use crate::queue::{self, DeadLetters, MAX_SEARCHED, Publisher};
 use crate::store::fence::Newest;
 use crate::store::{self, Content, Entry, Inspect, Inspection};
-
-/// The most dead letters that are listed or searched at once.
-pub const MAX_DEAD_LETTERS: usize = 1000;
 
 /// The commands, with what they work on.
 #[derive(Debug)]
@@ -26,8 +23,8 @@ pub struct Actions {
     pub store: Arc<dyn Inspect>,
     /// Where events are published; `None` in a process without the roles that use the queue.
     pub publisher: Option<Arc<dyn Publisher>>,
-    /// The queue; `None` likewise.
-    pub queue: Option<Arc<dyn Queue>>,
+    /// What could not be applied; `None` likewise.
+    pub dead_letters: Option<Arc<dyn DeadLetters>>,
     /// The wall clock.
     pub clock: SharedClock,
 }
@@ -42,8 +39,17 @@ pub enum Error {
     #[error("this process only answers lookups and has no queue: ask one with the role ingest or consumer")]
     NoQueue,
     /// There is no such dead letter, or it is not among the oldest that are searched.
-    #[error("id: no such dead letter among the oldest {MAX_DEAD_LETTERS}")]
+    #[error("id: no such dead letter among the oldest {MAX_SEARCHED}")]
     UnknownDeadLetter,
+    /// A dead letter that holds no event cannot be put back.
+    #[error("id: this dead letter holds no event that could be put back, only what is told of it")]
+    NoEvent,
+    /// The queue keeps no journal.
+    #[error("this queue keeps no journal: see queue.embedded.journal_max_bytes and journal_retention")]
+    NoJournal,
+    /// One replay at a time.
+    #[error("this process carries out another replay: wait for its end, or stop it")]
+    Busy,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -95,39 +101,12 @@ impl Actions {
             shape: Shape::Operator,
             traceparent: None,
             force,
+            again: None,
         }];
         let publisher = self.publisher.as_ref().ok_or(Error::NoQueue)?;
         queue::traced::publish(publisher.as_ref(), &mut event).await?;
         tracing::info!(%tenant, event = %id, force, "an operator's invalidation was queued");
         Ok(id)
-    }
-
-    /// Lists the oldest dead letters, at most `limit`: what each is, why and since when, never a customer.
-    ///
-    /// # Errors
-    ///
-    /// No queue, or it failed.
-    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<Value>, Error> {
-        let queue = self.queue.as_ref().ok_or(Error::NoQueue)?;
-        let letters = queue.dead_letters(limit.min(MAX_DEAD_LETTERS)).await?;
-        Ok(letters.iter().map(summary).collect())
-    }
-
-    /// Shows one dead letter whole: an event's wire form has no personal data in it.
-    ///
-    /// # Errors
-    ///
-    /// No such dead letter, no queue, or it failed.
-    pub async fn dead_letter(&self, id: &str) -> Result<Value, Error> {
-        let queue = self.queue.as_ref().ok_or(Error::NoQueue)?;
-        let letters = queue.dead_letters(MAX_DEAD_LETTERS).await?;
-        let letter = letters.iter().find(|letter| letter.id == id).ok_or(Error::UnknownDeadLetter)?;
-        let mut shown = summary(letter);
-        if let Payload::Event(event) = &letter.payload {
-            // What was written as JSON a moment ago is JSON.
-            shown["event"] = serde_json::from_slice(&queue::wire::encode(event)).unwrap_or_default();
-        }
-        Ok(shown)
     }
 
     /// Returns the digest by which a customer is known; `None` where the tenant is not.
@@ -173,28 +152,6 @@ impl Actions {
         }
         state
     }
-}
-
-fn summary(letter: &DeadLetter) -> Value {
-    let mut shown = json!({ "id": letter.id, "reason": letter.reason });
-    if let Some(since) = letter.since {
-        shown["since"] = since.to_string().into();
-    }
-    if let Some(redelivered) = letter.redelivered {
-        shown["redelivered"] = redelivered.into();
-    }
-    match &letter.payload {
-        Payload::Event(event) => {
-            shown["eventId"] = event.id.as_str().into();
-            shown["tenantId"] = event.tenant.as_str().into();
-            shown["kind"] = event.kind.as_str().into();
-        }
-        Payload::Undecodable(undecodable) => {
-            shown["length"] = undecodable.length.into();
-            shown["sha256"] = undecodable.sha256.as_str().into();
-        }
-    }
-    shown
 }
 
 fn seconds(duration: Duration) -> Value {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use url::Url;
 
 use crate::domain::Secret;
@@ -12,6 +13,18 @@ use super::trust::Tls;
 
 /// The longest that an operator waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest that putting back or removing many dead letters takes.
+const LONG: Duration = Duration::from_secs(600);
+
+/// A replay takes as long as it takes: it is silence that ends the wait.
+const NO_END: Duration = Duration::from_secs(30 * 86_400);
+
+/// The longest silence of a service that answers.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// The longest line about a replay, in bytes.
+const MAX_LINE: usize = 64 * 1024;
 
 /// A client of a running service's admin listener.
 #[derive(Debug)]
@@ -127,16 +140,77 @@ impl Client {
         self.ask(self.http.get(url)).await
     }
 
+    /// Asks to put dead letters back: those of these ids, or all.
+    ///
+    /// # Errors
+    ///
+    /// One of the ids is not there or no event, the service is not there, or refuses.
+    pub async fn redrive(&self, ids: &[String]) -> Result<Value, Error> {
+        self.post_long("/admin/dead-letters/redrive", &letters(ids)).await
+    }
+
+    /// Asks to remove dead letters for good: those of these ids, or all.
+    ///
+    /// # Errors
+    ///
+    /// One of the ids is not there, the service is not there, or refuses.
+    pub async fn purge(&self, ids: &[String]) -> Result<Value, Error> {
+        self.post_long("/admin/dead-letters/purge", &letters(ids)).await
+    }
+
+    /// Asks for a replay, and returns how it ended; `told` is called with how far it is, about twice a second.
+    ///
+    /// # Errors
+    ///
+    /// The order is not in order, the service is not there, refuses, or goes away meanwhile.
+    pub async fn replay(&self, order: &Value, mut told: impl FnMut(&Value)) -> Result<Value, Error> {
+        let request = self.http.post(self.url("/admin/replay")).timeout(NO_END).json(order);
+        let mut answer = self.send(request).await?;
+        if !answer.status().is_success() {
+            return self.read(answer).await;
+        }
+        let (mut text, mut last) = (Vec::new(), Value::Null);
+        let gone = |last: &Value| {
+            let reached = last["reached"].as_str().map_or_else(String::new, |at| format!(", having come to {at}"));
+            Error::Unavailable { reason: format!("the service went away before the replay was done{reached}") }
+        };
+        loop {
+            let said = timeout(SILENCE, answer.chunk()).await;
+            let Some(bytes) = said.ok().and_then(Result::ok).ok_or_else(|| gone(&last))? else { break };
+            text.extend_from_slice(&bytes);
+            if text.len() > MAX_LINE {
+                return Err(gone(&last));
+            }
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                last = serde_json::from_slice(&line).map_err(|_| gone(&last))?;
+                told(&last);
+            }
+        }
+        match last["status"].as_str() {
+            Some("done" | "stopped" | "failed") => Ok(last),
+            Some(_) | None => Err(gone(&last)),
+        }
+    }
+
+    async fn post_long(&self, path: &str, body: &Value) -> Result<Value, Error> {
+        self.ask(self.http.post(self.url(path)).timeout(LONG).json(body)).await
+    }
+
     async fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
         self.ask(self.http.post(self.url(path)).json(body)).await
     }
 
-    async fn ask(&self, mut request: RequestBuilder) -> Result<Value, Error> {
+    async fn ask(&self, request: RequestBuilder) -> Result<Value, Error> {
+        let answer = self.send(request).await?;
+        self.read(answer).await
+    }
+
+    async fn send(&self, mut request: RequestBuilder) -> Result<Response, Error> {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        let answer = request.send().await.map_err(|_| self.nobody())?;
-        self.read(answer).await
+        request.send().await.map_err(|_| self.nobody())
     }
 
     async fn read(&self, answer: Response) -> Result<Value, Error> {
@@ -160,6 +234,10 @@ impl Client {
         let reason = format!("no profile-edge answers at {}", self.base);
         Error::Unavailable { reason }
     }
+}
+
+fn letters(ids: &[String]) -> Value {
+    if ids.is_empty() { json!({ "all": true }) } else { json!({ "ids": ids }) }
 }
 
 /// Formats an answer for people: a line for each value, named by its path.

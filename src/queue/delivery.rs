@@ -17,7 +17,6 @@ use super::Error;
 pub struct Delivery {
     payload: Payload,
     redelivered: u32,
-    replayed: bool,
     settle: Option<Box<dyn Settle>>,
 }
 
@@ -81,19 +80,7 @@ pub trait Settle: Debug + Send {
 impl Delivery {
     /// Makes a delivery; called by adapters only. `redelivered` counts how often it was out before.
     pub fn new(payload: Payload, redelivered: u32, settle: Box<dyn Settle>) -> Self {
-        Self { payload, redelivered, replayed: false, settle: Some(settle) }
-    }
-
-    /// Marks it as replayed; called by adapters only.
-    pub fn of_the_journal(mut self) -> Self {
-        self.replayed = true;
-        self
-    }
-
-    /// Tells whether it comes from the journal, and so may be long past.
-    #[must_use]
-    pub const fn is_replayed(&self) -> bool {
-        self.replayed
+        Self { payload, redelivered, settle: Some(settle) }
     }
 
     /// Returns what is delivered.

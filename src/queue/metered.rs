@@ -66,7 +66,7 @@ fn up(outcome: &Result<(), Error>) -> f64 {
 #[cfg(test)]
 mod tests {
     use crate::domain::Timestamp;
-    use crate::queue::{DeadLetter, Depth, Replay, Subscription};
+    use crate::queue::{Depth, Journal, Restore, Subscription};
 
     use super::*;
 
@@ -95,11 +95,11 @@ mod tests {
             self.0.clone().map(|()| Depth { events: 3, bytes: Some(700), dead_letters: 2 })
         }
 
-        async fn replay(&self, _: Timestamp) -> Result<Replay, Error> {
-            self.0.clone().map(|()| Replay::NoJournal)
+        async fn restore(&self, _: Timestamp) -> Result<Restore, Error> {
+            self.0.clone().map(|()| Restore::NoJournal)
         }
 
-        async fn dead_letters(&self, _: usize) -> Result<Vec<DeadLetter>, Error> {
+        async fn journal(&self, _: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
             Err(Error::Closed)
         }
     }

@@ -1,4 +1,4 @@
-//! The queue ports: events on their way from ingest to the consumer.
+//! The queue ports: events on their way from ingest to the consumer, and what operators see and do of them.
 //!
 //! # What they promise
 //!
@@ -23,6 +23,7 @@ pub mod open;
 pub mod traced;
 pub mod wire;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use async_trait::async_trait;
@@ -67,17 +68,74 @@ pub trait Queue: Debug + Send + Sync {
     async fn depth(&self) -> Result<Depth, Error>;
 
     /// Has everything that was published since a time, and a minute before, handed out again, where a journal keeps
-    /// it; what is delivered so says that it is [replayed](Delivery::is_replayed). Returns once the order is
-    /// durable, not when it is done. Ordering twice is allowed.
-    async fn replay(&self, since: Timestamp) -> Result<Replay, Error>;
+    /// it, as [`Restored`](crate::domain::Again::Restored). Returns once the order is durable, not when it is done.
+    /// Ordering twice is allowed.
+    async fn restore(&self, since: Timestamp) -> Result<Restore, Error>;
 
-    /// Returns the oldest dead letters, at most `limit` of them; they stay where they are.
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error>;
+    /// Begins to read the journal; `None` where there is none. It tells every event once, as it was first published
+    /// (what was handed out again is left out), from those received at `since` on, or a little before; what is published
+    /// from now on may be left out. Nothing is taken from anybody.
+    async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error>;
 }
 
-/// The answer to [`Queue::replay`].
+/// A journal that is being read.
+#[async_trait]
+pub trait Journal: Debug + Send {
+    /// Returns some more events, in about the order in which they were published, at most a few hundred and maybe none;
+    /// `None` at the end. After an [`Error`] it is of no more use.
+    async fn next(&mut self) -> Result<Option<Vec<Event>>, Error>;
+}
+
+/// What was given up on, for operators.
+#[async_trait]
+pub trait DeadLetters: Debug + Send + Sync {
+    /// Returns the oldest, at most `limit` of them; they stay where they are.
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error>;
+
+    /// Puts events back: each is published again, as [`Redriven`](crate::domain::Again::Redriven), durably, before it
+    /// leaves the dead letters. What is no event stays where it is. After an [`Error`] some may be back; doing it again
+    /// is safe.
+    async fn redrive(&self, which: &Which) -> Result<Redriven, Error>;
+
+    /// Removes them for good; returns how many.
+    async fn purge(&self, which: &Which) -> Result<u64, Error>;
+}
+
+/// Which dead letters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All that are there when it begins.
+    All,
+    /// Those of these ids, of the oldest [`MAX_SEARCHED`].
+    These(BTreeSet<String>),
+}
+
+impl Which {
+    /// Tells whether this is one of them.
+    #[must_use]
+    pub fn holds(&self, id: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(ids) => ids.contains(id),
+        }
+    }
+}
+
+/// How many dead letters are searched for an id.
+pub const MAX_SEARCHED: usize = 1000;
+
+/// What redriving came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Redriven {
+    /// How many events were put back.
+    pub events: u64,
+    /// How many dead letters are no events, and stayed.
+    pub kept: u64,
+}
+
+/// The answer to [`Queue::restore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replay {
+pub enum Restore {
     /// It is durably ordered.
     Ordered,
     /// This queue keeps nothing that was settled.

@@ -11,7 +11,7 @@ use crate::shutdown::Shutdown;
 use super::amqp::{self, Amqp};
 use super::embedded::{self, Embedded};
 use super::metered::Metered;
-use super::{Error, Publisher, Queue};
+use super::{DeadLetters, Error, Publisher, Queue};
 
 /// `[queue]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -42,6 +42,8 @@ pub struct Opened {
     pub publisher: Arc<dyn Publisher>,
     /// Gives events.
     pub queue: Arc<dyn Queue>,
+    /// What was given up on.
+    pub dead_letters: Arc<dyn DeadLetters>,
     /// Closes both.
     pub closer: Closer,
 }
@@ -90,15 +92,19 @@ pub async fn open(
     match config.kind {
         Kind::Embedded => {
             let embedded = Embedded::open(&config.embedded, clock, shutdown)?;
-            Ok(opened(embedded.clone(), embedded.clone(), metrics, Adapter::Embedded(embedded)))
+            let publisher = Arc::new(Metered::new(embedded.clone(), metrics));
+            let (queue, dead_letters) = (embedded.clone(), embedded.clone());
+            Ok(Opened { publisher, queue, dead_letters, closer: Closer(Adapter::Embedded(embedded)) })
         }
         Kind::Amqp => {
             let amqp = Amqp::open(&config.amqp, clock, shutdown, Arc::clone(&metrics)).await?;
-            Ok(opened(amqp.clone(), amqp.clone(), metrics, Adapter::Amqp(amqp)))
+            let publisher = Arc::new(Metered::new(amqp.clone(), metrics));
+            Ok(Opened {
+                publisher,
+                queue: amqp.clone(),
+                dead_letters: amqp.clone(),
+                closer: Closer(Adapter::Amqp(amqp)),
+            })
         }
     }
-}
-
-fn opened(publisher: Arc<dyn Publisher>, queue: Arc<dyn Queue>, metrics: Arc<Metrics>, adapter: Adapter) -> Opened {
-    Opened { publisher: Arc::new(Metered::new(publisher, metrics)), queue, closer: Closer(adapter) }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp, Traceparent};
+use crate::domain::{Again, At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp, Traceparent};
 
 use super::{Reason, Undecodable};
 
@@ -46,6 +46,10 @@ struct Form<'a> {
     force: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<String>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    again: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay: Option<String>,
 }
 
 /// The one field that every version has.
@@ -75,6 +79,11 @@ pub fn encode(event: &Event) -> Bytes {
         identity: Some(event.identity.to_string()),
         force: event.force,
         traceparent: event.traceparent.as_ref().map(Traceparent::to_string),
+        again: event.again.map(|again| name(again).into()),
+        replay: match event.again {
+            Some(Again::Replayed(id)) => Some(id.to_string()),
+            Some(Again::Restored | Again::Redriven) | None => None,
+        },
     };
     // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
     serde_json::to_vec(&form).expect("texts and numbers are JSON").into()
@@ -116,8 +125,26 @@ fn read(form: Form<'_>) -> Option<Event> {
         // One that is malformed is no reason to lose an event.
         traceparent: form.traceparent.and_then(|text| text.parse().ok()),
         force: form.force,
+        again: form.again.map(|again| why(&again, form.replay.as_deref())),
     })
     .filter(|_| form.v == VERSION)
+}
+
+const fn name(again: Again) -> &'static str {
+    match again {
+        Again::Restored => "restored",
+        Again::Redriven => "redriven",
+        Again::Replayed(_) => "replayed",
+    }
+}
+
+/// Returns why an event is handed out once more; what this version does not know is taken with the most caution.
+fn why(again: &str, replay: Option<&str>) -> Again {
+    match (again, replay.and_then(|id| id.parse().ok())) {
+        ("replayed", Some(id)) => Again::Replayed(id),
+        ("redriven", _) => Again::Redriven,
+        _ => Again::Restored,
+    }
 }
 
 /// Returns the keys if there are any and none stands twice.
@@ -153,7 +180,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use crate::domain::{EventId, Kind, Shape};
+    use crate::domain::{EventId, Kind, ReplayId, Shape};
 
     use super::*;
 
@@ -174,6 +201,9 @@ mod tests {
             shape in proptest::sample::select(&Shape::ALL[..]),
             traceparent in proptest::option::of(any::<([u8; 16], [u8; 8], bool)>()),
             force in any::<bool>(),
+            again in proptest::option::of(proptest::sample::select(vec![
+                Again::Restored, Again::Redriven, Again::Replayed(ReplayId::fresh()),
+            ])),
         ) -> Event {
             let precision = |fine| if fine { Precision::Millis } else { Precision::Seconds };
             Event {
@@ -190,6 +220,7 @@ mod tests {
                 shape,
                 traceparent: traceparent.and_then(|(trace, parent, sampled)| Traceparent::new(trace, parent, sampled)),
                 force,
+                again,
             }
         }
     }

@@ -93,7 +93,8 @@ pub trait Store: Debug + Send + Sync {
     /// order, a creation), or `change.force` is set.
     ///
     /// Idempotent: a repetition within the dedup window answers [`Applied::Duplicate`] and changes
-    /// nothing. The delete is never skipped because of [`Applied::Outrun`].
+    /// nothing. The delete is never skipped because of [`Applied::Outrun`]. A replay of an event that is remembered
+    /// evicts once more and leaves the fence as it is.
     async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
 
     /// Applies a deletion: as [`invalidate`](Store::invalidate), and writes a tombstone if the fence
@@ -204,14 +205,16 @@ pub enum Filled {
 /// One event, as one key sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Change {
-    /// What the dedup window remembers: [`Event::dedup_digest`](crate::domain::Event::dedup_digest),
-    /// joined with the replay's id when it is replayed.
+    /// What the dedup window remembers: [`Event::mark`](crate::domain::Event::mark).
     pub event: Digest,
+    /// The mark of the event itself, where `event` is that of its replay. While it is remembered, the fence holds all
+    /// that the event announced: see [`fence::repeat`].
+    pub of: Option<Digest>,
     /// What happened.
     pub kind: Kind,
     /// When, by Genesys' clocks.
     pub stamps: Stamps,
-    /// It comes from the journal or from the dead letters, so it may be long past.
+    /// It is handed out once more, from the journal or the dead letters, so it may be long past.
     pub replayed: bool,
     /// Remove a tombstone whatever the times say (an operator's `invalidate --force`).
     pub force: bool,

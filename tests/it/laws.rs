@@ -40,7 +40,7 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),
     ("consumer", &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
-    ("operate", &["clock", "domain", "queue", "store"]),
+    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store"]),
     ("sandbox", &["clock", "domain", "shutdown"]),
     (
         "http",

@@ -208,6 +208,7 @@ impl Announcement {
             shape: self.shape,
             traceparent: None,
             force: false,
+            again: None,
         }
     }
 

@@ -1,22 +1,37 @@
-//! Dead letters: what is said of an event that was given up on, and reading them again.
+//! Dead letters: what is said of an event that was given up on, reading them again, putting them back, removing them.
 //!
 //! The message of a decodable event is the event itself, so that it can be put back; that of anything else
 //! tells its length, SHA-256 and reason, never its bytes. The reason, and how often the event had been
 //! out, stand in headers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use lapin::options::BasicGetOptions;
+use lapin::message::BasicGetMessage;
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Connection};
+use lapin::{BasicProperties, Channel, Connection};
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use crate::domain::Timestamp;
-use crate::queue::{DeadLetter, Error, Payload, Reason, Undecodable, wire};
+use crate::domain::{Again, Event, Timestamp};
+use crate::queue::{DeadLetter, Error, MAX_SEARCHED, Payload, Reason, Redriven, Undecodable, Which, wire};
 
-use super::publisher::{Message, json_properties};
-use super::topology;
+use super::publisher::{Message, Publisher, json_properties};
+use super::topology::{self, Topology};
+
+/// How many dead letters are put back or removed at once.
+const CHUNK: usize = 256;
+
+/// The longest wait for one message.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest wait for what was given back. Others may take of it meanwhile.
+const RETURN: Duration = Duration::from_millis(500);
+
+/// How often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The header of the reason.
 const REASON: &str = "reason";
@@ -73,17 +88,135 @@ pub(super) fn message(
 ///
 /// [`Error::Unavailable`] when the broker fails.
 pub(super) async fn read(connection: &Connection, queue: &str, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-    let failed = |error: lapin::Error| topology::unavailable(&error);
-    let channel = topology::open(connection).await?;
+    let mut letters = Letters::of(connection, queue, limit).await?;
     let mut found = Vec::new();
-    while found.len() < limit {
-        let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await.map_err(failed)?;
-        let Some(got) = got else { break };
-        found.push(understand(&got.properties, &got.data));
+    while let chunk @ [_, ..] = &letters.next().await?[..] {
+        found.extend(chunk.iter().map(|(_, letter)| letter.clone()));
     }
-    // Everything that was taken and not acknowledged goes back with the channel.
-    channel.close(200, "read".into()).await.map_err(failed)?;
+    letters.give_back().await?;
     Ok(found)
+}
+
+/// Puts dead letters back that are events: each is published again, confirmed, and acknowledged only then. What is no
+/// event, or not meant, stays: it is held until the end, and goes back with the channel.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`] when the broker fails: what was published by then is back, and its dead letter is gone, or
+/// comes back and is published once more.
+pub(super) async fn redrive(
+    connection: &Connection,
+    topology: &Topology,
+    publisher: &Publisher,
+    which: &Which,
+) -> Result<Redriven, Error> {
+    let mut redriven = Redriven::default();
+    let mut letters = Letters::of(connection, &topology.dead_letters, searched(which)).await?;
+    while let chunk @ [_, ..] = &letters.next().await?[..] {
+        let (mut tags, mut messages) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
+        for (tag, letter) in chunk.iter().filter(|(_, letter)| which.holds(&letter.id)) {
+            match &letter.payload {
+                Payload::Event(event) => {
+                    let event = Event { again: Some(Again::Redriven), ..Event::clone(event) };
+                    messages.push(Message::of_event(&event, topology));
+                    tags.push(*tag);
+                }
+                Payload::Undecodable(_) => redriven.kept += 1,
+            }
+        }
+        publisher.publish(messages).await?;
+        letters.acknowledge(&tags).await?;
+        redriven.events += tags.len() as u64;
+    }
+    letters.give_back().await?;
+    Ok(redriven)
+}
+
+/// Removes dead letters for good; returns how many.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`] when the broker fails: some may be gone.
+pub(super) async fn purge(connection: &Connection, queue: &str, which: &Which) -> Result<u64, Error> {
+    let mut purged = 0;
+    let mut letters = Letters::of(connection, queue, searched(which)).await?;
+    while let chunk @ [_, ..] = &letters.next().await?[..] {
+        let meant = chunk.iter().filter(|(_, letter)| which.holds(&letter.id));
+        let tags: Vec<u64> = meant.map(|(tag, _)| *tag).collect();
+        letters.acknowledge(&tags).await?;
+        purged += tags.len() as u64;
+    }
+    letters.give_back().await?;
+    Ok(purged)
+}
+
+/// How many dead letters are looked at.
+const fn searched(which: &Which) -> usize {
+    match which {
+        Which::All => usize::MAX,
+        Which::These(_) => MAX_SEARCHED,
+    }
+}
+
+/// The dead letters that were there when it began, oldest first, taken and held until they are acknowledged or given
+/// back.
+struct Letters<'a> {
+    channel: Channel,
+    queue: &'a str,
+    left: u64,
+    held: u64,
+}
+
+impl<'a> Letters<'a> {
+    async fn of(connection: &Connection, queue: &'a str, limit: usize) -> Result<Self, Error> {
+        let channel = topology::open(connection).await?;
+        let left = topology::count(&channel, queue).await?.min(limit as u64);
+        Ok(Self { channel, queue, left, held: 0 })
+    }
+
+    /// Takes some more; none at the end.
+    async fn next(&mut self) -> Result<Vec<(u64, DeadLetter)>, Error> {
+        let mut chunk = Vec::new();
+        while self.left > 0 && chunk.len() < CHUNK {
+            let Some(got) = get(&self.channel, self.queue).await? else {
+                self.left = 0;
+                break;
+            };
+            self.left -= 1;
+            self.held += 1;
+            chunk.push((got.delivery_tag, understand(&got.properties, &got.data)));
+        }
+        Ok(chunk)
+    }
+
+    async fn acknowledge(&mut self, tags: &[u64]) -> Result<(), Error> {
+        for tag in tags {
+            let acknowledged = self.channel.basic_ack(*tag, BasicAckOptions::default()).await;
+            acknowledged.map_err(|error| topology::unavailable(&error))?;
+            self.held -= 1;
+        }
+        Ok(())
+    }
+
+    /// Gives back what was not acknowledged, and waits a moment until it is there again: who asks next finds it.
+    async fn give_back(self) -> Result<(), Error> {
+        if self.held > 0 {
+            let all = BasicNackOptions { multiple: true, requeue: true };
+            self.channel.basic_nack(0, all).await.map_err(|error| topology::unavailable(&error))?;
+            let deadline = Instant::now() + RETURN;
+            while topology::count(&self.channel, self.queue).await? < self.held && Instant::now() < deadline {
+                sleep(LOOK_EVERY).await;
+            }
+        }
+        self.channel.close(200, "done".into()).await.map_err(|error| topology::unavailable(&error))
+    }
+}
+
+/// Takes the oldest message; `None` if there is none. Bounded in time.
+async fn get(channel: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, Error> {
+    let silent = |_elapsed| Error::Unavailable { reason: "the broker did not answer in time".to_owned() };
+    let got = timeout(PATIENCE, channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).await;
+    got.map_err(silent)?.map_err(|error| topology::unavailable(&error))
 }
 
 fn understand(properties: &BasicProperties, body: &[u8]) -> DeadLetter {

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! publish ── publisher ── link ══ exchange ─┬─ work queue per shard ══ link ── subscription ── deliveries
-//!    │                                      └─ journal (stream) ────── replay ─┐
+//!    │                                      └─ journal (stream) ── replay ─────┐
 //!    └────────────── into the work queue again, and dead letters ──────────────┘
 //! ```
 //!
@@ -31,6 +31,7 @@
 mod broker;
 mod config;
 mod dead_letters;
+mod journal;
 mod ledger;
 mod link;
 mod publisher;
@@ -56,9 +57,10 @@ use crate::domain::{Event, Timestamp};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-use super::{DeadLetter, Depth, Error, Queue, Replay, Subscription};
+use super::{DeadLetter, DeadLetters, Depth, Error, Journal, Queue, Redriven, Restore, Subscription, Which};
 
 use broker::Broker;
+use journal::Reading;
 use link::{Link, Live, Prepare};
 use publisher::{Message, Publisher, Publishing};
 use replay::{Order, Replayer};
@@ -293,16 +295,37 @@ impl Queue for Amqp {
         Ok(Depth { events: waiting + out, bytes: None, dead_letters })
     }
 
-    async fn replay(&self, since: Timestamp) -> Result<Replay, Error> {
+    async fn restore(&self, since: Timestamp) -> Result<Restore, Error> {
         let topology = &self.shared.topology;
         let all = topology.work_queues().iter().cloned();
         let since = all.clone().map(|queue| (queue, since)).collect();
         Order::new(all, &since).place(topology, &self.shared.publisher).await?;
-        Ok(Replay::Ordered)
+        Ok(Restore::Ordered)
     }
 
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+    async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
+        let Shared { topology, publisher, .. } = &*self.shared;
+        let begin = async |connection: &Connection| Reading::start(connection, topology, publisher, Some(since)).await;
+        Ok(Some(Box::new(self.ask(begin).await?)))
+    }
+}
+
+#[async_trait]
+impl DeadLetters for Amqp {
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
         let queue = &self.shared.topology.dead_letters;
         self.ask(async |connection| dead_letters::read(connection, queue, limit).await).await
+    }
+
+    async fn redrive(&self, which: &Which) -> Result<Redriven, Error> {
+        let Shared { topology, publisher, .. } = &*self.shared;
+        let up = publisher.link().now()?;
+        dead_letters::redrive(up.live.connection(), topology, publisher, which).await
+    }
+
+    async fn purge(&self, which: &Which) -> Result<u64, Error> {
+        let Shared { topology, publisher, .. } = &*self.shared;
+        let up = publisher.link().now()?;
+        dead_letters::purge(up.live.connection(), &topology.dead_letters, which).await
     }
 }

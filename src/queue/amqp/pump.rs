@@ -18,12 +18,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::Again;
 use crate::queue::{Error, Payload, wire};
 
 use super::Shared;
 use super::ledger::Ledger;
 use super::link::{Live, pauses};
 use super::publisher;
+use super::replay;
 use super::topology;
 
 /// The first rest of an event that came back; doubled with each return.
@@ -191,6 +193,7 @@ impl Pump {
             Ok(mut event) => {
                 // Who passes messages on may have made itself a part of the trace, in the header only.
                 event.traceparent = publisher::traceparent(&delivery.properties).or(event.traceparent);
+                event.again = event.again.or(replay::is_restored(&delivery.properties).then_some(Again::Restored));
                 Payload::Event(Arc::new(event))
             }
             Err(undecodable) => Payload::Undecodable(undecodable),

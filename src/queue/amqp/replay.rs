@@ -6,13 +6,13 @@
 //! 1. Whoever finds a work queue missing beside a journal, or had a consumer cancelled by the broker,
 //!    publishes an **order** to the queue of replays, confirmed, *before* the work queue is made again: so
 //!    there is never a new work queue without an order for it.
-//! 2. One consuming process takes the order. It reads the journal from the given time to a **marker**, which
-//!    it puts there itself once it is reading, and publishes what belongs to the lost queues again, confirmed.
-//!    Everything that is published after the marker finds its work queue by itself.
+//! 2. One consuming process takes the order. It reads the [journal](super::journal) from a minute before the given time
+//!    to a marker, and publishes what belongs to the lost queues again, confirmed. Everything that is published after
+//!    the marker finds its work queue by itself.
 //! 3. Only then the order is acknowledged. If the process ends before, another takes the order.
 //!
-//! An order for effects that may be lost begins at step 2. What is published again says so in a header. Events
-//! that had been applied are applied again, which has no second effect. An order without a time is for the whole
+//! An order for effects that may be lost begins at step 2. What is published again says so in a header
+//! ([`Again::Restored`](crate::domain::Again::Restored)). Events that had been applied are applied again, which has no second effect. An order without a time is for the whole
 //! journal.
 //!
 //! # What a failure leaves behind
@@ -21,37 +21,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use backoff::backoff::Backoff;
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Consumer};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
-use uuid::Uuid;
 
 use crate::domain::Timestamp;
 use crate::metrics::Metrics;
 use crate::queue::Error;
 
+use super::journal::{Reading, acknowledge, consume, direct};
 use super::link::{Live, pauses};
-use super::publisher::{Message, Publisher, json_properties};
+use super::publisher::{Message, Publisher};
 use super::topology::{self, Topology};
-
-/// How many of the journal's messages are under way at once.
-const CHUNK: u16 = 512;
-
-/// The longest silence of a journal that has not shown the marker yet.
-const SILENCE: Duration = Duration::from_secs(30);
-
-/// How much older than the mark of a queue an event may be that the queue had not handed out: clocks of
-/// several machines, and the order of a queue that is only nearly that of time.
-const MARGIN: Duration = Duration::from_secs(60);
-
-/// The header of a marker.
-const MARKER: &str = "marker";
 
 /// The header of what comes from the journal.
 const REPLAYED: &str = "replayed";
@@ -65,8 +50,7 @@ pub(super) struct Order {
 impl Order {
     /// Makes the order for lost queues, from what is known of what they had handed out.
     pub(super) fn new(lost: impl IntoIterator<Item = String>, marks: &BTreeMap<String, Timestamp>) -> Self {
-        let margin = i64::try_from(MARGIN.as_millis()).unwrap_or(i64::MAX);
-        let since = |queue: &String| marks.get(queue).map(|mark| mark.as_millis().saturating_sub(margin));
+        let since = |queue: &String| marks.get(queue).map(|mark| mark.as_millis());
         Self { since: lost.into_iter().map(|queue| (queue.clone(), since(&queue))).collect() }
     }
 
@@ -81,13 +65,9 @@ impl Order {
         publisher.publish(vec![direct(&topology.replays, FieldTable::default(), body)]).await
     }
 
-    /// Returns where reading begins: at the earliest of all, as the argument of a stream's consumer.
-    fn offset(&self) -> AMQPValue {
-        let earliest = self.since.values().min().copied().flatten();
-        match earliest.and_then(|millis| u64::try_from(millis / 1000).ok()) {
-            Some(seconds) => AMQPValue::Timestamp(seconds),
-            None => AMQPValue::LongString("first".into()),
-        }
+    /// Returns where reading begins: at the earliest of all; `None`: at the beginning.
+    fn earliest(&self) -> Option<Timestamp> {
+        self.since.values().min().copied().flatten().map(Timestamp::from_millis)
     }
 }
 
@@ -133,38 +113,16 @@ impl Replayer {
 
     async fn replay(&self, live: &Live, order: &Order) -> Result<(), Error> {
         tracing::warn!(?order, "the journal is replayed");
-        let channel = topology::open(live.connection()).await?;
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-stream-offset".into(), order.offset());
-        let mut journal = consume(&channel, &self.topology.journal, CHUNK, arguments).await?;
-        let marker = Uuid::now_v7().to_string();
-        let mut headers = FieldTable::default();
-        headers.insert(MARKER.into(), AMQPValue::LongString(marker.as_str().into()));
-        self.publisher.publish(vec![direct(&self.topology.journal, headers, Vec::new())]).await?;
-
-        let (mut events, mut chunk, mut last) = (0, Vec::new(), 0);
-        loop {
-            let silent = |_elapsed| Error::Unavailable { reason: "the journal is silent".to_owned() };
-            let Some(said) = timeout(SILENCE, journal.next()).await.map_err(silent)? else {
-                return Err(Error::Unavailable { reason: "the journal's consumer was cancelled".to_owned() });
-            };
-            let delivery = said.map_err(|error| topology::unavailable(&error))?;
-            last = last.max(delivery.delivery_tag);
-            let ended = marks(&delivery, &marker);
-            chunk.extend(self.again(order, delivery));
-            if ended || chunk.len() >= usize::from(CHUNK / 2) || last % u64::from(CHUNK / 2) == 0 {
-                events += chunk.len() as u64;
-                self.publish(std::mem::take(&mut chunk)).await?;
-                acknowledge(&channel, last).await?;
-            }
-            if ended {
-                break;
-            }
+        let connection = live.connection();
+        let mut journal = Reading::start(connection, &self.topology, &self.publisher, order.earliest()).await?;
+        let mut events = 0;
+        while let Some(messages) = journal.messages().await? {
+            let again: Vec<Message> = messages.into_iter().filter_map(|message| self.again(order, message)).collect();
+            events += again.len() as u64;
+            self.publish(again).await?;
         }
         self.metrics.replayed_events.increment(events);
         tracing::info!(events, "the journal was replayed");
-        // What is not closed in good order here is closed when it is dropped.
-        let _ = channel.close(200, "replayed".into()).await;
         Ok(())
     }
 
@@ -199,33 +157,7 @@ impl Replayer {
 }
 
 /// Tells whether a delivery comes from the journal.
-pub(super) fn is_replayed(properties: &BasicProperties) -> bool {
+pub(super) fn is_restored(properties: &BasicProperties) -> bool {
     let headers = properties.headers().as_ref();
     matches!(headers.and_then(|headers| headers.inner().get(REPLAYED)), Some(AMQPValue::Boolean(true)))
-}
-
-fn marks(delivery: &lapin::message::Delivery, marker: &str) -> bool {
-    let headers = delivery.properties.headers().as_ref();
-    match headers.and_then(|headers| headers.inner().get(MARKER)) {
-        Some(AMQPValue::LongString(text)) => text.as_bytes() == marker.as_bytes(),
-        Some(AMQPValue::ShortString(text)) => text.as_str() == marker,
-        Some(_) | None => false,
-    }
-}
-
-fn direct(queue: &str, headers: FieldTable, body: Vec<u8>) -> Message {
-    let properties = json_properties().with_headers(headers);
-    Message { exchange: String::new(), routing_key: queue.to_owned(), properties, body: body.into() }
-}
-
-async fn consume(channel: &Channel, queue: &str, prefetch: u16, arguments: FieldTable) -> Result<Consumer, Error> {
-    let failed = |error: lapin::Error| topology::unavailable(&error);
-    channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(failed)?;
-    let options = BasicConsumeOptions::default();
-    channel.basic_consume(queue.into(), "".into(), options, arguments).await.map_err(failed)
-}
-
-async fn acknowledge(channel: &Channel, tag: u64) -> Result<(), Error> {
-    let acknowledged = channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;
-    acknowledged.map_err(|error| topology::unavailable(&error))
 }

@@ -31,7 +31,6 @@ use crate::queue::{Delivery, Error, Payload, Reason, Settle};
 use super::Shared;
 use super::dead_letters;
 use super::pump::{Arrival, Pump, Settlement};
-use super::replay;
 
 /// Hands deliveries out.
 #[derive(Debug)]
@@ -75,7 +74,6 @@ impl crate::queue::Subscription for Subscription {
                 continue;
             }
             let redelivered = delivery_count(&delivery.properties);
-            let replayed = replay::is_replayed(&delivery.properties);
             let out = Out {
                 tag: delivery.delivery_tag,
                 redelivered,
@@ -87,8 +85,7 @@ impl crate::queue::Subscription for Subscription {
                 settled: false,
                 _permit: permit,
             };
-            let delivery = Delivery::new(payload, redelivered, Box::new(out));
-            return Some(if replayed { delivery.of_the_journal() } else { delivery });
+            return Some(Delivery::new(payload, redelivered, Box::new(out)));
         }
     }
 }

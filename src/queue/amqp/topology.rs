@@ -286,7 +286,8 @@ async fn passive(channel: &Channel, queue: &str) -> lapin::Result<u64> {
     Ok(found.message_count().into())
 }
 
-async fn count(channel: &Channel, queue: &str) -> Result<u64, Error> {
+/// Returns how many messages wait in a queue.
+pub(super) async fn count(channel: &Channel, queue: &str) -> Result<u64, Error> {
     passive(channel, queue).await.map_err(|error| unavailable(&error))
 }
 

@@ -7,10 +7,12 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
+use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Error};
 
+use super::journal::Page;
 use super::log::Change;
-use super::writer::{Answer, Command, Page};
+use super::writer::{self, Answer, Command};
 
 /// The longest wait for room among what waits, and for the writer's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,17 +53,31 @@ impl Commands {
     }
 
     /// Asks for events; the answer comes through the receiver, or never when the queue is closed.
-    pub(super) fn read(&self, from: u64, limit: usize) -> oneshot::Receiver<Result<Page, Error>> {
+    pub(super) fn read(&self, from: u64, limit: usize) -> oneshot::Receiver<Result<writer::Page, Error>> {
         let (answer, page) = oneshot::channel();
         let _ = self.sender.send(Command::Read(from, limit, answer));
         page
     }
 
-    /// Asks for the oldest dead letters.
-    pub(super) async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+    /// Asks for the oldest dead letters from a number on.
+    pub(super) async fn dead_letters(&self, from: u64, limit: usize) -> Result<Vec<DeadLetter>, Error> {
         let deadline = Instant::now() + PATIENCE;
         let permit = self.permit(1, deadline).await?;
-        self.ask(deadline, |answer| Command::DeadLetters(limit, answer, permit)).await
+        self.ask(deadline, |answer| Command::DeadLetters(from, limit, answer, permit)).await
+    }
+
+    /// Asks for a part of the journal.
+    pub(super) async fn journal(&self, from: u64, since: Timestamp, limit: usize) -> Result<Page, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        let permit = self.permit(1, deadline).await?;
+        self.ask(deadline, |answer| Command::Journal(from, since, limit, answer, permit)).await
+    }
+
+    /// Makes a change that an operator or a supervisor asks for; returns when it is done.
+    pub(super) async fn change(&self, change: Change) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        let permit = self.permit(1, deadline).await?;
+        self.ask(deadline, |answer| Command::Change(change, answer, Some(permit))).await
     }
 
     /// Answers if the file works.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::Timestamp;
+use crate::domain::{Again, Event, Timestamp};
 use crate::queue::{DeadLetter, Payload, Reason, Undecodable, wire};
 
 #[derive(Serialize, Deserialize)]
@@ -30,6 +31,13 @@ pub(super) fn write(wire: &[u8], reason: Reason, at: Timestamp) -> Vec<u8> {
     let letter = Form { reason: reason.as_str().to_owned(), at, length: wire.len(), sha256, event };
     // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
     serde_json::to_vec(&letter).expect("texts and numbers are JSON")
+}
+
+/// Returns the event of a dead letter as it is put back, if it is one.
+pub(super) fn redriven(bytes: &[u8]) -> Option<Bytes> {
+    let event = serde_json::from_slice::<Form<'_>>(bytes).ok()?.event?;
+    let event = wire::decode(event.get().as_bytes()).ok()?;
+    Some(wire::encode(&Event { again: Some(Again::Redriven), ..event }))
 }
 
 /// Reads a dead letter; what is none (a damaged file) is told of as such.

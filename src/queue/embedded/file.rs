@@ -8,7 +8,7 @@ use redb::{Database, DatabaseError, StorageError};
 
 use crate::queue::Error;
 
-use super::log::Log;
+use super::log::{Limits, Log};
 
 /// The name of the file in the configured directory.
 pub(super) const NAME: &str = "queue.redb";
@@ -20,7 +20,7 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 ///
 /// Every checksum is verified before anything is trusted, so that damage shows here and not in the
 /// middle of a delivery.
-pub(super) fn open(directory: &Path, max_bytes: u64) -> Result<Log, Error> {
+pub(super) fn open(directory: &Path, limits: Limits) -> Result<Log, Error> {
     let path = directory.join(NAME);
     let unusable = |problem: String| Error::Unavailable { reason: format!("{} {problem}", path.display()) };
     std::fs::create_dir_all(directory).map_err(|error| unusable(format!("has no directory: {error}")))?;
@@ -30,7 +30,7 @@ pub(super) fn open(directory: &Path, max_bytes: u64) -> Result<Log, Error> {
     let file = catch_unwind(AssertUnwindSafe(open))
         .map_err(|_| unusable(damaged("it makes no sense")))?
         .map_err(|error| unusable(problem(error)))?;
-    let log = Log::new(file, max_bytes).map_err(|error| unusable(format!("cannot be used: {error}")))?;
+    let log = Log::new(file, limits).map_err(|error| unusable(format!("cannot be used: {error}")))?;
     if made {
         sync_directories(directory).map_err(|error| unusable(format!("cannot be made durable: {error}")))?;
     }

@@ -16,7 +16,7 @@
 //! read    ──┘  (bounded)   (thread)   └── progress (watched) ── subscription ── deliveries
 //! ```
 //!
-//! `log` is the file, `writer` the one thread that owns it, `subscription` hands events out and takes
+//! `log` is the file and `tables` what stands in it, `journal` the part of it that keeps what was settled, `writer` the one thread that owns it, `subscription` hands events out and takes
 //! them back, `window` decides which. Events go out oldest first; one that came back rests for 100 ms,
 //! doubling to 5 s, while others go first. The file is locked: one process has it, and one
 //! subscription at a time; a new one takes over what an older one had out, whose `next` then
@@ -42,8 +42,10 @@
 mod commands;
 mod dead_letter;
 mod file;
+mod journal;
 mod log;
 mod subscription;
+mod tables;
 mod window;
 mod writer;
 
@@ -56,6 +58,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytesize::ByteSize;
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
@@ -64,15 +67,25 @@ use crate::clock::SharedClock;
 use crate::domain::{Event, Timestamp};
 use crate::shutdown::Shutdown;
 
-use super::{DeadLetter, Depth, Error, Publisher, Queue, Replay, Subscription, wire};
+use super::{
+    DeadLetter, DeadLetters, Depth, Error, Journal, MAX_SEARCHED, Payload, Publisher, Queue, Redriven, Restore,
+    Subscription, Which, wire,
+};
 
 use commands::Commands;
-use log::Held;
+use journal::Reading;
+use log::{Change, Held, Limits};
 use subscription::Shared;
 use writer::{Opener, Progress, Writer};
 
 /// The longest that [`Embedded::close`] waits for the file to be closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much older than the store's loss an event may be that was settled just before.
+const MARGIN_MILLIS: i64 = 60_000;
+
+/// How many dead letters are looked at in one go.
+const DEAD_LETTERS_PAGE: usize = 256;
 
 /// `[queue.embedded]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -83,6 +96,11 @@ pub struct Config {
     /// How many bytes of undelivered events and dead letters are kept before publishers are refused; the
     /// file is somewhat larger.
     pub max_bytes: ByteSize,
+    /// How many bytes of settled events are kept for a replay; the oldest go first.
+    pub journal_max_bytes: ByteSize,
+    /// For how long settled events are kept.
+    #[serde(with = "humantime_serde")]
+    pub journal_retention: Duration,
 }
 
 /// A durable log in a local file. See the module's head.
@@ -91,6 +109,7 @@ pub struct Embedded {
     commands: Commands,
     progress: watch::Receiver<Progress>,
     subscription: Mutex<Option<Arc<Shared>>>,
+    journal: journal::Limits,
 }
 
 impl Embedded {
@@ -102,11 +121,18 @@ impl Embedded {
     /// [`Error::Unavailable`], naming the path, when the directory cannot be made, another process has
     /// the file, the file is damaged, or the disk takes no writes.
     pub fn open(config: &Config, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
-        let (directory, max_bytes) = (config.path.clone(), config.max_bytes.as_u64());
-        Self::start(Box::new(move || file::open(&directory, max_bytes)), clock, shutdown)
+        let journal =
+            journal::Limits { max_bytes: config.journal_max_bytes.as_u64(), retention: config.journal_retention };
+        let (directory, limits) = (config.path.clone(), Limits { max_bytes: config.max_bytes.as_u64(), journal });
+        Self::start(Box::new(move || file::open(&directory, limits)), journal, clock, shutdown)
     }
 
-    fn start(opener: Opener, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
+    fn start(
+        opener: Opener,
+        journal: journal::Limits,
+        clock: SharedClock,
+        shutdown: &Shutdown,
+    ) -> Result<Arc<Self>, Error> {
         let log = opener()?;
         let (commands, receiver) = Commands::new();
         let (shown, progress) = watch::channel(Progress::default());
@@ -124,7 +150,7 @@ impl Embedded {
             // Nothing is ever sent: it ends when the thread drops its side.
             let _ = ended.await;
         });
-        Ok(Arc::new(Self { commands, progress, subscription: Mutex::new(None) }))
+        Ok(Arc::new(Self { commands, progress, subscription: Mutex::new(None), journal }))
     }
 
     /// Makes durable what was given so far, and closes the file; at most ten seconds long. Then every
@@ -139,6 +165,37 @@ impl Embedded {
             Ok(()) | Err(Error::Closed) => Ok(()),
             Err(error @ (Error::Unavailable { .. } | Error::Misconfigured { .. } | Error::Full { .. })) => Err(error),
         }
+    }
+}
+
+impl Embedded {
+    /// Finds dead letters among those that are there now, oldest first.
+    async fn find(&self, which: &Which) -> Result<Vec<Found>, Error> {
+        let mut left = usize::try_from(self.depth().await?.dead_letters).unwrap_or(usize::MAX);
+        if matches!(which, Which::These(_)) {
+            left = left.min(MAX_SEARCHED);
+        }
+        let (mut found, mut from) = (Vec::new(), 0);
+        while left > 0 {
+            let letters = self.commands.dead_letters(from, left.min(DEAD_LETTERS_PAGE)).await?;
+            let Some(last) = letters.last() else { break };
+            // Its id is its number.
+            from = last.id.parse::<u64>().unwrap_or(u64::MAX).saturating_add(1);
+            left -= letters.len();
+            found.extend(letters.iter().filter(|letter| which.holds(&letter.id)).filter_map(|letter| {
+                let is_event = matches!(letter.payload, Payload::Event(_));
+                Some(Found { number: letter.id.parse().ok()?, is_event })
+            }));
+        }
+        Ok(found)
+    }
+
+    /// Makes a change of each; many share one fsync.
+    async fn change(&self, found: &[Found], change: impl Fn(u64) -> Change) -> Result<(), Error> {
+        for chunk in found.chunks(DEAD_LETTERS_PAGE) {
+            try_join_all(chunk.iter().map(|found| self.commands.change(change(found.number)))).await?;
+        }
+        Ok(())
     }
 }
 
@@ -179,11 +236,44 @@ impl Queue for Embedded {
         Ok(Depth { events, bytes: Some(bytes), dead_letters })
     }
 
-    async fn replay(&self, _since: Timestamp) -> Result<Replay, Error> {
-        Ok(Replay::NoJournal)
+    async fn restore(&self, since: Timestamp) -> Result<Restore, Error> {
+        if !self.journal.is_kept() {
+            return Ok(Restore::NoJournal);
+        }
+        let since = Timestamp::from_millis(since.as_millis().saturating_sub(MARGIN_MILLIS));
+        self.commands.change(Change::Restore(since)).await?;
+        Ok(Restore::Ordered)
     }
 
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        self.commands.dead_letters(limit).await
+    async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
+        self.progress.has_changed().map_err(|_| Error::Closed)?;
+        let end = self.progress.borrow().next;
+        let reading = || -> Box<dyn Journal> { Box::new(Reading::new(self.commands.clone(), since, end)) };
+        Ok(self.journal.is_kept().then(reading))
     }
+}
+
+#[async_trait]
+impl DeadLetters for Embedded {
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        self.commands.dead_letters(0, limit).await
+    }
+
+    async fn redrive(&self, which: &Which) -> Result<Redriven, Error> {
+        let (events, others): (Vec<_>, Vec<_>) = self.find(which).await?.into_iter().partition(|found| found.is_event);
+        self.change(&events, Change::Redrive).await?;
+        Ok(Redriven { events: events.len() as u64, kept: others.len() as u64 })
+    }
+
+    async fn purge(&self, which: &Which) -> Result<u64, Error> {
+        let found = self.find(which).await?;
+        self.change(&found, Change::Purge).await?;
+        Ok(found.len() as u64)
+    }
+}
+
+/// A dead letter that is meant.
+struct Found {
+    number: u64,
+    is_event: bool,
 }

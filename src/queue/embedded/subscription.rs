@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::queue::{Delivery, Error, Payload, Reason, Settle, wire};
 
 use super::commands::Commands;
-use super::log::{Change, Entry};
+use super::log::{Change, Entry, Handing};
 use super::window::{Step, Window};
 use super::writer::{Page, Progress, REOPEN_AFTER};
 
@@ -83,7 +83,11 @@ impl Subscription {
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
         let redelivered = entry.returns;
-        let out = Out { entry: Some(entry), shared: self.shared.clone(), commands: self.commands.clone() };
+        let handing = match &payload {
+            Payload::Event(event) if event.again.is_none() => Handing::First,
+            Payload::Event(_) | Payload::Undecodable(_) => Handing::Again,
+        };
+        let out = Out { entry: Some(entry), handing, shared: self.shared.clone(), commands: self.commands.clone() };
         Delivery::new(payload, redelivered, Box::new(out))
     }
 
@@ -171,6 +175,7 @@ impl Drop for Subscription {
 struct Out {
     /// Taken out when it is settled.
     entry: Option<Entry>,
+    handing: Handing,
     shared: Arc<Shared>,
     commands: Commands,
 }
@@ -201,7 +206,8 @@ impl Drop for Out {
 #[async_trait]
 impl Settle for Out {
     async fn ack(self: Box<Self>) -> Result<(), Error> {
-        self.settle(Change::Remove).await
+        let handing = self.handing;
+        self.settle(|seq| Change::Settle(seq, handing)).await
     }
 
     async fn retry(self: Box<Self>) -> Result<(), Error> {

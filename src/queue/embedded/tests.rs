@@ -15,11 +15,14 @@ use crate::clock::ManualClock;
 use crate::domain::{Digest, Kind, Shape, Stamps, Timestamp};
 use crate::queue::{Delivery, Payload, Reason};
 
-use super::log::{DEAD_LETTERS, Log, RETURNS};
+use super::log::Log;
+use super::tables::{DEAD_LETTERS, RETURNS};
 use super::*;
 
 const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_500);
 const PATIENCE: Duration = Duration::from_secs(30);
+const HOUR: Duration = Duration::from_secs(3_600);
+const LIMITS: Limits = Limits { max_bytes: 1 << 30, journal: journal::Limits { max_bytes: 1 << 20, retention: HOUR } };
 
 /// A disk that can be made to fail, and that counts what is asked of it.
 #[derive(Debug, Default)]
@@ -82,13 +85,14 @@ fn open_on(disk: &Arc<Disk>, directory: &Path) -> Arc<Embedded> {
         let file = DiskFile { disk: disk.clone(), file: FileBackend::new(file).unwrap() };
         let unavailable = |error: String| Error::Unavailable { reason: error };
         let file = Database::builder().create_with_backend(file).map_err(|error| unavailable(error.to_string()))?;
-        Log::new(file, 1 << 30).map_err(|error| unavailable(error.to_string()))
+        Log::new(file, LIMITS).map_err(|error| unavailable(error.to_string()))
     };
-    Embedded::start(Box::new(opener), ManualClock::at(NOW), &Shutdown::default()).unwrap()
+    Embedded::start(Box::new(opener), LIMITS.journal, ManualClock::at(NOW), &Shutdown::default()).unwrap()
 }
 
 fn config(directory: &Path) -> Config {
-    Config { path: directory.to_owned(), max_bytes: ByteSize::gib(1) }
+    let (max_bytes, journal_max_bytes) = (ByteSize::gib(1), ByteSize::mib(1));
+    Config { path: directory.to_owned(), max_bytes, journal_max_bytes, journal_retention: HOUR }
 }
 
 fn open(directory: &Path) -> Result<Arc<Embedded>, Error> {
@@ -107,6 +111,7 @@ fn event(id: impl std::fmt::Display) -> Event {
         shape: Shape::Flat,
         traceparent: None,
         force: false,
+        again: None,
     }
 }
 
@@ -300,7 +305,7 @@ async fn dead_letters_tell_the_reason_and_the_event_but_no_undecodable_bytes() {
 async fn dead_letters_take_room_and_are_never_refused_it() {
     let directory = tempfile::tempdir().unwrap();
     let size = wire::encode(&event(1)).len() as u64;
-    let config = Config { path: directory.path().to_owned(), max_bytes: ByteSize(size * 2) };
+    let config = Config { max_bytes: ByteSize(size * 2), ..config(directory.path()) };
     let queue = Embedded::open(&config, ManualClock::at(NOW), &Shutdown::default()).unwrap();
     queue.publish(&[event(1), event(2)]).await.unwrap();
     let mut subscription = queue.subscribe(1).await.unwrap();

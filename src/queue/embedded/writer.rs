@@ -30,8 +30,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
+use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Error};
 
+use super::journal;
 use super::log::{Change, Entry, Held, Log};
 
 /// How many commands share one transaction at most.
@@ -53,8 +55,10 @@ pub(super) enum Command {
     Change(Change, Answer<()>, Option<OwnedSemaphorePermit>),
     /// Reads the oldest events at or after a position, at most so many.
     Read(u64, usize, Answer<Page>),
-    /// Reads the oldest dead letters, at most so many.
-    DeadLetters(usize, Answer<Vec<DeadLetter>>, OwnedSemaphorePermit),
+    /// Reads the oldest events from a position on, settled (since a time) or not, at most so many.
+    Journal(u64, Timestamp, usize, Answer<journal::Page>, OwnedSemaphorePermit),
+    /// Reads the oldest dead letters from a number on, at most so many.
+    DeadLetters(u64, usize, Answer<Vec<DeadLetter>>, OwnedSemaphorePermit),
     /// Answers if the file works; where the last write failed, by writing again.
     Ping(Answer<()>, Option<OwnedSemaphorePermit>),
     /// Ends the writer; answered when the file is closed.
@@ -160,8 +164,11 @@ impl Writer {
             match command {
                 Command::Change(change, answer, permit) => changes.push((change, answer, permit)),
                 Command::Read(from, limit, answer) => reads.push((from, limit, answer)),
-                Command::DeadLetters(limit, answer, _permit) => {
-                    let _ = answer.send(self.with_log(|log| log.dead_letters(limit)));
+                Command::Journal(from, since, limit, answer, _permit) => {
+                    let _ = answer.send(self.with_log(|log| log.journal(from, since, limit)));
+                }
+                Command::DeadLetters(from, limit, answer, _permit) => {
+                    let _ = answer.send(self.with_log(|log| log.dead_letters(from, limit)));
                 }
                 Command::Ping(answer, permit) => pings.push((answer, permit)),
                 Command::Close(answer) => closing.push(answer),

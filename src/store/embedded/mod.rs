@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::clock::SharedClock;
 use crate::domain::{Digest, Key, Timestamp};
-use crate::store::fence::{Fence, Newest, Place, raise};
+use crate::store::fence::{Fence, Newest, Place, raise, repeat};
 use crate::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased,
     Lifetimes, Lineage, Record, Store, Token, Tombstone,
@@ -195,7 +195,12 @@ impl Embedded {
             Some(Entry::Tombstone(tombstone)) => Some(tombstone.at),
             Some(Entry::Record(_) | Entry::Leased(_) | Entry::Corrupt(_)) | None => None,
         };
-        let raised = raise(known.as_ref().map(|kept| &kept.value), tombstone, change, now);
+        let of = change.of.map(|of| (key.clone(), of));
+        let is_remembered = of.as_ref().is_some_and(|of| live(&self.seen, of, now).is_some());
+        let raised = match known.as_ref().filter(|_| is_remembered) {
+            Some(fence) => repeat(&fence.value, change),
+            None => raise(known.as_ref().map(|kept| &kept.value), tombstone, change, now),
+        };
         // The fence first, then K, then the mark: under the stripe nobody sees one without the others.
         let life = known.map_or(Duration::ZERO, |kept| kept.remaining(now)).max(self.lifetimes.fence());
         self.fences.insert(key.clone(), Kept::new(raised.fence, now, life));
@@ -208,7 +213,9 @@ impl Embedded {
                 self.place(key, Entry::Tombstone(tombstone), now, self.lifetimes.tombstone_ttl);
             }
         }
-        self.seen.insert(mark, Kept::new((), now, self.lifetimes.dedup_window));
+        for mark in of.into_iter().chain([mark]) {
+            self.seen.insert(mark, Kept::new((), now, self.lifetimes.dedup_window));
+        }
         self.stripe(key).changed.notify_waiters();
         if raised.outrun {
             return Applied::Outrun;

@@ -164,6 +164,19 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
     }
 }
 
+/// Says what a replay does at K of an event whose announcement `fence` holds already: the fence stays as it is (raised
+/// again by the same `modified` it would doubt itself), and K is evicted, or has its tombstone, as the fence says.
+#[must_use]
+pub fn repeat(fence: &Fence, change: &Change) -> Raised {
+    let place = match (fence.newest, what_it_does(change.kind)) {
+        (Newest::Deletion, Newest::Deletion) => Place::Bury(fence.at),
+        (Newest::Deletion, _) => Place::KeepTombstone,
+        (Newest::Update | Newest::Creation | Newest::Contested, _) => Place::Clear,
+    };
+    let outrun = change.stamps.at.zip(fence.at).is_some_and(|(at, newest)| at.compare(newest) == Ordering::Less);
+    Raised { fence: fence.clone(), place, outrun }
+}
+
 fn first(change: &Change, now: Timestamp) -> Raised {
     let does = what_it_does(change.kind);
     // A replayed deletion that finds no fence may be older than a re-creation nobody remembers.

@@ -114,7 +114,8 @@ impl Redis {
     async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
         let names = Names::of(key);
         let call = |mut cmd: Cmd| {
-            cmd.arg(4).arg(names.key).arg(&names.fence).arg(&names.lock).arg(names.seen(change.event));
+            cmd.arg(4 + usize::from(change.of.is_some())).arg(names.key).arg(&names.fence).arg(&names.lock);
+            cmd.arg(names.seen(change.event)).arg(change.of.map(|of| names.seen(of)));
             self.argue_change(&mut cmd, change);
             cmd.arg(self.channel);
             cmd

@@ -1,10 +1,11 @@
 //! The steps of the protocol that touch more than one key: one script each, in one hash slot.
 //!
-//! `apply` mirrors [`raise`](crate::store::fence::raise) line by line; the contract suite and a test of
+//! `apply` mirrors [`raise`](crate::store::fence::raise) and [`repeat`](crate::store::fence::repeat) line by line; the contract suite and a test of
 //! random histories compare the two. Scripts never read a clock: times come as arguments. What they keep
 //! beside K is told in `record.rs`.
 //!
-//! KEYS are always K, `fence:{K}`, `lock:{K}` and, for `apply`, the event's `seen:{K}:…`.
+//! KEYS are always K, `fence:{K}`, `lock:{K}` and, for `apply`, the event's `seen:{K}:…`, and of a replay also that of
+//! the event itself.
 
 use std::sync::LazyLock;
 
@@ -185,7 +186,7 @@ return 1
     ])
 });
 
-/// KEYS[4] is the event's mark. ARGV: what the event does (`U`, `C`, `D`), its `modified`, its `at` and
+/// KEYS[4] is the event's mark, KEYS[5] that of the event whose replay it is. ARGV: what the event does (`U`, `C`, `D`), its `modified`, its `at` and
 /// precision, forced, replayed, lacks a `modified` that it should have, now, the lifetimes of fence,
 /// tombstone and mark in ms, a token for a tombstone, whether a duplicate writes (for `WAIT`).
 pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| {
@@ -224,13 +225,18 @@ end
 local v = redis.call('GETRANGE', K, 0, 99)
 local stood = kind(v)
 local known = read_fence()
+local fenced = known ~= nil
 if not known and stood == 'T' then
   local tat, tap = string.match(string.sub(v, 19), '^([^|]*)|([^|]*)|')
   known = { at = tonumber(tat), ap = tap, newest = 'D', doubt = true, unstamped = true, raised = now }
 end
 
 local raised, place, outrun = nil, 'clear', false
-if not known then
+if KEYS[5] and fenced and redis.call('EXISTS', KEYS[5]) == 1 then
+  raised = known
+  outrun = at and known.at and compare(at, ap, known.at, known.ap) == -1
+  if known.newest == 'D' then place = does == 'D' and 'bury' or 'keep' end
+elseif not known then
   local buries = does == 'D' and not replayed
   if buries then place = 'bury' end
   raised = { m = m, at = at, ap = ap, newest = (does == 'D' and not buries) and 'X' or does,
@@ -269,6 +275,7 @@ elseif place == 'clear' or stood ~= 'T' then
   redis.call('DEL', K)
 end
 redis.call('SET', KEYS[4], '1', 'PX', dedup)
+if KEYS[5] then redis.call('SET', KEYS[5], '1', 'PX', dedup) end
 if stood == 'L' or had_lock == 1 then announce() end
 if outrun then return 'outrun' end
 return (stood and stood ~= 'L') and 'applied' or 'absent'

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Stamps, Timestamp};
-use profile_edge::store::fence::{Fence, Newest, Place, raise};
+use profile_edge::store::fence::{Fence, Newest, Place, raise, repeat};
 use profile_edge::store::{Applied, Base, Change, Content, Entry, Filled, Lease, LeaseAnswer, Record, Token};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -63,9 +63,11 @@ fn change() -> impl Strategy<Value = Change> {
     }));
     let modified = proptest::option::of((0..4i64).prop_map(Modified::from_millis));
     let kind = proptest::sample::select(&Kind::ALL[..]);
-    (0..10u8, kind, at, modified, any::<bool>(), 0..8u8).prop_map(|(event, kind, at, modified, replayed, force)| {
-        let event = Digest::from_bytes([event; 16]);
-        Change { event, kind, stamps: Stamps { modified, at }, replayed, force: force == 0 }
+    let marks = (0..10u8, proptest::option::weighted(0.2, 0..10u8));
+    (marks, kind, at, modified, any::<bool>(), 0..8u8).prop_map(|(marks, kind, at, modified, replayed, force)| {
+        let digest = |number| Digest::from_bytes([number; 16]);
+        let (event, of) = (digest(marks.0), marks.1.map(digest));
+        Change { event, of, kind, stamps: Stamps { modified, at }, replayed, force: force == 0 }
     })
 }
 
@@ -174,7 +176,11 @@ impl Reference {
             Some(Stands::Tombstone(at, _)) => Some(at),
             Some(Stands::Record(_) | Stands::Lease(_)) | None => None,
         };
-        let raised = raise(self.fence.as_ref().map(|(fence, _)| fence), tombstone, change, self.now);
+        let is_remembered = change.of.is_some_and(|of| self.seen.contains_key(of.as_bytes()));
+        let raised = match self.fence.as_ref().filter(|_| is_remembered) {
+            Some((fence, _)) => repeat(fence, change),
+            None => raise(self.fence.as_ref().map(|(fence, _)| fence), tombstone, change, self.now),
+        };
         let end = self.now.plus(LIFETIMES.fence());
         let end = self.fence.as_ref().map_or(end, |(_, earlier)| end.max(*earlier));
         self.fence = Some((raised.fence, end));
@@ -187,7 +193,9 @@ impl Reference {
                 self.stands = Some((Stands::Tombstone(at, self.now), end));
             }
         }
-        self.seen.insert(*change.event.as_bytes(), self.now.plus(LIFETIMES.dedup_window));
+        for mark in change.of.iter().chain([&change.event]) {
+            self.seen.insert(*mark.as_bytes(), self.now.plus(LIFETIMES.dedup_window));
+        }
         if raised.outrun {
             return Applied::Outrun;
         }

@@ -1,5 +1,6 @@
 //! One contract suite per port, run on every adapter.
 
+mod again;
 mod histories;
 mod queue;
 mod rabbit;

@@ -47,7 +47,7 @@ pub(super) trait Fixture: Send + Sync + Sized {
     async fn inject(&self, bytes: &[u8]);
 }
 
-struct Embedded {
+pub(super) struct Embedded {
     directory: TempDir,
 }
 
@@ -78,7 +78,7 @@ impl Fixture for Embedded {
 
 async fn open_embedded(path: &Path, max_bytes: u64) -> Opened {
     let mut config = config::from_toml("").unwrap().config.queue;
-    config.embedded = embedded::Config { path: PathBuf::from(path), max_bytes: ByteSize(max_bytes) };
+    config.embedded = embedded::Config { path: PathBuf::from(path), max_bytes: ByteSize(max_bytes), ..config.embedded };
     open(&config).await
 }
 
@@ -132,7 +132,7 @@ queue_contract!(
     rabbitmq_on_three_nodes: crate::contract::rabbit::OnThreeNodes
 );
 
-fn event(id: impl std::fmt::Display) -> Event {
+pub(super) fn event(id: impl std::fmt::Display) -> Event {
     Event {
         id: id.to_string().parse().unwrap(),
         identity: Digest::from_bytes([7; 16]),
@@ -144,10 +144,11 @@ fn event(id: impl std::fmt::Display) -> Event {
         shape: Shape::Flat,
         traceparent: None,
         force: false,
+        again: None,
     }
 }
 
-fn events(ids: impl IntoIterator<Item = u32>) -> Vec<Event> {
+pub(super) fn events(ids: impl IntoIterator<Item = u32>) -> Vec<Event> {
     ids.into_iter().map(event).collect()
 }
 
@@ -158,16 +159,16 @@ fn id(delivery: &Delivery) -> String {
     }
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("took too long")
 }
 
-async fn take(subscription: &mut Box<dyn Subscription>) -> Delivery {
+pub(super) async fn take(subscription: &mut Box<dyn Subscription>) -> Delivery {
     soon(subscription.next()).await.expect("the queue is open")
 }
 
 /// Waits until the queue holds so many events and dead letters: a broker counts a little later.
-async fn holds(opened: &Opened, events: u64, dead_letters: u64) {
+pub(super) async fn holds(opened: &Opened, events: u64, dead_letters: u64) {
     let what = format!("{events} events and {dead_letters} dead letters");
     eventually(&what, || async {
         let depth = opened.queue.depth().await.unwrap();
@@ -176,7 +177,7 @@ async fn holds(opened: &Opened, events: u64, dead_letters: u64) {
     .await;
 }
 
-async fn take_ids(subscription: &mut Box<dyn Subscription>, count: usize) -> (Vec<String>, Vec<Delivery>) {
+pub(super) async fn take_ids(subscription: &mut Box<dyn Subscription>, count: usize) -> (Vec<String>, Vec<Delivery>) {
     let (mut ids, mut deliveries) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let delivery = take(subscription).await;
@@ -333,7 +334,7 @@ mod cases {
         holds(&opened, 1, 1).await;
         let mut subscription = opened.queue.subscribe(2).await.unwrap();
         assert_eq!(id(&take(&mut subscription).await), "1");
-        let letters = opened.queue.dead_letters(10).await.unwrap();
+        let letters = opened.dead_letters.list(10).await.unwrap();
         assert_eq!(letters.len(), 1);
         assert_eq!(letters[0].reason, "redelivered-too-often");
         assert!(letters[0].since.is_some() && !letters[0].id.is_empty());
@@ -376,7 +377,7 @@ mod cases {
         seen.sort_unstable();
         assert_eq!(seen, expected);
         holds(&opened, 0, 2).await;
-        let letters = opened.queue.dead_letters(10).await.unwrap();
+        let letters = opened.dead_letters.list(10).await.unwrap();
         let mut kept: Vec<_> = letters.iter().filter_map(|letter| told(&letter.payload)).collect();
         kept.sort_unstable_by_key(|(length, _)| *length);
         assert_eq!(kept.iter().map(|(length, reason)| (*length, reason.as_str())).collect::<Vec<_>>(), expected);

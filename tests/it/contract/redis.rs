@@ -132,9 +132,11 @@ fn any_change(random: &mut StdRng) -> Change {
         At::new(if precision == Precision::Seconds { millis / 1_000 * 1_000 } else { millis }, precision)
     });
     let modified = random.random_bool(0.6).then(|| Modified::from_millis(random.random_range(0..4)));
+    let digest = |number: u8| Digest::from_bytes([number; 16]);
     Change {
-        // A few events come twice.
-        event: Digest::from_bytes([random.random_range(0..12); 16]),
+        // A few events come twice, and a few are replays of others.
+        event: digest(random.random_range(0..12)),
+        of: random.random_bool(0.2).then(|| digest(random.random_range(0..12))),
         kind,
         stamps: Stamps { modified, at },
         replayed: random.random_bool(0.2),

@@ -14,7 +14,7 @@ use profile_edge::domain::{
     At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Stamps, Timestamp,
 };
 use profile_edge::store::embedded::{self, Embedded};
-use profile_edge::store::fence::Settlement;
+use profile_edge::store::fence::{Fence, Settlement};
 use profile_edge::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Found, Inspect, Lease, LeaseAnswer, Lifetimes, Record, Store,
     Token,
@@ -159,6 +159,10 @@ impl<F: Fixture> Case<F> {
         }
     }
 
+    async fn fence(&self) -> Option<Fence> {
+        self.fixture.inspect().inspect(&self.key).await.unwrap().fence
+    }
+
     async fn is_tombstone(&self) -> bool {
         matches!(self.get().await, Some(Entry::Tombstone(_)))
     }
@@ -190,7 +194,7 @@ fn granted(answer: LeaseAnswer) -> Lease {
 
 fn event(kind: Kind) -> Change {
     let event = Digest::from_bytes(rand::random());
-    Change { event, kind, stamps: Stamps::default(), replayed: false, force: false }
+    Change { event, of: None, kind, stamps: Stamps::default(), replayed: false, force: false }
 }
 
 fn at(kind: Kind, millis: i64) -> Change {
@@ -249,6 +253,8 @@ store_contract!(
     without_any_time_a_creation_removes_a_tombstone_and_an_update_does_not,
     force_removes_a_tombstone,
     a_replayed_deletion_without_a_fence_evicts_and_does_not_bury,
+    a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt,
+    a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one,
     an_evicted_tombstone_is_put_back,
     a_verified_profile_replaces_that_very_tombstone_and_it_does_not_come_back,
     a_verification_is_refused_after_another_event,
@@ -485,6 +491,38 @@ async fn force_removes_a_tombstone<F: Fixture>(case: Case<F>) {
 async fn a_replayed_deletion_without_a_fence_evicts_and_does_not_bury<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
     case.apply(Change { replayed: true, ..at(Kind::Deleted, 10) }).await;
+    assert!(case.get().await.is_none());
+    case.filled("{}").await;
+}
+
+async fn a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt<F: Fixture>(case: Case<F>) {
+    let change = modified(Kind::Updated, 2_000);
+    case.apply(change).await;
+    case.filled("{}").await;
+    let before = case.fence().await;
+    let replay = Change { event: event(Kind::Updated).event, of: Some(change.event), replayed: true, ..change };
+    assert_eq!(case.apply(replay).await, applied(true));
+    assert!(case.get().await.is_none());
+    assert_eq!(case.fence().await, before);
+    case.filled("{}").await;
+    assert_eq!(case.apply(replay).await, Applied::Duplicate);
+    assert_eq!(case.body().await.as_deref(), Some("{}"));
+}
+
+async fn a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one<F: Fixture>(case: Case<F>) {
+    // Without any time only the order of arrival tells that the deletion was the later.
+    let (created, deleted) = (event(Kind::Created), event(Kind::Deleted));
+    let replay = |of: Change| Change { event: event(of.kind).event, of: Some(of.event), replayed: true, ..of };
+    case.apply(created).await;
+    case.apply(deleted).await;
+    case.apply(replay(created)).await;
+    assert!(case.is_tombstone().await);
+    case.fixture.evict(&case.key).await;
+    case.apply(replay(deleted)).await;
+    assert!(case.is_tombstone().await);
+    let again = event(Kind::Created);
+    case.apply(again).await;
+    case.apply(replay(deleted)).await;
     assert!(case.get().await.is_none());
     case.filled("{}").await;
 }

@@ -296,14 +296,14 @@ impl<'a> World<'a> {
             }
             let event = event(number, &planned.customers, planned.kind, planned.at);
             if planned.crashes {
-                let mut first = Box::pin(consumer::apply(store.as_ref(), &event, false));
+                let mut first = Box::pin(consumer::apply(store.as_ref(), &event));
                 // It comes as far as its second key, and is gone.
                 let stopped = async {
                     gates.pass(actor, "crash").await;
                 };
                 tokio::select! { biased; _ = &mut first => {}, () = stopped => {} }
             }
-            consumer::apply(store.as_ref(), &event, false).await.unwrap();
+            consumer::apply(store.as_ref(), &event).await.unwrap();
             let now = gates.tick();
             applied.lock().insert(number, now);
         })
@@ -366,5 +366,6 @@ fn event(number: usize, customers: &[&str], kind: Kind, at: i64) -> Event {
         shape: Shape::Flat,
         traceparent: None,
         force: false,
+        again: None,
     }
 }

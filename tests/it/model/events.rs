@@ -68,17 +68,33 @@ fn is_replicated(run: &Run<'_>, event: u8, duplicate: bool) -> bool {
     !waits || run.setup.effective(&run.from.replica) >> event & 1 == 1
 }
 
-fn is_replayed(run: &Run<'_>, place: usize) -> bool {
-    run.from.deliveries[place].replayed || run.setup.deliveries[place] & REDRIVEN != 0
+/// Why an event is delivered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Announced,
+    /// The journal gives back what a store may have lost: a duplicate where it has not.
+    Restored,
+    /// An operator wants its effect once more.
+    Replayed,
 }
 
-fn mark(event: u8, replayed: bool) -> u8 {
-    1 << (event + if replayed { 4 } else { 0 })
+fn cause(run: &Run<'_>, place: usize) -> Cause {
+    if run.setup.deliveries[place] & REDRIVEN != 0 {
+        Cause::Replayed
+    } else if run.from.deliveries[place].replayed {
+        Cause::Restored
+    } else {
+        Cause::Announced
+    }
+}
+
+fn mark(event: u8, cause: Cause) -> u8 {
+    1 << (event + if cause == Cause::Replayed { 4 } else { 0 })
 }
 
 fn half(run: &mut Run<'_>, place: usize, event: u8, key: u8) {
     let deletes = run.is_without(Without::FenceBeforeDelete);
-    let mark = mark(event, is_replayed(run, place));
+    let mark = mark(event, cause(run, place));
     let duplicate = run.from.store[usize::from(key)].seen & mark != 0;
     run.change(Step::HalfApply { delivery: place, key }, |state| {
         let (slot, delivery) = (&mut state.store[usize::from(key)], &mut state.deliveries[place]);
@@ -97,9 +113,9 @@ fn half(run: &mut Run<'_>, place: usize, event: u8, key: u8) {
 
 fn visit(run: &mut Run<'_>, place: usize, event: u8, key: u8) {
     let mut state = *run.from;
-    let replayed = is_replayed(run, place);
+    let cause = cause(run, place);
     let draw = state.draw();
-    let duplicate = apply(run.setup, &mut state.store[usize::from(key)], event, replayed, key, draw);
+    let duplicate = apply(run.setup, &mut state.store[usize::from(key)], event, cause, key, draw);
     let delivery = &mut state.deliveries[place];
     delivery.duplicate = duplicate && (delivery.visited == 0 || delivery.duplicate);
     delivery.visited |= 1 << key;
@@ -112,9 +128,9 @@ fn visit(run: &mut Run<'_>, place: usize, event: u8, key: u8) {
 }
 
 /// Applies an event at a key, in one step: the fence, K, the mark. Answers whether it is a duplicate.
-fn apply(setup: &Setup, slot: &mut Slot, event: u8, replayed: bool, key: u8, draw: Token) -> bool {
-    let without = setup.without;
-    let mark = mark(event, replayed);
+fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw: Token) -> bool {
+    let (without, replayed) = (setup.without, cause != Cause::Announced);
+    let mark = mark(event, cause);
     if slot.seen & mark != 0 && without != Without::EffectBeforeMark {
         return true;
     }
@@ -125,7 +141,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, replayed: bool, key: u8, dra
     let bit: Events = 1 << event;
     let forgotten = slot.fence.is_none() && !matches!(slot.entry, Entry::Tombstone { .. });
     let before = slot.fence;
-    let effect = effect(setup, slot, event, replayed);
+    let effect = effect(setup, slot, event, cause);
     slot.fence = Some(effect.fence);
     if !matches!(without, Without::Lock | Without::TokenOfTheBase | Without::VeryTombstone) {
         slot.lock = Token::NONE;
@@ -149,7 +165,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, replayed: bool, key: u8, dra
         }
     }
     if without != Without::Dedup {
-        slot.seen |= mark;
+        slot.seen |= mark | self::mark(event, Cause::Announced);
     }
     slot.applied |= bit;
     // A replayed deletion that finds nothing, or doubt, invalidates and does not bury: it binds nobody.
@@ -168,7 +184,7 @@ struct Effect {
 }
 
 /// Raises the fence by the function that the stores use, less the rule that is taken away.
-fn effect(setup: &Setup, slot: &Slot, event: u8, replayed: bool) -> Effect {
+fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
     let happening = setup.history[usize::from(event)];
     let without = setup.without;
     let known = slot.fence.map(|fence| fence.as_in_the_store());
@@ -185,13 +201,21 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, replayed: bool) -> Effect {
     }
     let change = Change {
         event: Digest::from_bytes([0; 16]),
+        of: None,
         kind: happening.kind,
         stamps,
-        replayed: replayed && without != Without::ReplayDoesNotBury,
+        replayed: cause != Cause::Announced && without != Without::ReplayDoesNotBury,
         force: false,
     };
-    let mut raised = raise(known.as_ref(), tombstone, &change, NOW);
-    remove_rule(without, slot.fence, &change, &mut raised);
+    let is_remembered = cause == Cause::Replayed && slot.seen & mark(event, Cause::Announced) != 0;
+    let raised = match known.as_ref().filter(|_| is_remembered) {
+        Some(known) => fence::repeat(known, &change),
+        None => {
+            let mut raised = raise(known.as_ref(), tombstone, &change, NOW);
+            remove_rule(without, slot.fence, &change, &mut raised);
+            raised
+        }
+    };
     let before = match (slot.fence, slot.entry) {
         (Some(fence), _) => fence.deletion,
         (None, Entry::Tombstone { deletion, .. }) => deletion,

@@ -4,40 +4,39 @@
 //! unless the listener is bound to loopback. What an operator does is recorded in the audit, and so is who was turned
 //! away; where everything must be recorded and nothing can be, commands are refused.
 
+mod commands;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::{Path, RawQuery, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use axum::{Json, body::Body};
+use axum::{Json, Router};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::audit::{Audit, Operation, Record};
-use crate::domain::{CustomerId, Digest, EventId, TenantId};
+use crate::domain::{CustomerId, Digest, EventId, ReplayId, TenantId};
 use crate::metrics::{Door, Metrics};
-use crate::operate::actions::{self, Actions, MAX_DEAD_LETTERS};
+use crate::operate::actions::{self, Actions};
+use crate::operate::replay::Replays;
 use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
 
 use super::error::Problem;
 use super::front::REQUEST_ID;
-use super::{body, json};
-
-/// The largest body of an operator's command, in bytes.
-const MAX_BODY: usize = 64 * 1024;
 
 /// What the admin listener works with.
 #[derive(Debug)]
 pub struct Ops {
     /// The operators' commands.
     pub actions: Actions,
+    /// Replays.
+    pub replays: Replays,
     /// Where they are recorded.
     pub audit: Audit,
     /// What `/readyz` tells.
@@ -58,22 +57,16 @@ struct ReadyBody {
     reasons: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Target {
-    tenant_id: String,
-    customer_id: String,
-    #[serde(default)]
-    force: bool,
-}
-
 /// Makes the routes.
 pub fn routes(ops: Arc<Ops>) -> Router {
     let guarded = Router::new()
-        .route("/admin/inspect", post(inspect))
-        .route("/admin/invalidate", post(invalidate))
-        .route("/admin/dead-letters", get(dead_letters))
-        .route("/admin/dead-letters/{id}", get(dead_letter))
+        .route("/admin/inspect", post(commands::inspect))
+        .route("/admin/invalidate", post(commands::invalidate))
+        .route("/admin/dead-letters", get(commands::dead_letters))
+        .route("/admin/dead-letters/{id}", get(commands::dead_letter))
+        .route("/admin/dead-letters/redrive", post(commands::redrive))
+        .route("/admin/dead-letters/purge", post(commands::purge))
+        .route("/admin/replay", post(commands::replay))
         .route("/", any(async || Problem::no_such_route()))
         .route("/{*rest}", any(async || Problem::no_such_route()))
         .layer(middleware::from_fn_with_state(Arc::clone(&ops), guard));
@@ -104,49 +97,19 @@ async fn ready(State(ops): State<Arc<Ops>>) -> Response {
     (code, Json(ReadyBody { status, degraded, reasons })).into_response()
 }
 
-async fn inspect(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Problem> {
-    let target = target(&headers, body).await?;
-    let (tenant, customer) = parse(&target)?;
-    let about = About::customer(&ops, &tenant, &customer);
-    ops.perform(&headers, "inspect", about, ops.actions.inspect(&tenant, &customer), |_| None).await.map(Json)
-}
-
-async fn invalidate(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let target = target(&headers, body).await?;
-    let (tenant, customer) = parse(&target)?;
-    let about = About::customer(&ops, &tenant, &customer);
-    let action = ops.actions.invalidate(&tenant, &customer, target.force);
-    let event = ops.perform(&headers, "invalidate", about, action, |id| Some(id.clone())).await?;
-    let answer = json!({ "status": "queued", "eventId": event.as_str() });
-    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
-}
-
-async fn dead_letters(
-    State(ops): State<Arc<Ops>>,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Result<Json<Value>, Problem> {
-    let limit = limit(query.as_deref().unwrap_or_default())?;
-    let action = ops.actions.dead_letters(limit);
-    let letters = ops.perform(&headers, "dead_letters.list", About::default(), action, |_| None).await?;
-    Ok(Json(json!({ "deadLetters": letters })))
-}
-
-async fn dead_letter(
-    State(ops): State<Arc<Ops>>,
-    headers: HeaderMap,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Problem> {
-    let action = ops.actions.dead_letter(&id);
-    // Once it is found it is an id, and not anything.
-    ops.perform(&headers, "dead_letters.show", About::default(), action, |_| id.parse().ok()).await.map(Json)
-}
-
 /// What a command is about, as far as it may be recorded.
 #[derive(Default)]
 struct About {
     tenant: Option<TenantId>,
     key: Option<Digest>,
+}
+
+/// What came of a command, as far as it is recorded.
+#[derive(Default)]
+struct Made {
+    event: Option<EventId>,
+    replay: Option<ReplayId>,
+    count: Option<u64>,
 }
 
 impl About {
@@ -158,14 +121,14 @@ impl About {
 }
 
 impl Ops {
-    /// Carries out a command and records it, with the event or dead letter that `event` finds in what came of it.
+    /// Carries out a command and records it, with what `found` finds in what came of it.
     async fn perform<T>(
         &self,
         headers: &HeaderMap,
         action: &'static str,
         about: About,
         work: impl Future<Output = Result<T, actions::Error>>,
-        event: impl FnOnce(&T) -> Option<EventId>,
+        found: impl FnOnce(&T) -> Made,
     ) -> Result<T, Problem> {
         if self.audit.is_strict() && !self.audit.works() {
             return Err(Problem::unrecorded());
@@ -173,31 +136,13 @@ impl Ops {
         let done = work.await.map_err(refuse);
         let outcome = done.as_ref().map_or_else(Problem::code, |_| "ok");
         let About { tenant, key } = about;
-        let event = done.as_ref().ok().and_then(event);
-        let operation = Operation { request: headers.get(REQUEST_ID).cloned(), action, outcome, tenant, key, event };
+        let Made { event, replay, count } = done.as_ref().map(found).unwrap_or_default();
+        let named = Operation::new(headers.get(REQUEST_ID).cloned(), action, outcome);
+        let operation = Operation { tenant, key, event, replay, count, ..named };
         // It is done; where its record is late, what comes next is refused.
         let _ = self.audit.settle(Record::Operator(operation)).await;
         done
     }
-}
-
-fn limit(query: &str) -> Result<usize, Problem> {
-    let limit = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "limit");
-    let Some((_, limit)) = limit else { return Ok(MAX_DEAD_LETTERS) };
-    let expected = format!("expected a number from 1 to {MAX_DEAD_LETTERS}");
-    let limit = limit.parse().ok().filter(|limit| (1..=MAX_DEAD_LETTERS).contains(limit));
-    limit.ok_or_else(|| Problem::bad_field("limit", expected))
-}
-
-async fn target(headers: &HeaderMap, body: Body) -> Result<Target, Problem> {
-    json::parse(&body::read(headers, body, MAX_BODY).await?)
-}
-
-fn parse(target: &Target) -> Result<(TenantId, CustomerId), Problem> {
-    Ok((
-        target.tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
-        target.customer_id.parse().map_err(|error| Problem::bad_field("customerId", error))?,
-    ))
 }
 
 fn refuse(error: actions::Error) -> Problem {
@@ -205,6 +150,9 @@ fn refuse(error: actions::Error) -> Problem {
         actions::Error::UnknownTenant => (StatusCode::NOT_FOUND, "unknown_tenant"),
         actions::Error::UnknownDeadLetter => (StatusCode::NOT_FOUND, "unknown_dead_letter"),
         actions::Error::NoQueue => (StatusCode::CONFLICT, "no_queue"),
+        actions::Error::NoJournal => (StatusCode::CONFLICT, "no_journal"),
+        actions::Error::NoEvent => (StatusCode::CONFLICT, "no_event"),
+        actions::Error::Busy => (StatusCode::CONFLICT, "busy"),
         actions::Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
         actions::Error::Queue(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
     };

@@ -1,0 +1,73 @@
+//! `profile-edge dead-letters`.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::Value;
+
+use crate::operate::client::{self, Client};
+
+use super::args::DeadLetters;
+use super::{Exit, client_of, complain, finish, first_line, json_line};
+
+/// Runs a command about dead letters.
+pub(super) async fn run(command: DeadLetters) -> Exit {
+    let service = command.service().clone();
+    let json = service.json;
+    let client = match client_of(service) {
+        Ok(client) => client,
+        Err(exit) => return exit,
+    };
+    finish(match command {
+        DeadLetters::List { limit, .. } => {
+            let form = if json { json_line } else { client::line };
+            client.dead_letters(limit).await.map(|letters| letters.iter().map(form).collect())
+        }
+        DeadLetters::Show { id, .. } => {
+            let form = if json { json_line } else { client::lines };
+            client.dead_letter(&id).await.map(|letter| form(&letter))
+        }
+        DeadLetters::Redrive { ids, .. } => {
+            let form = if json { json_line } else { redriven };
+            client.redrive(&ids).await.map(|answer| form(&answer))
+        }
+        DeadLetters::Purge { ids, yes, .. } => {
+            if !yes && !is_sure(&client, &ids).await {
+                return Exit::Ok;
+            }
+            let form = if json { json_line } else { purged };
+            client.purge(&ids).await.map(|answer| form(&answer))
+        }
+    })
+}
+
+/// Asks whoever sits at a terminal.
+async fn is_sure(client: &Client, ids: &[String]) -> bool {
+    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        return true;
+    }
+    let which = match (ids, client.dead_letters(1).await) {
+        ([], Ok(letters)) if letters.is_empty() => return true,
+        ([], _) => "all dead letters".to_owned(),
+        (ids, _) => format!("dead letters {}", ids.join(", ")),
+    };
+    // Who is not seen to ask gets no answer, and nothing is removed.
+    let _ = write!(std::io::stderr().lock(), "Remove {which} for good? Their events would never be applied. [y/N] ");
+    let is_sure = first_line().is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"));
+    if !is_sure {
+        complain("nothing was removed");
+    }
+    is_sure
+}
+
+fn redriven(answer: &Value) -> String {
+    let count = |name: &str| answer[name].as_u64().unwrap_or_default();
+    let kept = match count("kept") {
+        0 => String::new(),
+        kept => format!(", {kept} stay that hold no event (see `dead-letters list`)"),
+    };
+    format!("{} put back{kept}\n", count("redriven"))
+}
+
+fn purged(answer: &Value) -> String {
+    format!("{} removed\n", answer["purged"].as_u64().unwrap_or_default())
+}

@@ -1,0 +1,174 @@
+//! The contract of what is handed out once more: the journal, what is restored from it, and dead letters.
+
+#![expect(clippy::unwrap_used, reason = "test code that no attribute marks as such: a panic is the failure")]
+
+use std::collections::BTreeSet;
+
+use profile_edge::clock::SystemClock;
+use profile_edge::domain::{Again, Event, ReplayId, Timestamp};
+use profile_edge::queue::open::Opened;
+use profile_edge::queue::{Payload, Reason, Redriven, Restore, Subscription, Which};
+
+use super::queue::{Fixture, event, events, holds, soon, take};
+
+macro_rules! contract {
+    ($($adapter:ident: $fixture:ty),+) => {
+        $(contract!(@cases $adapter, $fixture,
+            the_journal_tells_every_event_once_whether_settled_or_not,
+            the_journal_goes_on_over_a_reopening,
+            what_is_restored_comes_again_as_such_and_is_told_once,
+            redriven_events_come_again_and_what_is_no_event_stays,
+            chosen_dead_letters_are_redriven_or_purged_and_the_others_stay,
+        );)+
+    };
+    (@cases $adapter:ident, $fixture:ty, $($case:ident,)+) => {
+        mod $adapter {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case::<$fixture>().await;
+            })+
+        }
+    };
+}
+
+contract!(
+    embedded_adapter: crate::contract::queue::Embedded,
+    rabbitmq: crate::contract::rabbit::Alone,
+    rabbitmq_on_three_nodes: crate::contract::rabbit::OnThreeNodes
+);
+
+/// Returns the ids that the journal tells, from the beginning.
+async fn journal(opened: &Opened) -> Vec<String> {
+    let mut journal = soon(opened.queue.journal(Timestamp::from_millis(0))).await.unwrap().unwrap();
+    let mut ids = Vec::new();
+    while let Some(events) = soon(journal.next()).await.unwrap() {
+        ids.extend(events.iter().map(|event| event.id.to_string()));
+    }
+    assert!(soon(journal.next()).await.unwrap().is_none(), "an end is an end");
+    ids.sort_unstable();
+    ids
+}
+
+/// Takes the next delivery, which is handed out once more, settles it, and returns its id and why it came.
+async fn again(subscription: &mut Box<dyn Subscription>) -> (String, Again) {
+    let delivery = take(subscription).await;
+    let Payload::Event(event) = delivery.payload() else { panic!("{delivery:?}") };
+    let again = (event.id.to_string(), event.again.unwrap());
+    assert_eq!(delivery.redelivered(), 0);
+    delivery.ack().await.unwrap();
+    again
+}
+
+async fn bury(subscription: &mut Box<dyn Subscription>, count: usize) {
+    for _ in 0..count {
+        let delivery = take(subscription).await;
+        let reason = match delivery.payload() {
+            Payload::Event(_) => Reason::RedeliveredTooOften,
+            Payload::Undecodable(told) => told.reason,
+        };
+        delivery.dead_letter(reason).await.unwrap();
+    }
+}
+
+async fn the_journal_tells_every_event_once_whether_settled_or_not<F: Fixture>() {
+    let opened = F::new().await.open().await;
+    assert_eq!(journal(&opened).await, <[String; 0]>::default());
+    opened.publisher.publish(&events(0..600)).await.unwrap();
+    let again = Some(Again::Replayed(ReplayId::fresh()));
+    opened.publisher.publish(&[Event { again, ..event("replayed") }]).await.unwrap();
+    let mut subscription = opened.queue.subscribe(8).await.unwrap();
+    for _ in 0..300 {
+        take(&mut subscription).await.ack().await.unwrap();
+    }
+    let held = take(&mut subscription).await;
+    bury(&mut subscription, 1).await;
+    // One that was given up on is among the dead letters, and a broker's journal tells it all the same.
+    let told: BTreeSet<String> = journal(&opened).await.into_iter().collect();
+    let missing: Vec<String> = (0..600).map(|n: u32| n.to_string()).filter(|id| !told.contains(id)).collect();
+    assert!(missing.len() <= 1, "{missing:?}");
+    assert!(!told.contains("replayed"));
+    assert_eq!(told.len() + missing.len(), 600);
+    drop(held);
+}
+
+async fn the_journal_goes_on_over_a_reopening<F: Fixture>() {
+    let fixture = F::new().await;
+    for round in 0..3_u32 {
+        let opened = fixture.open().await;
+        opened.publisher.publish(&events(round * 10..round * 10 + 10)).await.unwrap();
+        let mut subscription = opened.queue.subscribe(1).await.unwrap();
+        for _ in 0..10 {
+            take(&mut subscription).await.ack().await.unwrap();
+        }
+        let mut expected: Vec<String> = (0..round * 10 + 10).map(|n| n.to_string()).collect();
+        expected.sort_unstable();
+        assert_eq!(journal(&opened).await, expected);
+        opened.closer.close().await.unwrap();
+    }
+}
+
+async fn what_is_restored_comes_again_as_such_and_is_told_once<F: Fixture>() {
+    let opened = F::new().await.open().await;
+    opened.publisher.publish(&events(0..2)).await.unwrap();
+    let mut subscription = opened.queue.subscribe(1).await.unwrap();
+    for _ in 0..2 {
+        take(&mut subscription).await.ack().await.unwrap();
+    }
+    holds(&opened, 0, 0).await;
+    assert_eq!(opened.queue.restore(SystemClock::shared().now()).await.unwrap(), Restore::Ordered);
+    let mut came = [again(&mut subscription).await, again(&mut subscription).await];
+    came.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(came, ["0", "1"].map(|id| (id.to_owned(), Again::Restored)));
+    holds(&opened, 0, 0).await;
+    assert_eq!(journal(&opened).await, ["0", "1"]);
+}
+
+async fn redriven_events_come_again_and_what_is_no_event_stays<F: Fixture>() {
+    let fixture = F::new().await;
+    // The work queues stand once it was open.
+    fixture.open().await.closer.close().await.unwrap();
+    fixture.inject(b"not an event").await;
+    let opened = fixture.open().await;
+    opened.publisher.publish(&events(0..300)).await.unwrap();
+    let mut subscription = opened.queue.subscribe(1).await.unwrap();
+    bury(&mut subscription, 301).await;
+    holds(&opened, 0, 301).await;
+    let redriven = soon(opened.dead_letters.redrive(&Which::All)).await.unwrap();
+    assert_eq!(redriven, Redriven { events: 300, kept: 1 });
+    let mut came = BTreeSet::new();
+    for _ in 0..300 {
+        let (id, why) = again(&mut subscription).await;
+        assert_eq!(why, Again::Redriven);
+        assert!(came.insert(id));
+    }
+    holds(&opened, 0, 1).await;
+    let letters = opened.dead_letters.list(10).await.unwrap();
+    assert!(matches!(letters[0].payload, Payload::Undecodable(_)));
+    assert_eq!(opened.dead_letters.redrive(&Which::All).await.unwrap(), Redriven { events: 0, kept: 1 });
+}
+
+async fn chosen_dead_letters_are_redriven_or_purged_and_the_others_stay<F: Fixture>() {
+    let opened = F::new().await.open().await;
+    opened.publisher.publish(&events(0..4)).await.unwrap();
+    let mut subscription = opened.queue.subscribe(1).await.unwrap();
+    bury(&mut subscription, 4).await;
+    holds(&opened, 0, 4).await;
+    let letters = opened.dead_letters.list(10).await.unwrap();
+    let called = |wanted: &str| {
+        let is_it = |payload: &Payload| matches!(payload, Payload::Event(event) if event.id.as_str() == wanted);
+        letters.iter().find(|letter| is_it(&letter.payload)).unwrap().id.clone()
+    };
+    let these = |ids: &[&str]| Which::These(ids.iter().map(|id| called(id)).collect());
+    let redriven = opened.dead_letters.redrive(&these(&["1", "2"])).await.unwrap();
+    assert_eq!(redriven, Redriven { events: 2, kept: 0 });
+    let mut came = [again(&mut subscription).await, again(&mut subscription).await].map(|(id, _)| id);
+    came.sort_unstable();
+    assert_eq!(came, ["1", "2"]);
+    assert_eq!(opened.dead_letters.purge(&these(&["3"])).await.unwrap(), 1);
+    let nobody = Which::These(BTreeSet::from(["nobody".to_owned()]));
+    assert_eq!(opened.dead_letters.purge(&nobody).await.unwrap(), 0);
+    let left = opened.dead_letters.list(10).await.unwrap();
+    assert_eq!(left.iter().map(|letter| &letter.id).collect::<Vec<_>>(), [&called("0")]);
+    assert_eq!(opened.dead_letters.purge(&Which::All).await.unwrap(), 1);
+    assert!(opened.dead_letters.list(10).await.unwrap().is_empty());
+}

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::clock::SystemClock;
-use crate::domain::{Digest, Event, EventId, Kind, Shape, Stamps, Timestamp};
+use crate::domain::{Again, Digest, Event, EventId, Kind, ReplayId, Shape, Stamps, Timestamp};
 use crate::metrics::Metrics;
 use crate::shutdown::{Controller, Shutdown};
 
@@ -230,6 +230,53 @@ async fn a_second_process_on_the_same_file_is_refused_in_plain_words() {
     assert!(refused.contains("another process has") && refused.contains("audit.jsonl"), "{refused}");
     first.close().await;
     Running::open(&config).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn what_is_handed_out_once_more_is_recorded_once_for_each_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let again = |again, verdict| {
+        let event = Arc::new(Event { again: Some(again), ..Event::clone(&event(1)) });
+        Record::Event(Applied { event, verdict })
+    };
+    let (first, second) = (Again::Replayed(ReplayId::fresh()), Again::Replayed(ReplayId::fresh()));
+    let (effect, duplicate) = (Verdict::Applied, Verdict::Duplicate);
+    for restart in 0..2 {
+        let running = Running::open(&config(&path)).unwrap();
+        let mut records = vec![
+            // The store had not lost it, and had lost it.
+            again(Again::Restored, duplicate),
+            again(first, if restart == 0 { effect } else { duplicate }),
+            again(first, duplicate),
+            again(second, duplicate),
+            again(Again::Redriven, duplicate),
+        ];
+        if restart == 0 {
+            records.insert(0, applied(1, effect));
+            records.push(again(Again::Restored, effect));
+        }
+        for record in records {
+            running.audit.settle(record).await.unwrap();
+        }
+        running.close().await;
+    }
+    let events = of_type(&records(&std::fs::read(&path).unwrap()), "event");
+    let told = |event: &Value| {
+        let of = |name: &str| event.get(name).cloned().unwrap_or(Value::Null);
+        (of("verdict"), of("replayed"), of("replay"))
+    };
+    let id = |again| match again {
+        Again::Replayed(id) => Value::from(id.to_string()),
+        Again::Restored | Again::Redriven => Value::Null,
+    };
+    let expected = [
+        ("applied".into(), Value::Null, Value::Null),
+        ("applied".into(), true.into(), id(first)),
+        ("recovered".into(), true.into(), id(second)),
+        ("applied".into(), true.into(), Value::Null),
+    ];
+    assert_eq!(events.iter().map(told).collect::<Vec<_>>(), expected, "{events:#?}");
 }
 
 #[tokio::test]

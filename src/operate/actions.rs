@@ -115,8 +115,14 @@ impl Actions {
         self.hasher(tenant).ok().map(|hasher| hasher.identify(tenant, customer).digest())
     }
 
+    /// Tells whether a tenant is configured.
+    #[must_use]
+    pub fn knows(&self, tenant: &TenantId) -> bool {
+        self.tenants.contains(tenant)
+    }
+
     fn hasher(&self, tenant: &TenantId) -> Result<&KeyHasher, Error> {
-        self.hashers.first().filter(|_| self.tenants.contains(tenant)).ok_or(Error::UnknownTenant)
+        self.hashers.first().filter(|_| self.knows(tenant)).ok_or(Error::UnknownTenant)
     }
 
     fn describe(&self, key: &str, found: &Inspection) -> Value {

@@ -410,7 +410,18 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
         edge.client.post(admin(action)).json(&target).send().await.unwrap();
     }
     edge.client.get(admin("dead-letters/nothing")).send().await.unwrap();
-    let all = once(&path, "two events", |all| of_type(all, "event").len() == 2).await;
+    once(&path, "two events", |all| of_type(all, "event").len() == 2).await;
+    for (path, order) in [
+        ("replay", json!({ "since": "1h", "tenantId": "10001", "dryRun": true })),
+        ("replay", json!({ "since": "1h", "until": "1ms", "tenantId": "10001" })),
+        ("replay", json!({ "since": "1h", "tenantId": "20002" })),
+        ("dead-letters/redrive", json!({ "all": true })),
+        ("dead-letters/redrive", json!({ "ids": ["7"] })),
+        ("dead-letters/purge", json!({ "all": true })),
+    ] {
+        edge.client.post(admin(path)).json(&order).send().await.unwrap().text().await.unwrap();
+    }
+    let all = once(&path, "four events", |all| of_type(all, "event").len() == 4).await;
     let keys: Vec<&Value> = of_type(&all, "event").iter().map(|event| &event["keys"][0]).collect();
     let operations = of_type(&all, "operator");
     let told: Vec<(&Value, &Value)> =
@@ -419,10 +430,20 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
         (json!("inspect"), json!("ok")),
         (json!("invalidate"), json!("ok")),
         (json!("dead_letters.show"), json!("unknown_dead_letter")),
+        (json!("replay.dry_run"), json!("ok")),
+        (json!("replay"), json!("ok")),
+        (json!("replay"), json!("unknown_tenant")),
+        (json!("dead_letters.redrive"), json!("ok")),
+        (json!("dead_letters.redrive"), json!("unknown_dead_letter")),
+        (json!("dead_letters.purge"), json!("ok")),
     ];
     assert_eq!(told, expected.iter().map(|(action, outcome)| (action, outcome)).collect::<Vec<_>>());
     assert_eq!((&operations[0]["key"], &operations[1]["key"]), (keys[0], keys[1]));
     assert!(of_type(&all, "event").iter().any(|event| event["event"] == operations[1]["event"]));
+    let replays: Vec<&Value> = of_type(&all, "event").iter().filter_map(|event| event.get("replay")).collect();
+    assert_eq!(replays, [&operations[4]["replay"]; 2]);
+    assert_eq!((&operations[4]["tenant"], operations[5].get("tenant")), (&json!("10001"), None));
+    assert_eq!((&operations[6]["count"], &operations[8]["count"]), (&json!(0), &json!(0)));
     let denied: Vec<(&Value, Option<&Value>)> =
         of_type(&all, "webhook").iter().map(|denied| (&denied["reason"], denied.get("tenant"))).collect();
     let tenant = json!("10001");

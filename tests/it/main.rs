@@ -27,6 +27,7 @@ mod protocol;
 mod rabbitmq;
 mod redis;
 mod reload;
+mod replay;
 mod roles;
 mod rotation;
 mod sandbox;

@@ -55,10 +55,10 @@ TEXT = object()
 # The fields of an audit record: of the chain, of lookups, events, webhooks and operators' commands, of the audit itself.
 AUDIT = {
     "v": number, "chain": HEX, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
-    "request": ID, "request_id": ID, "caller": TEXT, "tenant": TENANT, "key": KEY, "decision": WORD, "result": WORD,
+    "request": ID, "caller": TEXT, "tenant": TENANT, "key": KEY, "decision": WORD, "result": WORD,
     "reason": WORD, "fields": words,
-    "event": ID, "event_id": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
-    "replayed": number, "recovered": number, "action": WORD, "outcome": WORD,
+    "event": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
+    "replayed": number, "redriven": number, "replay": ID, "count": number, "action": WORD, "outcome": WORD,
     "algorithm": WORD, "after": FILE, "mistrusted": TEXT, "bytes": number, "sha256": HEX, "records": number,
     "lookups": number, "events": number, "others": number, "version": FILE, "pid": number,
 }  # fmt: skip
@@ -68,13 +68,14 @@ LOG = {
     "timestamp": TIME, "level": WORD, "target": WORD, "message": TEXT, "name": WORD, "request_id": ID,
     "trace_id": HEX, "span_id": HEX,
     "admin": TEXT, "broker": TEXT, "bytes": number, "caller": TEXT, "cause": TEXT, "chain": HEX, "code": WORD,
-    "connection": number, "connections": number, "deadline": TEXT, "dependency": TEXT, "error": TEXT, "event": ID,
-    "event_id": ID, "events": number, "field": TEXT, "files": number, "finished": number, "force": number, "hash": HEX,
-    "key": KEY, "keys": KEYS, "kind": WORD, "length": number, "listen": TEXT, "location": TEXT, "order": TEXT,
-    "path": TEXT, "patience": TEXT, "public": TEXT, "purpose": WORD, "put_behind": FILE, "queue": TEXT,
-    "ready_after": TEXT, "reason": TEXT, "records": number, "sandbox": TEXT, "seq": number, "settings": TEXT,
+    "connection": number, "connections": number, "deadline": TEXT, "dependency": TEXT, "dry_run": number, "error": TEXT,
+    "event": ID, "event_id": ID, "events": number, "field": TEXT, "files": number, "finished": number, "force": number,
+    "hash": HEX, "kept": number, "key": KEY, "keys": KEYS, "kind": WORD, "length": number, "listen": TEXT,
+    "location": TEXT, "matched": number, "order": TEXT, "path": TEXT, "patience": TEXT, "public": TEXT, "purged": number,
+    "purpose": WORD, "put_behind": FILE, "queue": TEXT, "rate": number, "ready_after": TEXT, "reason": TEXT,
+    "records": number, "replay": ID, "replayed": number, "sandbox": TEXT, "seq": number, "settings": TEXT,
     "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
-    "tenant": TENANT, "unfit": WORD, "verdict": TEXT, "wanted": number, "why": TEXT,
+    "tenant": TENANT, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
 }  # fmt: skip
 # Objects whose fields are kept by the same rules.
 NESTED = {"span"}

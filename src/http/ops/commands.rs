@@ -22,7 +22,7 @@ use crate::operate::dead_letters::{MAX_SEARCHED, PutBack, Which};
 use crate::operate::replay::order::Order;
 use crate::operate::replay::{Prepared, Running};
 
-use super::{About, Made, Ops, refuse};
+use super::{About, Made, Ops};
 
 /// The largest body of an operator's command, in bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -139,10 +139,17 @@ pub(super) async fn purge(State(ops): State<Arc<Ops>>, headers: HeaderMap, body:
 pub(super) async fn replay(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let wanted: Wanted = json::parse(&body::read(&headers, body, MAX_BODY).await?)?;
     let order = wanted.order(&ops)?;
-    let about = About { tenant: order.tenant.clone(), key: None };
+    // What is not configured may be anything.
+    let about = About { tenant: order.tenant.clone().filter(|tenant| ops.actions.knows(tenant)), key: None };
     let action = if order.dry_run { "replay.dry_run" } else { "replay" };
     let found = |prepared: &Prepared| Made { replay: Some(prepared.id), ..Made::default() };
-    let prepared = ops.perform(&headers, action, about, ops.replays.prepare(order), found).await?;
+    let prepare = async {
+        match &order.tenant {
+            Some(tenant) if !ops.actions.knows(tenant) => Err(actions::Error::UnknownTenant),
+            Some(_) | None => ops.replays.prepare(order).await,
+        }
+    };
+    let prepared = ops.perform(&headers, action, about, prepare, found).await?;
     let lines = futures_util::stream::unfold(Some((prepared.begin(), Instant::now())), tell);
     let kind = HeaderValue::from_static("application/x-ndjson");
     Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(lines)).into_response())
@@ -165,9 +172,6 @@ impl Wanted {
         let Self { since, until, tenant_id, rate, dry_run } = self;
         let tenant = tenant_id.map(|id| id.parse::<TenantId>()).transpose();
         let tenant = tenant.map_err(|error| Problem::bad_field("tenantId", error))?;
-        if tenant.as_ref().is_some_and(|tenant| !ops.actions.tenants.contains(tenant)) {
-            return Err(refuse(actions::Error::UnknownTenant));
-        }
         let order = Order::parse(&since, until.as_deref(), tenant, rate, dry_run, ops.actions.clock.now());
         order.map_err(|mistake| Problem::bad_field(mistake.field, mistake.expected))
     }

@@ -12,6 +12,7 @@ use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
@@ -235,10 +236,15 @@ fn understand(properties: &BasicProperties, body: &[u8]) -> DeadLetter {
         Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).ok(),
         Some(_) | None => None,
     };
-    let id = properties.message_id().as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    // A message of somebody else may have no id; what stands in it tells it from others.
+    let id = properties.message_id().as_ref().map_or_else(|| digest(body), ToString::to_string);
     let seconds = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok());
     let since = seconds.map(|seconds| Timestamp::from_millis(seconds.saturating_mul(1000)));
     DeadLetter { id, reason, since, redelivered, payload }
+}
+
+fn digest(body: &[u8]) -> String {
+    hex::encode(&Sha256::digest(body)[..8])
 }
 
 fn told(body: &[u8]) -> Option<Undecodable> {

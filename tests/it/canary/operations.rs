@@ -24,6 +24,12 @@ pub(super) async fn commands(running: &Running<'_>) -> Vec<Place> {
         (&["inspect", "--tenant", EMAIL, "--customer", "-"], FREE_ID, 64),
         (&["dead-letters", "list"], "", 0),
         (&["dead-letters", "show", "none"], "", 64),
+        (&["replay", "--since", "1h", "--tenant", "10002"], "", 0),
+        (&["replay", "--since", EMAIL], "", 64),
+        (&["replay", "--since", "1h", "--tenant", "CANARY-TENANT"], "", 64),
+        (&["dead-letters", "redrive", "--all"], "", 0),
+        (&["dead-letters", "redrive", FREE_ID], "", 64),
+        (&["dead-letters", "purge", EMAIL], "", 64),
         (&["healthcheck"], "", 0),
         (&["hash-key"], CALLER_KEY, 0),
         (&["check-config"], "", 0),
@@ -41,6 +47,8 @@ pub(super) async fn commands(running: &Running<'_>) -> Vec<Place> {
     for (path, body) in [
         ("/admin/inspect", json!({ "tenantId": "10001", "customerId": FREE_ID, "name": EMAIL })),
         ("/admin/invalidate", json!({ "tenantId": EMAIL, "customerId": [FREE_ID] })),
+        ("/admin/replay", json!({ "since": FREE_ID, "until": EMAIL, "tenantId": [EMAIL] })),
+        ("/admin/dead-letters/redrive", json!({ "ids": [FREE_ID, EMAIL], "all": EMAIL })),
         (&format!("/admin/dead-letters/{EMAIL}"), Value::Null),
         (&format!("/admin/nowhere/{EMAIL}?q={FREE_ID}"), Value::Null),
     ] {

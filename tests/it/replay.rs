@@ -1,0 +1,258 @@
+//! Events that take effect once more: replays of the journal, and dead letters that are put back or removed.
+
+use std::process::Stdio;
+
+use profile_edge::domain::{KeyHasher, Timestamp};
+use profile_edge::faults::Fault;
+use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::pairing::on_every_pairing;
+use crate::support::edge::{Edge, Pairing, flat, on_rabbit};
+use crate::support::servers::rabbit::RabbitServer;
+use crate::support::{PATIENCE, customer, eventually};
+
+on_every_pairing!(
+    a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched,
+    a_replay_neither_revives_nor_forgets_whom_genesys_deleted,
+);
+
+const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
+
+/// What a command printed, and how it ended.
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{}", self.err);
+        serde_json::from_str(self.out.lines().next_back().unwrap()).unwrap()
+    }
+}
+
+fn command(edge: &Edge, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
+    command.args(arguments).args(["--admin", &format!("http://{}", edge.admin)]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+async fn run(edge: &Edge, arguments: &[&str]) -> Said {
+    ended(command(edge, arguments).spawn().unwrap()).await
+}
+
+async fn ended(child: tokio::process::Child) -> Said {
+    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("the command ends").unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Changes so many customers at Genesys, and waits until their events are applied.
+async fn changed(edge: &Edge, count: u32) {
+    for n in 1..=count {
+        edge.change(&customer(n), json!({ "firstName": format!("Changed {n}") })).await;
+    }
+    edge.applied("updated", count.into()).await;
+}
+
+async fn a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
+    changed(&edge, 3).await;
+    let warm = async || {
+        for n in 1..=3 {
+            edge.look_up(&customer(n)).await;
+            assert!(edge.look_up(&customer(n)).await.is_hit());
+        }
+    };
+    warm().await;
+
+    let told = run(&edge, &["replay", "--since", "1h", "--dry-run", "--json"]).await.json();
+    assert_eq!((&told["matched"], &told["replayed"], &told["status"]), (&json!(3), &json!(0), &json!("done")));
+    assert_eq!(told["kinds"], json!({ "updated": 3 }));
+    let elsewhere = ["replay", "--since", "2020-01-01T00:00:00+01:00", "--until", "2h", "--json"];
+    assert_eq!(run(&edge, &elsewhere).await.json()["matched"], 0);
+    assert!(edge.look_up(&customer(1)).await.is_hit(), "a dry run and another span evict nobody");
+
+    // Twice: each replay is one of its own, and none swallows the other.
+    for round in 1..=2 {
+        let told = run(&edge, &["replay", "--since", "1h", "--tenant", "10001", "--json"]).await.json();
+        assert_eq!((&told["matched"], &told["replayed"]), (&json!(3), &json!(3)));
+        edge.applied("updated", f64::from(3 + 3 * round)).await;
+        for n in 1..=3 {
+            let looked = edge.look_up(&customer(n)).await;
+            assert!(looked.cache_status.contains("fwd=miss"), "{}", looked.cache_status);
+            assert!(!looked.cache_status.contains("unsettled"), "{}", looked.cache_status);
+            assert_eq!(looked.json()["firstName"], format!("Changed {n}"));
+        }
+        warm().await;
+    }
+    assert_eq!(edge.metric("profile_edge_replayed_events_total").await, 6.0);
+    let lag = edge.metric("profile_edge_invalidation_lag_seconds_count").await;
+    assert!((lag - 3.0).abs() < f64::EPSILON, "a replay says nothing about lag: {lag}");
+    edge.stop().await;
+}
+
+async fn a_replay_neither_revives_nor_forgets_whom_genesys_deleted(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, QUICK).await;
+    changed(&edge, 2).await;
+    edge.delete(&customer(2)).await;
+    edge.applied("deleted", 1.0).await;
+    assert_eq!(edge.look_up(&customer(2)).await.status, 410);
+    run(&edge, &["replay", "--since", "1h", "--json"]).await.json();
+    edge.applied("deleted", 2.0).await;
+    edge.applied("updated", 4.0).await;
+    assert_eq!(edge.look_up(&customer(2)).await.status, 410);
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    edge.stop().await;
+}
+
+/// Starts a replay that takes a minute, and waits until it is under way.
+async fn slow_replay(edge: &Edge) -> tokio::process::Child {
+    changed(edge, 60).await;
+    let child = command(edge, &["replay", "--since", "1h", "--rate", "1"]).spawn().unwrap();
+    edge.metric_reaches("profile_edge_replayed_events_total", 1.0).await;
+    child
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replay_goes_on_at_a_time_and_ends_with_whoever_asked_for_it() {
+    let edge = Edge::start_with(QUICK).await;
+    let mut child = slow_replay(&edge).await;
+    let refused = run(&edge, &["replay", "--since", "1h"]).await;
+    assert_eq!(refused.code, Some(64));
+    assert!(refused.err.contains("another replay"), "{}", refused.err);
+    child.kill().await.unwrap();
+    eventually("the place is free", || async {
+        let said = run(&edge, &["replay", "--since", "1h", "--dry-run"]).await;
+        (said.code == Some(0)).then_some(())
+    })
+    .await;
+    assert!(edge.metric("profile_edge_replayed_events_total").await < 60.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_a_drain_ends_says_where_to_go_on() {
+    let edge = Edge::start_with(QUICK).await;
+    let child = slow_replay(&edge).await;
+    edge.stop().await;
+    let said = ended(child).await;
+    assert_eq!(said.code, Some(69), "{}", said.err);
+    assert!(said.err.contains("the service drains; go on with --since 20"), "{}", said.err);
+    assert!(said.out.contains("of 60 events replayed"), "{}", said.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_gives_way_to_what_waits_in_the_queue() {
+    let edge = Edge::start_with(&format!("{QUICK}[consumer]\nconcurrency = 1\n")).await;
+    changed(&edge, 1).await;
+    edge.faults.arm(Fault::PauseBeforeApply);
+    for batch in 0..6 {
+        let events: Vec<Value> = (0..1_000)
+            .map(|n| {
+                let mut event = flat(&customer(2));
+                event["eventId"] = format!("waiting-{batch}-{n}").into();
+                event
+            })
+            .collect();
+        let request = edge.client.post(edge.url("/webhooks/10001")).header("X-API-Key", "demo-secret");
+        assert_eq!(request.json(&events).send().await.unwrap().status(), 202);
+    }
+    let mut child = command(&edge, &["replay", "--since", "1h", "--json"]).spawn().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut waited = false;
+    while !waited {
+        let line = timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().expect("it goes on");
+        let told: Value = serde_json::from_str(&line).unwrap();
+        waited = told["status"] == "waiting";
+        assert_eq!(told["replayed"], 0);
+    }
+    edge.faults.disarm(Fault::PauseBeforeApply);
+    while timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().is_some() {}
+    assert!(child.wait().await.unwrap().success());
+    assert!(edge.metric("profile_edge_replayed_events_total").await >= 1.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_in_a_replay_or_about_dead_letters_are_named() {
+    let without = format!("{QUICK}[queue.embedded]\njournal_max_bytes = \"0B\"\n");
+    let (edge, bare) = (Edge::start_with(QUICK).await, Edge::start_with(&without).await);
+    for (edge, arguments, says) in [
+        (&edge, &["replay", "--since", "yesterday"][..], "since: expected how long ago"),
+        (&edge, &["replay", "--since", "1h", "--until", "2h"], "until: expected a time after since"),
+        (&edge, &["replay", "--since", "1h", "--rate", "0"], "rate: expected a number"),
+        (&edge, &["replay", "--since", "1h", "--rate", "many"], "--rate"),
+        (&edge, &["replay", "--since", "1h", "--tenant", "a b"], "tenantId"),
+        (&edge, &["replay", "--since", "1h", "--tenant", "20002"], "unknown tenant"),
+        (&edge, &["replay"], "--since"),
+        (&edge, &["dead-letters", "redrive"], "ID"),
+        (&edge, &["dead-letters", "redrive", "1", "--all"], "--all"),
+        (&edge, &["dead-letters", "redrive", "1"], "no such dead letter"),
+        (&edge, &["dead-letters", "purge", "1"], "no such dead letter"),
+        (&bare, &["replay", "--since", "1h"], "keeps no journal"),
+    ] {
+        let said = run(edge, arguments).await;
+        assert_eq!(said.code, Some(64), "{arguments:?}: {}", said.err);
+        assert!(said.err.contains(says), "{arguments:?}: {}", said.err);
+    }
+    for body in [json!({}), json!({ "ids": ["1"], "all": true })] {
+        let url = format!("http://{}/admin/dead-letters/purge", edge.admin);
+        let answer = edge.client.post(url).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 400);
+        assert!(answer.text().await.unwrap().contains("ids"));
+    }
+    edge.stop().await;
+    bare.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_put_back_or_removed_by_command_and_an_old_deletion_buries_nobody() {
+    let server = RabbitServer::shared().await;
+    let vhost = server.vhost().await;
+    let edge = Edge::start_with(&format!("{QUICK}{}", on_rabbit(&server.url(&vhost)))).await;
+    let event = |id: &str, n: u32, kind: &str| {
+        let tenant = "10001".parse().unwrap();
+        let key = KeyHasher::Sha256.identify(&tenant, &customer(n).parse().unwrap()).digest();
+        let at = Timestamp::from_millis(1_741_064_767_500);
+        json!({ "v": 1, "id": id, "tenant": "10001", "keys": [key.to_string()], "kind": kind, "at": at,
+                "at_precision": "ms", "received_at": at, "shape": "flat" })
+    };
+    for letter in [event("e-1", 1, "updated"), event("e-2", 2, "deleted"), event("e-3", 3, "updated"), json!("junk")] {
+        server.publish(&vhost, "amq.default", "profile-edge.dead-letters", letter.to_string().as_bytes()).await;
+    }
+    let letters = async || {
+        let said = run(&edge, &["dead-letters", "list", "--json"]).await;
+        said.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    eventually("four dead letters", || async { (letters().await.len() == 4).then_some(()) }).await;
+    for n in 1..=3 {
+        edge.look_up(&customer(n)).await;
+    }
+    let said = run(&edge, &["dead-letters", "redrive", "--all"]).await;
+    assert_eq!(
+        (said.code, said.out.as_str()),
+        (Some(0), "3 put back, 1 stay that hold no event (see `dead-letters list`)\n")
+    );
+    edge.applied("updated", 2.0).await;
+    edge.applied("deleted", 1.0).await;
+    for n in 1..=3 {
+        let looked = edge.look_up(&customer(n)).await;
+        // Nobody knows whether the customer was created again since.
+        assert!(looked.status == 200 && !looked.is_hit(), "{}", looked.cache_status);
+    }
+    let left = letters().await;
+    assert_eq!((left.len(), left[0]["eventId"].as_str()), (1, None));
+    let junk = left[0]["id"].as_str().unwrap();
+    let said = run(&edge, &["dead-letters", "redrive", junk]).await;
+    assert_eq!(said.code, Some(64));
+    assert!(said.err.contains("holds no event"), "{}", said.err);
+    let said = run(&edge, &["dead-letters", "purge"]).await;
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "1 removed\n"));
+    assert!(letters().await.is_empty());
+    edge.stop().await;
+}

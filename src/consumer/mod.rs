@@ -56,16 +56,9 @@ pub enum Verdict {
 /// The store failed at some key: the first such failure. The event must be delivered again; the keys that were
 /// done answer `Duplicate` then.
 pub async fn apply(store: &dyn Store, event: &Event) -> Result<Verdict, store::Error> {
-    let is_replayed = matches!(event.again, Some(Again::Replayed(_)));
-    let change = Change {
-        event: event.mark(),
-        of: is_replayed.then(|| event.dedup_digest()),
-        kind: event.kind,
-        stamps: event.stamps,
-        replayed: event.again.is_some(),
-        // What an operator forced once need not be right any more.
-        force: event.force && !is_replayed,
-    };
+    let Event { kind, stamps, again, force, .. } = *event;
+    let of = matches!(again, Some(Again::Replayed(_))).then(|| event.dedup_digest());
+    let change = Change { event: event.mark(), of, kind, stamps, again, force };
     let mut verdict = Ok(Verdict::Duplicate);
     for key in event.keys() {
         let applied = match event.kind {

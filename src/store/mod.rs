@@ -47,7 +47,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::domain::{Digest, Key, Kind, Stamps};
+use crate::domain::{Again, Digest, Key, Kind, Stamps};
 
 pub use entry::{Ciphertext, Content, Entry, Found, Leased, Record, Tombstone};
 pub use error::Error;
@@ -99,7 +99,7 @@ pub trait Store: Debug + Send + Sync {
 
     /// Applies a deletion: as [`invalidate`](Store::invalidate), and writes a tombstone if the fence
     /// knows no later event (rule 8); otherwise it deletes K and answers [`Applied::Outrun`]. A
-    /// replayed deletion that finds neither fence nor tombstone deletes and does not bury.
+    /// deletion that is handed out once more buries only where that is known to be right: see [`fence::raise`].
     async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
 
     /// Waits until K may no longer hold what has `seen` as its token, or until `deadline`, or until
@@ -214,8 +214,8 @@ pub struct Change {
     pub kind: Kind,
     /// When, by Genesys' clocks.
     pub stamps: Stamps,
-    /// It is handed out once more, from the journal or the dead letters, so it may be long past.
-    pub replayed: bool,
+    /// It is handed out once more, so it may be long past.
+    pub again: Option<Again>,
     /// Remove a tombstone whatever the times say (an operator's `invalidate --force`).
     pub force: bool,
 }

@@ -197,10 +197,9 @@ impl Embedded {
         };
         let of = change.of.map(|of| (key.clone(), of));
         let is_remembered = of.as_ref().is_some_and(|of| live(&self.seen, of, now).is_some());
-        let raised = match known.as_ref().filter(|_| is_remembered) {
-            Some(fence) => repeat(&fence.value, change),
-            None => raise(known.as_ref().map(|kept| &kept.value), tombstone, change, now),
-        };
+        let fence = known.as_ref().map(|kept| &kept.value);
+        let repeated = fence.filter(|_| is_remembered).and_then(|fence| repeat(fence, change));
+        let raised = repeated.unwrap_or_else(|| raise(fence, tombstone, change, now));
         // The fence first, then K, then the mark: under the stripe nobody sees one without the others.
         let life = known.map_or(Duration::ZERO, |kept| kept.remaining(now)).max(self.lifetimes.fence());
         self.fences.insert(key.clone(), Kept::new(raised.fence, now, life));
@@ -213,7 +212,9 @@ impl Embedded {
                 self.place(key, Entry::Tombstone(tombstone), now, self.lifetimes.tombstone_ttl);
             }
         }
-        for mark in of.into_iter().chain([mark]) {
+        // A replay stands for the event itself if it did all that that does.
+        let of = of.filter(|_| raised.whole && (is_remembered || !change.force));
+        for mark in of.into_iter().chain(raised.whole.then_some(mark)) {
             self.seen.insert(mark, Kept::new((), now, self.lifetimes.dedup_window));
         }
         self.stripe(key).changed.notify_waiters();

@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use crate::domain::{At, Kind, Modified, Timestamp};
+use crate::domain::{Again, At, Kind, Modified, Stamps, Timestamp};
 
 use super::Change;
 
@@ -76,6 +76,9 @@ pub struct Raised {
     pub place: Place,
     /// The fence knew a later event: for counting, and for a deletion also "no tombstone".
     pub outrun: bool,
+    /// It had all of the event's effect, and may be remembered. A deletion that was handed out once more and did not bury
+    /// has not: its first delivery may still be under way, and then buries.
+    pub whole: bool,
 }
 
 impl Fence {
@@ -113,6 +116,11 @@ pub fn unsettled_lifetime(age: Duration, unsettled_ttl: Duration) -> Duration {
 /// `fence` is what stood so far; `tombstone` is the time of the tombstone at K, if there is one
 /// (its own time may be unknown). The result does not depend on the order of the events, as far as
 /// their times tell one.
+///
+/// An event that is handed out once more may be older than what nobody remembers any more. So where no time tells the
+/// order, an old one ([`Again::Redriven`], [`Again::Replayed`]) changes nothing about whether the customer is deleted;
+/// and an old deletion buries only where the fence says "deleted" already, a [restored](Again::Restored) one where there
+/// is a fence. Else it evicts and binds nobody.
 #[must_use]
 pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Change, now: Timestamp) -> Raised {
     let known = fence.cloned().or_else(|| tombstone.map(|at| deleted_at(at, now)));
@@ -124,12 +132,18 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
         _ => None,
     };
     let does = what_it_does(change.kind);
+    let is_old = matches!(change.again, Some(Again::Redriven | Again::Replayed(_)));
+    if is_old && does == Newest::Deletion && known.newest != Newest::Deletion && order != Some(Ordering::Less) {
+        return unburied(known, change, now);
+    }
     let newest = match order {
         Some(Ordering::Greater) => does,
         Some(Ordering::Less) => known.newest,
         Some(Ordering::Equal) => join(known.newest, does),
+        None if is_old => known.newest,
         None => without_time(known.newest, does),
     };
+    let force = forces(change);
     let outrun = order == Some(Ordering::Less);
     let removes_tombstone = known.newest == Newest::Deletion && newest != Newest::Deletion;
     let overtaken_deletion = does == Newest::Deletion && newest != Newest::Deletion;
@@ -144,16 +158,16 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
     Raised {
         place: match (newest, does) {
             (Newest::Deletion, Newest::Deletion) => Place::Bury(latest(known.at, change.stamps.at)),
-            (Newest::Deletion, _) if !change.force => Place::KeepTombstone,
+            (Newest::Deletion, _) if !force => Place::KeepTombstone,
             _ => Place::Clear,
         },
         fence: Fence {
             modified: known.modified.max(change.stamps.modified),
             at: latest(known.at, change.stamps.at),
-            newest: if change.force && newest == Newest::Deletion { Newest::Contested } else { newest },
+            newest: if force && newest == Newest::Deletion { Newest::Contested } else { newest },
             doubt: removes_tombstone
                 || overtaken_deletion
-                || change.force
+                || force
                 || newest == Newest::Contested
                 || tie
                 || (known.doubt && !lays_to_rest),
@@ -161,38 +175,55 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
             raised: now.max(known.raised),
         },
         outrun,
+        whole: true,
     }
 }
 
-/// Says what a replay does at K of an event whose announcement `fence` holds already: the fence stays as it is (raised
-/// again by the same `modified` it would doubt itself), and K is evicted, or has its tombstone, as the fence says.
+/// Tells whether an event removes a tombstone whatever the times say. What an operator forced once need not be right any
+/// more when it is replayed.
+fn forces(change: &Change) -> bool {
+    change.force && !matches!(change.again, Some(Again::Replayed(_)))
+}
+
+/// A deletion that evicts, casts doubt, and binds nobody: what it did, and when, is not kept.
+fn unburied(known: Fence, change: &Change, now: Timestamp) -> Raised {
+    let modified = known.modified.max(change.stamps.modified);
+    let fence = Fence { modified, doubt: true, raised: now.max(known.raised), ..known };
+    Raised { fence, place: Place::Clear, outrun: false, whole: false }
+}
+
+/// Says what a replay does at K of an event that is remembered, if `fence` still holds all that it announced (`None`: it
+/// was lost since, and is to be raised anew). The fence stays as it is: raised again by the same `modified` it would doubt
+/// itself. K is evicted, or has its tombstone, as the fence says.
 #[must_use]
-pub fn repeat(fence: &Fence, change: &Change) -> Raised {
-    let place = match (fence.newest, what_it_does(change.kind)) {
-        (Newest::Deletion, Newest::Deletion) => Place::Bury(fence.at),
-        (Newest::Deletion, _) => Place::KeepTombstone,
-        (Newest::Update | Newest::Creation | Newest::Contested, _) => Place::Clear,
+pub fn repeat(fence: &Fence, change: &Change) -> Option<Raised> {
+    let order = change.stamps.at.zip(fence.at).map(|(at, newest)| at.compare(newest));
+    let outrun = order == Some(Ordering::Less);
+    let deletes = change.kind == Kind::Deleted;
+    let says_deleted = fence.newest == Newest::Deletion;
+    let holds = change.stamps.modified <= fence.modified
+        && (change.stamps.at.is_none() || order.is_some_and(Ordering::is_le))
+        && (outrun || (!deletes || says_deleted) && (!lacks_modified(change) || fence.unstamped));
+    let place = match (says_deleted, deletes) {
+        (true, true) => Place::Bury(fence.at),
+        (true, false) => Place::KeepTombstone,
+        (false, _) => Place::Clear,
     };
-    let outrun = change.stamps.at.zip(fence.at).is_some_and(|(at, newest)| at.compare(newest) == Ordering::Less);
-    Raised { fence: fence.clone(), place, outrun }
+    holds.then(|| Raised { fence: fence.clone(), place, outrun, whole: true })
 }
 
 fn first(change: &Change, now: Timestamp) -> Raised {
     let does = what_it_does(change.kind);
-    // A replayed deletion that finds no fence may be older than a re-creation nobody remembers.
-    let buries = does == Newest::Deletion && !change.replayed;
-    Raised {
-        place: if buries { Place::Bury(change.stamps.at) } else { Place::Clear },
-        fence: Fence {
-            modified: change.stamps.modified,
-            at: change.stamps.at,
-            newest: if does == Newest::Deletion && !buries { Newest::Contested } else { does },
-            doubt: does == Newest::Deletion && !buries,
-            unstamped: lacks_modified(change),
-            raised: now,
-        },
-        outrun: false,
+    let nothing =
+        Fence { modified: None, at: None, newest: Newest::Update, doubt: false, unstamped: false, raised: now };
+    if does == Newest::Deletion && change.again.is_some() {
+        // It may be older than a re-creation that nobody remembers.
+        return unburied(nothing, change, now);
     }
+    let Stamps { modified, at } = change.stamps;
+    let fence = Fence { modified, at, newest: does, unstamped: lacks_modified(change), ..nothing };
+    let place = if does == Newest::Deletion { Place::Bury(at) } else { Place::Clear };
+    Raised { fence, place, outrun: false, whole: true }
 }
 
 /// The fence that a tombstone stands for when its own fence was evicted.

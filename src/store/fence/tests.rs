@@ -9,7 +9,7 @@ const WINDOW: Duration = Duration::from_secs(600);
 fn change(kind: Kind, modified: Option<i64>, at: Option<i64>) -> Change {
     let at = at.map(|millis| At::new(millis, Precision::Millis));
     let stamps = Stamps { modified: modified.map(Modified::from_millis), at };
-    Change { event: Digest::from_bytes([0; 16]), of: None, kind, stamps, replayed: false, force: false }
+    Change { event: Digest::from_bytes([0; 16]), of: None, kind, stamps, again: None, force: false }
 }
 
 /// What the store keeps between events: the fence, and whether a tombstone stands.

@@ -31,7 +31,7 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{At, Key, Kind, Modified};
+use crate::domain::{Again, At, Key, Kind, Modified};
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
@@ -163,7 +163,12 @@ impl Redis {
             .arg(at.map(At::as_millis).map_or_else(String::new, |millis| millis.to_string()))
             .arg(at.map_or("", |at| record::precision(at.precision())))
             .arg(u8::from(change.force))
-            .arg(u8::from(change.replayed))
+            .arg(match change.again {
+                None => "",
+                Some(Again::Restored) => "restored",
+                Some(Again::Redriven) => "redriven",
+                Some(Again::Replayed(_)) => "replayed",
+            })
             .arg(u8::from(lacks_modified))
             .arg(self.clock.now().as_millis())
             .arg(record::lifetime(self.lifetimes.fence()))

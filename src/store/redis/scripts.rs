@@ -187,14 +187,15 @@ return 1
 });
 
 /// KEYS[4] is the event's mark, KEYS[5] that of the event whose replay it is. ARGV: what the event does (`U`, `C`, `D`), its `modified`, its `at` and
-/// precision, forced, replayed, lacks a `modified` that it should have, now, the lifetimes of fence,
+/// precision, forced, why it is handed out once more, lacks a `modified` that it should have, now, the lifetimes of fence,
 /// tombstone and mark in ms, a token for a tombstone, whether a duplicate writes (for `WAIT`).
 pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&[
         COMMON,
         r"
 local does, m, at, ap = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local force, replayed, lacks, now = ARGV[5] == '1', ARGV[6] == '1', ARGV[7] == '1', tonumber(ARGV[8])
+local asked, again, lacks, now = ARGV[5] == '1', ARGV[6], ARGV[7] == '1', tonumber(ARGV[8])
+local force, old = asked and again ~= 'replayed', again == 'redriven' or again == 'replayed'
 local fence_ttl, tombstone_ttl, dedup = tonumber(ARGV[9]), ARGV[10], ARGV[11]
 if redis.call('EXISTS', KEYS[4]) == 1 then
   if ARGV[13] == '1' then redis.call('SET', KEYS[4], '1', 'KEEPTTL') end
@@ -231,24 +232,38 @@ if not known and stood == 'T' then
   known = { at = tonumber(tat), ap = tap, newest = 'D', doubt = true, unstamped = true, raised = now }
 end
 
-local raised, place, outrun = nil, 'clear', false
-if KEYS[5] and fenced and redis.call('EXISTS', KEYS[5]) == 1 then
+local raised, place, outrun, whole = nil, 'clear', false, true
+local remembered = KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1
+local order = nil
+if known and at and known.at then order = compare(at, ap, known.at, known.ap) end
+local holds = remembered and fenced
+  and (not m or (known.m and m <= known.m)) and (not at or (order and order <= 0))
+  and (order == -1 or ((does ~= 'D' or known.newest == 'D') and (not lacks or known.unstamped)))
+local function unburied(known)
+  whole = false
+  local high = m and (not known.m or m > known.m) and m or known.m
+  return { m = high, at = known.at, ap = known.ap, newest = known.newest, doubt = true,
+           unstamped = known.unstamped, raised = math.max(now, known.raised) }
+end
+if holds then
   raised = known
-  outrun = at and known.at and compare(at, ap, known.at, known.ap) == -1
+  outrun = order == -1
   if known.newest == 'D' then place = does == 'D' and 'bury' or 'keep' end
 elseif not known then
-  local buries = does == 'D' and not replayed
-  if buries then place = 'bury' end
-  raised = { m = m, at = at, ap = ap, newest = (does == 'D' and not buries) and 'X' or does,
-             doubt = does == 'D' and not buries, unstamped = lacks, raised = now }
+  if does == 'D' and again ~= '' then
+    raised = unburied({ newest = 'U', unstamped = false, raised = now })
+  else
+    if does == 'D' then place = 'bury' end
+    raised = { m = m, at = at, ap = ap, newest = does, doubt = false, unstamped = lacks, raised = now }
+  end
+elseif old and does == 'D' and known.newest ~= 'D' and order ~= -1 then
+  raised = unburied(known)
 else
-  local order = nil
-  if at and known.at then order = compare(at, ap, known.at, known.ap) end
   local newest
   if order == 1 then newest = does
   elseif order == -1 then newest = known.newest
   elseif order == 0 then newest = join(known.newest, does)
-  elseif does == 'U' then newest = known.newest
+  elseif does == 'U' or old then newest = known.newest
   else newest = does end
   outrun = order == -1
   local removes = known.newest == 'D' and newest ~= 'D'
@@ -274,8 +289,8 @@ if place == 'bury' then
 elseif place == 'clear' or stood ~= 'T' then
   redis.call('DEL', K)
 end
-redis.call('SET', KEYS[4], '1', 'PX', dedup)
-if KEYS[5] then redis.call('SET', KEYS[5], '1', 'PX', dedup) end
+if whole then redis.call('SET', KEYS[4], '1', 'PX', dedup) end
+if KEYS[5] and whole and (remembered or not asked) then redis.call('SET', KEYS[5], '1', 'PX', dedup) end
 if stood == 'L' or had_lock == 1 then announce() end
 if outrun then return 'outrun' end
 return (stood and stood ~= 'L') and 'applied' or 'absent'

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Stamps, Timestamp};
+use profile_edge::domain::{Again, At, Digest, Kind, Modified, Precision, ReplayId, Stamps, Timestamp};
 use profile_edge::store::fence::{Fence, Newest, Place, raise, repeat};
 use profile_edge::store::{Applied, Base, Change, Content, Entry, Filled, Lease, LeaseAnswer, Record, Token};
 use proptest::prelude::*;
@@ -64,10 +64,15 @@ fn change() -> impl Strategy<Value = Change> {
     let modified = proptest::option::of((0..4i64).prop_map(Modified::from_millis));
     let kind = proptest::sample::select(&Kind::ALL[..]);
     let marks = (0..10u8, proptest::option::weighted(0.2, 0..10u8));
-    (marks, kind, at, modified, any::<bool>(), 0..8u8).prop_map(|(marks, kind, at, modified, replayed, force)| {
+    let again = proptest::option::of(proptest::sample::select(vec![
+        Again::Restored,
+        Again::Redriven,
+        Again::Replayed(ReplayId::fresh()),
+    ]));
+    (marks, kind, at, modified, again, 0..8u8).prop_map(|(marks, kind, at, modified, again, force)| {
         let digest = |number| Digest::from_bytes([number; 16]);
         let (event, of) = (digest(marks.0), marks.1.map(digest));
-        Change { event, of, kind, stamps: Stamps { modified, at }, replayed, force: force == 0 }
+        Change { event, of, kind, stamps: Stamps { modified, at }, again, force: force == 0 }
     })
 }
 
@@ -177,10 +182,9 @@ impl Reference {
             Some(Stands::Record(_) | Stands::Lease(_)) | None => None,
         };
         let is_remembered = change.of.is_some_and(|of| self.seen.contains_key(of.as_bytes()));
-        let raised = match self.fence.as_ref().filter(|_| is_remembered) {
-            Some((fence, _)) => repeat(fence, change),
-            None => raise(self.fence.as_ref().map(|(fence, _)| fence), tombstone, change, self.now),
-        };
+        let fence = self.fence.as_ref().map(|(fence, _)| fence);
+        let repeated = fence.filter(|_| is_remembered).and_then(|fence| repeat(fence, change));
+        let raised = repeated.unwrap_or_else(|| raise(fence, tombstone, change, self.now));
         let end = self.now.plus(LIFETIMES.fence());
         let end = self.fence.as_ref().map_or(end, |(_, earlier)| end.max(*earlier));
         self.fence = Some((raised.fence, end));
@@ -193,7 +197,8 @@ impl Reference {
                 self.stands = Some((Stands::Tombstone(at, self.now), end));
             }
         }
-        for mark in change.of.iter().chain([&change.event]) {
+        let of = change.of.iter().filter(|_| raised.whole && (is_remembered || !change.force));
+        for mark in of.chain(raised.whole.then_some(&change.event)) {
             self.seen.insert(*mark.as_bytes(), self.now.plus(LIFETIMES.dedup_window));
         }
         if raised.outrun {

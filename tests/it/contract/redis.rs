@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use profile_edge::clock::{ManualClock, SharedClock};
-use profile_edge::domain::{At, Digest, Key, Kind, Modified, Precision, Stamps, Timestamp};
+use profile_edge::domain::{Again, At, Digest, Key, Kind, Modified, Precision, ReplayId, Stamps, Timestamp};
 use profile_edge::shutdown::{Controller, Shutdown};
 use profile_edge::store::redis::Redis;
 use profile_edge::store::redis::config::Config;
@@ -139,9 +139,13 @@ fn any_change(random: &mut StdRng) -> Change {
         of: random.random_bool(0.2).then(|| digest(random.random_range(0..12))),
         kind,
         stamps: Stamps { modified, at },
-        replayed: random.random_bool(0.2),
+        again: random.random_bool(0.4).then(|| any_again(random)),
         force: random.random_bool(0.1),
     }
+}
+
+fn any_again(random: &mut StdRng) -> Again {
+    [Again::Restored, Again::Redriven, Again::Replayed(ReplayId::fresh())][random.random_range(0..3)]
 }
 
 async fn apply(fixture: &impl Fixture, key: &Key, change: &Change) -> String {

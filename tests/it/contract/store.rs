@@ -11,7 +11,8 @@ use bytesize::ByteSize;
 use futures_util::future::join_all;
 use profile_edge::clock::{ManualClock, SharedClock};
 use profile_edge::domain::{
-    At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Stamps, Timestamp,
+    Again, At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, ReplayId, Stamps,
+    Timestamp,
 };
 use profile_edge::store::embedded::{self, Embedded};
 use profile_edge::store::fence::{Fence, Settlement};
@@ -194,7 +195,7 @@ fn granted(answer: LeaseAnswer) -> Lease {
 
 fn event(kind: Kind) -> Change {
     let event = Digest::from_bytes(rand::random());
-    Change { event, of: None, kind, stamps: Stamps::default(), replayed: false, force: false }
+    Change { event, of: None, kind, stamps: Stamps::default(), again: None, force: false }
 }
 
 fn at(kind: Kind, millis: i64) -> Change {
@@ -205,6 +206,11 @@ fn at(kind: Kind, millis: i64) -> Change {
 fn modified(kind: Kind, millis: i64) -> Change {
     let modified = Modified::from_millis(millis);
     Change { stamps: Stamps { modified: Some(modified), at: Some(At::from_modified(modified)) }, ..event(kind) }
+}
+
+/// A replay of an event that an operator wants.
+fn replay(of: Change) -> Change {
+    Change { event: event(of.kind).event, of: Some(of.event), again: Some(Again::Replayed(ReplayId::fresh())), ..of }
 }
 
 fn applied(had_entry: bool) -> Applied {
@@ -255,6 +261,8 @@ store_contract!(
     a_replayed_deletion_without_a_fence_evicts_and_does_not_bury,
     a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt,
     a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one,
+    what_is_handed_out_once_more_does_not_swallow_its_first_delivery,
+    an_old_event_without_a_time_changes_nothing_about_a_deletion,
     an_evicted_tombstone_is_put_back,
     a_verified_profile_replaces_that_very_tombstone_and_it_does_not_come_back,
     a_verification_is_refused_after_another_event,
@@ -490,7 +498,7 @@ async fn force_removes_a_tombstone<F: Fixture>(case: Case<F>) {
 
 async fn a_replayed_deletion_without_a_fence_evicts_and_does_not_bury<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
-    case.apply(Change { replayed: true, ..at(Kind::Deleted, 10) }).await;
+    case.apply(Change { again: Some(Again::Restored), ..at(Kind::Deleted, 10) }).await;
     assert!(case.get().await.is_none());
     case.filled("{}").await;
 }
@@ -500,7 +508,7 @@ async fn a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt<F: F
     case.apply(change).await;
     case.filled("{}").await;
     let before = case.fence().await;
-    let replay = Change { event: event(Kind::Updated).event, of: Some(change.event), replayed: true, ..change };
+    let replay = replay(change);
     assert_eq!(case.apply(replay).await, applied(true));
     assert!(case.get().await.is_none());
     assert_eq!(case.fence().await, before);
@@ -512,7 +520,6 @@ async fn a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt<F: F
 async fn a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one<F: Fixture>(case: Case<F>) {
     // Without any time only the order of arrival tells that the deletion was the later.
     let (created, deleted) = (event(Kind::Created), event(Kind::Deleted));
-    let replay = |of: Change| Change { event: event(of.kind).event, of: Some(of.event), replayed: true, ..of };
     case.apply(created).await;
     case.apply(deleted).await;
     case.apply(replay(created)).await;
@@ -525,6 +532,44 @@ async fn a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one<F: F
     case.apply(replay(deleted)).await;
     assert!(case.get().await.is_none());
     case.filled("{}").await;
+}
+
+async fn what_is_handed_out_once_more_does_not_swallow_its_first_delivery<F: Fixture>(case: Case<F>) {
+    for (millis, again) in [(10, Again::Restored), (20, Again::Redriven), (30, Again::Replayed(ReplayId::fresh()))] {
+        let deletion = at(Kind::Deleted, millis);
+        let copy = match again {
+            Again::Replayed(_) => replay(deletion),
+            Again::Restored | Again::Redriven => Change { again: Some(again), ..deletion },
+        };
+        if again != Again::Restored {
+            case.apply(at(Kind::Created, millis - 5)).await;
+        }
+        case.filled("{}").await;
+        case.apply(copy).await;
+        assert!(case.get().await.is_none(), "{again:?} evicts and does not bury");
+        case.apply(deletion).await;
+        assert!(case.is_tombstone().await, "{again:?}");
+        assert_eq!(case.apply(deletion).await, Applied::Duplicate);
+    }
+    let forced = Change { force: true, ..event(Kind::Updated) };
+    case.apply(replay(forced)).await;
+    assert!(case.is_tombstone().await, "what was forced once is not forced again");
+    case.apply(forced).await;
+    assert!(case.get().await.is_none());
+}
+
+async fn an_old_event_without_a_time_changes_nothing_about_a_deletion<F: Fixture>(case: Case<F>) {
+    // Applied so long ago that only the fence remembers, which later events kept alive.
+    let redriven = |of: Change| Change { again: Some(Again::Redriven), ..of };
+    case.apply(event(Kind::Created)).await;
+    case.apply(replay(event(Kind::Deleted))).await;
+    case.apply(redriven(event(Kind::Deleted))).await;
+    case.filled("{}").await;
+    case.apply(event(Kind::Deleted)).await;
+    for old in [replay(event(Kind::Created)), redriven(event(Kind::Created))] {
+        case.apply(old).await;
+        assert!(case.is_tombstone().await);
+    }
 }
 
 async fn an_evicted_tombstone_is_put_back<F: Fixture>(case: Case<F>) {

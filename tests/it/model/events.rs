@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Stamps, Timestamp};
+use profile_edge::domain::{Again, At, Digest, Kind, Modified, Precision, Stamps, Timestamp};
 use profile_edge::store::Change;
 use profile_edge::store::fence::{self, Place, Raised, Settlement, raise};
 
@@ -21,8 +21,8 @@ pub(super) fn steps(run: &mut Run<'_>) {
     for (place, event) in run.setup.deliveries.iter().enumerate() {
         if event & REDRIVEN != 0 {
             let event = event & !REDRIVEN;
-            // What is redriven or replayed on purpose has been settled once.
-            if run.from.deliveries[usize::from(event)].stage == Way::Acknowledged {
+            // What is replayed on purpose is in the journal, settled or not.
+            if run.from.current > event {
                 delivery(run, place, event);
             }
         } else if run.from.current > *event {
@@ -140,7 +140,6 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
     }
     let bit: Events = 1 << event;
     let forgotten = slot.fence.is_none() && !matches!(slot.entry, Entry::Tombstone { .. });
-    let before = slot.fence;
     let effect = effect(setup, slot, event, cause);
     slot.fence = Some(effect.fence);
     if !matches!(without, Without::Lock | Without::TokenOfTheBase | Without::VeryTombstone) {
@@ -164,14 +163,12 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
             }
         }
     }
-    if without != Without::Dedup {
+    if without != Without::Dedup && effect.whole {
         slot.seen |= mark | self::mark(event, Cause::Announced);
     }
     slot.applied |= bit;
-    // A replayed deletion that finds nothing, or doubt, invalidates and does not bury: it binds nobody.
-    let contested = before.is_some_and(|fence| fence.newest == Did::Contested);
-    let deletes = setup.history[usize::from(event)].kind == Kind::Deleted;
-    if !(replayed && deletes && (forgotten || contested)) {
+    // A deletion that does not bury what its first delivery would have buried binds nobody.
+    if effect.whole {
         slot.known |= bit;
     }
     false
@@ -181,6 +178,7 @@ struct Effect {
     fence: Fence,
     place: Place,
     outrun: bool,
+    whole: bool,
 }
 
 /// Raises the fence by the function that the stores use, less the rule that is taken away.
@@ -204,18 +202,22 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
         of: None,
         kind: happening.kind,
         stamps,
-        replayed: cause != Cause::Announced && without != Without::ReplayDoesNotBury,
+        again: match cause {
+            Cause::Restored | Cause::Replayed if without == Without::ReplayDoesNotBury => None,
+            Cause::Restored => Some(Again::Restored),
+            // Its id is in its mark.
+            Cause::Replayed => Some(Again::Redriven),
+            Cause::Announced => None,
+        },
         force: false,
     };
     let is_remembered = cause == Cause::Replayed && slot.seen & mark(event, Cause::Announced) != 0;
-    let raised = match known.as_ref().filter(|_| is_remembered) {
-        Some(known) => fence::repeat(known, &change),
-        None => {
-            let mut raised = raise(known.as_ref(), tombstone, &change, NOW);
-            remove_rule(without, slot.fence, &change, &mut raised);
-            raised
-        }
-    };
+    let repeated = known.as_ref().filter(|_| is_remembered).and_then(|known| fence::repeat(known, &change));
+    let raised = repeated.unwrap_or_else(|| {
+        let mut raised = raise(known.as_ref(), tombstone, &change, NOW);
+        remove_rule(without, slot.fence, &change, &mut raised);
+        raised
+    });
     let before = match (slot.fence, slot.entry) {
         (Some(fence), _) => fence.deletion,
         (None, Entry::Tombstone { deletion, .. }) => deletion,
@@ -223,7 +225,12 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
     };
     let deletion = if happening.kind == Kind::Deleted { before.max(event + 1) } else { before };
     let deletion = if raised.fence.says_deleted() { deletion } else { 0 };
-    Effect { fence: Fence::of(&raised.fence, deletion), place: raised.place, outrun: raised.outrun }
+    Effect {
+        fence: Fence::of(&raised.fence, deletion),
+        place: raised.place,
+        outrun: raised.outrun,
+        whole: raised.whole,
+    }
 }
 
 fn remove_rule(without: Without, known: Option<Fence>, change: &Change, raised: &mut Raised) {

@@ -270,6 +270,7 @@ impl Ground {
             audit: self.audit.clone(),
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
             key: self.doors.admin_key.clone(),
         })
     }

@@ -32,7 +32,8 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
         }
         DeadLetters::Purge { ids, yes, .. } => {
             if !yes && !is_sure(&client, &ids).await {
-                return Exit::Ok;
+                complain("nothing was removed (--yes does not ask)");
+                return Exit::Usage;
             }
             let form = if json { json_line } else { purged };
             client.purge(&ids).await.map(|answer| form(&answer))
@@ -42,8 +43,11 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
 
 /// Asks whoever sits at a terminal.
 async fn is_sure(client: &Client, ids: &[String]) -> bool {
-    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+    if !std::io::stdin().is_terminal() {
         return true;
+    }
+    if !std::io::stderr().is_terminal() {
+        return false;
     }
     let which = match (ids, client.dead_letters(1).await) {
         ([], Ok(letters)) if letters.is_empty() => return true,
@@ -52,11 +56,7 @@ async fn is_sure(client: &Client, ids: &[String]) -> bool {
     };
     // Who is not seen to ask gets no answer, and nothing is removed.
     let _ = write!(std::io::stderr().lock(), "Remove {which} for good? Their events would never be applied. [y/N] ");
-    let is_sure = first_line().is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"));
-    if !is_sure {
-        complain("nothing was removed");
-    }
-    is_sure
+    first_line().is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn redriven(answer: &Value) -> String {

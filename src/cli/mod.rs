@@ -1,7 +1,7 @@
 //! The command line: parse, load the configuration, call the one thing that was asked for.
 //!
 //! Exit codes: 0, also after a clean drain; 1 what was checked is not in order; 64 configuration or usage error; 69 a
-//! needed dependency is unavailable; 70 internal, also a drain that met its deadline.
+//! needed dependency is unavailable; 70 internal, also a drain that met its deadline; 130 a replay that was interrupted.
 
 mod args;
 mod audit;
@@ -43,6 +43,8 @@ pub enum Exit {
     Unavailable,
     /// We are at fault.
     Internal,
+    /// Whoever asked for it stopped it.
+    Interrupted,
 }
 
 impl From<Exit> for ExitCode {
@@ -54,6 +56,8 @@ impl From<Exit> for ExitCode {
             Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Internal => 70,
+            // As shells tell a SIGINT.
+            Exit::Interrupted => 130,
         })
     }
 }
@@ -239,11 +243,15 @@ fn finish(answer: Result<String, client::Error>) -> Exit {
         Ok(text) => print(&text),
         Err(error) => {
             complain(&error.to_string());
-            match error {
-                client::Error::Url | client::Error::Tls { .. } | client::Error::Refused { .. } => Exit::Usage,
-                client::Error::Unavailable { .. } => Exit::Unavailable,
-            }
+            exit_of(&error)
         }
+    }
+}
+
+const fn exit_of(error: &client::Error) -> Exit {
+    match error {
+        client::Error::Url | client::Error::Tls { .. } | client::Error::Refused { .. } => Exit::Usage,
+        client::Error::Unavailable { .. } => Exit::Unavailable,
     }
 }
 

@@ -6,7 +6,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::args::ReplayArgs;
-use super::{Exit, client_of, complain, finish, json_line, print};
+use super::{Exit, client_of, complain, exit_of, json_line, print};
 
 /// The length of the bar, which shows a part of the time.
 const WHOLE: u64 = 1_000;
@@ -21,28 +21,46 @@ pub(super) async fn run(args: ReplayArgs) -> Exit {
     };
     let order = json!({ "since": since, "until": until, "tenantId": tenant, "rate": rate, "dryRun": dry_run });
     let bar = if as_json { ProgressBar::hidden() } else { bar() };
-    let ended = client
-        .replay(&order, |progress| {
-            if as_json {
-                print(&json_line(progress));
-            }
-            show(&bar, progress);
-        })
-        .await;
-    bar.finish_and_clear();
-    match ended {
-        Err(error) => finish(Err(error)),
-        Ok(end) => {
-            if !as_json {
-                print(&summary(&end));
-            }
-            if end["status"] == "done" {
-                return Exit::Ok;
-            }
-            let text = |name: &str| end[name].as_str().unwrap_or("unknown");
-            complain(&format!("it ended early: {}; go on with --since {}", text("reason"), text("resumeSince")));
-            Exit::Unavailable
+    let mut last = Value::Null;
+    let replaying = client.replay(&order, |progress| {
+        if as_json {
+            print(&json_line(progress));
         }
+        show(&bar, progress);
+        last.clone_from(progress);
+    });
+    // Going away stops it.
+    let ended = tokio::select! {
+        ended = replaying => Some(ended),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    bar.finish_and_clear();
+    let end = match ended {
+        Some(Ok(end)) => end,
+        Some(Err(error)) => {
+            go_on(&error.to_string(), &last);
+            return exit_of(&error);
+        }
+        None => {
+            go_on("interrupted", &last);
+            return Exit::Interrupted;
+        }
+    };
+    if !as_json {
+        print(&summary(&end));
+    }
+    if end["status"] == "done" {
+        return Exit::Ok;
+    }
+    go_on(&format!("it ended early: {}", end["reason"].as_str().unwrap_or("unknown")), &end);
+    Exit::Unavailable
+}
+
+/// Says what went wrong, and where to go on as far as that is known.
+fn go_on(problem: &str, last: &Value) {
+    match last["resumeSince"].as_str() {
+        Some(since) => complain(&format!("{problem}; {}; go on with --since {since}", counts(last))),
+        None => complain(problem),
     }
 }
 

@@ -14,7 +14,7 @@ use super::trust::Tls;
 /// The longest that an operator waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest that putting back or removing many dead letters takes.
+/// The longest that looking through many dead letters takes.
 const LONG: Duration = Duration::from_secs(600);
 
 /// A replay takes as long as it takes: it is silence that ends the wait.
@@ -122,7 +122,7 @@ impl Client {
     ///
     /// The service is not there, or refuses.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<Value>, Error> {
-        let request = self.http.get(self.url("/admin/dead-letters")).query(&[("limit", limit)]);
+        let request = self.http.get(self.url("/admin/dead-letters")).timeout(LONG).query(&[("limit", limit)]);
         let mut answer = self.ask(request).await?;
         Ok(answer["deadLetters"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
@@ -137,7 +137,7 @@ impl Client {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.push(id);
         }
-        self.ask(self.http.get(url)).await
+        self.ask(self.http.get(url).timeout(LONG)).await
     }
 
     /// Asks to put dead letters back: those of these ids, or all.
@@ -170,26 +170,23 @@ impl Client {
             return self.read(answer).await;
         }
         let (mut text, mut last) = (Vec::new(), Value::Null);
-        let gone = |last: &Value| {
-            let reached = last["reached"].as_str().map_or_else(String::new, |at| format!(", having come to {at}"));
-            Error::Unavailable { reason: format!("the service went away before the replay was done{reached}") }
-        };
+        let gone = || Error::Unavailable { reason: "the service went away before the replay was done".to_owned() };
         loop {
             let said = timeout(SILENCE, answer.chunk()).await;
-            let Some(bytes) = said.ok().and_then(Result::ok).ok_or_else(|| gone(&last))? else { break };
+            let Some(bytes) = said.ok().and_then(Result::ok).ok_or_else(gone)? else { break };
             text.extend_from_slice(&bytes);
             if text.len() > MAX_LINE {
-                return Err(gone(&last));
+                return Err(gone());
             }
             while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = text.drain(..=end).collect();
-                last = serde_json::from_slice(&line).map_err(|_| gone(&last))?;
+                last = serde_json::from_slice(&line).map_err(|_| gone())?;
                 told(&last);
             }
         }
         match last["status"].as_str() {
             Some("done" | "stopped" | "failed") => Ok(last),
-            Some(_) | None => Err(gone(&last)),
+            Some(_) | None => Err(gone()),
         }
     }
 
@@ -210,7 +207,12 @@ impl Client {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        request.send().await.map_err(|_| self.nobody())
+        request.send().await.map_err(|error| {
+            if error.is_timeout() && !error.is_connect() {
+                return Error::Unavailable { reason: format!("profile-edge at {} did not answer in time", self.base) };
+            }
+            self.nobody()
+        })
     }
 
     async fn read(&self, answer: Response) -> Result<Value, Error> {

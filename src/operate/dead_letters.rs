@@ -11,11 +11,13 @@ pub use crate::queue::{MAX_SEARCHED, Which};
 
 use super::actions::{Actions, Error};
 
-/// What redriving came to.
+/// What was done with dead letters.
 #[derive(Clone, Debug)]
-pub struct PutBack {
-    /// How many.
-    pub redriven: Redriven,
+pub struct Handled {
+    /// How many were put back or removed.
+    pub count: u64,
+    /// How many were to be put back, hold no event, and stayed.
+    pub kept: u64,
     /// The event, where it was one that was asked for by its id.
     pub event: Option<EventId>,
 }
@@ -53,37 +55,31 @@ impl Actions {
     ///
     /// One of the ids is not there or no event (then nothing was done); no queue, or it failed (then some may be back,
     /// and doing it again is safe).
-    pub async fn redrive(&self, which: &Which) -> Result<PutBack, Error> {
-        let mut events = Vec::new();
-        if let Which::These(ids) = which {
-            for letter in self.meant(ids).await? {
-                match letter.payload {
-                    Payload::Event(event) => events.push(event.id.clone()),
-                    Payload::Undecodable(_) => return Err(Error::NoEvent),
-                }
-            }
+    pub async fn redrive(&self, which: &Which) -> Result<Handled, Error> {
+        let meant = self.meant(which).await?;
+        if meant.iter().any(|letter| matches!(letter.payload, Payload::Undecodable(_))) {
+            return Err(Error::NoEvent);
         }
-        let redriven = self.letters()?.redrive(which).await?;
-        tracing::info!(events = redriven.events, kept = redriven.kept, "an operator put dead letters back");
-        let event = events.pop().filter(|_| events.is_empty());
-        Ok(PutBack { redriven, event })
+        let Redriven { events: count, kept } = self.letters()?.redrive(which).await?;
+        tracing::info!(events = count, kept, "an operator put dead letters back");
+        Ok(Handled { count, kept, event: only_event(&meant) })
     }
 
-    /// Removes dead letters for good; returns how many.
+    /// Removes dead letters for good.
     ///
     /// # Errors
     ///
     /// One of the ids is not there (then nothing was done); no queue, or it failed (then some may be gone).
-    pub async fn purge(&self, which: &Which) -> Result<u64, Error> {
-        if let Which::These(ids) = which {
-            self.meant(ids).await?;
-        }
-        let purged = self.letters()?.purge(which).await?;
-        tracing::info!(purged, "an operator removed dead letters for good");
-        Ok(purged)
+    pub async fn purge(&self, which: &Which) -> Result<Handled, Error> {
+        let meant = self.meant(which).await?;
+        let count = self.letters()?.purge(which).await?;
+        tracing::info!(purged = count, "an operator removed dead letters for good");
+        Ok(Handled { count, kept: 0, event: only_event(&meant) })
     }
 
-    async fn meant(&self, ids: &BTreeSet<String>) -> Result<Vec<DeadLetter>, Error> {
+    /// Finds the dead letters of these ids; none where all are meant.
+    async fn meant(&self, which: &Which) -> Result<Vec<DeadLetter>, Error> {
+        let Which::These(ids) = which else { return Ok(Vec::new()) };
         let mut letters = self.letters()?.list(MAX_SEARCHED).await?;
         letters.retain(|letter| ids.contains(&letter.id));
         let found: BTreeSet<&str> = letters.iter().map(|letter| letter.id.as_str()).collect();
@@ -95,6 +91,13 @@ impl Actions {
 
     fn letters(&self) -> Result<&dyn DeadLetters, Error> {
         self.dead_letters.as_deref().ok_or(Error::NoQueue)
+    }
+}
+
+fn only_event(letters: &[DeadLetter]) -> Option<EventId> {
+    match letters {
+        [DeadLetter { payload: Payload::Event(event), .. }] => Some(event.id.clone()),
+        _ => None,
     }
 }
 

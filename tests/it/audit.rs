@@ -432,6 +432,7 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
         (json!("dead_letters.show"), json!("unknown_dead_letter")),
         (json!("replay.dry_run"), json!("ok")),
         (json!("replay"), json!("ok")),
+        (json!("replay.ended"), json!("done")),
         (json!("replay"), json!("unknown_tenant")),
         (json!("dead_letters.redrive"), json!("ok")),
         (json!("dead_letters.redrive"), json!("unknown_dead_letter")),
@@ -442,8 +443,9 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
     assert!(of_type(&all, "event").iter().any(|event| event["event"] == operations[1]["event"]));
     let replays: Vec<&Value> = of_type(&all, "event").iter().filter_map(|event| event.get("replay")).collect();
     assert_eq!(replays, [&operations[4]["replay"]; 2]);
-    assert_eq!((&operations[4]["tenant"], operations[5].get("tenant")), (&json!("10001"), None));
-    assert_eq!((&operations[6]["count"], &operations[8]["count"]), (&json!(0), &json!(0)));
+    assert_eq!((&operations[5]["replay"], &operations[5]["count"]), (replays[0], &json!(2)));
+    assert_eq!((&operations[4]["tenant"], operations[6].get("tenant")), (&json!("10001"), None));
+    assert_eq!((&operations[7]["count"], &operations[9]["count"]), (&json!(0), &json!(0)));
     let denied: Vec<(&Value, Option<&Value>)> =
         of_type(&all, "webhook").iter().map(|denied| (&denied["reason"], denied.get("tenant"))).collect();
     let tenant = json!("10001");

@@ -12,15 +12,17 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{CustomerId, EventId, TenantId};
+use crate::audit::{Operation, Record};
+use crate::domain::{CustomerId, EventId, ReplayId, TenantId};
 use crate::http::error::Problem;
 use crate::http::{body, json};
 use crate::operate::actions;
-use crate::operate::dead_letters::{MAX_SEARCHED, PutBack, Which};
+use crate::operate::dead_letters::{Handled, MAX_SEARCHED, Which};
 use crate::operate::replay::order::Order;
-use crate::operate::replay::{Prepared, Running};
+use crate::operate::replay::{Prepared, Progress, Running};
 
 use super::{About, Made, Ops};
 
@@ -69,7 +71,7 @@ pub(super) async fn inspect(
     let target = target(&headers, body).await?;
     let (tenant, customer) = parse(&target)?;
     let about = About::customer(&ops, &tenant, &customer);
-    let action = ops.actions.inspect(&tenant, &customer);
+    let action = |ops: Arc<Ops>| async move { ops.actions.inspect(&tenant, &customer).await };
     ops.perform(&headers, "inspect", about, action, |_| Made::default()).await.map(Json)
 }
 
@@ -81,7 +83,7 @@ pub(super) async fn invalidate(
     let target = target(&headers, body).await?;
     let (tenant, customer) = parse(&target)?;
     let about = About::customer(&ops, &tenant, &customer);
-    let action = ops.actions.invalidate(&tenant, &customer, target.force);
+    let action = move |ops: Arc<Ops>| async move { ops.actions.invalidate(&tenant, &customer, target.force).await };
     let found = |id: &EventId| Made { event: Some(id.clone()), ..Made::default() };
     let event = ops.perform(&headers, "invalidate", about, action, found).await?;
     let answer = json!({ "status": "queued", "eventId": event.as_str() });
@@ -94,7 +96,7 @@ pub(super) async fn dead_letters(
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, Problem> {
     let limit = limit(query.as_deref().unwrap_or_default())?;
-    let action = ops.actions.dead_letters(limit);
+    let action = move |ops: Arc<Ops>| async move { ops.actions.dead_letters(limit).await };
     let letters = ops.perform(&headers, "dead_letters.list", About::default(), action, |_| Made::default()).await?;
     Ok(Json(json!({ "deadLetters": letters })))
 }
@@ -104,9 +106,9 @@ pub(super) async fn dead_letter(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let action = ops.actions.dead_letter(&id);
-    // Once it is found it is an id, and not anything.
-    let found = |_: &Value| Made { event: id.parse().ok(), ..Made::default() };
+    let action = |ops: Arc<Ops>| async move { ops.actions.dead_letter(&id).await };
+    let found =
+        |letter: &Value| Made { event: letter["eventId"].as_str().and_then(|id| id.parse().ok()), ..Made::default() };
     ops.perform(&headers, "dead_letters.show", About::default(), action, found).await.map(Json)
 }
 
@@ -116,52 +118,69 @@ pub(super) async fn redrive(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let which = which(&headers, body).await?;
-    let found = |put_back: &PutBack| Made {
-        event: put_back.event.clone(),
-        count: Some(put_back.redriven.events),
-        ..Made::default()
-    };
-    let action = ops.actions.redrive(&which);
-    let done = ops.perform(&headers, "dead_letters.redrive", About::default(), action, found).await?;
-    Ok(Json(json!({ "redriven": done.redriven.events, "kept": done.redriven.kept })))
+    let action = |ops: Arc<Ops>| async move { ops.actions.redrive(&which).await };
+    let done = ops.perform(&headers, "dead_letters.redrive", About::default(), action, handled).await?;
+    Ok(Json(json!({ "redriven": done.count, "kept": done.kept })))
 }
 
 pub(super) async fn purge(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Problem> {
     let which = which(&headers, body).await?;
-    let found = |purged: &u64| Made { count: Some(*purged), ..Made::default() };
-    let action = ops.actions.purge(&which);
-    let purged = ops.perform(&headers, "dead_letters.purge", About::default(), action, found).await?;
-    Ok(Json(json!({ "purged": purged })))
+    let action = |ops: Arc<Ops>| async move { ops.actions.purge(&which).await };
+    let done = ops.perform(&headers, "dead_letters.purge", About::default(), action, handled).await?;
+    Ok(Json(json!({ "purged": done.count })))
+}
+
+fn handled(handled: &Handled) -> Made {
+    Made { event: handled.event.clone(), count: Some(handled.count), ..Made::default() }
 }
 
 /// Begins a replay, and answers with how far it is, a line of JSON at a time, until it ends. It is recorded before it
-/// begins, and stops when nobody reads its answer any more.
+/// begins, and when it has ended; it stops when nobody reads its answer any more.
 pub(super) async fn replay(State(ops): State<Arc<Ops>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let wanted: Wanted = json::parse(&body::read(&headers, body, MAX_BODY).await?)?;
     let order = wanted.order(&ops)?;
+    let (tenant, is_dry) = (order.tenant.clone(), order.dry_run);
+    let is_known = tenant.as_ref().is_none_or(|tenant| ops.actions.knows(tenant));
     // What is not configured may be anything.
-    let about = About { tenant: order.tenant.clone().filter(|tenant| ops.actions.knows(tenant)), key: None };
-    let action = if order.dry_run { "replay.dry_run" } else { "replay" };
+    let about = About { tenant: tenant.filter(|_| is_known), key: None };
+    let action = if is_dry { "replay.dry_run" } else { "replay" };
     let found = |prepared: &Prepared| Made { replay: Some(prepared.id), ..Made::default() };
-    let prepare = async {
-        match &order.tenant {
-            Some(tenant) if !ops.actions.knows(tenant) => Err(actions::Error::UnknownTenant),
-            Some(_) | None => ops.replays.prepare(order).await,
-        }
+    let prepare = move |ops: Arc<Ops>| async move {
+        if is_known { ops.replays.prepare(order).await } else { Err(actions::Error::UnknownTenant) }
     };
     let prepared = ops.perform(&headers, action, about, prepare, found).await?;
-    let lines = futures_util::stream::unfold(Some((prepared.begin(), Instant::now())), tell);
+    let id = prepared.id;
+    let running = prepared.begin();
+    if !is_dry {
+        ops.shutdown.spawn(record_end(Arc::clone(&ops), id, running.progress.clone()));
+    }
+    let lines = futures_util::stream::unfold(Some((running, Instant::now())), tell);
     let kind = HeaderValue::from_static("application/x-ndjson");
     Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(lines)).into_response())
+}
+
+/// Records how a replay ended, when it has.
+async fn record_end(ops: Arc<Ops>, id: ReplayId, mut progress: watch::Receiver<Progress>) {
+    // A task that ended without a word panicked, which is told of where it happened.
+    let _ = progress.wait_for(|progress| progress.status.is_over()).await;
+    let (outcome, replayed) = {
+        let progress = progress.borrow();
+        (progress.status.as_str(), progress.replayed)
+    };
+    let operation = Operation::new(None, "replay.ended", outcome);
+    let record = Record::Operator(Operation { replay: Some(id), count: Some(replayed), ..operation });
+    // It is done; where its record is late, what comes next is refused.
+    let _ = ops.audit.settle(record).await;
 }
 
 /// Returns the next line about a replay: when it is time for one, or when it is over.
 async fn tell(told: Option<(Running, Instant)>) -> Option<(Result<String, Infallible>, Option<(Running, Instant)>)> {
     let (mut running, at) = told?;
-    // A task that ended without a word panicked; what was known last is told.
     let _ = timeout_at(at, running.progress.wait_for(|progress| progress.status.is_over())).await;
+    // Asked first: what a task says last is still there when it has gone. One that has gone without a word panicked.
+    let is_gone = running.progress.has_changed().is_err();
     let progress = running.progress.borrow().clone();
-    let is_over = progress.status.is_over() || running.progress.has_changed().is_err();
+    let is_over = is_gone || progress.status.is_over();
     // A struct of texts and numbers is always JSON.
     let line = serde_json::to_string(&progress).expect("texts and numbers are JSON") + "\n";
     Some((Ok(line), (!is_over).then(|| (running, Instant::now() + TELL_EVERY))))

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
+use tracing::Instrument;
 
 use crate::audit::{Audit, Operation, Record};
 use crate::domain::{CustomerId, Digest, EventId, ReplayId, TenantId};
@@ -26,6 +27,7 @@ use crate::operate::actions::{self, Actions};
 use crate::operate::replay::Replays;
 use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
+use crate::shutdown::Shutdown;
 
 use super::error::Problem;
 use super::front::REQUEST_ID;
@@ -43,6 +45,8 @@ pub struct Ops {
     pub readiness: Arc<Readiness>,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
+    /// Tracks what is being done.
+    pub shutdown: Shutdown,
     /// The SHA-256 of the admin key; `None` when none is needed.
     pub key: Reloadable<Option<[u8; 32]>>,
 }
@@ -121,27 +125,43 @@ impl About {
 }
 
 impl Ops {
-    /// Carries out a command and records it, with what `found` finds in what came of it.
-    async fn perform<T>(
-        &self,
+    /// Carries out a command and records it, with what `found` finds in what came of it. Both are done in a task of their
+    /// own: what has begun is finished and recorded, also when nobody waits for it any more.
+    async fn perform<T, Work>(
+        self: &Arc<Self>,
         headers: &HeaderMap,
         action: &'static str,
         about: About,
-        work: impl Future<Output = Result<T, actions::Error>>,
-        found: impl FnOnce(&T) -> Made,
-    ) -> Result<T, Problem> {
+        work: impl FnOnce(Arc<Self>) -> Work,
+        found: impl FnOnce(&T) -> Made + Send + 'static,
+    ) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        Work: Future<Output = Result<T, actions::Error>> + Send + 'static,
+    {
         if self.audit.is_strict() && !self.audit.works() {
             return Err(Problem::unrecorded());
         }
-        let done = work.await.map_err(refuse);
-        let outcome = done.as_ref().map_or_else(Problem::code, |_| "ok");
-        let About { tenant, key } = about;
-        let Made { event, replay, count } = done.as_ref().map(found).unwrap_or_default();
-        let named = Operation::new(headers.get(REQUEST_ID).cloned(), action, outcome);
-        let operation = Operation { tenant, key, event, replay, count, ..named };
-        // It is done; where its record is late, what comes next is refused.
-        let _ = self.audit.settle(Record::Operator(operation)).await;
-        done
+        let (ops, work) = (Arc::clone(self), work(Arc::clone(self)));
+        let request = headers.get(REQUEST_ID).cloned();
+        let performing = async move {
+            let done = work.await.map_err(refuse);
+            let outcome = done.as_ref().map_or_else(Problem::code, |_| "ok");
+            let About { tenant, key } = about;
+            let Made { event, replay, count } = done.as_ref().map(found).unwrap_or_default();
+            let operation = Operation { tenant, key, event, replay, count, ..Operation::new(request, action, outcome) };
+            match ops.audit.settle(Record::Operator(operation)).await {
+                // It has not begun yet.
+                Err(_) if replay.is_some() => Err(Problem::unrecorded()),
+                // It is done; where its record is late, what comes next is refused.
+                Ok(()) | Err(_) => done,
+            }
+        };
+        match self.shutdown.spawn(performing.in_current_span()).await {
+            Ok(done) => done,
+            // Nobody cancels it; a panic is told of where it happened, and answered as any other.
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
     }
 }
 

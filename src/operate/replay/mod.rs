@@ -108,7 +108,7 @@ pub struct Progress {
     /// Those of them that are meant.
     matched: u64,
     /// Those of them that were published again.
-    replayed: u64,
+    pub replayed: u64,
     /// Those that are meant, by kind.
     kinds: BTreeMap<&'static str, u64>,
     /// The time of receipt that it has come to.
@@ -119,9 +119,8 @@ pub struct Progress {
     /// Why it ended early.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Where to go on, if it ended early.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resume_since: Option<String>,
+    /// Where to go on, if it ends early.
+    resume_since: String,
 }
 
 /// How a replay is.
@@ -141,6 +140,18 @@ pub enum Status {
 }
 
 impl Status {
+    /// Returns the name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Done => "done",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+
     /// Tells whether it is over.
     #[must_use]
     pub const fn is_over(self) -> bool {
@@ -216,7 +227,7 @@ impl Progress {
             reached: None,
             fraction: 0.0,
             reason: None,
-            resume_since: None,
+            resume_since: order.since.to_string(),
         }
     }
 }
@@ -277,6 +288,7 @@ impl Work {
             }
             if let Some(reached) = self.reached {
                 progress.reached = Some(reached.to_string());
+                progress.resume_since = self.resume_since().to_string();
                 progress.fraction = self.order.fraction(reached);
             }
         });
@@ -318,9 +330,15 @@ impl Work {
         }
     }
 
+    /// Returns where one would go on.
+    fn resume_since(&self) -> Timestamp {
+        let reached = self.reached.unwrap_or(self.order.since).as_millis();
+        let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX);
+        Timestamp::from_millis(reached.saturating_sub(overlap)).max(self.order.since)
+    }
+
     fn end(self, ended: Result<(), (Status, String)>) {
-        let resume = self.reached.unwrap_or(self.order.since);
-        let resume = Timestamp::from_millis(resume.as_millis() - i64::try_from(OVERLAP.as_millis()).unwrap_or(0));
+        let resume = self.resume_since().to_string();
         self.progress.send_modify(|progress| match &ended {
             Ok(()) => {
                 progress.status = Status::Done;
@@ -329,13 +347,15 @@ impl Work {
             Err((status, reason)) => {
                 progress.status = *status;
                 progress.reason = Some(reason.clone());
-                progress.resume_since = Some(resume.max(self.order.since).to_string());
+                progress.resume_since.clone_from(&resume);
             }
         });
         let Progress { matched, replayed, .. } = *self.progress.borrow();
         match ended {
             Ok(()) => tracing::info!(replay = %self.id, matched, replayed, "a replay is done"),
-            Err((_, reason)) => tracing::warn!(replay = %self.id, matched, replayed, reason, "a replay ended early"),
+            Err((_, reason)) => {
+                tracing::warn!(replay = %self.id, matched, replayed, reason, resume, "a replay ended early")
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -25,8 +26,14 @@ use super::topology::{self, Topology};
 /// How many dead letters are put back or removed at once.
 const CHUNK: usize = 256;
 
-/// The longest wait for one message.
+/// How many are asked for before the first of them has come.
+const AT_ONCE: usize = 32;
+
+/// The longest wait for an answer of the broker.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest wait for others who look through the dead letters.
+pub(super) const TURN: Duration = Duration::from_secs(30);
 
 /// The longest wait for what was given back. Others may take of it meanwhile.
 const RETURN: Duration = Duration::from_millis(500);
@@ -170,8 +177,8 @@ struct Letters<'a> {
 
 impl<'a> Letters<'a> {
     async fn of(connection: &Connection, queue: &'a str, limit: usize) -> Result<Self, Error> {
-        let channel = topology::open(connection).await?;
-        let left = topology::count(&channel, queue).await?.min(limit as u64);
+        let channel = soon(topology::open(connection)).await?;
+        let left = soon(topology::count(&channel, queue)).await?.min(limit as u64);
         Ok(Self { channel, queue, left, held: 0 })
     }
 
@@ -179,21 +186,24 @@ impl<'a> Letters<'a> {
     async fn next(&mut self) -> Result<Vec<(u64, DeadLetter)>, Error> {
         let mut chunk = Vec::new();
         while self.left > 0 && chunk.len() < CHUNK {
-            let Some(got) = get(&self.channel, self.queue).await? else {
-                self.left = 0;
-                break;
-            };
-            self.left -= 1;
-            self.held += 1;
-            chunk.push((got.delivery_tag, understand(&got.properties, &got.data)));
+            let asked = self.left.min(AT_ONCE as u64);
+            let got = try_join_all((0..asked).map(|_| soon(get(&self.channel, self.queue)))).await?;
+            let found = got.iter().flatten().count() as u64;
+            // Others may have taken some.
+            self.left = if found < asked { 0 } else { self.left - asked };
+            self.held += found;
+            chunk.extend(got.iter().flatten().map(|got| (got.delivery_tag, understand(&got.properties, &got.data))));
         }
         Ok(chunk)
     }
 
     async fn acknowledge(&mut self, tags: &[u64]) -> Result<(), Error> {
         for tag in tags {
-            let acknowledged = self.channel.basic_ack(*tag, BasicAckOptions::default()).await;
-            acknowledged.map_err(|error| topology::unavailable(&error))?;
+            soon(async {
+                let acknowledged = self.channel.basic_ack(*tag, BasicAckOptions::default()).await;
+                acknowledged.map_err(|error| topology::unavailable(&error))
+            })
+            .await?;
             self.held -= 1;
         }
         Ok(())
@@ -203,21 +213,29 @@ impl<'a> Letters<'a> {
     async fn give_back(self) -> Result<(), Error> {
         if self.held > 0 {
             let all = BasicNackOptions { multiple: true, requeue: true };
-            self.channel.basic_nack(0, all).await.map_err(|error| topology::unavailable(&error))?;
+            soon(async { self.channel.basic_nack(0, all).await.map_err(|error| topology::unavailable(&error)) })
+                .await?;
             let deadline = Instant::now() + RETURN;
-            while topology::count(&self.channel, self.queue).await? < self.held && Instant::now() < deadline {
+            while soon(topology::count(&self.channel, self.queue)).await? < self.held && Instant::now() < deadline {
                 sleep(LOOK_EVERY).await;
             }
         }
-        self.channel.close(200, "done".into()).await.map_err(|error| topology::unavailable(&error))
+        // What is not closed in good order here is closed when it is dropped.
+        let _ = timeout(PATIENCE, self.channel.close(200, "done".into())).await;
+        Ok(())
     }
 }
 
-/// Takes the oldest message; `None` if there is none. Bounded in time.
+/// Takes the oldest message; `None` if there is none.
 async fn get(channel: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, Error> {
+    let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
+    got.map_err(|error| topology::unavailable(&error))
+}
+
+/// Waits for what the broker has to answer.
+async fn soon<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let silent = |_elapsed| Error::Unavailable { reason: "the broker did not answer in time".to_owned() };
-    let got = timeout(PATIENCE, channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).await;
-    got.map_err(silent)?.map_err(|error| topology::unavailable(&error))
+    timeout(PATIENCE, answer).await.map_err(silent)?
 }
 
 fn understand(properties: &BasicProperties, body: &[u8]) -> DeadLetter {

@@ -48,6 +48,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lapin::Connection;
 use parking_lot::Mutex;
+use tokio::sync::MutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -80,6 +81,7 @@ pub struct Amqp {
     shared: Arc<Shared>,
     timeout: Duration,
     subscription: Mutex<Option<Current>>,
+    dead_letters: tokio::sync::Mutex<()>,
 }
 
 /// The present subscription's pump.
@@ -147,7 +149,12 @@ impl Amqp {
             out: AtomicUsize::new(0),
             losses: Arc::default(),
         };
-        Ok(Arc::new(Self { shared: Arc::new(shared), timeout: config.publish_timeout, subscription: Mutex::new(None) }))
+        Ok(Arc::new(Self {
+            shared: Arc::new(shared),
+            timeout: config.publish_timeout,
+            subscription: Mutex::new(None),
+            dead_letters: tokio::sync::Mutex::default(),
+        }))
     }
 
     /// Waits for confirms that are due, tells the broker what was settled, and closes both connections in good
@@ -188,6 +195,20 @@ impl Amqp {
         answer.unwrap_or_else(|_elapsed| {
             Err(Error::Unavailable { reason: "the broker did not answer in time".to_owned() })
         })
+    }
+}
+
+impl Amqp {
+    /// Waits until nobody else here holds dead letters, which would be missing, and returns a connection that works.
+    async fn dead_letters(&self) -> Result<(MutexGuard<'_, ()>, Live), Error> {
+        let late = |_elapsed| Error::Unavailable { reason: "another command is at the dead letters".to_owned() };
+        let alone = timeout(dead_letters::TURN, self.dead_letters.lock()).await.map_err(late)?;
+        let live = self.shared.publisher.link().now()?.live.clone();
+        match live.blocked() {
+            // A connection that the broker does not read from would be waited for.
+            Some(reason) => Err(Error::Unavailable { reason: format!("the broker takes no publishes: {reason}") }),
+            None => Ok((alone, live)),
+        }
     }
 }
 
@@ -313,19 +334,18 @@ impl Queue for Amqp {
 #[async_trait]
 impl DeadLetters for Amqp {
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        let queue = &self.shared.topology.dead_letters;
-        self.ask(async |connection| dead_letters::read(connection, queue, limit).await).await
+        let (_alone, live) = self.dead_letters().await?;
+        dead_letters::read(live.connection(), &self.shared.topology.dead_letters, limit).await
     }
 
     async fn redrive(&self, which: &Which) -> Result<Redriven, Error> {
         let Shared { topology, publisher, .. } = &*self.shared;
-        let up = publisher.link().now()?;
-        dead_letters::redrive(up.live.connection(), topology, publisher, which).await
+        let (_alone, live) = self.dead_letters().await?;
+        dead_letters::redrive(live.connection(), topology, publisher, which).await
     }
 
     async fn purge(&self, which: &Which) -> Result<u64, Error> {
-        let Shared { topology, publisher, .. } = &*self.shared;
-        let up = publisher.link().now()?;
-        dead_letters::purge(up.live.connection(), &topology.dead_letters, which).await
+        let (_alone, live) = self.dead_letters().await?;
+        dead_letters::purge(live.connection(), &self.shared.topology.dead_letters, which).await
     }
 }

@@ -45,6 +45,7 @@ use crate::queue::{Error, wire};
 use crate::shutdown::Shutdown;
 
 use super::link::{Link, Live, Prepare};
+use super::replay::REPLAYED;
 use super::topology::{self, Topology};
 
 /// How many messages may be unconfirmed at once.
@@ -80,9 +81,15 @@ impl Message {
             .with_message_id(event.id.as_str().into())
             .with_type(event.kind.as_str().into())
             .with_timestamp(seconds);
+        let mut headers = FieldTable::default();
         if let Some(traceparent) = &event.traceparent {
-            let mut headers = FieldTable::default();
             headers.insert(TRACEPARENT.into(), AMQPValue::LongString(traceparent.to_string().into()));
+        }
+        if event.again.is_some() {
+            // Consumers of an earlier version know only this.
+            headers.insert(REPLAYED.into(), AMQPValue::Boolean(true));
+        }
+        if !headers.inner().is_empty() {
             properties = properties.with_headers(headers);
         }
         Self {

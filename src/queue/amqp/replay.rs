@@ -38,8 +38,8 @@ use super::link::{Live, pauses};
 use super::publisher::{Message, Publisher};
 use super::topology::{self, Topology};
 
-/// The header of what comes from the journal.
-const REPLAYED: &str = "replayed";
+/// The header of what is handed out once more.
+pub(super) const REPLAYED: &str = "replayed";
 
 /// From which time on each lost queue is to be replayed, in milliseconds; `None`: from the beginning.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,7 +156,7 @@ impl Replayer {
     }
 }
 
-/// Tells whether a delivery comes from the journal.
+/// Tells whether a delivery is handed out once more.
 pub(super) fn is_restored(properties: &BasicProperties) -> bool {
     let headers = properties.headers().as_ref();
     matches!(headers.and_then(|headers| headers.inner().get(REPLAYED)), Some(AMQPValue::Boolean(true)))

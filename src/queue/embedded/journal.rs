@@ -1,8 +1,9 @@
 //! The journal: what was settled is kept for a while, so that it can be handed out again.
 //!
 //! A settled event moves from `events` to `journal` in one transaction, under the position that it had, with the time
-//! of its settlement. The journal is bounded by age and by size; the oldest go first. Only what was handed out for the
-//! first time is kept: a copy says nothing new.
+//! of its settlement; one that becomes a dead letter is kept too. The journal is bounded by age and by size; the oldest
+//! go first. What an operator has handed out once more is kept, so that it can be restored, and not told of, since its
+//! first delivery is; what was restored is not kept, since it stands there.
 //!
 //! It is read a page at a time, together with what is not settled yet, by position: an event that is settled
 //! between two pages keeps its place, and is told once.
@@ -22,6 +23,9 @@ use super::commands::Commands;
 pub(super) type Kept<'a> = (i64, &'a [u8]);
 
 pub(super) const JOURNAL: TableDefinition<'_, u64, Kept<'_>> = TableDefinition::new("journal");
+
+/// How much earlier than a time what is asked for begins.
+const MARGIN_MILLIS: i64 = 60_000;
 
 /// How many rows are looked at in one go.
 const PAGE: usize = 256;
@@ -72,11 +76,12 @@ pub(super) fn page(
     limit: usize,
 ) -> Result<Page, redb::Error> {
     let mut rows = Vec::new();
+    let since = since.as_millis().saturating_sub(MARGIN_MILLIS);
     for row in journal.range(from..)?.take(limit) {
         let (seq, kept) = row?;
         let (settled, wire) = kept.value();
-        // Whatever was received later was settled later too.
-        rows.push((seq.value(), (settled >= since.as_millis()).then(|| Bytes::copy_from_slice(wire))));
+        // Whatever was received later was settled later too, or nearly, if the clock was set back.
+        rows.push((seq.value(), (settled >= since).then(|| Bytes::copy_from_slice(wire))));
     }
     for row in events.range(from..)?.take(limit) {
         let (seq, wire) = row?;
@@ -88,19 +93,22 @@ pub(super) fn page(
     Ok(Page { events: rows.into_iter().filter_map(|(_, wire)| wire).collect(), next })
 }
 
-/// Returns copies of what was settled at a time or later, to be handed out again.
+/// Returns copies of what was settled at a time, a minute before, or later, to be handed out again.
 pub(super) fn restored(
     journal: &impl ReadableTable<u64, Kept<'static>>,
     since: Timestamp,
 ) -> Result<Vec<Bytes>, redb::Error> {
     let mut copies = Vec::new();
+    let since = since.as_millis().saturating_sub(MARGIN_MILLIS);
     for row in journal.iter()? {
         let (_, kept) = row?;
         let (settled, wire) = kept.value();
-        if settled >= since.as_millis()
+        if settled >= since
             && let Ok(event) = wire::decode(wire)
         {
-            copies.push(wire::encode(&Event { again: Some(Again::Restored), ..event }));
+            // A replay is another event than the one that it repeats.
+            let again = event.again.filter(|again| matches!(again, Again::Replayed(_))).or(Some(Again::Restored));
+            copies.push(wire::encode(&Event { again, ..event }));
         }
     }
     Ok(copies)
@@ -202,14 +210,15 @@ mod tests {
         let mut journal = txn.open_table(JOURNAL).unwrap();
         let mut events = txn.open_table(super::super::tables::EVENTS).unwrap();
         for seq in [0_u64, 2, 3, 6] {
-            journal.insert(seq, (i64::try_from(seq).unwrap(), &[u8::try_from(seq).unwrap()][..])).unwrap();
+            let settled = MARGIN_MILLIS * i64::try_from(seq).unwrap();
+            journal.insert(seq, (settled, &[u8::try_from(seq).unwrap()][..])).unwrap();
         }
         for seq in [1_u64, 4, 5] {
             events.insert(seq, &[u8::try_from(seq).unwrap()][..]).unwrap();
         }
         let (mut told, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
-            let page = page(&journal, &events, at, Timestamp::from_millis(2), 2).unwrap();
+            let page = page(&journal, &events, at, Timestamp::from_millis(3 * MARGIN_MILLIS), 2).unwrap();
             told.extend(page.events.iter().map(|wire| wire[0]));
             from = page.next;
         }

@@ -52,12 +52,12 @@ pub(super) struct Limits {
 pub(super) enum Change {
     /// Adds events, all or none.
     Append(Vec<Bytes>),
-    /// Removes an event that was settled; one that was handed out for the first time goes to the journal.
-    Settle(u64, Handing),
+    /// Removes an event that was settled.
+    Settle(u64, Keeping),
     /// Counts that an event was out and came back.
     Return(u64),
     /// Moves an event to the dead letters.
-    Bury(u64, Reason),
+    Bury(u64, Reason, Keeping),
     /// Puts the event of a dead letter back, if it is one.
     Redrive(u64),
     /// Removes a dead letter.
@@ -66,11 +66,12 @@ pub(super) enum Change {
     Restore(Timestamp),
 }
 
-/// Whether an event is handed out for the first time, or once more.
+/// Whether an event goes to the journal when it leaves the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Handing {
-    First,
-    Again,
+pub(super) enum Keeping {
+    Keep,
+    /// It is a copy of what stands there, or no event.
+    Forget,
 }
 
 /// An event as it stands in the log.

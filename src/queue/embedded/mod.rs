@@ -81,9 +81,6 @@ use writer::{Opener, Progress, Writer};
 /// The longest that [`Embedded::close`] waits for the file to be closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How much older than the store's loss an event may be that was settled just before.
-const MARGIN_MILLIS: i64 = 60_000;
-
 /// How many dead letters are looked at in one go.
 const DEAD_LETTERS_PAGE: usize = 256;
 
@@ -240,7 +237,6 @@ impl Queue for Embedded {
         if !self.journal.is_kept() {
             return Ok(Restore::NoJournal);
         }
-        let since = Timestamp::from_millis(since.as_millis().saturating_sub(MARGIN_MILLIS));
         self.commands.change(Change::Restore(since)).await?;
         Ok(Restore::Ordered)
     }

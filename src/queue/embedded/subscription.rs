@@ -13,10 +13,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::domain::Again;
 use crate::queue::{Delivery, Error, Payload, Reason, Settle, wire};
 
 use super::commands::Commands;
-use super::log::{Change, Entry, Handing};
+use super::log::{Change, Entry, Keeping};
 use super::window::{Step, Window};
 use super::writer::{Page, Progress, REOPEN_AFTER};
 
@@ -83,11 +84,11 @@ impl Subscription {
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
         let redelivered = entry.returns;
-        let handing = match &payload {
-            Payload::Event(event) if event.again.is_none() => Handing::First,
-            Payload::Event(_) | Payload::Undecodable(_) => Handing::Again,
+        let keeping = match &payload {
+            Payload::Event(event) if event.again != Some(Again::Restored) => Keeping::Keep,
+            Payload::Event(_) | Payload::Undecodable(_) => Keeping::Forget,
         };
-        let out = Out { entry: Some(entry), handing, shared: self.shared.clone(), commands: self.commands.clone() };
+        let out = Out { entry: Some(entry), keeping, shared: self.shared.clone(), commands: self.commands.clone() };
         Delivery::new(payload, redelivered, Box::new(out))
     }
 
@@ -175,7 +176,7 @@ impl Drop for Subscription {
 struct Out {
     /// Taken out when it is settled.
     entry: Option<Entry>,
-    handing: Handing,
+    keeping: Keeping,
     shared: Arc<Shared>,
     commands: Commands,
 }
@@ -206,8 +207,8 @@ impl Drop for Out {
 #[async_trait]
 impl Settle for Out {
     async fn ack(self: Box<Self>) -> Result<(), Error> {
-        let handing = self.handing;
-        self.settle(|seq| Change::Settle(seq, handing)).await
+        let keeping = self.keeping;
+        self.settle(|seq| Change::Settle(seq, keeping)).await
     }
 
     async fn retry(self: Box<Self>) -> Result<(), Error> {
@@ -216,6 +217,7 @@ impl Settle for Out {
     }
 
     async fn dead_letter(self: Box<Self>, reason: Reason) -> Result<(), Error> {
-        self.settle(|seq| Change::Bury(seq, reason)).await
+        let keeping = self.keeping;
+        self.settle(|seq| Change::Bury(seq, reason, keeping)).await
     }
 }

@@ -8,7 +8,7 @@ use crate::queue::{Error, Reason};
 
 use super::dead_letter;
 use super::journal::{self, JOURNAL, Kept};
-use super::log::{Change, Handing, Held, Limits};
+use super::log::{Change, Held, Keeping, Limits};
 
 pub(super) const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 pub(super) const RETURNS: TableDefinition<'_, u64, u32> = TableDefinition::new("returns");
@@ -83,12 +83,15 @@ impl<'t> Tables<'t> {
                 Ok(()) => self.append(events).map(Ok),
                 Err(full) => Ok(Err(full)),
             },
-            Change::Settle(seq, handing) => {
-                let journal = limits.journal.is_kept() && *handing == Handing::First;
-                self.settle(*seq, journal.then_some(now)).map(Ok)
+            Change::Settle(seq, keeping) => {
+                let kept = limits.journal.is_kept() && *keeping == Keeping::Keep;
+                self.settle(*seq, kept.then_some(now)).map(Ok)
             }
             Change::Return(seq) => self.count_return(*seq).map(Ok),
-            Change::Bury(seq, reason) => self.bury(*seq, *reason, now).map(Ok),
+            Change::Bury(seq, reason, keeping) => {
+                let kept = limits.journal.is_kept() && *keeping == Keeping::Keep;
+                self.bury(*seq, *reason, kept, now).map(Ok)
+            }
             Change::Redrive(number) => self.redrive(*number).map(Ok),
             Change::Purge(number) => Ok(Ok(self.exhume(*number)?.map_or(Urgency::Unchanged, |_| Urgency::Now))),
             Change::Restore(since) => self.append(&journal::restored(&self.journal, *since)?).map(Ok),
@@ -109,10 +112,15 @@ impl<'t> Tables<'t> {
     fn settle(&mut self, seq: u64, at: Option<Timestamp>) -> Result<Urgency, redb::Error> {
         let Some(wire) = self.take(seq)? else { return Ok(Urgency::Unchanged) };
         if let Some(at) = at {
-            self.journal.insert(seq, (at.as_millis(), &*wire))?;
-            self.totals.journal_bytes += wire.len() as u64;
+            self.keep(seq, &wire, at)?;
         }
         Ok(Urgency::Eventually)
+    }
+
+    fn keep(&mut self, seq: u64, wire: &[u8], at: Timestamp) -> Result<(), redb::Error> {
+        self.journal.insert(seq, (at.as_millis(), wire))?;
+        self.totals.journal_bytes += wire.len() as u64;
+        Ok(())
     }
 
     /// Forgets what the journal need not or cannot keep.
@@ -148,9 +156,12 @@ impl<'t> Tables<'t> {
         Ok(Urgency::Eventually)
     }
 
-    fn bury(&mut self, seq: u64, reason: Reason, at: Timestamp) -> Result<Urgency, redb::Error> {
+    fn bury(&mut self, seq: u64, reason: Reason, kept: bool, at: Timestamp) -> Result<Urgency, redb::Error> {
         // A delivery that was superseded may have been settled already: then there is nothing to keep.
         let Some(wire) = self.take(seq)? else { return Ok(Urgency::Unchanged) };
+        if kept {
+            self.keep(seq, &wire, at)?;
+        }
         let dead_letter = dead_letter::write(&wire, reason, at);
         self.dead_letters.insert(self.totals.next_dead_letter, &*dead_letter)?;
         self.totals.next_dead_letter += 1;

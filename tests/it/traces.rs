@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::support::collector::{Collector, Manner};
 use crate::support::edge::Pairing;
 use crate::support::process::{Ports, Process, configuration};
-use crate::support::{customer, eventually};
+use crate::support::{customer, eventually, tls};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CAUSE: &str = "00f067aa0ba902b7";
@@ -316,6 +316,40 @@ async fn with_no_collector_to_be_reached_the_process_serves_and_stops() {
     edge.process.says("the collector takes no traces").await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
     edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_behind_tls_gets_traces_from_whom_it_knows_if_its_authority_is_configured() {
+    const CA: &str = "PROFILE_EDGE__TELEMETRY__TLS__CA";
+    let (ours, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for directory in [&ours, &others] {
+        tls::certificates(directory.path());
+    }
+    let path = |name: &str| ours.path().join(name).display().to_string();
+    let (ca, cert, key) = (path("ca.pem"), path("client.pem"), path("client.key"));
+    let other = others.path().join("ca.pem").display().to_string();
+    let client = [("PROFILE_EDGE__TELEMETRY__TLS__CERT", cert.as_str()), ("PROFILE_EDGE__TELEMETRY__TLS__KEY", &key)];
+    let collector = Collector::start_behind_tls(ours.path()).await;
+
+    // Another authority, this machine's authorities, and no certificate of our own: nothing is told to the collector.
+    for environment in [vec![(CA, other.as_str()), client[0], client[1]], client.to_vec(), vec![(CA, ca.as_str())]] {
+        let edge = Traced::start(&collector.endpoint(), &environment).await;
+        let before = collector.broken_off();
+        eventually("three batches that are not told", || async {
+            assert_eq!(status(edge.lookup(&customer(1))).await, 200);
+            (collector.broken_off() >= before + 3).then_some(())
+        })
+        .await;
+        let log = edge.stop().await;
+        assert_eq!(log.matches("the collector takes no traces").count(), 1, "{log}");
+    }
+    assert_eq!(collector.asked(), 0);
+
+    let edge = Traced::start(&collector.endpoint(), &[(CA, &ca), client[0], client[1]]).await;
+    assert_eq!(status(edge.lookup(&customer(1)).header("traceparent", traceparent())).await, 200);
+    collector.span("lookup", |span| span.trace == TRACE).await;
+    let log = edge.stop().await;
+    assert!(!log.contains("the collector takes no traces"), "{log}");
 }
 
 #[test]

@@ -22,7 +22,8 @@ import redaction
 import edge
 from edge import Edge, customer
 from edge_shipping.redact import redacted
-from receivers import TOKEN, CloudWatch, Splunk
+from cloudwatch import CloudWatch
+from splunk import TOKEN, Splunk
 
 SHIPPING = pathlib.Path(__file__).parents[2] / "conf" / "shipping"
 # Scenarios run side by side, on a machine that may be busy with others.

@@ -5,9 +5,11 @@ import datetime
 import json
 import random
 import time
+import unittest.mock
 import urllib.parse
 
 from edge_shipping.cloudwatch import refused, requests
+from edge_shipping.delivery import Delivery
 from edge_shipping.redact import mask, redacted
 
 EMAIL, PHONE = "zephyrina.canary@example.com", "+1 (555) 019-9871"
@@ -138,6 +140,32 @@ def cloudwatch_gets_what_a_request_may_carry():
     assert refused(list("abcd"), rejected) == ["a", "d"]
 
 
+def a_destination_that_is_down_is_tried_again_after_the_pause():
+    class Down(Delivery):
+        SUCCESS, NOT_CONNECTED, QUEUED = "success", "not connected", "queued"
+
+        def connect(self):
+            self.up = False
+
+        def deliver(self, batch):
+            if not self.up:
+                raise OSError("refused")
+
+    clock = unittest.mock.Mock(return_value=100.0)
+    with unittest.mock.patch.dict("os.environ", SHIP_RETRY_SECONDS="10"), unittest.mock.patch("time.monotonic", clock):
+        destination = Down()
+        assert destination.init({"kind": "log"}) and destination.open()
+        destination.send({"MESSAGE": b"line"})
+        assert destination.flush() == "not connected" and not destination.open()
+        clock.return_value = 109.9
+        assert not destination.open()
+        clock.return_value = 110.0
+        assert destination.open()
+        destination.up = True
+        destination.send({"MESSAGE": b"line"})
+        assert destination.flush() == "success" and destination.open()
+
+
 CHECKS = [
     leaks_are_masked_wherever_they_stand,
     harmless_text_stays_as_it_is,
@@ -148,4 +176,5 @@ CHECKS = [
     dockers_files_are_unwrapped_and_others_stay,
     the_time_it_takes_grows_with_the_line_only,
     cloudwatch_gets_what_a_request_may_carry,
+    a_destination_that_is_down_is_tried_again_after_the_pause,
 ]

@@ -1,14 +1,15 @@
 """What both destinations share: batches, delivered in whole or offered again.
 
 syslog-ng hands over records one by one (`send`), asks for the batch to be delivered (`flush`), and takes it out of its
-buffer on SUCCESS. On NOT_CONNECTED it keeps the batch and comes again after `time-reopen`, without end; it would drop a batch after
-some tries of any other failure, so none other is ever reported.
+buffer on SUCCESS. On NOT_CONNECTED it keeps the batch and comes again, without end; it would drop a batch after some tries of any other
+failure, so none other is ever reported. It asks `open` first, each second: `time-reopen` has no effect on what is written in Python.
 """
 
 import datetime
 import json
 import os
 import sys
+import time
 
 
 # What carries a record's place in its audit trail through syslog-ng.
@@ -79,7 +80,10 @@ class Delivery:
 
     def init(self, options):
         self.kind, self.batch, self.place, self.down = options["kind"], [], None, False
+        # Of the clock of `time.monotonic`.
+        self.not_before = 0.0
         try:
+            self.pause = float(setting("SHIP_RETRY_SECONDS"))
             self.connect()
         except (ValueError, OSError) as error:
             say(f"cannot be configured: {error}")
@@ -87,7 +91,8 @@ class Delivery:
         return True
 
     def open(self):
-        return True
+        """Whether a destination that did not take something may be tried again."""
+        return time.monotonic() >= self.not_before
 
     def send(self, message):
         self.batch.append(message["MESSAGE"].decode("utf-8", "replace"))
@@ -106,7 +111,7 @@ class Delivery:
         except Exception as error:  # Whatever it is: a record that was not delivered is not let go.
             if not self.down:
                 say(f"{self.kind} records wait, the destination does not take them: {error}")
-            self.down = True
+            self.down, self.not_before = True, time.monotonic() + self.pause
             return self.NOT_CONNECTED
         if self.down:
             say(f"{self.kind} records are taken again")

@@ -20,6 +20,7 @@
 //! The order; it is taken again after a pause, by this process or another.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use backoff::backoff::Backoff;
@@ -71,6 +72,20 @@ impl Order {
     }
 }
 
+impl fmt::Display for Order {
+    /// Each queue and from when on, as one reads times.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (queue, since)) in self.since.iter().enumerate() {
+            let comma = if n == 0 { "" } else { ", " };
+            match since {
+                Some(millis) => write!(f, "{comma}{queue} since {}", Timestamp::from_millis(*millis))?,
+                None => write!(f, "{comma}{queue}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Carries orders out, on one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Replayer {
@@ -112,7 +127,7 @@ impl Replayer {
     }
 
     async fn replay(&self, live: &Live, order: &Order) -> Result<(), Error> {
-        tracing::warn!(?order, "the journal is replayed");
+        tracing::warn!(%order, "the journal is replayed");
         let connection = live.connection();
         let mut journal = Reading::start(connection, &self.topology, &self.publisher, order.earliest()).await?;
         let mut events = 0;

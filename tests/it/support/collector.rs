@@ -1,23 +1,29 @@
 //! A small real OpenTelemetry collector: takes traces over OTLP, HTTP with protobuf, and keeps them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use axum::serve::Listener;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::eventually;
+use super::{eventually, tls};
 
 /// What a collector does with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,21 +60,73 @@ struct Taken {
     manner: Mutex<Manner>,
     spans: Mutex<Vec<Span>>,
     requests: Mutex<Vec<(HeaderMap, Bytes)>>,
+    broken_off: AtomicUsize,
+}
+
+impl Taken {
+    fn by(manner: Manner) -> Arc<Self> {
+        let manner = Mutex::new(manner);
+        Arc::new(Self {
+            manner,
+            spans: Mutex::default(),
+            requests: Mutex::default(),
+            broken_off: AtomicUsize::default(),
+        })
+    }
+}
+
+/// A listener behind TLS.
+struct Encrypted {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    taken: Arc<Taken>,
+}
+
+impl Listener for Encrypted {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = self.listener.accept().await.unwrap();
+            match self.acceptor.accept(stream).await {
+                Ok(stream) => return (stream, address),
+                Err(_broken_off) => self.taken.broken_off.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
 }
 
 /// A running collector; it ends when this is dropped.
 pub(crate) struct Collector {
-    address: SocketAddr,
+    endpoint: String,
     taken: Arc<Taken>,
     _running: DropGuard,
 }
 
 impl Collector {
     pub(crate) async fn start(manner: Manner) -> Self {
-        let taken = Arc::new(Taken { manner: Mutex::new(manner), spans: Mutex::default(), requests: Mutex::default() });
-        let routes = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&taken));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, running) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        Self::serve(listener, endpoint, Taken::by(manner))
+    }
+
+    /// Starts one that presents the server of a directory (`tls::certificates`), and asks for its client.
+    pub(crate) async fn start_behind_tls(directory: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap());
+        let (taken, acceptor) = (Taken::by(Manner::Takes), TlsAcceptor::from(tls::server(directory)));
+        let listener = Encrypted { listener, acceptor, taken: Arc::clone(&taken) };
+        Self::serve(listener, endpoint, taken)
+    }
+
+    fn serve<L: Listener<Addr: std::fmt::Debug>>(listener: L, endpoint: String, taken: Arc<Taken>) -> Self {
+        let routes = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&taken));
+        let running = CancellationToken::new();
         let ended = running.clone().cancelled_owned();
         tokio::spawn(async move {
             tokio::select! {
@@ -76,11 +134,11 @@ impl Collector {
                 served = axum::serve(listener, routes) => served.unwrap(),
             }
         });
-        Self { address, taken, _running: running.drop_guard() }
+        Self { endpoint, taken, _running: running.drop_guard() }
     }
 
     pub(crate) fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        self.endpoint.clone()
     }
 
     pub(crate) fn behave(&self, manner: Manner) {
@@ -90,6 +148,11 @@ impl Collector {
     /// How many requests have come, whatever became of them.
     pub(crate) fn asked(&self) -> usize {
         self.taken.requests.lock().len()
+    }
+
+    /// How many connections ended before they were encrypted.
+    pub(crate) fn broken_off(&self) -> usize {
+        self.taken.broken_off.load(Ordering::Relaxed)
     }
 
     /// All requests, each as its headers and its body.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use reqwest::{Certificate, ClientBuilder, Identity};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -43,16 +44,31 @@ pub(crate) fn believer(directories: &[&Path]) -> ClientBuilder {
 
 /// A connection to a listener that presents the server of a directory, for a protocol (RFC 7301).
 pub(crate) async fn connect(directory: &Path, listener: SocketAddr, protocol: &str) -> TlsStream<TcpStream> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    let mut config = config.with_root_certificates(roots(directory)).with_no_client_auth();
     config.alpn_protocols = vec![protocol.into()];
     let stream = TcpStream::connect(listener).await.unwrap();
     let stream = TlsConnector::from(Arc::new(config)).connect(listener.ip().into(), stream).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol.as_bytes()));
     stream
+}
+
+/// What presents the server of a directory, and asks for its client.
+pub(crate) fn server(directory: &Path) -> Arc<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(directory)), Arc::clone(&provider));
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_client_cert_verifier(clients.build().unwrap());
+    let certificate = CertificateDer::from_pem_file(directory.join("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(directory.join("server.key")).unwrap();
+    Arc::new(config.with_single_cert(vec![certificate], key).unwrap())
+}
+
+fn roots(directory: &Path) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();
+    roots
 }
 
 /// What the client of a directory presents.

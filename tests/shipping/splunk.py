@@ -1,15 +1,17 @@
-"""The destinations, on loopback: a Splunk HTTP Event Collector, and CloudWatch Logs (moto's)."""
+"""A Splunk HTTP Event Collector.
+
+As a program, `splunk.py DIRECTORY HOST PORT`, it serves until it is ended, under a certificate of its own for this name, and prints what
+is indexed, each with its source type before it.
+"""
 
 import http.server
 import json
-import logging
+import os
 import ssl
 import subprocess
+import sys
 import threading
 import urllib.parse
-
-import boto3
-from moto.server import ThreadedMotoServer
 
 from edge import free_port
 
@@ -21,7 +23,7 @@ class Splunk:
 
     settings = property(
         lambda self: {
-            "SHIP_SPLUNK_URL": f"https://127.0.0.1:{self.port}",
+            "SHIP_SPLUNK_URL": f"https://{self.host}:{self.port}",
             "SHIP_SPLUNK_TOKEN": f"file:{self.token_file}",
             "SHIP_SPLUNK_CA": self.certificate,
             "SHIP_SPLUNK_ACK_SECONDS": "2",
@@ -29,19 +31,22 @@ class Splunk:
     )
     configuration = "splunk.conf"
 
-    def __init__(self, directory):
+    def __init__(self, directory, host="127.0.0.1", port=None):
         self.certificate, key = f"{directory}/hec.pem", f"{directory}/hec.key"
         self.token_file = f"{directory}/token"
         self.set_token(TOKEN)
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-             "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-             "-keyout", key, "-out", self.certificate],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        # One that was started before is gone on with.
+        if not os.path.exists(self.certificate):
+            name = f"IP:{host}" if host[0].isdigit() else f"DNS:{host}"
+            subprocess.run(
+                ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                 "-days", "2", "-subj", f"/CN={host}", "-addext", f"subjectAltName={name}",
+                 "-keyout", key, "-out", self.certificate],
+                check=True, capture_output=True,
+            )  # fmt: skip
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.load_cert_chain(self.certificate, key)
-        self.port, self.server = free_port(), None
+        self.host, self.port, self.server = host, port or free_port(), None
         self.lock = threading.Lock()
         # What was taken, by channel and number; what was indexed; how many batches are taken and never indexed.
         self.taken, self.events, self.numbers, self.forgetful, self.refusals = {}, [], 0, 0, 0
@@ -70,7 +75,7 @@ class Splunk:
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.server = http.server.ThreadingHTTPServer((self.host, self.port), Handler)
         self.server.daemon_threads = True
         self.server.socket = self.tls.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -124,47 +129,17 @@ class Splunk:
             return [event["event"] for event in self.events if event["sourcetype"] == f"profile-edge:{kind}"]
 
 
-class CloudWatch:
-    """moto's CloudWatch Logs in this process: its memory outlives a time of being down."""
+class Printing(Splunk):
+    """One that prints what it has."""
 
-    configuration = "cloudwatch.conf"
-
-    def __init__(self, directory):
-        self.groups = {"audit": f"{directory}/audit", "log": f"{directory}/logs"}
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self.port, self.server = free_port(), None
-        self.settings = {
-            "SHIP_CLOUDWATCH_ENDPOINT": f"http://127.0.0.1:{self.port}",
-            "SHIP_CLOUDWATCH_AUDIT_GROUP": self.groups["audit"],
-            "SHIP_CLOUDWATCH_LOG_GROUP": self.groups["log"],
-        }
-        credentials = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "eu-central-1"}
-        self.client = boto3.client("logs", endpoint_url=self.settings["SHIP_CLOUDWATCH_ENDPOINT"], **credentials)
-        self.up()
-        for group in self.groups.values():
-            self.client.create_log_group(logGroupName=group)
-        self.down()
-
-    def up(self):
-        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
-        self.server.start()
-
-    def down(self):
-        self.server.stop()
-
-    def received(self, kind):
-        streams = self.client.describe_log_streams(logGroupName=self.groups[kind])["logStreams"]
-        if not streams:
-            return []
-        assert [stream["logStreamName"] for stream in streams] == ["edge-1"]
-        found, token = [], {}
-        while True:
-            page = self.client.get_log_events(
-                logGroupName=self.groups[kind], logStreamName="edge-1", startFromHead=True, **token
-            )
-            if not page["events"]:
-                return [event["message"] for event in found]
-            found += page["events"]
-            token = {"nextToken": page["nextForwardToken"]}
+    def index(self, channel, number):
+        known = len(self.events)
+        indexed = super().index(channel, number)
+        for event in self.events[known:]:
+            print(event["sourcetype"], event["event"], flush=True)
+        return indexed
 
 
+if __name__ == "__main__":
+    Printing(sys.argv[1], sys.argv[2], int(sys.argv[3])).up()
+    threading.Event().wait()

@@ -314,6 +314,11 @@ def what_we_write_is_shipped_in_whole():
             with contextlib.suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(request, timeout=10).close()
         eventually("an applied event", lambda: "event applied" in service.log())
+        for path, order in [("replay", {"since": "1h"}), ("dead-letters/redrive", {"all": True}),
+                            ("dead-letters/purge", {"all": True})]:  # fmt: skip
+            asked = urllib.request.Request(f"http://127.0.0.1:{service.admin}/admin/{path}", json.dumps(order).encode(), posted)
+            urllib.request.urlopen(asked, timeout=10).read()
+        eventually("the end of a replay", lambda: '"replay.ended"' in service.audit())
         lines = [line for line in service.log().splitlines() if line.startswith("{")]
         for part in ['"verdict":"applied"', '"type":"webhook"', '"reason":"unauthorized"']:
             eventually(f"a record with {part}", lambda part=part: part in service.audit())
@@ -322,7 +327,7 @@ def what_we_write_is_shipped_in_whole():
     for line in lines:
         assert redacted(line, "log") == ("log", line), (line, redacted(line, "log"))
     kinds = {json.loads(record)["type"] for record in records}
-    assert kinds == {"chain", "process", "lookup", "event", "webhook"}, kinds
+    assert kinds == {"chain", "process", "lookup", "event", "webhook", "operator"}, kinds
     for record in records:
         assert redacted(record, "audit") == ("audit", record), (record, redacted(record, "audit"))
     return len(lines), len(records)

@@ -30,7 +30,7 @@ HARMLESS = [
 AUDIT = {
     "v": 1, "seq": 12, "time": "2024-02-29T10:00:00.123Z", "type": "lookup", "kind": "updated", "caller": "architect", "tenant": "10001",
     "key": "0123456789abcdef0123456789abcdef", "decision": "allowed", "result": "hit", "fields": ["id", "firstName"],
-    "request_id": UUID, "prev": "ab" * 32, "hash": "cd" * 32,
+    "request": UUID, "prev": "ab" * 32, "hash": "cd" * 32,
 }  # fmt: skip
 DENSE = {"ensure_ascii": False, "separators": (",", ":")}
 
@@ -55,9 +55,10 @@ def harmless_text_stays_as_it_is():
 
 def a_record_with_nothing_to_remove_leaves_byte_for_byte():
     event = {"type": "event", "event": "4711", "keys": ["0123456789abcdef0123456789abcdef"], "verdict": "recovered",
-             "shape": "flat", "replayed": True, "digest": "ab" * 16}  # fmt: skip
+             "shape": "flat", "replayed": True, "replay": UUID, "digest": "ab" * 16}  # fmt: skip
+    command = {"type": "operator", "request": UUID, "action": "dead_letters.redrive", "outcome": "ok", "count": 7}
     note = {"type": "chain", "action": "continued", "algorithm": "hmac-sha-256", "after": "audit.jsonl.000012"}
-    for record in (event, note):
+    for record in (event, command, note):
         line = json.dumps({"seq": 1, **record, "prev": "ab" * 32, "hash": "cd" * 32}, **DENSE)
         assert redacted(line, "audit") == ("audit", line), redacted(line, "audit")
     for line in [json.dumps(AUDIT, **DENSE), json.dumps(AUDIT), json.dumps({**AUDIT, "caller": "büro"}, **DENSE)]:

@@ -206,6 +206,8 @@ impl Link {
 pub(super) enum Failure {
     /// The script is not loaded: nothing was run.
     NoScript,
+    /// What stands there is of another type: none of ours.
+    WrongType,
     /// Anything else.
     Store(Error),
 }
@@ -218,6 +220,7 @@ impl Failure {
     fn of(error: &RedisError) -> Self {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::NoScript) => Self::NoScript,
+            _ if error.code() == Some("WRONGTYPE") => Self::WrongType,
             _ => Self::Store(explain(error)),
         }
     }

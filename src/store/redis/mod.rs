@@ -27,6 +27,7 @@ mod waiting;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 
@@ -193,8 +194,12 @@ impl Store for Redis {
     async fn get(&self, key: &Key) -> Result<Option<Entry>, Error> {
         let mut cmd = redis::cmd("GET");
         cmd.arg(key.as_str());
-        let answer = self.lookups.send(&cmd).await.map_err(settle)?;
-        Ok(bytes(answer).map(|bytes| record::decode(bytes.into())))
+        match self.lookups.send(&cmd).await {
+            Ok(answer) => Ok(bytes(answer).map(|bytes| record::decode(bytes.into()))),
+            // Corrupt as any other bytes would be; the lease over it removes it.
+            Err(Failure::WrongType) => Ok(Some(Entry::Corrupt(Bytes::new()))),
+            Err(failure) => Err(settle(failure)),
+        }
     }
 
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error> {
@@ -316,6 +321,7 @@ fn settle(failure: Failure) -> Error {
         Failure::Store(error) => error,
         // A script that was sent with its text is known to the server.
         Failure::NoScript => Error::Rejected { reason: "a script is not known".to_owned() },
+        Failure::WrongType => Error::Rejected { reason: "a key holds another type".to_owned() },
     }
 }
 

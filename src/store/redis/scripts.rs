@@ -66,16 +66,32 @@ impl<'a> Names<'a> {
     }
 }
 
-/// What several scripts need: the token and kind of a value, a fence's parts, and how a change of K is announced:
+/// What several scripts need: reading (what somebody else wrote there in another type is corrupt: it is removed, and a
+/// miss), the token and kind of a value, a fence's parts, and how a change of K is announced:
 /// the last argument of every script says on which kind of channel (`s` for a sharded one).
 const COMMON: &str = r"
 local K, F, L = KEYS[1], KEYS[2], KEYS[3]
+local function try(command, key, ...)
+  local v = redis.pcall(command, key, ...)
+  if type(v) ~= 'table' then return v, false end
+  if string.find(v.err, 'WRONGTYPE', 1, true) then return false, true end
+  return redis.call(command, key, ...), false
+end
+local function read(command, key, ...)
+  local v, foreign = try(command, key, ...)
+  if foreign then redis.call('DEL', key) end
+  return v
+end
+local function peek(key)
+  local v, foreign = try('GET', key)
+  return foreign and 'of another type' or v or ''
+end
 local function ours(v) return v and string.byte(v, 1) == 1 end
 local function kind(v) return ours(v) and string.sub(v, 2, 2) or nil end
 local function token(v) return ours(v) and string.sub(v, 3, 18) or nil end
 local function int(n) return n and string.format('%.0f', n) or '' end
 local function read_fence()
-  local f = redis.call('GET', F)
+  local f = read('GET', F)
   if not f then return nil end
   local m, at, ap, newest, doubt, unstamped, raised =
     string.match(f, '^1|([^|]*)|([^|]*)|([^|]*)|(%u)|([01])|([01])|(%-?%d+)$')
@@ -103,7 +119,7 @@ pub(super) static LEASE: LazyLock<Script> = LazyLock::new(|| {
         r"
 local seen, base, own, ttl, value = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local now, tombstone_ttl = tonumber(ARGV[6]), tonumber(ARGV[7])
-local v = redis.call('GET', K)
+local v = read('GET', K)
 local function grant(where)
   local f = read_fence()
   return { where, f and f.text or '' }
@@ -125,7 +141,7 @@ if kind(v) == 'L' then
   return { 'held', token(v), token(v), redis.call('PTTL', K) }
 end
 if (seen == 'token' or seen == 'dead') and token(v) == base then
-  local l = redis.call('GET', L)
+  local l = read('GET', L)
   if l then return { 'held', l, base, redis.call('PTTL', L) } end
   if seen == 'token' then
     redis.call('SET', L, own, 'PX', ttl)
@@ -149,8 +165,8 @@ pub(super) static FILL: LazyLock<Script> = LazyLock::new(|| {
         COMMON,
         r"
 local where, own, base, record, lifetime = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local v = redis.call('GETRANGE', K, 0, 17)
-local locked = where == 'lock' and redis.call('GET', L) == own
+local v = read('GETRANGE', K, 0, 17)
+local locked = where == 'lock' and read('GET', L) == own
 local may
 if where == 'key' then may = token(v) == own else may = locked and token(v) == base end
 if may then
@@ -176,8 +192,8 @@ pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| {
         COMMON,
         r"
 if ARGV[1] == 'key' then
-  if token(redis.call('GETRANGE', K, 0, 17)) == ARGV[2] then redis.call('DEL', K) end
-elseif redis.call('GET', L) == ARGV[2] then
+  if token(read('GETRANGE', K, 0, 17)) == ARGV[2] then redis.call('DEL', K) end
+elseif read('GET', L) == ARGV[2] then
   redis.call('DEL', L)
 end
 announce()
@@ -223,7 +239,7 @@ local function join(a, b)
   return 'X'
 end
 
-local v = redis.call('GETRANGE', K, 0, 99)
+local v = read('GETRANGE', K, 0, 99)
 local stood = kind(v)
 local known = read_fence()
 local fenced = known ~= nil
@@ -303,8 +319,8 @@ pub(super) static INSPECT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&[
         COMMON,
         r"
-return { redis.call('GET', K) or '', redis.call('PTTL', K), redis.call('GET', F) or '',
-         redis.call('GET', L) or '', redis.call('PTTL', L) }
+return { peek(K), redis.call('PTTL', K), peek(F),
+         peek(L), redis.call('PTTL', L) }
 ",
     ])
 });

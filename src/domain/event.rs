@@ -177,6 +177,18 @@ pub enum Again {
     Replayed(ReplayId),
 }
 
+impl Again {
+    /// Returns the wire name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restored => "restored",
+            Self::Redriven => "redriven",
+            Self::Replayed(_) => "replayed",
+        }
+    }
+}
+
 /// An event, ready for the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

@@ -79,7 +79,7 @@ pub fn encode(event: &Event) -> Bytes {
         identity: Some(event.identity.to_string()),
         force: event.force,
         traceparent: event.traceparent.as_ref().map(Traceparent::to_string),
-        again: event.again.map(|again| name(again).into()),
+        again: event.again.map(|again| again.as_str().into()),
         replay: match event.again {
             Some(Again::Replayed(id)) => Some(id.to_string()),
             Some(Again::Restored | Again::Redriven) | None => None,
@@ -128,14 +128,6 @@ fn read(form: Form<'_>) -> Option<Event> {
         again: form.again.map(|again| why(&again, form.replay.as_deref())),
     })
     .filter(|_| form.v == VERSION)
-}
-
-const fn name(again: Again) -> &'static str {
-    match again {
-        Again::Restored => "restored",
-        Again::Redriven => "redriven",
-        Again::Replayed(_) => "replayed",
-    }
 }
 
 /// Returns why an event is handed out once more; what this version does not know is taken with the most caution.

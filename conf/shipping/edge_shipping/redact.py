@@ -67,7 +67,7 @@ AUDIT = {
 LOG = {
     "timestamp": TIME, "level": WORD, "target": WORD, "message": TEXT, "name": WORD, "request_id": ID,
     "trace_id": HEX, "span_id": HEX,
-    "admin": TEXT, "broker": TEXT, "bytes": number, "caller": TEXT, "cause": TEXT, "chain": HEX, "code": WORD,
+    "admin": TEXT, "again": WORD, "broker": TEXT, "bytes": number, "caller": TEXT, "cause": TEXT, "chain": HEX, "code": WORD,
     "connection": number, "connections": number, "deadline": TEXT, "dependency": TEXT, "dry_run": number, "error": TEXT,
     "event": ID, "event_id": ID, "events": number, "field": TEXT, "files": number, "finished": number, "force": number,
     "hash": HEX, "kept": number, "key": KEY, "keys": KEYS, "kind": WORD, "length": number, "listen": TEXT,

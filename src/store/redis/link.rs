@@ -229,7 +229,7 @@ impl Failure {
 /// Says what went wrong in words that hold no key, value or password.
 pub(super) fn explain(error: &RedisError) -> Error {
     let reason = match error.code() {
-        Some(code) => format!("{} ({code})", error.category()),
+        Some(code) => format!("{} ({code})", error.category()).trim_start().to_owned(),
         // What the transport says (refused, reset, an invalid certificate) is about the link alone.
         None if error.is_io_error() => error.to_string(),
         None => error.category().to_owned(),

@@ -164,12 +164,7 @@ impl Redis {
             .arg(at.map(At::as_millis).map_or_else(String::new, |millis| millis.to_string()))
             .arg(at.map_or("", |at| record::precision(at.precision())))
             .arg(u8::from(change.force))
-            .arg(match change.again {
-                None => "",
-                Some(Again::Restored) => "restored",
-                Some(Again::Redriven) => "redriven",
-                Some(Again::Replayed(_)) => "replayed",
-            })
+            .arg(change.again.map_or("", Again::as_str))
             .arg(u8::from(lacks_modified))
             .arg(self.clock.now().as_millis())
             .arg(record::lifetime(self.lifetimes.fence()))

@@ -133,6 +133,8 @@ struct Line {
     event: Uuid,
     verdict: String,
     taken_at: WallMillis,
+    /// Why it was handed out once more.
+    again: Option<String>,
 }
 
 impl Recorder {
@@ -153,6 +155,10 @@ impl Recorder {
             return false;
         }
         let Ok(line) = serde_json::from_str::<Line>(line) else { return false };
+        if line.again.is_some() {
+            // A replay binds nobody by itself: the event is applied when it is.
+            return true;
+        }
         let mut told = self.told.lock();
         // Under the lock, so that whoever finds the event applied comes after this moment.
         let observed = self.now();

@@ -24,7 +24,8 @@
 //! the store held (a hit, or a fetch that was `stored`), no lookup that begins after that answer, by any reader
 //! through any process, shows an earlier version. That is more than one reader's own order. It does not bind those
 //! that come after an answer that never stood in the store: a refused fill, or one past an unreachable store, may be
-//! newer than what the store holds while no event has told of it. And it does not bind an answer past an unreachable
+//! newer than what the store holds while no event has told of it. An answer that may show any of several versions binds
+//! as the oldest of them: a customer that is absent may not have been created yet. And it does not bind an answer past an unreachable
 //! store to a tombstone: a tombstone may be ahead of upstream's read side.
 //!
 //! # Impossible
@@ -95,6 +96,13 @@ struct Timeline {
     steps: Vec<Step>,
 }
 
+/// An answer, and the versions that it may show.
+struct Placed<'a> {
+    answer: &'a Answer,
+    newest: usize,
+    oldest: usize,
+}
+
 /// Judges a history.
 pub(super) fn judge(history: &History, bounds: Bounds) -> Judgement {
     let timelines = timelines(history, bounds);
@@ -115,7 +123,7 @@ pub(super) fn judge(history: &History, bounds: Bounds) -> Judgement {
             match timeline.version(answer) {
                 Some(version) => {
                     judgement.take_staleness(timeline, answer, version, bounds);
-                    placed.push((answer, version));
+                    placed.push(Placed { answer, newest: version, oldest: timeline.oldest(answer, version) });
                 }
                 None => judgement.find(Fault::Impossible, timeline, answer),
             }
@@ -154,6 +162,17 @@ fn step(change: &Change, applies: &[&Apply], bounds: Bounds) -> Step {
 }
 
 impl Timeline {
+    /// The oldest version that an answer may show, where `newest` is the newest that looks the same.
+    fn oldest(&self, answer: &Answer, newest: usize) -> usize {
+        let deleted = self.steps.iter().position(|step| step.did == Did::Delete);
+        match (answer.saw, self.start) {
+            (Saw::Profile(_), _) => newest,
+            // Who was not there yet, and who was deleted, are absent alike.
+            (Saw::Absent, Start::Absent) => 0,
+            (Saw::Absent, Start::Invented) | (Saw::Deleted, _) => deleted.map_or(newest, |index| index + 1),
+        }
+    }
+
     /// The version that an answer shows: how many steps it has seen. Of several that look the same, the newest.
     fn version(&self, answer: &Answer) -> Option<usize> {
         let made = |step: &&Step| step.began <= answer.ended;
@@ -205,13 +224,13 @@ impl Judgement {
         }
     }
 
-    fn take_order(&mut self, timeline: &Timeline, placed: &[(&Answer, usize)]) {
-        let stood = highest(placed.iter().filter(|(answer, _)| answer.stood));
-        let shown = highest(placed.iter().filter(|(answer, _)| answer.stood && answer.saw != Saw::Deleted));
-        for (answer, version) in placed {
+    fn take_order(&mut self, timeline: &Timeline, placed: &[Placed<'_>]) {
+        let stood = highest(placed.iter().filter(|placed| placed.answer.stood));
+        let shown = highest(placed.iter().filter(|placed| placed.answer.stood && placed.answer.saw != Saw::Deleted));
+        for Placed { answer, newest, .. } in placed {
             let before = if answer.label == Label::StoreUnavailable { &shown } else { &stood };
             let known = before.partition_point(|(ended, _)| *ended < answer.began);
-            if known > 0 && before[known - 1].1 > *version {
+            if known > 0 && before[known - 1].1 > *newest {
                 self.find(Fault::Backwards, timeline, answer);
             }
         }
@@ -238,9 +257,9 @@ impl Judgement {
     }
 }
 
-/// The highest version that was answered by each moment, in the order of the moments.
-fn highest<'a>(placed: impl Iterator<Item = &'a (&'a Answer, usize)>) -> Vec<(Moment, usize)> {
-    let mut seen: Vec<_> = placed.map(|(answer, version)| (answer.ended, *version)).collect();
+/// The highest version that was surely answered by each moment, in the order of the moments.
+fn highest<'a>(placed: impl Iterator<Item = &'a Placed<'a>>) -> Vec<(Moment, usize)> {
+    let mut seen: Vec<_> = placed.map(|placed| (placed.answer.ended, placed.oldest)).collect();
     seen.sort_unstable();
     let mut top = 0;
     for (_, version) in &mut seen {

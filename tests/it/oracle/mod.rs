@@ -3,7 +3,7 @@
 //! Writers change, create, delete and merge customers of a sandbox Genesys whose read side lags and whose events come
 //! late, twice and in any order. Readers look them up through two lookup processes. Everything is killed with
 //! `SIGKILL`, one after the other, and started again on its data: ingest, both consumers, both lookups, Redis,
-//! RabbitMQ. What everyone saw is recorded ([`history`]) and judged afterwards ([`judge`], which tells the rules).
+//! RabbitMQ. All the while an operator replays the last seconds. What everyone saw is recorded ([`history`]) and judged afterwards ([`judge`], which tells the rules).
 //!
 //! A *round* ends when it has its answers, its events and all its kills. Then every event must come to be applied,
 //! and when the settlement is over every customer is read once more through each lookup: these answers are judged
@@ -18,6 +18,8 @@ mod load;
 mod world;
 
 use std::fmt;
+use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use profile_edge::faults;
 use serde_json::Value;
+use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
 use history::{History, Moment, Recorder};
@@ -70,6 +73,7 @@ struct Report {
     judgement: Judgement,
     acknowledged: u64,
     unanswered: usize,
+    replays: usize,
     kills: Vec<Victim>,
     took: Duration,
 }
@@ -109,12 +113,14 @@ impl Run {
             .map(|writer| tokio::spawn(writer.write(Duration::from_millis(45))))
             .collect();
 
+        let operator = tokio::spawn(replay(Arc::clone(&stage), self.world.operators()));
         let disturbed = timeout(LONGEST_ROUND, self.disturb(&stage, budget)).await;
         let kills = disturbed.unwrap_or_else(|_| panic!("{budget:?} takes longer than {LONGEST_ROUND:?}"));
         stage.over.store(true, Ordering::Relaxed);
         let changes = join_all(writers).await.into_iter().flat_map(Result::unwrap).collect();
         let mut answers: Vec<_> = join_all(readers).await.into_iter().flat_map(Result::unwrap).collect();
 
+        let replays = operator.await.unwrap();
         let acknowledged = self.quiet().await;
         // What the promise allows to pass before everyone must be shown the last version.
         sleep(READ_LAG + UPSTREAM_TIMEOUT + UNSETTLED_TTL).await;
@@ -125,6 +131,7 @@ impl Run {
             judgement: judge(&history, bounds()),
             acknowledged,
             unanswered: stage.unanswered.load(Ordering::Relaxed),
+            replays,
             kills,
             took: started.elapsed(),
         }
@@ -171,6 +178,23 @@ impl Run {
     }
 }
 
+/// Has the last seconds replayed by one consumer after the other, whether or not it lives; returns how many replays were
+/// done whole.
+async fn replay(stage: Arc<Stage>, operators: [SocketAddr; 2]) -> usize {
+    let mut done = 0;
+    for admin in operators.into_iter().cycle() {
+        if stage.is_over() {
+            break;
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
+        command.args(["replay", "--since", "5s", "--admin", &format!("http://{admin}")]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        done += usize::from(command.status().await.unwrap().success());
+        sleep(Duration::from_millis(500)).await;
+    }
+    done
+}
+
 fn bounds() -> Bounds {
     let micros = |time: Duration| Moment::try_from(time.as_micros()).unwrap();
     // A millisecond more for the sandbox's clock, which tells no less.
@@ -183,6 +207,7 @@ impl Report {
         self.judgement.add(round.judgement);
         self.acknowledged = round.acknowledged;
         self.unanswered += round.unanswered;
+        self.replays += round.replays;
         self.kills.extend(round.kills);
         self.took += round.took;
     }
@@ -206,6 +231,7 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.judgement)?;
         writeln!(f, "events acknowledged        {}", self.acknowledged)?;
         writeln!(f, "lookups without an answer  {}", self.unanswered)?;
+        writeln!(f, "replays                    {}", self.replays)?;
         writeln!(f, "kills                      {} {:?}", self.kills.len(), self.kills)?;
         write!(f, "took                       {} s", self.took.as_secs())
     }
@@ -219,6 +245,7 @@ async fn nobody_is_answered_with_what_an_applied_event_made_old_whoever_is_kille
     let mut report = Report::default();
     while report.took < soak.unwrap_or(Duration::from_millis(1)) {
         let round = run.round(Budget { answers: 200_000, events: 20_000, kills: VICTIMS.len() }).await;
+        assert!(round.replays > 3, "{round}");
         report.add(round);
         println!("\n{report}");
         report.is_clean();

@@ -91,6 +91,11 @@ impl World {
         world
     }
 
+    /// Where the consumers listen for operators.
+    pub(super) fn operators(&self) -> [SocketAddr; 2] {
+        [0, 1].map(|n: usize| self.consumers[n].admin)
+    }
+
     /// Kills with `SIGKILL`; it has ended when this returns.
     pub(super) async fn kill(&mut self, victim: Victim) {
         match victim {

@@ -166,6 +166,15 @@ fn a_tombstone_may_be_ahead_of_upstream_but_not_of_the_store() {
 }
 
 #[test]
+fn who_is_absent_may_not_have_been_created_yet() {
+    let story = || Story::begin(Start::Absent).change(Did::Write, 1, 10, None).change(Did::Delete, 2, 30, None);
+    let before = story().answer(35, Saw::Absent, unsettled).answer(40, Saw::Profile(1), plain);
+    assert_eq!(before.faults(), []);
+    let after = story().answer(35, Saw::Deleted, plain).answer(40, Saw::Profile(1), plain);
+    assert_eq!(after.faults(), [Fault::Backwards]);
+}
+
+#[test]
 fn what_never_was_is_impossible() {
     assert_eq!(updated().answer(30, Saw::Profile(7), plain).faults(), [Fault::Impossible]);
     assert_eq!(updated().answer(5, Saw::Profile(1), plain).faults(), [Fault::Impossible]);

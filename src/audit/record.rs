@@ -122,9 +122,9 @@ pub struct Operation {
     pub key: Option<Digest>,
     /// The event that it made, or that it was about.
     pub event: Option<EventId>,
-    /// The replay that it began.
+    /// The replay that it began or that ended.
     pub replay: Option<ReplayId>,
-    /// How many dead letters it put back or removed.
+    /// How many dead letters it put back or removed, or events it published.
     pub count: Option<u64>,
 }
 

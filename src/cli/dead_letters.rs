@@ -31,9 +31,8 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
             client.redrive(&ids).await.map(|answer| form(&answer))
         }
         DeadLetters::Purge { ids, yes, .. } => {
-            if !yes && !is_sure(&client, &ids).await {
-                complain("nothing was removed (--yes does not ask)");
-                return Exit::Usage;
+            if !yes && let Some(exit) = ask(&client, &ids).await {
+                return exit;
             }
             let form = if json { json_line } else { purged };
             client.purge(&ids).await.map(|answer| form(&answer))
@@ -41,22 +40,27 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
     })
 }
 
-/// Asks whoever sits at a terminal.
-async fn is_sure(client: &Client, ids: &[String]) -> bool {
+/// Asks whoever sits at a terminal; returns how it ends if they do not want it.
+async fn ask(client: &Client, ids: &[String]) -> Option<Exit> {
     if !std::io::stdin().is_terminal() {
-        return true;
+        return None;
     }
     if !std::io::stderr().is_terminal() {
-        return false;
+        complain("nothing was removed: --yes does not ask first");
+        return Some(Exit::Usage);
     }
     let which = match (ids, client.dead_letters(1).await) {
-        ([], Ok(letters)) if letters.is_empty() => return true,
+        ([], Ok(letters)) if letters.is_empty() => return None,
         ([], _) => "all dead letters".to_owned(),
         (ids, _) => format!("dead letters {}", ids.join(", ")),
     };
     // Who is not seen to ask gets no answer, and nothing is removed.
-    let _ = write!(std::io::stderr().lock(), "Remove {which} for good? Their events would never be applied. [y/N] ");
-    first_line().is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
+    let _ = write!(std::io::stderr().lock(), "Remove {which} for good? They cannot be put back then. [y/N] ");
+    if first_line().is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes")) {
+        return None;
+    }
+    complain("nothing was removed");
+    Some(Exit::Ok)
 }
 
 fn redriven(answer: &Value) -> String {

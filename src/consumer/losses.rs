@@ -4,8 +4,8 @@
 //! event's effect whole after it was acknowledged, and leave the old profile standing (DESIGN section 2,
 //! rule 12). The store then stands on another [`Lineage`]. Whoever consumes asks for it about once a second; when
 //! a history that was there is gone, the queue is ordered to hand out again what it did since that history was
-//! last seen, and a minute before. What had survived is a duplicate then; a deletion whose fence is gone evicts
-//! and does not bury.
+//! last seen, and a minute before. What had survived is a duplicate then; a deletion that is not known to be the
+//! latest evicts and does not bury.
 //!
 //! A failover while nobody consumes is not seen; TTL bounds what it leaves. With several consumers each orders
 //! the replay: harmless, and rare.

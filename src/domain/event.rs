@@ -222,6 +222,13 @@ impl Event {
         self.keys.iter().map(|digest| Key::new(&self.tenant, *digest))
     }
 
+    /// Returns the event as it is put back after it was given up on; a replay stays one.
+    #[must_use]
+    pub fn redriven(&self) -> Self {
+        let replayed = self.again.filter(|again| matches!(again, Again::Replayed(_)));
+        Self { again: replayed.or(Some(Again::Redriven)), ..self.clone() }
+    }
+
     /// Returns what the dedup window remembers: a digest over the sender's identity, kind, stamps
     /// and keys, so that an id which a sender uses again for something else swallows nothing.
     #[must_use]

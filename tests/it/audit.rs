@@ -1,5 +1,6 @@
 //! The audit as an operator and an auditor meet it: real processes, files and pipes, crashes and full disks.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -8,7 +9,8 @@ use futures_util::future::join_all;
 use profile_edge::faults::Fault;
 use reqwest::header::RETRY_AFTER;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::pairing::on_every_pairing;
@@ -292,6 +294,13 @@ async fn in_strict_mode_lookups_answer_503_and_events_wait_while_nothing_can_be_
     let problem: Value = refused.json().await.unwrap();
     assert_eq!(problem["code"], "audit_unavailable");
     assert!(problem.get("firstName").is_none());
+    for command in ["replay", "dead-letters/purge"] {
+        let order = if command == "replay" { json!({ "since": "1h" }) } else { json!({ "all": true }) };
+        let asked = client.post(format!("http://127.0.0.1:{}/admin/{command}", ports.admin)).json(&order);
+        let answer = asked.send().await.unwrap();
+        assert_eq!(answer.status(), 503, "{command}");
+        assert!(answer.text().await.unwrap().contains("audit_unavailable"), "{command}");
+    }
     assert_eq!(ports.post(&client, 1).await, 202);
     process.says("the audit takes no records").await;
     eventually("it waits in the queue", || async {
@@ -421,9 +430,13 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
     ] {
         edge.client.post(admin(path)).json(&order).send().await.unwrap().text().await.unwrap();
     }
-    let all = once(&path, "four events", |all| of_type(all, "event").len() == 4).await;
+    let is_whole = |all: &[Value]| {
+        of_type(all, "event").len() == 4 && of_type(all, "operator").iter().any(|one| one["action"] == "replay.ended")
+    };
+    let all = once(&path, "four events, and the end of the replay", is_whole).await;
     let keys: Vec<&Value> = of_type(&all, "event").iter().map(|event| &event["keys"][0]).collect();
-    let operations = of_type(&all, "operator");
+    let (ends, operations): (Vec<&Value>, Vec<&Value>) =
+        of_type(&all, "operator").into_iter().partition(|operation| operation["action"] == "replay.ended");
     let told: Vec<(&Value, &Value)> =
         operations.iter().map(|operation| (&operation["action"], &operation["outcome"])).collect();
     let expected = [
@@ -432,7 +445,6 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
         (json!("dead_letters.show"), json!("unknown_dead_letter")),
         (json!("replay.dry_run"), json!("ok")),
         (json!("replay"), json!("ok")),
-        (json!("replay.ended"), json!("done")),
         (json!("replay"), json!("unknown_tenant")),
         (json!("dead_letters.redrive"), json!("ok")),
         (json!("dead_letters.redrive"), json!("unknown_dead_letter")),
@@ -443,9 +455,10 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
     assert!(of_type(&all, "event").iter().any(|event| event["event"] == operations[1]["event"]));
     let replays: Vec<&Value> = of_type(&all, "event").iter().filter_map(|event| event.get("replay")).collect();
     assert_eq!(replays, [&operations[4]["replay"]; 2]);
-    assert_eq!((&operations[5]["replay"], &operations[5]["count"]), (replays[0], &json!(2)));
-    assert_eq!((&operations[4]["tenant"], operations[6].get("tenant")), (&json!("10001"), None));
-    assert_eq!((&operations[7]["count"], &operations[9]["count"]), (&json!(0), &json!(0)));
+    assert_eq!(ends.len(), 1);
+    assert_eq!((&ends[0]["replay"], &ends[0]["outcome"], &ends[0]["count"]), (replays[0], &json!("done"), &json!(2)));
+    assert_eq!((&operations[4]["tenant"], operations[5].get("tenant")), (&json!("10001"), None));
+    assert_eq!((&operations[6]["count"], &operations[8]["count"]), (&json!(0), &json!(0)));
     let denied: Vec<(&Value, Option<&Value>)> =
         of_type(&all, "webhook").iter().map(|denied| (&denied["reason"], denied.get("tenant"))).collect();
     let tenant = json!("10001");
@@ -455,6 +468,51 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
         (json!("unknown_tenant"), None),
     ];
     assert_eq!(denied, expected.iter().map(|(reason, tenant)| (reason, *tenant)).collect::<Vec<_>>());
+    edge.stop().await;
+}
+
+/// Sends a command, and goes away at once.
+async fn ask_and_go(address: SocketAddr, path: &str, order: &Value) {
+    let body = order.to_string();
+    let head = format!("POST /admin/{path} HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n\r\n", body.len());
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_finished_and_recorded_though_nobody_waits_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, settings) = audited(directory.path(), "");
+    let edge = Edge::start_with(&settings).await;
+    for n in 0..20 {
+        edge.post_event(&flat(&customer(1 + n))).await;
+    }
+    once(&path, "the events", |all| of_type(all, "event").len() == 20).await;
+    let target = json!({ "tenantId": "10001", "customerId": customer(1) });
+    for _ in 0..20 {
+        ask_and_go(edge.admin, "invalidate", &target).await;
+    }
+    edge.client.post(format!("http://{}/admin/inspect", edge.admin)).json(&target).send().await.unwrap();
+    // Some went away before anything began; what began was finished and recorded.
+    let counted = |all: &[Value], action: &str| {
+        of_type(all, "operator").iter().filter(|operation| operation["action"] == action).count()
+    };
+    let is_whole = |all: &[Value]| {
+        let invalidated = counted(all, "invalidate");
+        counted(all, "inspect") == 1 && invalidated > 0 && invalidated + 20 == of_type(all, "event").len()
+    };
+    once(&path, "a record of each", is_whole).await;
+    eventually("a replay that nobody follows has an end", || async {
+        ask_and_go(edge.admin, "replay", &json!({ "since": "1h", "rate": 1 })).await;
+        let all = records(&path);
+        let of = |action: &str, outcome: &str| -> Vec<Value> {
+            let is_it = |one: &&&Value| one["action"] == action && one["outcome"] == outcome;
+            of_type(&all, "operator").iter().filter(is_it).map(|operation| operation["replay"].clone()).collect()
+        };
+        let ended = of("replay.ended", "stopped");
+        (!ended.is_empty() && ended == of("replay", "ok")).then_some(())
+    })
+    .await;
     edge.stop().await;
 }
 

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use profile_edge::faults::Fault;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::support::edge::{Edge, Pairing, flat, on_rabbit};
 use crate::support::process::{Process, configuration};
@@ -15,7 +15,7 @@ use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
 use crate::support::tls::certificates;
-use crate::support::{customer, eventually};
+use crate::support::{PATIENCE, customer, eventually};
 
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
 const WORK_QUEUE: &str = "profile-edge.invalidations.0";
@@ -98,6 +98,15 @@ async fn survives(outages: &[Outage]) {
         assert_eq!(accepted(&edge, &all[20..21]).await, [""; 0], "{outage:?}");
         assert!(started.elapsed() < Duration::from_secs(3), "{outage:?}");
         assert_eq!(edge.look_up(&customer(70)).await.status, 200, "{outage:?}");
+        for (path, order) in [
+            ("replay", json!({ "since": "1h" })),
+            ("dead-letters/redrive", json!({ "all": true })),
+            ("dead-letters/purge", json!({ "all": true })),
+        ] {
+            let command = edge.client.post(format!("http://{}/admin/{path}", edge.admin)).json(&order);
+            let answer = timeout(PATIENCE, command.send()).await.expect("an answer").unwrap();
+            assert_eq!(answer.status(), 503, "{path} while {outage:?}");
+        }
         match outage {
             Outage::Killed => server.restart().await,
             Outage::Stopped => server.unpause().await,

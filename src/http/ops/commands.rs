@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use crate::audit::{Operation, Record};
 use crate::domain::{CustomerId, EventId, ReplayId, TenantId};
@@ -148,12 +149,23 @@ pub(super) async fn replay(State(ops): State<Arc<Ops>>, headers: HeaderMap, body
     let prepare = move |ops: Arc<Ops>| async move {
         if is_known { ops.replays.prepare(order).await } else { Err(actions::Error::UnknownTenant) }
     };
-    let prepared = ops.perform(&headers, action, about, prepare, found).await?;
-    let id = prepared.id;
-    let running = prepared.begin();
-    if !is_dry {
-        ops.shutdown.spawn(record_end(Arc::clone(&ops), id, running.progress.clone()));
-    }
+    let beginning = {
+        let (ops, headers) = (Arc::clone(&ops), headers.clone());
+        async move {
+            let prepared = ops.perform(&headers, action, about, prepare, found).await?;
+            let id = prepared.id;
+            let running = prepared.begin();
+            if !is_dry {
+                ops.shutdown.spawn(record_end(Arc::clone(&ops), id, running.progress.clone()));
+            }
+            Ok(running)
+        }
+    };
+    // What is recorded as begun also ends, when nobody waits for it any more.
+    let running = match ops.shutdown.spawn(beginning.in_current_span()).await {
+        Ok(begun) => begun?,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
     let lines = futures_util::stream::unfold(Some((running, Instant::now())), tell);
     let kind = HeaderValue::from_static("application/x-ndjson");
     Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(lines)).into_response())

@@ -151,8 +151,12 @@ impl Ops {
             let Made { event, replay, count } = done.as_ref().map(found).unwrap_or_default();
             let operation = Operation { tenant, key, event, replay, count, ..Operation::new(request, action, outcome) };
             match ops.audit.settle(Record::Operator(operation)).await {
-                // It has not begun yet.
-                Err(_) if replay.is_some() => Err(Problem::unrecorded()),
+                // It has not begun yet, and does not; its record may be written all the same.
+                Err(_) if replay.is_some() => {
+                    let ended = Operation::new(None, "replay.ended", "refused");
+                    ops.audit.record(Record::Operator(Operation { replay, count: Some(0), ..ended }));
+                    Err(Problem::unrecorded())
+                }
                 // It is done; where its record is late, what comes next is refused.
                 Ok(()) | Err(_) => done,
             }

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use crate::domain::{Again, Event, Timestamp};
+use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Error, MAX_SEARCHED, Payload, Reason, Redriven, Undecodable, Which, wire};
 
 use super::publisher::{Message, Publisher, json_properties};
@@ -125,8 +125,7 @@ pub(super) async fn redrive(
         for (tag, letter) in chunk.iter().filter(|(_, letter)| which.holds(&letter.id)) {
             match &letter.payload {
                 Payload::Event(event) => {
-                    let event = Event { again: Some(Again::Redriven), ..Event::clone(event) };
-                    messages.push(Message::of_event(&event, topology));
+                    messages.push(Message::of_event(&event.redriven(), topology));
                     tags.push(*tag);
                 }
                 Payload::Undecodable(_) => redriven.kept += 1,

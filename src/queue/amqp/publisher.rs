@@ -372,7 +372,32 @@ fn conclude(done: Vec<Done>) -> Concluded {
 
 #[cfg(test)]
 mod tests {
+    use crate::config;
+    use crate::domain::{Again, Digest, EventId, Kind, ReplayId, Shape, Stamps, Timestamp};
+
     use super::*;
+
+    #[test]
+    fn what_is_handed_out_once_more_says_so_to_consumers_of_an_earlier_version() {
+        let topology = Topology::new(&config::from_toml("").unwrap().config.queue.amqp);
+        for again in [None, Some(Again::Redriven), Some(Again::Restored), Some(Again::Replayed(ReplayId::fresh()))] {
+            let event = Event {
+                id: EventId::fresh(),
+                identity: Digest::from_bytes([7; 16]),
+                tenant: "10001".parse().unwrap(),
+                keys: vec![Digest::from_bytes([1; 16])],
+                kind: Kind::Deleted,
+                stamps: Stamps::default(),
+                received_at: Timestamp::from_millis(1_741_064_767_500),
+                shape: Shape::Flat,
+                traceparent: None,
+                force: false,
+                again,
+            };
+            let message = Message::of_event(&event, &topology);
+            assert_eq!(super::super::replay::is_restored(&message.properties), again.is_some(), "{again:?}");
+        }
+    }
 
     #[test]
     fn a_trace_context_is_read_from_the_header_and_anything_else_there_is_none() {

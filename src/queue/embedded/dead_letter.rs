@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{Again, Event, Timestamp};
+use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Payload, Reason, Undecodable, wire};
 
 #[derive(Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub(super) fn write(wire: &[u8], reason: Reason, at: Timestamp) -> Vec<u8> {
 pub(super) fn redriven(bytes: &[u8]) -> Option<Bytes> {
     let event = serde_json::from_slice::<Form<'_>>(bytes).ok()?.event?;
     let event = wire::decode(event.get().as_bytes()).ok()?;
-    Some(wire::encode(&Event { again: Some(Again::Redriven), ..event }))
+    Some(wire::encode(&event.redriven()))
 }
 
 /// Reads a dead letter; what is none (a damaged file) is told of as such.

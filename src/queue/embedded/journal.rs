@@ -93,25 +93,29 @@ pub(super) fn page(
     Ok(Page { events: rows.into_iter().filter_map(|(_, wire)| wire).collect(), next })
 }
 
-/// Returns copies of what was settled at a time, a minute before, or later, to be handed out again.
+/// Returns copies of what was settled at a time, a minute before, or later, to be handed out again. What an operator had
+/// handed out once more is itself handed out again: it leaves the journal, and comes back when it is settled. Tells also
+/// how many bytes left.
 pub(super) fn restored(
-    journal: &impl ReadableTable<u64, Kept<'static>>,
+    journal: &mut Table<'_, u64, Kept<'static>>,
     since: Timestamp,
-) -> Result<Vec<Bytes>, redb::Error> {
-    let mut copies = Vec::new();
+) -> Result<(Vec<Bytes>, u64), redb::Error> {
+    let (mut copies, mut moved, mut freed) = (Vec::new(), Vec::new(), 0);
     let since = since.as_millis().saturating_sub(MARGIN_MILLIS);
     for row in journal.iter()? {
-        let (_, kept) = row?;
+        let (seq, kept) = row?;
         let (settled, wire) = kept.value();
-        if settled >= since
-            && let Ok(event) = wire::decode(wire)
-        {
-            // A replay is another event than the one that it repeats.
-            let again = event.again.filter(|again| matches!(again, Again::Replayed(_))).or(Some(Again::Restored));
-            copies.push(wire::encode(&Event { again, ..event }));
+        let Some(event) = wire::decode(wire).ok().filter(|_| settled >= since) else { continue };
+        if event.again.is_some() {
+            moved.push(seq.value());
+            freed += wire.len() as u64;
         }
+        copies.push(wire::encode(&Event { again: event.again.or(Some(Again::Restored)), ..event }));
     }
-    Ok(copies)
+    for seq in moved {
+        journal.remove(seq)?;
+    }
+    Ok((copies, freed))
 }
 
 /// Forgets the oldest events while they are too old or, with `bytes` in all, too many; returns how many bytes those

@@ -94,7 +94,11 @@ impl<'t> Tables<'t> {
             }
             Change::Redrive(number) => self.redrive(*number).map(Ok),
             Change::Purge(number) => Ok(Ok(self.exhume(*number)?.map_or(Urgency::Unchanged, |_| Urgency::Now))),
-            Change::Restore(since) => self.append(&journal::restored(&self.journal, *since)?).map(Ok),
+            Change::Restore(since) => {
+                let (copies, freed) = journal::restored(&mut self.journal, *since)?;
+                self.totals.journal_bytes -= freed;
+                self.append(&copies).map(Ok)
+            }
         }
     }
 

@@ -117,10 +117,10 @@ pub fn unsettled_lifetime(age: Duration, unsettled_ttl: Duration) -> Duration {
 /// (its own time may be unknown). The result does not depend on the order of the events, as far as
 /// their times tell one.
 ///
-/// An event that is handed out once more may be older than what nobody remembers any more. So where no time tells the
-/// order, an old one ([`Again::Redriven`], [`Again::Replayed`]) changes nothing about whether the customer is deleted;
-/// and an old deletion buries only where the fence says "deleted" already, a [restored](Again::Restored) one where there
-/// is a fence. Else it evicts and binds nobody.
+/// A deletion that is handed out once more may be older than a re-creation that nobody remembers, and a tombstone that
+/// hides a living customer is worse than none: whoever was deleted is not found at Genesys either. So an old one
+/// ([`Again::Redriven`], [`Again::Replayed`]) buries only where the fence says "deleted" already, and a
+/// [restored](Again::Restored) one also where it is later than what is known. Else it evicts and binds nobody.
 #[must_use]
 pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Change, now: Timestamp) -> Raised {
     let known = fence.cloned().or_else(|| tombstone.map(|at| deleted_at(at, now)));
@@ -132,15 +132,13 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
         _ => None,
     };
     let does = what_it_does(change.kind);
-    let is_old = matches!(change.again, Some(Again::Redriven | Again::Replayed(_)));
-    if is_old && does == Newest::Deletion && known.newest != Newest::Deletion && order != Some(Ordering::Less) {
+    if does == Newest::Deletion && known.newest != Newest::Deletion && !may_bury(change.again, order) {
         return unburied(known, change, now);
     }
     let newest = match order {
         Some(Ordering::Greater) => does,
         Some(Ordering::Less) => known.newest,
         Some(Ordering::Equal) => join(known.newest, does),
-        None if is_old => known.newest,
         None => without_time(known.newest, does),
     };
     let force = forces(change);
@@ -176,6 +174,15 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
         },
         outrun,
         whole: true,
+    }
+}
+
+/// Tells whether a deletion may bury a customer who is not known to be deleted, or would not anyway.
+fn may_bury(again: Option<Again>, order: Option<Ordering>) -> bool {
+    match again {
+        None => true,
+        Some(Again::Restored) => order.is_some(),
+        Some(Again::Redriven | Again::Replayed(_)) => order == Some(Ordering::Less),
     }
 }
 

@@ -211,7 +211,7 @@ pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| {
         r"
 local does, m, at, ap = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local asked, again, lacks, now = ARGV[5] == '1', ARGV[6], ARGV[7] == '1', tonumber(ARGV[8])
-local force, old = asked and again ~= 'replayed', again == 'redriven' or again == 'replayed'
+local force = asked and again ~= 'replayed'
 local fence_ttl, tombstone_ttl, dedup = tonumber(ARGV[9]), ARGV[10], ARGV[11]
 if redis.call('EXISTS', KEYS[4]) == 1 then
   if ARGV[13] == '1' then redis.call('SET', KEYS[4], '1', 'KEEPTTL') end
@@ -252,6 +252,7 @@ local raised, place, outrun, whole = nil, 'clear', false, true
 local remembered = KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1
 local order = nil
 if known and at and known.at then order = compare(at, ap, known.at, known.ap) end
+local may_bury = again == '' or (again == 'restored' and order ~= nil) or order == -1
 local holds = remembered and fenced
   and (not m or (known.m and m <= known.m)) and (not at or (order and order <= 0))
   and (order == -1 or ((does ~= 'D' or known.newest == 'D') and (not lacks or known.unstamped)))
@@ -272,14 +273,14 @@ elseif not known then
     if does == 'D' then place = 'bury' end
     raised = { m = m, at = at, ap = ap, newest = does, doubt = false, unstamped = lacks, raised = now }
   end
-elseif old and does == 'D' and known.newest ~= 'D' and order ~= -1 then
+elseif does == 'D' and known.newest ~= 'D' and not may_bury then
   raised = unburied(known)
 else
   local newest
   if order == 1 then newest = does
   elseif order == -1 then newest = known.newest
   elseif order == 0 then newest = join(known.newest, does)
-  elseif does == 'U' or old then newest = known.newest
+  elseif does == 'U' then newest = known.newest
   else newest = does end
   outrun = order == -1
   local removes = known.newest == 'D' and newest ~= 'D'

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "test code that no attribute marks as such: a panic is the failure")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use profile_edge::clock::SystemClock;
 use profile_edge::domain::{Again, Event, ReplayId, Timestamp};
@@ -19,6 +19,7 @@ macro_rules! contract {
             what_is_restored_comes_again_as_such_and_is_told_once,
             redriven_events_come_again_and_what_is_no_event_stays,
             chosen_dead_letters_are_redriven_or_purged_and_the_others_stay,
+            whoever_looks_at_dead_letters_sees_all_of_them,
         );)+
     };
     (@cases $adapter:ident, $fixture:ty, $($case:ident,)+) => {
@@ -131,6 +132,13 @@ async fn what_is_restored_comes_again_as_such_and_is_told_once<F: Fixture>() {
     let restored = |id: &str| (id.to_owned(), Again::Restored);
     assert_eq!(came, [restored("0"), ("0".to_owned(), replayed), restored("1")]);
     assert_eq!(journal(&opened).await, ["0", "1"]);
+
+    // Once more, and no more than before.
+    opened.queue.restore(SystemClock::shared().now()).await.unwrap();
+    for _ in 0..3 {
+        again(&mut subscription).await;
+    }
+    holds(&opened, 0, 0).await;
 }
 
 async fn redriven_events_come_again_and_what_is_no_event_stays<F: Fixture>() {
@@ -155,6 +163,30 @@ async fn redriven_events_come_again_and_what_is_no_event_stays<F: Fixture>() {
     let letters = opened.dead_letters.list(10).await.unwrap();
     assert!(matches!(letters[0].payload, Payload::Undecodable(_)));
     assert_eq!(opened.dead_letters.redrive(&Which::All).await.unwrap(), Redriven { events: 0, kept: 1 });
+}
+
+async fn whoever_looks_at_dead_letters_sees_all_of_them<F: Fixture>() {
+    let opened = F::new().await.open().await;
+    opened.publisher.publish(&events(0..70)).await.unwrap();
+    let mut subscription = opened.queue.subscribe(1).await.unwrap();
+    bury(&mut subscription, 70).await;
+    holds(&opened, 0, 70).await;
+    let lists = (0..6).map(|_| opened.dead_letters.list(1_000));
+    for letters in futures_util::future::join_all(lists).await {
+        assert_eq!(letters.unwrap().len(), 70);
+    }
+    let replayed = Again::Replayed(ReplayId::fresh());
+    opened.publisher.publish(&[Event { again: Some(replayed), ..event("replayed") }]).await.unwrap();
+    bury(&mut subscription, 1).await;
+    holds(&opened, 0, 71).await;
+    assert_eq!(opened.dead_letters.redrive(&Which::All).await.unwrap(), Redriven { events: 71, kept: 0 });
+    let mut reasons = BTreeMap::new();
+    for _ in 0..71 {
+        let (id, why) = again(&mut subscription).await;
+        *reasons.entry(why.as_str()).or_insert(0) += 1;
+        assert_eq!(id == "replayed", why == replayed, "a replay stays one");
+    }
+    assert_eq!(reasons, BTreeMap::from([("redriven", 70), ("replayed", 1)]));
 }
 
 async fn chosen_dead_letters_are_redriven_or_purged_and_the_others_stay<F: Fixture>() {

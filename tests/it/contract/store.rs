@@ -262,7 +262,7 @@ store_contract!(
     a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt,
     a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one,
     what_is_handed_out_once_more_does_not_swallow_its_first_delivery,
-    an_old_event_without_a_time_changes_nothing_about_a_deletion,
+    no_deletion_that_is_handed_out_once_more_hides_a_living_customer,
     an_evicted_tombstone_is_put_back,
     a_verified_profile_replaces_that_very_tombstone_and_it_does_not_come_back,
     a_verification_is_refused_after_another_event,
@@ -558,17 +558,24 @@ async fn what_is_handed_out_once_more_does_not_swallow_its_first_delivery<F: Fix
     assert!(case.get().await.is_none());
 }
 
-async fn an_old_event_without_a_time_changes_nothing_about_a_deletion<F: Fixture>(case: Case<F>) {
-    // Applied so long ago that only the fence remembers, which later events kept alive.
-    let redriven = |of: Change| Change { again: Some(Again::Redriven), ..of };
-    case.apply(event(Kind::Created)).await;
-    case.apply(replay(event(Kind::Deleted))).await;
-    case.apply(redriven(event(Kind::Deleted))).await;
-    case.filled("{}").await;
-    case.apply(event(Kind::Deleted)).await;
-    for old in [replay(event(Kind::Created)), redriven(event(Kind::Created))] {
-        case.apply(old).await;
-        assert!(case.is_tombstone().await);
+async fn no_deletion_that_is_handed_out_once_more_hides_a_living_customer<F: Fixture>(case: Case<F>) {
+    let again = |of: Change, again| match again {
+        Again::Replayed(_) => replay(of),
+        Again::Restored | Again::Redriven => Change { again: Some(again), ..of },
+    };
+    for why in [Again::Restored, Again::Redriven, Again::Replayed(ReplayId::fresh())] {
+        // Without any time, and twice over, as two consumers may have it.
+        let (deleted, created) = (event(Kind::Deleted), event(Kind::Created));
+        for change in [deleted, created, deleted, created] {
+            case.apply(again(change, why)).await;
+            assert!(!case.is_tombstone().await, "{why:?}");
+        }
+        // A creation that overtook its first delivery leaves nothing for that to do.
+        case.apply(event(Kind::Deleted)).await;
+        let late = event(Kind::Created);
+        case.apply(again(late, why)).await;
+        case.apply(late).await;
+        assert!(case.get().await.is_none(), "{why:?}");
     }
 }
 

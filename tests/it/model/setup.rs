@@ -18,7 +18,7 @@ pub(super) const MOST: (usize, usize, usize) = (2, 2, 2);
 /// Deliveries, at most.
 pub(super) const DELIVERIES: usize = 4;
 
-/// Marks a delivery that an operator makes of an event that had been settled long ago.
+/// Marks a delivery that an operator makes of an event once more, whether it has been settled or not.
 pub(super) const REDRIVEN: u8 = 0x80;
 
 /// What may go wrong, beside what always may: the expiry or eviction of K, late reads, reordering.
@@ -157,6 +157,22 @@ pub(super) const REDRIVE: Setup = Setup {
     ..PLAIN
 };
 
+pub(super) const ONCE_MORE: Setup = Setup {
+    name: "once more: deleted and created again, both replayed at any time",
+    history: history::RECREATED,
+    deliveries: &[0, 1, REDRIVEN, REDRIVEN | 1],
+    trouble: EVICTS,
+    ..PLAIN
+};
+
+pub(super) const OVERTAKEN: Setup = Setup {
+    name: "overtaken: updated, deleted, created again, the deletion replayed at any time",
+    history: history::UPDATED_DELETED_RECREATED,
+    deliveries: &[0, 1, 2, REDRIVEN | 1],
+    trouble: Trouble { seen: true, ..CRASHES },
+    ..PLAIN
+};
+
 pub(super) const LATE_UPDATE: Setup = Setup {
     name: "late update: updated, deleted, created again",
     history: history::UPDATED_DELETED_RECREATED,
@@ -240,11 +256,13 @@ pub(super) const REPLAY: Setup = Setup {
 };
 
 /// The configurations of every run, the largest first.
-pub(super) const SMALL: [Setup; 20] = [
+pub(super) const SMALL: [Setup; 22] = [
     EVICTION,
     REPLAY,
     MERGE,
     REDRIVE,
+    ONCE_MORE,
+    OVERTAKEN,
     STAMPEDE,
     ORDER,
     LATE_UPDATE,

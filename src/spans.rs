@@ -272,7 +272,7 @@ mod tests {
     use parking_lot::Mutex;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use crate::domain::{Again, Digest, EventId, Kind, Shape, Stamps, Timestamp};
+    use crate::domain::Again;
 
     use super::*;
 
@@ -308,19 +308,7 @@ mod tests {
     }
 
     fn event(traceparent: Option<&str>) -> Event {
-        Event {
-            id: EventId::fresh(),
-            identity: Digest::from_bytes([1; 16]),
-            tenant: "10001".parse().unwrap(),
-            keys: vec![Digest::from_bytes([2; 16])],
-            kind: Kind::Updated,
-            stamps: Stamps::default(),
-            received_at: Timestamp::from_millis(0),
-            shape: Shape::Flat,
-            traceparent: traceparent.map(|text| text.parse().unwrap()),
-            force: false,
-            again: None,
-        }
+        Event { traceparent: traceparent.map(|text| text.parse().unwrap()), ..Event::example() }
     }
 
     #[test]

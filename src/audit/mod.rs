@@ -15,10 +15,10 @@
 //!
 //! An event's record is waited for: effect, record, acknowledgement. A crash before the record brings the event again;
 //! the store then says that it is a duplicate, and as no record names it, it is recorded as `recovered`. An event
-//! whose record is there gets no second one, unless the store had lost its effect. An operator's replay is an event of its
-//! own. So there is never none, and exactly one unless a
-//! crash fell into the gap. What is known of earlier records is the file's own tail: on standard output, or where
-//! another process applied the event first, a duplicate may be recorded once more.
+//! whose record is there gets no second one, unless the store had lost its effect. An operator's replay is an event of
+//! its own. So there is never none, and exactly one unless a crash fell into the gap. What is known of earlier records
+//! is the file's own tail: on standard output, or where another process applied the event first, a duplicate may be
+//! recorded once more.
 //!
 //! # When the sink takes nothing
 //!

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::clock::SystemClock;
-use crate::domain::{Again, Digest, Event, EventId, Kind, ReplayId, Shape, Stamps, Timestamp};
+use crate::domain::{Again, Digest, Event, EventId, ReplayId};
 use crate::metrics::Metrics;
 use crate::shutdown::{Controller, Shutdown};
 
@@ -42,15 +42,7 @@ fn event(n: u64) -> Arc<Event> {
     Arc::new(Event {
         identity: Digest::from_bytes(u128::from(n).to_be_bytes()),
         id: format!("event-{n}").parse::<EventId>().unwrap(),
-        tenant: "10001".parse().unwrap(),
-        keys: vec![Digest::from_bytes([9; 16])],
-        kind: Kind::Updated,
-        stamps: Stamps::default(),
-        received_at: Timestamp::from_millis(1),
-        shape: Shape::Flat,
-        traceparent: None,
-        force: false,
-        again: None,
+        ..Event::example()
     })
 }
 

@@ -1,7 +1,8 @@
 //! The command line: parse, load the configuration, call the one thing that was asked for.
 //!
 //! Exit codes: 0, also after a clean drain; 1 what was checked is not in order; 64 configuration or usage error; 69 a
-//! needed dependency is unavailable; 70 internal, also a drain that met its deadline; 130 a replay that was interrupted.
+//! needed dependency is unavailable; 70 internal, also a drain that met its deadline; 130 a replay that was
+//! interrupted.
 
 mod args;
 mod audit;

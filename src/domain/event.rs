@@ -267,6 +267,27 @@ impl Event {
     }
 }
 
+#[cfg(test)]
+impl Event {
+    /// Makes an event for tests that mind little of what it says.
+    pub(crate) fn example() -> Self {
+        Self {
+            id: EventId::fresh(),
+            identity: Digest::from_bytes([7; 16]),
+            // A tenant id is one.
+            tenant: "10001".parse().expect("a tenant id"),
+            keys: vec![Digest::from_bytes([1; 16])],
+            kind: Kind::Updated,
+            stamps: Stamps::default(),
+            received_at: Timestamp::from_millis(1_741_064_767_500),
+            shape: Shape::Flat,
+            traceparent: None,
+            force: false,
+            again: None,
+        }
+    }
+}
+
 fn cut(hash: Sha256) -> Digest {
     let mut digest = [0; 16];
     digest.copy_from_slice(&hash.finalize()[..16]);

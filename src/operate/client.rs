@@ -14,7 +14,7 @@ use super::trust::Tls;
 /// The longest that an operator waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest that looking through many dead letters takes.
+/// The longest that looking through many dead letters takes, or until a replay begins.
 const LONG: Duration = Duration::from_secs(600);
 
 /// A replay takes as long as it takes: it is silence that ends the wait.
@@ -165,7 +165,7 @@ impl Client {
     /// The order is not in order, the service is not there, refuses, or goes away meanwhile.
     pub async fn replay(&self, order: &Value, mut told: impl FnMut(&Value)) -> Result<Value, Error> {
         let request = self.http.post(self.url("/admin/replay")).timeout(NO_END).json(order);
-        let mut answer = self.send(request).await?;
+        let mut answer = timeout(LONG, self.send(request)).await.unwrap_or_else(|_elapsed| Err(self.late()))?;
         if !answer.status().is_success() {
             return self.read(answer).await;
         }
@@ -207,12 +207,10 @@ impl Client {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        request.send().await.map_err(|error| {
-            if error.is_timeout() && !error.is_connect() {
-                return Error::Unavailable { reason: format!("profile-edge at {} did not answer in time", self.base) };
-            }
-            self.nobody()
-        })
+        request
+            .send()
+            .await
+            .map_err(|error| if error.is_timeout() && !error.is_connect() { self.late() } else { self.nobody() })
     }
 
     async fn read(&self, answer: Response) -> Result<Value, Error> {
@@ -230,6 +228,10 @@ impl Client {
         let mut url = self.base.clone();
         url.set_path(path);
         url
+    }
+
+    fn late(&self) -> Error {
+        Error::Unavailable { reason: format!("profile-edge at {} did not answer in time", self.base) }
     }
 
     fn nobody(&self) -> Error {

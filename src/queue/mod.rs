@@ -73,8 +73,8 @@ pub trait Queue: Debug + Send + Sync {
     async fn restore(&self, since: Timestamp) -> Result<Restore, Error>;
 
     /// Begins to read the journal; `None` where there is none. It tells every event once, as it was first published
-    /// (what was handed out again is left out), from those received at `since` on, or a little before; what is published
-    /// from now on may be left out. Nothing is taken from anybody.
+    /// (what was handed out again is left out), from those received at `since` on, or a little before; what is
+    /// published from now on may be left out. Nothing is taken from anybody.
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error>;
 }
 

@@ -1,11 +1,11 @@
 //! The operators' commands against a running service, through its admin listener.
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::pairing::on_every_pairing;
+use crate::support::command::{Said, run_with};
 use crate::support::customer;
 use crate::support::edge::{Edge, Pairing, on_sandbox_of};
 use crate::support::servers::redis::Deployment;
@@ -15,37 +15,23 @@ on_every_pairing!(
     invalidate_evicts_and_force_removes_a_tombstone,
 );
 
-/// Runs a command of the binary with this on its standard input.
-async fn run(edge: &Edge, arguments: &[&str], input: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
-    command.args(arguments).args(["--admin", &format!("http://{}", edge.admin)]);
-    let input = input.to_owned();
-    tokio::task::spawn_blocking(move || {
-        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = pipes.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        child.wait_with_output().unwrap()
-    })
-    .await
-    .unwrap()
-}
-
-fn json(output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+/// The one value that a command printed.
+fn json(said: &Said) -> Value {
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    serde_json::from_str(&said.out).unwrap()
 }
 
 async fn inspect_tells_the_state_of_a_key_and_never_its_contents(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let one = customer(1);
     let inspect = ["inspect", "--tenant", "10001", "--customer", "-", "--json"];
-    assert_eq!(json(&run(&edge, &inspect, &one).await)["kind"], "absent");
+    assert_eq!(json(&run_with(&edge, &inspect, &one).await)["kind"], "absent");
     let profile = edge.look_up(&one).await.json();
-    let output = run(&edge, &inspect, &format!("{one}\n")).await;
+    let output = run_with(&edge, &inspect, &format!("{one}\n")).await;
     let state = json(&output);
     assert_eq!(state["kind"], "profile");
     assert!(state["key"].as_str().unwrap().starts_with("cust:profile:10001:"));
-    let printed = String::from_utf8(output.stdout).unwrap();
+    let printed = output.out;
     for personal in [&one, profile["firstName"].as_str().unwrap(), profile["workEmail"].as_str().unwrap()] {
         assert!(!printed.contains(personal), "{printed}");
     }
@@ -56,15 +42,15 @@ async fn invalidate_evicts_and_force_removes_a_tombstone(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let (one, two) = (customer(1), customer(2));
     edge.look_up(&one).await;
-    let output = run(&edge, &["invalidate", "--tenant", "10001", "--customer", &one], "").await;
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run_with(&edge, &["invalidate", "--tenant", "10001", "--customer", &one], "").await;
+    assert_eq!(output.code, Some(0), "{}", output.err);
     edge.applied("updated", 1.0).await;
     assert!(!edge.look_up(&one).await.is_hit());
 
     edge.delete(&two).await;
     edge.applied("deleted", 1.0).await;
     assert_eq!(edge.look_up(&two).await.status, 410);
-    json(&run(&edge, &["invalidate", "--tenant", "10001", "--customer", &two, "--json", "--force"], "").await);
+    json(&run_with(&edge, &["invalidate", "--tenant", "10001", "--customer", &two, "--json", "--force"], "").await);
     edge.applied("updated", 2.0).await;
     assert_eq!(edge.look_up(&two).await.status, 404);
     edge.stop().await;
@@ -80,7 +66,7 @@ async fn inspect_and_invalidate_reach_both_keys_of_a_customer_while_they_are_cha
     let one = customer(1);
     let inspect = ["inspect", "--tenant", "10001", "--customer", "-", "--json"];
     let kinds = async |edge: &Edge| {
-        let state = json(&run(edge, &inspect, &one).await);
+        let state = json(&run_with(edge, &inspect, &one).await);
         [&state, &state["previous"]].map(|state| state["kind"].as_str().unwrap_or("none").to_owned())
     };
     before.look_up(&one).await;
@@ -88,8 +74,8 @@ async fn inspect_and_invalidate_reach_both_keys_of_a_customer_while_they_are_cha
     assert_eq!(kinds(&before).await, ["profile", "none"]);
     assert_eq!(kinds(&after).await, ["absent", "profile"]);
 
-    let output = run(&after, &["invalidate", "--tenant", "10001", "--customer", &one], "").await;
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run_with(&after, &["invalidate", "--tenant", "10001", "--customer", &one], "").await;
+    assert_eq!(output.code, Some(0), "{}", output.err);
     after.applied("updated", 1.0).await;
     assert_eq!(kinds(&after).await, ["absent", "absent"]);
     assert!(!after.look_up(&one).await.is_hit());
@@ -101,15 +87,15 @@ async fn inspect_and_invalidate_reach_both_keys_of_a_customer_while_they_are_cha
 #[tokio::test(flavor = "multi_thread")]
 async fn mistakes_and_outages_have_exit_codes() {
     let edge = Edge::start().await;
-    assert_eq!(run(&edge, &["healthcheck"], "").await.status.code(), Some(0));
+    assert_eq!(run_with(&edge, &["healthcheck"], "").await.code, Some(0));
     for arguments in [
         ["inspect", "--tenant", "10002", "--customer", "x"],
         ["inspect", "--tenant", "10001", "--customer", "a/b"],
         ["invalidate", "--tenant", "a b", "--customer", "x"],
     ] {
-        let output = run(&edge, &arguments, "").await;
-        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
-        assert!(!output.stderr.is_empty());
+        let output = run_with(&edge, &arguments, "").await;
+        assert_eq!(output.code, Some(64), "{arguments:?}");
+        assert!(!output.err.is_empty());
     }
     let gone = format!("127.0.0.1:{}", crate::support::process::free_port());
     // A sandbox by itself is asked in the same way.

@@ -1,14 +1,12 @@
 //! Events that take effect once more: replays of the journal, and dead letters that are put back or removed.
 
-use std::process::Stdio;
-
 use profile_edge::domain::{KeyHasher, Timestamp};
 use profile_edge::faults::Fault;
 use serde_json::{Value, json};
-use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::pairing::on_every_pairing;
+use crate::support::command::{command, ended, run};
 use crate::support::edge::{Edge, Pairing, flat, on_rabbit};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::{PATIENCE, customer, eventually};
@@ -19,37 +17,6 @@ on_every_pairing!(
 );
 
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
-
-/// What a command printed, and how it ended.
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn json(&self) -> Value {
-        assert_eq!(self.code, Some(0), "{}", self.err);
-        serde_json::from_str(self.out.lines().next_back().unwrap()).unwrap()
-    }
-}
-
-fn command(edge: &Edge, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
-    command.args(arguments).args(["--admin", &format!("http://{}", edge.admin)]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    command
-}
-
-async fn run(edge: &Edge, arguments: &[&str]) -> Said {
-    ended(command(edge, arguments).spawn().unwrap()).await
-}
-
-async fn ended(child: tokio::process::Child) -> Said {
-    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("the command ends").unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-}
 
 /// Changes so many customers at Genesys, and waits until their events are applied.
 async fn changed(edge: &Edge, count: u32) {

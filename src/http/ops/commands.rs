@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
-use tracing::Instrument;
 
 use crate::audit::{Operation, Record};
 use crate::domain::{CustomerId, EventId, ReplayId, TenantId};
@@ -149,8 +148,9 @@ pub(super) async fn replay(State(ops): State<Arc<Ops>>, headers: HeaderMap, body
     let prepare = move |ops: Arc<Ops>| async move {
         if is_known { ops.replays.prepare(order).await } else { Err(actions::Error::UnknownTenant) }
     };
-    let beginning = {
-        let (ops, headers) = (Arc::clone(&ops), headers.clone());
+    // What is recorded as begun also ends, and that is recorded, when nobody waits for it any more.
+    let begin = {
+        let ops = Arc::clone(&ops);
         async move {
             let prepared = ops.perform(&headers, action, about, prepare, found).await?;
             let id = prepared.id;
@@ -161,11 +161,7 @@ pub(super) async fn replay(State(ops): State<Arc<Ops>>, headers: HeaderMap, body
             Ok(running)
         }
     };
-    // What is recorded as begun also ends, when nobody waits for it any more.
-    let running = match ops.shutdown.spawn(beginning.in_current_span()).await {
-        Ok(begun) => begun?,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    };
+    let running = ops.finish(begin).await?;
     let lines = futures_util::stream::unfold(Some((running, Instant::now())), tell);
     let kind = HeaderValue::from_static("application/x-ndjson");
     Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(lines)).into_response())

@@ -125,8 +125,8 @@ impl About {
 }
 
 impl Ops {
-    /// Carries out a command and records it, with what `found` finds in what came of it. Both are done in a task of their
-    /// own: what has begun is finished and recorded, also when nobody waits for it any more.
+    /// Carries out a command and records it, with what `found` finds in what came of it; both are
+    /// [finished](Self::finish).
     async fn perform<T, Work>(
         self: &Arc<Self>,
         headers: &HeaderMap,
@@ -161,7 +161,12 @@ impl Ops {
                 Ok(()) | Err(_) => done,
             }
         };
-        match self.shutdown.spawn(performing.in_current_span()).await {
+        self.finish(performing).await
+    }
+
+    /// Does something in a task of its own: what has begun is finished, also when nobody waits for it any more.
+    async fn finish<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        match self.shutdown.spawn(work.in_current_span()).await {
             Ok(done) => done,
             // Nobody cancels it; a panic is told of where it happened, and answered as any other.
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),

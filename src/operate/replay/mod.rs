@@ -2,10 +2,10 @@
 //!
 //! # What it promises
 //!
-//! Every event that was received from `since` up to `until`, and is kept, is published again under the id of this replay;
-//! so the dedup window does not swallow it, and a redelivery of it has no second effect. It evicts its customers and
-//! leaves alone what later events announced (see [`fence::repeat`](crate::store::fence::repeat)). Doing it again, or in
-//! part, harms nobody.
+//! Every event that was received from `since` up to `until`, and is kept, is published again under the id of this
+//! replay; so the dedup window does not swallow it, and a redelivery of it has no second effect. It evicts its
+//! customers and leaves alone what later events announced (see [`fence::repeat`](crate::store::fence::repeat)). Doing
+//! it again, or in part, harms nobody.
 //!
 //! # The steps
 //!
@@ -288,7 +288,7 @@ impl Work {
             }
             if let Some(reached) = self.reached {
                 progress.reached = Some(reached.to_string());
-                progress.resume_since = self.resume_since().to_string();
+                progress.resume_since = resume_since(reached, &self.order).to_string();
                 progress.fraction = self.order.fraction(reached);
             }
         });
@@ -330,15 +330,7 @@ impl Work {
         }
     }
 
-    /// Returns where one would go on.
-    fn resume_since(&self) -> Timestamp {
-        let reached = self.reached.unwrap_or(self.order.since).as_millis();
-        let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX);
-        Timestamp::from_millis(reached.saturating_sub(overlap)).max(self.order.since)
-    }
-
     fn end(self, ended: Result<(), (Status, String)>) {
-        let resume = self.resume_since().to_string();
         self.progress.send_modify(|progress| match &ended {
             Ok(()) => {
                 progress.status = Status::Done;
@@ -347,15 +339,20 @@ impl Work {
             Err((status, reason)) => {
                 progress.status = *status;
                 progress.reason = Some(reason.clone());
-                progress.resume_since.clone_from(&resume);
             }
         });
-        let Progress { matched, replayed, .. } = *self.progress.borrow();
+        let Progress { matched, replayed, ref resume_since, .. } = *self.progress.borrow();
         match ended {
             Ok(()) => tracing::info!(replay = %self.id, matched, replayed, "a replay is done"),
             Err((_, reason)) => {
-                tracing::warn!(replay = %self.id, matched, replayed, reason, resume, "a replay ended early")
+                tracing::warn!(replay = %self.id, matched, replayed, reason, resume_since, "a replay ended early")
             }
         }
     }
+}
+
+/// Returns where one goes on who has come to a time.
+fn resume_since(reached: Timestamp, order: &Order) -> Timestamp {
+    let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_millis(reached.as_millis().saturating_sub(overlap)).max(order.since)
 }

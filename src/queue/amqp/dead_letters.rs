@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Error, MAX_SEARCHED, Payload, Reason, Redriven, Undecodable, Which, wire};
 
+use super::headers;
 use super::publisher::{Message, Publisher, json_properties};
 use super::topology::{self, Topology};
 
@@ -233,23 +234,20 @@ async fn get(channel: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, 
 
 /// Waits for what the broker has to answer.
 async fn soon<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let silent = |_elapsed| Error::Unavailable { reason: "the broker did not answer in time".to_owned() };
-    timeout(PATIENCE, answer).await.map_err(silent)?
+    topology::within(PATIENCE, answer).await
 }
 
 fn understand(properties: &BasicProperties, body: &[u8]) -> DeadLetter {
-    let header = |name: &str| properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
     let payload = match wire::decode(body) {
         Ok(event) => Payload::Event(Arc::new(event)),
         Err(undecodable) => Payload::Undecodable(told(body).unwrap_or(undecodable)),
     };
-    let reason = match (header(REASON), &payload) {
-        (Some(AMQPValue::LongString(reason)), _) => String::from_utf8_lossy(reason.as_bytes()).into_owned(),
-        (Some(AMQPValue::ShortString(reason)), _) => reason.to_string(),
-        (Some(_) | None, Payload::Undecodable(undecodable)) => undecodable.reason.as_str().to_owned(),
-        (Some(_) | None, Payload::Event(_)) => "not given".to_owned(),
+    let reason = match (headers::text(properties, REASON), &payload) {
+        (Some(reason), _) => reason.into_owned(),
+        (None, Payload::Undecodable(undecodable)) => undecodable.reason.as_str().to_owned(),
+        (None, Payload::Event(_)) => "not given".to_owned(),
     };
-    let redelivered = match header(REDELIVERED) {
+    let redelivered = match headers::header(properties, REDELIVERED) {
         Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).ok(),
         Some(_) | None => None,
     };

@@ -10,13 +10,14 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, Consumer};
+use lapin::{Channel, Connection, Consumer};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::domain::{Event, Timestamp};
 use crate::queue::{Error, Journal, wire};
 
+use super::headers;
 use super::publisher::{Message, Publisher, json_properties};
 use super::topology::{self, Topology};
 
@@ -29,9 +30,9 @@ const CHUNK: usize = 256;
 /// The longest silence of a journal that has not shown the marker yet.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// How much earlier than a time reading begins: clocks of several machines, and the order of a queue that is only nearly
-/// that of time.
-pub(super) const MARGIN: Duration = Duration::from_secs(60);
+/// How much earlier than a time reading begins: clocks of several machines, and the order of a queue that is only
+/// nearly that of time.
+const MARGIN: Duration = Duration::from_secs(60);
 
 /// The header of a marker.
 const MARKER: &str = "marker";
@@ -85,7 +86,7 @@ impl Reading {
             };
             let delivery = said.map_err(|error| topology::unavailable(&error))?;
             last = delivery.delivery_tag;
-            match marker(&delivery.properties) {
+            match headers::text(&delivery.properties, MARKER) {
                 Some(marker) if marker == self.marker => {
                     self.ended = true;
                     break;
@@ -119,14 +120,6 @@ fn offset(since: Option<Timestamp>) -> AMQPValue {
     match since.and_then(|since| u64::try_from(since.as_millis() / 1000).ok()) {
         Some(seconds) => AMQPValue::Timestamp(seconds.saturating_sub(MARGIN.as_secs())),
         None => AMQPValue::LongString("first".into()),
-    }
-}
-
-fn marker(properties: &BasicProperties) -> Option<&str> {
-    match properties.headers().as_ref()?.inner().get(MARKER)? {
-        AMQPValue::LongString(text) => Some(std::str::from_utf8(text.as_bytes()).unwrap_or_default()),
-        AMQPValue::ShortString(text) => Some(text.as_str()),
-        _ => None,
     }
 }
 

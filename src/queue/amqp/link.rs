@@ -84,9 +84,9 @@ impl Live {
         self.ended.cancel();
     }
 
-    /// Returns why the broker takes no publishes on this connection, if it does not.
-    pub(super) fn blocked(&self) -> Option<String> {
-        self.blocked.borrow().clone()
+    /// Answers if the broker takes publishes on this connection.
+    pub(super) fn takes_publishes(&self) -> Result<(), Error> {
+        self.blocked.borrow().as_deref().map_or(Ok(()), |reason| Err(blocked(reason)))
     }
 
     /// Waits until the broker takes no publishes, and returns why. Cancel-safe.
@@ -98,6 +98,11 @@ impl Live {
             Err(_) => std::future::pending().await,
         }
     }
+}
+
+/// Says that the broker takes no publishes.
+pub(super) fn blocked(reason: &str) -> Error {
+    Error::Unavailable { reason: format!("the broker takes no publishes: {reason}") }
 }
 
 /// A link that is up, and what was made on it.

@@ -31,6 +31,7 @@
 mod broker;
 mod config;
 mod dead_letters;
+mod headers;
 mod journal;
 mod ledger;
 mod link;
@@ -191,24 +192,17 @@ impl Amqp {
     /// Asks the broker something on the publishing connection, for at most the time that a publish may take.
     async fn ask<T>(&self, question: impl AsyncFnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
         let up = self.shared.publisher.link().now()?;
-        let answer = timeout(self.timeout, question(up.live.connection())).await;
-        answer.unwrap_or_else(|_elapsed| {
-            Err(Error::Unavailable { reason: "the broker did not answer in time".to_owned() })
-        })
+        topology::within(self.timeout, question(up.live.connection())).await
     }
-}
 
-impl Amqp {
     /// Waits until nobody else here holds dead letters, which would be missing, and returns a connection that works.
     async fn dead_letters(&self) -> Result<(MutexGuard<'_, ()>, Live), Error> {
         let late = |_elapsed| Error::Unavailable { reason: "another command is at the dead letters".to_owned() };
         let alone = timeout(dead_letters::TURN, self.dead_letters.lock()).await.map_err(late)?;
         let live = self.shared.publisher.link().now()?.live.clone();
-        match live.blocked() {
-            // A connection that the broker does not read from would be waited for.
-            Some(reason) => Err(Error::Unavailable { reason: format!("the broker takes no publishes: {reason}") }),
-            None => Ok((alone, live)),
-        }
+        // A connection that the broker does not read from would be waited for.
+        live.takes_publishes()?;
+        Ok((alone, live))
     }
 }
 
@@ -303,9 +297,7 @@ impl Queue for Amqp {
             link.up(deadline).await?;
         }
         let up = self.shared.publisher.link().up(deadline).await?;
-        if let Some(reason) = up.live.blocked() {
-            return Err(Error::Unavailable { reason: format!("the broker takes no publishes: {reason}") });
-        }
+        up.live.takes_publishes()?;
         self.ask(async |connection| self.shared.topology.answers(connection).await).await
     }
 

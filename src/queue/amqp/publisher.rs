@@ -44,7 +44,8 @@ use crate::domain::{Event, Traceparent};
 use crate::queue::{Error, wire};
 use crate::shutdown::Shutdown;
 
-use super::link::{Link, Live, Prepare};
+use super::headers;
+use super::link::{self, Link, Live, Prepare};
 use super::replay::REPLAYED;
 use super::topology::{self, Topology};
 
@@ -103,11 +104,7 @@ impl Message {
 
 /// Returns the trace context that a message's header names, if it is one.
 pub(super) fn traceparent(properties: &BasicProperties) -> Option<Traceparent> {
-    match properties.headers().as_ref()?.inner().get(TRACEPARENT)? {
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.parse().ok(),
-        AMQPValue::ShortString(text) => text.as_str().parse().ok(),
-        _ => None,
-    }
+    headers::text(properties, TRACEPARENT)?.parse().ok()
 }
 
 /// Returns the properties of a durable message in JSON.
@@ -150,15 +147,12 @@ impl Publisher {
 
     async fn publish_chunk(&self, messages: Vec<Message>, deadline: Instant) -> Result<(), Error> {
         let up = self.link.up(deadline.min(Instant::now() + GRACE)).await?;
-        let blocked = |reason: &str| unavailable(&format!("the broker takes no publishes: {reason}"));
-        if let Some(reason) = up.live.blocked() {
-            return Err(blocked(&reason));
-        }
+        up.live.takes_publishes()?;
         tokio::select! {
             biased;
             sent = up.made.send(messages) => sent,
             () = up.live.ended() => Err(unavailable("the connection ended before the broker confirmed")),
-            reason = up.live.until_blocked() => Err(blocked(&reason)),
+            reason = up.live.until_blocked() => Err(link::blocked(&reason)),
             () = tokio::time::sleep_until(deadline) => Err(unavailable("the broker did not confirm in time")),
         }
     }
@@ -265,7 +259,7 @@ async fn serve(channel: Channel, mut jobs: mpsc::UnboundedReceiver<Job>, live: L
             }
             _ = looks.tick() => match unanswered {
                 // It said why, and will say when that is over.
-                Some(_) if live.blocked().is_some() => unanswered = Some(Instant::now()),
+                Some(_) if live.takes_publishes().is_err() => unanswered = Some(Instant::now()),
                 Some(since) if since.elapsed() >= patience => {
                     tracing::warn!(?patience, "the broker confirms nothing on this connection, it is made again");
                     return live.give_up();
@@ -373,7 +367,7 @@ fn conclude(done: Vec<Done>) -> Concluded {
 #[cfg(test)]
 mod tests {
     use crate::config;
-    use crate::domain::{Again, Digest, EventId, Kind, ReplayId, Shape, Stamps, Timestamp};
+    use crate::domain::{Again, ReplayId};
 
     use super::*;
 
@@ -381,21 +375,9 @@ mod tests {
     fn what_is_handed_out_once_more_says_so_to_consumers_of_an_earlier_version() {
         let topology = Topology::new(&config::from_toml("").unwrap().config.queue.amqp);
         for again in [None, Some(Again::Redriven), Some(Again::Restored), Some(Again::Replayed(ReplayId::fresh()))] {
-            let event = Event {
-                id: EventId::fresh(),
-                identity: Digest::from_bytes([7; 16]),
-                tenant: "10001".parse().unwrap(),
-                keys: vec![Digest::from_bytes([1; 16])],
-                kind: Kind::Deleted,
-                stamps: Stamps::default(),
-                received_at: Timestamp::from_millis(1_741_064_767_500),
-                shape: Shape::Flat,
-                traceparent: None,
-                force: false,
-                again,
-            };
+            let event = Event { again, ..Event::example() };
             let message = Message::of_event(&event, &topology);
-            assert_eq!(super::super::replay::is_restored(&message.properties), again.is_some(), "{again:?}");
+            assert_eq!(crate::queue::amqp::replay::is_restored(&message.properties), again.is_some(), "{again:?}");
         }
     }
 

@@ -12,8 +12,8 @@
 //! 3. Only then the order is acknowledged. If the process ends before, another takes the order.
 //!
 //! An order for effects that may be lost begins at step 2. What is published again says so in a header
-//! ([`Again::Restored`](crate::domain::Again::Restored)). Events that had been applied are applied again, which has no second effect. An order without a time is for the whole
-//! journal.
+//! ([`Again::Restored`](crate::domain::Again::Restored)). Events that had been applied are applied again, which has no
+//! second effect. An order without a time is for the whole journal.
 //!
 //! # What a failure leaves behind
 //!
@@ -34,6 +34,7 @@ use crate::domain::Timestamp;
 use crate::metrics::Metrics;
 use crate::queue::Error;
 
+use super::headers::header;
 use super::journal::{Reading, acknowledge, consume, direct};
 use super::link::{Live, pauses};
 use super::publisher::{Message, Publisher};
@@ -173,6 +174,5 @@ impl Replayer {
 
 /// Tells whether a delivery is handed out once more.
 pub(super) fn is_restored(properties: &BasicProperties) -> bool {
-    let headers = properties.headers().as_ref();
-    matches!(headers.and_then(|headers| headers.inner().get(REPLAYED)), Some(AMQPValue::Boolean(true)))
+    matches!(header(properties, REPLAYED), Some(AMQPValue::Boolean(true)))
 }

@@ -30,6 +30,7 @@ use crate::queue::{Delivery, Error, Payload, Reason, Settle};
 
 use super::Shared;
 use super::dead_letters;
+use super::headers::header;
 use super::pump::{Arrival, Pump, Settlement};
 
 /// Hands deliveries out.
@@ -151,8 +152,7 @@ impl Settle for Out {
 
 /// Returns how often a delivery has come back, as the broker counts it.
 fn delivery_count(properties: &BasicProperties) -> u32 {
-    let count = properties.headers().as_ref().and_then(|headers| headers.inner().get("x-delivery-count"));
-    let count = match count {
+    let count = match header(properties, "x-delivery-count") {
         Some(AMQPValue::LongLongInt(count)) => *count,
         Some(AMQPValue::LongInt(count)) => i64::from(*count),
         Some(AMQPValue::LongUInt(count)) => i64::from(*count),

@@ -25,6 +25,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+use tokio::time::timeout;
 
 use crate::domain::Digest;
 use crate::queue::Error;
@@ -237,6 +238,12 @@ impl<'a> Declarer<'a> {
 /// Opens a channel.
 pub(super) async fn open(connection: &Connection) -> Result<Channel, Error> {
     connection.create_channel().await.map_err(|error| unavailable(&error))
+}
+
+/// Waits so long for an answer of the broker.
+pub(super) async fn within<T>(patience: Duration, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let silent = |_elapsed| Error::Unavailable { reason: "the broker did not answer in time".to_owned() };
+    timeout(patience, answer).await.map_err(silent)?
 }
 
 /// Says that the broker failed, in the words of the library: none of them is of an event or a link.

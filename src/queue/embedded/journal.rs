@@ -58,15 +58,6 @@ pub(super) struct Page {
     pub(super) next: Option<u64>,
 }
 
-/// Returns the size of the journal's events, and the position after its last.
-pub(super) fn measure(journal: &impl ReadableTable<u64, Kept<'static>>) -> Result<(u64, u64), redb::Error> {
-    let mut bytes = 0;
-    for row in journal.iter()? {
-        bytes += row?.1.value().1.len() as u64;
-    }
-    Ok((bytes, journal.last()?.map_or(0, |(last, _)| last.value() + 1)))
-}
-
 /// Reads on at a position, among what is settled and what is not.
 pub(super) fn page(
     journal: &impl ReadableTable<u64, Kept<'static>>,
@@ -93,9 +84,9 @@ pub(super) fn page(
     Ok(Page { events: rows.into_iter().filter_map(|(_, wire)| wire).collect(), next })
 }
 
-/// Returns copies of what was settled at a time, a minute before, or later, to be handed out again. What an operator had
-/// handed out once more is itself handed out again: it leaves the journal, and comes back when it is settled. Tells also
-/// how many bytes left.
+/// Returns copies of what was settled at a time, a minute before, or later, to be handed out again. What an operator
+/// had handed out once more is itself handed out again: it leaves the journal, and comes back when it is settled.
+/// Tells also how many bytes left.
 pub(super) fn restored(
     journal: &mut Table<'_, u64, Kept<'static>>,
     since: Timestamp,
@@ -177,6 +168,7 @@ mod tests {
     use redb::backends::InMemoryBackend;
     use redb::{Database, ReadableDatabase};
 
+    use super::super::log::measure;
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3_600);
@@ -193,7 +185,8 @@ mod tests {
         drop(journal);
         txn.commit().unwrap();
         let table = file.begin_read().unwrap().open_table(JOURNAL).unwrap();
-        assert_eq!(measure(&table).unwrap(), (100 - freed, if freed == 100 { 0 } else { 10 }));
+        let (_, bytes, next) = measure(&table, |(_, wire)| wire.len()).unwrap();
+        assert_eq!((bytes, next), (100 - freed, if freed == 100 { 0 } else { 10 }));
         (freed, table.iter().unwrap().map(|row| row.unwrap().0.value()).collect())
     }
 

@@ -20,7 +20,7 @@
 //! [`Log`] and open it again.
 
 use bytes::Bytes;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, Value};
 
 use crate::domain::Timestamp;
 use crate::queue::{self, Error, Reason};
@@ -104,9 +104,9 @@ impl Log {
         Tables::open(&txn, Totals::default())?.close();
         txn.commit()?;
         let txn = file.begin_read()?;
-        let (events, event_bytes, next) = measure(&txn.open_table(EVENTS)?)?;
-        let (dead_letters, dead_letter_bytes, next_dead_letter) = measure(&txn.open_table(DEAD_LETTERS)?)?;
-        let (journal_bytes, after_journal) = journal::measure(&txn.open_table(JOURNAL)?)?;
+        let (events, event_bytes, next) = measure(&txn.open_table(EVENTS)?, <[u8]>::len)?;
+        let (dead_letters, dead_letter_bytes, next_dead_letter) = measure(&txn.open_table(DEAD_LETTERS)?, <[u8]>::len)?;
+        let (_, journal_bytes, after_journal) = measure(&txn.open_table(JOURNAL)?, |(_, wire)| wire.len())?;
         let held = Held { events, bytes: event_bytes, dead_letters };
         // A position is not used again, neither for an event that is settled.
         let next = next.max(after_journal);
@@ -122,6 +122,11 @@ impl Log {
     /// Makes positions go on from `next` at least: a position that was ever shown is not used again.
     pub(super) fn continue_from(&mut self, next: u64) {
         self.totals.next = self.totals.next.max(next);
+    }
+
+    /// Tells whether what was settled is kept.
+    pub(super) fn has_journal(&self) -> bool {
+        self.limits.journal.is_kept()
     }
 
     /// Tells whether everything in the log is on the disk.
@@ -198,11 +203,14 @@ impl Log {
     }
 }
 
-/// Returns a table's rows, the size of their values, and the number after its last.
-fn measure(table: &impl ReadableTable<u64, &'static [u8]>) -> Result<(u64, u64, u64), redb::Error> {
+/// Returns a table's rows, the size of what is kept in them, and the number after its last.
+pub(super) fn measure<V: Value + 'static>(
+    table: &impl ReadableTable<u64, V>,
+    length: impl for<'a> Fn(V::SelfType<'a>) -> usize,
+) -> Result<(u64, u64, u64), redb::Error> {
     let mut bytes = 0;
     for row in table.iter()? {
-        bytes += row?.1.value().len() as u64;
+        bytes += length(row?.1.value()) as u64;
     }
     let next = table.last()?.map_or(0, |(last, _)| last.value() + 1);
     Ok((table.len()?, bytes, next))

@@ -16,11 +16,11 @@
 //! read    ──┘  (bounded)   (thread)   └── progress (watched) ── subscription ── deliveries
 //! ```
 //!
-//! `log` is the file and `tables` what stands in it, `journal` the part of it that keeps what was settled, `writer` the one thread that owns it, `subscription` hands events out and takes
-//! them back, `window` decides which. Events go out oldest first; one that came back rests for 100 ms,
-//! doubling to 5 s, while others go first. The file is locked: one process has it, and one
-//! subscription at a time; a new one takes over what an older one had out, whose `next` then
-//! answers `None`.
+//! `log` is the file and `tables` what stands in it, `journal` the part of it that keeps what was settled, `writer`
+//! the one thread that owns it, `subscription` hands events out and takes them back, `window` decides which. Events go
+//! out oldest first; one that came back rests for 100 ms, doubling to 5 s, while others go first. The file is locked:
+//! one process has it, and one subscription at a time; a new one takes over what an older one had out, whose `next`
+//! then answers `None`.
 //!
 //! # What each failure leaves behind
 //!
@@ -106,7 +106,7 @@ pub struct Embedded {
     commands: Commands,
     progress: watch::Receiver<Progress>,
     subscription: Mutex<Option<Arc<Shared>>>,
-    journal: journal::Limits,
+    has_journal: bool,
 }
 
 impl Embedded {
@@ -121,16 +121,12 @@ impl Embedded {
         let journal =
             journal::Limits { max_bytes: config.journal_max_bytes.as_u64(), retention: config.journal_retention };
         let (directory, limits) = (config.path.clone(), Limits { max_bytes: config.max_bytes.as_u64(), journal });
-        Self::start(Box::new(move || file::open(&directory, limits)), journal, clock, shutdown)
+        Self::start(Box::new(move || file::open(&directory, limits)), clock, shutdown)
     }
 
-    fn start(
-        opener: Opener,
-        journal: journal::Limits,
-        clock: SharedClock,
-        shutdown: &Shutdown,
-    ) -> Result<Arc<Self>, Error> {
+    fn start(opener: Opener, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
         let log = opener()?;
+        let has_journal = log.has_journal();
         let (commands, receiver) = Commands::new();
         let (shown, progress) = watch::channel(Progress::default());
         let writer = Writer::new(receiver, shown, log, opener, clock);
@@ -147,7 +143,7 @@ impl Embedded {
             // Nothing is ever sent: it ends when the thread drops its side.
             let _ = ended.await;
         });
-        Ok(Arc::new(Self { commands, progress, subscription: Mutex::new(None), journal }))
+        Ok(Arc::new(Self { commands, progress, subscription: Mutex::new(None), has_journal }))
     }
 
     /// Makes durable what was given so far, and closes the file; at most ten seconds long. Then every
@@ -234,7 +230,7 @@ impl Queue for Embedded {
     }
 
     async fn restore(&self, since: Timestamp) -> Result<Restore, Error> {
-        if !self.journal.is_kept() {
+        if !self.has_journal {
             return Ok(Restore::NoJournal);
         }
         self.commands.change(Change::Restore(since)).await?;
@@ -245,7 +241,7 @@ impl Queue for Embedded {
         self.progress.has_changed().map_err(|_| Error::Closed)?;
         let end = self.progress.borrow().next;
         let reading = || -> Box<dyn Journal> { Box::new(Reading::new(self.commands.clone(), since, end)) };
-        Ok(self.journal.is_kept().then(reading))
+        Ok(self.has_journal.then(reading))
     }
 }
 

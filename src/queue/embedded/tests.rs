@@ -12,7 +12,7 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
 
 use crate::clock::ManualClock;
-use crate::domain::{Digest, Kind, Shape, Stamps, Timestamp};
+use crate::domain::Timestamp;
 use crate::queue::{Delivery, Payload, Reason};
 
 use super::log::Log;
@@ -87,7 +87,7 @@ fn open_on(disk: &Arc<Disk>, directory: &Path) -> Arc<Embedded> {
         let file = Database::builder().create_with_backend(file).map_err(|error| unavailable(error.to_string()))?;
         Log::new(file, LIMITS).map_err(|error| unavailable(error.to_string()))
     };
-    Embedded::start(Box::new(opener), LIMITS.journal, ManualClock::at(NOW), &Shutdown::default()).unwrap()
+    Embedded::start(Box::new(opener), ManualClock::at(NOW), &Shutdown::default()).unwrap()
 }
 
 fn config(directory: &Path) -> Config {
@@ -100,19 +100,7 @@ fn open(directory: &Path) -> Result<Arc<Embedded>, Error> {
 }
 
 fn event(id: impl std::fmt::Display) -> Event {
-    Event {
-        id: id.to_string().parse().unwrap(),
-        identity: Digest::from_bytes([7; 16]),
-        tenant: "10001".parse().unwrap(),
-        keys: vec![Digest::from_bytes([1; 16])],
-        kind: Kind::Updated,
-        stamps: Stamps::default(),
-        received_at: NOW,
-        shape: Shape::Flat,
-        traceparent: None,
-        force: false,
-        again: None,
-    }
+    Event { id: id.to_string().parse().unwrap(), received_at: NOW, ..Event::example() }
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {

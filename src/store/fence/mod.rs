@@ -76,8 +76,8 @@ pub struct Raised {
     pub place: Place,
     /// The fence knew a later event: for counting, and for a deletion also "no tombstone".
     pub outrun: bool,
-    /// It had all of the event's effect, and may be remembered. A deletion that was handed out once more and did not bury
-    /// has not: its first delivery may still be under way, and then buries.
+    /// It had all of the event's effect, and may be remembered. A deletion that was handed out once more and did not
+    /// bury has not: its first delivery may still be under way, and then buries.
     pub whole: bool,
 }
 
@@ -186,8 +186,8 @@ fn may_bury(again: Option<Again>, order: Option<Ordering>) -> bool {
     }
 }
 
-/// Tells whether an event removes a tombstone whatever the times say. What an operator forced once need not be right any
-/// more when it is replayed.
+/// Tells whether an event removes a tombstone whatever the times say. What an operator forced once need not be right
+/// any more when it is replayed.
 fn forces(change: &Change) -> bool {
     change.force && !matches!(change.again, Some(Again::Replayed(_)))
 }
@@ -199,9 +199,9 @@ fn unburied(known: Fence, change: &Change, now: Timestamp) -> Raised {
     Raised { fence, place: Place::Clear, outrun: false, whole: false }
 }
 
-/// Says what a replay does at K of an event that is remembered, if `fence` still holds all that it announced (`None`: it
-/// was lost since, and is to be raised anew). The fence stays as it is: raised again by the same `modified` it would doubt
-/// itself. K is evicted, or has its tombstone, as the fence says.
+/// Says what a replay does at K of an event that is remembered, if `fence` still holds all that it announced (`None`:
+/// it was lost since, and is to be raised anew). The fence stays as it is: raised again by the same `modified` it
+/// would doubt itself. K is evicted, or has its tombstone, as the fence says.
 #[must_use]
 pub fn repeat(fence: &Fence, change: &Change) -> Option<Raised> {
     let order = change.stamps.at.zip(fence.at).map(|(at, newest)| at.compare(newest));

@@ -1,8 +1,8 @@
 //! The steps of the protocol that touch more than one key: one script each, in one hash slot.
 //!
-//! `apply` mirrors [`raise`](crate::store::fence::raise) and [`repeat`](crate::store::fence::repeat) line by line; the contract suite and a test of
-//! random histories compare the two. Scripts never read a clock: times come as arguments. What they keep
-//! beside K is told in `record.rs`.
+//! `apply` mirrors [`raise`](crate::store::fence::raise) and [`repeat`](crate::store::fence::repeat) line by line; the
+//! contract suite and a test of random histories compare the two. Scripts never read a clock: times come as arguments.
+//! What they keep beside K is told in `record.rs`.
 //!
 //! KEYS are always K, `fence:{K}`, `lock:{K}` and, for `apply`, the event's `seen:{K}:…`, and of a replay also that of
 //! the event itself.
@@ -202,9 +202,10 @@ return 1
     ])
 });
 
-/// KEYS[4] is the event's mark, KEYS[5] that of the event whose replay it is. ARGV: what the event does (`U`, `C`, `D`), its `modified`, its `at` and
-/// precision, forced, why it is handed out once more, lacks a `modified` that it should have, now, the lifetimes of fence,
-/// tombstone and mark in ms, a token for a tombstone, whether a duplicate writes (for `WAIT`).
+/// KEYS[4] is the event's mark, KEYS[5] that of the event whose replay it is. ARGV: what the event does (`U`, `C`,
+/// `D`), its `modified`, its `at` and precision, forced, why it is handed out once more, lacks a `modified` that it
+/// should have, now, the lifetimes of fence, tombstone and mark in ms, a token for a tombstone, whether a duplicate
+/// writes (for `WAIT`).
 pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&[
         COMMON,

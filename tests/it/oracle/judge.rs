@@ -25,8 +25,8 @@
 //! through any process, shows an earlier version. That is more than one reader's own order. It does not bind those
 //! that come after an answer that never stood in the store: a refused fill, or one past an unreachable store, may be
 //! newer than what the store holds while no event has told of it. An answer that may show any of several versions binds
-//! as the oldest of them: a customer that is absent may not have been created yet. And it does not bind an answer past an unreachable
-//! store to a tombstone: a tombstone may be ahead of upstream's read side.
+//! as the oldest of them: a customer that is absent may not have been created yet. And it does not bind an answer past
+//! an unreachable store to a tombstone: a tombstone may be ahead of upstream's read side.
 //!
 //! # Impossible
 //!

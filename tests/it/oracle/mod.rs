@@ -3,7 +3,8 @@
 //! Writers change, create, delete and merge customers of a sandbox Genesys whose read side lags and whose events come
 //! late, twice and in any order. Readers look them up through two lookup processes. Everything is killed with
 //! `SIGKILL`, one after the other, and started again on its data: ingest, both consumers, both lookups, Redis,
-//! RabbitMQ. All the while an operator replays the last seconds. What everyone saw is recorded ([`history`]) and judged afterwards ([`judge`], which tells the rules).
+//! RabbitMQ. All the while an operator replays the last seconds. What everyone saw is recorded ([`history`]) and
+//! judged afterwards ([`judge`], which tells the rules).
 //!
 //! A *round* ends when it has its answers, its events and all its kills. Then every event must come to be applied,
 //! and when the settlement is over every customer is read once more through each lookup: these answers are judged
@@ -178,8 +179,8 @@ impl Run {
     }
 }
 
-/// Has the last seconds replayed by one consumer after the other, whether or not it lives; returns how many replays were
-/// done whole.
+/// Has the last seconds replayed by one consumer after the other, whether or not it lives; returns how many replays
+/// were done whole.
 async fn replay(stage: Arc<Stage>, operators: [SocketAddr; 2]) -> usize {
     let mut done = 0;
     for admin in operators.into_iter().cycle() {

@@ -1,6 +1,7 @@
 //! What the tests start, and how they wait.
 
 pub(crate) mod collector;
+pub(crate) mod command;
 pub(crate) mod edge;
 pub(crate) mod load;
 pub(crate) mod process;

@@ -319,6 +319,13 @@ def what_we_write_is_shipped_in_whole():
             asked = urllib.request.Request(f"http://127.0.0.1:{service.admin}/admin/{path}", json.dumps(order).encode(), posted)
             urllib.request.urlopen(asked, timeout=10).read()
         eventually("the end of a replay", lambda: '"replay.ended"' in service.audit())
+        with urllib.request.urlopen(urllib.request.Request(f"{service.url}/webhooks/10001", event, posted), timeout=10):
+            pass
+        slow = json.dumps({"since": "1h", "rate": 1}).encode()
+        slow = urllib.request.Request(f"http://127.0.0.1:{service.admin}/admin/replay", slow, posted)
+        with urllib.request.urlopen(slow, timeout=10) as followed:
+            followed.readline()
+        eventually("a replay that nobody follows", lambda: "a replay ended early" in service.log())
         lines = [line for line in service.log().splitlines() if line.startswith("{")]
         for part in ['"verdict":"applied"', '"type":"webhook"', '"reason":"unauthorized"']:
             eventually(f"a record with {part}", lambda part=part: part in service.audit())

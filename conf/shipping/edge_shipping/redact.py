@@ -73,8 +73,8 @@ LOG = {
     "hash": HEX, "kept": number, "key": KEY, "keys": KEYS, "kind": WORD, "length": number, "listen": TEXT,
     "location": TEXT, "matched": number, "order": TEXT, "path": TEXT, "patience": TEXT, "public": TEXT, "purged": number,
     "purpose": WORD, "put_behind": FILE, "queue": TEXT, "rate": number, "ready_after": TEXT, "reason": TEXT,
-    "records": number, "replay": ID, "replayed": number, "sandbox": TEXT, "seq": number, "settings": TEXT,
-    "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
+    "records": number, "replay": ID, "replayed": number, "resume_since": TIME, "sandbox": TEXT, "seq": number,
+    "settings": TEXT, "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
     "tenant": TENANT, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
 }  # fmt: skip
 # Objects whose fields are kept by the same rules.

@@ -29,14 +29,13 @@ use crate::consumer::losses::Losses;
 use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
-use crate::http::door::Door;
-use crate::http::front::Front;
-use crate::http::listener::{self, limits};
-use crate::http::ops::{self, Ops};
-use crate::http::profiles::{self, Profiles};
-use crate::http::serve;
-use crate::http::tokens::Tokens;
-use crate::http::{contacts, oauth, openapi, webhooks};
+use crate::http::auth::authenticate::CallerAuth;
+use crate::http::auth::jwt::Tokens;
+use crate::http::routes::admin::{self, Ops};
+use crate::http::routes::profile::{self, Profiles};
+use crate::http::routes::{contact, oauth_token, openapi, webhook};
+use crate::http::server::service::HttpService;
+use crate::http::server::{self, limits};
 use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
 use crate::metrics::{Listener, Metrics};
@@ -103,8 +102,8 @@ impl App {
     /// A port is in use, the queue or store cannot be opened, or a part refuses its configuration.
     pub async fn start(mut config: Config, faults: Faults) -> Result<Self, Error> {
         let started = Instant::now();
-        let public = serve::bind(config.http.listen, "http.listen").await?;
-        let admin = serve::bind(config.admin.listen, "admin.listen").await?;
+        let public = server::config::bind(config.http.listen, "http.listen").await?;
+        let admin = server::config::bind(config.admin.listen, "admin.listen").await?;
         let (flows, shutdown) = Shutdown::new();
         let (queue_tasks, queue_shutdown) = Shutdown::new();
         let (audit_tasks, audit_shutdown) = Shutdown::new();
@@ -135,7 +134,7 @@ impl App {
         }
         let Doors { public_tls, admin_tls, .. } = ground.doors.clone();
         ground.serve(public, Listener::Public, public_front(&public_tls), public_tls);
-        let operators = ground.front(ops::routes(ground.ops()), admin_tls.is_some());
+        let operators = ground.front(admin::routes(ground.ops()), admin_tls.is_some());
         ground.serve(admin, Listener::Admin, operators, admin_tls);
         ground.consume();
         ground.watch(standing).await;
@@ -223,7 +222,7 @@ impl Ground {
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),
             );
-            routes = routes.merge(webhooks::routes(Arc::new(ingest), self.audit.clone(), max_body));
+            routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body));
         }
         let mut lookups = None;
         if roles.lookup {
@@ -236,17 +235,17 @@ impl Ground {
                 clock: Arc::clone(&self.clock),
                 max_body,
             });
-            routes = routes.merge(profiles::routes(Arc::clone(&profiles)));
-            routes = routes.merge(contacts::routes(Arc::clone(&profiles))).merge(oauth::routes(door));
+            routes = routes.merge(profile::routes(Arc::clone(&profiles)));
+            routes = routes.merge(contact::routes(Arc::clone(&profiles))).merge(oauth_token::routes(door));
             lookups = Some(profiles);
         }
         Ok((routes, lookups))
     }
 
-    fn door(&self) -> Result<Arc<Door>, Error> {
+    fn door(&self) -> Result<Arc<CallerAuth>, Error> {
         let http = &self.config.http;
         let tokens = Tokens::new(http.token_secret.as_ref(), http.token_lifetime, Arc::clone(&self.clock))?;
-        Ok(Arc::new(Door::new(self.doors.callers.clone(), tokens, Arc::clone(&self.metrics))))
+        Ok(Arc::new(CallerAuth::new(self.doors.callers.clone(), tokens, Arc::clone(&self.metrics))))
     }
 
     fn ops(&self) -> Arc<Ops> {
@@ -275,24 +274,30 @@ impl Ground {
         })
     }
 
-    fn front(&self, routes: Router, is_tls: bool) -> Front {
-        Front::new(routes, self.config.http.max_in_flight, is_tls, Arc::clone(&self.metrics))
+    fn front(&self, routes: Router, is_tls: bool) -> HttpService {
+        HttpService::new(routes, self.config.http.max_in_flight, is_tls, Arc::clone(&self.metrics))
     }
 
-    fn serve(&self, socket: TcpListener, listener: Listener, front: Front, tls: Option<Reloadable<ServerConfig>>) {
+    fn serve(
+        &self,
+        socket: TcpListener,
+        listener: Listener,
+        front: HttpService,
+        tls: Option<Reloadable<ServerConfig>>,
+    ) {
         let http = &self.config.http;
         let wanted = match listener {
             Listener::Public => http.limits.max_connections,
             Listener::Admin => http.limits.max_connections.min(ADMIN_CONNECTIONS),
         };
-        let options = listener::Options {
+        let options = server::Options {
             listener,
             connections: limits::connections_that_fit(wanted),
             limits: http.limits.clone(),
             tls,
             metrics: Arc::clone(&self.metrics),
         };
-        self.shutdown.spawn(listener::serve(socket, front, options, self.shutdown.clone()));
+        self.shutdown.spawn(server::serve(socket, front, options, self.shutdown.clone()));
     }
 
     fn consume(&self) {

@@ -272,7 +272,7 @@ mod tests {
     use parking_lot::Mutex;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use crate::domain::Again;
+    use crate::domain::Redelivery;
 
     use super::*;
 
@@ -316,7 +316,7 @@ mod tests {
         let cause: Traceparent = CAUSE.parse().unwrap();
         let spans = recorded(|| {
             drop(apply(&event(Some(CAUSE)), 0));
-            let again = Some(Again::Restored);
+            let again = Some(Redelivery::Restored);
             drop(apply(&Event { again, ..event(Some(CAUSE)) }, 0));
             drop(apply(&event(None), 0));
         });

@@ -1,9 +1,9 @@
 //! Why the application could not start.
 
-use crate::http::callers::InvalidCaller;
-use crate::http::serve::BindError;
-use crate::http::tls;
-use crate::http::tokens::InvalidSecret;
+use crate::http::auth::callers::InvalidCaller;
+use crate::http::auth::jwt::InvalidSecret;
+use crate::http::server::config::BindError;
+use crate::http::server::tls;
 use crate::{audit, ingest, queue, store, upstream};
 
 /// The application could not start.

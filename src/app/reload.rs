@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 use crate::audit::{Operation, Record};
 use crate::config::{Config, Errors};
 use crate::domain::TenantId;
-use crate::http::callers::Callers;
+use crate::http::auth::callers::Callers;
 use crate::ingest::Sources;
 use crate::metrics::Outcome;
 use crate::reload::Reloadable;

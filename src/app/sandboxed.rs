@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use crate::clock::SharedClock;
 use crate::config::Config;
-use crate::http::serve::{self, BindError};
+use crate::http::server::config::{BindError, bind};
 use crate::sandbox::{self, Sandbox};
 use crate::shutdown::Shutdown;
 
@@ -17,7 +17,7 @@ pub(super) async fn open_backstage(config: &Config) -> Result<Option<TcpListener
     if !(config.runs_sandbox() && config.http.tls.is_on()) {
         return Ok(None);
     }
-    serve::bind((Ipv4Addr::LOCALHOST, 0).into(), "sandbox.enabled").await.map(Some)
+    bind((Ipv4Addr::LOCALHOST, 0).into(), "sandbox.enabled").await.map(Some)
 }
 
 /// Starts the sandbox, if it is wanted, and points the demo tenant at where it really listens.

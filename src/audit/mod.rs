@@ -65,11 +65,11 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Takes records. Cloning shares it.
 #[derive(Clone, Debug)]
-pub struct Audit(Option<Arc<Desk>>);
+pub struct Audit(Option<Arc<AuditHandle>>);
 
 /// Where records are handed in.
 #[derive(Debug)]
-struct Desk {
+struct AuditHandle {
     entries: SyncSender<Entry>,
     writer: Thread,
     shared: Arc<Shared>,
@@ -172,7 +172,7 @@ impl Audit {
     }
 }
 
-impl Desk {
+impl AuditHandle {
     /// Hands in a record, or gives it back where there is no room.
     #[expect(clippy::result_large_err, reason = "what could not be handed in is looked at, and not passed on")]
     fn hand_in(&self, record: Record, waiting: Option<Waiting>) -> Result<(), Record> {

@@ -19,7 +19,7 @@ use super::record::Note;
 use super::shared::Shared;
 use super::sinks::{self, Stdout};
 use super::writer::Writer;
-use super::{Audit, Desk};
+use super::{Audit, AuditHandle};
 
 /// The audit cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +101,7 @@ pub(super) fn start(
         // Nothing is ever sent: it ends when the thread drops its side.
         let _ = ended.await;
     });
-    Ok(Audit(Some(Arc::new(Desk {
+    Ok(Audit(Some(Arc::new(AuditHandle {
         entries,
         writer: thread.thread().clone(),
         shared,

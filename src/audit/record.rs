@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use crate::domain::{Again, Digest, Event, EventId, ReplayId, Shown, TenantId, Timestamp};
+use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId, Shown, TenantId, Timestamp};
 use crate::metrics::{LabelSet, LookupResult};
 
 use super::line::Line;
@@ -260,9 +260,9 @@ impl Applied {
         line.plain("shape", self.event.shape.as_str());
         line.plain("verdict", self.verdict.as_str());
         match self.event.again {
-            Some(Again::Restored) => line.truth("replayed", true),
-            Some(Again::Redriven) => line.truth("redriven", true),
-            Some(Again::Replayed(id)) => {
+            Some(Redelivery::Restored) => line.truth("replayed", true),
+            Some(Redelivery::Redriven) => line.truth("redriven", true),
+            Some(Redelivery::Replayed(id)) => {
                 line.truth("replayed", true);
                 line.plain("replay", id);
             }
@@ -273,7 +273,7 @@ impl Applied {
     /// Tells whether it took effect again because the store had lost it. That an event took effect again says nothing
     /// by itself: a store in memory knows nothing of what was before a restart.
     pub(super) fn is_restored(&self) -> bool {
-        self.event.again == Some(Again::Restored) && self.verdict != Verdict::Duplicate
+        self.event.again == Some(Redelivery::Restored) && self.verdict != Verdict::Duplicate
     }
 }
 

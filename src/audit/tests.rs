@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::clock::SystemClock;
-use crate::domain::{Again, Digest, Event, EventId, ReplayId};
+use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId};
 use crate::metrics::Metrics;
 use crate::shutdown::{Controller, Shutdown};
 
@@ -232,21 +232,21 @@ async fn what_is_handed_out_once_more_is_recorded_once_for_each_reason() {
         let event = Arc::new(Event { again: Some(again), ..Event::clone(&event(1)) });
         Record::Event(Applied { event, verdict })
     };
-    let (first, second) = (Again::Replayed(ReplayId::fresh()), Again::Replayed(ReplayId::fresh()));
+    let (first, second) = (Redelivery::Replayed(ReplayId::fresh()), Redelivery::Replayed(ReplayId::fresh()));
     let (effect, duplicate) = (Verdict::Applied, Verdict::Duplicate);
     for restart in 0..2 {
         let running = Running::open(&config(&path)).unwrap();
         let mut records = vec![
             // The store had not lost it, and had lost it.
-            again(Again::Restored, duplicate),
+            again(Redelivery::Restored, duplicate),
             again(first, if restart == 0 { effect } else { duplicate }),
             again(first, duplicate),
             again(second, duplicate),
-            again(Again::Redriven, duplicate),
+            again(Redelivery::Redriven, duplicate),
         ];
         if restart == 0 {
             records.insert(0, applied(1, effect));
-            records.push(again(Again::Restored, effect));
+            records.push(again(Redelivery::Restored, effect));
         }
         for record in records {
             running.audit.settle(record).await.unwrap();
@@ -259,8 +259,8 @@ async fn what_is_handed_out_once_more_is_recorded_once_for_each_reason() {
         (of("verdict"), of("replayed"), of("replay"))
     };
     let id = |again| match again {
-        Again::Replayed(id) => Value::from(id.to_string()),
-        Again::Restored | Again::Redriven => Value::Null,
+        Redelivery::Replayed(id) => Value::from(id.to_string()),
+        Redelivery::Restored | Redelivery::Redriven => Value::Null,
     };
     let expected = [
         ("applied".into(), Value::Null, Value::Null),

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use crate::clock::SystemClock;
 use crate::config::{self, Errors, Loaded};
 use crate::domain::Secret;
-use crate::http::openapi;
+use crate::http::routes::openapi;
 use crate::logging;
 use crate::operate::client::{self, Client};
 use crate::operate::trust::{Tls, Trust};

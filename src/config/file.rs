@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::domain::TenantId;
-use crate::http::{callers, serve};
+use crate::http::auth::callers;
+use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
 use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
@@ -30,8 +31,8 @@ pub(super) struct File {
     startup_timeout: Duration,
     shutdown: ShutdownConfig,
     log: logging::Config,
-    http: serve::Config,
-    admin: serve::AdminConfig,
+    http: server::Config,
+    admin: server::AdminConfig,
     security: SecurityConfig,
     keys: KeysConfig,
     store: store::open::Config,

@@ -22,7 +22,8 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::domain::{KeyHasher, Secret, TenantId};
-use crate::http::{callers, serve};
+use crate::http::auth::callers;
+use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
 use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
@@ -58,9 +59,9 @@ pub struct Config {
     /// `[log]`.
     pub log: logging::Config,
     /// `[http]`.
-    pub http: serve::Config,
+    pub http: server::Config,
     /// `[admin]`.
-    pub admin: serve::AdminConfig,
+    pub admin: server::AdminConfig,
     /// `[security]`.
     pub security: SecurityConfig,
     /// `[keys]`.

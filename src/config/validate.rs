@@ -271,7 +271,7 @@ fn callers(config: &Config, found: &mut Vec<Problem>) {
                 problem("tenants", format!("{tenant} is not a configured tenant"));
             }
         }
-        let fields = crate::lookup::visibility::FieldSet::parse(caller.fields.iter().map(String::as_str));
+        let fields = crate::http::auth::field_set::FieldSet::parse(caller.fields.iter().map(String::as_str));
         if let Err(error) = fields {
             problem("fields", error.to_string());
         }

@@ -2,7 +2,7 @@
 //!
 //! Replication and persistence of a store may be asynchronous: a failover, or a restart from disk, can forget an
 //! event's effect whole after it was acknowledged, and leave the old profile standing (DESIGN section 2,
-//! rule 12). The store then stands on another [`Lineage`]. Whoever consumes asks for it about once a second; when
+//! rule 12). The store then stands on another [`ReplicationHistory`]. Whoever consumes asks for it about once a second; when
 //! a history that was there is gone, the queue is ordered to hand out again what it did since that history was
 //! last seen, and a minute before. What had survived is a duplicate then; a deletion that is not known to be the
 //! latest evicts and does not bury.
@@ -19,7 +19,7 @@ use crate::clock::SharedClock;
 use crate::domain::Timestamp;
 use crate::queue::{Queue, Restore};
 use crate::shutdown::Shutdown;
-use crate::store::{Inspect, Lineage};
+use crate::store::{Inspect, ReplicationHistory};
 
 /// How often the store is asked.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub struct Losses {
 }
 
 /// A lineage, and when it was last seen.
-type Seen = (Lineage, Timestamp);
+type Seen = (ReplicationHistory, Timestamp);
 
 impl Losses {
     /// Watches until shutdown.
@@ -59,7 +59,7 @@ impl Losses {
     }
 
     /// Tells whether nothing is missing, having ordered what may be; `false` to try again.
-    async fn is_whole(&self, seen: Option<&Seen>, lineage: &Lineage) -> bool {
+    async fn is_whole(&self, seen: Option<&Seen>, lineage: &ReplicationHistory) -> bool {
         let Some((_, since)) = seen.filter(|(earlier, _)| !lineage.continues(earlier)) else { return true };
         match self.queue.restore(*since).await {
             Ok(Restore::Ordered) => {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::domain::{Again, Event, Kind};
+use crate::domain::{Event, Kind, Redelivery};
 use crate::store::{self, Applied, Change, Store};
 
 /// `[consumer]`.
@@ -57,12 +57,12 @@ pub enum Verdict {
 /// done answer `Duplicate` then.
 pub async fn apply(store: &dyn Store, event: &Event) -> Result<Verdict, store::Error> {
     let Event { kind, stamps, again, force, .. } = *event;
-    let of = matches!(again, Some(Again::Replayed(_))).then(|| event.dedup_digest());
+    let of = matches!(again, Some(Redelivery::Replayed(_))).then(|| event.dedup_digest());
     let change = Change { event: event.mark(), of, kind, stamps, again, force };
     let mut verdict = Ok(Verdict::Duplicate);
     for key in event.keys() {
         let applied = match event.kind {
-            Kind::Deleted => store.bury(&key, &change).await,
+            Kind::Deleted => store.write_tombstone(&key, &change).await,
             Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, &change).await,
         };
         verdict = match (verdict, applied) {

@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::audit::{self, Applied, Audit};
 use crate::clock::SharedClock;
-use crate::domain::{Again, Event, Timestamp};
+use crate::domain::{Event, Redelivery, Timestamp};
 use crate::faults::{Fault, Faults};
 use crate::metrics::{ConsumerOutcome, Metrics, in_progress, observe};
 use crate::queue::{self, Delivery, Payload, Queue, Reason, Subscription};
@@ -228,7 +228,7 @@ impl Worker {
         if verdict != Verdict::Duplicate && event.again.is_none() {
             observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
         }
-        let (kind, again, taken_at) = (event.kind.as_str(), event.again.map(Again::as_str), taken_at.as_millis());
+        let (kind, again, taken_at) = (event.kind.as_str(), event.again.map(Redelivery::as_str), taken_at.as_millis());
         tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, kind, again, ?verdict, taken_at, "event applied");
     }
 

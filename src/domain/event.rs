@@ -168,7 +168,7 @@ impl fmt::Display for ReplayId {
 
 /// Why an event is handed out once more, maybe long after it was announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Again {
+pub enum Redelivery {
     /// Its effect may have been lost; where it was not, this is a duplicate.
     Restored,
     /// An operator put it back that had been given up on.
@@ -177,7 +177,7 @@ pub enum Again {
     Replayed(ReplayId),
 }
 
-impl Again {
+impl Redelivery {
     /// Returns the wire name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -213,7 +213,7 @@ pub struct Event {
     /// An operator asked to remove a tombstone too.
     pub force: bool,
     /// It is handed out once more; `None` the first time.
-    pub again: Option<Again>,
+    pub again: Option<Redelivery>,
 }
 
 impl Event {
@@ -225,8 +225,8 @@ impl Event {
     /// Returns the event as it is put back after it was given up on; a replay stays one.
     #[must_use]
     pub fn redriven(&self) -> Self {
-        let replayed = self.again.filter(|again| matches!(again, Again::Replayed(_)));
-        Self { again: replayed.or(Some(Again::Redriven)), ..self.clone() }
+        let replayed = self.again.filter(|again| matches!(again, Redelivery::Replayed(_)));
+        Self { again: replayed.or(Some(Redelivery::Redriven)), ..self.clone() }
     }
 
     /// Returns what the dedup window remembers: a digest over the sender's identity, kind, stamps
@@ -259,10 +259,10 @@ impl Event {
     pub fn mark(&self) -> Digest {
         let own = self.dedup_digest();
         match self.again {
-            Some(Again::Replayed(ReplayId(replay))) => {
+            Some(Redelivery::Replayed(ReplayId(replay))) => {
                 cut(Sha256::new().chain_update(own.as_bytes()).chain_update(replay.as_bytes()))
             }
-            Some(Again::Restored | Again::Redriven) | None => own,
+            Some(Redelivery::Restored | Redelivery::Redriven) | None => own,
         }
     }
 }

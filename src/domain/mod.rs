@@ -16,7 +16,7 @@ pub mod time;
 pub mod traceparent;
 
 pub use customer::CustomerId;
-pub use event::{Again, Event, EventId, Kind, ReplayId, Shape};
+pub use event::{Event, EventId, Kind, Redelivery, ReplayId, Shape};
 pub use key::{Digest, Identity, Key, KeyHasher};
 pub use profile::{Profile, ProfileBody};
 pub use secret::Secret;

@@ -1,23 +1,10 @@
-//! The doors: axum lives here and nowhere else.
+//! HTTP: the listeners, who may call, and what each route answers. `axum` is used here and nowhere else.
+//!
+//! A request goes through `server` (connections, limits, TLS), is authenticated by `auth`, read by `request`, handled by
+//! a route of `routes`, and answered with the types of `response`.
 
-pub mod body;
-mod cache_status;
-pub mod callers;
-pub mod contacts;
-pub mod door;
-pub mod error;
-pub mod front;
-mod held;
-pub mod json;
-pub mod listener;
-pub mod oauth;
-pub mod openapi;
-pub mod ops;
-pub mod profiles;
-pub mod query;
-pub mod rate;
-pub mod serve;
-pub mod tls;
-pub mod tokens;
-mod trail;
-pub mod webhooks;
+pub mod auth;
+pub mod request;
+pub mod response;
+pub mod routes;
+pub mod server;

@@ -17,7 +17,7 @@ use crate::domain::{CustomerId, Key, TenantId, Timestamp};
 use crate::spans::{self, Cause};
 use crate::upstream::{self, Fetched};
 
-use super::{Failure, Room};
+use super::{Failure, LookupContext};
 
 /// How long lookups gather while a fetch of their customer is under way.
 const GATHER: Duration = Duration::from_millis(100);
@@ -55,7 +55,7 @@ struct Question {
 
 /// Asks Genesys for a customer, together with whoever else does, until `deadline`.
 pub(super) async fn ask(
-    room: &Arc<Room>,
+    room: &Arc<LookupContext>,
     key: &Key,
     tenant: &TenantId,
     customer: &CustomerId,
@@ -72,7 +72,7 @@ pub(super) async fn ask(
     }
 }
 
-fn join(room: &Arc<Room>, key: &Key, question: Question) -> Batch {
+fn join(room: &Arc<LookupContext>, key: &Key, question: Question) -> Batch {
     let mut lanes = room.bypasses.lanes.lock();
     if let Some(Some(gathering)) = lanes.get(key) {
         return gathering.batch.clone();
@@ -88,7 +88,7 @@ fn join(room: &Arc<Room>, key: &Key, question: Question) -> Batch {
 
 /// Sends the requests for one customer, batch after batch, until nobody gathers any more.
 struct Lane {
-    room: Arc<Room>,
+    room: Arc<LookupContext>,
     key: Key,
 }
 

@@ -16,7 +16,7 @@ use crate::store::{Base, Content, Filled, Lease, LeaseAnswer, Record, Token, Tom
 use crate::upstream::{self, Fetched};
 
 use super::single_flight::Leader;
-use super::{Config, Room, freshness};
+use super::{Config, LookupContext, freshness};
 
 /// How a leader's flight ended.
 #[derive(Clone, Debug)]
@@ -41,8 +41,8 @@ pub(super) enum Landed {
 
 /// A leader's task.
 #[derive(Debug)]
-pub(super) struct Mission {
-    pub(super) room: Arc<Room>,
+pub(super) struct FetchTask {
+    pub(super) room: Arc<LookupContext>,
     pub(super) times: Config,
     /// Whose key the lease is for.
     pub(super) identity: Identity,
@@ -52,7 +52,7 @@ pub(super) struct Mission {
     pub(super) through_pointer: bool,
 }
 
-impl Mission {
+impl FetchTask {
     /// Fetches, fills and lands.
     pub(super) async fn lead(self, lease: Lease, flight: Leader<Landed>) {
         let landed = self.fetch_and_fill(lease).await;

@@ -26,14 +26,13 @@
 //! killed: its lease runs out, and someone else contends.
 
 mod answer;
-mod background;
 mod bypass;
 pub mod freshness;
 mod leader;
 mod previous;
 mod reader;
+mod refresh;
 pub mod single_flight;
-pub mod visibility;
 mod waiters;
 
 use std::collections::HashMap;
@@ -117,12 +116,12 @@ pub struct Parts {
 /// The lookup flow. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Lookup {
-    room: Arc<Room>,
+    room: Arc<LookupContext>,
 }
 
 /// What every reader and leader of a process shares.
 #[derive(Debug)]
-struct Room {
+struct LookupContext {
     parts: Parts,
     flights: Flights<Landed>,
     waiters: Waiters,
@@ -141,13 +140,13 @@ impl Lookup {
     pub fn new(parts: Parts) -> Self {
         let lately = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
         Self {
-            room: Arc::new(Room {
+            room: Arc::new(LookupContext {
                 parts,
                 flights: Flights::new(),
                 waiters: Waiters::default(),
                 bypasses: Bypasses::default(),
-                refreshing: lately(background::REFRESH_EVERY),
-                verified: lately(background::VERIFY_EVERY),
+                refreshing: lately(refresh::REFRESH_EVERY),
+                verified: lately(refresh::VERIFY_EVERY),
             }),
         }
     }

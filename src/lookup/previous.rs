@@ -18,7 +18,7 @@ use super::{Answer, How, Outcome};
 
 impl Reader<'_> {
     /// Returns the answer that is kept under the other scheme, if there is one; keeps a stale profile at hand.
-    pub(super) async fn look_behind(&mut self) -> Result<Option<Answer>, Step> {
+    pub(super) async fn get_under_previous_key(&mut self) -> Result<Option<Answer>, Step> {
         // Of a customer that a pointer led to, only the digest under the present scheme is known.
         let Some(previous) = self.room.parts.previous.as_ref().filter(|_| self.at == self.asked) else {
             return Ok(None);

@@ -12,9 +12,9 @@ use crate::upstream::{Expand, Fetched};
 
 use super::bypass::{self, Passed};
 use super::freshness::{self, Freshness};
-use super::leader::{Landed, Mission};
+use super::leader::{FetchTask, Landed};
 use super::single_flight::{Landing, Seat};
-use super::{Answer, Config, Failure, How, Outcome, Over, Room, StaleReason};
+use super::{Answer, Config, Failure, How, LookupContext, Outcome, Over, StaleReason};
 
 /// How often a lookup may move between the keys of one merged customer before it gives up.
 const MAX_MOVES: u8 = 4;
@@ -22,7 +22,7 @@ const MAX_MOVES: u8 = 4;
 /// One lookup under way.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
-    pub(super) room: &'a Arc<Room>,
+    pub(super) room: &'a Arc<LookupContext>,
     pub(super) times: &'a Config,
     pub(super) customer: &'a CustomerId,
     pub(super) asked: Identity,
@@ -67,7 +67,7 @@ enum Next {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(
-        room: &'a Arc<Room>,
+        room: &'a Arc<LookupContext>,
         times: &'a Config,
         tenant: &TenantId,
         customer: &'a CustomerId,
@@ -123,7 +123,7 @@ impl<'a> Reader<'a> {
                         break;
                     }
                 }
-                View::Contend(Base::Absent) => match self.look_behind().await {
+                View::Contend(Base::Absent) => match self.get_under_previous_key().await {
                     Ok(Some(answer)) if matches!(answer.outcome, Outcome::Deleted) => return Ok(answer),
                     Ok(_) | Err(_) => break,
                 },
@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
                 Ok(Next::Look)
             }
             View::Contend(base) => {
-                let kept = if matches!(base, Base::Absent) { self.look_behind().await? } else { None };
+                let kept = if matches!(base, Base::Absent) { self.get_under_previous_key().await? } else { None };
                 match kept {
                     Some(answer) => Ok(Next::Answer(answer)),
                     None => self.contend(base).await,
@@ -334,8 +334,8 @@ impl<'a> Reader<'a> {
         stale.and_then(|(record, since)| Answer::of(record, How::Stale { since: *since, why })).ok_or(failure)
     }
 
-    pub(super) fn mission(&self) -> Mission {
-        Mission {
+    pub(super) fn mission(&self) -> FetchTask {
+        FetchTask {
             room: Arc::clone(self.room),
             times: self.times.clone(),
             identity: self.at.clone(),

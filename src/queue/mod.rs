@@ -68,7 +68,7 @@ pub trait Queue: Debug + Send + Sync {
     async fn depth(&self) -> Result<Depth, Error>;
 
     /// Has everything that was published since a time, and a minute before, handed out again, where a journal keeps
-    /// it, as [`Restored`](crate::domain::Again::Restored). Returns once the order is durable, not when it is done.
+    /// it, as [`Restored`](crate::domain::Redelivery::Restored). Returns once the order is durable, not when it is done.
     /// Ordering twice is allowed.
     async fn restore(&self, since: Timestamp) -> Result<Restore, Error>;
 
@@ -92,7 +92,7 @@ pub trait DeadLetters: Debug + Send + Sync {
     /// Returns the oldest, at most `limit` of them; they stay where they are.
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error>;
 
-    /// Puts events back: each is published again, as [`Redriven`](crate::domain::Again::Redriven), durably, before it
+    /// Puts events back: each is published again, as [`Redriven`](crate::domain::Redelivery::Redriven), durably, before it
     /// leaves the dead letters. What is no event stays where it is. After an [`Error`] some may be back; doing it again
     /// is safe.
     async fn redrive(&self, which: &Which) -> Result<Redriven, Error>;

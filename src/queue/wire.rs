@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{Again, At, Digest, Event, Modified, Precision, Stamps, TenantId, Timestamp, Traceparent};
+use crate::domain::{At, Digest, Event, Modified, Precision, Redelivery, Stamps, TenantId, Timestamp, Traceparent};
 
 use super::{Reason, Undecodable};
 
@@ -81,8 +81,8 @@ pub fn encode(event: &Event) -> Bytes {
         traceparent: event.traceparent.as_ref().map(Traceparent::to_string),
         again: event.again.map(|again| again.as_str().into()),
         replay: match event.again {
-            Some(Again::Replayed(id)) => Some(id.to_string()),
-            Some(Again::Restored | Again::Redriven) | None => None,
+            Some(Redelivery::Replayed(id)) => Some(id.to_string()),
+            Some(Redelivery::Restored | Redelivery::Redriven) | None => None,
         },
     };
     // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
@@ -131,11 +131,11 @@ fn read(form: Form<'_>) -> Option<Event> {
 }
 
 /// Returns why an event is handed out once more; what this version does not know is taken with the most caution.
-fn why(again: &str, replay: Option<&str>) -> Again {
+fn why(again: &str, replay: Option<&str>) -> Redelivery {
     match (again, replay.and_then(|id| id.parse().ok())) {
-        ("replayed", Some(id)) => Again::Replayed(id),
-        ("redriven", _) => Again::Redriven,
-        _ => Again::Restored,
+        ("replayed", Some(id)) => Redelivery::Replayed(id),
+        ("redriven", _) => Redelivery::Redriven,
+        _ => Redelivery::Restored,
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
             traceparent in proptest::option::of(any::<([u8; 16], [u8; 8], bool)>()),
             force in any::<bool>(),
             again in proptest::option::of(proptest::sample::select(vec![
-                Again::Restored, Again::Redriven, Again::Replayed(ReplayId::fresh()),
+                Redelivery::Restored, Redelivery::Redriven, Redelivery::Replayed(ReplayId::fresh()),
             ])),
         ) -> Event {
             let precision = |fine| if fine { Precision::Millis } else { Precision::Seconds };

@@ -11,7 +11,8 @@ use crate::domain::Key;
 use crate::metrics::{Metrics, Outcome, StoreOp, observe};
 
 use super::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Lineage, Record, Store, Token,
+    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, ReplicationHistory,
+    Store, Token,
 };
 
 /// A store whose operations are counted and timed.
@@ -59,8 +60,8 @@ impl<S: Store> Store for Metered<S> {
         self.count(StoreOp::Invalidate, self.store.invalidate(key, change)).await
     }
 
-    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.count(StoreOp::Bury, self.store.bury(key, change)).await
+    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.count(StoreOp::Bury, self.store.write_tombstone(key, change)).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {
@@ -74,7 +75,7 @@ impl<S: Inspect> Inspect for Metered<S> {
         self.count(StoreOp::Ping, self.store.ping()).await
     }
 
-    async fn lineage(&self) -> Result<Lineage, Error> {
+    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
         self.count(StoreOp::Lineage, self.store.lineage()).await
     }
 

@@ -47,7 +47,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::domain::{Again, Digest, Key, Kind, Stamps};
+use crate::domain::{Digest, Key, Kind, Redelivery, Stamps};
 
 pub use entry::{Ciphertext, Content, Entry, Found, Leased, Record, Tombstone};
 pub use error::Error;
@@ -100,7 +100,7 @@ pub trait Store: Debug + Send + Sync {
     /// Applies a deletion: as [`invalidate`](Store::invalidate), and writes a tombstone if the fence
     /// knows no later event (rule 8); otherwise it deletes K and answers [`Applied::Outrun`]. A
     /// deletion that is handed out once more buries only where that is known to be right: see [`fence::raise`].
-    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
+    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
 
     /// Waits until K may no longer hold what has `seen` as its token, or until `deadline`, or until
     /// the store thinks it is worth another look; the caller then looks again (rule 11).
@@ -115,8 +115,8 @@ pub trait Inspect: Debug + Send + Sync {
     /// Answers if the store works; bounded by the store's timeout.
     async fn ping(&self) -> Result<(), Error>;
 
-    /// Returns the histories that the data stand on: see [`Lineage`].
-    async fn lineage(&self) -> Result<Lineage, Error>;
+    /// Returns the histories that the data stand on: see [`ReplicationHistory`].
+    async fn lineage(&self) -> Result<ReplicationHistory, Error>;
 
     /// Returns the state of a key, never its contents.
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error>;
@@ -127,9 +127,9 @@ pub trait Inspect: Debug + Send + Sync {
 /// Where a history that was there is gone, what was written last under it may be gone too, also what had been
 /// acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lineage(BTreeSet<String>);
+pub struct ReplicationHistory(BTreeSet<String>);
 
-impl Lineage {
+impl ReplicationHistory {
     /// Tells whether every history of `earlier` goes on in this one.
     #[must_use]
     pub fn continues(&self, earlier: &Self) -> bool {
@@ -137,7 +137,7 @@ impl Lineage {
     }
 }
 
-impl FromIterator<String> for Lineage {
+impl FromIterator<String> for ReplicationHistory {
     fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
         Self(names.into_iter().collect())
     }
@@ -215,7 +215,7 @@ pub struct Change {
     /// When, by Genesys' clocks.
     pub stamps: Stamps,
     /// It is handed out once more, so it may be long past.
-    pub again: Option<Again>,
+    pub again: Option<Redelivery>,
     /// Remove a tombstone whatever the times say (an operator's `invalidate --force`).
     pub force: bool,
 }

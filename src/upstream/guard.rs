@@ -65,7 +65,7 @@ pub(super) struct Guard<U> {
     permits: Semaphore,
     budget: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<std::time::Instant>>,
     gate: Mutex<Gate>,
-    lamp: Lamp,
+    lamp: BreakerGauge,
     metrics: Arc<Metrics>,
 }
 
@@ -111,7 +111,7 @@ impl<U> Drop for Admission<'_, U> {
 
 impl<U> Guard<U> {
     /// Puts a guard in front of `inner`.
-    pub(super) fn new(inner: U, tenant: TenantId, limits: Limits, lamp: Lamp, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(inner: U, tenant: TenantId, limits: Limits, lamp: BreakerGauge, metrics: Arc<Metrics>) -> Self {
         Self {
             inner,
             tenant,
@@ -289,13 +289,13 @@ impl Clock for TokioClock {
 
 /// One tenant's lamp on the board of all breakers, whose gauge shows the worst of them.
 #[derive(Clone, Debug)]
-pub(super) struct Lamp {
+pub(super) struct BreakerGauge {
     board: Arc<Mutex<Vec<Level>>>,
     place: usize,
     gauge: Gauge,
 }
 
-impl Lamp {
+impl BreakerGauge {
     /// Makes a board of this many lamps, all closed.
     pub(super) fn board(lamps: usize, gauge: &Gauge) -> impl Iterator<Item = Self> {
         let board = Arc::new(Mutex::new(vec![Level::Closed; lamps]));

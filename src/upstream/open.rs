@@ -23,7 +23,7 @@ use crate::shutdown::Shutdown;
 use super::endpoints::ProfileUrl;
 use super::entitled::Entitled;
 use super::genesys::Genesys;
-use super::guard::{Guard, Lamp, Limits};
+use super::guard::{BreakerGauge, Guard, Limits};
 use super::privileges::{Introspection, Permission, Privileges, Rules, Scope};
 use super::token::Credentials;
 use super::tokens::Tokens;
@@ -238,7 +238,7 @@ pub fn open<'a>(
 ) -> Result<Opened, ConfigError> {
     config.validate()?;
     let tenants: HashMap<_, _> = tenants.into_iter().collect();
-    let lamps: Vec<_> = Lamp::board(tenants.len(), &metrics.upstream_breaker_state).collect();
+    let lamps: Vec<_> = BreakerGauge::board(tenants.len(), &metrics.upstream_breaker_state).collect();
     let mut clients = Clients::default();
     let guarded = tenants.into_iter().zip(lamps).map(|((tenant, options), lamp)| {
         let parts = Parts::of(options)?;

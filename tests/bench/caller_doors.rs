@@ -18,9 +18,9 @@ use profile_edge::app::App;
 use profile_edge::clock::SystemClock;
 use profile_edge::config;
 use profile_edge::faults::Faults;
-use profile_edge::http::callers::Callers;
-use profile_edge::http::door::Door;
-use profile_edge::http::tokens::Tokens;
+use profile_edge::http::auth::authenticate::CallerAuth;
+use profile_edge::http::auth::callers::Callers;
+use profile_edge::http::auth::jwt::Tokens;
 use profile_edge::logging;
 use profile_edge::metrics::Metrics;
 use profile_edge::reload::Reloadable;
@@ -79,7 +79,7 @@ async fn compare() {
     let loaded = config::from_toml(&settings).expect("the settings are valid");
     let tokens = Tokens::new(None, Duration::from_secs(3600), SystemClock::shared()).expect("a key can be drawn");
     let callers = || Callers::new(&loaded.config.callers).expect("the callers are valid");
-    let door = Door::new(Reloadable::new(callers()), tokens, Metrics::new());
+    let door = CallerAuth::new(Reloadable::new(callers()), tokens, Metrics::new());
     let app = App::start(loaded.config.clone(), Faults::default()).await.expect("the application starts");
 
     let key = |name: &str| ("X-API-Key", format!("key-of-{name}"));
@@ -132,7 +132,7 @@ async fn token(app: &App) -> String {
 }
 
 /// How long it takes to let a request with this header in.
-fn admission(door: &Door, (name, value): &(&'static str, String)) -> Duration {
+fn admission(door: &CallerAuth, (name, value): &(&'static str, String)) -> Duration {
     let mut headers = HeaderMap::new();
     let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
     headers.insert(name, HeaderValue::from_str(value).expect("a header value"));

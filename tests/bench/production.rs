@@ -52,10 +52,10 @@ fn main() {
     });
 }
 
-/// Builds the service as a release is built. What cargo built for this bench has the tests' named faults in it.
+/// Builds the service as the image has it. What cargo built for this bench has the tests' named faults in it.
 fn build() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let arguments = ["build", "--release", "--locked", "--quiet", "--bin", "profile-edge"];
+    let arguments = ["build", "--profile", "dist", "--locked", "--quiet", "--bin", "profile-edge"];
     let built = std::process::Command::new(cargo).args(arguments).status().expect("cargo runs");
     assert!(built.success(), "the service is built");
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use bytesize::ByteSize;
-use profile_edge::http::front::Front;
-use profile_edge::http::listener;
-use profile_edge::http::listener::limits::Limits;
+use profile_edge::http::server;
+use profile_edge::http::server::limits::Limits;
+use profile_edge::http::server::service::HttpService;
 use profile_edge::metrics::{Listener, Metrics};
 use profile_edge::shutdown::Shutdown;
 use reqwest::{Client, StatusCode};
@@ -250,7 +250,7 @@ async fn served(
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let second = Duration::from_secs(1);
-    let options = listener::Options {
+    let options = server::Options {
         listener: Listener::Public,
         connections: 64,
         limits: Limits {
@@ -265,8 +265,8 @@ async fn served(
         tls: None,
         metrics: Arc::clone(&metrics),
     };
-    let front = Front::new(routes, max_in_flight, false, Arc::clone(&metrics));
-    shutdown.spawn(listener::serve(socket, front, options, shutdown.clone()));
+    let front = HttpService::new(routes, max_in_flight, false, Arc::clone(&metrics));
+    shutdown.spawn(server::serve(socket, front, options, shutdown.clone()));
     (address, metrics, controller)
 }
 

@@ -33,7 +33,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::clock::SharedClock;
-use crate::domain::{Again, Event, ReplayId, Timestamp};
+use crate::domain::{Event, Redelivery, ReplayId, Timestamp};
 use crate::metrics::Metrics;
 use crate::queue::{self, Journal, Publisher, Queue};
 use crate::shutdown::Shutdown;
@@ -273,7 +273,7 @@ impl Work {
             sleep_until(self.turn).await;
             let share = Duration::from_secs(1).saturating_mul(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
             self.turn = self.turn.max(Instant::now()) + share / self.order.rate;
-            let again = Some(Again::Replayed(self.id));
+            let again = Some(Redelivery::Replayed(self.id));
             let events: Vec<Event> = chunk.iter().map(|event| Event { again, ..event.clone() }).collect();
             self.publish(&events).await?;
             replayed = events.len() as u64;

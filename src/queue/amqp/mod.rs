@@ -30,13 +30,13 @@
 
 mod broker;
 mod config;
+mod connection;
+mod consumer_task;
 mod dead_letters;
 mod headers;
 mod journal;
 mod ledger;
-mod link;
 mod publisher;
-mod pump;
 mod replay;
 mod subscription;
 mod topology;
@@ -62,8 +62,8 @@ use crate::shutdown::Shutdown;
 use super::{DeadLetter, DeadLetters, Depth, Error, Journal, Queue, Redriven, Restore, Subscription, Which};
 
 use broker::Broker;
+use connection::{Link, Live, Prepare};
 use journal::Reading;
-use link::{Link, Live, Prepare};
 use publisher::{Message, Publisher, Publishing};
 use replay::{Order, Replayer};
 use topology::Topology;

@@ -44,8 +44,8 @@ use crate::domain::{Event, Traceparent};
 use crate::queue::{Error, wire};
 use crate::shutdown::Shutdown;
 
+use super::connection::{self, Link, Live, Prepare};
 use super::headers;
-use super::link::{self, Link, Live, Prepare};
 use super::replay::REPLAYED;
 use super::topology::{self, Topology};
 
@@ -152,7 +152,7 @@ impl Publisher {
             biased;
             sent = up.made.send(messages) => sent,
             () = up.live.ended() => Err(unavailable("the connection ended before the broker confirmed")),
-            reason = up.live.until_blocked() => Err(link::blocked(&reason)),
+            reason = up.live.until_blocked() => Err(connection::blocked(&reason)),
             () = tokio::time::sleep_until(deadline) => Err(unavailable("the broker did not confirm in time")),
         }
     }
@@ -367,14 +367,19 @@ fn conclude(done: Vec<Done>) -> Concluded {
 #[cfg(test)]
 mod tests {
     use crate::config;
-    use crate::domain::{Again, ReplayId};
+    use crate::domain::{Redelivery, ReplayId};
 
     use super::*;
 
     #[test]
     fn what_is_handed_out_once_more_says_so_to_consumers_of_an_earlier_version() {
         let topology = Topology::new(&config::from_toml("").unwrap().config.queue.amqp);
-        for again in [None, Some(Again::Redriven), Some(Again::Restored), Some(Again::Replayed(ReplayId::fresh()))] {
+        for again in [
+            None,
+            Some(Redelivery::Redriven),
+            Some(Redelivery::Restored),
+            Some(Redelivery::Replayed(ReplayId::fresh())),
+        ] {
             let event = Event { again, ..Event::example() };
             let message = Message::of_event(&event, &topology);
             assert_eq!(crate::queue::amqp::replay::is_restored(&message.properties), again.is_some(), "{again:?}");

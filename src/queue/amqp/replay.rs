@@ -12,7 +12,7 @@
 //! 3. Only then the order is acknowledged. If the process ends before, another takes the order.
 //!
 //! An order for effects that may be lost begins at step 2. What is published again says so in a header
-//! ([`Again::Restored`](crate::domain::Again::Restored)). Events that had been applied are applied again, which has no
+//! ([`Redelivery::Restored`](crate::domain::Redelivery::Restored)). Events that had been applied are applied again, which has no
 //! second effect. An order without a time is for the whole journal.
 //!
 //! # What a failure leaves behind
@@ -34,9 +34,9 @@ use crate::domain::Timestamp;
 use crate::metrics::Metrics;
 use crate::queue::Error;
 
+use super::connection::{Live, pauses};
 use super::headers::header;
 use super::journal::{Reading, acknowledge, consume, direct};
-use super::link::{Live, pauses};
 use super::publisher::{Message, Publisher};
 use super::topology::{self, Topology};
 

@@ -29,9 +29,9 @@ use tokio_util::sync::CancellationToken;
 use crate::queue::{Delivery, Error, Payload, Reason, Settle};
 
 use super::Shared;
+use super::consumer_task::{Arrival, ConsumerTask, Settlement};
 use super::dead_letters;
 use super::headers::header;
-use super::pump::{Arrival, Pump, Settlement};
 
 /// Hands deliveries out.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Subscription {
         // The broker's prefetch bounds both.
         let (hand_over, arrivals) = mpsc::unbounded_channel();
         let (settlements, settled) = mpsc::unbounded_channel();
-        let pump = Pump { shared: Arc::clone(shared), hand_over, settled, over: over.clone() };
+        let pump = ConsumerTask { shared: Arc::clone(shared), hand_over, settled, over: over.clone() };
         let pump = shared.tasks.spawn(pump.run());
         let permits = Arc::new(Semaphore::new(prefetch.clamp(1, Semaphore::MAX_PERMITS)));
         (Self { arrivals, settlements, permits, shared: Arc::clone(shared), over: over.clone() }, pump)

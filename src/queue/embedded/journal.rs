@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redb::{ReadableTable, Table, TableDefinition};
 
-use crate::domain::{Again, Event, Timestamp};
+use crate::domain::{Event, Redelivery, Timestamp};
 use crate::queue::{Error, wire};
 
 use super::commands::Commands;
@@ -101,7 +101,7 @@ pub(super) fn restored(
             moved.push(seq.value());
             freed += wire.len() as u64;
         }
-        copies.push(wire::encode(&Event { again: event.again.or(Some(Again::Restored)), ..event }));
+        copies.push(wire::encode(&Event { again: event.again.or(Some(Redelivery::Restored)), ..event }));
     }
     for seq in moved {
         journal.remove(seq)?;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::domain::Again;
+use crate::domain::Redelivery;
 use crate::queue::{Delivery, Error, Payload, Reason, Settle, wire};
 
 use super::commands::Commands;
@@ -85,7 +85,7 @@ impl Subscription {
         };
         let redelivered = entry.returns;
         let keeping = match &payload {
-            Payload::Event(event) if event.again != Some(Again::Restored) => Keeping::Keep,
+            Payload::Event(event) if event.again != Some(Redelivery::Restored) => Keeping::Keep,
             Payload::Event(_) | Payload::Undecodable(_) => Keeping::Forget,
         };
         let out = Out { entry: Some(entry), keeping, shared: self.shared.clone(), commands: self.commands.clone() };

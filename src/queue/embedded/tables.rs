@@ -90,10 +90,12 @@ impl<'t> Tables<'t> {
             Change::Return(seq) => self.count_return(*seq).map(Ok),
             Change::Bury(seq, reason, keeping) => {
                 let kept = limits.journal.is_kept() && *keeping == Keeping::Keep;
-                self.bury(*seq, *reason, kept, now).map(Ok)
+                self.dead_letter(*seq, *reason, kept, now).map(Ok)
             }
             Change::Redrive(number) => self.redrive(*number).map(Ok),
-            Change::Purge(number) => Ok(Ok(self.exhume(*number)?.map_or(Urgency::Unchanged, |_| Urgency::Now))),
+            Change::Purge(number) => {
+                Ok(Ok(self.remove_dead_letter(*number)?.map_or(Urgency::Unchanged, |_| Urgency::Now)))
+            }
             Change::Restore(since) => {
                 let (copies, freed) = journal::restored(&mut self.journal, *since)?;
                 self.totals.journal_bytes -= freed;
@@ -137,12 +139,12 @@ impl<'t> Tables<'t> {
     fn redrive(&mut self, number: u64) -> Result<Urgency, redb::Error> {
         let wire = self.dead_letters.get(number)?.and_then(|letter| dead_letter::redriven(letter.value()));
         let Some(wire) = wire else { return Ok(Urgency::Unchanged) };
-        self.exhume(number)?;
+        self.remove_dead_letter(number)?;
         self.append(&[wire])
     }
 
     /// Takes a dead letter out; `None` if it is not there.
-    fn exhume(&mut self, number: u64) -> Result<Option<()>, redb::Error> {
+    fn remove_dead_letter(&mut self, number: u64) -> Result<Option<()>, redb::Error> {
         let Some(length) = self.dead_letters.remove(number)?.map(|letter| letter.value().len() as u64) else {
             return Ok(None);
         };
@@ -160,7 +162,7 @@ impl<'t> Tables<'t> {
         Ok(Urgency::Eventually)
     }
 
-    fn bury(&mut self, seq: u64, reason: Reason, kept: bool, at: Timestamp) -> Result<Urgency, redb::Error> {
+    fn dead_letter(&mut self, seq: u64, reason: Reason, kept: bool, at: Timestamp) -> Result<Urgency, redb::Error> {
         // A delivery that was superseded may have been settled already: then there is nothing to keep.
         let Some(wire) = self.take(seq)? else { return Ok(Urgency::Unchanged) };
         if kept {

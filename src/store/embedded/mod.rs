@@ -26,7 +26,7 @@ use crate::domain::{Digest, Key, Timestamp};
 use crate::store::fence::{Fence, Newest, Place, raise, repeat};
 use crate::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased,
-    Lifetimes, Lineage, Record, Store, Token, Tombstone,
+    Lifetimes, Record, ReplicationHistory, Store, Token, Tombstone,
 };
 
 use kept::{Kept, cache, live};
@@ -288,7 +288,7 @@ impl Store for Embedded {
         Ok(self.apply(key, change))
     }
 
-    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
         Ok(self.apply(key, change))
     }
 
@@ -326,8 +326,8 @@ impl Inspect for Embedded {
     }
 
     /// One history, as long as this process lives.
-    async fn lineage(&self) -> Result<Lineage, Error> {
-        Ok(Lineage::default())
+    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
+        Ok(ReplicationHistory::default())
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {

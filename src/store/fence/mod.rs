@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use crate::domain::{Again, At, Kind, Modified, Stamps, Timestamp};
+use crate::domain::{At, Kind, Modified, Redelivery, Stamps, Timestamp};
 
 use super::Change;
 
@@ -119,8 +119,8 @@ pub fn unsettled_lifetime(age: Duration, unsettled_ttl: Duration) -> Duration {
 ///
 /// A deletion that is handed out once more may be older than a re-creation that nobody remembers, and a tombstone that
 /// hides a living customer is worse than none: whoever was deleted is not found at Genesys either. So an old one
-/// ([`Again::Redriven`], [`Again::Replayed`]) buries only where the fence says "deleted" already, and a
-/// [restored](Again::Restored) one also where it is later than what is known. Else it evicts and binds nobody.
+/// ([`Redelivery::Redriven`], [`Redelivery::Replayed`]) buries only where the fence says "deleted" already, and a
+/// [restored](Redelivery::Restored) one also where it is later than what is known. Else it evicts and binds nobody.
 #[must_use]
 pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Change, now: Timestamp) -> Raised {
     let known = fence.cloned().or_else(|| tombstone.map(|at| deleted_at(at, now)));
@@ -178,18 +178,18 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
 }
 
 /// Tells whether a deletion may bury a customer who is not known to be deleted, or would not anyway.
-fn may_bury(again: Option<Again>, order: Option<Ordering>) -> bool {
+fn may_bury(again: Option<Redelivery>, order: Option<Ordering>) -> bool {
     match again {
         None => true,
-        Some(Again::Restored) => order.is_some(),
-        Some(Again::Redriven | Again::Replayed(_)) => order == Some(Ordering::Less),
+        Some(Redelivery::Restored) => order.is_some(),
+        Some(Redelivery::Redriven | Redelivery::Replayed(_)) => order == Some(Ordering::Less),
     }
 }
 
 /// Tells whether an event removes a tombstone whatever the times say. What an operator forced once need not be right
 /// any more when it is replayed.
 fn forces(change: &Change) -> bool {
-    change.force && !matches!(change.again, Some(Again::Replayed(_)))
+    change.force && !matches!(change.again, Some(Redelivery::Replayed(_)))
 }
 
 /// A deletion that evicts, casts doubt, and binds nobody: what it did, and when, is not kept.

@@ -5,7 +5,7 @@
 
 use redis::{Cmd, Value};
 
-use crate::store::{Error, Lineage};
+use crate::store::{Error, ReplicationHistory};
 
 use super::{Redis, bytes, settle, unexpected};
 
@@ -14,7 +14,7 @@ const FIELD: &str = "master_replid:";
 
 impl Redis {
     /// See [`Inspect::lineage`](crate::store::Inspect::lineage).
-    pub(super) async fn replication_ids(&self) -> Result<Lineage, Error> {
+    pub(super) async fn replication_ids(&self) -> Result<ReplicationHistory, Error> {
         let mut cmd: Cmd = redis::cmd("INFO");
         cmd.arg("replication");
         let answers = self.events.send_everywhere(&cmd).await.map_err(settle)?;

@@ -14,12 +14,14 @@
 //! that is told in DESIGN section 2, rule 12, and `min_replicas` is its lever here: an event whose delete
 //! was not confirmed by so many replicas is an error, and comes again.
 
-mod announce;
+mod breaker;
+mod client;
 pub mod config;
+mod connection;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod lineage;
-mod link;
+mod pubsub;
 mod record;
 mod scripts;
 mod waiting;
@@ -32,18 +34,18 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{Again, At, Key, Kind, Modified};
+use crate::domain::{At, Key, Kind, Modified, Redelivery};
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
 use super::{
     Applied, Base, Change, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased, Lifetimes,
-    Lineage, Record, Store, Token,
+    Record, ReplicationHistory, Store, Token,
 };
 
-use announce::Announcements;
 use config::{Config, ConfigError, Place};
-use link::{Failure, Link};
+use connection::{Failure, Link};
+use pubsub::Announcements;
 use scripts::{APPLY, FILL, INSPECT, LEASE, Names, RELEASE, Script};
 
 /// A store in Redis; see the module's head.
@@ -164,7 +166,7 @@ impl Redis {
             .arg(at.map(At::as_millis).map_or_else(String::new, |millis| millis.to_string()))
             .arg(at.map_or("", |at| record::precision(at.precision())))
             .arg(u8::from(change.force))
-            .arg(change.again.map_or("", Again::as_str))
+            .arg(change.again.map_or("", Redelivery::as_str))
             .arg(u8::from(lacks_modified))
             .arg(self.clock.now().as_millis())
             .arg(record::lifetime(self.lifetimes.fence()))
@@ -265,7 +267,7 @@ impl Store for Redis {
         self.apply(key, change).await
     }
 
-    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
         self.apply(key, change).await
     }
 
@@ -283,7 +285,7 @@ impl Inspect for Redis {
         Ok(())
     }
 
-    async fn lineage(&self) -> Result<Lineage, Error> {
+    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
         self.replication_ids().await
     }
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::domain::Key;
 use crate::store::{Entry, Error, Token};
 
-use super::announce::Told;
+use super::pubsub::Told;
 use super::scripts::Names;
 use super::{Redis, bytes, list, record, settle};
 

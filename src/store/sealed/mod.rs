@@ -41,7 +41,8 @@ use crate::metrics::Metrics;
 use crate::reload::Reloadable;
 
 use super::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Lineage, Record, Store, Token,
+    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, ReplicationHistory,
+    Store, Token,
 };
 
 use keyring::{Keyring, Unopened};
@@ -111,8 +112,8 @@ impl<S: Store> Store for Sealed<S> {
         self.store.invalidate(key, change).await
     }
 
-    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.store.bury(key, change).await
+    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.store.write_tombstone(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {
@@ -126,7 +127,7 @@ impl<S: Inspect> Inspect for Sealed<S> {
         self.store.ping().await
     }
 
-    async fn lineage(&self) -> Result<Lineage, Error> {
+    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
         self.store.lineage().await
     }
 

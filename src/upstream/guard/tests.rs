@@ -64,7 +64,7 @@ fn guarded(answer: Result<Fetched, Error>, max_in_flight: usize, per_minute: u32
     let (fake, metrics) = (Fake::answering(answer), Metrics::new());
     let limits =
         Limits { timeout: TIMEOUT, max_in_flight, per_minute: Quota::per_minute(per_minute.try_into().unwrap()) };
-    let lamp = Lamp::board(1, &metrics.upstream_breaker_state).next().unwrap();
+    let lamp = BreakerGauge::board(1, &metrics.upstream_breaker_state).next().unwrap();
     let guard = Guard::new(Arc::clone(&fake), tenant(), limits, lamp, Arc::clone(&metrics));
     Guarded { guard, fake, metrics }
 }
@@ -226,7 +226,7 @@ async fn only_a_fair_wait_without_an_answer_counts_against_genesys() {
 #[test]
 fn the_gauge_shows_the_worst_lamp() {
     let metrics = Metrics::new();
-    let lamps: Vec<_> = Lamp::board(2, &metrics.upstream_breaker_state).collect();
+    let lamps: Vec<_> = BreakerGauge::board(2, &metrics.upstream_breaker_state).collect();
     let shown = || {
         metrics
             .render()

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use profile_edge::clock::SystemClock;
-use profile_edge::domain::{Again, Event, ReplayId, Timestamp};
+use profile_edge::domain::{Event, Redelivery, ReplayId, Timestamp};
 use profile_edge::queue::open::Opened;
 use profile_edge::queue::{Payload, Reason, Redriven, Restore, Subscription, Which};
 
@@ -51,7 +51,7 @@ async fn journal(opened: &Opened) -> Vec<String> {
 }
 
 /// Takes the next delivery, which is handed out once more, settles it, and returns its id and why it came.
-async fn again(subscription: &mut Box<dyn Subscription>) -> (String, Again) {
+async fn again(subscription: &mut Box<dyn Subscription>) -> (String, Redelivery) {
     let delivery = take(subscription).await;
     let Payload::Event(event) = delivery.payload() else { panic!("{delivery:?}") };
     let again = (event.id.to_string(), event.again.unwrap());
@@ -75,7 +75,7 @@ async fn the_journal_tells_every_event_once_whether_settled_or_not<F: Fixture>()
     let opened = F::new().await.open().await;
     assert_eq!(journal(&opened).await, <[String; 0]>::default());
     opened.publisher.publish(&events(0..600)).await.unwrap();
-    let again = Some(Again::Replayed(ReplayId::fresh()));
+    let again = Some(Redelivery::Replayed(ReplayId::fresh()));
     opened.publisher.publish(&[Event { again, ..event("replayed") }]).await.unwrap();
     let mut subscription = opened.queue.subscribe(8).await.unwrap();
     for _ in 0..300 {
@@ -117,19 +117,19 @@ async fn what_is_restored_comes_again_as_such_and_is_told_once<F: Fixture>() {
     assert_eq!(opened.queue.restore(SystemClock::shared().now()).await.unwrap(), Restore::Ordered);
     let mut came = [again(&mut subscription).await, again(&mut subscription).await];
     came.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(came, ["0", "1"].map(|id| (id.to_owned(), Again::Restored)));
+    assert_eq!(came, ["0", "1"].map(|id| (id.to_owned(), Redelivery::Restored)));
     holds(&opened, 0, 0).await;
     assert_eq!(journal(&opened).await, ["0", "1"]);
 
     // A replay that was settled is restored as the replay that it is.
-    let replayed = Again::Replayed(ReplayId::fresh());
+    let replayed = Redelivery::Replayed(ReplayId::fresh());
     opened.publisher.publish(&[Event { again: Some(replayed), ..event(0) }]).await.unwrap();
     assert_eq!(again(&mut subscription).await, ("0".to_owned(), replayed));
     holds(&opened, 0, 0).await;
     opened.queue.restore(SystemClock::shared().now()).await.unwrap();
     let mut came = [again(&mut subscription).await, again(&mut subscription).await, again(&mut subscription).await];
     came.sort_unstable_by_key(|(id, again)| (id.clone(), *again == replayed));
-    let restored = |id: &str| (id.to_owned(), Again::Restored);
+    let restored = |id: &str| (id.to_owned(), Redelivery::Restored);
     assert_eq!(came, [restored("0"), ("0".to_owned(), replayed), restored("1")]);
     assert_eq!(journal(&opened).await, ["0", "1"]);
 
@@ -156,7 +156,7 @@ async fn redriven_events_come_again_and_what_is_no_event_stays<F: Fixture>() {
     let mut came = BTreeSet::new();
     for _ in 0..300 {
         let (id, why) = again(&mut subscription).await;
-        assert_eq!(why, Again::Redriven);
+        assert_eq!(why, Redelivery::Redriven);
         assert!(came.insert(id));
     }
     holds(&opened, 0, 1).await;
@@ -175,7 +175,7 @@ async fn whoever_looks_at_dead_letters_sees_all_of_them<F: Fixture>() {
     for letters in futures_util::future::join_all(lists).await {
         assert_eq!(letters.unwrap().len(), 70);
     }
-    let replayed = Again::Replayed(ReplayId::fresh());
+    let replayed = Redelivery::Replayed(ReplayId::fresh());
     opened.publisher.publish(&[Event { again: Some(replayed), ..event("replayed") }]).await.unwrap();
     bury(&mut subscription, 1).await;
     holds(&opened, 0, 71).await;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use profile_edge::domain::{Again, At, Digest, Kind, Modified, Precision, ReplayId, Stamps, Timestamp};
+use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Redelivery, ReplayId, Stamps, Timestamp};
 use profile_edge::store::fence::{Fence, Newest, Place, raise, repeat};
 use profile_edge::store::{Applied, Base, Change, Content, Entry, Filled, Lease, LeaseAnswer, Record, Token};
 use proptest::prelude::*;
@@ -65,9 +65,9 @@ fn change() -> impl Strategy<Value = Change> {
     let kind = proptest::sample::select(&Kind::ALL[..]);
     let marks = (0..10u8, proptest::option::weighted(0.2, 0..10u8));
     let again = proptest::option::of(proptest::sample::select(vec![
-        Again::Restored,
-        Again::Redriven,
-        Again::Replayed(ReplayId::fresh()),
+        Redelivery::Restored,
+        Redelivery::Redriven,
+        Redelivery::Replayed(ReplayId::fresh()),
     ]));
     (marks, kind, at, modified, again, 0..8u8).prop_map(|(marks, kind, at, modified, again, force)| {
         let digest = |number| Digest::from_bytes([number; 16]);
@@ -282,7 +282,7 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
             }
             Step::Apply(change) => {
                 let told = match change.kind {
-                    Kind::Deleted => store.bury(&key, change).await,
+                    Kind::Deleted => store.write_tombstone(&key, change).await,
                     Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, change).await,
                 };
                 (format!("{:?}", told.unwrap()), format!("{:?}", reference.apply(change)))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use profile_edge::clock::{ManualClock, SharedClock};
-use profile_edge::domain::{Again, At, Digest, Key, Kind, Modified, Precision, ReplayId, Stamps, Timestamp};
+use profile_edge::domain::{At, Digest, Key, Kind, Modified, Precision, Redelivery, ReplayId, Stamps, Timestamp};
 use profile_edge::shutdown::{Controller, Shutdown};
 use profile_edge::store::redis::Redis;
 use profile_edge::store::redis::config::Config;
@@ -144,14 +144,14 @@ fn any_change(random: &mut StdRng) -> Change {
     }
 }
 
-fn any_again(random: &mut StdRng) -> Again {
-    [Again::Restored, Again::Redriven, Again::Replayed(ReplayId::fresh())][random.random_range(0..3)]
+fn any_again(random: &mut StdRng) -> Redelivery {
+    [Redelivery::Restored, Redelivery::Redriven, Redelivery::Replayed(ReplayId::fresh())][random.random_range(0..3)]
 }
 
 async fn apply(fixture: &impl Fixture, key: &Key, change: &Change) -> String {
     let store = fixture.store();
     let applied = match change.kind {
-        Kind::Deleted => store.bury(key, change).await,
+        Kind::Deleted => store.write_tombstone(key, change).await,
         Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(key, change).await,
     };
     format!("{:?}", applied.unwrap())

@@ -13,7 +13,8 @@ use profile_edge::reload::Reloadable;
 use profile_edge::store::sealed::Sealed;
 use profile_edge::store::sealed::keyring::{Config, Keyring};
 use profile_edge::store::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Lineage, Record, Store, Token,
+    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, ReplicationHistory,
+    Store, Token,
 };
 use tokio::time::Instant;
 
@@ -90,8 +91,8 @@ impl Store for Whole {
         self.store.invalidate(key, change).await
     }
 
-    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.store.bury(key, change).await
+    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.store.write_tombstone(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {
@@ -105,7 +106,7 @@ impl Inspect for Whole {
         self.inspect.ping().await
     }
 
-    async fn lineage(&self) -> Result<Lineage, Error> {
+    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
         self.inspect.lineage().await
     }
 

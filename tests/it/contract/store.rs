@@ -11,8 +11,8 @@ use bytesize::ByteSize;
 use futures_util::future::join_all;
 use profile_edge::clock::{ManualClock, SharedClock};
 use profile_edge::domain::{
-    Again, At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, ReplayId, Stamps,
-    Timestamp,
+    At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Redelivery, ReplayId,
+    Stamps, Timestamp,
 };
 use profile_edge::store::embedded::{self, Embedded};
 use profile_edge::store::fence::{Fence, Settlement};
@@ -170,7 +170,7 @@ impl<F: Fixture> Case<F> {
 
     async fn apply(&self, change: Change) -> Applied {
         match change.kind {
-            Kind::Deleted => self.store.bury(&self.key, &change).await.unwrap(),
+            Kind::Deleted => self.store.write_tombstone(&self.key, &change).await.unwrap(),
             Kind::Created | Kind::Updated | Kind::Merged => self.store.invalidate(&self.key, &change).await.unwrap(),
         }
     }
@@ -210,7 +210,12 @@ fn modified(kind: Kind, millis: i64) -> Change {
 
 /// A replay of an event that an operator wants.
 fn replay(of: Change) -> Change {
-    Change { event: event(of.kind).event, of: Some(of.event), again: Some(Again::Replayed(ReplayId::fresh())), ..of }
+    Change {
+        event: event(of.kind).event,
+        of: Some(of.event),
+        again: Some(Redelivery::Replayed(ReplayId::fresh())),
+        ..of
+    }
 }
 
 fn applied(had_entry: bool) -> Applied {
@@ -498,7 +503,7 @@ async fn force_removes_a_tombstone<F: Fixture>(case: Case<F>) {
 
 async fn a_replayed_deletion_without_a_fence_evicts_and_does_not_bury<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
-    case.apply(Change { again: Some(Again::Restored), ..at(Kind::Deleted, 10) }).await;
+    case.apply(Change { again: Some(Redelivery::Restored), ..at(Kind::Deleted, 10) }).await;
     assert!(case.get().await.is_none());
     case.filled("{}").await;
 }
@@ -535,13 +540,15 @@ async fn a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one<F: F
 }
 
 async fn what_is_handed_out_once_more_does_not_swallow_its_first_delivery<F: Fixture>(case: Case<F>) {
-    for (millis, again) in [(10, Again::Restored), (20, Again::Redriven), (30, Again::Replayed(ReplayId::fresh()))] {
+    for (millis, again) in
+        [(10, Redelivery::Restored), (20, Redelivery::Redriven), (30, Redelivery::Replayed(ReplayId::fresh()))]
+    {
         let deletion = at(Kind::Deleted, millis);
         let copy = match again {
-            Again::Replayed(_) => replay(deletion),
-            Again::Restored | Again::Redriven => Change { again: Some(again), ..deletion },
+            Redelivery::Replayed(_) => replay(deletion),
+            Redelivery::Restored | Redelivery::Redriven => Change { again: Some(again), ..deletion },
         };
-        if again != Again::Restored {
+        if again != Redelivery::Restored {
             case.apply(at(Kind::Created, millis - 5)).await;
         }
         case.filled("{}").await;
@@ -560,10 +567,10 @@ async fn what_is_handed_out_once_more_does_not_swallow_its_first_delivery<F: Fix
 
 async fn no_deletion_that_is_handed_out_once_more_hides_a_living_customer<F: Fixture>(case: Case<F>) {
     let again = |of: Change, again| match again {
-        Again::Replayed(_) => replay(of),
-        Again::Restored | Again::Redriven => Change { again: Some(again), ..of },
+        Redelivery::Replayed(_) => replay(of),
+        Redelivery::Restored | Redelivery::Redriven => Change { again: Some(again), ..of },
     };
-    for why in [Again::Restored, Again::Redriven, Again::Replayed(ReplayId::fresh())] {
+    for why in [Redelivery::Restored, Redelivery::Redriven, Redelivery::Replayed(ReplayId::fresh())] {
         // Without any time, and twice over, as two consumers may have it.
         let (deleted, created) = (event(Kind::Deleted), event(Kind::Created));
         for change in [deleted, created, deleted, created] {
@@ -701,7 +708,7 @@ async fn tenants_do_not_meet<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
     let other = identity(&format!("{}-other", case.fixture.tenant()), "ada").key();
     assert!(case.store.get(&other).await.unwrap().is_none());
-    case.store.bury(&other, &event(Kind::Deleted)).await.unwrap();
+    case.store.write_tombstone(&other, &event(Kind::Deleted)).await.unwrap();
     assert_eq!(case.body().await.as_deref(), Some("{}"));
 }
 

@@ -123,9 +123,9 @@ impl Store for Gated {
         self.store.invalidate(key, change).await
     }
 
-    async fn bury(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.gates.pass(self.actor, "bury").await;
-        self.store.bury(key, change).await
+    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.gates.pass(self.actor, "write_tombstone").await;
+        self.store.write_tombstone(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use profile_edge::domain::{Again, At, Digest, Kind, Modified, Precision, Stamps, Timestamp};
+use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Redelivery, Stamps, Timestamp};
 use profile_edge::store::Change;
 use profile_edge::store::fence::{self, Place, Raised, Settlement, raise};
 
@@ -204,9 +204,9 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
         stamps,
         again: match cause {
             Cause::Restored | Cause::Replayed if without == Without::ReplayDoesNotBury => None,
-            Cause::Restored => Some(Again::Restored),
+            Cause::Restored => Some(Redelivery::Restored),
             // Its id is in its mark.
-            Cause::Replayed => Some(Again::Redriven),
+            Cause::Replayed => Some(Redelivery::Redriven),
             Cause::Announced => None,
         },
         force: false,

@@ -1,0 +1,114 @@
+//! Reading request bodies: bounded in size and in time.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time::timeout;
+
+use crate::http::response::problem::Problem;
+
+/// The longest that a body may take to arrive.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most that is read of a body that is refused.
+const DRAIN_MAX: usize = 16 << 20;
+
+/// The longest that a body that is refused may take to arrive.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads a body that is JSON if it is anything: an empty body is no body whatever its Content-Type,
+/// and one without a Content-Type is JSON.
+///
+/// # Errors
+///
+/// 413 when it is larger than `max` bytes, 415 when its Content-Type is not JSON, 408 when it does not
+/// arrive within [`READ_TIMEOUT`], 400 when it breaks off.
+pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let body = read_any(headers, body, max).await?;
+    if !body.is_empty() && !is_json(headers) {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "content-type: expected application/json",
+        ));
+    }
+    Ok(body)
+}
+
+/// Reads a body of any type; errors as [`read`], but never 415.
+pub async fn read_any(headers: &HeaderMap, mut body: Body, max: usize) -> Result<Bytes, Problem> {
+    if announced(headers).is_some_and(|length| length > max as u64) {
+        drain(body).await;
+        return Err(too_large(max));
+    }
+    match timeout(READ_TIMEOUT, Limited::new(&mut body, max).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            drain(body).await;
+            Err(too_large(max))
+        }
+        Ok(Err(_broken)) => Err(Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body broke off")),
+        Err(_elapsed) => {
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time"))
+        }
+    }
+}
+
+/// Reads and forgets what is left of a refused body, within bounds: a sender that is still writing when the
+/// connection closes would see a broken pipe in place of its answer (RFC 9112 section 9.6).
+pub async fn drain(mut body: Body) {
+    // Whatever ends it, the answer is the same.
+    let _ = timeout(DRAIN_TIMEOUT, async {
+        let mut left = DRAIN_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+fn too_large(max: usize) -> Problem {
+    let detail = format!("the body is larger than {max} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Returns the media type of a `Content-Type` without its parameters, in lower case; empty where there is none.
+pub fn essence(headers: &HeaderMap) -> Vec<u8> {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase()
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let essence = essence(headers);
+    essence.is_empty() || essence == b"application/json" || essence == b"text/json" || essence.ends_with(b"+json")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_waited_for_no_longer_than_the_timeout() {
+        let started = tokio::time::Instant::now();
+        let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let problem = read(&HeaderMap::new(), never, 100).await.unwrap_err();
+        assert_eq!(
+            (problem.status(), started.elapsed().as_secs()),
+            (StatusCode::REQUEST_TIMEOUT, READ_TIMEOUT.as_secs())
+        );
+    }
+}

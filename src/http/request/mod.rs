@@ -1,0 +1,5 @@
+//! Reads requests: bodies within their limits, query strings, JSON.
+
+pub mod body;
+pub mod json;
+pub mod query;

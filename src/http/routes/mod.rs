@@ -1,0 +1,9 @@
+//! The routes: one file for each resource.
+
+pub mod admin;
+pub mod contact;
+mod lookup_audit;
+pub mod oauth_token;
+pub mod openapi;
+pub mod profile;
+pub mod webhook;

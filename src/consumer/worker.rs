@@ -185,7 +185,7 @@ impl Worker {
             }
             Err(error) => {
                 self.count(event, ConsumerOutcome::Retried);
-                if matches!(error, store::Error::Unavailable { .. }) {
+                if matches!(error, store::Error::Unavailable { .. } | store::Error::Slow { .. }) {
                     // Told once, for all events: see `wait_until_unblocked`.
                     tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store is down");
                     blocked.cancel();

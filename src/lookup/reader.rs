@@ -98,6 +98,8 @@ impl<'a> Reader<'a> {
             let next = match step {
                 Ok(next) => next,
                 Err(Step::Failed(failure)) => return self.fall_back(failure),
+                // Our own trouble must not become calls to Genesys: look again, until the deadline.
+                Err(Step::Store(store::Error::Slow { .. })) => Next::Look,
                 Err(Step::Store(error)) => return self.bypass(&error).await,
             };
             if Instant::now() >= self.deadline && !matches!(next, Next::Answer(_)) {

@@ -4,11 +4,18 @@
 /// answers this may or may not have taken effect, and is safe to repeat (a lease with a new token).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The store is unreachable or did not answer in time: lookups go upstream, the consumer stops
+    /// The store is unreachable or does not answer at all: lookups go upstream, the consumer stops
     /// taking and probes.
     #[error("store unavailable: {reason}")]
     Unavailable {
         /// What failed, without any key's contents.
+        reason: String,
+    },
+    /// The store works, but did not answer this operation in time, or this process lacked the processor time to read
+    /// the answer: lookups try again until their deadline and do not go upstream.
+    #[error("store slow: {reason}")]
+    Slow {
+        /// What was waited for.
         reason: String,
     },
     /// The store refused the operation: a fault of configuration or of this program.

@@ -37,6 +37,7 @@ use crate::shutdown::Shutdown;
 use crate::store::Error;
 
 use super::config::Place;
+use super::patience::{Expired, Patience};
 
 use super::breaker::{Breaker, PartOf};
 use super::client::Source;
@@ -58,7 +59,7 @@ struct Shared {
     /// Rung when a connection is broken.
     broken: Notify,
     breaker: Breaker,
-    timeout: Duration,
+    patience: Patience,
 }
 
 /// A connection, numbered, so that a late complaint about an old one does not cost the new one.
@@ -104,7 +105,12 @@ impl Link {
     ) -> Result<Self, Error> {
         let source = Source::of(place, certificates, timeout).map_err(|error| explain(&error))?;
         let connection = watch::Sender::new(None);
-        let shared = Arc::new(Shared { connection, broken: Notify::new(), breaker: Breaker::new(), timeout });
+        let shared = Arc::new(Shared {
+            connection,
+            broken: Notify::new(),
+            breaker: Breaker::new(),
+            patience: Patience::new(timeout),
+        });
         shutdown.spawn(supervise(source, Arc::clone(&shared), shutdown.clone()));
         Ok(Self { shared })
     }
@@ -150,13 +156,15 @@ impl Link {
             Some(Some(pass)) => Some(pass),
             None => None,
         };
-        let silence = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        let error = match timeout(self.shared.timeout, run(&mut to)).await.unwrap_or_else(silence) {
-            Ok(answer) => {
+        let silence = || RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
+        let error = match self.shared.patience.answer(run(&mut to)).await {
+            Ok(Ok(answer)) => {
                 pass.into_iter().for_each(|pass| breaker.answered(pass));
                 return Ok(answer);
             }
-            Err(error) => error,
+            Ok(Err(error)) => error,
+            Err(Expired::Silent) => silence(),
+            Err(Expired::Slow) => return Err(Failure::slow()),
         };
         // The client of a cluster has the same timeout, and may be the first to give up.
         if error.is_timeout() {
@@ -212,6 +220,10 @@ pub(super) enum Failure {
 impl Failure {
     fn unavailable(reason: &str) -> Self {
         Self::Store(Error::Unavailable { reason: reason.to_owned() })
+    }
+
+    fn slow() -> Self {
+        Self::Store(Error::Slow { reason: "redis answers others, or this process lacks processor time".to_owned() })
     }
 
     fn of(error: &RedisError) -> Self {

@@ -21,6 +21,7 @@ mod connection;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod lineage;
+mod patience;
 mod pubsub;
 mod record;
 mod scripts;

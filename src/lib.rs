@@ -28,3 +28,8 @@ pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+
+/// Architecture, the rules of the consistency protocol, and the words: the page `src/README.md`. Code cites a rule by the
+/// name of its heading here.
+#[doc = include_str!("README.md")]
+pub mod rules {}

@@ -23,7 +23,7 @@ use crate::http::auth::field_set::FieldSet;
 
 use crate::http::auth::rate_limit::CallerRate;
 
-/// The longest name of a caller, in bytes.
+/// The maximum length of a name, in bytes.
 const MAX_NAME: usize = 64;
 
 /// `[[caller]]`.

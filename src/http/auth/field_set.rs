@@ -89,13 +89,13 @@ impl FieldSet {
         Ok(Self::Only(FieldPaths { tree, paths: paths.into() }))
     }
 
-    /// Returns whether this set includes everything in `asked`.
+    /// Returns whether this set includes everything in `requested`.
     #[must_use]
-    pub fn covers(&self, asked: &Self) -> bool {
-        match (self, asked) {
+    pub fn covers(&self, requested: &Self) -> bool {
+        match (self, requested) {
             (Self::All, _) => true,
             (Self::Only(_), Self::All) => false,
-            (Self::Only(granted), Self::Only(asked)) => granted.tree.covers(&asked.tree),
+            (Self::Only(granted), Self::Only(requested)) => granted.tree.covers(&requested.tree),
         }
     }
 
@@ -112,21 +112,12 @@ impl FieldSet {
         }
     }
 
-    /// Returns the visible part of a profile; with [`FieldSet::All`] the profile itself, unparsed.
+    /// Returns the visible part of a profile and the paths that it has; with [`FieldSet::All`] the profile itself, unparsed.
     ///
     /// # Errors
     ///
     /// The body is not a JSON object.
-    pub fn filter(&self, body: &Bytes) -> Result<Bytes, NotAnObject> {
-        self.show(body).map(|(visible, _)| visible)
-    }
-
-    /// Filters as [`filter`](Self::filter), and also returns the paths that the visible part has.
-    ///
-    /// # Errors
-    ///
-    /// The body is not a JSON object.
-    pub fn show(&self, body: &Bytes) -> Result<(Bytes, Shown), NotAnObject> {
+    pub fn filter(&self, body: &Bytes) -> Result<(Bytes, Shown), NotAnObject> {
         match self {
             Self::All => Ok((body.clone(), Shown::All)),
             Self::Only(fields) => {
@@ -166,8 +157,8 @@ impl FieldTree {
         }
     }
 
-    fn covers(&self, asked: &Self) -> bool {
-        asked.names.iter().all(|(name, below)| match (self.names.get(name), below) {
+    fn covers(&self, requested: &Self) -> bool {
+        requested.names.iter().all(|(name, below)| match (self.names.get(name), below) {
             (None, _) | (Some(Subtree::Part(_)), Subtree::Whole(_)) => false,
             (Some(Subtree::Whole(_)), _) => true,
             (Some(Subtree::Part(granted)), Subtree::Part(below)) => granted.covers(below),
@@ -291,7 +282,7 @@ mod tests {
 
     fn filter(paths: &[&str], body: &str) -> String {
         let fields = FieldSet::parse(paths.iter().copied()).unwrap();
-        String::from_utf8(fields.filter(&Bytes::copy_from_slice(body.as_bytes())).unwrap().to_vec()).unwrap()
+        String::from_utf8(fields.filter(&Bytes::copy_from_slice(body.as_bytes())).unwrap().0.to_vec()).unwrap()
     }
 
     const ADA: &str = r#"{"id":"1", "firstName":"Ada","workPhone":{"e164":"+1","display":"x"},
@@ -311,7 +302,7 @@ mod tests {
     fn shown_lists_the_granted_paths_that_the_profile_has() {
         let shown = |paths: &[&str]| {
             let fields = FieldSet::parse(paths.iter().copied()).unwrap();
-            let (_, shown) = fields.show(&Bytes::from_static(ADA.as_bytes())).unwrap();
+            let (_, shown) = fields.filter(&Bytes::from_static(ADA.as_bytes())).unwrap();
             shown.names().map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(shown(&["*"]), ["*"]);
@@ -383,12 +374,12 @@ mod tests {
         ) {
             let fields = FieldSet::parse(paths.iter().map(String::as_str)).unwrap();
             let body = Bytes::from(json!(members).to_string());
-            let once = fields.filter(&body).unwrap();
+            let (once, _) = fields.filter(&body).unwrap();
             let seen: Value = serde_json::from_slice(&once).unwrap();
             for name in seen.as_object().unwrap().keys() {
                 prop_assert!(paths.iter().any(|path| path.split('.').next() == Some(name)));
             }
-            prop_assert_eq!(fields.filter(&once).unwrap(), once);
+            prop_assert_eq!(fields.filter(&once).unwrap().0, once);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TokenSigner: a caller exchanges its name and key for one, and presents it instead of them.
+//! Tokens: a caller exchanges its name and key for one, and presents it instead of them.
 //!
 //! A token is a JSON Web Token (RFC 7519) signed with HMAC-SHA-256 (RFC 7518 section 3.2). It contains the caller's name,
 //! its expiry, and a name of the caller's key: when the key is changed or removed, its tokens become invalid, without a

@@ -85,18 +85,11 @@ pub(in crate::http) async fn contact(State(api): State<Arc<LookupApi>>, request:
     }
     let headers = request.headers();
     let mut audit = api.begin_audit(headers);
-    let (answer, allowance) = match audit.admit(&api.auth) {
-        Err(problem) => (Err(problem), None),
-        Ok(admitted) => {
-            let answer = api.contact(&admitted.caller, headers, request.uri(), &mut audit).await;
-            (answer, admitted.allowance)
-        }
+    let answer = match audit.admit(&api.auth) {
+        Ok(caller) => api.contact(&caller, headers, request.uri(), &mut audit).await,
+        Err(problem) => Err(problem),
     };
-    let mut response = audit.end(answer).await.unwrap_or_else(|problem| dialect.render(problem));
-    if let Some(allowance) = allowance {
-        allowance.write_headers(response.headers_mut());
-    }
-    response
+    audit.end(answer, &dialect).await
 }
 
 impl LookupApi {

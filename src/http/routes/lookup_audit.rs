@@ -1,4 +1,4 @@
-//! The audit record of a lookup: collected while the request is handled, and written once, before the answer is sent.
+//! The audit record of a lookup: collected while the request is handled, and written once, before the response is sent.
 //!
 //! A malformed request gets no record. A record names a tenant only if it is configured, because any other value is
 //! unchecked input. If the audit records only denied lookups, nothing is collected for the others.
@@ -14,8 +14,11 @@ use crate::lookup::Lookup;
 use crate::metrics::LookupResult;
 
 use crate::http::auth::authenticate::{Admitted, CallerAuth, RefusedCaller};
+use crate::http::auth::callers::Caller;
+use crate::http::response::dialect::Dialect;
 use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::Problem;
+use crate::http::response::rate_limit_headers::Allowance;
 
 /// What is known of a lookup so far.
 #[derive(Debug)]
@@ -25,6 +28,7 @@ pub(in crate::http) struct LookupAudit<'a> {
     lookup: &'a Lookup,
     headers: &'a HeaderMap,
     caller: Option<Arc<str>>,
+    allowance: Option<Allowance>,
     tenant: Option<TenantId>,
     key: Option<Digest>,
     decision: Option<Decision>,
@@ -38,7 +42,7 @@ impl<'a> LookupAudit<'a> {
         lookup: &'a Lookup,
         headers: &'a HeaderMap,
     ) -> Self {
-        Self { audit, hasher, lookup, headers, caller: None, tenant: None, key: None, decision: None }
+        Self { audit, hasher, lookup, headers, caller: None, allowance: None, tenant: None, key: None, decision: None }
     }
 
     /// Authenticates the request and notes the caller, or why it is refused.
@@ -46,11 +50,11 @@ impl<'a> LookupAudit<'a> {
     /// # Errors
     ///
     /// As [`CallerAuth::admit`].
-    pub(in crate::http) fn admit(&mut self, auth: &CallerAuth) -> Result<Admitted, Problem> {
+    pub(in crate::http) fn admit(&mut self, auth: &CallerAuth) -> Result<Arc<Caller>, Problem> {
         match auth.admit(self.headers) {
-            Ok(admitted) => {
-                self.caller = Some(Arc::clone(&admitted.caller.name));
-                Ok(admitted)
+            Ok(Admitted { caller, allowance }) => {
+                (self.caller, self.allowance) = (Some(Arc::clone(&caller.name)), allowance);
+                Ok(caller)
             }
             Err(RefusedCaller { problem, caller }) => {
                 let reason = if caller.is_some() { Reason::Rate } else { Reason::Unauthorized };
@@ -85,18 +89,23 @@ impl<'a> LookupAudit<'a> {
         self.key = Some(self.hasher.identify(tenant, customer).digest());
     }
 
-    /// Writes the record, and returns the answer to send: 503 if the record is required and cannot be written.
-    pub(in crate::http) async fn end(self, answer: Result<Response, Problem>) -> Result<Response, Problem> {
-        let Some(decision) = self.decision else { return answer };
-        let must_be_written = matches!(decision, Decision::Allowed { .. }) && self.audit.is_strict();
-        let request = self.headers.get(REQUEST_ID).cloned();
-        let Self { audit, caller, tenant, key, .. } = self;
-        let record = Record::Lookup(audit::Lookup { request, caller, tenant, key, decision });
-        if must_be_written {
-            audit.settle(record).await.map_err(|_| Problem::unrecorded())?;
-        } else {
-            audit.record(record);
+    /// Writes the record and returns the response: a 503 if the record is required and cannot be written.
+    pub(in crate::http) async fn end(self, mut answer: Result<Response, Problem>, dialect: &Dialect) -> Response {
+        let Self { audit, headers, caller, allowance, tenant, key, decision, .. } = self;
+        if let Some(decision) = decision {
+            let must_be_written = matches!(decision, Decision::Allowed { .. }) && audit.is_strict();
+            let request = headers.get(REQUEST_ID).cloned();
+            let record = Record::Lookup(audit::Lookup { request, caller, tenant, key, decision });
+            if !must_be_written {
+                audit.record(record);
+            } else if audit.settle(record).await.is_err() {
+                answer = Err(Problem::unrecorded());
+            }
         }
-        answer
+        let mut response = answer.unwrap_or_else(|problem| dialect.render(problem));
+        if let Some(allowance) = allowance {
+            allowance.write_headers(response.headers_mut());
+        }
+        response
     }
 }

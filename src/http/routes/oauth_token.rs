@@ -20,7 +20,6 @@ use crate::domain::Secret;
 
 use crate::http::auth::authenticate::{CallerAuth, IssuedToken};
 use crate::http::request::body;
-use crate::http::response::problem::Problem;
 
 /// The maximum size of the form, in bytes.
 const MAX_FORM: usize = 16 * 1024;
@@ -108,7 +107,8 @@ pub(in crate::http) async fn gateway_token(state: State<Arc<CallerAuth>>, reques
 }
 
 async fn issue(auth: &CallerAuth, headers: &HeaderMap, body: Body) -> Result<IssuedToken, TokenError> {
-    let body = body::read_any(headers, body, MAX_FORM).await.map_err(|problem| TokenError::unreadable(&problem))?;
+    let body =
+        body::read_any(headers, body, MAX_FORM).await.map_err(|problem| TokenError::Unreadable(problem.status()))?;
     let form = TokenForm::parse(headers, &body)?;
     match form.grant_type.as_deref() {
         None | Some("") => return Err(TokenError::NoGrant),
@@ -154,10 +154,6 @@ impl TokenForm {
 }
 
 impl TokenError {
-    fn unreadable(problem: &Problem) -> Self {
-        Self::Unreadable(problem.status())
-    }
-
     const fn body(self) -> (StatusCode, RefusalBody) {
         let (status, error, error_description) = match self {
             Self::Unreadable(status) => (status, "invalid_request", "the form could not be read"),

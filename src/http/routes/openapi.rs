@@ -92,8 +92,9 @@ const PARAMETERS: [(&str, &str); 5] = [
     ("fields", "Fields"),
 ];
 
-/// Operations with the same answers as another one: path and method of both.
-const ALIKE: [[(&str, &str); 2]; 2] = [
+/// Operations with the answers of another one and possibly more: path and method of both.
+const ALIKE: [[(&str, &str); 2]; 3] = [
+    [("/webhooks/{tenant_id}", "post"), ("/webhook/customer-updated", "post")],
     [("/api/v1/profile", "post"), ("/api/v1/profile", "get")],
     [("/login/oauth/token", "post"), ("/oauth/token", "post")],
 ];
@@ -117,7 +118,12 @@ fn complete(document: &mut Value) {
         known.extend(schemas);
     }
     for [(path, method), (other_path, other_method)] in ALIKE {
-        document["paths"][path][method]["responses"] = document["paths"][other_path][other_method]["responses"].clone();
+        let mut responses = document["paths"][other_path][other_method]["responses"].clone();
+        let own = &mut document["paths"][path][method]["responses"];
+        if let (Some(all), Some(own)) = (responses.as_object_mut(), own.as_object_mut()) {
+            all.append(own);
+        }
+        *own = responses;
     }
     let paths = document["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
     for operation in paths.filter_map(Value::as_object_mut).flat_map(Map::values_mut) {

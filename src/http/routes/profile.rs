@@ -26,6 +26,7 @@ use crate::store::Found;
 use crate::http::auth::callers::Caller;
 use crate::http::request::{body, json, query};
 use crate::http::response::cache_status;
+use crate::http::response::dialect::Dialect;
 use crate::http::response::etag::{etag, if_none_match};
 use crate::http::response::problem::{Problem, ProblemBody};
 use crate::http::routes::lookup_api::LookupApi;
@@ -107,19 +108,11 @@ impl DirectRoute for LookupApi {
 async fn answer(api: &LookupApi, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let mut audit = api.begin_audit(&parts.headers);
-    let (answer, allowance) = match audit.admit(&api.auth) {
-        Err(problem) => (Err(problem), None),
-        Ok(admitted) => {
-            let caller = &admitted.caller;
-            let answer = api.profile(caller, &parts.headers, parts.uri.query(), body, &mut audit).await;
-            (answer, admitted.allowance)
-        }
+    let answer = match audit.admit(&api.auth) {
+        Ok(caller) => api.profile(&caller, &parts.headers, parts.uri.query(), body, &mut audit).await,
+        Err(problem) => Err(problem),
     };
-    let mut response = audit.end(answer).await.unwrap_or_else(Problem::into_response);
-    if let Some(allowance) = allowance {
-        allowance.write_headers(response.headers_mut());
-    }
-    response
+    audit.end(answer, &Dialect::Problem).await
 }
 
 /// Returns one customer's profile, for clients that cannot send a body with GET.
@@ -202,7 +195,7 @@ fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Res
     if if_none_match(headers, &etag) {
         return Ok(((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response(), Shown::Nothing));
     }
-    let (body, shown) = visible.show(found.body.expose())?;
+    let (body, shown) = visible.filter(found.body.expose())?;
     let mut response = Response::new(Body::from(body));
     // The capacity fits all headers of a hit, so that the map does not grow.
     let mut headers = HeaderMap::with_capacity(HEADERS_OF_A_HIT);

@@ -89,15 +89,7 @@ pub(in crate::http) async fn customer_updated(State(api): State<Arc<WebhookApi>>
     request_body(content = ref("#/components/schemas/PostedEvents"), content_type = "application/json"),
     security(("sourceKey" = []), ("sourceBasic" = []), ("sourceBearer" = []), ("hubSignature" = []), ("standardWebhooks" = [])),
     responses(
-        (status = 202, description = "The event is stored durably, or ignored", body = AcceptedBody),
-        (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "The event belongs to another tenant", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 404, description = "Unknown tenant", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "The event is not stored; post it again", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub(in crate::http) async fn tenant_webhook(

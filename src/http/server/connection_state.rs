@@ -313,7 +313,7 @@ mod tests {
         let (_other, upload) = (uploading.begin(Version::HTTP_11), uploading.upload());
         late.activity.lock().since += Duration::from_secs(1);
         strange.activity.lock().since += Duration::from_secs(2);
-        let priority = |watch: &ConnectionState| connection.priority().expect("it waits");
+        let priority = |connection: &ConnectionState| connection.priority().expect("it waits");
         assert!(priority(&strange) < priority(&early) && priority(&early) < priority(&late));
         assert!(working.priority().is_none() && !working.is_waiting());
         assert!(uploading.is_waiting(), "it waits for its client's body");

@@ -114,7 +114,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 fn authorities(path: &Path) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(path)? {
-        store.add(certificate).map_err(|error| format!("{} holds no usable authority: {error}", path.display()))?;
+        store.add(certificate).map_err(|error| format!("{} has no usable authority: {error}", path.display()))?;
     }
     Ok(store)
 }
@@ -127,7 +127,7 @@ fn explain(path: &Path, what: &str, error: &pem::Error) -> String {
     }
     match error {
         pem::Error::Io(error) => format!("the file {name} cannot be read: {error}"),
-        pem::Error::NoItemsFound => format!("the file {name} holds no {} in PEM form", what.trim_start_matches("a ")),
-        _ => format!("the file {name} is no PEM file"),
+        pem::Error::NoItemsFound => format!("the file {name} has no {} in PEM form", what.trim_start_matches("a ")),
+        _ => format!("the file {name} is not a PEM file"),
     }
 }

@@ -11,6 +11,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -68,8 +69,8 @@ pub(in crate::http) async fn inspect(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let request = customer_request(&headers, body).await?;
-    let (tenant, customer) = parse(&request)?;
+    let request: CustomerRequest = read(&headers, body).await?;
+    let (tenant, customer) = request.ids()?;
     let target = CommandTarget::customer(&api, &tenant, &customer);
     let action = |api: Arc<AdminApi>| async move { api.actions.inspect(&tenant, &customer).await };
     api.perform(&headers, "inspect", target, action, |_| CommandOutcome::default()).await.map(Json)
@@ -80,8 +81,8 @@ pub(in crate::http) async fn invalidate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let request = customer_request(&headers, body).await?;
-    let (tenant, customer) = parse(&request)?;
+    let request: CustomerRequest = read(&headers, body).await?;
+    let (tenant, customer) = request.ids()?;
     let target = CommandTarget::customer(&api, &tenant, &customer);
     let action =
         move |api: Arc<AdminApi>| async move { api.actions.invalidate(&tenant, &customer, request.force).await };
@@ -150,7 +151,7 @@ pub(in crate::http) async fn replay(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let request: ReplayRequest = json::parse(&body::read(&headers, body, MAX_BODY).await?)?;
+    let request: ReplayRequest = read(&headers, body).await?;
     let order = request.order(&api)?;
     let (tenant, is_dry) = (order.tenant.clone(), order.dry_run);
     let is_known = tenant.as_ref().is_none_or(|tenant| api.actions.knows(tenant));
@@ -209,6 +210,15 @@ async fn next_line(
     Some((Ok(line), (!is_over).then(|| (running, Instant::now() + PROGRESS_INTERVAL))))
 }
 
+impl CustomerRequest {
+    fn ids(&self) -> Result<(TenantId, CustomerId), Problem> {
+        Ok((
+            self.tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
+            self.customer_id.parse().map_err(|error| Problem::bad_field("customerId", error))?,
+        ))
+    }
+}
+
 impl ReplayRequest {
     fn order(self, api: &AdminApi) -> Result<Order, Problem> {
         let Self { since, until, tenant_id, rate, dry_run } = self;
@@ -220,7 +230,7 @@ impl ReplayRequest {
 }
 
 async fn which(headers: &HeaderMap, body: Body) -> Result<Which, Problem> {
-    let DeadLettersRequest { ids, all } = json::parse(&body::read(headers, body, MAX_BODY).await?)?;
+    let DeadLettersRequest { ids, all } = read(headers, body).await?;
     match (ids.is_empty(), all) {
         (true, true) => Ok(Which::All),
         (false, false) => Ok(Which::These(ids)),
@@ -236,13 +246,6 @@ fn limit(query: &str) -> Result<usize, Problem> {
     limit.ok_or_else(|| Problem::bad_field("limit", expected))
 }
 
-async fn customer_request(headers: &HeaderMap, body: Body) -> Result<CustomerRequest, Problem> {
+async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     json::parse(&body::read(headers, body, MAX_BODY).await?)
-}
-
-fn parse(request: &CustomerRequest) -> Result<(TenantId, CustomerId), Problem> {
-    Ok((
-        request.tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
-        request.customer_id.parse().map_err(|error| Problem::bad_field("customerId", error))?,
-    ))
 }

@@ -30,11 +30,11 @@ use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
 use crate::http::auth::authenticate::CallerAuth;
-use crate::http::auth::jwt::Tokens;
-use crate::http::routes::admin::{self, Ops};
-use crate::http::routes::profile::{self, Profiles};
-use crate::http::routes::{contact, oauth_token, openapi, webhook};
-use crate::http::server::service::HttpService;
+use crate::http::auth::jwt::TokenSigner;
+use crate::http::routes::admin::{self, AdminApi};
+use crate::http::routes::lookup_api::LookupApi;
+use crate::http::routes::{contact, oauth_token, openapi, profile, webhook};
+use crate::http::server::service::{DirectRoute, HttpService};
 use crate::http::server::{self, limits};
 use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
@@ -127,8 +127,9 @@ impl App {
             shutdown,
         };
         let (lookup, standing) = ground.lookup()?;
-        let (routes, profiles) = ground.public_routes(lookup)?;
-        let public_front = |tls: &Option<_>| ground.front(routes.clone(), tls.is_some()).with_lookups(profiles.clone());
+        let (routes, lookups) = ground.public_routes(lookup)?;
+        let public_front =
+            |tls: &Option<_>| ground.front(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
         if let Some(backstage) = backstage {
             ground.serve(backstage, Listener::Public, public_front(&None), None);
         }
@@ -209,8 +210,8 @@ impl Ground {
         Ok((lookup, upstream.standing))
     }
 
-    /// Returns the public routes, and what answers lookups, if this process does.
-    fn public_routes(&self, lookup: Lookup) -> Result<(Router, Option<Arc<Profiles>>), Error> {
+    /// Returns the public routes, and the one of lookups that bypasses the router, if this process answers lookups.
+    fn public_routes(&self, lookup: Lookup) -> Result<(Router, Option<Arc<dyn DirectRoute>>), Error> {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
         let mut routes = openapi::routes();
@@ -224,32 +225,32 @@ impl Ground {
             );
             routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body));
         }
-        let mut lookups = None;
+        let mut lookups: Option<Arc<dyn DirectRoute>> = None;
         if roles.lookup {
             let door = self.door()?;
-            let profiles = Arc::new(Profiles {
+            let api = Arc::new(LookupApi {
                 lookup,
-                door: Arc::clone(&door),
+                auth: Arc::clone(&door),
                 audit: self.audit.clone(),
                 hasher: self.hasher(),
                 clock: Arc::clone(&self.clock),
                 max_body,
             });
-            routes = routes.merge(profile::routes(Arc::clone(&profiles)));
-            routes = routes.merge(contact::routes(Arc::clone(&profiles))).merge(oauth_token::routes(door));
-            lookups = Some(profiles);
+            routes = routes.merge(profile::routes(Arc::clone(&api)));
+            routes = routes.merge(contact::routes(Arc::clone(&api))).merge(oauth_token::routes(door));
+            lookups = Some(api);
         }
         Ok((routes, lookups))
     }
 
     fn door(&self) -> Result<Arc<CallerAuth>, Error> {
         let http = &self.config.http;
-        let tokens = Tokens::new(http.token_secret.as_ref(), http.token_lifetime, Arc::clone(&self.clock))?;
+        let tokens = TokenSigner::new(http.token_secret.as_ref(), http.token_lifetime, Arc::clone(&self.clock))?;
         Ok(Arc::new(CallerAuth::new(self.doors.callers.clone(), tokens, Arc::clone(&self.metrics))))
     }
 
-    fn ops(&self) -> Arc<Ops> {
-        Arc::new(Ops {
+    fn ops(&self) -> Arc<AdminApi> {
+        Arc::new(AdminApi {
             actions: Actions {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
                 hashers: self.hashers.clone(),
@@ -290,7 +291,7 @@ impl Ground {
             Listener::Public => http.limits.max_connections,
             Listener::Admin => http.limits.max_connections.min(ADMIN_CONNECTIONS),
         };
-        let options = server::Options {
+        let options = server::ServerOptions {
             listener,
             connections: limits::connections_that_fit(wanted),
             limits: http.limits.clone(),

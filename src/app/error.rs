@@ -1,7 +1,7 @@
 //! Why the application could not start.
 
 use crate::http::auth::callers::InvalidCaller;
-use crate::http::auth::jwt::InvalidSecret;
+use crate::http::auth::jwt::InvalidTokenSecret;
 use crate::http::server::config::BindError;
 use crate::http::server::tls;
 use crate::{audit, ingest, queue, store, upstream};
@@ -38,5 +38,5 @@ pub enum Error {
     Sealing(#[from] store::sealed::keyring::ConfigError),
     /// What tokens are signed with is misconfigured.
     #[error("http.token_secret: {0}")]
-    TokenSecret(#[from] InvalidSecret),
+    TokenSecret(#[from] InvalidTokenSecret),
 }

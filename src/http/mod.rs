@@ -1,7 +1,8 @@
-//! HTTP: the listeners, who may call, and what each route answers. `axum` is used here and nowhere else.
+//! HTTP: the listeners, the authentication of callers, and the routes. Except for the sandbox, only this module uses
+//! `axum`.
 //!
-//! A request goes through `server` (connections, limits, TLS), is authenticated by `auth`, read by `request`, handled by
-//! a route of `routes`, and answered with the types of `response`.
+//! `server` accepts connections and enforces limits and TLS. `auth` authenticates the caller, `request` reads the
+//! request, `routes` handles it, and `response` holds the types of the answers.
 
 pub mod auth;
 pub mod request;

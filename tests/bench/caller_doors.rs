@@ -20,7 +20,7 @@ use profile_edge::config;
 use profile_edge::faults::Faults;
 use profile_edge::http::auth::authenticate::CallerAuth;
 use profile_edge::http::auth::callers::Callers;
-use profile_edge::http::auth::jwt::Tokens;
+use profile_edge::http::auth::jwt::TokenSigner;
 use profile_edge::logging;
 use profile_edge::metrics::Metrics;
 use profile_edge::reload::Reloadable;
@@ -77,7 +77,7 @@ async fn compare() {
         ));
     }
     let loaded = config::from_toml(&settings).expect("the settings are valid");
-    let tokens = Tokens::new(None, Duration::from_secs(3600), SystemClock::shared()).expect("a key can be drawn");
+    let tokens = TokenSigner::new(None, Duration::from_secs(3600), SystemClock::shared()).expect("a key can be drawn");
     let callers = || Callers::new(&loaded.config.callers).expect("the callers are valid");
     let door = CallerAuth::new(Reloadable::new(callers()), tokens, Metrics::new());
     let app = App::start(loaded.config.clone(), Faults::default()).await.expect("the application starts");
@@ -85,7 +85,7 @@ async fn compare() {
     let key = |name: &str| ("X-API-Key", format!("key-of-{name}"));
     let bearer = |token: &str| ("Authorization", format!("Bearer {token}"));
     let basic = || ("Authorization", format!("Basic {}", STANDARD.encode("all:key-of-all")));
-    let own = door.grant(Some((b"all", b"key-of-all"))).expect("a token is given");
+    let own = door.issue_token(Some((b"all", b"key-of-all"))).expect("a token is given");
     let mut candidates = [
         Candidate::new("key", PROFILE, key("all")),
         Candidate::new("bearer key", PROFILE, bearer("key-of-all")),

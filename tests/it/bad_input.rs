@@ -40,6 +40,9 @@ async fn malformed_bodies_name_the_field() {
     refused(&post(&edge, json!({ "tenantId": ["10001"], "customerId": one }).to_string()).await, 400, "tenantId");
     let twice = format!("{{\"tenantId\":\"10001\",\"customerId\":\"{one}\",\"customerId\":\"x\"}}");
     refused(&post(&edge, twice).await, 400, "customerId");
+    for array in [json!([one, "10001", null]), json!([])] {
+        refused(&post(&edge, array.to_string()).await, 400, "body");
+    }
     for body in [&b"{"[..], b"[]", b"nonsense", b"\"text\"", b"{\"tenantId\":\"\xff\"}"] {
         let answer = post(&edge, body).await;
         assert_eq!(answer.status, 400, "{}", answer.text);

@@ -20,8 +20,9 @@ const CRATES: [(&str, &[&str]); 12] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 23] = [
+const IMPORTS: [(&str, &[&str]); 24] = [
     ("audit", &["clock", "domain", "metrics", "shutdown"]),
+    ("authorization", &[]),
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
@@ -37,7 +38,7 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("store", &["clock", "domain", "metrics", "reload", "shutdown", "tls"]),
     ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "tls"]),
     ("upstream", &["clock", "domain", "metrics", "shutdown", "spans"]),
-    ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),
+    ("ingest", &["authorization", "clock", "domain", "metrics", "queue", "reload", "spans"]),
     ("consumer", &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
     ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store"]),
@@ -46,6 +47,7 @@ const IMPORTS: [(&str, &[&str]); 23] = [
         "http",
         &[
             "audit",
+            "authorization",
             "clock",
             "domain",
             "ingest",

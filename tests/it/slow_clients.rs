@@ -9,7 +9,7 @@ use axum::Router;
 use axum::routing::get;
 use bytesize::ByteSize;
 use profile_edge::http::server;
-use profile_edge::http::server::limits::Limits;
+use profile_edge::http::server::limits::ConnectionLimits;
 use profile_edge::http::server::service::HttpService;
 use profile_edge::metrics::{Listener, Metrics};
 use profile_edge::shutdown::Shutdown;
@@ -250,10 +250,10 @@ async fn served(
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let second = Duration::from_secs(1);
-    let options = server::Options {
+    let options = server::ServerOptions {
         listener: Listener::Public,
         connections: 64,
-        limits: Limits {
+        limits: ConnectionLimits {
             max_connections: 64,
             max_headers: 64,
             max_header_bytes: ByteSize::kib(16),

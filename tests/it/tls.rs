@@ -150,9 +150,9 @@ fn a_file_that_cannot_be_used_is_named_and_nothing_of_it_is_shown() {
         (Some(&cert), None, "http.tls.key", "is missing"),
         (None, Some(&key_file), "http.tls.cert", "is missing"),
         (Some(&at("none.pem")), Some(&key_file), "http.tls.cert", "none.pem cannot be read"),
-        (Some(&at("broken.pem")), Some(&key_file), "http.tls.cert", "broken.pem is no PEM file"),
-        (Some(&key_file), Some(&key_file), "http.tls.cert", "server.key holds no certificates"),
-        (Some(&cert), Some(&at("client.key")), "http.tls.key", "does not fit the certificate"),
+        (Some(&at("broken.pem")), Some(&key_file), "http.tls.cert", "broken.pem is not a PEM file"),
+        (Some(&key_file), Some(&key_file), "http.tls.cert", "server.key has no certificates"),
+        (Some(&cert), Some(&at("client.key")), "http.tls.key", "does not match the certificate"),
         (Some(&cert), Some(&key), "http.tls.key", "not its contents"),
     ];
     let secret = key.lines().nth(1).unwrap();

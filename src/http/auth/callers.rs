@@ -1,14 +1,14 @@
-//! Callers: who looks profiles up, and what each may see.
+//! Callers: the clients that look profiles up, and what each may read.
 //!
-//! Only the SHA-256 of a caller's key is configured. What is presented is hashed and found by its hash. That
-//! takes the same time for every wrong key: where the hash table looks depends on the hash under a key that
-//! only this process has, and what it finds there is compared in constant time. So a sender learns nothing by
-//! measuring, not even about the configured hashes, and a thousand callers cost no more than one. A name is
-//! judged only after its key, or after the signature of a token: names cannot be tried out.
+//! The configuration has only the SHA-256 of a caller's key. The presented key is hashed and found by its hash. That takes
+//! the same time for every wrong key: the hash table uses a key that only this process has, and the hashes are compared
+//! in constant time. So timing reveals nothing, not even about the configured hashes, and a lookup costs the same for one
+//! caller and for a thousand. A name is checked only after the key, or after the signature of a token, so that nobody can
+//! probe for names.
 //!
-//! Denied by default: a caller has the tenants and fields that are configured for it, and nothing else.
+//! Access is denied by default: a caller may read only the tenants and fields that are configured for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroU32;
@@ -21,43 +21,43 @@ use subtle::ConstantTimeEq;
 use crate::domain::TenantId;
 use crate::http::auth::field_set::FieldSet;
 
-use crate::http::auth::rate_limit::Rate;
+use crate::http::auth::rate_limit::CallerRate;
 
-/// The longest name of a caller, in bytes.
+/// The maximum length of a name, in bytes.
 const MAX_NAME: usize = 64;
 
 /// `[[caller]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Its name, for logs and audit, for Basic authentication, and as `client_id`.
+    /// Its name: in logs and audit, in Basic authentication, and as `client_id`.
     pub name: String,
-    /// SHA-256 of its key, in hex (see `profile-edge hash-key`).
+    /// The SHA-256 of its key, in hex (see `profile-edge hash-key`).
     pub key_sha256: String,
     /// The tenants whose customers it may look up.
     pub tenants: Vec<TenantId>,
-    /// The fields it may see: `*`, or dotted paths such as `workPhone.e164`.
+    /// The fields it may read: `*`, or dotted paths such as `workPhone.e164`.
     pub fields: Vec<String>,
-    /// How many requests it may make per second, of each process; 0: no limit.
+    /// The rate limit, in requests per second and process; 0: no limit.
     #[serde(default)]
     pub requests_per_second: u32,
 }
 
-/// A caller that has proved itself.
+/// An authenticated caller.
 #[derive(Debug)]
 pub struct Caller {
     /// Its configured name.
     pub name: Arc<str>,
-    /// The fields it may see.
+    /// The fields it may read.
     pub fields: FieldSet,
-    /// Its rate, if it has one.
-    pub rate: Option<Arc<Rate>>,
+    /// Its rate limit, if it has one.
+    pub rate: Option<Arc<CallerRate>>,
     /// The hash of its key.
     pub key: KeyDigest,
     tenants: Vec<TenantId>,
 }
 
-/// All configured callers: made of a configuration as a whole, and replaced as a whole.
+/// All configured callers. A reload replaces them all at once.
 #[derive(Debug)]
 pub struct Callers {
     by_key: HashMap<KeyDigest, Arc<Caller>>,
@@ -72,11 +72,11 @@ pub struct KeyDigest([u8; 32]);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("caller[{index}].{field}: {reason}")]
 pub struct InvalidCaller {
-    /// Which caller, counted from 0.
+    /// The position of the caller, from 0.
     pub index: usize,
-    /// Which of its fields.
+    /// The invalid field.
     pub field: &'static str,
-    /// What is expected of it.
+    /// What is expected.
     pub reason: String,
 }
 
@@ -85,7 +85,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// Says what is expected of it.
+    /// What is expected of a name.
     pub fn validate_name(&self) -> Result<(), &'static str> {
         let fits = (1..=MAX_NAME).contains(&self.name.len());
         // A user name of Basic authentication ends at the first colon (RFC 7617 section 2).
@@ -94,54 +94,80 @@ impl Config {
     }
 }
 
+/// Returns all faults of the callers' configuration, in the callers' order.
+///
+/// A fault is a malformed or repeated name, a key that is not 64 hex digits or that two callers share, or a malformed
+/// field path.
+#[must_use]
+pub fn validate(configs: &[Config]) -> Vec<InvalidCaller> {
+    parse(configs).err().unwrap_or_default()
+}
+
+/// Returns the key and the fields of each caller.
+///
+/// # Errors
+///
+/// All faults; at least one.
+fn parse(configs: &[Config]) -> Result<Vec<(KeyDigest, FieldSet)>, Vec<InvalidCaller>> {
+    let (mut parsed, mut faults) = (Vec::new(), Vec::new());
+    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    for (index, config) in configs.iter().enumerate() {
+        let mut fault = |field, reason: &str| faults.push(InvalidCaller { index, field, reason: reason.to_owned() });
+        if let Err(reason) = config.validate_name() {
+            fault("name", reason);
+        }
+        if !names.insert(&config.name) {
+            fault("name", "another caller has the same name");
+        }
+        let mut digest = [0; 32];
+        if hex::decode_to_slice(&config.key_sha256, &mut digest).is_err() {
+            fault("key_sha256", "must be 64 hex digits, as profile-edge hash-key prints them");
+        } else if !keys.insert(digest) {
+            fault("key_sha256", "another caller has the same key");
+        }
+        match FieldSet::parse(config.fields.iter().map(String::as_str)) {
+            Ok(fields) => parsed.push((KeyDigest(digest), fields)),
+            Err(error) => fault("fields", &error.to_string()),
+        }
+    }
+    if faults.is_empty() { Ok(parsed) } else { Err(faults) }
+}
+
 impl Callers {
-    /// Makes the callers of their configuration.
+    /// Creates the callers from their configuration.
     ///
     /// # Errors
     ///
-    /// A malformed or repeated name, a key that is not 64 hex digits or that two callers share, or a
-    /// malformed field path.
+    /// The first fault that [`validate`] finds.
     pub fn new(configs: &[Config]) -> Result<Self, InvalidCaller> {
-        Self::make(configs, None)
+        Self::create(configs, None)
     }
 
-    /// Makes the callers of a configuration that takes the place of theirs: what a caller whose name, key and rate stay
-    /// has spent of its rate stays spent.
+    /// Creates the callers of a new configuration. A caller with the same name, key and rate limit keeps its used quota.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
     pub fn renewed(&self, configs: &[Config]) -> Result<Self, InvalidCaller> {
-        Self::make(configs, Some(self))
+        Self::create(configs, Some(self))
     }
 
-    fn make(configs: &[Config], before: Option<&Self>) -> Result<Self, InvalidCaller> {
+    fn create(configs: &[Config], before: Option<&Self>) -> Result<Self, InvalidCaller> {
+        let parsed = parse(configs).map_err(|mut faults| faults.swap_remove(0))?;
         let mut callers = Self { by_key: HashMap::new(), by_name: HashMap::new() };
-        for (index, config) in configs.iter().enumerate() {
-            let invalid = |field, reason: &str| InvalidCaller { index, field, reason: reason.to_owned() };
-            config.validate_name().map_err(|reason| invalid("name", reason))?;
-            let mut digest = [0; 32];
-            hex::decode_to_slice(&config.key_sha256, &mut digest)
-                .map_err(|_| invalid("key_sha256", "must be 64 hex digits, as profile-edge hash-key prints them"))?;
-            let fields = FieldSet::parse(config.fields.iter().map(String::as_str))
-                .map_err(|error| invalid("fields", &error.to_string()))?;
+        for (config, (key, fields)) in configs.iter().zip(parsed) {
             let mut tenants = config.tenants.clone();
             tenants.sort_unstable();
             tenants.dedup();
-            let key = KeyDigest(digest);
             let same = before.and_then(|before| before.named(&config.name)).filter(|caller| caller.key == key);
             let running = same.and_then(|caller| caller.rate.as_ref());
             let rate = NonZeroU32::new(config.requests_per_second).map(|requests| {
                 let running = running.filter(|rate| rate.quota() == requests.get());
-                running.map_or_else(|| Arc::new(Rate::per_second(requests)), Arc::clone)
+                running.map_or_else(|| Arc::new(CallerRate::per_second(requests)), Arc::clone)
             });
             let caller = Arc::new(Caller { name: config.name.as_str().into(), fields, rate, key, tenants });
-            if callers.by_key.insert(caller.key, Arc::clone(&caller)).is_some() {
-                return Err(invalid("key_sha256", "another caller has the same key"));
-            }
-            if callers.by_name.insert(Arc::clone(&caller.name), caller).is_some() {
-                return Err(invalid("name", "another caller has the same name"));
-            }
+            callers.by_key.insert(caller.key, Arc::clone(&caller));
+            callers.by_name.insert(Arc::clone(&caller.name), caller);
         }
         Ok(callers)
     }
@@ -152,7 +178,7 @@ impl Callers {
         self.by_key.get(&KeyDigest::of(key))
     }
 
-    /// Returns the caller with this name, for who has proved already that it is this one.
+    /// Returns the caller with this name. Use it only after the caller is authenticated.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Arc<Caller>> {
         self.by_name.get(name)
@@ -160,13 +186,13 @@ impl Callers {
 }
 
 impl Caller {
-    /// Tells whether the caller may look up a tenant's customers.
+    /// Returns whether the caller may look up a tenant's customers.
     #[must_use]
     pub fn may_read(&self, tenant: &TenantId) -> bool {
         self.tenants.contains(tenant)
     }
 
-    /// Returns the caller's tenant, if it has just one.
+    /// Returns the caller's tenant, if it has exactly one.
     #[must_use]
     pub fn only_tenant(&self) -> Option<&TenantId> {
         match self.tenants.as_slice() {
@@ -214,7 +240,7 @@ impl fmt::Debug for KeyDigest {
 pub(in crate::http) mod tests {
     use super::*;
 
-    /// A caller of the demo's tenant that may see everything.
+    /// Returns a caller of the demo tenant that may read every field.
     pub(in crate::http) fn config(name: &str, key: &str) -> Config {
         Config {
             name: name.to_owned(),
@@ -226,7 +252,7 @@ pub(in crate::http) mod tests {
     }
 
     #[test]
-    fn a_caller_is_found_by_its_key_and_by_nothing_like_it() {
+    fn a_caller_is_found_by_its_exact_key_only() {
         let callers = Callers::new(&[config("a", "one"), config("b", "other")]).unwrap();
         assert_eq!(&*callers.with_key(b"one").unwrap().name, "a");
         assert_eq!(&*callers.with_key(b"other").unwrap().name, "b");
@@ -237,7 +263,7 @@ pub(in crate::http) mod tests {
     }
 
     #[test]
-    fn a_caller_has_the_tenants_that_were_granted_and_no_other() {
+    fn a_caller_has_only_its_configured_tenants() {
         let tenant = |id: &str| id.parse::<TenantId>().unwrap();
         let of = |tenants: &[&str]| {
             let tenants = tenants.iter().map(|id| tenant(id)).collect();
@@ -252,7 +278,7 @@ pub(in crate::http) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_apart_is_refused() {
+    fn repeated_and_malformed_names_and_keys_are_refused() {
         let refused = |configs: &[Config]| Callers::new(configs).map(drop).unwrap_err();
         let same_key = refused(&[config("a", "k"), config("b", "k")]);
         assert_eq!((same_key.index, same_key.field), (1, "key_sha256"));
@@ -264,7 +290,16 @@ pub(in crate::http) mod tests {
     }
 
     #[test]
-    fn what_is_spent_of_a_rate_stays_spent_while_name_key_and_rate_stay() {
+    fn validation_reports_every_fault_with_its_caller_and_field() {
+        let broken = Config { key_sha256: "x".to_owned(), fields: vec!["a..b".to_owned()], ..config("a:b", "k") };
+        let faults = validate(&[config("a", "k"), broken, config("a", "k")]);
+        let places: Vec<_> = faults.iter().map(|fault| (fault.index, fault.field)).collect();
+        assert_eq!(places, [(1, "name"), (1, "key_sha256"), (1, "fields"), (2, "name"), (2, "key_sha256")]);
+        assert!(validate(&[config("a", "k"), config("b", "l")]).is_empty());
+    }
+
+    #[test]
+    fn a_reload_keeps_the_used_quota_while_name_key_and_rate_stay() {
         let limited = |name: &str, key: &str, requests_per_second| Config { requests_per_second, ..config(name, key) };
         let rate = |callers: &Callers, name: &str| callers.named(name).unwrap().rate.clone().unwrap();
         let before = Callers::new(&[limited("a", "k", 7), limited("b", "l", 7)]).unwrap();
@@ -278,7 +313,7 @@ pub(in crate::http) mod tests {
     }
 
     #[test]
-    fn a_digest_is_never_shown() {
+    fn key_digests_are_redacted_in_debug_output() {
         let shown = format!("{:?}", Callers::new(&[config("a", "k")]).unwrap());
         assert!(!shown.contains(&config("a", "k").key_sha256) && shown.contains("[redacted]"), "{shown}");
     }

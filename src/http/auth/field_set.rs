@@ -1,9 +1,8 @@
-//! Which fields of a profile a caller sees.
+//! The fields of a profile that a caller may read.
 //!
-//! A [`FieldSet`] is a tree of field names. A field is visible when it, or one of its ancestors, is
-//! in the set; below an array the names apply to each element. What is visible is passed through
-//! verbatim, in its order: numbers keep their digits, strings their escapes. Which of the names were there is
-//! told apart: that is what was [`Shown`].
+//! A [`FieldSet`] is a tree of field names. A field is visible when it or one of its ancestors is in the set; below an
+//! array the names apply to each element. Visible values are copied verbatim and in their order: numbers keep their
+//! digits, strings their escapes. [`Shown`] lists the paths of the set that the profile has.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::{Marks, Shown};
 
-/// The deepest path that is understood; deeper ones are refused.
+/// The maximum number of parts of a path.
 const MAX_DEPTH: usize = 16;
 
 /// A set of fields: all of them, or named paths.
@@ -25,51 +24,51 @@ const MAX_DEPTH: usize = 16;
 pub enum FieldSet {
     /// Every field.
     All,
-    /// These, with all that is below them.
-    Only(Fields),
+    /// These fields, with everything below them.
+    Only(FieldPaths),
 }
 
 /// Named paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fields {
-    tree: Tree,
-    /// The paths, by their numbers.
+pub struct FieldPaths {
+    tree: FieldTree,
+    /// The paths; the position is a path's number.
     paths: Arc<[Box<str>]>,
 }
 
 /// A tree of field names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Tree {
-    names: BTreeMap<String, Below>,
+struct FieldTree {
+    names: BTreeMap<String, Subtree>,
 }
 
-/// What of a field is in the set.
+/// The part of a field that is in the set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Below {
-    /// Everything: the path with this number ends here.
+enum Subtree {
+    /// The whole field: the path with this number ends here.
     Whole(usize),
-    /// What has these names.
-    Part(Tree),
+    /// Only the fields with these names.
+    Part(FieldTree),
 }
 
-/// A path is not a field path.
+/// A text is not a field path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be \"*\" or field names joined by dots, such as workPhone.e164")]
 pub struct InvalidPath;
 
-/// The stored profile is no JSON object, although it was one when it was fetched.
+/// The stored profile is not a JSON object, although it was one when it was fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stored profile is not a json object")]
 pub struct NotAnObject;
 
 impl FieldSet {
-    /// Parses a list of paths; `*` stands for every field.
+    /// Parses a list of paths; `*` means every field.
     ///
     /// # Errors
     ///
-    /// A path that is empty, has an empty part, or is deeper than 16 parts.
+    /// A path is empty, has an empty part, or has more than 16 parts.
     pub fn parse<'a>(paths: impl IntoIterator<Item = &'a str>) -> Result<Self, InvalidPath> {
-        let mut tree = Tree::default();
+        let mut tree = FieldTree::default();
         let mut all = false;
         for path in paths {
             if path == "*" {
@@ -87,21 +86,20 @@ impl FieldSet {
         }
         let mut paths = Vec::new();
         tree.number("", &mut paths);
-        Ok(Self::Only(Fields { tree, paths: paths.into() }))
+        Ok(Self::Only(FieldPaths { tree, paths: paths.into() }))
     }
 
-    /// Tells whether everything in `asked` is in this set.
+    /// Returns whether this set includes everything in `requested`.
     #[must_use]
-    pub fn covers(&self, asked: &Self) -> bool {
-        match (self, asked) {
+    pub fn covers(&self, requested: &Self) -> bool {
+        match (self, requested) {
             (Self::All, _) => true,
             (Self::Only(_), Self::All) => false,
-            (Self::Only(granted), Self::Only(asked)) => granted.tree.covers(&asked.tree),
+            (Self::Only(granted), Self::Only(requested)) => granted.tree.covers(&requested.tree),
         }
     }
 
-    /// Returns a short name of this set, to tell apart the validators of differently filtered bodies;
-    /// `None` for the unfiltered one.
+    /// Returns a short hash of this set, for the entity tags of filtered bodies; `None` for [`FieldSet::All`].
     #[must_use]
     pub fn fingerprint(&self) -> Option<String> {
         match self {
@@ -114,27 +112,18 @@ impl FieldSet {
         }
     }
 
-    /// Returns the visible part of a profile; the profile itself, unparsed, when all is visible.
+    /// Returns the visible part of a profile and the paths that it has; with [`FieldSet::All`] the profile itself, unparsed.
     ///
     /// # Errors
     ///
-    /// The body is no JSON object.
-    pub fn filter(&self, body: &Bytes) -> Result<Bytes, NotAnObject> {
-        self.show(body).map(|(visible, _)| visible)
-    }
-
-    /// As [`filter`](Self::filter), and tells which fields are in what is returned.
-    ///
-    /// # Errors
-    ///
-    /// The body is no JSON object.
-    pub fn show(&self, body: &Bytes) -> Result<(Bytes, Shown), NotAnObject> {
+    /// The body is not a JSON object.
+    pub fn filter(&self, body: &Bytes) -> Result<(Bytes, Shown), NotAnObject> {
         match self {
             Self::All => Ok((body.clone(), Shown::All)),
             Self::Only(fields) => {
                 let text = std::str::from_utf8(body).map_err(|_| NotAnObject)?;
                 let marks = Marks::none(Arc::clone(&fields.paths));
-                let mut view = View { out: Vec::with_capacity(body.len()), marks };
+                let mut view = FilteredBody { out: Vec::with_capacity(body.len()), marks };
                 view.write_object(&fields.tree, text).map_err(|_| NotAnObject)?;
                 Ok((view.out.into(), Shown::Some(view.marks)))
             }
@@ -142,37 +131,37 @@ impl FieldSet {
     }
 }
 
-impl Tree {
+impl FieldTree {
     fn insert(&mut self, parts: &[&str]) {
         let Some((name, below)) = parts.split_first() else { return };
         if below.is_empty() {
-            self.names.insert((*name).to_owned(), Below::Whole(0));
-        } else if let Below::Part(tree) =
-            self.names.entry((*name).to_owned()).or_insert_with(|| Below::Part(Self::default()))
+            self.names.insert((*name).to_owned(), Subtree::Whole(0));
+        } else if let Subtree::Part(tree) =
+            self.names.entry((*name).to_owned()).or_insert_with(|| Subtree::Part(Self::default()))
         {
             tree.insert(below);
         }
     }
 
-    /// Numbers the paths, and writes them down.
+    /// Numbers the paths and collects them.
     fn number(&mut self, above: &str, paths: &mut Vec<Box<str>>) {
         for (name, below) in &mut self.names {
             let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
             match below {
-                Below::Whole(number) => {
+                Subtree::Whole(number) => {
                     *number = paths.len();
                     paths.push(path.into());
                 }
-                Below::Part(tree) => tree.number(&path, paths),
+                Subtree::Part(tree) => tree.number(&path, paths),
             }
         }
     }
 
-    fn covers(&self, asked: &Self) -> bool {
-        asked.names.iter().all(|(name, below)| match (self.names.get(name), below) {
-            (None, _) | (Some(Below::Part(_)), Below::Whole(_)) => false,
-            (Some(Below::Whole(_)), _) => true,
-            (Some(Below::Part(granted)), Below::Part(below)) => granted.covers(below),
+    fn covers(&self, requested: &Self) -> bool {
+        requested.names.iter().all(|(name, below)| match (self.names.get(name), below) {
+            (None, _) | (Some(Subtree::Part(_)), Subtree::Whole(_)) => false,
+            (Some(Subtree::Whole(_)), _) => true,
+            (Some(Subtree::Part(granted)), Subtree::Part(below)) => granted.covers(below),
         })
     }
 
@@ -180,7 +169,7 @@ impl Tree {
         for (name, below) in &self.names {
             hash.update((name.len() as u64).to_be_bytes());
             hash.update(name.as_bytes());
-            if let Below::Part(below) = below {
+            if let Subtree::Part(below) = below {
                 hash.update(b"{");
                 below.feed(hash);
                 hash.update(b"}");
@@ -189,14 +178,14 @@ impl Tree {
     }
 }
 
-/// What is visible of a profile, as far as it has been written.
-struct View {
+/// The visible part of a profile while it is written.
+struct FilteredBody {
     out: Vec<u8>,
     marks: Marks,
 }
 
-impl View {
-    fn write_object(&mut self, tree: &Tree, text: &str) -> serde_json::Result<()> {
+impl FilteredBody {
+    fn write_object(&mut self, tree: &FieldTree, text: &str) -> serde_json::Result<()> {
         self.out.push(b'{');
         let mut json = serde_json::Deserializer::from_str(text);
         json.deserialize_map(Members { tree, view: self, first: true })?;
@@ -205,9 +194,9 @@ impl View {
         Ok(())
     }
 
-    /// Writes what is visible of a value below a named field: objects and arrays are filtered, and a
-    /// scalar, which has no fields, is invisible.
-    fn write_value(&mut self, tree: &Tree, value: &RawValue) -> serde_json::Result<()> {
+    /// Writes the visible part of a value whose field is only partly visible. A scalar has no fields, so it is written as
+    /// `null`.
+    fn write_value(&mut self, tree: &FieldTree, value: &RawValue) -> serde_json::Result<()> {
         let text = value.get();
         match text.as_bytes().first() {
             Some(b'{') => self.write_object(tree, text),
@@ -226,8 +215,8 @@ impl View {
 }
 
 struct Members<'a> {
-    tree: &'a Tree,
-    view: &'a mut View,
+    tree: &'a FieldTree,
+    view: &'a mut FilteredBody,
     first: bool,
 }
 
@@ -248,11 +237,11 @@ impl<'de> Visitor<'de> for Members<'_> {
             serde_json::to_writer(&mut self.view.out, name.as_ref()).map_err(A::Error::custom)?;
             self.view.out.push(b':');
             match below {
-                Below::Whole(number) => {
+                Subtree::Whole(number) => {
                     self.view.marks.mark(*number);
                     self.view.out.extend_from_slice(value.get().as_bytes());
                 }
-                Below::Part(tree) => self.view.write_value(tree, value).map_err(A::Error::custom)?,
+                Subtree::Part(tree) => self.view.write_value(tree, value).map_err(A::Error::custom)?,
             }
         }
         Ok(())
@@ -260,8 +249,8 @@ impl<'de> Visitor<'de> for Members<'_> {
 }
 
 struct Elements<'a> {
-    tree: &'a Tree,
-    view: &'a mut View,
+    tree: &'a FieldTree,
+    view: &'a mut FilteredBody,
 }
 
 impl<'de> Visitor<'de> for Elements<'_> {
@@ -293,14 +282,14 @@ mod tests {
 
     fn filter(paths: &[&str], body: &str) -> String {
         let fields = FieldSet::parse(paths.iter().copied()).unwrap();
-        String::from_utf8(fields.filter(&Bytes::copy_from_slice(body.as_bytes())).unwrap().to_vec()).unwrap()
+        String::from_utf8(fields.filter(&Bytes::copy_from_slice(body.as_bytes())).unwrap().0.to_vec()).unwrap()
     }
 
     const ADA: &str = r#"{"id":"1", "firstName":"Ada","workPhone":{"e164":"+1","display":"x"},
         "externalIds":[{"value":"a","n":1.50},{"value":"b"}],"title":null}"#;
 
     #[test]
-    fn only_granted_fields_are_seen() {
+    fn only_granted_fields_are_visible() {
         assert_eq!(filter(&["firstName"], ADA), r#"{"firstName":"Ada"}"#);
         assert_eq!(filter(&["workPhone.e164", "id"], ADA), r#"{"id":"1","workPhone":{"e164":"+1"}}"#);
         assert_eq!(filter(&["externalIds.value"], ADA), r#"{"externalIds":[{"value":"a"},{"value":"b"}]}"#);
@@ -310,10 +299,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_shown_is_named_if_the_profile_has_it() {
+    fn shown_lists_the_granted_paths_that_the_profile_has() {
         let shown = |paths: &[&str]| {
             let fields = FieldSet::parse(paths.iter().copied()).unwrap();
-            let (_, shown) = fields.show(&Bytes::from_static(ADA.as_bytes())).unwrap();
+            let (_, shown) = fields.filter(&Bytes::from_static(ADA.as_bytes())).unwrap();
             shown.names().map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(shown(&["*"]), ["*"]);
@@ -328,18 +317,18 @@ mod tests {
     }
 
     #[test]
-    fn a_scalar_where_an_object_was_granted_is_not_seen() {
+    fn a_scalar_is_hidden_where_only_fields_below_it_are_granted() {
         assert_eq!(filter(&["firstName.first"], ADA), r#"{"firstName":null}"#);
     }
 
     #[test]
-    fn a_whole_field_outweighs_its_parts() {
+    fn a_whole_field_includes_its_parts() {
         assert_eq!(filter(&["workPhone.e164", "workPhone"], ADA), filter(&["workPhone"], ADA));
         assert_eq!(filter(&["workPhone", "workPhone.e164"], ADA), filter(&["workPhone"], ADA));
     }
 
     #[test]
-    fn asking_for_more_than_was_granted_is_not_covered() {
+    fn a_set_covers_only_what_it_grants() {
         let set = |paths: &[&str]| FieldSet::parse(paths.iter().copied()).unwrap();
         assert!(set(&["*"]).covers(&set(&["a.b"])));
         assert!(set(&["a"]).covers(&set(&["a.b"])));
@@ -357,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn names_with_escapes_cannot_slip_through() {
+    fn escaped_field_names_are_compared_after_decoding() {
         assert_eq!(filter(&["secret"], r#"{"\u0073ecret":1,"sec\u0072et2":2}"#), r#"{"secret":1}"#);
         assert_eq!(filter(&["a"], r#"{"\u0062":1}"#), "{}");
     }
@@ -379,18 +368,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_visible_part_is_valid_and_filtering_twice_changes_nothing(
+        fn the_filtered_body_is_valid_json_and_filtering_is_idempotent(
             members in prop::collection::btree_map("[a-c]", any_json(), 0..4),
             paths in prop::collection::vec("[a-c](\\.[a-c]){0,2}", 0..4),
         ) {
             let fields = FieldSet::parse(paths.iter().map(String::as_str)).unwrap();
             let body = Bytes::from(json!(members).to_string());
-            let once = fields.filter(&body).unwrap();
+            let (once, _) = fields.filter(&body).unwrap();
             let seen: Value = serde_json::from_slice(&once).unwrap();
             for name in seen.as_object().unwrap().keys() {
                 prop_assert!(paths.iter().any(|path| path.split('.').next() == Some(name)));
             }
-            prop_assert_eq!(fields.filter(&once).unwrap(), once);
+            prop_assert_eq!(fields.filter(&once).unwrap().0, once);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Who calls, and what it may: credentials, tokens, rates, and the fields that a caller may read.
+//! Callers: their credentials, tokens and rate limits, and the fields that each may read.
 
 pub mod authenticate;
 pub mod callers;

@@ -1,4 +1,4 @@
-//! Reading request bodies: bounded in size and in time.
+//! Request bodies, limited in size and time.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use tokio::time::timeout;
 
 use crate::http::response::problem::Problem;
 
-/// The longest that a body may take to arrive.
+/// The maximum time for a body to arrive.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most that is read of a body that is refused.
+/// The maximum number of bytes that are read from a refused body.
 const DRAIN_MAX: usize = 16 << 20;
 
-/// The longest that a body that is refused may take to arrive.
+/// The maximum time for reading the rest of a refused body.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads a body that is JSON if it is anything: an empty body is no body whatever its Content-Type,
-/// and one without a Content-Type is JSON.
+/// Reads a JSON body. An empty body is accepted with any `Content-Type`, and a body without a `Content-Type` is taken as
+/// JSON.
 ///
 /// # Errors
 ///
-/// 413 when it is larger than `max` bytes, 415 when its Content-Type is not JSON, 408 when it does not
-/// arrive within [`READ_TIMEOUT`], 400 when it breaks off.
+/// 413 when the body is larger than `max` bytes, 415 when its `Content-Type` is not JSON, 408 when it does not arrive
+/// within [`READ_TIMEOUT`], 400 when it is incomplete.
 pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
@@ -40,9 +40,13 @@ pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, 
     Ok(body)
 }
 
-/// Reads a body of any type; errors as [`read`], but never 415.
+/// Reads a body of any type.
+///
+/// # Errors
+///
+/// As [`read`], except 415.
 pub async fn read_any(headers: &HeaderMap, mut body: Body, max: usize) -> Result<Bytes, Problem> {
-    if announced(headers).is_some_and(|length| length > max as u64) {
+    if content_length(headers).is_some_and(|length| length > max as u64) {
         drain(body).await;
         return Err(too_large(max));
     }
@@ -52,17 +56,21 @@ pub async fn read_any(headers: &HeaderMap, mut body: Body, max: usize) -> Result
             drain(body).await;
             Err(too_large(max))
         }
-        Ok(Err(_broken)) => Err(Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body broke off")),
+        Ok(Err(_broken)) => Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "body_incomplete",
+            "the connection closed before the body was complete",
+        )),
         Err(_elapsed) => {
             Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time"))
         }
     }
 }
 
-/// Reads and forgets what is left of a refused body, within bounds: a sender that is still writing when the
-/// connection closes would see a broken pipe in place of its answer (RFC 9112 section 9.6).
+/// Reads and discards the rest of a refused body, within limits: a client that is still writing when the connection closes
+/// would get a broken pipe instead of the answer (RFC 9112 section 9.6).
 pub async fn drain(mut body: Body) {
-    // Whatever ends it, the answer is the same.
+    // The answer does not depend on the result.
     let _ = timeout(DRAIN_TIMEOUT, async {
         let mut left = DRAIN_MAX;
         while let Some(Ok(frame)) = body.frame().await {
@@ -80,19 +88,22 @@ fn too_large(max: usize) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
 }
 
-fn announced(headers: &HeaderMap) -> Option<u64> {
+fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Returns the media type of a `Content-Type` without its parameters, in lower case; empty where there is none.
-pub fn essence(headers: &HeaderMap) -> Vec<u8> {
+/// Returns the media type of `Content-Type` in lower case, without parameters; empty if there is no such header.
+pub fn media_type(headers: &HeaderMap) -> Vec<u8> {
     let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase()
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let essence = essence(headers);
-    essence.is_empty() || essence == b"application/json" || essence == b"text/json" || essence.ends_with(b"+json")
+    let media_type = media_type(headers);
+    media_type.is_empty()
+        || media_type == b"application/json"
+        || media_type == b"text/json"
+        || media_type.ends_with(b"+json")
 }
 
 #[cfg(test)]
@@ -102,7 +113,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_does_not_come_is_waited_for_no_longer_than_the_timeout() {
+    async fn a_body_that_does_not_arrive_times_out() {
         let started = tokio::time::Instant::now();
         let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
         let problem = read(&HeaderMap::new(), never, 100).await.unwrap_err();

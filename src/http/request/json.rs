@@ -1,4 +1,4 @@
-//! Reading JSON bodies: every fault is a 400 that names the field.
+//! JSON request bodies: every fault is a 400 that names the field.
 
 use serde::de::DeserializeOwned;
 
@@ -6,11 +6,15 @@ use crate::ingest::malformed;
 
 use crate::http::response::problem::Problem;
 
-/// Parses a JSON body.
+/// Parses a body that is a JSON object.
 ///
 /// # Errors
 ///
-/// 400, naming the field and what was expected, with nothing of the body in it.
+/// 400 with the field and what was expected; it does not repeat the body.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    // Serde also reads a struct from an array, by the order of its fields.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(Problem::bad_field("body", "expected a JSON object"));
+    }
     malformed::parse(body, "").map_err(|malformed| Problem::bad_field(malformed.field, malformed.expected))
 }

@@ -1,4 +1,4 @@
-//! Reads requests: bodies within their limits, query strings, JSON.
+//! Requests: bodies within their limits, query strings, JSON.
 
 pub mod body;
 pub mod json;

@@ -1,4 +1,4 @@
-//! Query strings: `application/x-www-form-urlencoded`, strictly.
+//! Query strings (`application/x-www-form-urlencoded`), parsed strictly.
 
 use std::borrow::Cow;
 
@@ -6,11 +6,11 @@ use percent_encoding::percent_decode;
 
 use crate::http::response::problem::Problem;
 
-/// Returns the values of the named parameters of a query, in the order of the names; others are ignored.
+/// Returns the values of the named parameters, in the order of `names`; other parameters are ignored.
 ///
 /// # Errors
 ///
-/// 400 for a named parameter that is given twice or is not UTF-8.
+/// 400 for a named parameter that is repeated or is not UTF-8.
 pub fn parse<'q, const N: usize>(
     query: &'q str,
     names: [&'static str; N],
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_that_is_given_twice_or_is_not_text_is_named() {
+    fn a_repeated_or_non_utf8_parameter_is_named() {
         assert!(parse("a=1&a=1", NAMES).unwrap_err().detail().starts_with("a:"));
         assert!(parse("b=%ff", NAMES).unwrap_err().detail().starts_with("b:"));
     }

@@ -1,4 +1,4 @@
-//! What every answered lookup says of itself: `Cache-Status` (RFC 9211), `Age`, `Cache-Control`.
+//! The headers of an answered lookup: `Cache-Status` (RFC 9211), `Age`, `Cache-Control`.
 
 use std::fmt::Write as _;
 
@@ -9,22 +9,22 @@ use crate::lookup::{Answer, How, Outcome, Over, StaleReason};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Says how an answer was come by and how old it is.
-pub(in crate::http) fn label(headers: &mut HeaderMap, answer: &Answer, now: Timestamp) {
-    headers.insert(CACHE_STATUS, value(answer));
+/// Adds the headers that describe where an answer came from and its age.
+pub(in crate::http) fn write_headers(headers: &mut HeaderMap, answer: &Answer, now: Timestamp) {
+    headers.insert(CACHE_STATUS, cache_status(answer));
     headers.insert(header::AGE, HeaderValue::from(now.since(answer.since).as_secs()));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
 }
 
-/// Tells how the answer was come by (RFC 9211).
-fn value(answer: &Answer) -> HeaderValue {
+/// Returns the value of `Cache-Status` (RFC 9211).
+fn cache_status(answer: &Answer) -> HeaderValue {
     let mut text = String::with_capacity(64);
     text.push_str("profile-edge");
     // Writing to a String cannot fail.
     let _ = match answer.how {
         How::Hit { remaining: Some(remaining), .. } => write!(text, "; hit; ttl={}", remaining.as_secs()),
         How::Hit { remaining: None, .. } => write!(text, "; hit"),
-        // Genesys was asked, or would have been; the answer is what was there.
+        // `fwd` also holds for a request that was not sent; the stored answer is returned.
         How::Stale { since, .. } => write!(text, "; fwd=stale; ttl=-{}", since.as_secs()),
         How::Fetched { over, stored } => write!(text, "; fwd={}{}", fwd(over), if stored { "; stored" } else { "" }),
         How::Collapsed { over } => write!(text, "; fwd={}; collapsed", fwd(over)),

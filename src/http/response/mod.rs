@@ -1,4 +1,8 @@
-//! Writes responses: problems, and the headers that describe a cached answer.
+//! Responses: problems, and the headers that describe a cached answer.
 
 pub(super) mod cache_status;
+pub mod dialect;
+pub(super) mod etag;
+pub(super) mod headers;
 pub mod problem;
+pub mod rate_limit_headers;

@@ -1,13 +1,12 @@
-//! `GET /api/v2/externalcontacts/contacts/{id}`: what an unmodified Genesys SDK or data action asks for.
+//! `GET /api/v2/externalcontacts/contacts/{id}`: the route that an unmodified Genesys SDK or data action calls.
 //!
-//! Nothing here may look different from Genesys where an SDK looks: the body is verbatim and always
-//! `application/json`, the status is never 206 or 304, failures are Genesys' `ErrorBody`, and a deleted
-//! customer is one that is not found. A caller that may not see every field has no body that would be
-//! verbatim, so it is turned away.
+//! Everything that an SDK reads is the same as at Genesys: the body is verbatim and always `application/json`, the status
+//! is never 206 or 304, failures are Genesys' `ErrorBody`, and a deleted customer is not found. A filtered body would not
+//! be verbatim, so a caller that may not read every field is refused.
 //!
-//! The tenant is the caller's only one, or else that of `X-Tenant-Id`. The order of judgements: who calls
-//! (401), whether it calls too often (429), what is asked (400), whether this caller may (403); only then the
-//! lookup. With `expand` the answer is another body, which no event would evict: it is fetched, not cached.
+//! The tenant is the caller's only one, or that of `X-Tenant-Id`. The order of checks: authentication (401), rate limit
+//! (429), the request itself (400), authorization (403); then the lookup. An answer with `expand` is fetched and not
+//! cached, because no event would invalidate it.
 
 use std::sync::Arc;
 
@@ -30,29 +29,30 @@ use crate::upstream::Expand;
 
 use crate::http::auth::callers::Caller;
 use crate::http::response::cache_status;
-use crate::http::response::problem::{Dialect, ErrorBody, Problem};
+use crate::http::response::dialect::{Dialect, ErrorBody};
+use crate::http::response::problem::Problem;
+use crate::http::routes::lookup_api::LookupApi;
 use crate::http::routes::lookup_audit::LookupAudit;
-use crate::http::routes::profile::Profiles;
 
 const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 
-/// Where contacts are at Genesys.
+/// The path of contacts at Genesys.
 const CONTACTS: &str = "/api/v2/externalcontacts/contacts/";
 
-/// What is asked for.
+/// A parsed request.
 #[derive(Debug)]
-struct Asked {
+struct ContactRequest {
     tenant: TenantId,
     customer: CustomerId,
     expand: Option<Expand>,
 }
 
-/// Makes the routes.
-pub fn routes(profiles: Arc<Profiles>) -> Router {
-    // A path parameter would not match an id with a slash, which an SDK may send unescaped.
+/// Returns the routes.
+pub fn routes(api: Arc<LookupApi>) -> Router {
+    // A plain path parameter does not match an id with an unescaped slash, which an SDK may send.
     let path = format!("{CONTACTS}{{*id}}");
-    // A route for GET would take HEAD too.
-    Router::new().route(&path, any(contact)).with_state(profiles)
+    // A route for GET would also accept HEAD.
+    Router::new().route(&path, any(contact)).with_state(api)
 }
 
 /// Returns one contact, as Genesys does.
@@ -60,59 +60,52 @@ pub fn routes(profiles: Arc<Profiles>) -> Router {
     get, path = "/api/v2/externalcontacts/contacts/{id}", tag = "genesys",
     params(
         ("id" = String, Path, description = "The contact", format = "uuid", example = "00000000-0000-4000-8000-000000000001"),
-        ("expand" = Option<String>, Query, description = "Names of what is to be expanded, joined by commas; answered past the cache", pattern = "^([A-Za-z]{1,64}(,[A-Za-z]{1,64}){0,15})?$"),
+        ("expand" = Option<String>, Query, description = "Names of the parts to expand, joined by commas; the answer is not cached", pattern = "^([A-Za-z]{1,64}(,[A-Za-z]{1,64}){0,15})?$"),
         ("X-Tenant-Id" = Option<String>, Header, description = "The tenant, for a caller with more than one"),
     ),
     security(("apiKey" = []), ("bearer" = []), ("basic" = [])),
     responses(
         (status = 200, description = "The contact, verbatim", content_type = "application/json", body = serde_json::Value),
-        (status = 400, description = "No UUID, no tenant, or a malformed `expand`", body = ErrorBody),
-        (status = 401, description = "No or wrong key or token", body = ErrorBody),
-        (status = 403, description = "Tenant not allowed, or not all fields are", body = ErrorBody),
-        (status = 404, description = "No such contact, or no longer", body = ErrorBody),
-        (status = 429, description = "Over the caller's rate; or, with `Retry-After`, Genesys limits ours", body = ErrorBody),
-        (status = 500, description = "Our fault", body = ErrorBody),
-        (status = 502, description = "Genesys answered with something unusable, or refused us", body = ErrorBody),
+        (status = 400, description = "The id is not a UUID, no tenant is given, or `expand` is malformed", body = ErrorBody),
+        (status = 401, description = "Missing or wrong key or token", body = ErrorBody),
+        (status = 403, description = "The caller may not read this tenant or not all fields", body = ErrorBody),
+        (status = 404, description = "The contact does not exist or was deleted", body = ErrorBody),
+        (status = 429, description = "The caller's rate limit is reached; or, with `Retry-After`, that of Genesys", body = ErrorBody),
+        (status = 500, description = "Internal error", body = ErrorBody),
+        (status = 502, description = "Genesys sent an unusable answer or refused our credentials", body = ErrorBody),
         (status = 503, description = "Genesys or this service cannot answer now", body = ErrorBody),
     ),
 )]
-pub(in crate::http) async fn contact(State(profiles): State<Arc<Profiles>>, request: Request) -> Response {
+pub(in crate::http) async fn contact(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let dialect = Dialect::of(&request);
     if request.method() != Method::GET {
-        let mut response = Problem::method_not_allowed().told_in(&dialect);
+        let mut response = dialect.render(Problem::method_not_allowed());
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
     let headers = request.headers();
-    let mut trail = LookupAudit::begin(&profiles, headers);
-    let (answer, allowance) = match trail.admit() {
-        Err(problem) => (Err(problem), None),
-        Ok(admitted) => {
-            let answer = profiles.contact(&admitted.caller, headers, request.uri(), &mut trail).await;
-            (answer, admitted.allowance)
-        }
+    let mut audit = api.begin_audit(headers);
+    let answer = match audit.admit(&api.auth) {
+        Ok(caller) => api.contact(&caller, headers, request.uri(), &mut audit).await,
+        Err(problem) => Err(problem),
     };
-    let mut response = trail.end(answer).await.unwrap_or_else(|problem| problem.told_in(&dialect));
-    if let Some(allowance) = allowance {
-        allowance.show(response.headers_mut());
-    }
-    response
+    audit.end(answer, &dialect).await
 }
 
-impl Profiles {
+impl LookupApi {
     async fn contact(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
         uri: &http::Uri,
-        trail: &mut LookupAudit<'_>,
+        audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
-        let asked = Asked::read(caller, headers, uri)?;
-        if let Err(reason) = authorize(caller, &asked) {
-            trail.denied(reason, &asked.tenant, &asked.customer);
+        let contact = ContactRequest::parse(caller, headers, uri)?;
+        if let Err(reason) = authorize(caller, &contact) {
+            audit.denied(reason, &contact.tenant, &contact.customer);
             return Err(forbidden());
         }
-        let Asked { tenant, customer, expand } = &asked;
+        let ContactRequest { tenant, customer, expand } = &contact;
         let span = spans::lookup(headers, tenant, &caller.name);
         let answer = match expand {
             None => self.lookup.get(tenant, customer).instrument(span.clone()).await,
@@ -122,8 +115,8 @@ impl Profiles {
         let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
         self.trace(&span, tenant, customer, result);
         let found = matches!(&answer, Ok(answer) if matches!(answer.outcome, Outcome::Found(_)));
-        trail.allowed(result, if found { Shown::All } else { Shown::Nothing }, tenant, customer);
-        let answer = answer.map_err(|failure| self.refuse(&failure, tenant, customer, caller))?;
+        audit.allowed(result, if found { Shown::All } else { Shown::Nothing }, tenant, customer);
+        let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, customer, caller))?;
         let mut response = match &answer.outcome {
             Outcome::Found(found) => {
                 let mut response = Response::new(Body::from(found.body.expose().clone()));
@@ -131,23 +124,23 @@ impl Profiles {
                 response
             }
             Outcome::Absent | Outcome::Deleted => {
-                Problem::new(StatusCode::NOT_FOUND, "not_found", "").told_in(&Dialect::of_headers(headers))
+                Dialect::of_headers(headers).render(Problem::new(StatusCode::NOT_FOUND, "not_found", ""))
             }
         };
-        cache_status::label(response.headers_mut(), &answer, self.clock.now());
+        cache_status::write_headers(response.headers_mut(), &answer, self.clock.now());
         Ok(response)
     }
 }
 
-impl Asked {
-    fn read(caller: &Caller, headers: &HeaderMap, uri: &http::Uri) -> Result<Self, Problem> {
+impl ContactRequest {
+    fn parse(caller: &Caller, headers: &HeaderMap, uri: &http::Uri) -> Result<Self, Problem> {
         let below = uri.path().strip_prefix(CONTACTS).unwrap_or_default();
         let (id, rest) = below.split_once('/').unwrap_or((below, ""));
         let customer = percent_decode_str(id).decode_utf8().ok().and_then(|id| id.parse().ok());
         let customer = customer.filter(CustomerId::is_uuid);
         let customer = customer.ok_or_else(|| Problem::bad_field("contactId", "must be a UUID"))?;
         if !rest.is_empty() {
-            // A part of a contact, which Genesys has and we have not.
+            // Genesys has routes below a contact; this service does not.
             return Err(Problem::no_such_route());
         }
         let expand =
@@ -168,15 +161,15 @@ fn tenant(caller: &Caller, headers: &HeaderMap) -> Result<TenantId, Problem> {
     }
 }
 
-fn authorize(caller: &Caller, asked: &Asked) -> Result<(), Reason> {
+fn authorize(caller: &Caller, contact: &ContactRequest) -> Result<(), Reason> {
     match caller.fields {
-        FieldSet::All if caller.may_read(&asked.tenant) => Ok(()),
+        FieldSet::All if caller.may_read(&contact.tenant) => Ok(()),
         FieldSet::All => Err(Reason::Tenant),
         FieldSet::Only(_) => Err(Reason::Fields),
     }
 }
 
-/// The same words whether it is the tenant or the fields: neither is told apart by who may not have it.
+/// The text is the same for the tenant and for the fields, so that a caller cannot tell which one is denied.
 fn forbidden() -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "forbidden", "You are not authorized to perform the requested action.")
 }

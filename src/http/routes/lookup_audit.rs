@@ -1,51 +1,62 @@
-//! What a lookup leaves in the audit: gathered on its way through the door, handed in once, before its answer leaves.
+//! The audit record of a lookup: collected while the request is handled, and written once, before the response is sent.
 //!
-//! A malformed request asks for nobody and leaves nothing. A tenant is named only if it is a configured one: what else
-//! stands in its place may be anything. Where only denied lookups are recorded, nothing is gathered for the others.
+//! A malformed request gets no record. A record names a tenant only if it is configured, because any other value is
+//! unchecked input. If the audit records only denied lookups, nothing is collected for the others.
 
 use std::sync::Arc;
 
 use axum::response::Response;
 use http::HeaderMap;
 
-use crate::audit::{self, Decision, Reason, Record};
-use crate::domain::{CustomerId, Digest, Shown, TenantId};
+use crate::audit::{self, Audit, Decision, Reason, Record};
+use crate::domain::{CustomerId, Digest, KeyHasher, Shown, TenantId};
+use crate::lookup::Lookup;
 use crate::metrics::LookupResult;
 
-use crate::http::auth::authenticate::{Admitted, TurnedAway};
+use crate::http::auth::authenticate::{Admitted, CallerAuth, RefusedCaller};
+use crate::http::auth::callers::Caller;
+use crate::http::response::dialect::Dialect;
+use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::Problem;
-use crate::http::routes::profile::Profiles;
-use crate::http::server::service::REQUEST_ID;
+use crate::http::response::rate_limit_headers::Allowance;
 
 /// What is known of a lookup so far.
 #[derive(Debug)]
 pub(in crate::http) struct LookupAudit<'a> {
-    profiles: &'a Profiles,
+    audit: &'a Audit,
+    hasher: &'a KeyHasher,
+    lookup: &'a Lookup,
     headers: &'a HeaderMap,
     caller: Option<Arc<str>>,
+    allowance: Option<Allowance>,
     tenant: Option<TenantId>,
     key: Option<Digest>,
     decision: Option<Decision>,
 }
 
 impl<'a> LookupAudit<'a> {
-    /// Begins the trail of a request with these headers.
-    pub(in crate::http) const fn begin(profiles: &'a Profiles, headers: &'a HeaderMap) -> Self {
-        Self { profiles, headers, caller: None, tenant: None, key: None, decision: None }
+    /// Starts the record of a request with these headers. `lookup` knows the configured tenants.
+    pub(in crate::http) const fn begin(
+        audit: &'a Audit,
+        hasher: &'a KeyHasher,
+        lookup: &'a Lookup,
+        headers: &'a HeaderMap,
+    ) -> Self {
+        Self { audit, hasher, lookup, headers, caller: None, allowance: None, tenant: None, key: None, decision: None }
     }
 
-    /// Lets the request in, or notes why not.
+    /// Authenticates the request and notes the caller, or why it is refused.
     ///
     /// # Errors
     ///
-    /// As [`CallerAuth::admit`](crate::http::auth::authenticate::CallerAuth::admit).
-    pub(in crate::http) fn admit(&mut self) -> Result<Admitted, Problem> {
-        match self.profiles.door.admit(self.headers) {
-            Ok(admitted) => {
-                self.caller = Some(Arc::clone(&admitted.caller.name));
-                Ok(admitted)
+    /// As [`CallerAuth::admit`].
+    pub(in crate::http) fn admit(&mut self, auth: &CallerAuth) -> Result<Arc<Caller>, Problem> {
+        match auth.admit(self.headers) {
+            Ok(Admitted { caller, allowance }) => {
+                (self.caller, self.allowance) = (Some(Arc::clone(&caller.name)), allowance);
+                Ok(caller)
             }
-            Err(TurnedAway { problem, caller }) => {
+            Err(RefusedCaller { problem, caller }) => {
                 let reason = if caller.is_some() { Reason::Rate } else { Reason::Unauthorized };
                 (self.caller, self.decision) = (caller, Some(Decision::Denied(reason)));
                 Err(problem)
@@ -55,11 +66,11 @@ impl<'a> LookupAudit<'a> {
 
     /// Notes that the caller may not look this customer up.
     pub(in crate::http) fn denied(&mut self, reason: Reason, tenant: &TenantId, customer: &CustomerId) {
-        self.about(tenant, customer);
+        self.set_customer(tenant, customer);
         self.decision = Some(Decision::Denied(reason));
     }
 
-    /// Notes how the lookup of a customer ended, and what of the profile is handed out.
+    /// Notes the result of a lookup, and the fields that the answer contains.
     pub(in crate::http) fn allowed(
         &mut self,
         result: LookupResult,
@@ -67,29 +78,34 @@ impl<'a> LookupAudit<'a> {
         tenant: &TenantId,
         customer: &CustomerId,
     ) {
-        if self.profiles.audit.records_all_lookups() {
-            self.about(tenant, customer);
+        if self.audit.records_all_lookups() {
+            self.set_customer(tenant, customer);
             self.decision = Some(Decision::Allowed { result, shown });
         }
     }
 
-    fn about(&mut self, tenant: &TenantId, customer: &CustomerId) {
-        self.tenant = self.profiles.lookup.knows(tenant).then(|| tenant.clone());
-        self.key = Some(self.profiles.hasher.identify(tenant, customer).digest());
+    fn set_customer(&mut self, tenant: &TenantId, customer: &CustomerId) {
+        self.tenant = self.lookup.knows(tenant).then(|| tenant.clone());
+        self.key = Some(self.hasher.identify(tenant, customer).digest());
     }
 
-    /// Hands in what was gathered, and returns the answer that may leave.
-    pub(in crate::http) async fn end(self, answer: Result<Response, Problem>) -> Result<Response, Problem> {
-        let Some(decision) = self.decision else { return answer };
-        let must_be_written = matches!(decision, Decision::Allowed { .. }) && self.profiles.audit.is_strict();
-        let request = self.headers.get(REQUEST_ID).cloned();
-        let Self { caller, tenant, key, .. } = self;
-        let record = Record::Lookup(audit::Lookup { request, caller, tenant, key, decision });
-        if must_be_written {
-            self.profiles.audit.settle(record).await.map_err(|_| Problem::unrecorded())?;
-        } else {
-            self.profiles.audit.record(record);
+    /// Writes the record and returns the response: a 503 if the record is required and cannot be written.
+    pub(in crate::http) async fn end(self, mut answer: Result<Response, Problem>, dialect: &Dialect) -> Response {
+        let Self { audit, headers, caller, allowance, tenant, key, decision, .. } = self;
+        if let Some(decision) = decision {
+            let must_be_written = matches!(decision, Decision::Allowed { .. }) && audit.is_strict();
+            let request = headers.get(REQUEST_ID).cloned();
+            let record = Record::Lookup(audit::Lookup { request, caller, tenant, key, decision });
+            if !must_be_written {
+                audit.record(record);
+            } else if audit.settle(record).await.is_err() {
+                answer = Err(Problem::unrecorded());
+            }
         }
-        answer
+        let mut response = answer.unwrap_or_else(|problem| dialect.render(problem));
+        if let Some(allowance) = allowance {
+            allowance.write_headers(response.headers_mut());
+        }
+        response
     }
 }

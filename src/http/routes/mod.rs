@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod contact;
+pub mod lookup_api;
 mod lookup_audit;
 pub mod oauth_token;
 pub mod openapi;

@@ -1,7 +1,7 @@
-//! The OpenAPI 3.1 document: generated from the handlers, completed with what they cannot say of themselves.
+//! The OpenAPI 3.1 document: generated from the handlers, and completed where the generator is not enough.
 //!
-//! The forms of requests stand in `schemas.json`, exactly as the parsers take them: a request of that form is
-//! never refused for its form, and any other is. `tests/schemathesis` holds us to it.
+//! `schemas.json` has the exact forms of requests that the parsers accept: a request of that form is never refused for its
+//! form, and any other is. `tests/schemathesis` checks this.
 
 use std::sync::Arc;
 
@@ -36,24 +36,24 @@ use super::{contact, oauth_token, profile, webhook};
     ),
     tags(
         (name = "lookup", description = "For Architect flows and agent desktops."),
-        (name = "genesys", description = "For Genesys' SDKs and data actions, as Genesys answers them."),
+        (name = "genesys", description = "For Genesys' SDKs and data actions, with the same answers as Genesys."),
         (name = "document", description = "This document."),
-        (name = "events", description = "For Genesys and whatever passes its events on."),
+        (name = "events", description = "For Genesys and services that forward its events."),
     ),
-    modifiers(&Security),
+    modifiers(&SecuritySchemes),
 )]
-struct Document;
+struct ApiDocument;
 
-/// What `X-Hub-Signature-256` holds.
+/// The content of `X-Hub-Signature-256`.
 const HUB_SIGNATURE: &str = "sha256= and HMAC-SHA-256 of the raw body under the source's secret, in base64 or hex";
 
-/// What `webhook-signature` holds.
+/// The content of `webhook-signature`.
 const STANDARD_WEBHOOKS: &str =
     "Standard Webhooks, version v1: signs webhook-id, webhook-timestamp (within 5 minutes) and the raw body";
 
-struct Security;
+struct SecuritySchemes;
 
-impl Modify for Security {
+impl Modify for SecuritySchemes {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         let api_key = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
@@ -61,7 +61,7 @@ impl Modify for Security {
         components.add_security_scheme("apiKey", api_key);
         components.add_security_scheme("bearer", http(HttpAuthScheme::Bearer));
         components.add_security_scheme("basic", http(HttpAuthScheme::Basic));
-        // Which of them a source uses is configured, per tenant.
+        // The configuration of the tenant selects one or more of these.
         let header = |name, description: &str| {
             SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, description)))
         };
@@ -83,7 +83,7 @@ impl Modify for Security {
 /// The forms of requests.
 const SCHEMAS: &str = include_str!("schemas.json");
 
-/// The parameters whose form is one of the schemas.
+/// The parameters that use one of the schemas.
 const PARAMETERS: [(&str, &str); 5] = [
     ("customerId", "CustomerId"),
     ("tenantId", "TenantId"),
@@ -92,32 +92,38 @@ const PARAMETERS: [(&str, &str); 5] = [
     ("fields", "Fields"),
 ];
 
-/// The operations that answer as another one does: path and method of both.
-const ALIKE: [[(&str, &str); 2]; 2] = [
+/// Operations with the answers of another one and possibly more: path and method of both.
+const ALIKE: [[(&str, &str); 2]; 3] = [
+    [("/webhooks/{tenant_id}", "post"), ("/webhook/customer-updated", "post")],
     [("/api/v1/profile", "post"), ("/api/v1/profile", "get")],
     [("/login/oauth/token", "post"), ("/oauth/token", "post")],
 ];
 
-/// What any route may answer, before or after it has done its part.
-const ANYWHERE: [(&str, &str); 2] = [("500", "Our fault"), ("503", "Too many requests are under way")];
+/// The answers that every route may give.
+const ANYWHERE: [(&str, &str); 2] = [("500", "Internal error"), ("503", "Too many requests in progress")];
 
 /// Returns the document as indented JSON.
 #[must_use]
 pub fn document() -> String {
-    // The document is made of strings and maps with string keys, which always serialize.
-    let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
+    // The document has only strings and maps with string keys, which always serialize.
+    let mut document = serde_json::to_value(ApiDocument::openapi()).unwrap_or_default();
     complete(&mut document);
     serde_json::to_string_pretty(&document).unwrap_or_default()
 }
 
 fn complete(document: &mut Value) {
-    // A test reads them.
+    // A test checks that the schemas are valid JSON.
     let schemas: Map<String, Value> = serde_json::from_str(SCHEMAS).unwrap_or_default();
     if let Some(known) = document["components"]["schemas"].as_object_mut() {
         known.extend(schemas);
     }
     for [(path, method), (other_path, other_method)] in ALIKE {
-        document["paths"][path][method]["responses"] = document["paths"][other_path][other_method]["responses"].clone();
+        let mut responses = document["paths"][other_path][other_method]["responses"].clone();
+        let own = &mut document["paths"][path][method]["responses"];
+        if let (Some(all), Some(own)) = (responses.as_object_mut(), own.as_object_mut()) {
+            all.append(own);
+        }
+        *own = responses;
     }
     let paths = document["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
     for operation in paths.filter_map(Value::as_object_mut).flat_map(Map::values_mut) {
@@ -143,21 +149,21 @@ fn reference(schema: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{schema}") })
 }
 
-/// The document, made once.
-struct Served(Bytes);
+/// The document, generated once.
+struct ServedDocument(Bytes);
 
 /// Returns this document.
 #[utoipa::path(
     get, path = "/openapi.json", tag = "document",
     responses((status = 200, description = "An OpenAPI 3.1 document", body = serde_json::Value)),
 )]
-async fn openapi(State(document): State<Arc<Served>>) -> Response {
+async fn openapi(State(document): State<Arc<ServedDocument>>) -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], document.0.clone()).into_response()
 }
 
-/// Makes the route that serves the document.
+/// Returns the route that serves the document.
 pub fn routes() -> Router {
-    Router::new().route("/openapi.json", get(openapi)).with_state(Arc::new(Served(document().into())))
+    Router::new().route("/openapi.json", get(openapi)).with_state(Arc::new(ServedDocument(document().into())))
 }
 
 #[cfg(test)]
@@ -176,13 +182,13 @@ mod tests {
     }
 
     #[test]
-    fn every_route_that_asks_for_a_credential_says_which() {
+    fn every_route_with_authentication_lists_its_security_schemes() {
         let document: Value = serde_json::from_str(&document()).unwrap();
         let schemes = document["components"]["securitySchemes"].as_object().unwrap();
         let mut asking = Vec::new();
         for (path, operations) in document["paths"].as_object().unwrap() {
             for (method, operation) in operations.as_object().unwrap() {
-                // OAuth's token routes take their credential in a way that the standard gives no scheme for.
+                // OpenAPI has no scheme for the credentials of OAuth's token routes.
                 if operation["responses"].get("401").is_none() || path.ends_with("/oauth/token") {
                     continue;
                 }
@@ -200,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_document_refers_to_is_in_it() {
+    fn every_reference_in_the_document_resolves() {
         let document: Value = serde_json::from_str(&document()).unwrap();
         let mut found = Vec::new();
         references(&document, &mut found);

@@ -1,7 +1,7 @@
-//! The webhooks: where Genesys, and whatever passes its events on, posts them.
+//! The webhooks: Genesys, or a service that forwards its events, posts events here.
 //!
-//! Answers in this order of precedence: 404 unknown tenant; 413, 415; 401; 400; 403; 503 with Retry-After;
-//! 202. `202` means durable.
+//! The order of answers: 404 for an unknown tenant; 413, 415; 401; 400; 403; 503 with `Retry-After`; 202. A 202 means that
+//! the event is stored durably ([`rules::durability`](crate::rules#durability)).
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ use crate::ingest::malformed::Malformed;
 use crate::ingest::{Accepted, Disposition, Expected, Ingest, Refusal, shapes};
 
 use crate::http::request::body;
+use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::{Problem, ProblemBody};
-use crate::http::server::service::REQUEST_ID;
 
-/// What the routes work with.
+/// The state of the routes.
 #[derive(Debug)]
-pub(in crate::http) struct Webhooks {
+pub(in crate::http) struct WebhookApi {
     ingest: Arc<Ingest>,
     audit: Audit,
     max_body: usize,
@@ -34,93 +34,85 @@ pub(in crate::http) struct Webhooks {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AcceptedBody {
-    /// `queued`, or `ignored` when nothing in the request is of interest.
+    /// `queued`, or `ignored` if no event in the request is relevant.
     pub status: &'static str,
-    /// The event's id, when it is queued.
+    /// The id of the queued event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
-    /// Why it is of no interest, when it is ignored.
+    /// The reason why the event is ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// The answer to each event of an array, in order.
+    /// The answer for each event of an array, in order.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(no_recursion)]
     pub events: Option<Vec<AcceptedBody>>,
 }
 
-/// Makes the routes; `max_body` is the largest body, in bytes.
+/// Returns the routes; `max_body` is the maximum size of a body, in bytes.
 pub fn routes(ingest: Arc<Ingest>, audit: Audit, max_body: usize) -> Router {
     Router::new()
         .route("/webhook/customer-updated", post(customer_updated))
         .route("/webhooks/{tenant_id}", post(tenant_webhook))
-        .with_state(Arc::new(Webhooks { ingest, audit, max_body }))
+        .with_state(Arc::new(WebhookApi { ingest, audit, max_body }))
 }
 
-/// Takes an event in the flat form.
+/// Accepts an event in the flat form.
 #[utoipa::path(
     post, path = "/webhook/customer-updated", tag = "events",
     request_body(content = ref("#/components/schemas/FlatEventOfTenant"), content_type = "application/json"),
     security(("sourceKey" = []), ("sourceBasic" = []), ("sourceBearer" = []), ("hubSignature" = []), ("standardWebhooks" = [])),
     responses(
-        (status = 202, description = "Durable, or of no interest", body = AcceptedBody),
-        (status = 400, description = "Malformed; `field` says where", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 401, description = "No or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 202, description = "The event is stored durably, or ignored", body = AcceptedBody),
+        (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "Unknown tenant", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Could not be made durable; come again", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The event is not stored; post it again", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
-pub(in crate::http) async fn customer_updated(State(webhooks): State<Arc<Webhooks>>, request: Request) -> Response {
+pub(in crate::http) async fn customer_updated(State(api): State<Arc<WebhookApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
-        let body = body::read(&parts.headers, body, webhooks.max_body).await?;
+        let body = body::read(&parts.headers, body, api.max_body).await?;
         let tenant = shapes::read_tenant(&body).map_err(malformed)?;
-        webhooks.take(&tenant, Expected::Flat, &parts.headers, &body).await
+        api.accept(&tenant, Expected::Flat, &parts.headers, &body).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
 
-/// Takes events of one tenant in any shape.
+/// Accepts events of one tenant in any shape.
 #[utoipa::path(
     post, path = "/webhooks/{tenant_id}", tag = "events",
     params(("tenant_id" = String, Path, description = "The tenant")),
     request_body(content = ref("#/components/schemas/PostedEvents"), content_type = "application/json"),
     security(("sourceKey" = []), ("sourceBasic" = []), ("sourceBearer" = []), ("hubSignature" = []), ("standardWebhooks" = [])),
     responses(
-        (status = 202, description = "Durable, or of no interest", body = AcceptedBody),
-        (status = 400, description = "Malformed; `field` says where", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 401, description = "No or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "An event of another tenant", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 404, description = "Unknown tenant", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Could not be made durable; come again", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "The event belongs to another tenant", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub(in crate::http) async fn tenant_webhook(
-    State(webhooks): State<Arc<Webhooks>>,
+    State(api): State<Arc<WebhookApi>>,
     Path(tenant): Path<String>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
-        let known = tenant.parse().ok().filter(|tenant: &TenantId| webhooks.ingest.knows(tenant));
+        let known = tenant.parse().ok().filter(|tenant: &TenantId| api.ingest.knows(tenant));
         let Some(tenant) = known else {
             body::drain(body).await;
-            webhooks.denied(None, &parts.headers, Reason::UnknownTenant);
+            api.denied(None, &parts.headers, Reason::UnknownTenant);
             return Err(unknown_tenant());
         };
-        let body = body::read(&parts.headers, body, webhooks.max_body).await?;
-        webhooks.take(&tenant, Expected::Any, &parts.headers, &body).await
+        let body = body::read(&parts.headers, body, api.max_body).await?;
+        api.accept(&tenant, Expected::Any, &parts.headers, &body).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
 
-impl Webhooks {
-    async fn take(
+impl WebhookApi {
+    async fn accept(
         &self,
         tenant: &TenantId,
         expected: Expected,
@@ -137,33 +129,33 @@ impl Webhooks {
             if let Some((tenant, reason)) = denied {
                 self.denied(tenant, headers, reason);
             }
-            refuse(refusal)
+            problem(refusal)
         })?;
-        Ok((StatusCode::ACCEPTED, Json(answer(accepted))).into_response())
+        Ok((StatusCode::ACCEPTED, Json(accepted_body(accepted))).into_response())
     }
 
-    /// Records that a request was turned away; `tenant` is a configured one.
+    /// Records a denied request; `tenant` must be a configured one.
     fn denied(&self, tenant: Option<&TenantId>, headers: &HeaderMap, reason: Reason) {
         let (request, tenant) = (headers.get(REQUEST_ID).cloned(), tenant.cloned());
         self.audit.record(Record::Webhook(DeniedWebhook { request, tenant, reason }));
     }
 }
 
-fn answer(accepted: Accepted) -> AcceptedBody {
+fn accepted_body(accepted: Accepted) -> AcceptedBody {
     let mut items = accepted.items.into_iter();
     if !accepted.batch {
-        // Not an array: exactly one.
-        return items.next().map_or_else(|| ignored("nothing was posted"), one);
+        // Not an array: there is exactly one event.
+        return items.next().map_or_else(|| ignored("nothing was posted"), event_body);
     }
-    let events: Vec<AcceptedBody> = items.map(one).collect();
+    let events: Vec<AcceptedBody> = items.map(event_body).collect();
     if events.iter().all(|event| event.status == "ignored") {
-        let reason = "no event of the array is of interest";
+        let reason = "no event of the array is relevant";
         return AcceptedBody { events: Some(events), ..ignored(reason) };
     }
     AcceptedBody { status: "queued", event_id: None, reason: None, events: Some(events) }
 }
 
-fn one(disposition: Disposition) -> AcceptedBody {
+fn event_body(disposition: Disposition) -> AcceptedBody {
     match disposition {
         Disposition::Queued(id) => {
             AcceptedBody { status: "queued", event_id: Some(id.as_str().to_owned()), reason: None, events: None }
@@ -176,7 +168,7 @@ const fn ignored(reason: &'static str) -> AcceptedBody {
     AcceptedBody { status: "ignored", event_id: None, reason: Some(reason), events: None }
 }
 
-fn refuse(refusal: Refusal) -> Problem {
+fn problem(refusal: Refusal) -> Problem {
     match refusal {
         Refusal::UnknownTenant => unknown_tenant(),
         Refusal::Unauthorized => Problem::new(
@@ -186,11 +178,11 @@ fn refuse(refusal: Refusal) -> Problem {
         ),
         Refusal::Malformed(fault) => malformed(fault),
         Refusal::Foreign => {
-            let detail = "tenantId: the event is of another tenant";
+            let detail = "tenantId: the event belongs to another tenant";
             Problem::new(StatusCode::FORBIDDEN, "foreign_tenant", detail).field("tenantId")
         }
         Refusal::Unavailable { retry_after } => {
-            let detail = "the event could not be made durable; post it again";
+            let detail = "the event could not be stored durably; post it again";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_durable", detail).retry_after(retry_after)
         }
     }

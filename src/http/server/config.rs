@@ -1,8 +1,7 @@
-//! The listeners' settings, and their sockets.
+//! The options of the listeners, and their sockets.
 //!
-//! Binding comes first, for all listeners, so that a port in use is an error at start and nothing has
-//! happened yet. How connections are served is told in [`crate::http::server`], what every request goes through in
-//! [`crate::http::server::service`].
+//! All listeners are bound first, so that a port in use is an error before anything else has started.
+//! [`crate::http::server`] describes how connections are served, [`crate::http::server::service`] how requests are.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,39 +12,39 @@ use tokio::net::TcpListener;
 
 use crate::domain::Secret;
 
-use crate::http::server::limits::Limits;
+use crate::http::server::limits::ConnectionLimits;
 use crate::http::server::tls;
 
 /// `[http]`: the public listener.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where it listens.
+    /// The address of the listener.
     pub listen: SocketAddr,
-    /// The largest request body.
+    /// The maximum size of a request body.
     pub max_body: ByteSize,
-    /// How many requests may be under way at once; more are shed with 503.
+    /// The maximum number of concurrent requests; more are refused with 503.
     pub max_in_flight: usize,
-    /// What callers' tokens are signed with: base64 of 32 bytes or more.
+    /// The key that signs callers' tokens: base64 of 32 bytes or more.
     #[serde(default)]
     pub token_secret: Option<Secret>,
-    /// How long a caller's token is valid.
+    /// The lifetime of a caller's token.
     #[serde(with = "humantime_serde")]
     pub token_lifetime: Duration,
     /// `[http.tls]`.
     #[serde(default)]
     pub tls: tls::Config,
-    /// `[http.limits]`, of both listeners.
-    pub limits: Limits,
+    /// `[http.limits]`, for both listeners.
+    pub limits: ConnectionLimits,
 }
 
 /// `[admin]`: the operators' listener.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
-    /// Where it listens.
+    /// The address of the listener.
     pub listen: SocketAddr,
-    /// SHA-256 of the operators' key, in hex; needed unless it listens on loopback only.
+    /// The SHA-256 of the admin key, in hex; required unless the listener is bound to loopback.
     #[serde(default)]
     pub key_sha256: Option<String>,
     /// `[admin.tls]`.
@@ -54,17 +53,17 @@ pub struct AdminConfig {
 }
 
 impl AdminConfig {
-    /// Returns the digest of the operators' key, if one is configured.
+    /// Returns the digest of the admin key, if one is configured.
     #[must_use]
     pub fn key_digest(&self) -> Option<[u8; 32]> {
         let key = self.key_sha256.as_deref()?;
         let mut digest = [0; 32];
-        // Validated with the configuration; were it not, all zeros is no key's digest.
+        // The configuration is validated. If it were not, no key has a digest of zeros.
         let _ = hex::decode_to_slice(key, &mut digest);
         Some(digest)
     }
 
-    /// Tells whether operators must show the key: not on loopback.
+    /// Returns whether operators must present the key: always, except on loopback.
     #[must_use]
     pub fn needs_key(&self) -> bool {
         !self.listen.ip().is_loopback()
@@ -77,9 +76,9 @@ impl AdminConfig {
 pub struct BindError {
     /// The address.
     pub addr: SocketAddr,
-    /// The option that names it.
+    /// The option that sets it.
     pub option: &'static str,
-    /// What the system said.
+    /// The error of the system.
     pub source: std::io::Error,
 }
 
@@ -87,7 +86,7 @@ pub struct BindError {
 ///
 /// # Errors
 ///
-/// The address is in use, or not one of this machine's.
+/// The address is in use, or does not belong to this machine.
 pub async fn bind(addr: SocketAddr, option: &'static str) -> Result<TcpListener, BindError> {
     TcpListener::bind(addr).await.map_err(|source| BindError { addr, option, source })
 }

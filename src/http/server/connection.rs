@@ -1,4 +1,4 @@
-//! One connection, from its handshake to its end.
+//! One connection, from its TLS handshake to its end.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,44 +22,43 @@ use crate::metrics::ConnectionEnd;
 use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
-use super::connection_state::Overdue;
-use super::guarded_body::Held;
-use super::io::Watched;
-use super::limits::Limits;
+use super::connection_state::TimeoutKind;
+use super::guarded_body::GuardedBody;
+use super::io::MonitoredStream;
+use super::limits::ConnectionLimits;
 use super::service::HttpService;
-use super::slots::Place;
+use super::slots::ConnectionSlot;
 
-/// How long a connection that is closed politely may take to take note, and how often one that is draining is looked
-/// at.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// The time between a graceful close and the next check whether the connection waits only for its client.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// HTTP/2: how many streams a client may reset before they were looked at (CVE-2023-44487, rapid reset).
+/// HTTP/2: the maximum number of streams that a client may reset before they are handled (CVE-2023-44487, rapid reset).
 const MAX_PENDING_RESETS: usize = 20;
 
-/// HTTP/2: how many streams we may have to reset because of what their client did.
+/// HTTP/2: the maximum number of streams that we reset because of protocol errors of the client.
 const MAX_FAULTY_STREAMS: usize = 64;
 
-/// HTTP/2: how much of a body may arrive before it is read, on one stream and on all of a connection's.
+/// HTTP/2: the number of body bytes that may arrive before they are read, per stream and per connection.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// HTTP/2: how much of an answer may wait for its client.
+/// HTTP/2: the number of answer bytes that may wait for the client.
 const MAX_SEND_BUFFER: usize = 256 << 10;
 
-/// What serves the connections of one listener.
+/// Serves the connections of one listener.
 pub(super) struct Server {
-    protocol: auto::Builder<Tracked>,
-    front: Arc<HttpService>,
-    limits: Limits,
+    protocol: auto::Builder<TaskExecutor>,
+    http_service: Arc<HttpService>,
+    limits: ConnectionLimits,
     tls: Option<Reloadable<ServerConfig>>,
     shutdown: Shutdown,
 }
 
-/// Runs HTTP/2's streams as tasks that a drain waits for.
+/// Runs HTTP/2 streams as tasks that a shutdown waits for.
 #[derive(Clone)]
-struct Tracked(Shutdown);
+struct TaskExecutor(Shutdown);
 
-impl<F> Executor<F> for Tracked
+impl<F> Executor<F> for TaskExecutor
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -71,13 +70,13 @@ where
 
 impl Server {
     pub(super) fn new(
-        front: HttpService,
-        limits: Limits,
+        http_service: HttpService,
+        limits: ConnectionLimits,
         tls: Option<Reloadable<ServerConfig>>,
         shutdown: Shutdown,
     ) -> Self {
-        let mut protocol = auto::Builder::new(Tracked(shutdown.clone()));
-        // The watch has the deadlines: it also knows the handshake, HTTP/2, and clients that do not read.
+        let mut protocol = auto::Builder::new(TaskExecutor(shutdown.clone()));
+        // `ConnectionState` has the deadlines: they also cover HTTP/2 and clients that do not read.
         protocol
             .http1()
             .header_read_timeout(None)
@@ -92,68 +91,68 @@ impl Server {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(MAX_SEND_BUFFER);
-        Self { protocol, front: Arc::new(front), limits, tls, shutdown }
+        Self { protocol, http_service: Arc::new(http_service), limits, tls, shutdown }
     }
 
-    /// Serves a connection to its end; returns why it ended.
-    pub(super) async fn serve(&self, stream: TcpStream, place: Place) -> ConnectionEnd {
-        let Some(tls) = &self.tls else { return self.converse(stream, place).await };
+    /// Serves a connection until it ends; returns the reason.
+    pub(super) async fn serve(&self, stream: TcpStream, slot: ConnectionSlot) -> ConnectionEnd {
+        let Some(tls) = &self.tls else { return self.serve_http(stream, slot).await };
         let handshake = TlsAcceptor::from(tls.keep()).accept(stream);
         let outcome = tokio::select! {
             outcome = timeout(self.limits.handshake_timeout, handshake) => outcome,
-            () = place.watch.evicted() => return ConnectionEnd::Evicted,
+            () = slot.state.evicted() => return ConnectionEnd::Evicted,
             () = self.shutdown.requested() => return ConnectionEnd::Closed,
         };
         match outcome {
-            Ok(Ok(stream)) => self.converse(stream, place).await,
+            Ok(Ok(stream)) => self.serve_http(stream, slot).await,
             Ok(Err(error)) => {
-                tracing::debug!(%error, "a tls handshake failed");
+                tracing::debug!(%error, "tls handshake failed");
                 ConnectionEnd::HandshakeFailed
             }
             Err(_elapsed) => ConnectionEnd::HandshakeTimeout,
         }
     }
 
-    async fn converse<S>(&self, stream: S, place: Place) -> ConnectionEnd
+    async fn serve_http<S>(&self, stream: S, slot: ConnectionSlot) -> ConnectionEnd
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let watch = &place.watch;
-        let exchange = service_fn(|request: Request<Incoming>| {
-            let mut exchange = watch.begin(request.version());
+        let state = &slot.state;
+        let service = service_fn(|request: Request<Incoming>| {
+            let mut request_guard = state.begin(request.version());
             let request = request.map(|body| {
-                if body.is_end_stream() { Body::empty() } else { Body::new(Held::new(body, Some(watch.upload()))) }
+                if body.is_end_stream() { Body::empty() } else { Body::new(GuardedBody::new(body, state.upload())) }
             });
-            let front = Arc::clone(&self.front);
+            let http_service = Arc::clone(&self.http_service);
             async move {
-                let response = front.answer(request).await;
-                exchange.answer(response.status());
-                Ok::<_, Infallible>(response.map(|body| Held::new(body, Some(exchange))))
+                let response = http_service.answer(request).await;
+                request_guard.answer(response.status());
+                Ok::<_, Infallible>(response.map(|body| GuardedBody::new(body, request_guard)))
             }
         });
-        let io = TokioIo::new(Watched::new(stream, Arc::clone(watch)));
-        let connection = self.protocol.serve_connection(io, exchange);
+        let io = TokioIo::new(MonitoredStream::new(stream, Arc::clone(state)));
+        let connection = self.protocol.serve_connection(io, service);
         tokio::pin!(connection);
-        let (end, is_polite) = tokio::select! {
+        let (end, is_graceful) = tokio::select! {
             served = connection.as_mut() => return end_of(&served),
-            overdue = watch.overdue(&self.limits) => match overdue {
-                Overdue::Header => (ConnectionEnd::HeaderTimeout, false),
-                Overdue::Stalled => (ConnectionEnd::Stalled, false),
-                Overdue::Idle => (ConnectionEnd::Idle, true),
+            timed_out = state.timed_out(&self.limits) => match timed_out {
+                TimeoutKind::Header => (ConnectionEnd::HeaderTimeout, false),
+                TimeoutKind::Stalled => (ConnectionEnd::Stalled, false),
+                TimeoutKind::Idle => (ConnectionEnd::Idle, true),
             },
-            // A request that came just now is answered before its connection makes room.
-            () = watch.evicted() => (ConnectionEnd::Evicted, !watch.is_waiting()),
+            // A request that arrived just now is answered before its connection closes.
+            () = state.evicted() => (ConnectionEnd::Evicted, !state.is_waiting()),
             () = self.shutdown.requested() => (ConnectionEnd::Closed, true),
         };
-        if !is_polite {
+        if !is_graceful {
             return end;
         }
         connection.as_mut().graceful_shutdown();
         loop {
             tokio::select! {
                 _ended = connection.as_mut() => return end,
-                () = sleep(FAREWELL) => {
-                    if watch.is_waiting() {
+                () = sleep(CLOSE_GRACE) => {
+                    if state.is_waiting() {
                         return end;
                     }
                 }
@@ -166,7 +165,7 @@ fn end_of<E: std::fmt::Display>(served: &Result<(), E>) -> ConnectionEnd {
     match served {
         Ok(()) => ConnectionEnd::Closed,
         Err(error) => {
-            tracing::debug!(%error, "a connection failed");
+            tracing::debug!(%error, "connection failed");
             ConnectionEnd::Failed
         }
     }

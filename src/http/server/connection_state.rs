@@ -1,18 +1,18 @@
-//! What one connection is doing, and until when it may.
+//! The activity of one connection, and its deadline.
 //!
-//! A connection waits for its first request, then alternates between working (a request is being answered) and
-//! waiting for the next one. Each state has its deadline ([`State::deadline`]):
+//! A connection waits for its first request, then alternates between answering a request and waiting for the next one. Each
+//! state has a deadline ([`Activity::deadline`]):
 //!
-//! | what it does | how long it may |
+//! | state | timeout |
 //! |---|---|
-//! | nothing has come of its first request, or only a part of the head | `header_timeout` |
-//! | a part of a later request's head has come (HTTP/1.1) | `header_timeout` |
-//! | its client takes nothing of an answer | `idle_timeout` |
+//! | the head of the first request has not arrived completely | `header_timeout` |
+//! | a later request's head has arrived in part (HTTP/1.1) | `header_timeout` |
+//! | the client does not read the answer | `idle_timeout` |
 //! | waiting for another request | `idle_timeout` |
 //!
-//! An HTTP/2 client may send frames (pings, settings) without wanting anything, so there only requests count.
-//! What happens between a head and its answer has deadlines of its own elsewhere: a body's arrival, a lookup, an
-//! event's confirmation.
+//! An HTTP/2 client may send frames (pings, settings) without a request, so there only requests count as activity. The
+//! time between a head and its answer has other limits: for a body to arrive, for a lookup, for the confirmation of an
+//! event.
 
 use std::sync::Arc;
 
@@ -21,72 +21,72 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::limits::Limits;
+use super::limits::ConnectionLimits;
 
-/// Why a connection has to end.
+/// The timeout that a connection has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Overdue {
+pub(super) enum TimeoutKind {
     /// The head of a request did not arrive in time.
     Header,
-    /// Its client takes nothing of an answer.
+    /// The client did not read the answer.
     Stalled,
-    /// It had nothing to do for too long.
+    /// No request arrived.
     Idle,
 }
 
-/// Which connections make room first: those that have never got anything, then those that have waited longest.
+/// The order of eviction: connections that never got an answer first, then those that have waited longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
-    pub(super) proven: bool,
+pub(super) struct EvictionPriority {
+    pub(super) is_proven: bool,
     since: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct State {
-    /// When it began to wait, or began its latest request.
+struct Activity {
+    /// The start of the latest request or wait.
     since: Instant,
-    /// When a byte last moved.
-    moved: Instant,
-    /// When the first bytes of the request that it waits for came.
+    /// The time of the last read or write.
+    last_io: Instant,
+    /// The arrival of the first bytes of the next request.
     arriving: Option<Instant>,
-    /// No request has come yet.
-    is_fresh: bool,
+    /// No request has arrived yet.
+    is_first: bool,
     is_http2: bool,
-    /// It has got an answer that was no refusal.
+    /// The client has got an answer other than a client error (4xx).
     is_proven: bool,
-    /// Requests that are not answered to the end.
+    /// The number of requests whose answer is not sent completely.
     open: u32,
-    /// Those of them whose answer has begun.
+    /// The number of those whose answer has started.
     answering: u32,
-    /// Requests whose body has not arrived to its end.
+    /// The number of requests whose body has not arrived completely.
     uploading: u32,
 }
 
-/// A connection's state, shared by those who move it and those who judge it.
+/// The shared state of a connection.
 #[derive(Debug)]
-pub(super) struct Watch {
-    state: Mutex<State>,
+pub(super) struct ConnectionState {
+    activity: Mutex<Activity>,
     evicted: Notify,
 }
 
-/// A request that is under way; dropped when its answer was sent to the end.
+/// A request in progress; dropped when its answer is sent completely.
 #[derive(Debug)]
-pub(super) struct Exchange {
-    watch: Arc<Watch>,
+pub(super) struct RequestGuard {
+    connection: Arc<ConnectionState>,
     is_answering: bool,
 }
 
-/// A body that is arriving; dropped at its end.
+/// A request body that is arriving; dropped at its end.
 #[derive(Debug)]
-pub(super) struct Uploading(Arc<Watch>);
+pub(super) struct UploadGuard(Arc<ConnectionState>);
 
-impl State {
+impl Activity {
     fn new(now: Instant) -> Self {
         Self {
             since: now,
-            moved: now,
+            last_io: now,
             arriving: None,
-            is_fresh: true,
+            is_first: true,
             is_http2: false,
             is_proven: false,
             open: 0,
@@ -95,29 +95,28 @@ impl State {
         }
     }
 
-    /// Returns until when it may do what it does, and what it is guilty of afterwards; `None` while that is for others
-    /// to say.
-    fn deadline(&self, limits: &Limits) -> Option<(Instant, Overdue)> {
+    /// Returns the deadline of the present state; `None` while a request is handled, which has its own limits.
+    fn deadline(&self, limits: &ConnectionLimits) -> Option<(Instant, TimeoutKind)> {
         if self.open > self.answering {
             None
         } else if self.open > 0 {
-            Some((self.moved + limits.idle_timeout, Overdue::Stalled))
-        } else if self.is_fresh {
-            Some((self.since + limits.header_timeout, Overdue::Header))
+            Some((self.last_io + limits.idle_timeout, TimeoutKind::Stalled))
+        } else if self.is_first {
+            Some((self.since + limits.header_timeout, TimeoutKind::Header))
         } else if let Some(arriving) = self.arriving {
-            Some((arriving + limits.header_timeout, Overdue::Header))
+            Some((arriving + limits.header_timeout, TimeoutKind::Header))
         } else {
-            Some((self.since + limits.idle_timeout, Overdue::Idle))
+            Some((self.since + limits.idle_timeout, TimeoutKind::Idle))
         }
     }
 
-    /// Tells whether it waits for its client and for nothing else.
+    /// Returns whether the connection waits only for its client.
     const fn is_waiting(&self) -> bool {
         self.open <= self.uploading
     }
 
     fn read(&mut self, now: Instant) {
-        self.moved = now;
+        self.last_io = now;
         if self.open == 0 && !self.is_http2 && self.arriving.is_none() {
             self.arriving = Some(now);
         }
@@ -127,13 +126,13 @@ impl State {
         self.open += 1;
         self.since = now;
         self.arriving = None;
-        self.is_fresh = false;
+        self.is_first = false;
         self.is_http2 = is_http2;
     }
 
     fn answer(&mut self, now: Instant, status: StatusCode) {
         self.answering += 1;
-        self.moved = now;
+        self.last_io = now;
         self.is_proven |= !status.is_client_error();
     }
 
@@ -146,54 +145,54 @@ impl State {
     }
 }
 
-impl Watch {
+impl ConnectionState {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::new(Instant::now())), evicted: Notify::new() })
+        Arc::new(Self { activity: Mutex::new(Activity::new(Instant::now())), evicted: Notify::new() })
     }
 
-    /// Notes that bytes came from the client.
+    /// Records that bytes arrived.
     pub(super) fn read(&self) {
-        self.state.lock().read(Instant::now());
+        self.activity.lock().read(Instant::now());
     }
 
-    /// Notes that the client took bytes.
+    /// Records that bytes were sent.
     pub(super) fn wrote(&self) {
-        self.state.lock().moved = Instant::now();
+        self.activity.lock().last_io = Instant::now();
     }
 
-    /// Notes that a request has come.
-    pub(super) fn begin(self: &Arc<Self>, version: Version) -> Exchange {
-        self.state.lock().begin(Instant::now(), version == Version::HTTP_2);
-        Exchange { watch: Arc::clone(self), is_answering: false }
+    /// Records that a request has arrived.
+    pub(super) fn begin(self: &Arc<Self>, version: Version) -> RequestGuard {
+        self.activity.lock().begin(Instant::now(), version == Version::HTTP_2);
+        RequestGuard { connection: Arc::clone(self), is_answering: false }
     }
 
-    /// Notes that a request's body is still to come.
-    pub(super) fn upload(self: &Arc<Self>) -> Uploading {
-        self.state.lock().uploading += 1;
-        Uploading(Arc::clone(self))
+    /// Records that a request's body has not arrived completely.
+    pub(super) fn upload(self: &Arc<Self>) -> UploadGuard {
+        self.activity.lock().uploading += 1;
+        UploadGuard(Arc::clone(self))
     }
 
-    /// Tells whether the connection waits for its client and for nothing else.
+    /// Returns whether the connection waits only for its client.
     pub(super) fn is_waiting(&self) -> bool {
-        self.state.lock().is_waiting()
+        self.activity.lock().is_waiting()
     }
 
-    /// Returns its place in the order of eviction; `None` while it works.
-    pub(super) fn rank(&self) -> Option<Rank> {
-        let state = self.state.lock();
-        state.is_waiting().then_some(Rank { proven: state.is_proven, since: state.since })
+    /// Returns the eviction priority; `None` while a request is handled.
+    pub(super) fn priority(&self) -> Option<EvictionPriority> {
+        let activity = self.activity.lock();
+        activity.is_waiting().then_some(EvictionPriority { is_proven: activity.is_proven, since: activity.since })
     }
 
-    /// Waits until the connection has done what it does for too long, or twice as long as it may where the deadline
-    /// moved closer meanwhile. Nothing wakes this on every request.
-    pub(super) async fn overdue(&self, limits: &Limits) -> Overdue {
+    /// Waits until a deadline has passed. It checks the deadline at least once per `header_timeout`, so requests need not
+    /// wake it; if the deadline moves closer meanwhile, the timeout may take up to twice as long.
+    pub(super) async fn timed_out(&self, limits: &ConnectionLimits) -> TimeoutKind {
         loop {
-            let deadline = self.state.lock().deadline(limits);
+            let deadline = self.activity.lock().deadline(limits);
             let now = Instant::now();
             let mut again = now + limits.header_timeout;
-            if let Some((deadline, overdue)) = deadline {
+            if let Some((deadline, timed_out)) = deadline {
                 if deadline <= now {
-                    return overdue;
+                    return timed_out;
                 }
                 again = again.min(deadline);
             }
@@ -201,34 +200,34 @@ impl Watch {
         }
     }
 
-    /// Tells the connection to make room.
+    /// Asks the connection to close.
     pub(super) fn evict(&self) {
         self.evicted.notify_one();
     }
 
-    /// Waits to be told to make room.
+    /// Waits until the connection is evicted.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
     }
 }
 
-impl Exchange {
-    /// Notes that the answer begins.
+impl RequestGuard {
+    /// Records that the answer starts.
     pub(super) fn answer(&mut self, status: StatusCode) {
         self.is_answering = true;
-        self.watch.state.lock().answer(Instant::now(), status);
+        self.connection.activity.lock().answer(Instant::now(), status);
     }
 }
 
-impl Drop for Exchange {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.watch.state.lock().end(Instant::now(), self.is_answering);
+        self.connection.activity.lock().end(Instant::now(), self.is_answering);
     }
 }
 
-impl Drop for Uploading {
+impl Drop for UploadGuard {
     fn drop(&mut self) {
-        self.0.state.lock().uploading -= 1;
+        self.0.activity.lock().uploading -= 1;
     }
 }
 
@@ -243,8 +242,8 @@ mod tests {
     const HEADER: Duration = Duration::from_secs(10);
     const IDLE: Duration = Duration::from_secs(75);
 
-    fn limits() -> Limits {
-        Limits {
+    fn limits() -> ConnectionLimits {
+        ConnectionLimits {
             max_connections: 16,
             max_headers: 64,
             max_header_bytes: ByteSize::kib(16),
@@ -260,67 +259,72 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_trickle_do_not_move_the_deadline_of_a_head() {
+    fn bytes_of_a_slow_head_do_not_extend_its_deadline() {
         let start = Instant::now();
-        let mut state = State::new(start);
+        let mut activity = Activity::new(start);
         for second in 0..10 {
-            state.read(at(start, second));
-            assert_eq!(state.deadline(&limits()), Some((start + HEADER, Overdue::Header)), "{second}");
+            activity.read(at(start, second));
+            assert_eq!(activity.deadline(&limits()), Some((start + HEADER, TimeoutKind::Header)), "{second}");
         }
-        state.begin(at(start, 10), false);
-        state.end(at(start, 11), false);
-        assert_eq!(state.deadline(&limits()), Some((at(start, 11) + IDLE, Overdue::Idle)));
+        activity.begin(at(start, 10), false);
+        activity.end(at(start, 11), false);
+        assert_eq!(activity.deadline(&limits()), Some((at(start, 11) + IDLE, TimeoutKind::Idle)));
         for second in 30..40 {
-            state.read(at(start, second));
-            assert_eq!(state.deadline(&limits()), Some((at(start, 30) + HEADER, Overdue::Header)), "{second}");
+            activity.read(at(start, second));
+            assert_eq!(activity.deadline(&limits()), Some((at(start, 30) + HEADER, TimeoutKind::Header)), "{second}");
         }
     }
 
     #[test]
-    fn frames_without_a_request_keep_no_http2_connection_open() {
+    fn http2_frames_without_a_request_do_not_extend_the_deadline() {
         let start = Instant::now();
-        let mut state = State::new(start);
-        state.begin(start, true);
-        state.end(at(start, 1), false);
-        state.read(at(start, 60));
-        assert_eq!(state.deadline(&limits()), Some((at(start, 1) + IDLE, Overdue::Idle)));
+        let mut activity = Activity::new(start);
+        activity.begin(start, true);
+        activity.end(at(start, 1), false);
+        activity.read(at(start, 60));
+        assert_eq!(activity.deadline(&limits()), Some((at(start, 1) + IDLE, TimeoutKind::Idle)));
     }
 
     #[test]
-    fn an_answer_may_take_long_as_long_as_its_client_takes_it_and_longer_still_before_it_begins() {
+    fn an_answer_times_out_only_while_its_client_does_not_read_it() {
         let start = Instant::now();
-        let mut state = State::new(start);
-        state.begin(start, false);
-        assert_eq!(state.deadline(&limits()), None);
-        state.answer(at(start, 200), StatusCode::OK);
-        assert_eq!(state.deadline(&limits()), Some((at(start, 200) + IDLE, Overdue::Stalled)));
-        state.moved = at(start, 270);
-        assert_eq!(state.deadline(&limits()), Some((at(start, 270) + IDLE, Overdue::Stalled)));
+        let mut activity = Activity::new(start);
+        activity.begin(start, false);
+        assert_eq!(activity.deadline(&limits()), None);
+        activity.answer(at(start, 200), StatusCode::OK);
+        assert_eq!(activity.deadline(&limits()), Some((at(start, 200) + IDLE, TimeoutKind::Stalled)));
+        activity.last_io = at(start, 270);
+        assert_eq!(activity.deadline(&limits()), Some((at(start, 270) + IDLE, TimeoutKind::Stalled)));
     }
 
     #[test]
-    fn who_never_got_anything_makes_room_first_then_who_waits_longest_and_never_who_is_being_answered() {
-        let (strange, early, late, working, uploading) =
-            (Watch::new(), Watch::new(), Watch::new(), Watch::new(), Watch::new());
-        for watch in [&early, &late] {
-            watch.begin(Version::HTTP_11).answer(StatusCode::OK);
+    fn eviction_prefers_unanswered_then_longest_waiting_connections() {
+        let (strange, early, late, working, uploading) = (
+            ConnectionState::new(),
+            ConnectionState::new(),
+            ConnectionState::new(),
+            ConnectionState::new(),
+            ConnectionState::new(),
+        );
+        for connection in [&early, &late] {
+            connection.begin(Version::HTTP_11).answer(StatusCode::OK);
         }
         let _exchange = working.begin(Version::HTTP_11);
         let (_other, upload) = (uploading.begin(Version::HTTP_11), uploading.upload());
-        late.state.lock().since += Duration::from_secs(1);
-        strange.state.lock().since += Duration::from_secs(2);
-        let rank = |watch: &Watch| watch.rank().expect("it waits");
-        assert!(rank(&strange) < rank(&early) && rank(&early) < rank(&late));
-        assert!(working.rank().is_none() && !working.is_waiting());
+        late.activity.lock().since += Duration::from_secs(1);
+        strange.activity.lock().since += Duration::from_secs(2);
+        let priority = |connection: &ConnectionState| connection.priority().expect("it waits");
+        assert!(priority(&strange) < priority(&early) && priority(&early) < priority(&late));
+        assert!(working.priority().is_none() && !working.is_waiting());
         assert!(uploading.is_waiting(), "it waits for its client's body");
         drop(upload);
         assert!(!uploading.is_waiting());
     }
 
     #[test]
-    fn a_refusal_proves_nothing() {
-        let watch = Watch::new();
-        watch.begin(Version::HTTP_11).answer(StatusCode::UNAUTHORIZED);
-        assert!(!watch.rank().expect("it waits").proven);
+    fn a_client_error_does_not_count_as_an_answer() {
+        let connection = ConnectionState::new();
+        connection.begin(Version::HTTP_11).answer(StatusCode::UNAUTHORIZED);
+        assert!(!connection.priority().expect("it waits").is_proven);
     }
 }

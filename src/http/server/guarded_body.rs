@@ -1,4 +1,4 @@
-//! A body that holds something until its end: a permit, or a note that it is under way.
+//! A body that keeps a guard until its end, such as a permit.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -6,27 +6,27 @@ use std::task::{Context, Poll, ready};
 use axum::body::HttpBody;
 use hyper::body::{Frame, SizeHint};
 
-/// A body with something that is dropped when all of it has passed, or with it.
+/// A body with a guard, which is dropped at the end of the body or together with it.
 #[derive(Debug)]
-pub(super) struct Held<B, G> {
+pub(super) struct GuardedBody<B, G> {
     body: B,
-    held: Option<G>,
+    guard: Option<G>,
 }
 
-impl<B, G> Held<B, G> {
-    pub(super) const fn new(body: B, held: Option<G>) -> Self {
-        Self { body, held }
+impl<B, G> GuardedBody<B, G> {
+    pub(super) const fn new(body: B, guard: G) -> Self {
+        Self { body, guard: Some(guard) }
     }
 }
 
-impl<B: HttpBody + Unpin, G: Unpin> HttpBody for Held<B, G> {
+impl<B: HttpBody + Unpin, G: Unpin> HttpBody for GuardedBody<B, G> {
     type Data = B::Data;
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
-            self.held = None;
+            self.guard = None;
         }
         Poll::Ready(frame)
     }

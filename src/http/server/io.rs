@@ -1,4 +1,4 @@
-//! A connection's bytes, watched as they pass.
+//! The byte stream of a connection, with its activity recorded.
 
 use std::io;
 use std::pin::Pin;
@@ -7,40 +7,40 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection_state::Watch;
+use super::connection_state::ConnectionState;
 
-/// A stream that tells its watch when bytes pass.
+/// A stream that records in the connection's state when bytes are read or written.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
+pub(super) struct MonitoredStream<S> {
     stream: S,
-    watch: Arc<Watch>,
+    state: Arc<ConnectionState>,
 }
 
-impl<S> Watched<S> {
-    pub(super) const fn new(stream: S, watch: Arc<Watch>) -> Self {
-        Self { stream, watch }
+impl<S> MonitoredStream<S> {
+    pub(super) const fn new(stream: S, state: Arc<ConnectionState>) -> Self {
+        Self { stream, state }
     }
 
     fn wrote(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(outcome, Poll::Ready(Ok(1..))) {
-            self.watch.wrote();
+            self.state.wrote();
         }
         outcome
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for MonitoredStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
         if into.filled().len() > before {
-            self.watch.read();
+            self.state.read();
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(outcome)

@@ -1,52 +1,52 @@
-//! `[http.limits]`: what one client may take of a listener.
+//! `[http.limits]`: the limits of each listener and of one client.
 
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-/// How many files stay free for everything that is no client's connection: links, queues, operators.
+/// The number of file descriptors that stay free for everything else: Redis, RabbitMQ, the queue's files, operators.
 const RESERVED_FILES: u64 = 1024;
 
-/// `[http.limits]`; of both listeners, each by itself.
+/// `[http.limits]`; they apply to each of the two listeners.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// How many connections may be open at once.
+pub struct ConnectionLimits {
+    /// The maximum number of open connections.
     pub max_connections: usize,
-    /// How many header fields a request may have.
+    /// The maximum number of header fields of a request.
     pub max_headers: usize,
-    /// How large the head of a request may be.
+    /// The maximum size of a request's head (request line and headers).
     pub max_header_bytes: ByteSize,
-    /// How many requests of one HTTP/2 connection may be under way at once.
+    /// The maximum number of concurrent requests of one HTTP/2 connection.
     pub max_streams: u32,
-    /// How long a TLS handshake may take.
+    /// The timeout of a TLS handshake.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
-    /// How long the head of a request may take to arrive.
+    /// The time within which a request's head must arrive.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// How long a connection may be open with nothing to do.
+    /// The time after which an idle connection is closed.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
 }
 
-/// An option of `[http.limits]` cannot work.
+/// An option of `[http.limits]` is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("http.limits.{field}: {reason}")]
 pub struct ConfigError {
     /// The option.
     pub field: &'static str,
-    /// What is expected of it.
+    /// What is expected.
     pub reason: &'static str,
 }
 
-impl Limits {
-    /// Checks what the types cannot.
+impl ConnectionLimits {
+    /// Checks the ranges of the options.
     ///
     /// # Errors
     ///
-    /// Names the first option that is out of its range.
+    /// Returns the first option that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |field, reason| Err(ConfigError { field, reason });
         if self.max_connections < 16 {
@@ -74,22 +74,22 @@ impl Limits {
         Ok(())
     }
 
-    /// Returns the largest head of a request, in bytes.
+    /// Returns the maximum size of a request's head, in bytes.
     pub(in crate::http) fn header_bytes(&self) -> u32 {
         // Validated to be at most 1 MiB.
         u32::try_from(self.max_header_bytes.as_u64()).unwrap_or(1 << 20)
     }
 }
 
-/// Raises the limit of this process' open files as far as `wanted` connections need and the system allows; returns
-/// how many of them fit.
+/// Raises this process' limit of open files as far as `wanted` connections need and the system allows. Returns the number
+/// of connections that fit.
 ///
-/// Without this, a common limit of 1,024 files would be spent by a thousand idle clients, and then nothing could be
-/// opened any more: no link to Redis, no file of the queue.
+/// Otherwise a thousand idle clients could exhaust the common limit of 1,024 files, and the process could no longer open a
+/// connection to Redis or a file of the queue.
 #[must_use]
 pub fn connections_that_fit(wanted: usize) -> usize {
     let needed = (wanted as u64).saturating_add(RESERVED_FILES);
-    // Where it cannot be known, accepting will tell.
+    // If the limit is unknown, `accept` reports an exhausted one.
     let files = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
     let room = usize::try_from(files - RESERVED_FILES.min(files / 2)).unwrap_or(usize::MAX);
     if room < wanted {

@@ -1,15 +1,15 @@
-//! A listener: accepts connections, and keeps slow clients from taking what others need.
+//! A listener: accepts connections and limits what slow clients can occupy.
 //!
 //! # What it promises
 //!
-//! Accepting waits for nobody: a handshake, a head that trickles in, a body, a client that does not read its answer
-//! are each the matter of their own task, which ends at a deadline (`watch`). Open connections are bounded, and
-//! when all places are taken those that wait longest for nothing make room (`places`), so that a client that
-//! does what it came for is served whatever others do.
+//! `accept` never waits for a client: each connection is its own task with deadlines (`connection_state`) for the
+//! handshake, for a slow head or body, and for a client that does not read its answer. The number of open connections is
+//! limited. When all slots are taken, the connections that have waited longest are evicted (`slots`), so that active
+//! clients are always served.
 //!
 //! # On shutdown
 //!
-//! No new connection is accepted, requests under way are answered, and connections that wait are closed.
+//! No new connection is accepted, requests in progress are answered, and waiting connections are closed.
 
 pub mod config;
 mod connection;
@@ -36,33 +36,33 @@ use crate::shutdown::Shutdown;
 use crate::http::server::service::HttpService;
 
 use connection::Server;
-use limits::Limits;
+use limits::ConnectionLimits;
 use slots::ConnectionSlots;
 
-/// The pause after an accept that failed for want of files or memory.
-const BREATH: Duration = Duration::from_millis(20);
+/// The pause after `accept` failed for lack of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// What a listener is, beside its address and its front.
+/// The options of a listener.
 #[derive(Debug)]
-pub struct Options {
-    /// Which one.
+pub struct ServerOptions {
+    /// The listener, for the metrics.
     pub listener: Listener,
-    /// How many connections it may have open.
+    /// The maximum number of open connections.
     pub connections: usize,
-    /// What one client may take.
-    pub limits: Limits,
-    /// How it speaks TLS; `None`: it is plain.
+    /// The limits of connections.
+    pub limits: ConnectionLimits,
+    /// The TLS configuration; `None`: no TLS.
     pub tls: Option<Reloadable<ServerConfig>>,
-    /// Where to count.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// Serves until shutdown is requested; the connections are tasks of `shutdown`, which ends when they have.
-pub async fn serve(listener: TcpListener, front: HttpService, options: Options, shutdown: Shutdown) {
-    let Options { listener: which, connections, limits, tls, metrics } = options;
-    let places = ConnectionSlots::new(connections, metrics.connections.with(which).clone());
+/// Serves until shutdown is requested. The connections are tasks of `shutdown`, which waits for them.
+pub async fn serve(listener: TcpListener, service: HttpService, options: ServerOptions, shutdown: Shutdown) {
+    let ServerOptions { listener: which, connections, limits, tls, metrics } = options;
+    let slots = ConnectionSlots::new(connections, metrics.connections.with(which).clone());
     let ended = move |end: ConnectionEnd| metrics.connections_ended.with(which).with(end).increment(1);
-    let server = Arc::new(Server::new(front, limits, tls, shutdown.clone()));
+    let server = Arc::new(Server::new(service, limits, tls, shutdown.clone()));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -70,32 +70,32 @@ pub async fn serve(listener: TcpListener, front: HttpService, options: Options, 
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => match places.take() {
-                Some(place) => {
+            Ok((stream, _)) => match slots.take() {
+                Some(slot) => {
                     prepare(&stream);
                     let (server, ended) = (Arc::clone(&server), ended.clone());
-                    shutdown.spawn(async move { ended(server.serve(stream, place).await) });
+                    shutdown.spawn(async move { ended(server.serve(stream, slot).await) });
                 }
                 None => ended(ConnectionEnd::Refused),
             },
             Err(error) if is_of_one_connection(error.kind()) => {}
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted, waiting ones make room");
-                places.make_room();
-                sleep(BREATH).await;
+                tracing::warn!(%error, "cannot accept a connection, evicting waiting connections");
+                slots.evict_waiting();
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
 fn prepare(stream: &TcpStream) {
-    // An answer is one small write: waiting to fill a segment would only delay it.
+    // An answer is one small write: Nagle's algorithm would only delay it.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection keeps nagle's algorithm");
+        tracing::debug!(%error, "cannot disable nagle's algorithm on a connection");
     }
 }
 
-/// Tells whether an accept failed because of the connection itself, which is gone then.
+/// Returns whether `accept` failed because of the connection itself, which is closed already.
 const fn is_of_one_connection(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused)
 }

@@ -1,17 +1,19 @@
-//! A listener's front: what every request goes through, before and after its route.
+//! The handling that all requests of a listener have in common, before and after the route.
 //!
 //! # The order
 //!
-//! An id is taken or made → what is too much is shed → the route answers; a panic of its becomes a 500 that is counted
-//! → the answer gets the id, Genesys' correlation id where there is one, and the headers for browsers.
+//! The request gets an id → excess load is refused → the route answers; a panic becomes a counted 500 → the answer gets the
+//! id, Genesys' correlation id if there is one, and the security headers.
 //!
-//! # Why it is no layer of the router
+//! # Why it is not a layer of the router
 //!
-//! Every layer costs every request a box for its future and a copy of all routes, and the router a few more. A lookup
-//! is made of so little that these were a good part of it. So this goes around the router, and lookups past it: see
-//! [`HttpService::with_lookups`].
+//! Each layer costs every request a boxed future and a copy of all routes, and the router adds more. For a cache hit these
+//! are a considerable part of the work. So this wraps the router, and lookups bypass it: see
+//! [`HttpService::with_direct_route`].
 
+use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
 use http::header::{self, Entry};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
@@ -30,55 +32,64 @@ use tracing::field::Empty;
 use crate::metrics::Metrics;
 use crate::spans;
 
-use crate::http::response::problem::{CORRELATION_ID, Dialect, Problem};
-use crate::http::routes::profile::{self, Profiles};
-use crate::http::server::guarded_body::Held;
+use crate::http::response::dialect::Dialect;
+use crate::http::response::headers::{CORRELATION_ID, REQUEST_ID};
+use crate::http::response::problem::Problem;
+use crate::http::server::guarded_body::GuardedBody;
 
-/// Names a request, in its answer, in the log and in the audit.
-pub(in crate::http) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// The longest request id that is taken from a client.
+/// The maximum length of a client's request id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
-/// A listener's routes, and what every request goes through.
-#[derive(Debug)]
-pub struct HttpService {
-    gate: Gate,
-    routes: TowerToHyperService<Router>,
-    lookups: Option<Arc<Profiles>>,
+/// The answer of a [`DirectRoute`].
+pub type ResponseFuture<'a> = Pin<Box<dyn Future<Output = Response> + Send + 'a>>;
+
+/// A route that bypasses the router.
+pub trait DirectRoute: fmt::Debug + Send + Sync {
+    /// Returns whether this route answers a request.
+    fn accepts(&self, request: &Request) -> bool;
+
+    /// Answers a request that it accepts.
+    fn answer(&self, request: Request) -> ResponseFuture<'_>;
 }
 
-/// What every request of a listener goes through.
+/// The routes of a listener, with the common handling.
 #[derive(Debug)]
-struct Gate {
-    /// One for each request that may be under way.
-    permits: Semaphore,
-    /// One for each request that may be under way before all of its body has come: clients that send slowly must not
-    /// take what those need that have sent everything.
-    uploads: Arc<Semaphore>,
+pub struct HttpService {
+    load: LoadLimit,
+    routes: TowerToHyperService<Router>,
+    direct: Option<Arc<dyn DirectRoute>>,
     is_tls: bool,
     metrics: Arc<Metrics>,
 }
 
+/// Limits the number of concurrent requests.
+#[derive(Debug)]
+struct LoadLimit {
+    /// One permit for each concurrent request.
+    permits: Semaphore,
+    /// One permit for each request whose body has not arrived completely: slow clients must not take all permits.
+    uploads: Arc<Semaphore>,
+}
+
 impl HttpService {
-    /// Makes the front of some routes, with problems for unknown routes and methods.
+    /// Creates the service of some routes; unknown routes and methods are answered with problems.
     #[must_use]
     pub fn new(routes: Router, max_in_flight: usize, is_tls: bool, metrics: Arc<Metrics>) -> Self {
         let permits = Semaphore::new(max_in_flight);
         let uploads = Arc::new(Semaphore::new((max_in_flight / 2).max(1)));
         let routes = routes
-            .fallback(async |request: Request| Problem::no_such_route().told_in(&Dialect::of(&request)))
+            .fallback(async |request: Request| Dialect::of(&request).render(Problem::no_such_route()))
             .method_not_allowed_fallback(async |request: Request| {
-                Problem::method_not_allowed().told_in(&Dialect::of(&request))
+                Dialect::of(&request).render(Problem::method_not_allowed())
             });
-        let gate = Gate { permits, uploads, is_tls, metrics };
-        Self { gate, routes: TowerToHyperService::new(routes), lookups: None }
+        let load = LoadLimit { permits, uploads };
+        Self { load, routes: TowerToHyperService::new(routes), direct: None, is_tls, metrics }
     }
 
-    /// Has lookups answered past the router. It knows their route as well, for every method but theirs.
+    /// Adds a route that bypasses the router. The router needs it as well, for the requests that it does not accept.
     #[must_use]
-    pub fn with_lookups(mut self, profiles: Option<Arc<Profiles>>) -> Self {
-        self.lookups = profiles;
+    pub fn with_direct_route(mut self, route: Option<Arc<dyn DirectRoute>>) -> Self {
+        self.direct = route;
         self
     }
 
@@ -92,7 +103,7 @@ impl HttpService {
         });
         let mut correlation = request.headers().get(CORRELATION_ID).filter(|id| is_plain(id)).cloned();
         if Dialect::is_genesys(request.uri().path()) {
-            // Genesys names every request, and so do the bodies of its errors.
+            // Genesys gives every request a correlation id, and repeats it in the bodies of its errors.
             let correlation = correlation.get_or_insert_with(|| id.clone());
             request.headers_mut().insert(CORRELATION_ID, correlation.clone());
         }
@@ -103,35 +114,33 @@ impl HttpService {
         if let Some(correlation) = correlation {
             headers.insert(CORRELATION_ID, correlation);
         }
-        harden(headers, self.gate.is_tls);
+        add_security_headers(headers, self.is_tls);
         response
     }
 
-    /// Sheds what is too much, and turns a panic into a 500 that is counted.
+    /// Refuses excess load, and converts a panic into a counted 500.
     async fn admit(&self, request: Request) -> Response {
-        let gate = &self.gate;
         let dialect = Dialect::of(&request);
-        let Ok(_permit) = gate.permits.try_acquire() else { return shed(&dialect) };
-        let Some(request) = gate.bound_upload(request) else { return shed(&dialect) };
-        // Nothing that the request shared is looked at after a panic but locks that cannot be poisoned.
+        let Ok(_permit) = self.load.permits.try_acquire() else { return shed(&dialect) };
+        let Some(request) = self.load.limit_upload(request) else { return shed(&dialect) };
+        // After a panic, only locks that cannot be poisoned are shared with other requests.
         match AssertUnwindSafe(self.route(request)).catch_unwind().await {
             Ok(response) => response,
             Err(_payload) => {
-                // The panic hook has logged where; the payload may hold data and is not looked at.
-                gate.metrics.panics.increment(1);
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an unexpected fault, it has been logged")
-                    .told_in(&dialect)
+                // The panic hook has logged the location; the payload may contain data and is not logged.
+                self.metrics.panics.increment(1);
+                let detail = "an unexpected error, see the log";
+                dialect.render(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail))
             }
         }
     }
 
     async fn route(&self, request: Request) -> Response {
-        if let Some(profiles) = &self.lookups
-            && request.uri().path() == profile::PATH
-            && matches!(*request.method(), Method::GET | Method::POST)
+        if let Some(direct) = &self.direct
+            && direct.accepts(&request)
         {
-            // In a box of its own, so that a connection that waits does not keep the room of a lookup.
-            return Box::pin(profile::answer(profiles, request)).await;
+            // The boxed future exists only during the request, so that a waiting connection stays small.
+            return direct.answer(request).await;
         }
         match self.routes.call(request).await {
             Ok(response) => response,
@@ -140,8 +149,8 @@ impl HttpService {
     }
 }
 
-/// Tells browsers, and what caches for them, to do nothing clever with an answer (OWASP, REST security cheat sheet).
-fn harden(headers: &mut HeaderMap, is_tls: bool) {
+/// Adds the security headers for browsers and their caches (OWASP, REST security cheat sheet).
+fn add_security_headers(headers: &mut HeaderMap, is_tls: bool) {
     let constant = HeaderValue::from_static;
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, constant("nosniff"));
     headers.insert(header::X_FRAME_OPTIONS, constant("DENY"));
@@ -152,25 +161,25 @@ fn harden(headers: &mut HeaderMap, is_tls: bool) {
         caching.insert(constant("no-store"));
     }
     if is_tls {
-        // RFC 6797 section 7.2: over a plain link it must not be sent.
+        // Must not be sent without TLS (RFC 6797 section 7.2).
         headers.insert(header::STRICT_TRANSPORT_SECURITY, constant("max-age=31536000"));
     }
 }
 
-impl Gate {
-    /// Takes a permit for a body that is still to come, until it has; `None` if there is none.
-    fn bound_upload(&self, request: Request) -> Option<Request> {
+impl LoadLimit {
+    /// Takes an upload permit until the body has arrived; `None` if there is none.
+    fn limit_upload(&self, request: Request) -> Option<Request> {
         if request.body().is_end_stream() {
             return Some(request);
         }
         let permit = Arc::clone(&self.uploads).try_acquire_owned().ok()?;
-        Some(request.map(|body| Body::new(Held::new(body, Some(permit)))))
+        Some(request.map(|body| Body::new(GuardedBody::new(body, permit))))
     }
 }
 
 fn shed(dialect: &Dialect) -> Response {
-    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests are under way");
-    problem.retry_after(Duration::from_secs(1)).told_in(dialect)
+    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests in progress");
+    dialect.render(problem.retry_after(Duration::from_secs(1)))
 }
 
 fn is_plain(id: &HeaderValue) -> bool {
@@ -178,8 +187,8 @@ fn is_plain(id: &HeaderValue) -> bool {
     (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(plain)
 }
 
-/// Draws an id (a UUID of version 4, RFC 9562) from the thread's own generator: one of version 7 would take a
-/// system call and a lock for every request.
+/// Creates a UUID of version 4 (RFC 9562) with the thread's random generator: version 7 would cost a system call and a lock
+/// per request.
 fn fresh_id() -> HeaderValue {
     let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];

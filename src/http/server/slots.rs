@@ -1,9 +1,9 @@
-//! The places of a listener: how many connections may be open, and who makes room when all are taken.
+//! The connection slots of a listener: how many connections may be open, and which are closed when all slots are taken.
 //!
-//! A newcomer is not turned away because others sit there and wait: those that have waited longest go, first of them
-//! those that have never got an answer. So whoever fills all places with slow connections only pushes out his own
-//! oldest ones, and a client that sends its request at once is served. Connections that are being answered are
-//! never pushed out: if all are, the newcomer is.
+//! When all slots are taken, a new connection evicts the connections that have waited longest; those that never got an
+//! answer go first. So a client that fills all slots with slow connections evicts only its own oldest ones, and a client
+//! that sends its request at once is served. A connection whose request is being answered is never evicted; if that is all
+//! of them, the new connection is refused.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,93 +15,94 @@ use tokio::time::Instant;
 
 use crate::metrics::{InProgress, in_progress};
 
-use super::connection_state::{Rank, Watch};
+use super::connection_state::{ConnectionState, EvictionPriority};
 
-/// When room is made, this share of all places is freed at once, so that looking through them is paid for once.
+/// An eviction frees 1/64 of all slots at once, so that the search for the longest waiting ones is rarely needed.
 const SHARE: usize = 64;
 
-/// How often full places are worth a line in the log.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The minimum interval between warnings that all slots are taken.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// All places of one listener.
+/// All connection slots of one listener.
 #[derive(Debug)]
 pub(super) struct ConnectionSlots {
     capacity: usize,
-    taken: Mutex<Taken>,
+    table: Mutex<SlotTable>,
     gauge: Gauge,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct SlotTable {
     next: u64,
-    by_number: HashMap<u64, Arc<Watch>>,
-    told: Option<Instant>,
+    by_number: HashMap<u64, Arc<ConnectionState>>,
+    warned: Option<Instant>,
 }
 
-/// A place that is taken; free again when it is dropped, or when its connection was evicted.
+/// An occupied slot; it is free again when this is dropped or the connection is evicted.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) watch: Arc<Watch>,
+pub(super) struct ConnectionSlot {
+    pub(super) state: Arc<ConnectionState>,
     number: u64,
-    places: Arc<ConnectionSlots>,
+    slots: Arc<ConnectionSlots>,
     _counted: InProgress,
 }
 
 impl ConnectionSlots {
     pub(super) fn new(capacity: usize, gauge: Gauge) -> Arc<Self> {
-        Arc::new(Self { capacity, taken: Mutex::default(), gauge })
+        Arc::new(Self { capacity, table: Mutex::default(), gauge })
     }
 
-    /// Takes a place, making room if there is none; `None` if every connection is being answered.
-    pub(super) fn take(self: &Arc<Self>) -> Option<Place> {
-        let mut taken = self.taken.lock();
-        if taken.by_number.len() >= self.capacity {
-            taken.make_room((self.capacity / SHARE).max(1));
+    /// Takes a slot, evicting connections if all are taken; `None` if every connection is being answered.
+    pub(super) fn take(self: &Arc<Self>) -> Option<ConnectionSlot> {
+        let mut table = self.table.lock();
+        if table.by_number.len() >= self.capacity {
+            table.evict_waiting((self.capacity / SHARE).max(1));
         }
-        if taken.by_number.len() >= self.capacity {
+        if table.by_number.len() >= self.capacity {
             return None;
         }
-        let (number, watch) = (taken.next, Watch::new());
-        taken.next += 1;
-        taken.by_number.insert(number, Arc::clone(&watch));
-        Some(Place { watch, number, places: Arc::clone(self), _counted: in_progress(&self.gauge) })
+        let (number, state) = (table.next, ConnectionState::new());
+        table.next += 1;
+        table.by_number.insert(number, Arc::clone(&state));
+        Some(ConnectionSlot { state, number, slots: Arc::clone(self), _counted: in_progress(&self.gauge) })
     }
 
-    /// Makes room without a newcomer: the process ran out of something else that connections hold.
-    pub(super) fn make_room(&self) {
-        self.taken.lock().make_room((self.capacity / SHARE).max(1));
+    /// Evicts connections without a new one: the process ran out of another resource, such as file descriptors.
+    pub(super) fn evict_waiting(&self) {
+        self.table.lock().evict_waiting((self.capacity / SHARE).max(1));
     }
 }
 
-impl Taken {
-    /// Evicts up to `wanted` connections of clients that have never got anything, or else one of the others.
-    fn make_room(&mut self, wanted: usize) {
-        let rank = |(number, watch): (&u64, &Arc<Watch>)| Some((watch.rank()?, *number));
-        let mut waiting: Vec<(Rank, u64)> = self.by_number.iter().filter_map(rank).collect();
+impl SlotTable {
+    /// Evicts up to `wanted` connections that never got an answer, or one of the others.
+    fn evict_waiting(&mut self, wanted: usize) {
+        let priority = |(number, state): (&u64, &Arc<ConnectionState>)| Some((state.priority()?, *number));
+        let mut waiting: Vec<(EvictionPriority, u64)> = self.by_number.iter().filter_map(priority).collect();
         let wanted = wanted.min(waiting.len());
         if wanted > 0 && wanted < waiting.len() {
             waiting.select_nth_unstable(wanted - 1);
         }
         waiting.truncate(wanted);
         waiting.sort_unstable();
-        let evicted = waiting.iter().enumerate().take_while(|(index, (rank, _))| *index == 0 || !rank.proven);
+        let evicted =
+            waiting.iter().enumerate().take_while(|(index, (priority, _))| *index == 0 || !priority.is_proven);
         for (_, (_, number)) in evicted {
-            if let Some(watch) = self.by_number.remove(number) {
-                watch.evict();
+            if let Some(state) = self.by_number.remove(number) {
+                state.evict();
             }
         }
         let now = Instant::now();
-        if self.told.is_none_or(|told| now - told >= TELL_EVERY) {
-            self.told = Some(now);
+        if self.warned.is_none_or(|warned| now - warned >= WARN_INTERVAL) {
+            self.warned = Some(now);
             let connections = self.by_number.len();
-            tracing::warn!(connections, "all connections are taken, the longest waiting ones make room");
+            tracing::warn!(connections, "all connection slots are taken, evicting the longest waiting connections");
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.places.taken.lock().by_number.remove(&self.number);
+        self.slots.table.lock().by_number.remove(&self.number);
     }
 }
 
@@ -111,60 +112,60 @@ mod tests {
 
     use super::*;
 
-    fn places(capacity: usize) -> Arc<ConnectionSlots> {
+    fn slots(capacity: usize) -> Arc<ConnectionSlots> {
         ConnectionSlots::new(capacity, Gauge::noop())
     }
 
-    async fn is_evicted(place: &Place) -> bool {
-        tokio::time::timeout(Duration::ZERO, place.watch.evicted()).await.is_ok()
+    async fn is_evicted(slot: &ConnectionSlot) -> bool {
+        tokio::time::timeout(Duration::ZERO, slot.state.evicted()).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_newcomer_pushes_out_the_longest_waiting_stranger() {
-        let places = places(3);
-        let proven = places.take().unwrap();
-        proven.watch.begin(Version::HTTP_11).answer(StatusCode::OK);
+    async fn a_new_connection_evicts_the_longest_waiting_unanswered_one() {
+        let slots = slots(3);
+        let is_proven = slots.take().unwrap();
+        is_proven.state.begin(Version::HTTP_11).answer(StatusCode::OK);
         tokio::time::advance(Duration::from_secs(1)).await;
-        let first = places.take().unwrap();
+        let first = slots.take().unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        let second = places.take().unwrap();
-        let third = places.take().unwrap();
+        let second = slots.take().unwrap();
+        let third = slots.take().unwrap();
         assert!(is_evicted(&first).await);
-        for stays in [&proven, &second, &third] {
+        for stays in [&is_proven, &second, &third] {
             assert!(!is_evicted(stays).await);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_client_makes_room_where_there_is_no_stranger() {
-        let places = places(2);
-        let taken: Vec<Place> = (0..2).map(|_| places.take().unwrap()).collect();
-        for place in &taken {
+    async fn an_idle_connection_is_evicted_if_all_have_got_answers() {
+        let slots = slots(2);
+        let table: Vec<ConnectionSlot> = (0..2).map(|_| slots.take().unwrap()).collect();
+        for slot in &table {
             tokio::time::advance(Duration::from_secs(1)).await;
-            place.watch.begin(Version::HTTP_11).answer(StatusCode::OK);
+            slot.state.begin(Version::HTTP_11).answer(StatusCode::OK);
         }
-        assert!(places.take().is_some());
-        assert!(is_evicted(&taken[0]).await && !is_evicted(&taken[1]).await);
+        assert!(slots.take().is_some());
+        assert!(is_evicted(&table[0]).await && !is_evicted(&table[1]).await);
     }
 
     #[tokio::test]
-    async fn nobody_who_is_being_answered_is_pushed_out() {
-        let places = places(2);
-        let taken: Vec<Place> = (0..2).map(|_| places.take().unwrap()).collect();
-        let _answering: Vec<_> = taken.iter().map(|place| place.watch.begin(Version::HTTP_11)).collect();
-        assert!(places.take().is_none());
-        drop(taken);
-        assert!(places.take().is_some());
+    async fn a_connection_that_is_being_answered_is_never_evicted() {
+        let slots = slots(2);
+        let table: Vec<ConnectionSlot> = (0..2).map(|_| slots.take().unwrap()).collect();
+        let _answering: Vec<_> = table.iter().map(|slot| slot.state.begin(Version::HTTP_11)).collect();
+        assert!(slots.take().is_none());
+        drop(table);
+        assert!(slots.take().is_some());
     }
 
     #[tokio::test]
-    async fn many_strangers_go_at_once_so_that_room_is_made_once() {
-        let places = places(640);
-        let taken: Vec<Place> = (0..640).map(|_| places.take().unwrap()).collect();
-        let _new = places.take().unwrap();
+    async fn one_eviction_frees_a_share_of_all_slots() {
+        let slots = slots(640);
+        let table: Vec<ConnectionSlot> = (0..640).map(|_| slots.take().unwrap()).collect();
+        let _new = slots.take().unwrap();
         let mut evicted = 0;
-        for place in &taken {
-            evicted += usize::from(is_evicted(place).await);
+        for slot in &table {
+            evicted += usize::from(is_evicted(slot).await);
         }
         assert_eq!(evicted, 10);
     }

@@ -1,8 +1,8 @@
 //! TLS of a listener: `[http.tls]` and `[admin.tls]`.
 //!
-//! TLS 1.2 and 1.3, with what rustls' ring provider holds for safe; HTTP/2 and HTTP/1.1 by ALPN. Sessions are resumed
-//! by tickets that only this very configuration can read: after a reload everyone shows its certificate anew. There
-//! is no early data, which could be replayed.
+//! TLS 1.2 and 1.3 with the default cipher suites of rustls' ring provider; HTTP/2 and HTTP/1.1 by ALPN. A session ticket is
+//! valid only until the next reload; then clients must present their certificates again. Early data is disabled, because
+//! it can be replayed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,59 +13,59 @@ use rustls::server::{ServerConfig, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, version};
 use serde::Deserialize;
 
-/// The files of a listener's TLS; all are PEM.
+/// The TLS files of a listener; all are PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The certificate and those between it and its authority; absent: the listener is plain.
+    /// The certificate with its intermediate certificates; absent: the listener does not use TLS.
     #[serde(default)]
     pub cert: Option<PathBuf>,
-    /// The certificate's key.
+    /// The private key of the certificate.
     #[serde(default)]
     pub key: Option<PathBuf>,
-    /// Who must have signed clients' certificates; absent: clients are asked for none.
+    /// The CA bundle for verifying client certificates; absent: no client certificate is requested.
     #[serde(default)]
     pub client_ca: Option<PathBuf>,
-    /// Whether a client may come without a certificate.
+    /// Whether a client certificate is required.
     #[serde(default)]
     pub client_cert: ClientCert,
 }
 
-/// What a client without a certificate meets, where `client_ca` is set. One with a wrong certificate is always refused.
+/// Whether clients must present a certificate, if `client_ca` is set. A wrong certificate is always refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientCert {
-    /// It is refused.
+    /// A client without a certificate is refused.
     #[default]
     Required,
-    /// It is let in.
+    /// A client without a certificate is accepted.
     Optional,
 }
 
-/// An option of a listener's TLS cannot work.
+/// A TLS option of a listener is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{section}.{field}: {reason}")]
 pub struct ConfigError {
-    /// The table it stands in: `http.tls` or `admin.tls`.
+    /// The table of the option: `http.tls` or `admin.tls`.
     pub section: &'static str,
     /// The option.
     pub field: &'static str,
-    /// What is expected of it.
+    /// What is expected.
     pub reason: String,
 }
 
 impl Config {
-    /// Tells whether the listener speaks TLS.
+    /// Returns whether the listener uses TLS.
     #[must_use]
     pub const fn is_on(&self) -> bool {
         self.cert.is_some() || self.key.is_some() || self.client_ca.is_some()
     }
 
-    /// Reads the files; `None` for a plain listener.
+    /// Reads the files; `None` for a listener without TLS.
     ///
     /// # Errors
     ///
-    /// A file is missing, cannot be read, or does not hold what it should, or the key is another certificate's.
+    /// A file is missing, unreadable or has the wrong contents, or the key does not match the certificate.
     pub fn load(&self, section: &'static str) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
         if !self.is_on() {
             return Ok(None);
@@ -77,7 +77,7 @@ impl Config {
         let (cert, key) = (needed("cert", &self.cert)?, needed("key", &self.key)?);
         let chain = certificates(&cert).map_err(|reason| refuse("cert", reason))?;
         let key = PrivateKeyDer::from_pem_file(&key).map_err(|error| refuse("key", explain(&key, "a key", &error)))?;
-        // The provider is named and not taken from the process, so that nothing else in it can change what is spoken.
+        // The provider is explicit: another part of the process may have changed the default one.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder
@@ -98,7 +98,7 @@ impl Config {
         };
         let mut config = builder
             .with_single_cert(chain, key)
-            .map_err(|error| refuse("key", format!("does not fit the certificate: {error}")))?;
+            .map_err(|error| refuse("key", format!("does not match the certificate: {error}")))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(|error| refuse("cert", error.to_string()))?;
         Ok(Some(Arc::new(config)))
@@ -114,12 +114,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 fn authorities(path: &Path) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(path)? {
-        store.add(certificate).map_err(|error| format!("{} holds no usable authority: {error}", path.display()))?;
+        store.add(certificate).map_err(|error| format!("{} has no usable authority: {error}", path.display()))?;
     }
     Ok(store)
 }
 
-/// Says what is wrong with a file; nothing of what stands in it, nor in place of its name.
+/// Describes a fault of a file, without its contents. A misplaced PEM text instead of a path is not repeated either.
 fn explain(path: &Path, what: &str, error: &pem::Error) -> String {
     let name = path.display().to_string();
     if name.contains("-----BEGIN") {
@@ -127,7 +127,7 @@ fn explain(path: &Path, what: &str, error: &pem::Error) -> String {
     }
     match error {
         pem::Error::Io(error) => format!("the file {name} cannot be read: {error}"),
-        pem::Error::NoItemsFound => format!("the file {name} holds no {} in PEM form", what.trim_start_matches("a ")),
-        _ => format!("the file {name} is no PEM file"),
+        pem::Error::NoItemsFound => format!("the file {name} has no {} in PEM form", what.trim_start_matches("a ")),
+        _ => format!("the file {name} is not a PEM file"),
     }
 }

@@ -1,14 +1,11 @@
 //! Schemes that present the secret itself: in a header of its own, as a bearer, or with a username.
 
-use base64::Engine;
-use http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
-use zeroize::Zeroizing;
 
 use crate::domain::Secret;
 
-use super::{ConfigError, LENIENT, joined, only};
+use super::{ConfigError, joined};
 
 /// The SHA-256 of each valid credential: of equal length whatever the credentials' lengths.
 #[derive(Clone)]
@@ -46,22 +43,4 @@ impl Digests {
         let presented: [u8; 32] = Sha256::digest(presented).into();
         joined(self.0.iter().map(|digest| digest.ct_eq(&presented)))
     }
-}
-
-/// Returns the decoded `username:secret` of `Authorization: Basic`.
-pub(super) fn basic(headers: &HeaderMap) -> Option<Zeroizing<Vec<u8>>> {
-    LENIENT.decode(authorization(headers, b"basic")?).ok().map(Zeroizing::new)
-}
-
-/// Returns the token of `Authorization: Bearer`.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    authorization(headers, b"bearer")
-}
-
-/// Returns what follows a scheme, whose name is case-insensitive (RFC 9110 section 11.1).
-fn authorization<'a>(headers: &'a HeaderMap, scheme: &[u8]) -> Option<&'a [u8]> {
-    let value = only(headers, &header::AUTHORIZATION)?;
-    let (given, rest) = value.split_at_checked(scheme.len())?;
-    let credentials = rest.strip_prefix(b" ")?.trim_ascii();
-    (given.eq_ignore_ascii_case(scheme) && !credentials.is_empty()).then_some(credentials)
 }

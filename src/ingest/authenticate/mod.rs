@@ -19,12 +19,11 @@
 mod credential;
 mod standard;
 
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 use subtle::{Choice, ConstantTimeEq};
 
+use crate::authorization::{Authorization, LENIENT_BASE64 as LENIENT};
 use crate::domain::{Secret, Timestamp};
 
 use super::shapes::SenderId;
@@ -36,15 +35,6 @@ const HUB_SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256")
 
 /// The header of the `api-key` scheme, unless another is configured.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-
-/// Base64 of secrets and credentials: padding and the unused bits of the last character do not matter, since
-/// senders and the reference libraries of Standard Webhooks differ in them.
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
-        .with_decode_allow_trailing_bits(true),
-);
 
 /// `[[tenant.webhook]]`: one way in which a tenant's source may prove itself.
 #[derive(Clone, Debug, Deserialize)]
@@ -182,8 +172,14 @@ impl Authenticator {
     pub fn accepts(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Choice {
         match self {
             Self::ApiKey { header, digests } => digests.accept(only(headers, header)),
-            Self::Basic(digests) => digests.accept(credential::basic(headers).as_deref().map(Vec::as_slice)),
-            Self::Bearer(digests) => digests.accept(credential::bearer(headers)),
+            Self::Basic(digests) => match Authorization::of(headers) {
+                Ok(Some(Authorization::Basic(pair))) => digests.accept(Some(pair.joined())),
+                Ok(Some(Authorization::Bearer(_)) | None) | Err(_) => digests.accept(None),
+            },
+            Self::Bearer(digests) => match Authorization::of(headers) {
+                Ok(Some(Authorization::Bearer(token))) => digests.accept(Some(token)),
+                Ok(Some(Authorization::Basic(_)) | None) | Err(_) => digests.accept(None),
+            },
             Self::HubSignature { secrets } => {
                 let Some(signature) = only(headers, &HUB_SIGNATURE).and_then(hub_signature) else {
                     return Choice::from(0);

@@ -1,4 +1,4 @@
-//! The operators' commands: what each is asked with, and what it answers.
+//! The operators' commands: their requests and answers.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -11,6 +11,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -24,37 +25,37 @@ use crate::operate::dead_letters::{Handled, MAX_SEARCHED, Which};
 use crate::operate::replay::order::Order;
 use crate::operate::replay::{Prepared, Progress, Running};
 
-use super::{About, Made, Ops};
+use super::{AdminApi, CommandOutcome, CommandTarget};
 
-/// The largest body of an operator's command, in bytes.
+/// The maximum body size of a command, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 
-/// How often it is told how far a replay is: often enough that nobody takes the connection for dead.
-const TELL_EVERY: Duration = Duration::from_millis(500);
+/// The interval of progress lines during a replay; short enough that no proxy closes the connection as idle.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Target {
+struct CustomerRequest {
     tenant_id: String,
     customer_id: String,
     #[serde(default)]
     force: bool,
 }
 
-/// Which dead letters are meant.
+/// A selection of dead letters.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Letters {
+struct DeadLettersRequest {
     #[serde(default)]
     ids: BTreeSet<String>,
     #[serde(default)]
     all: bool,
 }
 
-/// What is to be replayed, as it was written.
+/// The parameters of a replay, before they are checked.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Wanted {
+struct ReplayRequest {
     since: String,
     until: Option<String>,
     tenant_id: Option<String>,
@@ -64,120 +65,125 @@ struct Wanted {
 }
 
 pub(in crate::http) async fn inspect(
-    State(ops): State<Arc<Ops>>,
+    State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let target = target(&headers, body).await?;
-    let (tenant, customer) = parse(&target)?;
-    let about = About::customer(&ops, &tenant, &customer);
-    let action = |ops: Arc<Ops>| async move { ops.actions.inspect(&tenant, &customer).await };
-    ops.perform(&headers, "inspect", about, action, |_| Made::default()).await.map(Json)
+    let request: CustomerRequest = read(&headers, body).await?;
+    let (tenant, customer) = request.ids()?;
+    let target = CommandTarget::customer(&api, &tenant, &customer);
+    let action = |api: Arc<AdminApi>| async move { api.actions.inspect(&tenant, &customer).await };
+    api.perform(&headers, "inspect", target, action, |_| CommandOutcome::default()).await.map(Json)
 }
 
 pub(in crate::http) async fn invalidate(
-    State(ops): State<Arc<Ops>>,
+    State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let target = target(&headers, body).await?;
-    let (tenant, customer) = parse(&target)?;
-    let about = About::customer(&ops, &tenant, &customer);
-    let action = move |ops: Arc<Ops>| async move { ops.actions.invalidate(&tenant, &customer, target.force).await };
-    let found = |id: &EventId| Made { event: Some(id.clone()), ..Made::default() };
-    let event = ops.perform(&headers, "invalidate", about, action, found).await?;
+    let request: CustomerRequest = read(&headers, body).await?;
+    let (tenant, customer) = request.ids()?;
+    let target = CommandTarget::customer(&api, &tenant, &customer);
+    let action =
+        move |api: Arc<AdminApi>| async move { api.actions.invalidate(&tenant, &customer, request.force).await };
+    let outcome = |id: &EventId| CommandOutcome { event: Some(id.clone()), ..CommandOutcome::default() };
+    let event = api.perform(&headers, "invalidate", target, action, outcome).await?;
     let answer = json!({ "status": "queued", "eventId": event.as_str() });
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
 pub(in crate::http) async fn dead_letters(
-    State(ops): State<Arc<Ops>>,
+    State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, Problem> {
     let limit = limit(query.as_deref().unwrap_or_default())?;
-    let action = move |ops: Arc<Ops>| async move { ops.actions.dead_letters(limit).await };
-    let letters = ops.perform(&headers, "dead_letters.list", About::default(), action, |_| Made::default()).await?;
+    let action = move |api: Arc<AdminApi>| async move { api.actions.dead_letters(limit).await };
+    let letters = api
+        .perform(&headers, "dead_letters.list", CommandTarget::default(), action, |_| CommandOutcome::default())
+        .await?;
     Ok(Json(json!({ "deadLetters": letters })))
 }
 
 pub(in crate::http) async fn dead_letter(
-    State(ops): State<Arc<Ops>>,
+    State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let action = |ops: Arc<Ops>| async move { ops.actions.dead_letter(&id).await };
-    let found =
-        |letter: &Value| Made { event: letter["eventId"].as_str().and_then(|id| id.parse().ok()), ..Made::default() };
-    ops.perform(&headers, "dead_letters.show", About::default(), action, found).await.map(Json)
+    let action = |api: Arc<AdminApi>| async move { api.actions.dead_letter(&id).await };
+    let outcome = |letter: &Value| CommandOutcome {
+        event: letter["eventId"].as_str().and_then(|id| id.parse().ok()),
+        ..CommandOutcome::default()
+    };
+    api.perform(&headers, "dead_letters.show", CommandTarget::default(), action, outcome).await.map(Json)
 }
 
 pub(in crate::http) async fn redrive(
-    State(ops): State<Arc<Ops>>,
+    State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let which = which(&headers, body).await?;
-    let action = |ops: Arc<Ops>| async move { ops.actions.redrive(&which).await };
-    let done = ops.perform(&headers, "dead_letters.redrive", About::default(), action, handled).await?;
+    let action = |api: Arc<AdminApi>| async move { api.actions.redrive(&which).await };
+    let done = api.perform(&headers, "dead_letters.redrive", CommandTarget::default(), action, handled).await?;
     Ok(Json(json!({ "redriven": done.count, "kept": done.kept })))
 }
 
 pub(in crate::http) async fn purge(
-    State(ops): State<Arc<Ops>>,
+    State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let which = which(&headers, body).await?;
-    let action = |ops: Arc<Ops>| async move { ops.actions.purge(&which).await };
-    let done = ops.perform(&headers, "dead_letters.purge", About::default(), action, handled).await?;
+    let action = |api: Arc<AdminApi>| async move { api.actions.purge(&which).await };
+    let done = api.perform(&headers, "dead_letters.purge", CommandTarget::default(), action, handled).await?;
     Ok(Json(json!({ "purged": done.count })))
 }
 
-fn handled(handled: &Handled) -> Made {
-    Made { event: handled.event.clone(), count: Some(handled.count), ..Made::default() }
+fn handled(handled: &Handled) -> CommandOutcome {
+    CommandOutcome { event: handled.event.clone(), count: Some(handled.count), ..CommandOutcome::default() }
 }
 
-/// Begins a replay, and answers with how far it is, a line of JSON at a time, until it ends. It is recorded before it
-/// begins, and when it has ended; it stops when nobody reads its answer any more.
+/// Starts a replay and streams its progress, one line of JSON at a time, until it ends. The start is recorded before the
+/// replay begins, and the end when it has ended. The replay stops when the client disconnects.
 pub(in crate::http) async fn replay(
-    State(ops): State<Arc<Ops>>,
+    State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let wanted: Wanted = json::parse(&body::read(&headers, body, MAX_BODY).await?)?;
-    let order = wanted.order(&ops)?;
+    let request: ReplayRequest = read(&headers, body).await?;
+    let order = request.order(&api)?;
     let (tenant, is_dry) = (order.tenant.clone(), order.dry_run);
-    let is_known = tenant.as_ref().is_none_or(|tenant| ops.actions.knows(tenant));
-    // What is not configured may be anything.
-    let about = About { tenant: tenant.filter(|_| is_known), key: None };
+    let is_known = tenant.as_ref().is_none_or(|tenant| api.actions.knows(tenant));
+    // An unknown tenant is unchecked input, so it is not recorded.
+    let target = CommandTarget { tenant: tenant.filter(|_| is_known), key: None };
     let action = if is_dry { "replay.dry_run" } else { "replay" };
-    let found = |prepared: &Prepared| Made { replay: Some(prepared.id), ..Made::default() };
-    let prepare = move |ops: Arc<Ops>| async move {
-        if is_known { ops.replays.prepare(order).await } else { Err(actions::Error::UnknownTenant) }
+    let outcome = |prepared: &Prepared| CommandOutcome { replay: Some(prepared.id), ..CommandOutcome::default() };
+    let prepare = move |api: Arc<AdminApi>| async move {
+        if is_known { api.replays.prepare(order).await } else { Err(actions::Error::UnknownTenant) }
     };
-    // What is recorded as begun also ends, and that is recorded, when nobody waits for it any more.
+    // A replay with a recorded start also gets a recorded end, even if the client disconnects.
     let begin = {
-        let ops = Arc::clone(&ops);
+        let api = Arc::clone(&api);
         async move {
-            let prepared = ops.perform(&headers, action, about, prepare, found).await?;
+            let prepared = api.perform(&headers, action, target, prepare, outcome).await?;
             let id = prepared.id;
             let running = prepared.begin();
             if !is_dry {
-                ops.shutdown.spawn(record_end(Arc::clone(&ops), id, running.progress.clone()));
+                api.shutdown.spawn(record_end(Arc::clone(&api), id, running.progress.clone()));
             }
             Ok(running)
         }
     };
-    let running = ops.finish(begin).await?;
-    let lines = futures_util::stream::unfold(Some((running, Instant::now())), tell);
+    let running = api.run_to_completion(begin).await?;
+    let lines = futures_util::stream::unfold(Some((running, Instant::now())), next_line);
     let kind = HeaderValue::from_static("application/x-ndjson");
     Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(lines)).into_response())
 }
 
 /// Records how a replay ended, when it has.
-async fn record_end(ops: Arc<Ops>, id: ReplayId, mut progress: watch::Receiver<Progress>) {
-    // A task that ended without a word panicked, which is told of where it happened.
+async fn record_end(api: Arc<AdminApi>, id: ReplayId, mut progress: watch::Receiver<Progress>) {
+    // If the sender is gone without a final status, the task panicked, which the panic hook has logged.
     let _ = progress.wait_for(|progress| progress.status.is_over()).await;
     let (outcome, replayed) = {
         let progress = progress.borrow();
@@ -185,39 +191,50 @@ async fn record_end(ops: Arc<Ops>, id: ReplayId, mut progress: watch::Receiver<P
     };
     let operation = Operation::new(None, "replay.ended", outcome);
     let record = Record::Operator(Operation { replay: Some(id), count: Some(replayed), ..operation });
-    // It is done; where its record is late, what comes next is refused.
-    let _ = ops.audit.settle(record).await;
+    // The replay is over. While the audit is behind, the next commands are refused.
+    let _ = api.audit.settle(record).await;
 }
 
-/// Returns the next line about a replay: when it is time for one, or when it is over.
-async fn tell(told: Option<(Running, Instant)>) -> Option<(Result<String, Infallible>, Option<(Running, Instant)>)> {
-    let (mut running, at) = told?;
+/// Returns the next progress line: at the next interval, or when the replay is over.
+async fn next_line(
+    state: Option<(Running, Instant)>,
+) -> Option<(Result<String, Infallible>, Option<(Running, Instant)>)> {
+    let (mut running, at) = state?;
     let _ = timeout_at(at, running.progress.wait_for(|progress| progress.status.is_over())).await;
-    // Asked first: what a task says last is still there when it has gone. One that has gone without a word panicked.
+    // Checked before reading the progress: a task that ends sends its last progress first. One that sent none panicked.
     let is_gone = running.progress.has_changed().is_err();
     let progress = running.progress.borrow().clone();
     let is_over = is_gone || progress.status.is_over();
-    // A struct of texts and numbers is always JSON.
-    let line = serde_json::to_string(&progress).expect("texts and numbers are JSON") + "\n";
-    Some((Ok(line), (!is_over).then(|| (running, Instant::now() + TELL_EVERY))))
+    // A struct of strings and numbers always serializes.
+    let line = serde_json::to_string(&progress).expect("strings and numbers serialize") + "\n";
+    Some((Ok(line), (!is_over).then(|| (running, Instant::now() + PROGRESS_INTERVAL))))
 }
 
-impl Wanted {
-    fn order(self, ops: &Ops) -> Result<Order, Problem> {
+impl CustomerRequest {
+    fn ids(&self) -> Result<(TenantId, CustomerId), Problem> {
+        Ok((
+            self.tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
+            self.customer_id.parse().map_err(|error| Problem::bad_field("customerId", error))?,
+        ))
+    }
+}
+
+impl ReplayRequest {
+    fn order(self, api: &AdminApi) -> Result<Order, Problem> {
         let Self { since, until, tenant_id, rate, dry_run } = self;
         let tenant = tenant_id.map(|id| id.parse::<TenantId>()).transpose();
         let tenant = tenant.map_err(|error| Problem::bad_field("tenantId", error))?;
-        let order = Order::parse(&since, until.as_deref(), tenant, rate, dry_run, ops.actions.clock.now());
+        let order = Order::parse(&since, until.as_deref(), tenant, rate, dry_run, api.actions.clock.now());
         order.map_err(|mistake| Problem::bad_field(mistake.field, mistake.expected))
     }
 }
 
 async fn which(headers: &HeaderMap, body: Body) -> Result<Which, Problem> {
-    let Letters { ids, all } = json::parse(&body::read(headers, body, MAX_BODY).await?)?;
+    let DeadLettersRequest { ids, all } = read(headers, body).await?;
     match (ids.is_empty(), all) {
         (true, true) => Ok(Which::All),
         (false, false) => Ok(Which::These(ids)),
-        (true, false) | (false, true) => Err(Problem::bad_field("ids", "expected some ids, or \"all\": true")),
+        (true, false) | (false, true) => Err(Problem::bad_field("ids", "expected at least one id, or \"all\": true")),
     }
 }
 
@@ -229,13 +246,6 @@ fn limit(query: &str) -> Result<usize, Problem> {
     limit.ok_or_else(|| Problem::bad_field("limit", expected))
 }
 
-async fn target(headers: &HeaderMap, body: Body) -> Result<Target, Problem> {
+async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     json::parse(&body::read(headers, body, MAX_BODY).await?)
-}
-
-fn parse(target: &Target) -> Result<(TenantId, CustomerId), Problem> {
-    Ok((
-        target.tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
-        target.customer_id.parse().map_err(|error| Problem::bad_field("customerId", error))?,
-    ))
 }

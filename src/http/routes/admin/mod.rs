@@ -1,8 +1,8 @@
 //! The admin listener: liveness, readiness, metrics, and the operators' commands.
 //!
-//! `/metrics`, `/livez` and `/readyz` never need a key. Everything else, also what is not there, needs the admin key
-//! unless the listener is bound to loopback. What an operator does is recorded in the audit, and so is who was turned
-//! away; where everything must be recorded and nothing can be, commands are refused.
+//! `/metrics`, `/livez` and `/readyz` need no key. Every other path, also an unknown one, needs the admin key, unless the
+//! listener is bound to loopback. The audit records each command and each denied request. In strict mode commands are
+//! refused while the audit cannot record them.
 
 mod commands;
 
@@ -21,6 +21,7 @@ use subtle::ConstantTimeEq;
 use tracing::Instrument;
 
 use crate::audit::{Audit, Operation, Record};
+use crate::authorization::Authorization;
 use crate::domain::{CustomerId, Digest, EventId, ReplayId, TenantId};
 use crate::metrics::{Door, Metrics};
 use crate::operate::actions::{self, Actions};
@@ -29,40 +30,40 @@ use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
+use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::Problem;
-use crate::http::server::service::REQUEST_ID;
 
-/// What the admin listener works with.
+/// The state of the admin routes.
 #[derive(Debug)]
-pub struct Ops {
+pub struct AdminApi {
     /// The operators' commands.
     pub actions: Actions,
-    /// Replays.
+    /// The replays of the journal.
     pub replays: Replays,
-    /// Where they are recorded.
+    /// The audit of commands.
     pub audit: Audit,
-    /// What `/readyz` tells.
+    /// The state that `/readyz` reports.
     pub readiness: Arc<Readiness>,
-    /// What `/metrics` shows.
+    /// The metrics that `/metrics` reports.
     pub metrics: Arc<Metrics>,
-    /// Tracks what is being done.
+    /// Tracks the running commands.
     pub shutdown: Shutdown,
     /// The SHA-256 of the admin key; `None` when none is needed.
     pub key: Reloadable<Option<[u8; 32]>>,
 }
 
-/// What `/readyz` answers.
+/// The answer of `/readyz`.
 #[derive(Debug, Serialize)]
 struct ReadyBody {
     status: &'static str,
     degraded: Vec<String>,
-    /// Why, where there is more to say than that something does not answer.
+    /// The reasons, for dependencies that answered but refused.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     reasons: BTreeMap<String, String>,
 }
 
-/// Makes the routes.
-pub fn routes(ops: Arc<Ops>) -> Router {
+/// Returns the routes.
+pub fn routes(api: Arc<AdminApi>) -> Router {
     let guarded = Router::new()
         .route("/admin/inspect", post(commands::inspect))
         .route("/admin/invalidate", post(commands::invalidate))
@@ -73,67 +74,67 @@ pub fn routes(ops: Arc<Ops>) -> Router {
         .route("/admin/replay", post(commands::replay))
         .route("/", any(async || Problem::no_such_route()))
         .route("/{*rest}", any(async || Problem::no_such_route()))
-        .layer(middleware::from_fn_with_state(Arc::clone(&ops), guard));
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), require_key));
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .merge(guarded)
-        .with_state(ops)
+        .with_state(api)
 }
 
-async fn metrics(State(ops): State<Arc<Ops>>) -> Response {
+async fn metrics(State(api): State<Arc<AdminApi>>) -> Response {
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, text)], ops.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, text)], api.metrics.render()).into_response()
 }
 
-async fn ready(State(ops): State<Arc<Ops>>) -> Response {
-    let reasons = ops.readiness.refused();
-    let down = ops.readiness.degraded().into_iter().map(str::to_owned);
+async fn ready(State(api): State<Arc<AdminApi>>) -> Response {
+    let reasons = api.readiness.refused();
+    let down = api.readiness.degraded().into_iter().map(str::to_owned);
     let degraded: Vec<String> = down.chain(reasons.keys().cloned()).collect();
-    let (code, status) = match ops.readiness.phase() {
+    let (code, status) = match api.readiness.phase() {
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-        Phase::Running if ops.readiness.can_work() && degraded.is_empty() => (StatusCode::OK, "ready"),
-        Phase::Running if ops.readiness.can_work() => (StatusCode::OK, "degraded"),
+        Phase::Running if api.readiness.can_work() && degraded.is_empty() => (StatusCode::OK, "ready"),
+        Phase::Running if api.readiness.can_work() => (StatusCode::OK, "degraded"),
         Phase::Running => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
     };
     (code, Json(ReadyBody { status, degraded, reasons })).into_response()
 }
 
-/// What a command is about, as far as it may be recorded.
+/// The customer of a command, as far as it may be recorded.
 #[derive(Default)]
-struct About {
+struct CommandTarget {
     tenant: Option<TenantId>,
     key: Option<Digest>,
 }
 
-/// What came of a command, as far as it is recorded.
+/// The result of a command, as far as it is recorded.
 #[derive(Default)]
-struct Made {
+struct CommandOutcome {
     event: Option<EventId>,
     replay: Option<ReplayId>,
     count: Option<u64>,
 }
 
-impl About {
-    /// A customer, if the tenant is configured: what else stands in its place may be anything.
-    fn customer(ops: &Ops, tenant: &TenantId, customer: &CustomerId) -> Self {
-        let key = ops.actions.digest(tenant, customer);
+impl CommandTarget {
+    /// Returns a customer, if the tenant is configured: any other value is unchecked input.
+    fn customer(api: &AdminApi, tenant: &TenantId, customer: &CustomerId) -> Self {
+        let key = api.actions.digest(tenant, customer);
         Self { tenant: key.map(|_| tenant.clone()), key }
     }
 }
 
-impl Ops {
-    /// Carries out a command and records it, with what `found` finds in what came of it; both are
-    /// [finished](Self::finish).
+impl AdminApi {
+    /// Runs a command and records it; `outcome_of` extracts the recorded part of its result. Both run to completion (see
+    /// [`run_to_completion`](Self::run_to_completion)).
     async fn perform<T, Work>(
         self: &Arc<Self>,
         headers: &HeaderMap,
         action: &'static str,
-        about: About,
+        target: CommandTarget,
         work: impl FnOnce(Arc<Self>) -> Work,
-        found: impl FnOnce(&T) -> Made + Send + 'static,
+        outcome_of: impl FnOnce(&T) -> CommandOutcome + Send + 'static,
     ) -> Result<T, Problem>
     where
         T: Send + 'static,
@@ -142,39 +143,39 @@ impl Ops {
         if self.audit.is_strict() && !self.audit.works() {
             return Err(Problem::unrecorded());
         }
-        let (ops, work) = (Arc::clone(self), work(Arc::clone(self)));
+        let (api, work) = (Arc::clone(self), work(Arc::clone(self)));
         let request = headers.get(REQUEST_ID).cloned();
         let performing = async move {
-            let done = work.await.map_err(refuse);
+            let done = work.await.map_err(problem);
             let outcome = done.as_ref().map_or_else(Problem::code, |_| "ok");
-            let About { tenant, key } = about;
-            let Made { event, replay, count } = done.as_ref().map(found).unwrap_or_default();
+            let CommandTarget { tenant, key } = target;
+            let CommandOutcome { event, replay, count } = done.as_ref().map(outcome_of).unwrap_or_default();
             let operation = Operation { tenant, key, event, replay, count, ..Operation::new(request, action, outcome) };
-            match ops.audit.settle(Record::Operator(operation)).await {
-                // It has not begun yet, and does not; its record may be written all the same.
+            match api.audit.settle(Record::Operator(operation)).await {
+                // The replay has not started and will not; the record of its start may still be written.
                 Err(_) if replay.is_some() => {
                     let ended = Operation::new(None, "replay.ended", "refused");
-                    ops.audit.record(Record::Operator(Operation { replay, count: Some(0), ..ended }));
+                    api.audit.record(Record::Operator(Operation { replay, count: Some(0), ..ended }));
                     Err(Problem::unrecorded())
                 }
-                // It is done; where its record is late, what comes next is refused.
+                // The command is done. While the audit is behind, the next commands are refused.
                 Ok(()) | Err(_) => done,
             }
         };
-        self.finish(performing).await
+        self.run_to_completion(performing).await
     }
 
-    /// Does something in a task of its own: what has begun is finished, also when nobody waits for it any more.
-    async fn finish<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+    /// Runs a future in its own task, so that it completes even if the client disconnects.
+    async fn run_to_completion<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         match self.shutdown.spawn(work.in_current_span()).await {
             Ok(done) => done,
-            // Nobody cancels it; a panic is told of where it happened, and answered as any other.
+            // The task is never cancelled. The panic hook has logged the panic; it is answered like any other.
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }
 }
 
-fn refuse(error: actions::Error) -> Problem {
+fn problem(error: actions::Error) -> Problem {
     let (status, code) = match &error {
         actions::Error::UnknownTenant => (StatusCode::NOT_FOUND, "unknown_tenant"),
         actions::Error::UnknownDeadLetter => (StatusCode::NOT_FOUND, "unknown_dead_letter"),
@@ -189,20 +190,19 @@ fn refuse(error: actions::Error) -> Problem {
     Problem::new(status, code, error.to_string())
 }
 
-/// Lets a request through if no key is needed or the right one is presented.
-async fn guard(State(ops): State<Arc<Ops>>, request: Request, next: Next) -> Response {
-    let presented = request.headers().get(header::AUTHORIZATION).and_then(|value| {
-        let value = value.as_bytes();
-        value.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case(b"bearer ")).map(|_| value[7..].trim_ascii())
-    });
-    let allowed = ops.key.load().is_none_or(|key| {
-        presented.is_some_and(|presented| bool::from(Sha256::digest(presented).as_slice().ct_eq(&key)))
+/// Forwards a request if no key is needed or the right one is presented.
+async fn require_key(State(api): State<Arc<AdminApi>>, request: Request, next: Next) -> Response {
+    let presented = request.headers().get(header::AUTHORIZATION);
+    let presented = presented.and_then(|value| Authorization::parse(value.as_bytes()));
+    let allowed = api.key.load().is_none_or(|key| {
+        matches!(presented, Some(Authorization::Bearer(presented))
+            if bool::from(Sha256::digest(presented).as_slice().ct_eq(&key)))
     });
     if allowed {
         return next.run(request).await;
     }
-    ops.metrics.auth_failures.with(Door::Admin).increment(1);
+    api.metrics.auth_failures.with(Door::Admin).increment(1);
     let request_id = request.headers().get(REQUEST_ID).cloned();
-    ops.audit.record(Record::Operator(Operation::denied(request_id)));
+    api.audit.record(Record::Operator(Operation::denied(request_id)));
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the admin key is needed, as a bearer token").into_response()
 }

@@ -1,0 +1,61 @@
+//! What the routes of lookups share.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use tracing::Span;
+
+use crate::audit::Audit;
+use crate::clock::SharedClock;
+use crate::domain::{CustomerId, KeyHasher, TenantId};
+use crate::lookup::{Failure, Lookup};
+use crate::metrics::LookupResult;
+use crate::spans;
+
+use crate::http::auth::authenticate::CallerAuth;
+use crate::http::auth::callers::Caller;
+use crate::http::response::problem::Problem;
+use crate::http::routes::lookup_audit::LookupAudit;
+
+/// The state of the routes of lookups.
+#[derive(Debug)]
+pub struct LookupApi {
+    /// The lookup flow.
+    pub lookup: Lookup,
+    /// The authentication of callers.
+    pub auth: Arc<CallerAuth>,
+    /// The audit of lookups.
+    pub audit: Audit,
+    /// Computes the keys of customers, for logs and the audit.
+    pub hasher: KeyHasher,
+    /// The wall clock, for `Age`.
+    pub clock: SharedClock,
+    /// The maximum size of a request body, in bytes.
+    pub max_body: usize,
+}
+
+impl LookupApi {
+    /// Starts the audit record of a request with these headers.
+    pub(super) const fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
+        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers)
+    }
+
+    /// Adds the result of a lookup to its span.
+    pub(super) fn trace(&self, span: &Span, tenant: &TenantId, customer: &CustomerId, result: LookupResult) {
+        spans::looked_up(span, result, || self.hasher.identify(tenant, customer).key());
+    }
+
+    /// Logs a failed lookup and returns its answer.
+    pub(super) fn log_failure(
+        &self,
+        failure: &Failure,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        caller: &Caller,
+    ) -> Problem {
+        let problem = Problem::of_failure(failure);
+        let key = self.hasher.identify(tenant, customer).key();
+        tracing::warn!(%key, caller = %caller.name, code = problem.code(), error = %failure, "lookup failed");
+        problem
+    }
+}

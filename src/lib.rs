@@ -25,6 +25,7 @@ pub mod sandbox;
 pub mod shutdown;
 pub mod spans;
 pub mod store;
+pub mod supervise;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

@@ -20,7 +20,7 @@ const CRATES: [(&str, &[&str]); 12] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 23] = [
+const IMPORTS: [(&str, &[&str]); 24] = [
     ("audit", &["clock", "domain", "metrics", "shutdown"]),
     ("clock", &["domain"]),
     ("domain", &[]),
@@ -32,16 +32,20 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
     ("spans", &["domain", "metrics"]),
+    ("supervise", &["shutdown"]),
     ("telemetry", &["domain", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
-    ("store", &["clock", "domain", "metrics", "reload", "shutdown", "tls"]),
-    ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "tls"]),
-    ("upstream", &["clock", "domain", "metrics", "shutdown", "spans"]),
+    ("store", &["clock", "domain", "metrics", "reload", "shutdown", "supervise", "tls"]),
+    ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "supervise", "tls"]),
+    ("upstream", &["clock", "domain", "metrics", "shutdown", "spans", "supervise"]),
     ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),
-    ("consumer", &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
+    (
+        "consumer",
+        &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
+    ),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
-    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store"]),
-    ("sandbox", &["clock", "domain", "shutdown"]),
+    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise"]),
+    ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (
         "http",
         &[

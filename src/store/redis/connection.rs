@@ -24,8 +24,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backoff::ExponentialBackoff;
-use backoff::backoff::Backoff;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
@@ -35,6 +33,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::shutdown::Shutdown;
 use crate::store::Error;
+use crate::supervise::Backoff;
 
 use super::config::Place;
 
@@ -246,13 +245,7 @@ async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) 
     let mut number = 0;
     let mut failing = false;
     let patience = source.patience();
-    let mut backoff = ExponentialBackoff {
-        initial_interval: Duration::from_millis(50),
-        max_interval: Duration::from_secs(2),
-        // The library's default gives up after 15 minutes.
-        max_elapsed_time: None,
-        ..ExponentialBackoff::default()
-    };
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         let attempt = tokio::select! {
             () = shutdown.requested() => return,
@@ -286,9 +279,7 @@ async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) 
             tracing::warn!(why, "redis cannot be reached, trying until it can");
             failing = true;
         }
-        let pause = backoff.next_backoff().unwrap_or(backoff.max_interval);
-        // Either way it is time to go on.
-        let _ = timeout(pause, shutdown.requested()).await;
+        backoff.pause(&shutdown).await;
     }
 }
 

@@ -20,8 +20,9 @@ const CRATES: [(&str, &[&str]); 12] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 24] = [
+const IMPORTS: [(&str, &[&str]); 25] = [
     ("audit", &["clock", "domain", "metrics", "shutdown"]),
+    ("breaker", &[]),
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
@@ -35,9 +36,9 @@ const IMPORTS: [(&str, &[&str]); 24] = [
     ("supervise", &["shutdown"]),
     ("telemetry", &["domain", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
-    ("store", &["clock", "domain", "metrics", "reload", "shutdown", "supervise", "tls"]),
+    ("store", &["breaker", "clock", "domain", "metrics", "reload", "shutdown", "supervise", "tls"]),
     ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "supervise", "tls"]),
-    ("upstream", &["clock", "domain", "metrics", "shutdown", "spans", "supervise"]),
+    ("upstream", &["breaker", "clock", "domain", "metrics", "shutdown", "spans", "supervise"]),
     ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),
     (
         "consumer",
@@ -95,7 +96,7 @@ fn sources() -> BTreeMap<String, String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "lua") {
                 let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
                 found.insert(name, production_part(&std::fs::read_to_string(&path).unwrap()));
             }

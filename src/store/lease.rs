@@ -5,6 +5,8 @@ use std::time::Duration;
 use crate::clock::SharedClock;
 use crate::domain::{Key, Modified, Timestamp};
 
+use super::entry::Record;
+use super::error::Error;
 use super::fence::{Fence, Settlement};
 use super::token::Token;
 
@@ -84,6 +86,20 @@ impl Lease {
     /// before. This limits how often a tombstone is verified.
     pub fn keep_until_it_runs_out(mut self) {
         self.is_consumed = true;
+    }
+
+    /// Consumes the lease for a fill; only adapters call it.
+    ///
+    /// # Errors
+    ///
+    /// The record has another key or token than the lease.
+    pub fn consume_for(self, record: &Record) -> Result<(Key, Token, LeaseTarget), Error> {
+        let (key, token, target) = self.consume();
+        if record.identity.key() != key || record.token != token {
+            let reason = "the record of a fill has another key or token than its lease".to_owned();
+            return Err(Error::Rejected { reason });
+        }
+        Ok((key, token, target))
     }
 
     /// Consumes the lease; only adapters call it.

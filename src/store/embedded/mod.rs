@@ -188,12 +188,7 @@ impl Store for Embedded {
     }
 
     async fn fill(&self, lease: Lease, record: Record) -> Result<Filled, Error> {
-        let (key, token, target) = lease.consume();
-        if record.identity.key() != key || record.token != token {
-            return Err(Error::Rejected {
-                reason: "the record of a fill has another key or token than its lease".to_owned(),
-            });
-        }
+        let (key, token, target) = lease.consume_for(&record)?;
         let now = self.clock.now();
         let _guard = self.stripes.of(&key).lock();
         let filled = if self.may_fill(&key, token, target, now) {

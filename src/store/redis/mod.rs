@@ -179,18 +179,10 @@ impl Store for Redis {
     }
 
     async fn fill(&self, lease: Lease, record: Record) -> Result<Filled, Error> {
-        let (key, token, target) = lease.consume();
-        if record.identity.key() != key || record.token != token {
-            return Err(Error::Rejected {
-                reason: "the record of a fill has another key or token than its lease".to_owned(),
-            });
-        }
+        let base = lease.witness();
+        let (key, token, target) = lease.consume_for(&record)?;
         let names = KeyNames::of(&key);
         let (value, lifetime) = (record::encode(&record), record::lifetime(record.lifetime()));
-        let base = match target {
-            LeaseTarget::Key => token,
-            LeaseTarget::Lock(base) => base,
-        };
         let answer = self.run(&FILL, &names, |cmd| {
             cmd.arg(script_name(target))
                 .arg(&token.as_bytes()[..])

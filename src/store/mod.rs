@@ -92,8 +92,8 @@ pub trait Store: Debug + Send + Sync {
     ///
     /// Writes only if K still holds the token of the lease (for a refresh: the token of the base, and the lock is
     /// ours). Otherwise it returns [`Filled::Refused`] and writes nothing. `record.token` must be the token of the
-    /// lease. A fill cannot be repeated, since it consumes the lease. After an [`Error`] the record is stored as a whole
-    /// or not at all, and the lease expires by itself.
+    /// lease. A fill cannot be repeated, since it consumes the lease. After an [`Error`] the whole record is stored or
+    /// nothing, and the lease expires by itself.
     ///
     /// Rules: [`lease-is-the-value`](crate::rules#lease-is-the-value),
     /// [`compare-the-read-record`](crate::rules#compare-the-read-record).

@@ -160,7 +160,7 @@ impl Keyring {
         record
     }
 
-    /// Opens a record of an entry key, in place if its bytes are not shared. A record that cannot be opened has a sealed
+    /// Opens a record of an entry key, in place if its bytes are not shared. A record that cannot be opened has sealed
     /// content afterwards.
     ///
     /// # Errors

@@ -82,8 +82,12 @@ fn a_tenants_key_is_derived_by_rfc_5869() {
 
 proptest! {
     #[test]
-    fn a_sealed_record_opens_to_itself(body in prop::collection::vec(any::<u8>(), 0..3000), modified in any::<Option<i64>>(),
-                            kind in 0..3u8, settled in any::<bool>()) {
+    fn a_sealed_record_opens_to_itself(
+        body in prop::collection::vec(any::<u8>(), 0..3000),
+        modified in any::<Option<i64>>(),
+        kind in 0..3u8,
+        settled in any::<bool>(),
+    ) {
         let keyring = keyring("k1", &[("k1", 1)]);
         let mut plain = record(match kind {
             0 => found(&body, modified),

@@ -6,6 +6,7 @@
 pub mod app;
 pub mod audit;
 pub mod authorization;
+mod breaker;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -26,6 +27,7 @@ pub mod sandbox;
 pub mod shutdown;
 pub mod spans;
 pub mod store;
+pub mod supervise;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

@@ -14,10 +14,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use backoff::ExponentialBackoff;
-use backoff::backoff::Backoff;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -31,6 +28,7 @@ use crate::queue::{self, Delivery, Payload, Queue, Reason, Subscription};
 use crate::shutdown::Shutdown;
 use crate::spans;
 use crate::store::{self, Inspect, Store};
+use crate::supervise::Backoff;
 
 use super::{Verdict, apply};
 
@@ -73,7 +71,7 @@ impl Worker {
     /// Takes and applies deliveries until shutdown, then waits for those under way.
     pub async fn run(self) {
         let worker = Arc::new(self);
-        let mut backoff = supervisor_backoff();
+        let mut backoff = Backoff::default();
         loop {
             let ended = match worker.queue.subscribe(worker.concurrency).await {
                 Ok(mut subscription) => {
@@ -88,7 +86,7 @@ impl Worker {
             match ended {
                 Ended::Shutdown => return,
                 Ended::Blocked => worker.wait_until_unblocked().await,
-                Ended::QueueClosed => worker.pause(&mut backoff).await,
+                Ended::QueueClosed => backoff.pause(&worker.shutdown).await,
             }
             if worker.shutdown.is_requested() {
                 return;
@@ -243,9 +241,9 @@ impl Worker {
         } else {
             tracing::warn!("the audit takes no records, no events are taken until it does");
         }
-        let mut backoff = supervisor_backoff();
+        let mut backoff = Backoff::default();
         while !self.shutdown.is_requested() {
-            self.pause(&mut backoff).await;
+            backoff.pause(&self.shutdown).await;
             if self.may_record() && self.probe.ping().await.is_ok() {
                 tracing::info!("store and audit work, events are taken again");
                 return;
@@ -255,21 +253,5 @@ impl Worker {
 
     fn may_record(&self) -> bool {
         !self.audit.is_strict() || self.audit.works()
-    }
-
-    async fn pause(&self, backoff: &mut ExponentialBackoff) {
-        let pause = backoff.next_backoff().unwrap_or(backoff.max_interval);
-        // Either way it is time to go on.
-        let _ = tokio::time::timeout(pause, self.shutdown.requested()).await;
-    }
-}
-
-/// Never gives up (the library's default would, after 15 minutes).
-fn supervisor_backoff() -> ExponentialBackoff {
-    ExponentialBackoff {
-        initial_interval: Duration::from_millis(100),
-        max_interval: Duration::from_secs(5),
-        max_elapsed_time: None,
-        ..ExponentialBackoff::default()
     }
 }

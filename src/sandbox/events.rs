@@ -15,15 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use backoff::ExponentialBackoffBuilder;
-use backoff::backoff::Backoff;
 use http::{StatusCode, header};
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::SharedClock;
 use crate::shutdown::Shutdown;
+use crate::supervise::Backoff;
 
 use super::Webhook;
 use super::announcement::{Announced, Change};
@@ -207,12 +206,8 @@ impl Sender {
     /// Posts an event until it is taken or given up; `taken` is shared by its copies.
     async fn deliver(&self, body: Bytes, lag: Duration, taken: &AtomicBool) {
         sleep(lag).await;
-        let mut pauses = ExponentialBackoffBuilder::new()
-            .with_initial_interval(Duration::from_millis(250))
-            .with_multiplier(2.0)
-            .with_max_interval(MAX_PAUSE)
-            .with_max_elapsed_time(Some(MAX_AGE))
-            .build();
+        let mut backoff = Backoff::new(Duration::from_millis(250), MAX_PAUSE);
+        let give_up = Instant::now() + MAX_AGE;
         for _ in 0..MAX_ATTEMPTS {
             match self.post(body.clone()).await {
                 Ok(()) => {
@@ -232,7 +227,10 @@ impl Sender {
                     if !self.failing.swap(true, Ordering::Relaxed) {
                         tracing::warn!("webhook takes no events of the sandbox, they are retried");
                     }
-                    let Some(pause) = pauses.next_backoff() else { break };
+                    let pause = backoff.next_delay();
+                    if Instant::now() + pause > give_up {
+                        break;
+                    }
                     sleep(pause.max(after)).await;
                 }
             }

@@ -1,6 +1,6 @@
-//! The bytes of a record's parts, as they stand in Redis and within a seal. Numbers are big-endian.
+//! The encoding of the parts of a record, in Redis and inside a seal. Numbers are big-endian.
 //!
-//! What a record says in clear is whom it is about and its times; its content follows, preceded by a byte of flags.
+//! The identity and the times of a record are always in clear. A byte of flags and the content follow.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::domain::{Identity, Modified, ProfileBody, Timestamp};
 
 use super::{Ciphertext, Content, Found, Record};
 
-/// Bits of a record's flags.
+/// Bits of the flags of a record.
 const SETTLED: u8 = 1;
 const HAS_MODIFIED: u8 = 2;
 
-/// Returns the letter of a content.
+/// Returns the letter of the kind of a content.
 pub(super) const fn kind_of(content: &Content) -> u8 {
     match content {
         Content::Found(_) => b'P',
@@ -24,7 +24,7 @@ pub(super) const fn kind_of(content: &Content) -> u8 {
     }
 }
 
-/// Returns about how long a content is.
+/// Returns the approximate length of an encoded content.
 pub(super) fn length_of(content: &Content) -> usize {
     match content {
         Content::Found(found) => found.body.len() + 25,
@@ -34,7 +34,7 @@ pub(super) fn length_of(content: &Content) -> usize {
     }
 }
 
-/// Writes what a record says in clear.
+/// Writes the part of a record that is always in clear.
 pub(super) fn put_clear(out: &mut impl BufMut, record: &Record) {
     put_identity(out, &record.identity);
     out.put_i64(record.fetched_at.as_millis());
@@ -65,7 +65,7 @@ pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: boo
     }
 }
 
-/// Reads the content of this letter, which ends with the bytes, and whether it is settled.
+/// Reads a content of this kind, up to the end of the bytes, and whether it is settled.
 pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)> {
     let flags = rest.try_get_u8().ok()?;
     let known = if kind == b'P' { SETTLED | HAS_MODIFIED } else { SETTLED };
@@ -79,7 +79,7 @@ pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)>
             let modified = rest.try_get_i64().ok()?;
             let modified = (flags & HAS_MODIFIED != 0).then_some(Modified::from_millis(modified));
             let validator = take_array(&mut rest)?;
-            // What is left is the body: the very bytes that were read, not a copy.
+            // The rest is the body: a part of the same buffer, not a copy.
             Content::Found(Found { body: ProfileBody::new(std::mem::take(&mut rest)), validator, modified })
         }
         b'S' => Content::Sealed(Ciphertext::new(std::mem::take(&mut rest))),
@@ -88,7 +88,7 @@ pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)>
     rest.is_empty().then_some((content, flags & SETTLED != 0))
 }
 
-/// Reads what [`put_clear`] wrote: whom it is about, when it was fetched, and the three durations.
+/// Reads what [`put_clear`] wrote: the identity, the time of the fetch, and the three durations.
 pub(super) fn take_clear(rest: &mut Bytes) -> Option<(Identity, Timestamp, [Duration; 3])> {
     let identity = take_identity(rest)?;
     let fetched_at = Timestamp::from_millis(rest.try_get_i64().ok()?);

@@ -1,4 +1,4 @@
-//! What stands at a key.
+//! Entries: the values of entry keys.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,39 +7,40 @@ use bytes::Bytes;
 
 use crate::domain::{At, Identity, Modified, Profile, ProfileBody, Timestamp};
 
-use super::lease::Token;
+use super::token::Token;
 
-/// What stands at K: a record, a tombstone, a lease, or something that nobody can read.
+/// The value of an entry key: a record, a tombstone, a lease, or unreadable bytes.
 #[derive(Clone, Debug)]
 pub enum Entry {
     /// What a fill wrote: a profile, a negative answer, or a pointer to the canonical customer.
     Record(Record),
-    /// The customer was deleted; K is not filled until a re-creation.
+    /// The customer was deleted; the key is not filled until a re-creation.
     Tombstone(Tombstone),
-    /// Someone is fetching.
+    /// A lookup is fetching.
     Leased(Leased),
-    /// Bytes that are no entry of this version: a miss, leased over by compare-and-set.
+    /// Bytes that are not an entry of a known version: a miss. A lease replaces them by compare-and-set.
     Corrupt(Bytes),
 }
 
-/// What a fill wrote. It carries whom it is about and which fill wrote it.
+/// What a fill wrote, with the identity of the customer and the token of the fill.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Whom it is about: must match the key it stands at, or it is corrupt (a miss).
+    /// The customer. It must match the key, or the record is corrupt (a miss).
     pub identity: Identity,
-    /// The fill that wrote it: what a refresh compares (rule 4), never the content.
+    /// The fill that wrote it. A refresh compares it, and never the content:
+    /// [`rules::compare-the-read-record`](crate::rules#compare-the-read-record).
     pub token: Token,
     /// What was fetched.
     pub content: Content,
-    /// When it was fetched, by our clock: where `Age` counts from.
+    /// When it was fetched, by our clock: the start of `Age`.
     pub fetched_at: Timestamp,
-    /// How long the fetch took: what an early refresh weighs.
+    /// How long the fetch took, for the decision about an early refresh.
     pub fetch_cost: Duration,
     /// How long it is fresh, from `fetched_at`.
     pub ttl: Duration,
-    /// How much longer it may be served while Genesys is failing. Zero when unsettled.
+    /// How much longer it may be served while Genesys fails. Zero when unsettled.
     pub grace: Duration,
-    /// Whether it has caught up with everything announced (rule 7).
+    /// Whether it is as new as all announced events: [`rules::unsettled`](crate::rules#unsettled).
     pub settled: bool,
 }
 
@@ -48,54 +49,54 @@ pub struct Record {
 pub enum Content {
     /// A profile.
     Found(Found),
-    /// Genesys knows no such customer.
+    /// Genesys has no such customer.
     Negative,
-    /// The customer was merged into this one, under whose key the profile is kept.
+    /// The customer was merged into this one, whose key holds the profile.
     Pointer(Identity),
-    /// Any of these, sealed; of what [`Store::get`](super::Store::get) shows, what does not open: a miss, to be
-    /// replaced as a [dead](super::Base::Dead) record.
+    /// Any of these, sealed. If [`Store::get`](super::Store::get) returns it, it could not be opened: a miss, to be
+    /// replaced like a [dead](super::Base::Dead) record.
     Sealed(Ciphertext),
 }
 
-/// What a [seal](super::sealed) holds. Cloning is cheap.
+/// A [sealed](super::sealed) content. Cloning is cheap.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Ciphertext(Bytes);
 
 /// A stored profile.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The JSON, verbatim.
+    /// The JSON, unchanged.
     pub body: ProfileBody,
-    /// Its validator, computed once, when it was fetched: see [`ProfileBody::validator`].
+    /// The validator, computed once after the fetch: see [`ProfileBody::validator`].
     pub validator: [u8; 16],
-    /// Its `modifyDate`, where it has one.
+    /// The `modifyDate`, if the profile has one.
     pub modified: Option<Modified>,
 }
 
 impl From<Profile> for Found {
-    /// Takes a fetched profile, and computes its validator.
+    /// Converts a fetched profile and computes its validator.
     fn from(profile: Profile) -> Self {
         Self { validator: profile.body.validator(), body: profile.body, modified: profile.modified }
     }
 }
 
-/// The mark of a deletion.
+/// Marks a deleted customer.
 #[derive(Clone, Debug)]
 pub struct Tombstone {
-    /// The write that placed it: what a verified replacement compares.
+    /// The write that placed it. A verified replacement compares it.
     pub token: Token,
-    /// When the customer was deleted, by Genesys' clock, where the event told.
+    /// When the customer was deleted, by the clock of Genesys, if the event says it.
     pub at: Option<At>,
     /// When it was written, by our clock.
     pub written_at: Timestamp,
 }
 
-/// Someone is fetching.
+/// The lease of a lookup that is fetching.
 #[derive(Clone, Copy, Debug)]
 pub struct Leased {
     /// The lease.
     pub token: Token,
-    /// When it runs out, by our clock.
+    /// When it expires, by our clock.
     pub until: Timestamp,
 }
 
@@ -112,7 +113,7 @@ impl Ciphertext {
         &self.0
     }
 
-    /// Gives the sealed bytes away, for opening them where they are.
+    /// Returns the sealed bytes, to be opened in place.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.0
@@ -126,7 +127,7 @@ impl fmt::Debug for Ciphertext {
 }
 
 impl Record {
-    /// Returns how long the store keeps it: TTL and grace.
+    /// Returns how long the store keeps the record: TTL and grace.
     #[must_use]
     pub fn lifetime(&self) -> Duration {
         self.ttl.saturating_add(self.grace)
@@ -134,7 +135,7 @@ impl Record {
 }
 
 impl Entry {
-    /// Returns the entry with its body, or its unreadable bytes, left out. What is sealed stays, for who can open it.
+    /// Returns the entry without its body or its unreadable bytes. A sealed content stays, to be opened later.
     #[must_use]
     pub fn without_body(self) -> Self {
         match self {
@@ -149,7 +150,7 @@ impl Entry {
         }
     }
 
-    /// Returns the token of the write that placed this entry, where it has one.
+    /// Returns the token of the write that placed this entry, if it has one.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
         match self {

@@ -1,75 +1,43 @@
 //! Leases: the right to fill one key, once.
 
-use std::fmt;
 use std::time::Duration;
 
 use crate::clock::SharedClock;
 use crate::domain::{Key, Modified, Timestamp};
 
+use super::entry::Record;
+use super::error::Error;
 use super::fence::{Fence, Settlement};
-
-/// Names one write at a key: a lease, or the record or tombstone that a fill or a burial wrote.
-///
-/// 128 random bits, drawn anew for each attempt and never reused, so that "K still holds what I saw"
-/// is a comparison of tokens and never of contents (DESIGN section 2, rules 1 and 4).
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Token([u8; 16]);
-
-impl Token {
-    /// Draws a new token.
-    #[must_use]
-    pub fn draw() -> Self {
-        Self(rand::random())
-    }
-
-    /// Makes a token of its bytes, as they stand in a stored record.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// Returns the 16 bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
+use super::token::Token;
 
 /// What a lease holder replaces when it fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// K itself holds the lease; the fill replaces it.
+pub enum LeaseTarget {
+    /// The lease itself, which is the value of the key.
     Key,
-    /// K still holds the record (or tombstone) with this token, which goes on being served; the
-    /// fill replaces exactly it. The lease stands at `lock:{K}`.
+    /// The record or tombstone with this token, which the key keeps until the fill. The lease is at `lock:{K}`.
     Lock(Token),
 }
 
 /// The right to fill one key, once: granted by [`Store::lease`](super::Store::lease), consumed by
 /// [`Store::fill`](super::Store::fill) or [`Store::release`](super::Store::release).
 ///
-/// A lease that is dropped runs out by itself after its time; others wait for it until then, so
-/// dropping one is a fault of this program and is logged.
-#[must_use = "a lease that is neither filled nor released makes others wait until it runs out"]
+/// A lease that is dropped expires after its lifetime. Other lookups wait for it until then, so a drop is an error of
+/// this program and is logged.
+#[must_use = "a lease that is neither filled nor released makes others wait until it expires"]
 #[derive(Debug)]
 pub struct Lease {
     key: Key,
     token: Token,
-    held: Held,
+    target: LeaseTarget,
     fence: Option<Fence>,
-    settled: bool,
+    is_consumed: bool,
 }
 
 impl Lease {
-    /// Makes a lease; called by adapters only, when they have placed it.
-    pub fn granted(key: Key, token: Token, held: Held, fence: Option<Fence>) -> Self {
-        Self { key, token, held, fence, settled: false }
+    /// Creates a lease; only adapters call it, after they have written the lease.
+    pub fn granted(key: Key, token: Token, target: LeaseTarget, fence: Option<Fence>) -> Self {
+        Self { key, token, target, fence, is_consumed: false }
     }
 
     /// Returns the key that may be filled.
@@ -78,7 +46,7 @@ impl Lease {
         &self.key
     }
 
-    /// Returns the token under which the lease was placed.
+    /// Returns the token of the lease.
     #[must_use]
     pub const fn token(&self) -> Token {
         self.token
@@ -86,51 +54,65 @@ impl Lease {
 
     /// Returns what the fill replaces.
     #[must_use]
-    pub const fn held(&self) -> Held {
-        self.held
+    pub const fn held(&self) -> LeaseTarget {
+        self.target
     }
 
-    /// Returns what stands at K while this lease is held: the witness that another lookup of this
-    /// process must have seen there to wait for this one (rule 2).
+    /// Returns the token that the key holds while this lease is valid. Another lookup of this process may wait for
+    /// this one only if it saw that token: [`rules::witness`](crate::rules#witness).
     #[must_use]
     pub const fn witness(&self) -> Token {
-        match self.held {
-            Held::Key => self.token,
-            Held::Lock(base) => base,
+        match self.target {
+            LeaseTarget::Key => self.token,
+            LeaseTarget::Lock(base) => base,
         }
     }
 
-    /// Returns the fence as it stood when the lease was granted. It cannot rise without voiding the
-    /// lease, so the fill is judged by it.
+    /// Returns the fence at the time when the lease was granted. Raising the fence voids the lease, so it is the right
+    /// one to judge the fill.
     #[must_use]
     pub const fn fence(&self) -> Option<&Fence> {
         self.fence.as_ref()
     }
 
-    /// Judges a fetched profile by the fence (rule 7).
+    /// Judges a fetched profile by the fence: [`rules::unsettled`](crate::rules#unsettled).
     #[must_use]
     pub fn judge(&self, modified: Option<Modified>, settle_window: Duration, clock: &SharedClock) -> Settlement {
         let now: Timestamp = clock.now();
         self.fence.as_ref().map_or(Settlement::Settled, |fence| fence.judge(modified, settle_window, now))
     }
 
-    /// Gives up the right to fill, but lets the lease stand until its time is over, so that nobody
-    /// else is granted one before (a tombstone's verification is limited in this way).
+    /// Gives up the right to fill, but keeps the lease until it expires, so that no other lookup is granted one
+    /// before. This limits how often a tombstone is verified.
     pub fn keep_until_it_runs_out(mut self) {
-        self.settled = true;
+        self.is_consumed = true;
     }
 
-    /// Gives up the obligation; called by adapters only, when they consume the lease.
-    pub fn consume(mut self) -> (Key, Token, Held) {
-        self.settled = true;
-        (self.key.clone(), self.token, self.held)
+    /// Consumes the lease for a fill; only adapters call it.
+    ///
+    /// # Errors
+    ///
+    /// The record has another key or token than the lease.
+    pub fn consume_for(self, record: &Record) -> Result<(Key, Token, LeaseTarget), Error> {
+        let (key, token, target) = self.consume();
+        if record.identity.key() != key || record.token != token {
+            let reason = "the record of a fill has another key or token than its lease".to_owned();
+            return Err(Error::Rejected { reason });
+        }
+        Ok((key, token, target))
+    }
+
+    /// Consumes the lease; only adapters call it.
+    pub fn consume(mut self) -> (Key, Token, LeaseTarget) {
+        self.is_consumed = true;
+        (self.key.clone(), self.token, self.target)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.settled {
-            tracing::warn!(key = %self.key, "a lease was dropped without fill or release; it runs out by itself");
+        if !self.is_consumed {
+            tracing::warn!(key = %self.key, "a lease was dropped without fill or release; it expires by itself");
         }
     }
 }

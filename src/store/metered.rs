@@ -1,4 +1,4 @@
-//! Metrics around a store: every operation is counted and timed.
+//! Metrics of a store: counts and times every operation.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::{
     Store, Token,
 };
 
-/// A store whose operations are counted and timed.
+/// Counts and times the operations of a store.
 #[derive(Debug)]
 pub struct Metered<S> {
     store: S,

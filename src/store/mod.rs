@@ -1,33 +1,36 @@
-//! The store port: where entries are kept, and the one place where the consistency protocol meets
-//! shared state.
+//! The store port: keeps entries. It is the only place where the consistency protocol meets shared state.
 //!
 //! # What it promises
 //!
-//! For every event applied before a lookup starts, the lookup's answer is at least as new as that
-//! event, or was fetched from Genesys after the event's delete. The rules are those of DESIGN
-//! section 2; each method below names the ones it carries. **Every method is atomic per key**: it
-//! takes effect as a whole or not at all, in an order that all callers agree on.
+//! For every event applied before a lookup starts, the answer of the lookup is at least as new as that event, or was
+//! fetched from Genesys after the event's delete. The rules are in [`rules`](crate::rules); each method names those
+//! that it implements. **Every method is atomic per key**: it takes effect as a whole or not at all, in one order for
+//! all callers.
 //!
-//! # What stands where
+//! # What a key holds
 //!
-//! At K stands an [`Entry`]: a record, a lease, a tombstone, or nothing. Beside K: its
-//! [`fence`](fence::Fence) (what events announced), the marks of events already applied, and the
-//! lock of whoever refreshes a record that is still served. **Any of them may vanish at any
-//! moment** (eviction, failover, an operator's `DEL`); the protocol stays correct, it only loses
-//! economy, a label, or a tombstone.
+//! The entry key K holds an [`Entry`] (a record, a lease or a tombstone) or nothing. Beside K there are its
+//! [`fence`](fence::Fence) (the newest event versions announced for it), the marks of the events that were applied, and
+//! the lock of the lookup that refreshes a record while it is still served. **Any of them may vanish at any moment**
+//! (eviction, failover, an operator's `DEL`). The protocol stays correct then: it only costs a fetch, a label or a
+//! tombstone.
 //!
-//! # The order of a miss
+//! # The steps of a miss
 //!
-//! `get` shows nothing → `lease` places this reader's token at K → the reader fetches → `fill`
-//! replaces exactly its own token. An event applied in between has deleted the token, and `fill`
-//! answers [`Filled::Refused`]: the late fill writes nothing.
+//! 1. `get` returns nothing.
+//! 2. `lease` writes the token of this lookup at K.
+//! 3. The lookup fetches from Genesys.
+//! 4. `fill` replaces exactly that token by the record.
 //!
-//! # The order of an event
+//! An event that is applied in between deletes the token. Then `fill` returns [`Filled::Refused`] and writes nothing.
 //!
-//! [`invalidate`](Store::invalidate) or [`bury`](Store::bury) in one atomic step: raise the fence,
-//! delete (or bury) K, mark the event as applied. Never the mark first, never the delete before the
-//! fence. Only then may the event be acknowledged to its queue.
+//! # The steps of an event
+//!
+//! [`invalidate`](Store::invalidate) and [`write_tombstone`](Store::write_tombstone) are one atomic step: raise the
+//! fence, delete K (or write a tombstone there), mark the event as applied. The mark never comes first, and the delete
+//! never comes before the fence. Only then may the event be acknowledged to its queue.
 
+mod change;
 pub mod embedded;
 mod encoding;
 mod entry;
@@ -38,6 +41,7 @@ pub mod metered;
 pub mod open;
 pub mod redis;
 pub mod sealed;
+mod token;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -47,90 +51,106 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::domain::{Digest, Key, Kind, Redelivery, Stamps};
+use crate::domain::Key;
 
+pub use change::{Applied, Change, Lifetimes};
 pub use entry::{Ciphertext, Content, Entry, Found, Leased, Record, Tombstone};
 pub use error::Error;
-pub use lease::{Held, Lease, Token};
+pub use lease::{Lease, LeaseTarget};
+pub use token::Token;
 
 /// Keeps entries; see the module's head for the contract.
 ///
-/// Every method may be repeated after an [`Error`]; none waits longer than the store's own timeout,
-/// except [`wait`](Store::wait), which has its deadline as an argument.
+/// Every method may be repeated after an [`Error`]. None takes longer than the store's timeout, except
+/// [`wait`](Store::wait), which has a deadline.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
-    /// Returns what stands at K, or `None`. Expired entries do not stand anywhere.
+    /// Returns the entry at K, or `None`. An expired entry is absent.
     ///
-    /// Reads the primary only (◆). One read, no write: this is the whole of a hit.
+    /// Reads the primary only. A hit is this one read and no write.
     async fn get(&self, key: &Key) -> Result<Option<Entry>, Error>;
 
-    /// Tries to obtain the right to fill K, for `ttl`, under a freshly drawn `token` (rules 1, 4, 8).
+    /// Requests the right to fill K for `ttl`, under a freshly drawn `token`.
     ///
-    /// `base` is what the caller saw at K. With [`Base::Absent`] and nothing at K the lease is
-    /// placed at K; with [`Base::Token`] and that very record or tombstone still at K it is placed
-    /// beside it (at `lock:{K}`) and K goes on being served; with [`Base::Corrupt`] and those very
-    /// bytes at K, or with [`Base::Dead`] and that very record that nobody refreshes, it replaces them. If K
-    /// has meanwhile become empty the lease is placed at K whatever the base was. A tombstone that was evicted while
-    /// the fence says "deleted" is put back first.
+    /// `base` is what the caller saw at K:
     ///
-    /// A token serves one attempt: a retry draws a new one.
+    /// - [`Base::Absent`], and K is empty: the lease is written at K.
+    /// - [`Base::Token`], and K still holds that very record or tombstone: the lease is written at `lock:{K}`, and the
+    ///   record stays in use.
+    /// - [`Base::Dead`], and K still holds that very record, which no lookup refreshes: the lease replaces it.
+    /// - [`Base::Corrupt`], and K still holds those very bytes: the lease replaces them.
+    ///
+    /// If K has become empty, the lease is written at K for every base. But a tombstone that was evicted while the
+    /// fence says "deleted" is restored first. A token serves one attempt: a retry draws a new one.
+    ///
+    /// Rules: [`lease-is-the-value`](crate::rules#lease-is-the-value),
+    /// [`compare-the-read-record`](crate::rules#compare-the-read-record), [`tombstone`](crate::rules#tombstone).
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error>;
 
-    /// Replaces the lease (or, for a refresh, the base record) by `record`, which lives for its
-    /// [`lifetime`](Record::lifetime), and wakes whoever [waits](Store::wait) at K.
+    /// Replaces the lease (for a refresh: the base record) by `record`, which stays for its
+    /// [`lifetime`](Record::lifetime), and wakes the lookups that [wait](Store::wait) for K.
     ///
-    /// Writes only if K still holds the lease's own token (or the base token and the lock is ours):
-    /// otherwise [`Filled::Refused`], and nothing was written (rules 1 and 4). `record.token` must be
-    /// the lease's token. Not repeatable: the lease is consumed; after an [`Error`] the fill is
-    /// either in place whole or not at all, and the lease runs out by itself.
+    /// Writes only if K still holds the token of the lease (for a refresh: the token of the base, and the lock is
+    /// ours). Otherwise it returns [`Filled::Refused`] and writes nothing. `record.token` must be the token of the
+    /// lease. A fill cannot be repeated, since it consumes the lease. After an [`Error`] the whole record is stored or
+    /// nothing, and the lease expires by itself.
+    ///
+    /// Rules: [`lease-is-the-value`](crate::rules#lease-is-the-value),
+    /// [`compare-the-read-record`](crate::rules#compare-the-read-record).
     async fn fill(&self, lease: Lease, record: Record) -> Result<Filled, Error>;
 
-    /// Gives a lease back without filling, if it still stands, and wakes whoever waits at K.
+    /// Removes a lease, if it is still there, without a fill, and wakes the lookups that wait for K.
     async fn release(&self, lease: Lease) -> Result<(), Error>;
 
-    /// Applies an event other than a deletion: raises the fence, deletes K, marks the event (rules
-    /// 3, 6 and 8). A tombstone stays unless the event is later than it (or, where no time tells the
-    /// order, a creation), or `change.force` is set.
+    /// Applies an event other than a deletion: raises the fence, deletes K, marks the event as applied. A tombstone
+    /// stays unless the event is later (or, if no time shows the order, is a creation), or `change.force` is set.
     ///
-    /// Idempotent: a repetition within the dedup window answers [`Applied::Duplicate`] and changes
-    /// nothing. The delete is never skipped because of [`Applied::Outrun`]. A replay of an event that is remembered
-    /// evicts once more and leaves the fence as it is.
+    /// Idempotent: a repetition within the dedup window returns [`Applied::Duplicate`] and changes nothing. The delete
+    /// is never skipped because of [`Applied::Outrun`]. A replay of an event that is still remembered deletes K once
+    /// more and leaves the fence unchanged.
+    ///
+    /// Rules: [`invalidate-before-ack`](crate::rules#invalidate-before-ack), [`fence`](crate::rules#fence),
+    /// [`tombstone`](crate::rules#tombstone).
     async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
 
-    /// Applies a deletion: as [`invalidate`](Store::invalidate), and writes a tombstone if the fence
-    /// knows no later event (rule 8); otherwise it deletes K and answers [`Applied::Outrun`]. A
-    /// deletion that is handed out once more buries only where that is known to be right: see [`fence::raise`].
+    /// Applies a deletion: as [`invalidate`](Store::invalidate), but writes a tombstone if the fence has no later
+    /// event. Otherwise it deletes K and returns [`Applied::Outrun`]. A deletion that is delivered once more writes a
+    /// tombstone only if that is known to be right: see [`fence::raise`].
+    ///
+    /// Rule: [`tombstone`](crate::rules#tombstone).
     async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
 
-    /// Waits until K may no longer hold what has `seen` as its token, or until `deadline`, or until
-    /// the store thinks it is worth another look; the caller then looks again (rule 11).
+    /// Waits until K may no longer hold the entry with the token `seen`, until another look is worthwhile, or until
+    /// `deadline`. The caller then reads K again.
     ///
-    /// Spurious returns are allowed, busy ones are not: it returns at once only if K has changed.
+    /// It may return without a change, but not in a busy loop: it returns at once only if K has changed.
+    ///
+    /// Rule: [`waiters`](crate::rules#waiters).
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant);
 }
 
-/// Operators' view of a store; not on any request's path.
+/// Access for operators and probes; no lookup or event uses it.
 #[async_trait]
 pub trait Inspect: Debug + Send + Sync {
-    /// Answers if the store works; bounded by the store's timeout.
+    /// Checks that the store works; limited by the store's timeout.
     async fn ping(&self) -> Result<(), Error>;
 
-    /// Returns the histories that the data stand on: see [`ReplicationHistory`].
+    /// Returns the replication histories of the data: see [`ReplicationHistory`].
     async fn lineage(&self) -> Result<ReplicationHistory, Error>;
 
-    /// Returns the state of a key, never its contents.
+    /// Returns the state of a key without its contents.
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error>;
 }
 
-/// The histories that a store's data stand on, one for each primary, by opaque names.
+/// The replication histories of a store's data: one opaque name for each primary.
 ///
-/// Where a history that was there is gone, what was written last under it may be gone too, also what had been
-/// acknowledged.
+/// When a name is gone, the last writes under it may be lost, even acknowledged ones:
+/// [`rules::failover`](crate::rules#failover).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicationHistory(BTreeSet<String>);
 
 impl ReplicationHistory {
-    /// Tells whether every history of `earlier` goes on in this one.
+    /// Returns whether every history of `earlier` is part of this one.
     #[must_use]
     pub fn continues(&self, earlier: &Self) -> bool {
         earlier.0.is_subset(&self.0)
@@ -143,32 +163,15 @@ impl FromIterator<String> for ReplicationHistory {
     }
 }
 
-/// The lifetimes that events leave behind, from `[consumer]` of the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct Lifetimes {
-    /// How long an applied event is remembered.
-    pub dedup_window: Duration,
-    /// How long a deletion keeps its key from being filled.
-    pub tombstone_ttl: Duration,
-}
-
-impl Lifetimes {
-    /// How long a fence lives; raising never shortens it.
-    #[must_use]
-    pub fn fence(&self) -> Duration {
-        self.tombstone_ttl.max(self.dedup_window)
-    }
-}
-
-/// What a reader saw at K before it asks for a lease.
+/// What a lookup saw at K before it requests a lease.
 #[derive(Clone, Debug)]
 pub enum Base {
     /// Nothing.
     Absent,
-    /// A record or tombstone that this write placed.
+    /// A record or tombstone with this token.
     Token(Token),
-    /// A record that is not served (any more): past its end, about someone else, or sealed and not to be opened.
-    /// Were the lease placed beside it, the record's own end would void the fill.
+    /// A record that is not served: expired, about another customer, or sealed and not readable. A lease beside it
+    /// would be void when the record itself expires.
     Dead(Token),
     /// Unreadable bytes.
     Corrupt(Bytes),
@@ -179,70 +182,37 @@ pub enum Base {
 pub enum LeaseAnswer {
     /// The caller may fetch and fill; it must consume the lease.
     Granted(Lease),
-    /// Someone else is fetching: [`wait`](Store::wait) for `seen`, then look again.
+    /// Another lookup is fetching: [`wait`](Store::wait) for `seen`, then read again.
     Held {
-        /// The other's lease.
+        /// The token of its lease.
         token: Token,
-        /// What stands at K until they are done: their lease, or the record they refresh.
+        /// What K holds until it is done: its lease, or the record that it refreshes.
         seen: Token,
-        /// When their lease runs out at the latest.
+        /// The longest time until its lease expires.
         remaining: Duration,
     },
-    /// K holds something else than the caller saw: go on with this.
+    /// K holds something else than the caller saw: continue with this entry.
     Changed(Entry),
 }
 
 /// The answer to [`Store::fill`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled {
-    /// The record stands at K.
+    /// The record is stored at K.
     Stored,
-    /// K no longer held the lease (or base): an event, an operator or an eviction came between.
-    /// Nothing was written.
+    /// K no longer held the lease (or base), because of an event, an operator or an eviction. Nothing was written.
     Refused,
-}
-
-/// One event, as one key sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Change {
-    /// What the dedup window remembers: [`Event::mark`](crate::domain::Event::mark).
-    pub event: Digest,
-    /// The mark of the event itself, where `event` is that of its replay. While it is remembered, the fence holds all
-    /// that the event announced: see [`fence::repeat`].
-    pub of: Option<Digest>,
-    /// What happened.
-    pub kind: Kind,
-    /// When, by Genesys' clocks.
-    pub stamps: Stamps,
-    /// It is handed out once more, so it may be long past.
-    pub again: Option<Redelivery>,
-    /// Remove a tombstone whatever the times say (an operator's `invalidate --force`).
-    pub force: bool,
-}
-
-/// The answer to [`Store::invalidate`] and [`Store::bury`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// K was evicted or buried.
-    Applied {
-        /// Something stood at K.
-        had_entry: bool,
-    },
-    /// This event was applied before; nothing changed.
-    Duplicate,
-    /// A later event was applied before; K was evicted all the same.
-    Outrun,
 }
 
 /// The state of a key, for operators.
 #[derive(Clone, Debug, Default)]
 pub struct Inspection {
-    /// What stands at K, with its body left out.
+    /// The entry at K, without its body.
     pub entry: Option<Entry>,
-    /// How much longer it stands there.
+    /// The time until it expires.
     pub remaining: Option<Duration>,
     /// What events announced.
     pub fence: Option<fence::Fence>,
-    /// Who refreshes the record, and for how much longer.
+    /// The lease of the lookup that refreshes the record, and the time until it expires.
     pub lock: Option<(Token, Duration)>,
 }

@@ -1,4 +1,4 @@
-//! Picks the store adapter that the configuration names.
+//! Opens the store that the configuration selects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,16 +22,16 @@ use super::{Error, Inspect, Lifetimes, Store};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Which adapter.
+    /// The adapter.
     pub kind: Kind,
-    /// The longest that one operation may take.
+    /// The longest time of one operation.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// `[store.embedded]`.
     pub embedded: embedded::Config,
     /// `[store.redis]`.
     pub redis: RedisConfig,
-    /// `[store.sealing]`; absent, records are kept in clear.
+    /// `[store.sealing]`; without it records are stored in clear.
     pub sealing: Option<keyring::Config>,
 }
 
@@ -39,13 +39,13 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// In this process' memory.
+    /// The memory of this process.
     Embedded,
-    /// In Redis: one server, a cluster, or a master that sentinels know.
+    /// Redis: one server, a cluster, or a master that sentinels name.
     Redis,
 }
 
-/// An open store, as the flows and as operators see it.
+/// An open store, for the flows and for operators.
 #[derive(Clone, Debug)]
 pub struct Opened {
     /// For the flows.
@@ -54,11 +54,12 @@ pub struct Opened {
     pub inspect: Arc<dyn Inspect>,
 }
 
-/// Opens the configured store. Of Redis it waits for the first connection, which the caller bounds.
+/// Opens the configured store. With Redis, and if the store is `needed`, it waits for the first connection; the caller
+/// limits the time.
 ///
 /// # Errors
 ///
-/// The adapter cannot work with its configuration; the embedded one always can.
+/// The configuration of the adapter is invalid; that of the embedded store never is.
 pub async fn open(
     config: &Config,
     keyring: &Reloadable<Keyring>,

@@ -21,8 +21,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backoff::backoff::Backoff;
-use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
@@ -35,6 +33,7 @@ use tokio::time::Instant;
 use crate::domain::{CustomerId, TenantId};
 use crate::metrics::{Metrics, UpstreamOutcome, observe};
 use crate::spans;
+use crate::supervise::Backoff;
 
 use super::breaker::{Breaker, Level, Pass, Verdict};
 use super::{Error, Expand, Fetched, Upstream};
@@ -198,23 +197,20 @@ impl<U: Upstream> Guard<U> {
     /// Makes one attempt, and more where that is worth it.
     async fn run(&self, asked: Asked<'_>, deadline: Instant) -> Result<Fetched, Error> {
         let deadline = deadline.min(Instant::now() + self.timeout);
-        let mut waits = waits();
+        let mut backoff = Backoff::new(FIRST_WAIT, self.timeout);
         let mut retries_left = RETRIES;
         loop {
             let began = Instant::now();
             let outcome = self.attempt(asked, deadline).await;
             self.metrics.upstream_requests.with(label(&outcome)).increment(1);
             let may_pass = outcome.as_ref().is_err_and(may_pass);
-            match waits.next_backoff() {
-                Some(wait) if may_pass && retries_left > 0 && Instant::now() + wait + began.elapsed() < deadline => {
-                    retries_left -= 1;
-                    tokio::time::sleep(wait).await;
-                }
-                Some(_) | None => {
-                    spans::attempted(1 + RETRIES - retries_left);
-                    return outcome;
-                }
+            let wait = backoff.next_delay();
+            if !may_pass || retries_left == 0 || Instant::now() + wait + began.elapsed() >= deadline {
+                spans::attempted(1 + RETRIES - retries_left);
+                return outcome;
             }
+            retries_left -= 1;
+            tokio::time::sleep(wait).await;
         }
     }
 }
@@ -234,14 +230,6 @@ impl<U: Upstream> Upstream for Guard<U> {
     ) -> Result<Fetched, Error> {
         self.run(Asked { customer, expand: Some(expand) }, deadline).await
     }
-}
-
-fn waits() -> ExponentialBackoff {
-    ExponentialBackoffBuilder::new()
-        .with_initial_interval(FIRST_WAIT)
-        .with_multiplier(2.0)
-        .with_max_elapsed_time(None)
-        .build()
 }
 
 /// Tells whether a failure may have passed a moment later.

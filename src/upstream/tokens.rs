@@ -26,8 +26,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use backoff::backoff::Backoff;
-use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use http::StatusCode;
 use parking_lot::Mutex;
 use reqwest::Client;
@@ -36,6 +34,7 @@ use tokio::time::Instant;
 
 use crate::metrics::{Metrics, Outcome, PrivilegeOutcome};
 use crate::shutdown::Shutdown;
+use crate::supervise::Backoff;
 
 use super::Error;
 use super::privileges::Privileges;
@@ -83,7 +82,7 @@ struct Renewal {
     /// Until when there is no other, and what the last one was told.
     pause: Option<(Instant, Error)>,
     /// How long the next pause will be.
-    pauses: ExponentialBackoff,
+    pauses: Backoff,
     /// A token that was given out and is not in use: it could not be judged, or is refused.
     kept: Option<Arc<Token>>,
 }
@@ -103,12 +102,7 @@ impl Tokens {
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
     ) -> Self {
-        let pauses = ExponentialBackoffBuilder::new()
-            .with_initial_interval(FIRST_PAUSE)
-            .with_max_interval(LONGEST_PAUSE)
-            .with_multiplier(2.0)
-            .with_max_elapsed_time(None)
-            .build();
+        let pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let renewal = Mutex::new(Renewal { flight: None, pause: None, pauses, kept: None });
         let (current, refusal) = (ArcSwapOption::empty(), ArcSwapOption::empty());
         let shared = Shared { client, credentials, privileges, timeout, metrics, shutdown, current, refusal, renewal };
@@ -220,7 +214,7 @@ impl Tokens {
             }
             Err(error) => {
                 tracing::warn!(tenant = %self.0.credentials.tenant, %error, "token could not be renewed");
-                let pause = error.retry_after().or_else(|| renewal.pauses.next_backoff()).unwrap_or(LONGEST_PAUSE);
+                let pause = error.retry_after().unwrap_or_else(|| renewal.pauses.next_delay());
                 renewal.pause = Some((Instant::now() + pause, error.clone()));
             }
         }

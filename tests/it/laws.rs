@@ -20,9 +20,10 @@ const CRATES: [(&str, &[&str]); 12] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 24] = [
+const IMPORTS: [(&str, &[&str]); 26] = [
     ("audit", &["clock", "domain", "metrics", "shutdown"]),
     ("authorization", &[]),
+    ("breaker", &[]),
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
@@ -33,16 +34,20 @@ const IMPORTS: [(&str, &[&str]); 24] = [
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
     ("spans", &["domain", "metrics"]),
+    ("supervise", &["shutdown"]),
     ("telemetry", &["domain", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
-    ("store", &["clock", "domain", "metrics", "reload", "shutdown", "tls"]),
-    ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "tls"]),
-    ("upstream", &["clock", "domain", "metrics", "shutdown", "spans"]),
+    ("store", &["breaker", "clock", "domain", "metrics", "reload", "shutdown", "supervise", "tls"]),
+    ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "supervise", "tls"]),
+    ("upstream", &["breaker", "clock", "domain", "metrics", "shutdown", "spans", "supervise"]),
     ("ingest", &["authorization", "clock", "domain", "metrics", "queue", "reload", "spans"]),
-    ("consumer", &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
+    (
+        "consumer",
+        &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
+    ),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
-    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store"]),
-    ("sandbox", &["clock", "domain", "shutdown"]),
+    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise"]),
+    ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (
         "http",
         &[
@@ -93,7 +98,7 @@ fn sources() -> BTreeMap<String, String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "lua") {
                 let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
                 found.insert(name, production_part(&std::fs::read_to_string(&path).unwrap()));
             }

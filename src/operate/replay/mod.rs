@@ -25,8 +25,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backoff::ExponentialBackoff;
-use backoff::backoff::Backoff;
 use serde::Serialize;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -37,6 +35,7 @@ use crate::domain::{Event, Redelivery, ReplayId, Timestamp};
 use crate::metrics::Metrics;
 use crate::queue::{self, Journal, Publisher, Queue};
 use crate::shutdown::Shutdown;
+use crate::supervise::Backoff;
 
 use super::actions::Error;
 
@@ -312,19 +311,17 @@ impl Work {
 
     /// Publishes until it is durable: what was durable in vain before is the same replay of the same events.
     async fn publish(&mut self, events: &[Event]) -> Result<(), queue::Error> {
-        let mut pauses = ExponentialBackoff {
-            initial_interval: Duration::from_millis(100),
-            max_interval: Duration::from_secs(5),
-            max_elapsed_time: Some(PATIENCE),
-            ..ExponentialBackoff::default()
-        };
+        let (mut backoff, give_up) = (Backoff::default(), Instant::now() + PATIENCE);
         loop {
             let error = match self.publisher.publish(events).await {
                 Ok(()) => return Ok(()),
                 Err(error @ (queue::Error::Closed | queue::Error::Misconfigured { .. })) => return Err(error),
                 Err(error @ (queue::Error::Unavailable { .. } | queue::Error::Full { .. })) => error,
             };
-            let Some(pause) = pauses.next_backoff() else { return Err(error) };
+            let pause = backoff.next_delay();
+            if Instant::now() + pause > give_up {
+                return Err(error);
+            }
             tracing::debug!(replay = %self.id, %error, "a replay waits for the queue");
             sleep(pause).await;
         }

@@ -1,7 +1,9 @@
-//! The fence: what events announced about a key, and what follows from it.
+//! The fence of a key: the newest event versions announced for it (a high-water mark), and the decisions by it.
 //!
-//! Pure decisions, the same for every adapter (an adapter that decides inside its server mirrors
-//! them there, and the contract suite compares). DESIGN section 2, rules 5–8.
+//! Pure decisions, the same for every adapter. An adapter that decides inside its server mirrors them there, and the
+//! contract suite compares. They implement [`rules::two-stamps`](crate::rules#two-stamps),
+//! [`rules::fence`](crate::rules#fence), [`rules::unsettled`](crate::rules#unsettled) and
+//! [`rules::tombstone`](crate::rules#tombstone).
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -10,58 +12,58 @@ use crate::domain::{At, Kind, Modified, Redelivery, Stamps, Timestamp};
 
 use super::Change;
 
-/// The longest that an unsettled fill is kept (rule 7).
+/// The longest lifetime of an unsettled fill: [`rules::unsettled`](crate::rules#unsettled).
 pub const UNSETTLED_MAX: Duration = Duration::from_secs(30);
 
-/// What the events applied so far announced about one key.
+/// What the applied events announced about one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
     /// The highest `modified`.
     pub modified: Option<Modified>,
-    /// The highest `at`; of times that cannot be told apart, the one told more coarsely.
+    /// The highest `at`; of times that are equal at the coarser precision, the one with that precision.
     pub at: Option<At>,
-    /// What the event (or events) at `at` did.
+    /// What the event or events at `at` did.
     pub newest: Newest,
-    /// A profile with exactly `modified` may still be the older one.
+    /// Whether a profile with exactly `modified` may still be the older one.
     pub doubt: bool,
-    /// An event told no `modified`: no profile can be shown to be newer than it.
+    /// Whether an event had no `modified`, so that no profile can be proved to be newer.
     pub unstamped: bool,
-    /// When the fence was last raised, by our clock: its effect on fills ends `settle_window` later.
+    /// When the fence was last raised, by our clock. Its effect on fills ends `settle_window` later.
     pub raised: Timestamp,
 }
 
-/// What the newest event of a fence did. Events whose order cannot be told are joined: creation and
-/// deletion each outweigh an update, and against each other are contested.
+/// What the newest event of a fence did. Events of unknown order are joined: a creation or a deletion outweighs an
+/// update; a creation and a deletion together are contested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Newest {
-    /// It changed the customer.
+    /// It updated or merged the customer.
     Update,
     /// It created the customer.
     Creation,
-    /// It deleted the customer: K holds a tombstone, and gets it back when it was evicted.
+    /// It deleted the customer: the key holds a tombstone, which is restored after an eviction.
     Deletion,
     /// A creation and a deletion at the same time: no tombstone, and doubt.
     Contested,
 }
 
-/// Whether a fetched profile has caught up with what events announced.
+/// Whether a fetched profile is as new as the announced events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// It has, or nothing was announced.
+    /// It is, or no event was announced.
     Settled,
-    /// It may still be older; `age` is how long ago the fence was raised.
+    /// It may be older.
     Unsettled {
-        /// Time since the last raise.
+        /// The time since the fence was raised.
         age: Duration,
     },
 }
 
-/// What an event does at K.
+/// What an event does to the entry of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Delete whatever is there.
+    /// Delete the entry.
     Clear,
-    /// Delete whatever is there unless it is a tombstone, which stays.
+    /// Delete the entry unless it is a tombstone.
     KeepTombstone,
     /// Write a tombstone with this time.
     Bury(Option<At>),
@@ -70,20 +72,20 @@ pub enum Place {
 /// The outcome of raising a fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Raised {
-    /// The fence to keep.
+    /// The new fence.
     pub fence: Fence,
-    /// What to do at K.
+    /// What to do with the entry.
     pub place: Place,
-    /// The fence knew a later event: for counting, and for a deletion also "no tombstone".
+    /// Whether the fence had a later event. It is counted; a deletion then writes no tombstone.
     pub outrun: bool,
-    /// It had all of the event's effect, and may be remembered. A deletion that was handed out once more and did not
-    /// bury has not: its first delivery may still be under way, and then buries.
+    /// Whether the event had its whole effect and may be marked as applied. A deletion that was delivered once more
+    /// and wrote no tombstone had not: its first delivery may still arrive, and then writes one.
     pub whole: bool,
 }
 
 impl Fence {
-    /// Judges a fetched profile: below the fence, equal under doubt, or without a way to tell while
-    /// the fence stands is unsettled (rule 7). Beyond `settle_window` the fence has no say.
+    /// Judges a fetched profile. It is unsettled if its `modified` is below the fence, equal under doubt, or missing
+    /// or not comparable. After `settle_window` the fence has no effect.
     #[must_use]
     pub fn judge(&self, fetched: Option<Modified>, settle_window: Duration, now: Timestamp) -> Settlement {
         let age = now.since(self.raised);
@@ -98,29 +100,29 @@ impl Fence {
         if caught_up || age >= settle_window { Settlement::Settled } else { Settlement::Unsettled { age } }
     }
 
-    /// Tells whether the newest known event deleted the customer.
+    /// Returns whether the newest event deleted the customer.
     #[must_use]
     pub fn says_deleted(&self) -> bool {
         self.newest == Newest::Deletion
     }
 }
 
-/// How long an unsettled fill is kept: the fence's age, but at least `unsettled_ttl` and at most 30 s.
+/// Returns the lifetime of an unsettled fill: the age of the fence, at least `unsettled_ttl` and at most 30 s.
 #[must_use]
 pub fn unsettled_lifetime(age: Duration, unsettled_ttl: Duration) -> Duration {
     age.clamp(unsettled_ttl.min(UNSETTLED_MAX), UNSETTLED_MAX)
 }
 
-/// Raises the fence by one event and says what the event does at K.
+/// Raises the fence by one event and returns what the event does to the entry.
 ///
-/// `fence` is what stood so far; `tombstone` is the time of the tombstone at K, if there is one
-/// (its own time may be unknown). The result does not depend on the order of the events, as far as
-/// their times tell one.
+/// `fence` is the fence so far. `tombstone` is the time of the tombstone at the key, if there is one; that time may be
+/// unknown. The result does not depend on the order in which events arrive, as far as their times show an order.
 ///
-/// A deletion that is handed out once more may be older than a re-creation that nobody remembers, and a tombstone that
-/// hides a living customer is worse than none: whoever was deleted is not found at Genesys either. So an old one
-/// ([`Redelivery::Redriven`], [`Redelivery::Replayed`]) buries only where the fence says "deleted" already, and a
-/// [restored](Redelivery::Restored) one also where it is later than what is known. Else it evicts and binds nobody.
+/// A deletion that is delivered once more may be older than a re-creation whose fence has expired. A tombstone that
+/// hides an existing customer is worse than no tombstone: a deleted customer is not found at Genesys either. So an old
+/// deletion ([`Redelivery::Redriven`], [`Redelivery::Replayed`]) writes a tombstone only if the fence says "deleted"
+/// already, and a [restored](Redelivery::Restored) one also if its time can be compared with the known one. Otherwise
+/// it only deletes the entry.
 #[must_use]
 pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Change, now: Timestamp) -> Raised {
     let known = fence.cloned().or_else(|| tombstone.map(|at| deleted_at(at, now)));
@@ -132,8 +134,8 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
         _ => None,
     };
     let does = what_it_does(change.kind);
-    if does == Newest::Deletion && known.newest != Newest::Deletion && !may_bury(change.again, order) {
-        return unburied(known, change, now);
+    if does == Newest::Deletion && known.newest != Newest::Deletion && !may_write_tombstone(change.again, order) {
+        return without_tombstone(known, change, now);
     }
     let newest = match order {
         Some(Ordering::Greater) => does,
@@ -150,8 +152,8 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
         (Some(_), None) => true,
         _ => false,
     };
-    // An event later than all before it in both stamps lays their doubts to rest.
-    let lays_to_rest = rises && order == Some(Ordering::Greater);
+    // An event that is later in both stamps ends the doubt of earlier ones.
+    let ends_doubt = rises && order == Some(Ordering::Greater);
     let tie = change.stamps.modified.is_some() && change.stamps.modified == known.modified;
     Raised {
         place: match (newest, does) {
@@ -168,8 +170,8 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
                 || force
                 || newest == Newest::Contested
                 || tie
-                || (known.doubt && !lays_to_rest),
-            unstamped: lacks_modified(change) || (known.unstamped && !lays_to_rest),
+                || (known.doubt && !ends_doubt),
+            unstamped: lacks_modified(change) || (known.unstamped && !ends_doubt),
             raised: now.max(known.raised),
         },
         outrun,
@@ -177,8 +179,9 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
     }
 }
 
-/// Tells whether a deletion may bury a customer who is not known to be deleted, or would not anyway.
-fn may_bury(again: Option<Redelivery>, order: Option<Ordering>) -> bool {
+/// Returns whether a deletion may write a tombstone for a customer whose fence does not say "deleted". It is also true
+/// if the deletion is older than the fence and would write none.
+fn may_write_tombstone(again: Option<Redelivery>, order: Option<Ordering>) -> bool {
     match again {
         None => true,
         Some(Redelivery::Restored) => order.is_some(),
@@ -186,22 +189,25 @@ fn may_bury(again: Option<Redelivery>, order: Option<Ordering>) -> bool {
     }
 }
 
-/// Tells whether an event removes a tombstone whatever the times say. What an operator forced once need not be right
-/// any more when it is replayed.
+/// Returns whether an event removes a tombstone whatever the times are. A forced event of an operator may be outdated
+/// when it is replayed.
 fn forces(change: &Change) -> bool {
     change.force && !matches!(change.again, Some(Redelivery::Replayed(_)))
 }
 
-/// A deletion that evicts, casts doubt, and binds nobody: what it did, and when, is not kept.
-fn unburied(known: Fence, change: &Change, now: Timestamp) -> Raised {
+/// Returns the effect of a deletion that writes no tombstone: it deletes the entry and causes doubt. The fence does not
+/// keep that it was a deletion, nor its time.
+fn without_tombstone(known: Fence, change: &Change, now: Timestamp) -> Raised {
     let modified = known.modified.max(change.stamps.modified);
     let fence = Fence { modified, doubt: true, raised: now.max(known.raised), ..known };
     Raised { fence, place: Place::Clear, outrun: false, whole: false }
 }
 
-/// Says what a replay does at K of an event that is remembered, if `fence` still holds all that it announced (`None`:
-/// it was lost since, and is to be raised anew). The fence stays as it is: raised again by the same `modified` it
-/// would doubt itself. K is evicted, or has its tombstone, as the fence says.
+/// Returns what the replay of a remembered event does, if `fence` still holds all that the event announced. `None`
+/// means that the fence was lost since and must be raised again.
+///
+/// The fence stays unchanged: raising it again by the same `modified` would cause doubt. The entry is deleted or
+/// replaced by a tombstone, as the fence says.
 #[must_use]
 pub fn repeat(fence: &Fence, change: &Change) -> Option<Raised> {
     let order = change.stamps.at.zip(fence.at).map(|(at, newest)| at.compare(newest));
@@ -224,8 +230,8 @@ fn first(change: &Change, now: Timestamp) -> Raised {
     let nothing =
         Fence { modified: None, at: None, newest: Newest::Update, doubt: false, unstamped: false, raised: now };
     if does == Newest::Deletion && change.again.is_some() {
-        // It may be older than a re-creation that nobody remembers.
-        return unburied(nothing, change, now);
+        // It may be older than a re-creation whose fence has expired.
+        return without_tombstone(nothing, change, now);
     }
     let Stamps { modified, at } = change.stamps;
     let fence = Fence { modified, at, newest: does, unstamped: lacks_modified(change), ..nothing };
@@ -233,12 +239,13 @@ fn first(change: &Change, now: Timestamp) -> Raised {
     Raised { fence, place, outrun: false, whole: true }
 }
 
-/// The fence that a tombstone stands for when its own fence was evicted.
+/// Returns the fence that a tombstone implies after its own fence was evicted.
 fn deleted_at(at: Option<At>, now: Timestamp) -> Fence {
     Fence { modified: None, at, newest: Newest::Deletion, doubt: true, unstamped: true, raised: now }
 }
 
-/// A deletion tells no `modified` and needs none: its tombstone, not its stamp, keeps fills out.
+/// Returns whether an event lacks a `modified` that it should have. A deletion has none and needs none: its tombstone,
+/// not its stamp, prevents fills.
 fn lacks_modified(change: &Change) -> bool {
     change.stamps.modified.is_none() && change.kind != Kind::Deleted
 }
@@ -251,7 +258,7 @@ fn what_it_does(kind: Kind) -> Newest {
     }
 }
 
-/// Joins what two events did whose order cannot be told (equal times).
+/// Joins what two events of equal times did.
 fn join(a: Newest, b: Newest) -> Newest {
     match (a, b) {
         (Newest::Update, other) | (other, Newest::Update) => other,
@@ -264,8 +271,8 @@ fn join(a: Newest, b: Newest) -> Newest {
     }
 }
 
-/// Without any time to go by, the order of arrival counts: a creation removes a tombstone, a
-/// deletion writes one, an update leaves one.
+/// Without times the order of arrival counts: a creation removes a tombstone, a deletion writes one, an update leaves
+/// it.
 fn without_time(known: Newest, does: Newest) -> Newest {
     match does {
         Newest::Update => known,
@@ -273,7 +280,7 @@ fn without_time(known: Newest, does: Newest) -> Newest {
     }
 }
 
-/// The later of two times; of times that cannot be told apart, the one told more coarsely.
+/// Returns the later of two times; of times that are equal at the coarser precision, the one with that precision.
 fn latest(a: Option<At>, b: Option<At>) -> Option<At> {
     match (a, b) {
         (Some(a), Some(b)) => Some(match a.compare(b) {

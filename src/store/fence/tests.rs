@@ -12,24 +12,24 @@ fn change(kind: Kind, modified: Option<i64>, at: Option<i64>) -> Change {
     Change { event: Digest::from_bytes([0; 16]), of: None, kind, stamps, again: None, force: false }
 }
 
-/// What the store keeps between events: the fence, and whether a tombstone stands.
+/// What the store keeps between events.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Kept {
+struct StoredState {
     fence: Fence,
     tombstone: bool,
 }
 
-fn apply_all<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Kept {
-    let mut kept: Option<Kept> = None;
+fn apply_all<'a>(changes: impl IntoIterator<Item = &'a Change>) -> StoredState {
+    let mut kept: Option<StoredState> = None;
     for change in changes {
         let tombstone = kept.as_ref().filter(|kept| kept.tombstone).map(|kept| kept.fence.at);
         let raised = raise(kept.as_ref().map(|kept| &kept.fence), tombstone, change, NOW);
-        let stands = match raised.place {
+        let has_tombstone = match raised.place {
             Place::Bury(_) => true,
             Place::KeepTombstone => tombstone.is_some(),
             Place::Clear => false,
         };
-        kept = Some(Kept { fence: raised.fence, tombstone: stands });
+        kept = Some(StoredState { fence: raised.fence, tombstone: has_tombstone });
     }
     kept.unwrap()
 }
@@ -39,10 +39,9 @@ fn any_kind() -> impl Strategy<Value = Kind> {
 }
 
 proptest! {
-    /// DESIGN section 2: effects are a join. What events leave behind depends on the events, not on
-    /// their order, as far as their times tell one.
+    /// The result depends on the events and not on the order of their arrival, as far as their times show an order.
     #[test]
-    fn any_order_of_events_ends_in_the_same_fence_and_tombstone(
+    fn any_order_of_events_gives_the_same_fence_and_tombstone(
         events in prop::collection::vec((any_kind(), 0i64..6), 1..6),
         seed in any::<u64>(),
     ) {
@@ -108,14 +107,14 @@ fn two_events_with_one_modified_leave_doubt_until_a_later_one() {
 }
 
 #[test]
-fn an_event_without_a_stamp_unsettles_every_profile_while_the_window_lasts() {
+fn an_event_without_modified_unsettles_profiles_for_the_window() {
     let fence = apply_all(&[change(Kind::Updated, None, None)]).fence;
     assert_eq!(fence.judge(Some(Modified::from_millis(9)), WINDOW, NOW), Settlement::Unsettled { age: Duration::ZERO });
     assert_eq!(fence.judge(None, WINDOW, NOW.plus(WINDOW)), Settlement::Settled);
 }
 
 #[test]
-fn a_tombstone_without_its_fence_still_counts() {
+fn a_tombstone_without_its_fence_still_orders_events() {
     let deleted = Some(Some(At::new(10, Precision::Millis)));
     let older = raise(None, deleted, &change(Kind::Updated, None, Some(9)), NOW);
     assert_eq!((older.place, older.outrun), (Place::KeepTombstone, true));

@@ -1,55 +1,75 @@
-//! Breaker: which parts of Redis are left alone for a while because they do not answer.
+//! Stops sending commands to Redis servers that do not answer.
 //!
-//! A server that is gone refuses at once. One that is stopped, or behind a stalled link, costs whoever asks it
-//! the whole timeout, so after [`SUSPICIOUS`] commands in a row without an answer nothing is sent there for a period
-//! that doubles from [`FIRST_PERIOD`] to [`LONGEST_PERIOD`]. Then one command passes, as a probe; its answer lets all
-//! pass again, its silence begins the next period.
+//! A server that is gone refuses connections at once. A server that is stopped, or behind a stalled network, costs
+//! each command the whole timeout. So after [`SUSPICIOUS`] commands in a row without an answer the
+//! [breaker](crate::breaker) opens: for a period that doubles from 250 ms to 2 s nothing is sent to that server.
+//! Then one command passes, as a probe. Its answer lets all commands pass again; without an answer the next period
+//! begins. A late answer of any command closes the breaker too: the server does answer.
 //!
-//! # Parts
+//! # Slot ranges
 //!
-//! Of a cluster, one node may be silent while the others answer. Which node has a slot is the client's secret, but
-//! nodes have slots in ranges; so each of [`PARTS`] ranges of slots is judged by itself, and a range that two nodes
-//! share is at worst let through. Where there is but one server there is one part, 0.
+//! In a cluster, one node may be silent while the others answer. The client library does not show which node has
+//! a slot, but nodes have slots in ranges. So each of [`RANGES`] ranges of slots has its own breaker. A range that two
+//! nodes share may stay closed although one of them is silent. A single server has one range, 0.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How many commands in a row may go unanswered before a part is left alone.
+use crate::breaker::{Breaker, Pass, Policy, Verdict};
+
+/// How many commands in a row without an answer open the breaker.
 const SUSPICIOUS: u32 = 3;
 
-/// How long it is left alone at first.
-const FIRST_PERIOD: Duration = Duration::from_millis(250);
-
-/// How long it is left alone at most.
-const LONGEST_PERIOD: Duration = Duration::from_secs(2);
-
-/// How many parts there are.
-const PARTS: usize = 64;
+/// How many ranges of slots there are.
+const RANGES: usize = 64;
 
 /// How many hash slots a cluster has.
 const SLOTS: usize = 16_384;
 
-/// A part of Redis that is judged by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PartOf(usize);
+/// Opens on silence in a row.
+#[derive(Debug)]
+struct Silence {
+    /// Commands since the last answer.
+    unanswered: u32,
+}
 
-impl PartOf {
-    /// All of it.
-    pub(super) const WHOLE: Self = Self(0);
+impl Policy for Silence {
+    const FIRST_PERIOD: Duration = Duration::from_millis(250);
+    const LONGEST_PERIOD: Duration = Duration::from_secs(2);
+    /// A cancelled command reports nothing.
+    const PROBES_EXPIRE: bool = true;
 
-    /// The part of a cluster that has a customer's keys, by the first of them: K, which has no braces.
-    pub(super) fn of(key: &[u8]) -> Self {
-        Self::slot(usize::from(crc16(key)) % SLOTS)
+    fn starting(_now: Instant) -> Self {
+        Self { unanswered: 0 }
     }
 
-    const fn slot(slot: usize) -> Self {
-        Self(slot * PARTS / SLOTS)
+    fn count(&mut self, failed: bool, _now: Instant) -> bool {
+        self.unanswered = if failed { self.unanswered.saturating_add(1) } else { 0 };
+        self.unanswered >= SUSPICIOUS
     }
 }
 
-/// CRC-16/XMODEM, by which a cluster's keys are spread over its slots (the library keeps its own to itself).
+/// A range of hash slots with its own breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotRange(usize);
+
+impl SlotRange {
+    /// All slots: the range of a single server.
+    pub(super) const WHOLE: Self = Self(0);
+
+    /// Returns the range that holds a customer's keys, by the entry key, which has no braces.
+    pub(super) fn of(key: &[u8]) -> Self {
+        Self::of_slot(usize::from(crc16(key)) % SLOTS)
+    }
+
+    const fn of_slot(slot: usize) -> Self {
+        Self(slot * RANGES / SLOTS)
+    }
+}
+
+/// Computes CRC-16/XMODEM, which maps keys to slots. The library does not export its own.
 fn crc16(bytes: &[u8]) -> u16 {
     const POLYNOMIAL: u16 = 0x1021;
     bytes.iter().fold(0, |crc, byte| {
@@ -60,92 +80,49 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
-/// Judges every part.
+/// The breakers of all slot ranges.
 #[derive(Debug)]
-pub(super) struct Breaker(Vec<Mutex<Part>>);
+pub(super) struct NodeBreaker(Vec<Mutex<Breaker<Silence>>>);
 
-/// The right to send one command. What was sent before the part was left alone has no say against it afterwards.
+/// The right to send one command.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
-pub(super) struct Pass {
-    part: PartOf,
-    period: u64,
+pub(super) struct NodePermit {
+    range: SlotRange,
+    pass: Pass,
 }
 
-/// What is known of one part.
-#[derive(Clone, Debug, Default)]
-struct Part {
-    /// Commands since the last answer.
-    unanswered: u32,
-    /// Left alone until then; afterwards one command passes in each further period.
-    until: Option<Instant>,
-    /// The length of the present period.
-    length: Duration,
-    /// How many periods have begun.
-    period: u64,
-}
-
-impl Part {
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        match self.until {
-            Some(until) if now < until => return None,
-            // The probe: were it given up without a verdict, the next would pass a period later.
-            Some(_) => self.until = Some(now + self.length),
-            None => {}
-        }
-        Some(self.period)
-    }
-
-    fn answered(&mut self) {
-        *self = Self { period: self.period, ..Self::default() };
-    }
-
-    /// Returns whether a period begins.
-    fn was_silent(&mut self, period: u64, now: Instant) -> bool {
-        if period != self.period {
-            return false;
-        }
-        self.unanswered = self.unanswered.saturating_add(1);
-        let begins = self.unanswered >= SUSPICIOUS;
-        if begins {
-            self.length = (self.length * 2).clamp(FIRST_PERIOD, LONGEST_PERIOD);
-            self.until = Some(now + self.length);
-            self.period += 1;
-        }
-        begins
-    }
-}
-
-impl Breaker {
-    /// Makes a breaker that lets everything pass.
+impl NodeBreaker {
+    /// Creates a breaker that lets every command pass.
     pub(super) fn new() -> Self {
-        Self((0..PARTS).map(|_| Mutex::default()).collect())
+        let now = Instant::now();
+        Self((0..RANGES).map(|_| Mutex::new(Breaker::new(now))).collect())
     }
 
     /// Lets a command pass, or not.
-    pub(super) fn admit(&self, part: PartOf, now: Instant) -> Option<Pass> {
-        let period = self.part(part).lock().admit(now)?;
-        Some(Pass { part, period })
+    pub(super) fn admit(&self, range: SlotRange, now: Instant) -> Option<NodePermit> {
+        let pass = self.range(range).lock().admit(now).ok()?;
+        Some(NodePermit { range, pass })
     }
 
-    /// Notes that a command was answered, be it with an error.
-    pub(super) fn answered(&self, pass: Pass) {
-        self.part(pass.part).lock().answered();
+    /// Records an answer, which may be an error.
+    pub(super) fn answered(&self, permit: NodePermit, now: Instant) {
+        self.reset(permit.range, now);
     }
 
-    /// Notes that a command was not answered in time; returns whether its part is left alone from now on.
-    pub(super) fn was_silent(&self, pass: Pass, now: Instant) -> bool {
-        self.part(pass.part).lock().was_silent(pass.period, now)
+    /// Records that a command was not answered in time. Returns whether the breaker of its range opens.
+    pub(super) fn timed_out(&self, permit: NodePermit, now: Instant) -> bool {
+        self.range(permit.range).lock().settle(permit.pass, Verdict::Fails, now)
     }
 
-    /// Forgets what was said of a server that is connected to anew.
-    pub(super) fn forget(&self, part: PartOf) {
-        self.part(part).lock().answered();
+    /// Forgets what was recorded about a server, after a new connection to it.
+    pub(super) fn reset(&self, range: SlotRange, now: Instant) {
+        self.range(range).lock().close(now);
     }
 
-    fn part(&self, part: PartOf) -> &Mutex<Part> {
-        // A part is made of a slot, which is below SLOTS; were it not, it would share another's judgement.
-        &self.0[part.0 % PARTS]
+    fn range(&self, range: SlotRange) -> &Mutex<Breaker<Silence>> {
+        // A range is computed from a slot below SLOTS, so it is below RANGES.
+        &self.0[range.0 % RANGES]
     }
 }
 
@@ -156,9 +133,11 @@ mod tests {
     use super::*;
 
     const MILLISECOND: Duration = Duration::from_millis(1);
+    const FIRST_PERIOD: Duration = Silence::FIRST_PERIOD;
+    const WHOLE: SlotRange = SlotRange::WHOLE;
 
     #[test]
-    fn a_key_has_the_slot_that_the_client_gives_it() {
+    fn slots_are_those_of_the_client_library() {
         for n in 0..1_000 {
             let key = format!("cust:profile:10001:{n:032x}");
             let slot = crc16(key.as_bytes()) % 16_384;
@@ -166,77 +145,79 @@ mod tests {
         }
     }
 
-    fn silent(breaker: &Breaker, part: PartOf, now: Instant) -> bool {
-        let pass = breaker.admit(part, now).unwrap();
-        breaker.was_silent(pass, now)
+    fn silent(breaker: &NodeBreaker, range: SlotRange, now: Instant) -> bool {
+        let permit = breaker.admit(range, now).unwrap();
+        breaker.timed_out(permit, now)
     }
 
-    fn left_alone(breaker: &Breaker, part: PartOf, now: Instant) {
-        let begins: Vec<bool> = (0..SUSPICIOUS).map(|_| silent(breaker, part, now)).collect();
-        assert_eq!(begins, [false, false, true]);
+    fn open(breaker: &NodeBreaker, range: SlotRange, now: Instant) {
+        let opens: Vec<bool> = (0..SUSPICIOUS).map(|_| silent(breaker, range, now)).collect();
+        assert_eq!(opens, [false, false, true]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_in_a_row_opens_it_and_an_answer_between_does_not_let_it_add_up() {
-        let (breaker, now) = (Breaker::new(), Instant::now());
+    async fn only_silence_in_a_row_opens_the_breaker() {
+        let (breaker, now) = (NodeBreaker::new(), Instant::now());
         for _ in 0..10 {
-            assert!(!silent(&breaker, PartOf::WHOLE, now));
-            assert!(!silent(&breaker, PartOf::WHOLE, now));
-            let pass = breaker.admit(PartOf::WHOLE, now).unwrap();
-            breaker.answered(pass);
+            assert!(!silent(&breaker, WHOLE, now));
+            assert!(!silent(&breaker, WHOLE, now));
+            let permit = breaker.admit(WHOLE, now).unwrap();
+            breaker.answered(permit, now);
         }
-        left_alone(&breaker, PartOf::WHOLE, now);
-        assert!(breaker.admit(PartOf::WHOLE, now).is_none());
+        open(&breaker, WHOLE, now);
+        assert!(breaker.admit(WHOLE, now).is_none());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_that_were_under_way_together_count_as_one_period() {
-        let (breaker, now) = (Breaker::new(), Instant::now());
-        let passes: Vec<Pass> = (0..100).map(|_| breaker.admit(PartOf::WHOLE, now).unwrap()).collect();
-        let periods = passes.into_iter().filter(|pass| breaker.was_silent(*pass, now)).count();
-        assert_eq!(periods, 1);
-        assert!(breaker.admit(PartOf::WHOLE, now + FIRST_PERIOD - MILLISECOND).is_none());
-        assert!(breaker.admit(PartOf::WHOLE, now + FIRST_PERIOD).is_some());
+    async fn many_commands_in_flight_open_the_breaker_once() {
+        let (breaker, now) = (NodeBreaker::new(), Instant::now());
+        let permits: Vec<NodePermit> = (0..100).map(|_| breaker.admit(WHOLE, now).unwrap()).collect();
+        let openings = permits.into_iter().filter(|permit| breaker.timed_out(*permit, now)).count();
+        assert_eq!(openings, 1);
+        assert!(breaker.admit(WHOLE, now + FIRST_PERIOD - MILLISECOND).is_none());
+        assert!(breaker.admit(WHOLE, now + FIRST_PERIOD).is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_probe_passes_in_each_period_which_doubles_and_its_answer_lets_all_pass() {
-        let (breaker, mut now) = (Breaker::new(), Instant::now());
-        left_alone(&breaker, PartOf::WHOLE, now);
+    async fn one_probe_passes_in_each_period_and_its_answer_closes_the_breaker() {
+        let (breaker, mut now) = (NodeBreaker::new(), Instant::now());
+        open(&breaker, WHOLE, now);
         let mut periods = Vec::new();
         for _ in 0..5 {
             let began = now;
-            while breaker.admit(PartOf::WHOLE, now).is_none() {
-                now += MILLISECOND;
-            }
+            let probe = loop {
+                match breaker.admit(WHOLE, now) {
+                    Some(probe) => break probe,
+                    None => now += MILLISECOND,
+                }
+            };
             periods.push((now - began).as_millis());
-            assert!(breaker.admit(PartOf::WHOLE, now).is_none(), "a second one does not pass");
-            let probe = Pass { part: PartOf::WHOLE, period: breaker.0[0].lock().period };
-            assert!(breaker.was_silent(probe, now));
+            assert!(breaker.admit(WHOLE, now).is_none(), "a second one does not pass");
+            assert!(breaker.timed_out(probe, now));
         }
         assert_eq!(periods, [250, 500, 1000, 2000, 2000]);
-        let probe = breaker.admit(PartOf::WHOLE, now + LONGEST_PERIOD).unwrap();
-        breaker.answered(probe);
-        assert!((0..100).all(|_| breaker.admit(PartOf::WHOLE, now).is_some()));
-        left_alone(&breaker, PartOf::WHOLE, now);
-        assert!(breaker.admit(PartOf::WHOLE, now + FIRST_PERIOD).is_some(), "the first period again");
+        let probe = breaker.admit(WHOLE, now + Silence::LONGEST_PERIOD).unwrap();
+        breaker.answered(probe, now);
+        assert!((0..100).all(|_| breaker.admit(WHOLE, now).is_some()));
+        open(&breaker, WHOLE, now);
+        assert!(breaker.admit(WHOLE, now + FIRST_PERIOD).is_some(), "the first period again");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_that_is_given_up_is_followed_by_another() {
-        let (breaker, now) = (Breaker::new(), Instant::now());
-        left_alone(&breaker, PartOf::WHOLE, now);
-        let _given_up = breaker.admit(PartOf::WHOLE, now + FIRST_PERIOD).unwrap();
-        assert!(breaker.admit(PartOf::WHOLE, now + FIRST_PERIOD * 2).is_some());
+    async fn after_a_cancelled_probe_another_one_passes() {
+        let (breaker, now) = (NodeBreaker::new(), Instant::now());
+        open(&breaker, WHOLE, now);
+        let _cancelled = breaker.admit(WHOLE, now + FIRST_PERIOD).unwrap();
+        assert!(breaker.admit(WHOLE, now + FIRST_PERIOD * 2).is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ranges_of_slots_are_judged_apart() {
-        let (breaker, now) = (Breaker::new(), Instant::now());
-        left_alone(&breaker, PartOf::slot(0), now);
-        assert!(breaker.admit(PartOf::slot(255), now).is_none(), "the same range");
-        assert!(breaker.admit(PartOf::slot(256), now).is_some());
-        assert!(breaker.admit(PartOf::slot(16_383), now).is_some());
-        assert_eq!(PartOf::slot(16_383), PartOf(PARTS - 1));
+    async fn ranges_of_slots_open_separately() {
+        let (breaker, now) = (NodeBreaker::new(), Instant::now());
+        open(&breaker, SlotRange::of_slot(0), now);
+        assert!(breaker.admit(SlotRange::of_slot(255), now).is_none(), "the same range");
+        assert!(breaker.admit(SlotRange::of_slot(256), now).is_some());
+        assert!(breaker.admit(SlotRange::of_slot(16_383), now).is_some());
+        assert_eq!(SlotRange::of_slot(16_383), SlotRange(RANGES - 1));
     }
 }

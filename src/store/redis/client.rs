@@ -1,4 +1,5 @@
-//! Source: where connections to Redis come from, and how long making one may take.
+//! Creates connections to Redis: for commands and for subscriptions, to one server, a cluster, or the master that
+//! sentinels name.
 
 use std::time::Duration;
 
@@ -6,79 +7,95 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, TlsMode};
 
-use super::config::Place;
-use super::connection::To;
+use super::command::CommandConnection;
+use super::config::Endpoints;
+use super::subscriber::PubSubConnection;
 
-/// The longest that making a connection to a server may take.
+/// The longest time to connect to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The longest that making a connection to a node of a cluster may take. A silent one is waited for twice: as one of
-/// the addresses given, and as one that has slots.
+/// The longest time to connect to a node of a cluster. A silent node can cost it twice: as one of the configured
+/// addresses, and as a node that has slots.
 const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest that making a connection to a whole cluster may take.
+/// The longest time to connect to a whole cluster.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where connections come from.
-pub(super) enum Source {
+/// Creates connections.
+pub(super) enum RedisClient {
     Single(Box<Client>),
     Sentinel(Box<SentinelClient>),
     Cluster(Box<ClusterClient>),
 }
 
-impl Source {
-    pub(super) fn of(place: &Place, certificates: Option<&TlsCertificates>, timeout: Duration) -> RedisResult<Self> {
-        // A library that speaks TLS takes the process' provider; another may have been there first.
+impl RedisClient {
+    /// Creates a client; `configure` adds the options that only a cluster's client has.
+    pub(super) fn new(
+        endpoints: &Endpoints,
+        certificates: Option<&TlsCertificates>,
+        configure: impl FnOnce(ClusterClientBuilder) -> ClusterClientBuilder,
+    ) -> RedisResult<Self> {
+        // The library takes the process-wide TLS provider. An error says that one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        match place {
-            Place::Single(node) => match certificates {
-                Some(certificates) => Client::build_with_tls(node.clone(), certificates.clone())
-                    .map(|client| Self::Single(Box::new(client))),
-                None => Client::open(node.clone()).map(|client| Self::Single(Box::new(client))),
-            },
-            Place::Cluster(nodes) => {
-                // The client's own retries send a command again whose fate is unknown.
-                let mut builder = ClusterClientBuilder::new(nodes.iter().cloned())
-                    .retries(0)
-                    .connection_timeout(NODE_TIMEOUT)
-                    .response_timeout(timeout);
+        match endpoints {
+            Endpoints::Single(node) => {
+                let client = match certificates {
+                    Some(certificates) => Client::build_with_tls(node.clone(), certificates.clone()),
+                    None => Client::open(node.clone()),
+                };
+                client.map(|client| Self::Single(Box::new(client)))
+            }
+            Endpoints::Cluster(nodes) => {
+                let mut builder =
+                    configure(ClusterClientBuilder::new(nodes.iter().cloned()).connection_timeout(NODE_TIMEOUT));
                 if let Some(certificates) = certificates {
                     builder = builder.certs(certificates.clone());
                 }
                 builder.build().map(|client| Self::Cluster(Box::new(client)))
             }
-            Place::Sentinel(sentinels, name) => {
+            Endpoints::Sentinel(sentinels, name) => {
                 sentinel(sentinels, name, certificates).map(|client| Self::Sentinel(Box::new(client)))
             }
         }
     }
 
-    /// The longest that making a connection may take.
-    pub(super) const fn patience(&self) -> Duration {
+    /// Returns the longest time that [`connect`](Self::connect) may take.
+    pub(super) const fn connect_timeout(&self) -> Duration {
         match self {
             Self::Single(_) | Self::Sentinel(_) => CONNECT_TIMEOUT,
             Self::Cluster(_) => CLUSTER_TIMEOUT,
         }
     }
 
-    /// Makes a connection over which something was answered: a `PING`, or the question which node has which slots.
-    pub(super) async fn connect(&mut self) -> RedisResult<To> {
+    /// Connects for commands. The connection has answered once: a `PING`, or the query for the cluster's slots.
+    pub(super) async fn connect(&mut self) -> RedisResult<CommandConnection> {
         // Each command has the store's own deadline; a second timer for it would only cost.
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
         let connection = match self {
             Self::Single(client) => client.get_multiplexed_async_connection_with_config(&config).await?,
             Self::Sentinel(client) => client.get_async_connection_with_config(&config).await?,
-            Self::Cluster(client) => return Ok(To::Cluster(client.get_async_connection().await?)),
+            Self::Cluster(client) => return client.get_async_connection().await.map(CommandConnection::Cluster),
         };
-        let mut to = To::One(connection);
-        to.ping().await?;
-        Ok(to)
+        let mut connection = CommandConnection::Single(connection);
+        connection.ping().await?;
+        Ok(connection)
+    }
+
+    /// Connects for subscriptions.
+    pub(super) async fn connect_pubsub(&mut self) -> RedisResult<PubSubConnection> {
+        let client = match self {
+            Self::Single(client) => client.as_ref().clone(),
+            Self::Sentinel(client) => client.async_get_client().await?,
+            Self::Cluster(client) => return client.get_async_connection().await.map(PubSubConnection::Cluster),
+        };
+        let (sink, stream) = client.get_async_pubsub().await?.split();
+        Ok(PubSubConnection::Single(sink, stream))
     }
 }
 
-/// Makes a client that asks sentinels for the master.
-pub(in crate::store::redis) fn sentinel(
+/// Creates a client that asks sentinels for the master.
+fn sentinel(
     sentinels: &[ConnectionInfo],
     name: &str,
     certificates: Option<&TlsCertificates>,
@@ -89,7 +106,7 @@ pub(in crate::store::redis) fn sentinel(
     if tls {
         builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
     }
-    // The addresses' user and password are the servers'; sentinels are asked without.
+    // The user and password of the addresses are those of the servers; sentinels are queried without.
     if let Some(settings) = sentinels.first().map(ConnectionInfo::redis_settings) {
         if let Some(username) = settings.username() {
             builder = builder.set_client_to_redis_username(username);

@@ -1,4 +1,4 @@
-//! `[store.redis]`: where Redis is, and how it is spoken to.
+//! `[store.redis]`: the addresses of Redis and how to connect.
 
 use std::path::PathBuf;
 
@@ -15,19 +15,19 @@ use crate::tls::Files;
 pub struct Config {
     /// The one server: `redis://[user:password@]host:port[/db]`, or `rediss://` for TLS.
     pub url: Secret,
-    /// Some of a cluster's nodes, or the sentinels; used where there are any, in place of `url`.
+    /// Some nodes of a cluster, or the sentinels. If there are any, `url` is not used.
     #[serde(default)]
     pub urls: Vec<Secret>,
     /// What `urls` are.
     #[serde(default)]
     pub mode: Option<Mode>,
-    /// The name by which sentinels know the master.
+    /// The name of the master, as configured in the sentinels.
     #[serde(default)]
     pub master_name: Option<String>,
-    /// `[store.redis.tls]`, of `rediss://` links.
+    /// `[store.redis.tls]`, for `rediss://` addresses.
     #[serde(default)]
     pub tls: Files,
-    /// How many replicas must have an invalidation before its event is acknowledged.
+    /// How many replicas must confirm an invalidation before its event is acknowledged.
     pub min_replicas: u32,
 }
 
@@ -37,17 +37,17 @@ pub struct Config {
 pub enum Mode {
     /// Nodes of a Redis Cluster.
     Cluster,
-    /// Sentinels, which know the master.
+    /// Sentinels, which name the master.
     Sentinel,
 }
 
-/// An option of `[store.redis]` cannot work.
+/// An option of `[store.redis]` is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct ConfigError {
-    /// Its path.
+    /// The path of the option.
     pub field: &'static str,
-    /// What is expected of it; nothing of its value, which may hold a password.
+    /// What is expected. The value is left out because it may hold a password.
     pub reason: String,
 }
 
@@ -57,30 +57,30 @@ impl ConfigError {
     }
 }
 
-/// Where Redis is, understood.
+/// The parsed addresses of Redis.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum Endpoints {
     Single(ConnectionInfo),
     Cluster(Vec<ConnectionInfo>),
     Sentinel(Vec<ConnectionInfo>, String),
 }
 
 impl Config {
-    /// Checks what no type can.
+    /// Checks the options together.
     ///
     /// # Errors
     ///
-    /// Names the first option that cannot work.
+    /// The first option that is invalid.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        self.place().map(drop)?;
+        self.endpoints().map(drop)?;
         self.certificates().map(drop)
     }
 
-    /// Returns the addresses in use, for whoever judges which links may be plain.
+    /// Returns the addresses in use.
     ///
     /// # Errors
     ///
-    /// One of them is no `redis://` or `rediss://` URL.
+    /// An address is not a `redis://` or `rediss://` URL.
     pub fn addresses(&self) -> Result<Vec<Url>, ConfigError> {
         let field = if self.urls.is_empty() { "store.redis.url" } else { "store.redis.urls" };
         let all = if self.urls.is_empty() { std::slice::from_ref(&self.url) } else { &self.urls };
@@ -91,20 +91,20 @@ impl Config {
         all.iter().map(parse).collect()
     }
 
-    pub(super) fn place(&self) -> Result<Place, ConfigError> {
+    pub(super) fn endpoints(&self) -> Result<Endpoints, ConfigError> {
         let mut nodes = Vec::new();
         for address in self.addresses()? {
             let info = address.into_connection_info();
             nodes.push(info.map_err(|error| ConfigError::new("store.redis.url", error.category().to_owned()))?);
         }
         match (self.mode, self.urls.is_empty(), &self.master_name) {
-            (None, true, None) => Ok(Place::Single(nodes.swap_remove(0))),
+            (None, true, None) => Ok(Endpoints::Single(nodes.swap_remove(0))),
             (None, false, _) => {
                 Err(ConfigError::new("store.redis.mode", "is missing: must be \"cluster\" or \"sentinel\""))
             }
             (Some(_), true, _) => Err(ConfigError::new("store.redis.urls", "is missing: store.redis.mode needs it")),
-            (Some(Mode::Cluster), false, None) => Ok(Place::Cluster(nodes)),
-            (Some(Mode::Sentinel), false, Some(name)) => Ok(Place::Sentinel(nodes, name.clone())),
+            (Some(Mode::Cluster), false, None) => Ok(Endpoints::Cluster(nodes)),
+            (Some(Mode::Sentinel), false, Some(name)) => Ok(Endpoints::Sentinel(nodes, name.clone())),
             (Some(Mode::Sentinel), false, None) => {
                 Err(ConfigError::new("store.redis.master_name", "is missing: mode \"sentinel\" needs it"))
             }
@@ -114,7 +114,7 @@ impl Config {
         }
     }
 
-    /// Reads the certificates, where any are named.
+    /// Reads the certificates, if any are configured.
     pub(super) fn certificates(&self) -> Result<Option<TlsCertificates>, ConfigError> {
         let read = |field, path: &PathBuf| {
             std::fs::read(path).map_err(|error| {

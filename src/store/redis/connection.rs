@@ -1,293 +1,228 @@
-//! A link to Redis that mends itself.
+//! A connection to Redis that restores itself.
 //!
 //! # What it promises
 //!
-//! A command is sent once, or not at all, within the store's timeout: what comes back as an error may or
-//! may not have taken effect, and nobody sends it again behind the caller's back (a lease's token serves
-//! one attempt). While there is no connection, commands fail at once instead of waiting for one. A server
-//! that is silent (stopped, or behind a stalled link) costs the timeout a few times only: then the
-//! [`breaker`] fails commands at once as well, and this task, not a caller, finds out when it is back.
+//! A command is sent at most once, within the store's timeout. After an error it may or may not have taken effect;
+//! nothing sends it again behind the caller's back, because the token of a lease serves one attempt. Without a
+//! connection, commands fail at once. A server that is silent (stopped, or behind a stalled network) costs the timeout
+//! a few times only: then the [`breaker`](super::breaker) fails commands at once as well, and a background task, not
+//! a caller, finds out when the server is back.
 //!
-//! # How it mends itself
+//! # How it restores itself
 //!
-//! One task owns the link. It connects, with backoff and without giving up; hands the connection out; and
-//! takes it back when someone who used it says that it is broken: the connection was dropped, the server
-//! turned read-only (it was demoted), or the breaker found it silent. Then it asks the sentinels again,
-//! where there are any, and connects anew.
+//! One task owns the connection. It connects, with backoff and without a limit of attempts, and shares the connection.
+//! It connects again after a caller reports that the connection is broken: the server closed it, the server is
+//! read-only (it was demoted), or the breaker opened. Where there are sentinels, it first asks them for the master.
 //!
-//! A cluster's client connects to nodes that refused or hung up by itself, but a silent one it goes on
-//! asking, also when a replica has long taken its place. So when the breaker finds a part of a cluster
-//! silent, the task makes a new connection, which asks the nodes that do answer who has which slots; the
-//! old one serves the other parts until the new one is there.
+//! The client library of a cluster reconnects to nodes that refuse or close a connection. But it keeps asking a silent
+//! node, even when a replica has replaced it. So when the breaker of a slot range opens, the task creates a new client
+//! connection, which asks the nodes that answer for the slots. The old connection serves the other ranges until then.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backoff::ExponentialBackoff;
-use backoff::backoff::Backoff;
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
-use redis::{Arg, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, TlsCertificates, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, TlsCertificates, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::shutdown::Shutdown;
 use crate::store::Error;
+use crate::supervise::Backoff;
 
-use super::config::Place;
+use super::breaker::{NodeBreaker, SlotRange};
+use super::client::RedisClient;
+use super::command::{CommandConnection, RedisRequest};
+use super::config::Endpoints;
+use super::error::{CommandError, explain};
 use super::patience::{Expired, Patience};
-
-use super::breaker::{Breaker, PartOf};
-use super::client::Source;
-
-pub(super) use super::client::sentinel;
 
 /// The least time between two connections to a cluster.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
-/// A link; cloning shares it.
+/// A connection that restores itself; cloning shares it.
 #[derive(Clone, Debug)]
-pub(super) struct Link {
-    shared: Arc<Shared>,
+pub(super) struct RedisConnection {
+    state: Arc<ConnectionStatus>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    connection: watch::Sender<Option<Connection>>,
-    /// Rung when a connection is broken.
+struct ConnectionStatus {
+    current: watch::Sender<Option<CurrentConnection>>,
+    /// Notified when the current connection is broken.
     broken: Notify,
-    breaker: Breaker,
+    breaker: NodeBreaker,
     patience: Patience,
 }
 
-/// A connection, numbered, so that a late complaint about an old one does not cost the new one.
+/// A numbered connection. The number keeps a late report about an old connection from closing the new one.
 #[derive(Clone)]
-struct Connection {
+struct CurrentConnection {
     number: u64,
-    to: To,
+    connection: CommandConnection,
 }
 
-#[derive(Clone)]
-pub(super) enum To {
-    One(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl std::fmt::Debug for Connection {
+impl std::fmt::Debug for CurrentConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Connection({})", self.number)
+        write!(f, "CurrentConnection({})", self.number)
     }
 }
 
-/// What is sent.
-enum Request<'a> {
-    /// A question to whichever server is at hand.
-    Ping,
-    One(&'a Cmd),
-    /// A question to every primary.
-    Everywhere,
-    Many(&'a Pipeline),
-}
-
-impl Link {
-    /// Makes a link; its task starts at once.
+impl RedisConnection {
+    /// Creates a connection; its task starts at once.
     ///
     /// # Errors
     ///
     /// The certificates or addresses cannot be used.
     pub(super) fn open(
-        place: &Place,
+        endpoints: &Endpoints,
         certificates: Option<&TlsCertificates>,
         timeout: Duration,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
-        let source = Source::of(place, certificates, timeout).map_err(|error| explain(&error))?;
-        let connection = watch::Sender::new(None);
-        let shared = Arc::new(Shared {
-            connection,
+        let client = RedisClient::new(endpoints, certificates, |cluster| {
+            // The library's retries send a command again whose effect is unknown.
+            cluster.retries(0).response_timeout(timeout)
+        });
+        let client = client.map_err(|error| explain(&error))?;
+        let state = Arc::new(ConnectionStatus {
+            current: watch::Sender::new(None),
             broken: Notify::new(),
-            breaker: Breaker::new(),
+            breaker: NodeBreaker::new(),
             patience: Patience::new(timeout),
         });
-        shutdown.spawn(supervise(source, Arc::clone(&shared), shutdown.clone()));
-        Ok(Self { shared })
+        shutdown.spawn(supervise(client, Arc::clone(&state), shutdown.clone()));
+        Ok(Self { state })
     }
 
-    /// Waits for the first connection; the caller bounds it.
+    /// Waits for the first connection; the caller limits the time.
     pub(super) async fn connected(&self) {
         // The sender lives as long as `self`, so this cannot fail.
-        let _ = self.shared.connection.subscribe().wait_for(Option::is_some).await;
+        let _ = self.state.current.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Asks whether anyone answers; of a cluster, one node is enough.
-    pub(super) async fn ping(&self) -> Result<(), Failure> {
-        self.exchange(Request::Ping, async |to| to.ping().await).await
+    /// Checks that a server answers; in a cluster, one node is enough.
+    pub(super) async fn ping(&self) -> Result<(), CommandError> {
+        self.exchange(RedisRequest::Ping, async |connection| connection.ping().await).await
     }
 
     /// Sends a command.
-    pub(super) async fn send(&self, cmd: &Cmd) -> Result<Value, Failure> {
-        self.exchange(Request::One(cmd), async |to| to.one(cmd).await).await
+    pub(super) async fn send(&self, cmd: &Cmd) -> Result<Value, CommandError> {
+        self.exchange(RedisRequest::One(cmd), async |connection| connection.one(cmd).await).await
     }
 
-    /// Sends commands, of one hash slot, that follow each other on one connection; returns their answers.
-    pub(super) async fn send_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, Failure> {
-        self.exchange(Request::Many(commands), async |to| to.many(commands, count).await).await
+    /// Sends commands of one hash slot one after the other on one connection; returns their answers.
+    pub(super) async fn send_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, CommandError> {
+        self.exchange(RedisRequest::Many(commands), async |connection| connection.many(commands, count).await).await
     }
 
-    /// Sends a command to every primary; returns all of their answers, in no order.
-    pub(super) async fn send_everywhere(&self, cmd: &Cmd) -> Result<Vec<Value>, Failure> {
-        self.exchange(Request::Everywhere, async |to| to.everywhere(cmd).await).await
+    /// Sends a command to every primary; returns their answers in no particular order.
+    pub(super) async fn send_to_every_primary(&self, cmd: &Cmd) -> Result<Vec<Value>, CommandError> {
+        self.exchange(RedisRequest::EveryPrimary, async |connection| connection.every_primary(cmd).await).await
     }
 
     async fn exchange<T>(
         &self,
-        request: Request<'_>,
-        run: impl AsyncFnOnce(&mut To) -> RedisResult<T>,
-    ) -> Result<T, Failure> {
-        let connection = self.shared.connection.borrow().clone();
-        let Some(Connection { number, mut to }) = connection else {
-            return Err(Failure::unavailable("not connected"));
+        request: RedisRequest<'_>,
+        run: impl AsyncFnOnce(&mut CommandConnection) -> RedisResult<T>,
+    ) -> Result<T, CommandError> {
+        let current = self.state.current.borrow().clone();
+        let Some(CurrentConnection { number, mut connection }) = current else {
+            return Err(CommandError::unavailable("not connected"));
         };
-        let breaker = &self.shared.breaker;
-        let pass = match to.part(&request).map(|part| breaker.admit(part, Instant::now())) {
-            Some(None) => return Err(Failure::unavailable("left alone, since it does not answer")),
-            Some(Some(pass)) => Some(pass),
+        let breaker = &self.state.breaker;
+        let sent_at = Instant::now();
+        let permit = match connection.slot_range(&request).map(|range| breaker.admit(range, sent_at)) {
+            Some(None) => return Err(CommandError::unavailable("the server does not answer; not asked for a while")),
+            Some(Some(permit)) => Some(permit),
             None => None,
         };
-        let silence = || RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
-        let error = match self.shared.patience.answer(run(&mut to)).await {
+        let error = match self.state.patience.answer(run(&mut connection)).await {
             Ok(Ok(answer)) => {
-                pass.into_iter().for_each(|pass| breaker.answered(pass));
+                permit.into_iter().for_each(|permit| breaker.answered(permit, sent_at));
                 return Ok(answer);
             }
             Ok(Err(error)) => error,
-            Err(Expired::Silent) => silence(),
-            Err(Expired::Slow) => return Err(Failure::slow()),
+            Err(Expired::Silent) => io::Error::from(io::ErrorKind::TimedOut).into(),
+            Err(Expired::Slow) => return Err(CommandError::slow()),
         };
-        // The client of a cluster has the same timeout, and may be the first to give up.
+        // The client library of a cluster has the same timeout and may be the first to give up.
         if error.is_timeout() {
-            if pass.is_some_and(|pass| breaker.was_silent(pass, Instant::now())) {
-                self.complain_of_silence(number);
+            if permit.is_some_and(|permit| breaker.timed_out(permit, Instant::now())) {
+                self.report_silence(number);
             }
-            return Err(Failure::unavailable("no answer in time"));
+            return Err(CommandError::unavailable("no answer in time"));
         }
         if !error.is_io_error() {
-            pass.into_iter().for_each(|pass| breaker.answered(pass));
+            permit.into_iter().for_each(|permit| breaker.answered(permit, sent_at));
         }
         if error.is_unrecoverable_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
-            self.complain(number);
+            self.report_broken(number);
         }
-        Err(Failure::of(&error))
+        Err(error.into())
     }
 
-    /// Has a new connection made to what is silent; of a cluster, the old one stays in use for the rest.
-    fn complain_of_silence(&self, number: u64) {
-        match self.shared.connection.borrow().as_ref() {
-            Some(Connection { number: now, to: To::Cluster(_) }) if *now == number => self.shared.broken.notify_one(),
+    /// Requests a new connection because a server is silent. In a cluster, the old one stays in use for the rest.
+    fn report_silence(&self, number: u64) {
+        match self.state.current.borrow().as_ref() {
+            Some(CurrentConnection { number: now, connection: CommandConnection::Cluster(_) }) if *now == number => {
+                self.state.broken.notify_one();
+            }
             Some(_) | None => {}
         }
-        self.complain(number);
+        self.report_broken(number);
     }
 
-    /// Takes a connection out of use, and has a new one made; a cluster's client sees to its connections itself.
-    fn complain(&self, number: u64) {
-        let taken = self.shared.connection.send_if_modified(|connection| {
-            let broken = connection.as_ref().is_some_and(|now| now.number == number && matches!(now.to, To::One(_)));
+    /// Stops the use of a connection and requests a new one. The client library of a cluster restores its connections
+    /// itself.
+    fn report_broken(&self, number: u64) {
+        let removed = self.state.current.send_if_modified(|current| {
+            let broken = current
+                .as_ref()
+                .is_some_and(|now| now.number == number && matches!(now.connection, CommandConnection::Single(_)));
             if broken {
-                *connection = None;
+                *current = None;
             }
             broken
         });
-        if taken {
-            self.shared.broken.notify_one();
+        if removed {
+            self.state.broken.notify_one();
         }
     }
 }
 
-/// Why a command failed.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// The script is not loaded: nothing was run.
-    NoScript,
-    /// What stands there is of another type: none of ours.
-    WrongType,
-    /// Anything else.
-    Store(Error),
-}
-
-impl Failure {
-    fn unavailable(reason: &str) -> Self {
-        Self::Store(Error::Unavailable { reason: reason.to_owned() })
-    }
-
-    fn slow() -> Self {
-        Self::Store(Error::Slow { reason: "redis answers others, or this process lacks processor time".to_owned() })
-    }
-
-    fn of(error: &RedisError) -> Self {
-        match error.kind() {
-            ErrorKind::Server(ServerErrorKind::NoScript) => Self::NoScript,
-            _ if error.code() == Some("WRONGTYPE") => Self::WrongType,
-            _ => Self::Store(explain(error)),
-        }
-    }
-}
-
-/// Says what went wrong in words that hold no key, value or password.
-pub(super) fn explain(error: &RedisError) -> Error {
-    let reason = match error.code() {
-        Some(code) => format!("{} ({code})", error.category()).trim_start().to_owned(),
-        // What the transport says (refused, reset, an invalid certificate) is about the link alone.
-        None if error.is_io_error() => error.to_string(),
-        None => error.category().to_owned(),
-    };
-    match error.kind() {
-        ErrorKind::AuthenticationFailed
-        | ErrorKind::InvalidClientConfig
-        | ErrorKind::UnexpectedReturnType
-        | ErrorKind::Parse
-        | ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::ResponseError) => Error::Rejected { reason },
-        _ => Error::Unavailable { reason },
-    }
-}
-
-/// Keeps the link up.
-async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) {
+/// Keeps the connection up.
+async fn supervise(mut client: RedisClient, state: Arc<ConnectionStatus>, shutdown: Shutdown) {
     let mut number = 0;
     let mut failing = false;
-    let patience = source.patience();
-    let mut backoff = ExponentialBackoff {
-        initial_interval: Duration::from_millis(50),
-        max_interval: Duration::from_secs(2),
-        // The library's default gives up after 15 minutes.
-        max_elapsed_time: None,
-        ..ExponentialBackoff::default()
-    };
+    let connect_timeout = client.connect_timeout();
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         let attempt = tokio::select! {
             () = shutdown.requested() => return,
-            attempt = timeout(patience, source.connect()) => attempt,
+            attempt = timeout(connect_timeout, client.connect()) => attempt,
         };
         let why = match attempt {
-            Ok(Ok(to)) => {
+            Ok(Ok(connection)) => {
                 number += 1;
                 failing = false;
                 backoff.reset();
                 let since = Instant::now();
-                let pause = if matches!(to, To::Cluster(_)) { RENEW_EVERY } else { Duration::ZERO };
-                if matches!(to, To::One(_)) {
-                    shared.breaker.forget(PartOf::WHOLE);
-                }
-                shared.connection.send_replace(Some(Connection { number, to }));
+                let pause = match connection {
+                    CommandConnection::Single(_) => {
+                        state.breaker.reset(SlotRange::WHOLE, since);
+                        Duration::ZERO
+                    }
+                    CommandConnection::Cluster(_) => RENEW_EVERY,
+                };
+                state.current.send_replace(Some(CurrentConnection { number, connection }));
                 tracing::info!(connection = number, "connected to redis");
                 tokio::select! {
-                    // What is under way goes on with the connection it has.
+                    // Commands in flight keep the connection that they have.
                     () = shutdown.requested() => return,
-                    () = shared.broken.notified() => {}
+                    () = state.broken.notified() => {}
                 }
-                tracing::warn!(connection = number, "the connection to redis is broken, or a part of it silent");
+                tracing::warn!(connection = number, "the redis connection is broken or a node is silent, reconnecting");
                 let _ = timeout_at(since + pause, shutdown.requested()).await;
                 continue;
             }
@@ -295,67 +230,9 @@ async fn supervise(mut source: Source, shared: Arc<Shared>, shutdown: Shutdown) 
             Err(_elapsed) => "no connection in time".to_owned(),
         };
         if !failing {
-            tracing::warn!(why, "redis cannot be reached, trying until it can");
+            tracing::warn!(why, "redis cannot be reached, retrying until it answers");
             failing = true;
         }
-        let pause = backoff.next_backoff().unwrap_or(backoff.max_interval);
-        // Either way it is time to go on.
-        let _ = timeout(pause, shutdown.requested()).await;
-    }
-}
-
-impl To {
-    /// The part of Redis that answers this; `None` where any node may.
-    fn part(&self, request: &Request<'_>) -> Option<PartOf> {
-        let cmd = match (self, request) {
-            (Self::One(_), _) => return Some(PartOf::WHOLE),
-            (Self::Cluster(_), Request::Ping | Request::Everywhere) => return None,
-            (Self::Cluster(_), Request::One(cmd)) => cmd,
-            (Self::Cluster(_), Request::Many(commands)) => commands.cmd_iter().next()?,
-        };
-        // Every command of the store names K first: behind its own name, or behind a script and a count.
-        let mut words = cmd.args_iter().map(|arg| if let Arg::Simple(word) = arg { word } else { &[] });
-        let scripted = matches!(words.next(), Some(b"EVAL" | b"EVALSHA"));
-        words.nth(if scripted { 2 } else { 0 }).map(PartOf::of)
-    }
-
-    pub(super) async fn ping(&mut self) -> RedisResult<()> {
-        let ping = redis::cmd("PING");
-        let answer = match self {
-            Self::One(connection) => connection.req_packed_command(&ping).await?,
-            // Sent as other commands are it would go to every node, and fail with any of them.
-            Self::Cluster(connection) => {
-                connection.route_command(ping, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random)).await?
-            }
-        };
-        answer.extract_error().map(drop)
-    }
-
-    async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
-        match self {
-            // The way of every hit: without the box that the library's trait makes of its future.
-            Self::One(connection) => connection.send_packed_command(cmd).await?.extract_error(),
-            Self::Cluster(connection) => connection.req_packed_command(cmd).await?.extract_error(),
-        }
-    }
-
-    async fn many(&mut self, commands: &Pipeline, count: usize) -> RedisResult<Vec<Value>> {
-        let answers = match self {
-            Self::One(connection) => connection.req_packed_commands(commands, 0, count).await?,
-            Self::Cluster(connection) => connection.req_packed_commands(commands, 0, count).await?,
-        };
-        answers.into_iter().map(Value::extract_error).collect()
-    }
-
-    async fn everywhere(&mut self, cmd: &Cmd) -> RedisResult<Vec<Value>> {
-        let connection = match self {
-            Self::One(connection) => return Ok(vec![connection.req_packed_command(cmd).await?.extract_error()?]),
-            Self::Cluster(connection) => connection,
-        };
-        let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-        match connection.route_command(cmd.clone(), all).await?.extract_error()? {
-            Value::Map(answers) => answers.into_iter().map(|(_, answer)| answer.extract_error()).collect(),
-            answer => Ok(vec![answer]),
-        }
+        backoff.pause(&shutdown).await;
     }
 }

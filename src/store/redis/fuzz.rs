@@ -1,4 +1,4 @@
-//! A door to the format of values, for the fuzz targets; behind a feature that no release build has.
+//! Access to the format of values for the fuzz targets. Behind a cargo feature that no release build has.
 
 use bytes::Bytes;
 
@@ -7,19 +7,19 @@ use crate::store::{Entry, Record};
 
 use super::record;
 
-/// Reads what stands at K.
+/// Decodes the value of an entry key.
 #[must_use]
 pub fn decode(bytes: Bytes) -> Entry {
     record::decode(bytes)
 }
 
-/// Writes a record.
+/// Encodes a record.
 #[must_use]
 pub fn encode(record: &Record) -> Bytes {
     record::encode(record)
 }
 
-/// Reads the text of a fence.
+/// Decodes the text of a fence.
 #[must_use]
 pub fn decode_fence(bytes: &[u8]) -> Option<Fence> {
     record::decode_fence(bytes)

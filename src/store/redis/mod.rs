@@ -1,30 +1,34 @@
-//! The Redis store: one server, a cluster, or a master that sentinels know.
+//! The Redis store: one server, a cluster, or a master that sentinels name.
 //!
 //! # The steps
 //!
-//! A hit is one plain `GET` on a multiplexed connection. Every other step is one script, in one hash slot
-//! (all keys of a customer share one through `{K}`), so that it is atomic. Events have a link of their
-//! own: what the consumer does never stands before a hit, and a `WAIT` holds up nothing else. K is read
-//! from the master only.
+//! A hit is one plain `GET` on a multiplexed connection. Every other step is one script in one hash slot, so it is
+//! atomic: all keys of a customer share a slot through `{entry key}`. Events have a connection of their own, so that
+//! the work of the consumer never delays a hit, and a `WAIT` delays no lookup. Entries are read from the primary only.
 //!
-//! # When something fails
+//! # After a failure
 //!
-//! An error leaves unknown whether a step took effect; every step may be repeated, a lease with a new
-//! token. Redis down: see `link.rs`. A failed-over master may have lost acknowledged writes; what bounds
-//! that is told in DESIGN section 2, rule 12, and `min_replicas` is its lever here: an event whose delete
-//! was not confirmed by so many replicas is an error, and comes again.
+//! After an error it is unknown whether a step took effect. Every step may be repeated; a lease needs a new token.
+//! When Redis is down, each connection reconnects in the background. A replica that was promoted may lack acknowledged
+//! writes ([`rules::failover`](crate::rules#failover)). `min_replicas` limits that: an event whose script was not
+//! confirmed by so many replicas is an error and is redelivered.
 
+mod apply;
 mod breaker;
 mod client;
+mod command;
 pub mod config;
 mod connection;
+mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
-mod lineage;
 mod patience;
 mod pubsub;
 mod record;
+mod replication;
+mod reply;
 mod scripts;
+mod subscriber;
 mod waiting;
 
 use std::time::Duration;
@@ -35,27 +39,29 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{At, Key, Kind, Modified, Redelivery};
+use crate::domain::Key;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
 use super::{
-    Applied, Base, Change, Entry, Error, Filled, Held, Inspect, Inspection, Lease, LeaseAnswer, Leased, Lifetimes,
-    Record, ReplicationHistory, Store, Token,
+    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, LeaseTarget, Leased,
+    Lifetimes, Record, ReplicationHistory, Store, Token,
 };
 
-use config::{Config, ConfigError, Place};
-use connection::{Failure, Link};
+use config::{Config, ConfigError, Endpoints};
+use connection::RedisConnection;
+use error::CommandError;
 use pubsub::Announcements;
-use scripts::{APPLY, FILL, INSPECT, LEASE, Names, RELEASE, Script};
+use reply::{bytes, list, number, unexpected};
+use scripts::{FILL, INSPECT, KeyNames, LEASE, RELEASE, Script};
 
 /// A store in Redis; see the module's head.
 #[derive(Debug)]
 pub struct Redis {
-    lookups: Link,
-    events: Link,
+    lookups: RedisConnection,
+    events: RedisConnection,
     announcements: Announcements,
-    /// The kind of channel on which scripts announce a change.
+    /// The kind of channel on which scripts announce a change: sharded (`s`) or plain (`p`).
     channel: &'static str,
     lifetimes: Lifetimes,
     min_replicas: u32,
@@ -64,11 +70,11 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Makes a store, whose links connect in the background.
+    /// Creates a store, whose connections are established in the background.
     ///
     /// # Errors
     ///
-    /// The configuration cannot work.
+    /// The configuration is invalid.
     pub fn open(
         config: &Config,
         timeout: Duration,
@@ -77,15 +83,15 @@ impl Redis {
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let refuse = |error: ConfigError| Error::Rejected { reason: error.to_string() };
-        let place = config.place().map_err(refuse)?;
+        let endpoints = config.endpoints().map_err(refuse)?;
         let certificates = config.certificates().map_err(refuse)?;
-        // A WAIT may take as long again as its script.
-        let patience = if config.min_replicas > 0 { timeout * 2 } else { timeout };
+        // A WAIT may take as long as its script did.
+        let event_timeout = if config.min_replicas > 0 { timeout * 2 } else { timeout };
         Ok(Self {
-            lookups: Link::open(&place, certificates.as_ref(), timeout, shutdown)?,
-            events: Link::open(&place, certificates.as_ref(), patience, shutdown)?,
-            announcements: Announcements::open(&place, certificates.as_ref(), shutdown)?,
-            channel: if matches!(place, Place::Cluster(_)) { "s" } else { "p" },
+            lookups: RedisConnection::open(&endpoints, certificates.as_ref(), timeout, shutdown)?,
+            events: RedisConnection::open(&endpoints, certificates.as_ref(), event_timeout, shutdown)?,
+            announcements: Announcements::open(&endpoints, certificates.as_ref(), shutdown)?,
+            channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             lifetimes,
             min_replicas: config.min_replicas,
             timeout,
@@ -93,97 +99,31 @@ impl Redis {
         })
     }
 
-    /// Waits until both links are connected for the first time; the caller bounds it.
+    /// Waits for the first connection of both kinds; the caller limits the time.
     pub async fn connected(&self) {
         self.lookups.connected().await;
         self.events.connected().await;
     }
 
     /// Runs a script of a lookup.
-    async fn run(&self, script: &Script, names: &Names<'_>, argue: impl Fn(&mut Cmd)) -> Result<Value, Error> {
+    async fn run(
+        &self,
+        script: &Script,
+        names: &KeyNames<'_>,
+        add_arguments: impl Fn(&mut Cmd),
+    ) -> Result<Value, Error> {
         let call = |mut cmd: Cmd| {
             cmd.arg(3).arg(names.key).arg(&names.fence).arg(&names.lock);
-            argue(&mut cmd);
+            add_arguments(&mut cmd);
             cmd.arg(self.channel);
             cmd
         };
         match self.lookups.send(&call(script.by_name())).await {
-            // Nothing was run, so running it now is its first attempt.
-            Err(Failure::NoScript) => self.lookups.send(&call(script.by_text())).await,
+            // Nothing was run, so this is the first attempt.
+            Err(CommandError::NoScript) => self.lookups.send(&call(script.by_text())).await,
             answer => answer,
         }
-        .map_err(settle)
-    }
-
-    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        let names = Names::of(key);
-        let call = |mut cmd: Cmd| {
-            cmd.arg(4 + usize::from(change.of.is_some())).arg(names.key).arg(&names.fence).arg(&names.lock);
-            cmd.arg(names.seen(change.event)).arg(change.of.map(|of| names.seen(of)));
-            self.argue_change(&mut cmd, change);
-            cmd.arg(self.channel);
-            cmd
-        };
-        let answer = match self.applied(call(APPLY.by_name())).await {
-            Err(Failure::NoScript) => self.applied(call(APPLY.by_text())).await,
-            answer => answer,
-        }
-        .map_err(settle)?;
-        match bytes(answer).as_deref() {
-            Some(b"duplicate") => Ok(Applied::Duplicate),
-            Some(b"outrun") => Ok(Applied::Outrun),
-            Some(b"applied") => Ok(Applied::Applied { had_entry: true }),
-            Some(b"absent") => Ok(Applied::Applied { had_entry: false }),
-            _ => Err(unexpected()),
-        }
-    }
-
-    /// Sends an event's script, and the `WAIT` for its replicas behind it on the same connection.
-    async fn applied(&self, cmd: Cmd) -> Result<Value, Failure> {
-        if self.min_replicas == 0 {
-            return self.events.send(&cmd).await;
-        }
-        let mut pipeline = redis::pipe();
-        pipeline.add_command(cmd).cmd("WAIT").arg(self.min_replicas).arg(record::lifetime(self.timeout));
-        let mut answers = self.events.send_all(&pipeline, 2).await?;
-        let confirmed = answers.pop().and_then(|value| number(&value)).unwrap_or_default();
-        if confirmed < i64::from(self.min_replicas) {
-            let reason = format!("{confirmed} of {} replicas confirmed in time", self.min_replicas);
-            return Err(Failure::Store(Error::Unavailable { reason }));
-        }
-        answers.pop().ok_or_else(|| Failure::Store(unexpected()))
-    }
-
-    fn argue_change(&self, cmd: &mut Cmd, change: &Change) {
-        let does = match change.kind {
-            Kind::Created => "C",
-            Kind::Updated | Kind::Merged => "U",
-            Kind::Deleted => "D",
-        };
-        let (modified, at) = (change.stamps.modified, change.stamps.at);
-        let lacks_modified = modified.is_none() && change.kind != Kind::Deleted;
-        cmd.arg(does)
-            .arg(modified.map(Modified::as_millis).map_or_else(String::new, |millis| millis.to_string()))
-            .arg(at.map(At::as_millis).map_or_else(String::new, |millis| millis.to_string()))
-            .arg(at.map_or("", |at| record::precision(at.precision())))
-            .arg(u8::from(change.force))
-            .arg(change.again.map_or("", Redelivery::as_str))
-            .arg(u8::from(lacks_modified))
-            .arg(self.clock.now().as_millis())
-            .arg(record::lifetime(self.lifetimes.fence()))
-            .arg(record::lifetime(self.lifetimes.tombstone_ttl))
-            .arg(record::lifetime(self.lifetimes.dedup_window))
-            .arg(&Token::draw().as_bytes()[..])
-            .arg(u8::from(self.min_replicas > 0));
-    }
-
-    async fn withdraw(&self, lease: Lease) -> Result<(), Error> {
-        let (key, token, held) = lease.consume();
-        let names = Names::of(&key);
-        let answer = self.run(&RELEASE, &names, |cmd| {
-            cmd.arg(place(held)).arg(&token.as_bytes()[..]);
-        });
-        answer.await.map(drop)
+        .map_err(Error::from)
     }
 }
 
@@ -194,14 +134,14 @@ impl Store for Redis {
         cmd.arg(key.as_str());
         match self.lookups.send(&cmd).await {
             Ok(answer) => Ok(bytes(answer).map(|bytes| record::decode(bytes.into()))),
-            // Corrupt as any other bytes would be; the lease over it removes it.
-            Err(Failure::WrongType) => Ok(Some(Entry::Corrupt(Bytes::new()))),
-            Err(failure) => Err(settle(failure)),
+            // Corrupt like any other unreadable value; the next lease removes it.
+            Err(CommandError::WrongType) => Ok(Some(Entry::Corrupt(Bytes::new()))),
+            Err(error) => Err(error.into()),
         }
     }
 
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error> {
-        let names = Names::of(key);
+        let names = KeyNames::of(key);
         let now = self.clock.now();
         let value = record::encode_lease(&Leased { token, until: now.plus(ttl) });
         let (seen, base_bytes): (&str, &[u8]) = match base {
@@ -217,16 +157,16 @@ impl Store for Redis {
         });
         let mut parts = list(answer.await?)?.into_iter();
         let what = parts.next().and_then(bytes).unwrap_or_default();
-        let granted = |held, fence: Option<Value>| {
+        let granted = |target, fence: Option<Value>| {
             let fence = fence.and_then(bytes).and_then(|text| record::decode_fence(&text));
-            LeaseAnswer::Granted(Lease::granted(key.clone(), token, held, fence))
+            LeaseAnswer::Granted(Lease::granted(key.clone(), token, target, fence))
         };
         match (what.as_slice(), base) {
-            (b"key", _) => Ok(granted(Held::Key, parts.next())),
-            (b"lock", Base::Token(base)) => Ok(granted(Held::Lock(*base), parts.next())),
+            (b"key", _) => Ok(granted(LeaseTarget::Key, parts.next())),
+            (b"lock", Base::Token(base)) => Ok(granted(LeaseTarget::Lock(*base), parts.next())),
             (b"held", _) => {
                 let mut next = || parts.next();
-                let (token, seen) = (next().and_then(read_token), next().and_then(read_token));
+                let (token, seen) = (next().and_then(reply::token), next().and_then(reply::token));
                 let remaining = next().as_ref().and_then(number).and_then(|millis| u64::try_from(millis).ok());
                 let (token, seen) = token.zip(seen).ok_or_else(unexpected)?;
                 Ok(LeaseAnswer::Held { token, seen, remaining: Duration::from_millis(remaining.unwrap_or_default()) })
@@ -240,18 +180,16 @@ impl Store for Redis {
     }
 
     async fn fill(&self, lease: Lease, record: Record) -> Result<Filled, Error> {
-        let (key, token, held) = lease.consume();
-        if record.identity.key() != key || record.token != token {
-            return Err(Error::Rejected { reason: "a fill names another key or another lease".to_owned() });
-        }
-        let names = Names::of(&key);
+        let base = lease.witness();
+        let (key, token, target) = lease.consume_for(&record)?;
+        let names = KeyNames::of(&key);
         let (value, lifetime) = (record::encode(&record), record::lifetime(record.lifetime()));
-        let base = match held {
-            Held::Key => token,
-            Held::Lock(base) => base,
-        };
         let answer = self.run(&FILL, &names, |cmd| {
-            cmd.arg(place(held)).arg(&token.as_bytes()[..]).arg(&base.as_bytes()[..]).arg(&value[..]).arg(lifetime);
+            cmd.arg(script_name(target))
+                .arg(&token.as_bytes()[..])
+                .arg(&base.as_bytes()[..])
+                .arg(&value[..])
+                .arg(lifetime);
         });
         match number(&answer.await?) {
             Some(1) => Ok(Filled::Stored),
@@ -261,7 +199,12 @@ impl Store for Redis {
     }
 
     async fn release(&self, lease: Lease) -> Result<(), Error> {
-        self.withdraw(lease).await
+        let (key, token, target) = lease.consume();
+        let names = KeyNames::of(&key);
+        let answer = self.run(&RELEASE, &names, |cmd| {
+            cmd.arg(script_name(target)).arg(&token.as_bytes()[..]);
+        });
+        answer.await.map(drop)
     }
 
     async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
@@ -280,8 +223,8 @@ impl Store for Redis {
 #[async_trait]
 impl Inspect for Redis {
     async fn ping(&self) -> Result<(), Error> {
-        for link in [&self.lookups, &self.events] {
-            link.ping().await.map_err(settle)?;
+        for connection in [&self.lookups, &self.events] {
+            connection.ping().await?;
         }
         Ok(())
     }
@@ -291,7 +234,7 @@ impl Inspect for Redis {
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {
-        let names = Names::of(key);
+        let names = KeyNames::of(key);
         let parts = list(self.run(&INSPECT, &names, |_| {}).await?)?;
         let [entry, entry_left, fence, lock, lock_left] = <[Value; 5]>::try_from(parts).map_err(|_| unexpected())?;
         let left = |value| number(&value).and_then(|millis| u64::try_from(millis).ok()).map(Duration::from_millis);
@@ -301,58 +244,15 @@ impl Inspect for Redis {
             entry: text(entry).map(|bytes| record::decode(bytes.into()).without_body()),
             remaining: left(entry_left),
             fence,
-            lock: text(lock).and_then(|bytes| token_of(&bytes)).zip(left(lock_left)),
+            lock: reply::token(lock).zip(left(lock_left)),
         })
     }
 }
 
-/// How scripts name where a lease stands.
-const fn place(held: Held) -> &'static str {
-    match held {
-        Held::Key => "key",
-        Held::Lock(_) => "lock",
+/// Returns the name by which scripts know where a lease is.
+const fn script_name(target: LeaseTarget) -> &'static str {
+    match target {
+        LeaseTarget::Key => "key",
+        LeaseTarget::Lock(_) => "lock",
     }
-}
-
-fn settle(failure: Failure) -> Error {
-    match failure {
-        Failure::Store(error) => error,
-        // A script that was sent with its text is known to the server.
-        Failure::NoScript => Error::Rejected { reason: "a script is not known".to_owned() },
-        Failure::WrongType => Error::Rejected { reason: "a key holds another type".to_owned() },
-    }
-}
-
-fn unexpected() -> Error {
-    Error::Rejected { reason: "an answer is not as expected".to_owned() }
-}
-
-fn bytes(value: Value) -> Option<Vec<u8>> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
-        Value::SimpleString(text) => Some(text.into_bytes()),
-        _ => None,
-    }
-}
-
-fn number(value: &Value) -> Option<i64> {
-    match value {
-        Value::Int(number) => Some(*number),
-        _ => None,
-    }
-}
-
-fn list(value: Value) -> Result<Vec<Value>, Error> {
-    match value {
-        Value::Array(values) => Ok(values),
-        _ => Err(unexpected()),
-    }
-}
-
-fn token_of(bytes: &[u8]) -> Option<Token> {
-    bytes.try_into().ok().map(Token::from_bytes)
-}
-
-fn read_token(value: Value) -> Option<Token> {
-    token_of(&bytes(value)?)
 }

@@ -1,132 +1,142 @@
-//! Announcements: whoever fills a key says so on the channel of its name, and wakes whoever waits there.
+//! Announcements: a fill publishes on the channel of its key, and this process wakes its waiters there.
 //!
-//! One connection for subscriptions, mended in the background; in a cluster, the channels are sharded (Redis 7),
-//! so that an announcement stays on the key's own node. It is economy only: a waiter looks again by itself
-//! from time to time, so a lost announcement, or no connection at all, costs a moment. A channel is subscribed
-//! while someone of this process waits on its key, at most [`MAX_CHANNELS`] at once.
+//! One connection, restored in the background, holds all subscriptions. In a cluster the channels are sharded
+//! (Redis 7), so an announcement stays on the node of the key. Announcements only save time: each waiter also looks
+//! at its key from time to time, so a lost announcement, or no connection at all, costs a moment. A channel is
+//! subscribed while a waiter of this process needs it, at most [`MAX_CHANNELS`] at once.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use parking_lot::Mutex;
-use redis::aio::{PubSubSink, PubSubStream};
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
-use redis::cluster_async::ClusterConnection;
-use redis::sentinel::SentinelClient;
-use redis::{Client, ProtocolVersion, PushInfo, PushKind, RedisResult, TlsCertificates, Value};
+use redis::{ProtocolVersion, PushInfo, PushKind, TlsCertificates, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 
-use super::config::Place;
-use super::connection::explain;
+use super::client::RedisClient;
+use super::config::Endpoints;
+use super::error::explain;
+use super::subscriber::PubSubConnection;
 
-/// How many keys may be waited on with an announcement.
+/// How many channels may be subscribed.
 const MAX_CHANNELS: usize = 4096;
 
-/// How long to leave a broken connection alone.
+/// The pause before a new connection, and the longest that connecting or one command may take.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The announcements that a process listens to.
+/// The subscriptions of this process.
 #[derive(Clone, Debug)]
 pub(super) struct Announcements {
-    bells: Arc<Bells>,
-    orders: mpsc::Sender<Order>,
+    channels: Arc<Channels>,
+    commands: mpsc::Sender<SubscriptionCommand>,
 }
 
-/// Who waits, by the names of the channels.
-type Bells = Mutex<HashMap<String, Bell>>;
+/// The channels with waiters, by name.
+type Channels = Mutex<HashMap<String, Channel>>;
 
-/// Who waits on one key.
+/// The waiters on one key.
 #[derive(Debug)]
-struct Bell {
-    told: watch::Sender<Told>,
+struct Channel {
+    state: watch::Sender<ChannelState>,
     waiters: usize,
 }
 
-/// What is known of a channel.
+/// The state of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// Nothing yet; it may not even be subscribed.
-    Nothing,
-    /// It is subscribed: what is announced from now on is heard.
+pub(super) enum ChannelState {
+    /// It may not be subscribed yet.
+    Pending,
+    /// It is subscribed: later announcements arrive.
     Subscribed,
     /// The key has changed.
     Changed,
 }
 
-/// What the connection's task is to do.
+/// A command to the task that owns the connection.
 #[derive(Debug)]
-enum Order {
+enum SubscriptionCommand {
     Subscribe(String),
     Unsubscribe(String),
 }
 
-/// A waiter's ear at one key; dropping it ends the subscription if it was the last.
+/// Listens to one key for one waiter. Dropping the last listener of a key ends the subscription.
 #[derive(Debug)]
 pub(super) struct KeyListener {
     announcements: Announcements,
     channel: String,
-    told: Option<watch::Receiver<Told>>,
+    /// `None` if there are too many channels already.
+    state: Option<watch::Receiver<ChannelState>>,
 }
 
 impl Announcements {
-    /// Starts listening.
+    /// Starts the task that owns the connection.
     ///
     /// # Errors
     ///
     /// The certificates or addresses cannot be used.
     pub(super) fn open(
-        place: &Place,
+        endpoints: &Endpoints,
         certificates: Option<&TlsCertificates>,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
-        let bells = Arc::default();
-        let source = Source::of(place, certificates, &bells).map_err(|error| explain(&error))?;
-        let (orders, taken) = mpsc::channel(MAX_CHANNELS);
-        shutdown.spawn(listen(source, Arc::clone(&bells), taken, shutdown.clone()));
-        Ok(Self { bells, orders })
+        let channels: Arc<Channels> = Arc::default();
+        let pushed_to = Arc::clone(&channels);
+        let on_push = move |push: PushInfo| -> Result<(), Infallible> {
+            if let (PushKind::SMessage, Some(Value::BulkString(channel))) = (&push.kind, push.data.first()) {
+                // The name of a key is ASCII.
+                notify(&pushed_to, std::str::from_utf8(channel).unwrap_or_default(), ChannelState::Changed);
+            }
+            Ok(())
+        };
+        let client = RedisClient::new(endpoints, certificates, |cluster| {
+            cluster.use_protocol(ProtocolVersion::RESP3).response_timeout(PAUSE).push_sender(on_push)
+        });
+        let client = client.map_err(|error| explain(&error))?;
+        let (commands, received) = mpsc::channel(MAX_CHANNELS);
+        shutdown.spawn(run(client, Arc::clone(&channels), received, shutdown.clone()));
+        Ok(Self { channels, commands })
     }
 
-    /// Opens an ear at a key.
+    /// Starts to listen to a key.
     pub(super) fn listen(&self, channel: &str) -> KeyListener {
-        let mut bells = self.bells.lock();
-        let known = bells.contains_key(channel);
-        let told = (known || bells.len() < MAX_CHANNELS).then(|| {
-            let new = || Bell { told: watch::Sender::new(Told::Nothing), waiters: 0 };
-            let bell = bells.entry(channel.to_owned()).or_insert_with(new);
-            bell.waiters += 1;
-            let mut told = bell.told.subscribe();
-            // Also what was told before is news to this waiter.
-            told.mark_changed();
-            told
+        let mut channels = self.channels.lock();
+        let is_known = channels.contains_key(channel);
+        let state = (is_known || channels.len() < MAX_CHANNELS).then(|| {
+            let new = || Channel { state: watch::Sender::new(ChannelState::Pending), waiters: 0 };
+            let entry = channels.entry(channel.to_owned()).or_insert_with(new);
+            entry.waiters += 1;
+            let mut state = entry.state.subscribe();
+            // The present state is new to this waiter.
+            state.mark_changed();
+            state
         });
-        drop(bells);
-        if !known && told.is_some() {
-            // With no room for orders the waiter looks by itself.
-            let _ = self.orders.try_send(Order::Subscribe(channel.to_owned()));
+        drop(channels);
+        if !is_known && state.is_some() {
+            // If the queue of commands is full, the waiter looks at the key by itself.
+            let _ = self.commands.try_send(SubscriptionCommand::Subscribe(channel.to_owned()));
         }
-        KeyListener { announcements: self.clone(), channel: channel.to_owned(), told }
+        KeyListener { announcements: self.clone(), channel: channel.to_owned(), state }
     }
 }
 
 impl KeyListener {
-    /// Waits until something is told of the key, and returns it. Cancel-safe.
-    pub(super) async fn told(&mut self) -> Told {
+    /// Waits until the channel is subscribed or the key has changed. Cancel-safe.
+    pub(super) async fn next_state(&mut self) -> ChannelState {
         loop {
-            let Some(told) = &mut self.told else { return std::future::pending().await };
-            // The bell lives as long as an ear at it.
-            if told.changed().await.is_err() {
-                self.told = None;
+            let Some(state) = &mut self.state else { return std::future::pending().await };
+            // A channel exists as long as one of its listeners.
+            if state.changed().await.is_err() {
+                self.state = None;
                 continue;
             }
-            match *told.borrow_and_update() {
-                Told::Nothing => {}
-                news @ (Told::Subscribed | Told::Changed) => return news,
+            match *state.borrow_and_update() {
+                ChannelState::Pending => {}
+                state @ (ChannelState::Subscribed | ChannelState::Changed) => return state,
             }
         }
     }
@@ -134,162 +144,91 @@ impl KeyListener {
 
 impl Drop for KeyListener {
     fn drop(&mut self) {
-        if self.told.is_none() {
+        if self.state.is_none() {
             return;
         }
-        let mut bells = self.announcements.bells.lock();
-        let Some(bell) = bells.get_mut(&self.channel) else { return };
-        bell.waiters -= 1;
-        if bell.waiters == 0 {
-            bells.remove(&self.channel);
-            // With no room the channel stays subscribed until the connection ends; its messages ring nothing.
-            let _ = self.announcements.orders.try_send(Order::Unsubscribe(std::mem::take(&mut self.channel)));
+        let mut channels = self.announcements.channels.lock();
+        let Some(channel) = channels.get_mut(&self.channel) else { return };
+        channel.waiters -= 1;
+        if channel.waiters == 0 {
+            channels.remove(&self.channel);
+            // If the queue of commands is full, the subscription lasts as long as the connection and wakes nobody.
+            let command = SubscriptionCommand::Unsubscribe(std::mem::take(&mut self.channel));
+            let _ = self.announcements.commands.try_send(command);
         }
     }
 }
 
-/// Rings the bell of a channel, if anyone waits there.
-fn ring(bells: &Bells, channel: &str, told: Told) {
-    if let Some(bell) = bells.lock().get(channel) {
-        bell.told.send_replace(told);
+/// Wakes the waiters of a channel, if there are any.
+fn notify(channels: &Channels, channel: &str, state: ChannelState) {
+    if let Some(channel) = channels.lock().get(channel) {
+        channel.state.send_replace(state);
     }
 }
 
-enum Source {
-    Node(Box<Client>),
-    Sentinel(Box<SentinelClient>),
-    Cluster(Box<ClusterClient>),
-}
-
-/// Where channels are subscribed.
-enum Connection {
-    Plain(PubSubSink, PubSubStream),
-    /// Mends itself node by node, and subscribes again; its messages ring the bells by themselves.
-    Sharded(ClusterConnection),
-}
-
-impl Source {
-    fn of(place: &Place, certificates: Option<&TlsCertificates>, bells: &Arc<Bells>) -> RedisResult<Self> {
-        match place {
-            Place::Single(node) => {
-                let client = match certificates {
-                    Some(certificates) => Client::build_with_tls(node.clone(), certificates.clone()),
-                    None => Client::open(node.clone()),
-                };
-                client.map(|client| Self::Node(Box::new(client)))
-            }
-            Place::Cluster(nodes) => {
-                let bells = Arc::clone(bells);
-                let hear = move |push: PushInfo| -> Result<(), std::convert::Infallible> {
-                    if let (PushKind::SMessage, Some(Value::BulkString(channel))) = (&push.kind, push.data.first()) {
-                        // A key's name is ASCII.
-                        ring(&bells, std::str::from_utf8(channel).unwrap_or_default(), Told::Changed);
-                    }
-                    Ok(())
-                };
-                let mut builder = ClusterClientBuilder::new(nodes.iter().cloned())
-                    .use_protocol(ProtocolVersion::RESP3)
-                    .connection_timeout(PAUSE)
-                    .response_timeout(PAUSE)
-                    .push_sender(hear);
-                if let Some(certificates) = certificates {
-                    builder = builder.certs(certificates.clone());
-                }
-                builder.build().map(|client| Self::Cluster(Box::new(client)))
-            }
-            Place::Sentinel(sentinels, name) => super::connection::sentinel(sentinels, name, certificates)
-                .map(|client| Self::Sentinel(Box::new(client))),
-        }
-    }
-
-    async fn connect(&mut self) -> RedisResult<Connection> {
-        let client = match self {
-            Self::Node(client) => client.as_ref().clone(),
-            Self::Sentinel(client) => client.async_get_client().await?,
-            Self::Cluster(client) => return client.get_async_connection().await.map(Connection::Sharded),
-        };
-        let (sink, stream) = client.get_async_pubsub().await?.split();
-        Ok(Connection::Plain(sink, stream))
-    }
-}
-
-impl Connection {
-    /// Returns once the server has confirmed the subscription.
-    async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
-        match self {
-            Self::Plain(sink, _) => sink.subscribe(channel).await,
-            Self::Sharded(cluster) => cluster.ssubscribe(channel).await,
-        }
-    }
-
-    async fn unsubscribe(&mut self, channel: &str) -> RedisResult<()> {
-        match self {
-            Self::Plain(sink, _) => sink.unsubscribe(channel).await,
-            Self::Sharded(cluster) => cluster.sunsubscribe(channel).await,
-        }
-    }
-
-    /// Waits for a message and returns its channel; `None` when the connection has ended.
-    async fn heard(&mut self) -> Option<String> {
-        match self {
-            Self::Plain(_, stream) => stream.next().await.map(|message| message.get_channel_name().to_owned()),
-            Self::Sharded(_) => std::future::pending().await,
-        }
-    }
-}
-
-async fn listen(mut source: Source, bells: Arc<Bells>, mut orders: mpsc::Receiver<Order>, shutdown: Shutdown) {
+/// Connects until shutdown.
+async fn run(
+    mut client: RedisClient,
+    channels: Arc<Channels>,
+    mut commands: mpsc::Receiver<SubscriptionCommand>,
+    shutdown: Shutdown,
+) {
     while !shutdown.is_requested() {
         let connected = tokio::select! {
             () = shutdown.requested() => return,
-            connected = timeout(PAUSE, source.connect()) => connected,
+            connected = timeout(PAUSE, client.connect_pubsub()) => connected,
         };
         if let Ok(Ok(connection)) = connected {
-            pass_on(connection, &bells, &mut orders, &shutdown).await;
+            serve(connection, &channels, &mut commands, &shutdown).await;
         }
-        // Either way it is time to go on.
+        // Shutdown ends the pause early; the loop checks it.
         let _ = timeout(PAUSE, shutdown.requested()).await;
     }
 }
 
 /// Serves one connection until it breaks.
-async fn pass_on(mut connection: Connection, bells: &Bells, orders: &mut mpsc::Receiver<Order>, shutdown: &Shutdown) {
-    // What was ordered before is either waited on still or not wanted any more.
-    while orders.try_recv().is_ok() {}
-    let waited_on: Vec<String> = bells.lock().keys().cloned().collect();
-    for channel in waited_on {
-        if follow(&mut connection, bells, Order::Subscribe(channel)).await.is_none() {
+async fn serve(
+    mut connection: PubSubConnection,
+    channels: &Channels,
+    commands: &mut mpsc::Receiver<SubscriptionCommand>,
+    shutdown: &Shutdown,
+) {
+    // Earlier commands are obsolete: every channel that still has waiters is subscribed below.
+    while commands.try_recv().is_ok() {}
+    let names: Vec<String> = channels.lock().keys().cloned().collect();
+    for name in names {
+        if execute(&mut connection, channels, SubscriptionCommand::Subscribe(name)).await.is_none() {
             return;
         }
     }
     loop {
-        let order = tokio::select! {
+        let command = tokio::select! {
             () = shutdown.requested() => return,
-            heard = connection.heard() => {
-                let Some(channel) = heard else { return };
-                ring(bells, &channel, Told::Changed);
+            message = connection.next_message() => {
+                let Some(channel) = message else { return };
+                notify(channels, &channel, ChannelState::Changed);
                 continue;
             }
-            order = orders.recv() => order,
+            command = commands.recv() => command,
         };
-        let Some(order) = order else { return };
-        if follow(&mut connection, bells, order).await.is_none() {
+        let Some(command) = command else { return };
+        if execute(&mut connection, channels, command).await.is_none() {
             return;
         }
     }
 }
 
-/// Does what was ordered; `None` when the connection is broken.
-async fn follow(connection: &mut Connection, bells: &Bells, order: Order) -> Option<()> {
-    match order {
-        Order::Subscribe(channel) => {
+/// Executes a command; `None` if the connection is broken.
+async fn execute(connection: &mut PubSubConnection, channels: &Channels, command: SubscriptionCommand) -> Option<()> {
+    match command {
+        SubscriptionCommand::Subscribe(channel) => {
             timeout(PAUSE, connection.subscribe(&channel)).await.ok()?.ok()?;
-            ring(bells, &channel, Told::Subscribed);
+            notify(channels, &channel, ChannelState::Subscribed);
         }
-        Order::Unsubscribe(channel) => {
-            // Someone may have begun to wait again meanwhile.
-            let unwanted = !bells.lock().contains_key(&channel);
-            if unwanted {
+        SubscriptionCommand::Unsubscribe(channel) => {
+            // A new waiter may have come in the meantime.
+            let is_unused = !channels.lock().contains_key(&channel);
+            if is_unused {
                 timeout(PAUSE, connection.unsubscribe(&channel)).await.ok()?.ok()?;
             }
         }

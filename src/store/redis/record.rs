@@ -1,15 +1,15 @@
-//! What stands in Redis: the bytes of an entry and the text of a fence.
+//! The format of the values in Redis: the bytes of an entry and the text of a fence.
 //!
 //! # Entries
 //!
-//! Every value at K starts with the version (one byte, [`VERSION`]), the kind (one letter) and the token
+//! Every value of an entry key starts with the version (one byte, [`VERSION`]), the kind (one letter) and the token
 //! (16 bytes) of the write that placed it, so that a script compares tokens without reading further.
-//! Then, by kind: a record holds whom it is about, its times and its content, in clear or sealed; a tombstone and a
-//! lease hold their times in decimal text, which scripts write and read too. Numbers are big-endian.
+//! The rest depends on the kind. A record holds its identity, its times and its content, in clear or sealed. A
+//! tombstone and a lease hold their times as decimal text, which scripts write and read too. Numbers are big-endian.
 //!
 //! A value of an unknown version, kind or shape decodes to [`Entry::Corrupt`]: a miss, never an error. So a program
-//! that knows of no seals takes a sealed record for a miss. Versions that this program knows of are all read; only
-//! the newest is written.
+//! without support for sealing treats a sealed record as a miss. All known versions are read; only the newest is
+//! written.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(super) const VERSION: u8 = 1;
 /// Version, kind and token.
 const HEADER: usize = 18;
 
-/// Writes a record.
+/// Encodes a record.
 pub(super) fn encode(record: &Record) -> Bytes {
     let clear = 33 + TenantId::MAX_LEN + 4 * size_of::<u64>();
     let mut out = BytesMut::with_capacity(HEADER + clear + encoding::length_of(&record.content));
@@ -35,7 +35,7 @@ pub(super) fn encode(record: &Record) -> Bytes {
     out.freeze()
 }
 
-/// Writes a lease.
+/// Encodes a lease.
 pub(super) fn encode_lease(leased: &Leased) -> Bytes {
     let mut out = BytesMut::with_capacity(HEADER + 20);
     header(&mut out, b'L', leased.token);
@@ -43,7 +43,7 @@ pub(super) fn encode_lease(leased: &Leased) -> Bytes {
     out.freeze()
 }
 
-/// Reads what stands at K.
+/// Decodes the value of an entry key.
 pub(super) fn decode(bytes: Bytes) -> Entry {
     read(&bytes).unwrap_or(Entry::Corrupt(bytes))
 }
@@ -74,9 +74,9 @@ fn read_record(kind: u8, token: Token, mut rest: Bytes) -> Option<Record> {
     Some(Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled })
 }
 
-/// Reads the text of a fence; `None` for one of an unknown version, which then has no say.
+/// Decodes the text of a fence, which scripts write: `1|modified|at|precision|newest|doubt|unstamped|raised`.
 ///
-/// `1|modified|at|precision|newest|doubt|unstamped|raised`; scripts write it.
+/// Returns `None` for an unknown version, which is ignored.
 pub(super) fn decode_fence(bytes: &[u8]) -> Option<Fence> {
     let mut parts = std::str::from_utf8(bytes).ok()?.split('|');
     if parts.next()? != "1" {
@@ -98,7 +98,7 @@ pub(super) fn decode_fence(bytes: &[u8]) -> Option<Fence> {
 
 /// Returns a duration in whole milliseconds, at least one: Redis refuses a lifetime of zero.
 pub(super) fn lifetime(duration: Duration) -> u64 {
-    // A lifetime beyond ten years is refused by nobody, but Redis overflows on the largest numbers.
+    // The limit of ten years avoids an overflow in Redis.
     encoding::millis(duration).clamp(1, 315_360_000_000)
 }
 
@@ -120,7 +120,7 @@ fn text(bytes: &Bytes) -> Option<&str> {
     std::str::from_utf8(bytes).ok()
 }
 
-/// Reads a number that may be missing: the outer `None` says that it is no number.
+/// Parses a number that may be missing; the outer `None` means that the text is not a number.
 fn number(text: &str) -> Option<Option<i64>> {
     if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
 }
@@ -144,7 +144,7 @@ mod tests {
 
     fn identity() -> impl Strategy<Value = Identity> {
         ("[A-Za-z0-9._-]{1,64}", any::<[u8; 32]>()).prop_map(|(tenant, full)| {
-            // The pattern is a tenant id's.
+            // The pattern is that of a tenant id.
             Identity::new(tenant.parse().unwrap(), full)
         })
     }
@@ -181,9 +181,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(record in record()) {
+        fn an_encoded_record_decodes_to_itself(record in record()) {
             let decoded = decode(encode(&record));
-            // A body's Debug hides it, so bodies are compared as well.
+            // Debug hides a body, so bodies are compared as well.
             let body = |record: &Record| match &record.content {
                 Content::Found(found) => Some(found.body.expose().clone()),
                 Content::Sealed(ciphertext) => Some(ciphertext.as_bytes().clone()),
@@ -195,7 +195,7 @@ mod tests {
         }
 
         #[test]
-        fn anything_else_is_a_miss_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_other_bytes_are_a_miss_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let bytes = Bytes::from(bytes);
             if let Entry::Corrupt(kept) = decode(bytes.clone()) {
                 prop_assert_eq!(kept, bytes);
@@ -203,9 +203,9 @@ mod tests {
         }
 
         #[test]
-        fn a_record_cut_short_is_a_miss(record in record(), share in 0.0f64..1.0) {
+        fn a_truncated_record_is_a_miss(record in record(), share in 0.0f64..1.0) {
             let whole = encode(&record);
-            // A body may end anywhere, and so may what is sealed; everything before it may not.
+            // A body and a ciphertext may end anywhere; everything before them may not.
             let fixed = whole.len() - match &record.content {
                 Content::Found(found) => found.body.len(),
                 Content::Sealed(ciphertext) => ciphertext.as_bytes().len(),
@@ -223,7 +223,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_of_a_fence_is_read_or_has_no_say(text in "[0-9|UCDXsm-]{0,60}") {
+        fn any_text_of_a_fence_is_decoded_or_ignored(text in "[0-9|UCDXsm-]{0,60}") {
             let _ = decode_fence(text.as_bytes());
         }
     }

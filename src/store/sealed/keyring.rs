@@ -3,19 +3,19 @@
 //! # The seal
 //!
 //! XAES-256-GCM (C2SP): AES-256-GCM under a key that is derived from the tenant's key and the first half of a
-//! 24-byte nonce. The nonces are random: 192 bits do not repeat by chance, whatever the number of messages,
-//! processes and restarts, and no counter has to be kept. Both are `RustCrypto`'s (the `aes-gcm` crate, audited by
-//! NCC Group). The tenant's key is HKDF-SHA-256 (RFC 5869) of the configured key, with the tenant in its info, so
-//! that no key is shared by two tenants.
+//! 24-byte nonce. The nonces are random. 192 bits do not repeat by chance, for any number of messages, processes and
+//! restarts, so no counter must be stored. The implementation is `RustCrypto`'s (the `aes-gcm` crate, audited by
+//! NCC Group). The tenant's key is HKDF-SHA-256 (RFC 5869) of the configured key with the tenant in its info, so no
+//! two tenants share a key.
 //!
 //! ```text
 //! sealed  = length of the key's name (1) │ name │ nonce (24) │ ciphertext │ tag (16)
-//! text    = the content's letter (1) │ the content, as it stands in a record in clear
-//! bound   = version (1) │ K │ the key's name │ token │ whom it is about │ its four times │ settled
+//! text    = the content's letter (1) │ the content, encoded as in a record in clear
+//! data    = version (1) │ entry key │ the key's name │ token │ identity │ four times │ settled
 //! ```
 //!
-//! What is bound (the associated data) is everything else that a record says, and K, which it does not say. Names
-//! are preceded by their length, the rest is of fixed length, so that no two records are bound alike.
+//! The associated data holds everything else in the record, and the entry key, which the record does not hold. Names
+//! are preceded by their length and the rest has a fixed length, so two records never have the same data.
 
 #[cfg(test)]
 mod tests;
@@ -34,10 +34,10 @@ use zeroize::Zeroizing;
 use crate::domain::{Key, Secret, TenantId};
 use crate::store::{Ciphertext, Content, Record, encoding};
 
-/// The version of the seal; bound by every one.
+/// The version of the format, which is part of the associated data.
 const VERSION: u8 = 1;
 
-/// Says what a derived key is for; the tenant's id follows.
+/// The purpose of a derived key; the id of the tenant follows.
 const LABEL: &[u8] = b"profile-edge store sealing 1\0";
 
 const NONCE: usize = 24;
@@ -46,8 +46,8 @@ const TAG: usize = 16;
 /// The longest name of a key.
 const LONGEST_NAME: usize = 32;
 
-/// More than is bound: K has at most 110 bytes, a name 32, the rest 147.
-const BOUND: usize = 320;
+/// More than the length of the associated data: an entry key has at most 110 bytes, a name 32, the rest 147.
+const MAX_DATA: usize = 320;
 
 /// `[store.sealing]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -59,7 +59,7 @@ pub struct Config {
     pub keys: BTreeMap<String, Secret>,
 }
 
-/// A keyring's configuration cannot work.
+/// The configuration of a keyring is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("store.sealing.{field}: {reason}")]
 pub struct ConfigError {
@@ -69,7 +69,7 @@ pub struct ConfigError {
     pub reason: &'static str,
 }
 
-/// The keys that open records, and the one that seals them; none of them: records stay in clear.
+/// The keys that open records, and the one that seals them. Without keys records stay in clear.
 #[derive(Default)]
 pub struct Keyring {
     keys: Vec<SealingKey>,
@@ -77,41 +77,41 @@ pub struct Keyring {
     active: usize,
 }
 
-/// One key and what is derived of it.
+/// One key and the keys derived from it.
 struct SealingKey {
     name: String,
     material: Zeroizing<Vec<u8>>,
-    /// Of the configured tenants.
+    /// The ciphers of the configured tenants.
     derived: HashMap<TenantId, Xaes256Gcm>,
 }
 
-/// Why a record does not open.
+/// Why a record cannot be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unopened {
-    /// It is in clear, where all are sealed.
+pub enum UnsealError {
+    /// It is in clear, although keys are configured.
     #[error("not sealed")]
     InClear,
-    /// It is sealed under a key that is not here.
+    /// It is sealed under a key that is not configured.
     #[error("unknown key")]
     UnknownKey,
-    /// It was sealed for another K or under another key of that name, or was altered since.
+    /// It was sealed for another entry key or under another key of the same name, or it was altered.
     #[error("not authentic")]
     NotAuthentic,
 }
 
 impl Config {
-    /// Checks it.
+    /// Checks the keys.
     ///
     /// # Errors
     ///
-    /// A name or key is unusable, or the active key is not among the keys.
+    /// A name or key is invalid, or the active key is not among the keys.
     pub fn validate(&self) -> Result<(), ConfigError> {
         Keyring::new(self, &[]).map(drop)
     }
 }
 
 impl Keyring {
-    /// Makes a keyring, with the keys of these tenants derived.
+    /// Creates a keyring and derives the keys of these tenants.
     ///
     /// # Errors
     ///
@@ -133,11 +133,11 @@ impl Keyring {
         Ok(Self { active: active.ok_or_else(missing)?, keys })
     }
 
-    /// Seals a record that is to stand at K.
+    /// Seals a record for an entry key.
     ///
     /// # Panics
     ///
-    /// Never: only a content of 64 GiB is too long to be sealed.
+    /// Never: only a content of 64 GiB would be too long to seal.
     #[must_use]
     pub fn seal(&self, key: &Key, mut record: Record) -> Record {
         let Some(active) = self.keys.get(self.active) else { return record };
@@ -149,54 +149,55 @@ impl Keyring {
         let head = out.len();
         out.put_u8(encoding::kind_of(&record.content));
         encoding::put_content(&mut out, &record.content, record.settled);
-        let bound = Bound::of(key, &active.name, &record);
-        let sealed = active.with(key.tenant(), |cipher| {
-            cipher.encrypt_inout_detached(&nonce.into(), bound.bytes(), (&mut out[head..]).into())
+        let data = AssociatedData::of(key, &active.name, &record);
+        let sealed = active.with_cipher(key.tenant(), |cipher| {
+            cipher.encrypt_inout_detached(&nonce.into(), data.bytes(), (&mut out[head..]).into())
         });
-        // Bodies are bounded long before 64 GiB, the one thing that is refused.
+        // The size of bodies is limited far below 64 GiB, the only reason for a failure.
         let tag = sealed.expect("the content is shorter than 64 GiB");
         out.put_slice(&tag);
         record.content = Content::Sealed(Ciphertext::new(out.freeze()));
         record
     }
 
-    /// Opens a record that stands at K, in place where nobody else has its bytes. One that does not open is left
-    /// sealed, or made so.
+    /// Opens a record of an entry key, in place if its bytes are not shared. A record that cannot be opened has sealed
+    /// content afterwards.
     ///
     /// # Errors
     ///
-    /// Why it does not open.
-    pub fn open(&self, key: &Key, record: &mut Record) -> Result<(), Unopened> {
+    /// The reason why it cannot be opened.
+    pub fn open(&self, key: &Key, record: &mut Record) -> Result<(), UnsealError> {
         if !matches!(record.content, Content::Sealed(_)) && self.keys.is_empty() {
             return Ok(());
         }
         let content = std::mem::replace(&mut record.content, Content::Sealed(Ciphertext::default()));
-        let Content::Sealed(ciphertext) = content else { return Err(Unopened::InClear) };
-        let opened = self.text(key, record, ciphertext)?;
-        let (content, _) = take_text(opened).ok_or(Unopened::NotAuthentic)?;
+        let Content::Sealed(ciphertext) = content else { return Err(UnsealError::InClear) };
+        let opened = self.decrypt(key, record, ciphertext)?;
+        let (content, _) = take_text(opened).ok_or(UnsealError::NotAuthentic)?;
         record.content = content;
         Ok(())
     }
 
-    /// Returns the text of a seal.
-    fn text(&self, key: &Key, record: &Record, ciphertext: Ciphertext) -> Result<Bytes, Unopened> {
+    /// Decrypts a ciphertext.
+    fn decrypt(&self, key: &Key, record: &Record, ciphertext: Ciphertext) -> Result<Bytes, UnsealError> {
         let sealed = ciphertext.into_bytes();
-        let (length, rest) = sealed.split_first().ok_or(Unopened::NotAuthentic)?;
-        let name = rest.get(..usize::from(*length)).ok_or(Unopened::NotAuthentic)?;
-        let with = self.keys.iter().find(|key| key.name.as_bytes() == name).ok_or(Unopened::UnknownKey)?;
+        let (length, rest) = sealed.split_first().ok_or(UnsealError::NotAuthentic)?;
+        let name = rest.get(..usize::from(*length)).ok_or(UnsealError::NotAuthentic)?;
+        let sealing_key = self.keys.iter().find(|key| key.name.as_bytes() == name).ok_or(UnsealError::UnknownKey)?;
         let head = 1 + name.len() + NONCE;
-        // The first of the text is the content's letter.
-        let end = sealed.len().checked_sub(TAG).filter(|end| *end > head).ok_or(Unopened::NotAuthentic)?;
+        // The text has at least the letter of the content.
+        let end = sealed.len().checked_sub(TAG).filter(|end| *end > head).ok_or(UnsealError::NotAuthentic)?;
         let mut buffer = sealed.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
         let (before, text) = buffer.split_at_mut(head);
         let (text, tag) = text.split_at_mut(end - head);
-        let nonce = before.last_chunk::<NONCE>().ok_or(Unopened::NotAuthentic)?;
-        let tag = tag.first_chunk::<TAG>().ok_or(Unopened::NotAuthentic)?;
-        let bound = Bound::of(key, &with.name, record);
-        with.with(key.tenant(), |cipher| {
-            cipher.decrypt_inout_detached(<&Nonce>::from(nonce), bound.bytes(), text.into(), <&Tag>::from(tag))
-        })
-        .map_err(|_| Unopened::NotAuthentic)?;
+        let nonce = before.last_chunk::<NONCE>().ok_or(UnsealError::NotAuthentic)?;
+        let tag = tag.first_chunk::<TAG>().ok_or(UnsealError::NotAuthentic)?;
+        let data = AssociatedData::of(key, &sealing_key.name, record);
+        sealing_key
+            .with_cipher(key.tenant(), |cipher| {
+                cipher.decrypt_inout_detached(<&Nonce>::from(nonce), data.bytes(), text.into(), <&Tag>::from(tag))
+            })
+            .map_err(|_| UnsealError::NotAuthentic)?;
         buffer.truncate(end);
         buffer.advance(head);
         Ok(buffer.freeze())
@@ -204,8 +205,8 @@ impl Keyring {
 }
 
 impl SealingKey {
-    /// Uses the key of a tenant; of one that is not configured, which only tests and tools meet, it is derived here.
-    fn with<T>(&self, tenant: &TenantId, run: impl FnOnce(&Xaes256Gcm) -> T) -> T {
+    /// Runs with the cipher of a tenant. That of a tenant that is not configured (in tests and tools) is derived here.
+    fn with_cipher<T>(&self, tenant: &TenantId, run: impl FnOnce(&Xaes256Gcm) -> T) -> T {
         match self.derived.get(tenant) {
             Some(cipher) => run(cipher),
             None => run(&derive(&self.material, tenant)),
@@ -213,15 +214,15 @@ impl SealingKey {
     }
 }
 
-/// What a seal binds beside its text.
-struct Bound {
-    buffer: [u8; BOUND],
+/// What a seal authenticates besides its text.
+struct AssociatedData {
+    buffer: [u8; MAX_DATA],
     length: usize,
 }
 
-impl Bound {
+impl AssociatedData {
     fn of(key: &Key, name: &str, record: &Record) -> Self {
-        let mut buffer = [0; BOUND];
+        let mut buffer = [0; MAX_DATA];
         let mut rest = &mut buffer[..];
         rest.put_u8(VERSION);
         put_name(&mut rest, key.as_str());
@@ -229,7 +230,7 @@ impl Bound {
         rest.put_slice(record.token.as_bytes());
         encoding::put_clear(&mut rest, record);
         rest.put_u8(record.settled.into());
-        let length = BOUND - rest.len();
+        let length = MAX_DATA - rest.len();
         Self { buffer, length }
     }
 
@@ -249,12 +250,12 @@ fn derive(material: &[u8], tenant: &TenantId) -> Xaes256Gcm {
 }
 
 fn put_name(out: &mut impl BufMut, name: &str) {
-    // K has at most 110 bytes, a key's name 32.
+    // An entry key has at most 110 bytes, the name of a key 32.
     out.put_u8(u8::try_from(name.len()).unwrap_or(u8::MAX));
     out.put_slice(name.as_bytes());
 }
 
-/// Reads an opened text; a seal within a seal is nothing that was ever written.
+/// Reads a decrypted text. A sealed content in it is refused: this program never writes one.
 fn take_text(mut text: Bytes) -> Option<(Content, bool)> {
     let kind = text.try_get_u8().ok()?;
     encoding::take_content(kind, text).filter(|(content, _)| !matches!(content, Content::Sealed(_)))

@@ -1,31 +1,32 @@
-//! Seals around a store: what a record says of a customer is encrypted before it leaves this process.
+//! Sealing: a decorator of a store that encrypts the content of records before they leave this process.
 //!
 //! # What it promises
 //!
-//! With `[store.sealing]` the content of every record (profile with its validator and `modifyDate`, "no such
-//! customer", pointer to the canonical customer) is kept under AES-256-GCM. Whom it is about (a digest), its times
-//! and the token stand in clear, since the protocol works on them, and are authenticated with it, and so is K
-//! itself. Whoever can read the store learns which keys are there, since when, for how long, and how long their
-//! contents are. Whoever can write it can
+//! With `[store.sealing]` the content of every record is encrypted with AES-256-GCM: a profile with its validator and
+//! `modifyDate`, a negative, a pointer to the canonical customer. The identity (a digest), the times and the token are
+//! in clear, because the protocol uses them. They are authenticated together with the content, and so is the entry key.
 //!
-//! - have nothing served that this service did not seal for that very K: not another customer's value, another
-//!   tenant's, a pointer to one, an altered byte or time, or a record in clear, which is refused as well;
-//! - put back what was sealed for that K before: it is served no longer than its own end, which is under the seal;
-//! - remove what is there, or place leases and tombstones, which scripts write and nothing seals: that costs
-//!   lookups, or tells that a customer is deleted, and shows nothing of anybody.
+//! A reader of the store learns which keys exist, since when and for how long, and the length of their contents. An
+//! attacker who can write to the store can
 //!
-//! # What does not open
+//! - not make the service return anything that it did not seal for that very key: no value of another customer or
+//!   tenant, no pointer to one, no altered byte or time, and no record in clear;
+//! - restore an older record of the same key, which is served no longer than its own sealed lifetime;
+//! - delete entries, and write leases and tombstones, which scripts write and which are not sealed. That costs fetches,
+//!   or makes a customer look deleted, but discloses nothing.
 //!
-//! Sealed under a key that is not (or no longer) here, altered, or in clear: shown as
-//! [`Content::Sealed`](super::Content::Sealed), which the lookup takes for a miss and replaces by compare-and-set
-//! on the token, as any record that is not to be served. It is counted, and logged without its contents, now and
-//! then: where processes differ in their keys, it is every lookup. A process without keys takes every sealed record
-//! for such a one.
+//! # Records that cannot be opened
+//!
+//! A record cannot be opened if its key is not (or no longer) configured, or if it was altered or is in clear.
+//! It is returned as [`Content::Sealed`](super::Content::Sealed). The lookup treats it as a miss and replaces it by
+//! compare-and-set on the token, like any record that must not be served. Each one is counted; a warning without its
+//! contents is logged at most every 10 seconds, because processes with different keys meet one in every lookup. For a
+//! process without keys, every sealed record is such a record.
 //!
 //! # Rotation
 //!
-//! Every configured key opens, `active` seals. The keys can be replaced while the process runs; a record is handled
-//! by the keys that were there when it was met. See [`keyring`] for the seal itself.
+//! Every configured key opens, the `active` one seals. The keys can be replaced while the process runs. A record is
+//! opened with the keys that are configured at that moment. The format of a seal is in [`keyring`].
 
 pub mod keyring;
 
@@ -45,10 +46,10 @@ use super::{
     Store, Token,
 };
 
-use keyring::{Keyring, Unopened};
+use keyring::{Keyring, UnsealError};
 
-/// The least time between two warnings of records that do not open.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The least time between two warnings about records that cannot be opened.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// A store whose records are sealed; see the module's head.
 #[derive(Debug)]
@@ -56,32 +57,32 @@ pub struct Sealed<S> {
     store: S,
     keyring: Reloadable<Keyring>,
     metrics: Arc<Metrics>,
-    /// When a record that did not open was last told of; taken only for such a one.
-    told: Mutex<Option<Instant>>,
+    /// When the last warning was logged; locked only for a record that cannot be opened.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl<S> Sealed<S> {
     /// Wraps a store. A keyring without keys leaves records in clear.
     pub const fn new(store: S, keyring: Reloadable<Keyring>, metrics: Arc<Metrics>) -> Self {
-        Self { store, keyring, metrics, told: Mutex::new(None) }
+        Self { store, keyring, metrics, warned: Mutex::new(None) }
     }
 
-    /// Opens what stands at K; what does not open stays sealed.
+    /// Opens a record; one that cannot be opened stays sealed.
     fn opened(&self, key: &Key, entry: Entry) -> Entry {
         let Entry::Record(mut record) = entry else { return entry };
         if let Err(reason) = self.keyring.load().open(key, &mut record) {
             self.metrics.seal_failures.increment(1);
-            self.tell(key, reason);
+            self.warn(key, reason);
         }
         Entry::Record(record)
     }
 
-    fn tell(&self, key: &Key, reason: Unopened) {
+    fn warn(&self, key: &Key, reason: UnsealError) {
         let now = Instant::now();
-        let mut told = self.told.lock();
-        if told.is_none_or(|told| now - told >= TELL_EVERY) {
-            *told = Some(now);
-            tracing::warn!(%key, %reason, "stored records do not open and are not served; this is one of them");
+        let mut warned = self.warned.lock();
+        if warned.is_none_or(|warned| now - warned >= WARN_EVERY) {
+            *warned = Some(now);
+            tracing::warn!(%key, %reason, "stored records cannot be opened and are not served, for example this one");
         }
     }
 }
@@ -131,7 +132,7 @@ impl<S: Inspect> Inspect for Sealed<S> {
         self.store.lineage().await
     }
 
-    /// What does not open is shown as sealed, and is not counted: nobody asked to be served.
+    /// A record that cannot be opened is shown as sealed. It is not counted, because no lookup was affected.
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {
         let mut found = self.store.inspect(key).await?;
         if let Some(Entry::Record(mut record)) = found.entry.take() {

@@ -1,4 +1,4 @@
-//! The seal: known answers, and everything that must keep it shut.
+//! Known answers of the seal, and all that it must refuse.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ fn bytes(record: &Record) -> Bytes {
 
 /// The vectors of the specification (<https://c2sp.org/XAES-256-GCM>), one for each value of its first bit.
 #[test]
-fn the_cipher_is_that_of_the_specification() {
+fn the_cipher_matches_the_vectors_of_the_specification() {
     let nonce = Nonce::from(*b"ABCDEFGHIJKLMNOPQRSTUVWX");
     for (key, bound, expected) in [
         (1, &b""[..], "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"),
@@ -71,9 +71,9 @@ fn the_cipher_is_that_of_the_specification() {
     }
 }
 
-/// Known from outside: two rounds of HMAC-SHA-256 in Python, by the letter of RFC 5869.
+/// The expected value is from two rounds of HMAC-SHA-256 in Python, as RFC 5869 defines them.
 #[test]
-fn a_tenants_key_is_derived_as_rfc_5869_says() {
+fn a_tenants_key_is_derived_by_rfc_5869() {
     let mut derived = [0; 32];
     let hkdf = Hkdf::<Sha256>::new(None, &[9; 32]);
     hkdf.expand_multi_info(&[LABEL, b"10001"], &mut derived).unwrap();
@@ -82,8 +82,12 @@ fn a_tenants_key_is_derived_as_rfc_5869_says() {
 
 proptest! {
     #[test]
-    fn what_is_sealed_opens(body in prop::collection::vec(any::<u8>(), 0..3000), modified in any::<Option<i64>>(),
-                            kind in 0..3u8, settled in any::<bool>()) {
+    fn a_sealed_record_opens_to_itself(
+        body in prop::collection::vec(any::<u8>(), 0..3000),
+        modified in any::<Option<i64>>(),
+        kind in 0..3u8,
+        settled in any::<bool>(),
+    ) {
         let keyring = keyring("k1", &[("k1", 1)]);
         let mut plain = record(match kind {
             0 => found(&body, modified),
@@ -102,7 +106,7 @@ proptest! {
 }
 
 #[test]
-fn nothing_of_the_body_is_in_the_seal_and_no_two_are_alike() {
+fn a_seal_hides_the_body_and_no_two_seals_are_equal() {
     let keyring = keyring("k1", &[("k1", 1)]);
     let (first, second) = (bytes(&sealed(&keyring).1), bytes(&sealed(&keyring).1));
     assert_ne!(first[3..3 + NONCE], second[3..3 + NONCE]);
@@ -113,7 +117,7 @@ fn nothing_of_the_body_is_in_the_seal_and_no_two_are_alike() {
 }
 
 #[test]
-fn any_altered_or_missing_byte_keeps_it_shut() {
+fn an_altered_or_missing_byte_is_refused() {
     let keyring = keyring("k1", &[("k1", 1)]);
     let (key, record) = sealed(&keyring);
     let whole = bytes(&record);
@@ -132,7 +136,7 @@ fn any_altered_or_missing_byte_keeps_it_shut() {
 }
 
 #[test]
-fn whatever_else_the_record_says_is_bound() {
+fn an_altered_field_of_the_record_is_refused() {
     let keyring = keyring("k1", &[("k1", 1)]);
     let (key, record) = sealed(&keyring);
     let alterations: [fn(&mut Record); 8] = [
@@ -148,21 +152,21 @@ fn whatever_else_the_record_says_is_bound() {
     for (number, alter) in alterations.iter().enumerate() {
         let mut altered = record.clone();
         alter(&mut altered);
-        assert_eq!(keyring.open(&key, &mut altered), Err(Unopened::NotAuthentic), "{number}");
+        assert_eq!(keyring.open(&key, &mut altered), Err(UnsealError::NotAuthentic), "{number}");
     }
     assert_eq!(keyring.open(&key, &mut record.clone()), Ok(()));
 }
 
 #[test]
-fn a_value_that_was_moved_to_another_key_stays_shut() {
+fn a_record_moved_to_another_key_is_refused() {
     let keyring = keyring("k1", &[("k1", 1)]);
     let (_, record) = sealed(&keyring);
     for elsewhere in [identity("10001", "grace"), identity("10002", "ada")] {
         let mut moved = record.clone();
-        assert_eq!(keyring.open(&elsewhere.key(), &mut moved), Err(Unopened::NotAuthentic));
-        // Also with its identity made to fit.
+        assert_eq!(keyring.open(&elsewhere.key(), &mut moved), Err(UnsealError::NotAuthentic));
+        // Also with a fitting identity.
         let mut moved = Record { identity: elsewhere.clone(), ..record.clone() };
-        assert_eq!(keyring.open(&elsewhere.key(), &mut moved), Err(Unopened::NotAuthentic));
+        assert_eq!(keyring.open(&elsewhere.key(), &mut moved), Err(UnsealError::NotAuthentic));
     }
 }
 
@@ -175,18 +179,18 @@ fn old_keys_open_and_the_active_one_seals() {
     let (_, new) = sealed(&during);
     assert_eq!(during.open(&key, &mut old.clone()), Ok(()));
     assert_eq!(after.open(&key, &mut new.clone()), Ok(()));
-    assert_eq!(after.open(&key, &mut old.clone()), Err(Unopened::UnknownKey));
-    assert_eq!(before.open(&key, &mut new.clone()), Err(Unopened::UnknownKey));
-    // The name says nothing: it is the key that opens.
+    assert_eq!(after.open(&key, &mut old.clone()), Err(UnsealError::UnknownKey));
+    assert_eq!(before.open(&key, &mut new.clone()), Err(UnsealError::UnknownKey));
+    // The key must be the same, not only its name.
     let reused = keyring("k1", &[("k1", 3)]);
-    assert_eq!(reused.open(&key, &mut old.clone()), Err(Unopened::NotAuthentic));
+    assert_eq!(reused.open(&key, &mut old.clone()), Err(UnsealError::NotAuthentic));
 }
 
 #[test]
-fn what_is_in_clear_is_refused_once_records_are_sealed_and_the_reverse() {
+fn records_in_clear_are_refused_once_keys_are_configured() {
     let mut plain = record(found(b"{}", None));
     let key = plain.identity.key();
-    assert_eq!(keyring("k1", &[("k1", 1)]).open(&key, &mut plain), Err(Unopened::InClear));
+    assert_eq!(keyring("k1", &[("k1", 1)]).open(&key, &mut plain), Err(UnsealError::InClear));
     assert!(matches!(plain.content, Content::Sealed(_)));
 
     let off = Keyring::default();
@@ -194,23 +198,23 @@ fn what_is_in_clear_is_refused_once_records_are_sealed_and_the_reverse() {
     assert_eq!(off.open(&key, &mut plain), Ok(()));
     assert!(matches!(plain.content, Content::Found(_)));
     let (key, mut sealed) = sealed(&keyring("k1", &[("k1", 1)]));
-    assert_eq!(off.open(&key, &mut sealed), Err(Unopened::UnknownKey));
+    assert_eq!(off.open(&key, &mut sealed), Err(UnsealError::UnknownKey));
 }
 
 #[test]
-fn a_record_is_opened_where_it_is() {
+fn a_record_is_opened_in_place() {
     let keyring = keyring("k1", &[("k1", 1)]);
     let (key, mut record) = sealed(&keyring);
     let place = bytes(&record).as_ptr();
     keyring.open(&key, &mut record).unwrap();
     let Content::Found(found) = record.content else { panic!("not found") };
     let offset = found.body.expose().as_ptr() as usize - place as usize;
-    // The name, the nonce, and what stands before a body: letter, flags, `modified` and validator.
+    // The name, the nonce, and the parts before a body: letter, flags, `modified` and validator.
     assert_eq!(offset, 3 + NONCE + 26);
 }
 
 #[test]
-fn names_and_keys_are_checked() {
+fn names_and_keys_are_validated() {
     let refused = |config: &Config| config.validate().unwrap_err().field;
     let long = "k".repeat(33);
     assert_eq!(refused(&config("k2", &[("k1", 1)])), "active");

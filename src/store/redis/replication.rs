@@ -1,15 +1,16 @@
-//! The histories that the data of Redis stand on: the replication ids of its primaries.
+//! The replication histories of Redis: the replication ids of its primaries.
 //!
-//! A primary draws a new one when it starts, and a replica when it is promoted: then the last writes of the
-//! one before may be missing.
+//! A primary draws a new id when it starts, and a replica when it is promoted. The last writes under the previous
+//! id may be lost then.
 
 use redis::{Cmd, Value};
 
 use crate::store::{Error, ReplicationHistory};
 
-use super::{Redis, bytes, settle, unexpected};
+use super::Redis;
+use super::reply::{bytes, unexpected};
 
-/// What comes before the id in `INFO replication`.
+/// The field of `INFO replication` that holds the id.
 const FIELD: &str = "master_replid:";
 
 impl Redis {
@@ -17,7 +18,7 @@ impl Redis {
     pub(super) async fn replication_ids(&self) -> Result<ReplicationHistory, Error> {
         let mut cmd: Cmd = redis::cmd("INFO");
         cmd.arg("replication");
-        let answers = self.events.send_everywhere(&cmd).await.map_err(settle)?;
+        let answers = self.events.send_to_every_primary(&cmd).await?;
         answers.into_iter().map(|answer| id(answer).ok_or_else(unexpected)).collect()
     }
 }

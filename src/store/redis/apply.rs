@@ -1,0 +1,76 @@
+//! Applies events: the script of an event, and the wait for replicas.
+
+use redis::{Cmd, Value};
+
+use crate::domain::{At, Key, Kind, Modified, Redelivery};
+use crate::store::{Applied, Change, Error, Token};
+
+use super::error::CommandError;
+use super::reply::{bytes, number, unexpected};
+use super::scripts::{APPLY, KeyNames};
+use super::{Redis, record};
+
+impl Redis {
+    /// See [`Store::invalidate`](crate::store::Store::invalidate) and
+    /// [`Store::write_tombstone`](crate::store::Store::write_tombstone).
+    pub(super) async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        let names = KeyNames::of(key);
+        let call = |mut cmd: Cmd| {
+            cmd.arg(4 + usize::from(change.of.is_some())).arg(names.key).arg(&names.fence).arg(&names.lock);
+            cmd.arg(names.seen(change.event)).arg(change.of.map(|of| names.seen(of)));
+            self.add_change(&mut cmd, change);
+            cmd.arg(self.channel);
+            cmd
+        };
+        let answer = match self.send_change(call(APPLY.by_name())).await {
+            Err(CommandError::NoScript) => self.send_change(call(APPLY.by_text())).await,
+            answer => answer,
+        }?;
+        match bytes(answer).as_deref() {
+            Some(b"duplicate") => Ok(Applied::Duplicate),
+            Some(b"outrun") => Ok(Applied::Outrun),
+            Some(b"applied") => Ok(Applied::Applied { had_entry: true }),
+            Some(b"absent") => Ok(Applied::Applied { had_entry: false }),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Sends the script of an event, followed by the `WAIT` for its replicas on the same connection.
+    async fn send_change(&self, cmd: Cmd) -> Result<Value, CommandError> {
+        if self.min_replicas == 0 {
+            return self.events.send(&cmd).await;
+        }
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(cmd).cmd("WAIT").arg(self.min_replicas).arg(record::lifetime(self.timeout));
+        let mut answers = self.events.send_all(&pipeline, 2).await?;
+        let confirmed = answers.pop().and_then(|value| number(&value)).unwrap_or_default();
+        if confirmed < i64::from(self.min_replicas) {
+            let reason = format!("{confirmed} of {} replicas confirmed in time", self.min_replicas);
+            return Err(CommandError::Store(Error::Unavailable { reason }));
+        }
+        answers.pop().ok_or_else(|| CommandError::Store(unexpected()))
+    }
+
+    fn add_change(&self, cmd: &mut Cmd, change: &Change) {
+        let does = match change.kind {
+            Kind::Created => "C",
+            Kind::Updated | Kind::Merged => "U",
+            Kind::Deleted => "D",
+        };
+        let (modified, at) = (change.stamps.modified, change.stamps.at);
+        let lacks_modified = modified.is_none() && change.kind != Kind::Deleted;
+        cmd.arg(does)
+            .arg(modified.map(Modified::as_millis).map_or_else(String::new, |millis| millis.to_string()))
+            .arg(at.map(At::as_millis).map_or_else(String::new, |millis| millis.to_string()))
+            .arg(at.map_or("", |at| record::precision(at.precision())))
+            .arg(u8::from(change.force))
+            .arg(change.again.map_or("", Redelivery::as_str))
+            .arg(u8::from(lacks_modified))
+            .arg(self.clock.now().as_millis())
+            .arg(record::lifetime(self.lifetimes.fence()))
+            .arg(record::lifetime(self.lifetimes.tombstone_ttl))
+            .arg(record::lifetime(self.lifetimes.dedup_window))
+            .arg(&Token::draw().as_bytes()[..])
+            .arg(u8::from(self.min_replicas > 0));
+    }
+}

@@ -1,0 +1,84 @@
+//! A connection for commands: to one server or to a cluster.
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::{Arg, Cmd, Pipeline, RedisResult, Value};
+
+use super::breaker::SlotRange;
+
+/// A connection for commands.
+#[derive(Clone)]
+pub(super) enum CommandConnection {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+/// What is sent, and to which nodes.
+pub(super) enum RedisRequest<'a> {
+    /// A `PING` to any one node.
+    Ping,
+    /// A command of one hash slot.
+    One(&'a Cmd),
+    /// A command to every primary.
+    EveryPrimary,
+    /// Several commands of one hash slot.
+    Many(&'a Pipeline),
+}
+
+impl CommandConnection {
+    /// Returns the slot range that a request uses; `None` if any node may answer it.
+    pub(super) fn slot_range(&self, request: &RedisRequest<'_>) -> Option<SlotRange> {
+        let cmd = match (self, request) {
+            (Self::Single(_), _) => return Some(SlotRange::WHOLE),
+            (Self::Cluster(_), RedisRequest::Ping | RedisRequest::EveryPrimary) => return None,
+            (Self::Cluster(_), RedisRequest::One(cmd)) => cmd,
+            (Self::Cluster(_), RedisRequest::Many(commands)) => commands.cmd_iter().next()?,
+        };
+        // The first key of every command of the store is the entry key: it follows the command's name, or the script
+        // and the number of keys.
+        let mut words = cmd.args_iter().map(|arg| if let Arg::Simple(word) = arg { word } else { &[] });
+        let is_script = matches!(words.next(), Some(b"EVAL" | b"EVALSHA"));
+        words.nth(if is_script { 2 } else { 0 }).map(SlotRange::of)
+    }
+
+    pub(super) async fn ping(&mut self) -> RedisResult<()> {
+        let ping = redis::cmd("PING");
+        let answer = match self {
+            Self::Single(connection) => connection.req_packed_command(&ping).await?,
+            // Without a route it would go to every node, and fail if any of them fails.
+            Self::Cluster(connection) => {
+                connection.route_command(ping, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random)).await?
+            }
+        };
+        answer.extract_error().map(drop)
+    }
+
+    pub(super) async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        match self {
+            // Every hit comes here: this call avoids the boxed future of the library's trait.
+            Self::Single(connection) => connection.send_packed_command(cmd).await?.extract_error(),
+            Self::Cluster(connection) => connection.req_packed_command(cmd).await?.extract_error(),
+        }
+    }
+
+    pub(super) async fn many(&mut self, commands: &Pipeline, count: usize) -> RedisResult<Vec<Value>> {
+        let answers = match self {
+            Self::Single(connection) => connection.req_packed_commands(commands, 0, count).await?,
+            Self::Cluster(connection) => connection.req_packed_commands(commands, 0, count).await?,
+        };
+        answers.into_iter().map(Value::extract_error).collect()
+    }
+
+    pub(super) async fn every_primary(&mut self, cmd: &Cmd) -> RedisResult<Vec<Value>> {
+        let connection = match self {
+            Self::Single(connection) => return Ok(vec![connection.req_packed_command(cmd).await?.extract_error()?]),
+            Self::Cluster(connection) => connection,
+        };
+        let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        match connection.route_command(cmd.clone(), all).await?.extract_error()? {
+            Value::Map(answers) => answers.into_iter().map(|(_, answer)| answer.extract_error()).collect(),
+            answer => Ok(vec![answer]),
+        }
+    }
+}

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{CustomerId, Identity, Key, TenantId};
-use crate::store::{self, Base, Entry, Record};
+use crate::domain::{CustomerId, Identity, Key, TenantId, Timestamp};
+use crate::store::{self, Base, Entry, Record, Token};
 use crate::upstream::{Expand, Fetched};
 
 use super::bypass::{self, BypassFetch};
 use super::leader::FetchTask;
-use super::view::{EntryView, FollowedPointer};
 use super::{Answer, Config, Failure, How, LookupContext, Outcome, Over, StaleReason};
 
 /// The maximum number of moves of one lookup between the keys of a merged customer.
@@ -37,6 +36,27 @@ pub(super) struct CacheReader<'a> {
     pub(super) stale: Option<(Record, Duration)>,
     /// Whether this lookup has waited for the fetch of another one.
     pub(super) has_waited: bool,
+}
+
+/// What a lookup does next, given an entry.
+#[derive(Debug)]
+pub(super) enum EntryView {
+    /// Return the answer.
+    Serve(Answer),
+    /// Continue at the key of the canonical customer.
+    FollowPointer(Identity, FollowedPointer),
+    /// Request the lease, in order to fetch.
+    RequestLease(Base),
+    /// Wait until this lease ends.
+    Wait(Token),
+}
+
+/// A pointer that a lookup has followed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FollowedPointer {
+    pub(super) token: Token,
+    /// When the fetch that showed the merge ended: from then on Genesys knows the canonical customer.
+    pub(super) known: Timestamp,
 }
 
 /// The next step of a lookup.

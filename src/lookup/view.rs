@@ -1,32 +1,10 @@
 //! The view: what one lookup does next, given the entry that it read.
 
-use crate::domain::{Identity, Timestamp};
-use crate::store::{Base, Content, Entry, Record, Token};
+use crate::store::{Base, Content, Entry, Record};
 
 use super::freshness::{self, Freshness};
-use super::reader::CacheReader;
+use super::reader::{CacheReader, EntryView, FollowedPointer};
 use super::{Answer, How};
-
-/// What a lookup does next, given an entry.
-#[derive(Debug)]
-pub(super) enum EntryView {
-    /// Return the answer.
-    Serve(Answer),
-    /// Continue at the key of the canonical customer.
-    FollowPointer(Identity, FollowedPointer),
-    /// Request the lease, in order to fetch.
-    RequestLease(Base),
-    /// Wait until this lease ends.
-    Wait(Token),
-}
-
-/// A pointer that a lookup has followed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FollowedPointer {
-    pub(super) token: Token,
-    /// When the fetch that showed the merge ended: from then on Genesys knows the canonical customer.
-    pub(super) known: Timestamp,
-}
 
 impl CacheReader<'_> {
     pub(super) fn view(&mut self, entry: Option<Entry>) -> EntryView {

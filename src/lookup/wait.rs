@@ -7,9 +7,8 @@ use crate::spans::{self, Cause};
 use crate::store::{Base, LeaseAnswer, Token};
 
 use super::leader::FetchOutcome;
-use super::reader::{CacheReader, LookupStep, StepError};
+use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
 use super::single_flight::{FlightResult, Follower};
-use super::view::FollowedPointer;
 use super::{Failure, How};
 
 impl CacheReader<'_> {

@@ -10,8 +10,9 @@ use serde_json::value::RawValue;
 
 use crate::domain::Shape;
 
+use super::fields::{stamps, time};
 use super::genesys::{Envelope, Notification, read_topic};
-use super::{Announcement, Item, Malformed, SenderId, flat, join, parse, stamps, time};
+use super::{Announcement, Item, Malformed, SenderId, flat, join, parse};
 
 /// The attributes that are used, from headers or from the body.
 struct Attributes {

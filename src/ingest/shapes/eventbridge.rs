@@ -5,8 +5,9 @@ use serde_json::value::RawValue;
 
 use crate::domain::Shape;
 
+use super::fields::{sender_id, time};
 use super::genesys::{Envelope, Notification, read_topic};
-use super::{Item, Malformed, join, parse, sender_id, time};
+use super::{Item, Malformed, join, parse};
 
 #[derive(Deserialize)]
 struct EventBridgeEvent<'a> {

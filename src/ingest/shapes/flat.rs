@@ -4,7 +4,8 @@ use serde::Deserialize;
 
 use crate::domain::{Kind, Shape};
 
-use super::{Announcement, CustomerList, Item, Malformed, join, non_empty, parse, sender_id, stamps, time};
+use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
+use super::{Announcement, Item, Malformed, join, parse};
 
 /// `{"customerId","tenantId","eventId"?,"eventType"?,"modifyDate"?,"occurredAt"?,"mergedIds"?}`.
 #[derive(Deserialize)]

@@ -5,7 +5,8 @@ use serde_json::value::RawValue;
 
 use crate::domain::{At, Kind, Modified, Precision, Shape, Stamps};
 
-use super::{Announcement, CustomerList, Item, Malformed, SenderId, join, non_empty, parse, sender_id, stamps, time};
+use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
+use super::{Announcement, Item, Malformed, SenderId, join, parse};
 
 const CONTACTS: &str = "v2.externalcontacts.contacts.";
 const AUDITS: &str = "v2.audits.entitytype.";

@@ -12,21 +12,17 @@
 
 mod cloudevents;
 mod eventbridge;
+mod fields;
 mod flat;
 mod genesys;
 
-use std::str::FromStr;
-
 use http::HeaderMap;
+use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::stamps::InvalidTime;
-use crate::domain::{
-    At, CustomerId, Digest, Event, EventId, KeyHasher, Kind, Modified, Shape, Stamps, TenantId, Timestamp,
-};
+use crate::domain::{CustomerId, Digest, Event, EventId, KeyHasher, Kind, Shape, Stamps, TenantId, Timestamp};
 
 use super::malformed::{Malformed, join, parse};
 
@@ -252,54 +248,6 @@ impl Announcement {
         let mut short = [0; 16];
         short.copy_from_slice(&hash.finalize()[..16]);
         Digest::from_bytes(short)
-    }
-}
-
-/// The customers of an event, without duplicates.
-#[derive(Debug, Default)]
-struct CustomerList(Vec<CustomerId>);
-
-impl CustomerList {
-    fn add(&mut self, path: &str, field: &str, id: &str) -> Result<(), Malformed> {
-        let customer: CustomerId = id.parse().map_err(|error| Malformed::new(join(path, field), error))?;
-        if self.0.contains(&customer) {
-            return Ok(());
-        }
-        if self.0.len() == MAX_CUSTOMERS {
-            let expected = format!("expected at most {MAX_CUSTOMERS} customers in one event");
-            return Err(Malformed::new(join(path, field), expected));
-        }
-        self.0.push(customer);
-        Ok(())
-    }
-}
-
-/// Deserializes an optional field; an empty text is treated as absent.
-fn non_empty<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de> + AsRef<str>,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.filter(|value| !value.as_ref().is_empty()))
-}
-
-/// Parses an optional time; an empty text is treated as absent.
-fn time<T: FromStr<Err = InvalidTime>>(path: &str, field: &str, text: Option<&str>) -> Result<Option<T>, Malformed> {
-    let text = text.filter(|text| !text.is_empty());
-    text.map(|text| text.parse().map_err(|error| Malformed::new(join(path, field), error))).transpose()
-}
-
-/// Combines the stamps: an event without a time of its own happened when the profile was modified.
-fn stamps(modified: Option<Modified>, at: Option<At>) -> Stamps {
-    Stamps { modified, at: at.or(modified.map(At::from_modified)) }
-}
-
-/// Parses the id of an event at its sender: not empty.
-fn sender_id(path: &str, field: &str, id: Option<String>) -> Result<Option<SenderId>, Malformed> {
-    match id {
-        Some(id) if id.is_empty() => Err(Malformed::new(join(path, field), "must not be empty")),
-        Some(id) => Ok(Some(SenderId::of(id))),
-        None => Ok(None),
     }
 }
 

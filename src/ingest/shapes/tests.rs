@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::{At, Modified};
 
 const ONE: &str = "5f0d9c1e-0000-4000-8000-000000000001";
 

@@ -1,25 +1,26 @@
-//! Named faults: places where a test can pause this program, fail it, or take a rule out of it.
+//! Named faults: points where a test can pause this program, make it fail, or break a rule of its protocol.
 //!
 //! Without the cargo feature `faults` (no release build has it) every point is an empty function.
 //! With it, a test arms faults by name, in its own process through `Faults::arm` or in a child's
 //! through the environment variable `PROFILE_EDGE_FAULTS` (names separated by commas).
 
-/// A place where something can be made to go wrong.
+/// A fault that a test can inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// The consumer holds a delivery before applying it.
+    /// The consumer pauses before it applies a delivery.
     PauseBeforeApply,
-    /// The consumer holds a delivery after applying it, before recording it in the audit.
+    /// The consumer pauses after it has applied a delivery, before it writes the audit record.
     PauseBeforeAudit,
-    /// The consumer holds a delivery after recording it, before acknowledging it.
+    /// The consumer pauses after it has written the audit record, before it acknowledges the delivery.
     PauseBeforeAck,
-    /// A lookup that leads holds after its fetch, before its fill.
+    /// A leader pauses after its fetch, before its fill.
     PauseBeforeFill,
-    /// A lookup whose fill was refused fills all the same: the consistency protocol without its first rule.
+    /// A leader fills although its fill was refused: the protocol without
+    /// [`rules::lease-is-the-value`](crate::rules#lease-is-the-value).
     FillWithoutLease,
-    /// A lookup that is about to fetch logs whom it is about: a leak, for the canary to find.
+    /// A lookup logs the customer id before it requests the lease: a leak that the canary test must find.
     LeakIntoLog,
-    /// A lookup that is about to fetch panics, and says whom it is about.
+    /// A lookup panics with the customer id before it requests the lease.
     PanicInLookup,
 }
 
@@ -35,7 +36,7 @@ impl Fault {
         Self::PanicInLookup,
     ];
 
-    /// Returns the name by which it is armed from outside.
+    /// Returns the name that `PROFILE_EDGE_FAULTS` uses.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -70,49 +71,50 @@ impl Faults {
         faults
     }
 
-    /// Arms a fault: from now on, whoever comes to its point is held there.
+    /// Arms a fault: from now on, every task that reaches its point pauses there.
     pub fn arm(&self, fault: Fault) {
         self.armed.send_modify(|armed| {
             armed.insert(fault, 0);
         });
     }
 
-    /// Disarms a fault: whoever is held at its point goes on.
+    /// Disarms a fault: every task that pauses at its point continues.
     pub fn disarm(&self, fault: Fault) {
         self.armed.send_modify(|armed| {
             armed.remove(&fault);
         });
     }
 
-    /// Waits until at least `count` have come to the point of an armed fault.
+    /// Waits until at least `count` tasks have reached the point of an armed fault.
     pub async fn reached(&self, fault: Fault, count: u64) {
         let mut armed = self.armed.subscribe();
         // The sender lives as long as `self`, so the channel cannot be closed here.
         let _ = armed.wait_for(|armed| armed.get(&fault).is_some_and(|reached| *reached >= count)).await;
     }
 
-    /// Tells whether a fault is armed that changes what is done, and holds nobody.
+    /// Returns whether a fault is armed.
     #[must_use]
     pub fn is_armed(&self, fault: Fault) -> bool {
         self.armed.borrow().contains_key(&fault)
     }
 
-    /// Logs what must not be logged, or panics with it, where that is armed.
+    /// Leaks personal data into the log if [`Fault::LeakIntoLog`] is armed.
     ///
     /// # Panics
     ///
-    /// [`Fault::PanicInLookup`] is armed.
-    pub fn betray(&self, personal: &str) {
+    /// Panics with the personal data if [`Fault::PanicInLookup`] is armed.
+    pub fn leak_or_panic(&self, personal: &str) {
         if self.is_armed(Fault::LeakIntoLog) {
             tracing::debug!(personal, "a planted leak");
         }
         assert!(!self.is_armed(Fault::PanicInLookup), "a planted panic about {personal}");
     }
 
-    /// Holds the caller here while the fault is armed.
+    /// Pauses the caller here while the fault is armed.
     pub async fn point(&self, fault: Fault) {
-        let held = self.armed.send_if_modified(|armed| armed.get_mut(&fault).map(|reached| *reached += 1).is_some());
-        if held {
+        let is_armed =
+            self.armed.send_if_modified(|armed| armed.get_mut(&fault).map(|reached| *reached += 1).is_some());
+        if is_armed {
             let mut armed = self.armed.subscribe();
             let _ = armed.wait_for(|armed| !armed.contains_key(&fault)).await;
         }
@@ -126,15 +128,6 @@ impl Faults {
     pub fn from_env() -> Self {
         Self::default()
     }
-
-    /// Answers no, always: this build has no faults.
-    #[must_use]
-    pub const fn is_armed(&self, _fault: Fault) -> bool {
-        false
-    }
-
-    /// Does nothing: this build has no faults.
-    pub const fn betray(&self, _personal: &str) {}
 
     /// Does nothing: this build has no faults.
     #[expect(clippy::unused_async, reason = "the same signature as with the feature")]

@@ -1,14 +1,14 @@
-//! Losses: when the store may have forgotten what was acknowledged, the journal is replayed.
+//! Loss detection: replays the journal when the store may have lost acknowledged effects.
 //!
-//! Replication and persistence of a store may be asynchronous: a failover, or a restart from disk, can forget an
-//! event's effect whole after it was acknowledged, and leave the old profile standing (DESIGN section 2,
-//! rule 12). The store then stands on another [`ReplicationHistory`]. Whoever consumes asks for it about once a second; when
-//! a history that was there is gone, the queue is ordered to hand out again what it did since that history was
-//! last seen, and a minute before. What had survived is a duplicate then; a deletion that is not known to be the
-//! latest evicts and does not bury.
+//! Replication and persistence of a store may be asynchronous: a failover, or a restart from disk, can lose the whole
+//! effect of an acknowledged event and keep the old profile ([`rules::failover`](crate::rules#failover)). The store
+//! then has another [`ReplicationHistory`]. Every consumer process reads it about once per second. When the history
+//! that it saw before has ended, it requests a replay of the journal, from one minute before that history was last
+//! seen. Events whose effect was not lost are duplicates then. A deletion that is not known to be the latest event
+//! evicts the entry and writes no tombstone.
 //!
-//! A failover while nobody consumes is not seen; TTL bounds what it leaves. With several consumers each orders
-//! the replay: harmless, and rare.
+//! A failover while no consumer runs is not detected; the TTL bounds its effect. If several consumers run, each
+//! requests the replay. This is harmless and rare.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,49 +21,50 @@ use crate::queue::{Queue, Restore};
 use crate::shutdown::Shutdown;
 use crate::store::{Inspect, ReplicationHistory};
 
-/// How often the store is asked.
-const ASK_EVERY: Duration = Duration::from_secs(1);
+/// The interval between two reads of the store's replication history.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Watches the store's lineage.
+/// Watches the store's replication history.
 #[derive(Debug)]
 pub struct Losses {
-    /// Whom to ask.
+    /// The store to watch.
     pub store: Arc<dyn Inspect>,
-    /// What may hand out events again.
+    /// The queue whose journal is replayed.
     pub queue: Arc<dyn Queue>,
-    /// The wall clock, which the journal's times are of.
+    /// The wall clock; the times in the journal are from it.
     pub clock: SharedClock,
-    /// Says when to end.
+    /// Ends the watch.
     pub shutdown: Shutdown,
 }
-
-/// A lineage, and when it was last seen.
-type Seen = (ReplicationHistory, Timestamp);
 
 impl Losses {
     /// Watches until shutdown.
     pub async fn run(self) {
-        let mut seen: Option<Seen> = None;
+        let mut last_seen: Option<(ReplicationHistory, Timestamp)> = None;
         while !self.shutdown.is_requested() {
-            // Before the question: what was acknowledged since may be lost with the next answer.
+            // Before the read: events acknowledged from now on may be lost with the next history.
             let asked = self.clock.now();
-            // A store that is down is told of elsewhere, and asked again.
-            if let Ok(lineage) = self.store.lineage().await
-                && self.is_whole(seen.as_ref(), &lineage).await
+            // Other tasks log and probe a store that is down; it is read again in the next round.
+            if let Ok(history) = self.store.lineage().await
+                && self.is_complete(last_seen.as_ref(), &history).await
             {
-                seen = Some((lineage, asked));
+                last_seen = Some((history, asked));
             }
-            // Either way it is time to go on.
-            let _ = timeout(ASK_EVERY, self.shutdown.requested()).await;
+            // Continue after the timeout as well as on shutdown.
+            let _ = timeout(CHECK_INTERVAL, self.shutdown.requested()).await;
         }
     }
 
-    /// Tells whether nothing is missing, having ordered what may be; `false` to try again.
-    async fn is_whole(&self, seen: Option<&Seen>, lineage: &ReplicationHistory) -> bool {
-        let Some((_, since)) = seen.filter(|(earlier, _)| !lineage.continues(earlier)) else { return true };
+    /// Returns whether nothing was lost, or a replay of what may be lost was requested; `false` to try again.
+    async fn is_complete(
+        &self,
+        last_seen: Option<&(ReplicationHistory, Timestamp)>,
+        history: &ReplicationHistory,
+    ) -> bool {
+        let Some((_, since)) = last_seen.filter(|(earlier, _)| !history.continues(earlier)) else { return true };
         match self.queue.restore(*since).await {
             Ok(Restore::Ordered) => {
-                tracing::warn!(%since, "the store may have lost effects of events, the journal is replayed");
+                tracing::warn!(%since, "the store may have lost effects of events; replaying the journal");
                 true
             }
             Ok(Restore::NoJournal) => {
@@ -71,7 +72,7 @@ impl Losses {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the journal's replay could not be ordered, trying again");
+                tracing::warn!(%error, "could not request a replay of the journal, trying again");
                 false
             }
         }

@@ -2,12 +2,11 @@
 //!
 //! # What it promises
 //!
-//! Every event that the queue delivers takes effect at every key that it names, before it is
-//! acknowledged; or it is given back; or, if it is poison, it stands among the dead letters with the
-//! reason. Applying an event again has no second effect. The order of events does not matter: effects
-//! are a join (DESIGN section 2).
+//! Every event that the queue delivers takes effect at every entry key that it names, before it is acknowledged.
+//! Otherwise it is returned to the queue or, if it is a poison message, moved to the dead letters with the reason.
+//! Applying an event again has no second effect. The order of events does not matter: effects are a join.
 //!
-//! [`apply`] is the decision, without any queue in it; [`worker`] takes, bounds, settles and drains.
+//! [`apply`] decides, without any queue; [`worker`] takes deliveries, bounds their number, settles them and drains.
 
 pub mod losses;
 pub mod worker;
@@ -16,6 +15,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::audit::Verdict;
 use crate::domain::{Event, Kind, Redelivery};
 use crate::store::{self, Applied, Change, Store};
 
@@ -23,38 +23,29 @@ use crate::store::{self, Applied, Change, Store};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How many events are applied at once.
+    /// The maximum number of events that are applied at the same time.
     pub concurrency: usize,
     /// How long an applied event is remembered.
     #[serde(with = "humantime_serde")]
     pub dedup_window: Duration,
-    /// How long a deletion keeps its customer from being cached again.
+    /// How long a tombstone keeps a deleted customer from being cached again.
     #[serde(with = "humantime_serde")]
     pub tombstone_ttl: Duration,
-    /// How long an event makes fetched profiles prove that they are new enough.
+    /// How long after an event a fill is compared with the fence.
     #[serde(with = "humantime_serde")]
     pub settle_window: Duration,
 }
 
-/// What applying an event came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It took effect at one key at least.
-    Applied,
-    /// It had been applied before, at every key.
-    Duplicate,
-    /// Later events were known at every key where it was new; the keys were evicted all the same.
-    Outrun,
-}
-
-/// Applies an event at every key that it names, also when one of them says that it is a duplicate (an earlier
-/// delivery may have got only so far, rule 3), and when the store fails at one (another may stand on a shard of
-/// a cluster that is up).
+/// Applies an event at every entry key that it names.
+///
+/// It continues when a key answers `Duplicate`, because an earlier delivery may have reached only some keys
+/// ([`rules::invalidate-before-ack`](crate::rules#invalidate-before-ack)); and when the store fails at a key, because
+/// another key may be on a cluster shard that works.
 ///
 /// # Errors
 ///
-/// The store failed at some key: the first such failure. The event must be delivered again; the keys that were
-/// done answer `Duplicate` then.
+/// The first failure of the store. The event must be delivered again; the keys where it was applied then answer
+/// `Duplicate`.
 pub async fn apply(store: &dyn Store, event: &Event) -> Result<Verdict, store::Error> {
     let Event { kind, stamps, again, force, .. } = *event;
     let of = matches!(again, Some(Redelivery::Replayed(_))).then(|| event.dedup_digest());

@@ -1,16 +1,16 @@
-//! The worker: takes deliveries, applies at most `concurrency` of them at once, settles each, drains.
+//! The worker: takes deliveries, applies at most `concurrency` of them at the same time, settles each, drains.
 //!
 //! # When something fails
 //!
-//! Store unavailable: what is held is given back, the subscription ends, and the store is probed with
-//! backoff until it answers; then a new subscription begins. Nothing spins and nothing is dead-lettered
-//! for that reason. Queue unavailable: subscribing is tried again with backoff. Poison (not decodable,
-//! or redelivered more than [`MAX_REDELIVERIES`] times and refused, alone, by a store that answers a
-//! probe): dead-lettered with the reason.
+//! The store is unavailable: the deliveries under way are returned to the queue, the subscription ends, and the store
+//! is probed with backoff until it answers; then the worker subscribes again. It never loops without a pause and never
+//! dead-letters an event because the store is unavailable. The queue is unavailable: the worker subscribes again with
+//! backoff. A delivery is a poison message: it is dead-lettered with the reason. A poison message cannot be decoded, or
+//! was redelivered more than [`MAX_REDELIVERIES`] times and is rejected, alone, by a store that answers a probe.
 //!
-//! Effect, then its record in the audit, then the acknowledgement: a crash in between redelivers the event, the store
-//! answers `Duplicate`, and the audit knows whether the record is there. Where the audit must have every record
-//! (`audit.strict`) and takes none, the worker waits for it as it does for the store.
+//! The order is: effect, audit record, acknowledgement. After a crash in between, the event is redelivered, the store
+//! answers `Duplicate`, and the audit knows whether the record exists. If every record is mandatory (`audit.strict`)
+//! and the audit accepts none, the worker waits for the audit as it waits for the store.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::audit::{self, Applied, Audit};
+use crate::audit::{self, Applied, Audit, Verdict};
 use crate::clock::SharedClock;
 use crate::domain::{Event, Redelivery, Timestamp};
 use crate::faults::{Fault, Faults};
@@ -30,45 +30,45 @@ use crate::spans;
 use crate::store::{self, Inspect, Store};
 use crate::supervise::Backoff;
 
-use super::{Verdict, apply};
+use super::apply;
 
-/// How often an event may come back before it is suspected of being poison.
+/// The number of redeliveries after which an event may be a poison message.
 pub const MAX_REDELIVERIES: u32 = 20;
 
-/// What a worker works with.
+/// The worker and its dependencies.
 #[derive(Debug)]
 pub struct Worker {
-    /// Where events come from.
+    /// Delivers the events.
     pub queue: Arc<dyn Queue>,
-    /// Where they take effect.
+    /// The store in which events take effect.
     pub store: Arc<dyn Store>,
-    /// Answers whether the store works.
+    /// Probes the store.
     pub probe: Arc<dyn Inspect>,
-    /// How many are applied at once.
+    /// The maximum number of events that are applied at the same time.
     pub concurrency: usize,
     /// The wall clock, for the lag metric.
     pub clock: SharedClock,
-    /// Where applied events are recorded.
+    /// Records applied events.
     pub audit: Audit,
-    /// Where to count.
+    /// The metrics to update.
     pub metrics: Arc<Metrics>,
-    /// Says when to drain; tracks the deliveries.
+    /// Starts the drain; tracks the deliveries.
     pub shutdown: Shutdown,
     /// Named faults.
     pub faults: Faults,
 }
 
-/// Why taking deliveries ended.
+/// Why the worker stopped taking deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ended {
+enum StopReason {
     Shutdown,
-    /// The store, or an audit that must not miss anything.
+    /// The store is unavailable, or a mandatory audit accepts no records.
     Blocked,
     QueueClosed,
 }
 
 impl Worker {
-    /// Takes and applies deliveries until shutdown, then waits for those under way.
+    /// Takes and applies deliveries until shutdown, then drains those under way.
     pub async fn run(self) {
         let worker = Arc::new(self);
         let mut backoff = Backoff::default();
@@ -79,14 +79,14 @@ impl Worker {
                     worker.take(subscription.as_mut()).await
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "subscribing failed, trying again");
-                    Ended::QueueClosed
+                    tracing::warn!(%error, "could not subscribe to the queue, trying again");
+                    StopReason::QueueClosed
                 }
             };
             match ended {
-                Ended::Shutdown => return,
-                Ended::Blocked => worker.wait_until_unblocked().await,
-                Ended::QueueClosed => backoff.pause(&worker.shutdown).await,
+                StopReason::Shutdown => return,
+                StopReason::Blocked => worker.wait_until_unblocked().await,
+                StopReason::QueueClosed => backoff.pause(&worker.shutdown).await,
             }
             if worker.shutdown.is_requested() {
                 return;
@@ -94,27 +94,27 @@ impl Worker {
         }
     }
 
-    /// Takes deliveries until something ends it; returns when all that were taken are settled.
-    async fn take(self: &Arc<Self>, subscription: &mut dyn Subscription) -> Ended {
+    /// Takes deliveries until there is a reason to stop; returns after all of them are settled.
+    async fn take(self: &Arc<Self>, subscription: &mut dyn Subscription) -> StopReason {
         let permits = Arc::new(Semaphore::new(self.concurrency));
         let blocked = CancellationToken::new();
-        // Once for all deliveries: to listen takes a lock.
-        let (mut shutdown, mut down) = (pin!(self.shutdown.requested()), pin!(blocked.cancelled()));
+        // Created once, because each subscription to the shutdown takes a lock.
+        let (mut shutdown, mut blocking) = (pin!(self.shutdown.requested()), pin!(blocked.cancelled()));
         let ended = loop {
             let delivery = tokio::select! {
                 biased;
-                () = &mut shutdown => break Ended::Shutdown,
-                () = &mut down => break Ended::Blocked,
+                () = &mut shutdown => break StopReason::Shutdown,
+                () = &mut blocking => break StopReason::Blocked,
                 taken = self.next(subscription, &permits) => taken,
             };
-            let Some((permit, delivery)) = delivery else { break Ended::QueueClosed };
+            let Some((permit, delivery)) = delivery else { break StopReason::QueueClosed };
             let (worker, blocked) = (Arc::clone(self), blocked.clone());
             self.shutdown.spawn(async move {
                 let _permit = permit;
                 worker.handle(delivery, &blocked).await;
             });
         };
-        // All permits back: nothing is under way any more. The drain's deadline bounds this wait.
+        // Holding all permits means that no delivery is under way. The deadline of the drain bounds this wait.
         let all = u32::try_from(self.concurrency).unwrap_or(u32::MAX);
         drop(permits.acquire_many(all).await);
         ended
@@ -138,11 +138,11 @@ impl Worker {
                     reason = reason.as_str(),
                     length,
                     sha256,
-                    "a delivery is no event, kept as a dead letter"
+                    "moved an invalid delivery to the dead letters"
                 );
                 self.metrics.consumer_undecodable.increment(1);
                 if let Err(error) = delivery.dead_letter(reason).await {
-                    tracing::warn!(sha256, %error, "a delivery could not be settled, it will come again");
+                    tracing::warn!(sha256, %error, "could not settle an invalid delivery, it will be redelivered");
                 }
             }
             Payload::Event(event) => {
@@ -150,7 +150,7 @@ impl Worker {
                 let span = spans::apply(&event, delivery.redelivered());
                 if let Err(error) = self.handle_event(&event, delivery, blocked).instrument(span).await {
                     let (id, tenant, keys) = (&event.id, &event.tenant, &event.keys);
-                    tracing::warn!(event = %id, %tenant, ?keys, %error, "an event could not be settled, it will come again");
+                    tracing::warn!(event = %id, %tenant, ?keys, %error, "could not settle an event, it will be redelivered");
                 }
             }
         }
@@ -169,7 +169,7 @@ impl Worker {
                 self.count_verdict(event, verdict, taken_at);
                 self.faults.point(Fault::PauseBeforeAudit).await;
                 if let Err(error) = self.record(event, verdict).await {
-                    tracing::debug!(event = %event.id, tenant = %event.tenant, %error, "the audit takes no records");
+                    tracing::debug!(event = %event.id, tenant = %event.tenant, %error, "the audit accepts no records");
                     blocked.cancel();
                     return delivery.retry().await;
                 }
@@ -177,40 +177,35 @@ impl Worker {
                 delivery.ack().await
             }
             Err(error @ store::Error::Rejected { .. }) if self.is_poison(event, delivery.redelivered()).await => {
-                tracing::error!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "an event keeps failing, kept as a dead letter");
+                tracing::error!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "moved an event that keeps failing to the dead letters");
                 self.count(event, ConsumerOutcome::DeadLettered);
                 delivery.dead_letter(Reason::RedeliveredTooOften).await
             }
             Err(error) => {
                 self.count(event, ConsumerOutcome::Retried);
                 if matches!(error, store::Error::Unavailable { .. } | store::Error::Slow { .. }) {
-                    // Told once, for all events: see `wait_until_unblocked`.
+                    // `wait_until_unblocked` logs this once for all events.
                     tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store is down");
                     blocked.cancel();
                 } else {
-                    tracing::warn!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "an event was refused, it will come again");
+                    tracing::warn!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store rejected an event, it will be redelivered");
                 }
                 delivery.retry().await
             }
         }
     }
 
-    /// Tells whether an event that was refused again is itself at fault: it came back too often, the store
-    /// answers, and refuses it once more right after. That a store cannot be reached, or a part of it (one
-    /// shard of a cluster), is never an event's fault, however often.
+    /// Returns whether an event that was rejected is a poison message: it was redelivered too often, the store
+    /// answers, and rejects it once more right after that. A store that is unreachable, entirely or in part (one
+    /// shard of a cluster), is never the fault of an event, however often it is redelivered.
     async fn is_poison(&self, event: &Event, redelivered: u32) -> bool {
         redelivered > MAX_REDELIVERIES
             && self.probe.ping().await.is_ok()
             && matches!(apply(self.store.as_ref(), event).await, Err(store::Error::Rejected { .. }))
     }
 
-    /// Records what an event came to, and waits for that.
+    /// Writes the audit record of an event, and waits until it is written.
     async fn record(&self, event: &Arc<Event>, verdict: Verdict) -> Result<(), audit::Unrecorded> {
-        let verdict = match verdict {
-            Verdict::Applied => audit::Verdict::Applied,
-            Verdict::Outrun => audit::Verdict::Outrun,
-            Verdict::Duplicate => audit::Verdict::Duplicate,
-        };
         let applied = Applied { event: Arc::clone(event), verdict };
         self.audit.settle(audit::Record::Event(applied)).await
     }
@@ -222,7 +217,7 @@ impl Worker {
             Verdict::Outrun => ConsumerOutcome::Outrun,
         };
         self.count(event, outcome);
-        // How long ago an event was announced that is handed out once more says nothing of the way.
+        // The lag of a duplicate or of a replayed event would not measure the way through the queue.
         if verdict != Verdict::Duplicate && event.again.is_none() {
             observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
         }
@@ -236,22 +231,22 @@ impl Worker {
     }
 
     async fn wait_until_unblocked(&self) {
-        if self.may_record() {
-            tracing::warn!("the store is down, no events are taken until it answers");
+        if self.can_record() {
+            tracing::warn!("the store is down; pausing the consumer until it answers");
         } else {
-            tracing::warn!("the audit takes no records, no events are taken until it does");
+            tracing::warn!("the audit accepts no records; pausing the consumer until it does");
         }
         let mut backoff = Backoff::default();
         while !self.shutdown.is_requested() {
             backoff.pause(&self.shutdown).await;
-            if self.may_record() && self.probe.ping().await.is_ok() {
-                tracing::info!("store and audit work, events are taken again");
+            if self.can_record() && self.probe.ping().await.is_ok() {
+                tracing::info!("store and audit work; resuming the consumer");
                 return;
             }
         }
     }
 
-    fn may_record(&self) -> bool {
+    fn can_record(&self) -> bool {
         !self.audit.is_strict() || self.audit.works()
     }
 }

@@ -8,22 +8,22 @@ use std::sync::Arc;
 /// Identifies a customer at Genesys: 1–256 bytes of UTF-8 without control characters and without
 /// `/ \ ? # %`, and neither `.` nor `..`, so that it is always exactly one URL path segment.
 ///
-/// It is personal data: there is no `Display`, and `Debug` shows `[redacted]`. The text is reached
-/// only through [`CustomerId::expose`], whose callers are the key hasher, the upstream adapter, the
-/// sandbox, and the faults by which tests see that a leak is found.
+/// It is personal data: there is no `Display`, and `Debug` shows `[redacted]`. Only [`CustomerId::expose`] returns the
+/// text. Its callers are the key hasher, the upstream adapter, the sandbox, ingest (an event id must not contain a
+/// customer id), and the faults that prove that tests detect a leak.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CustomerId(Arc<str>);
 
-/// Why a text is not a customer id. The text itself is never part of the error.
+/// Why a text is not a customer id. The error never contains the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCustomerId {
     /// The text is empty or longer than [`CustomerId::MAX_LEN`] bytes.
     #[error("must be 1 to 256 bytes long")]
     Length,
-    /// The text has a control character.
+    /// The text contains a control character.
     #[error("must not contain control characters")]
     Control,
-    /// The text has a character that has a meaning in a URL path.
+    /// The text contains a character that is reserved in a URL path.
     #[error("must not contain any of / \\ ? # %")]
     Reserved,
     /// The text is `.` or `..`.
@@ -32,16 +32,16 @@ pub enum InvalidCustomerId {
 }
 
 impl CustomerId {
-    /// The longest customer id, in bytes.
+    /// The maximum length of a customer id, in bytes.
     pub const MAX_LEN: usize = 256;
 
-    /// Returns the text, for hashing it or for asking Genesys; never for printing it.
+    /// Returns the text, for hashing or for a request to Genesys; never for printing.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Returns the form that is hashed: a UUID lower-cased, anything else as given.
+    /// Returns the form that is hashed: a UUID in lower case, any other id unchanged.
     #[must_use]
     pub fn hashed_form(&self) -> Cow<'_, str> {
         if is_uuid(&self.0) && self.0.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -51,7 +51,7 @@ impl CustomerId {
         }
     }
 
-    /// Tells whether the id is a UUID in its hyphenated form (RFC 9562), as Genesys' own ids are.
+    /// Returns whether the id is a UUID in its hyphenated form (RFC 9562), as Genesys' own ids are.
     #[must_use]
     pub fn is_uuid(&self) -> bool {
         is_uuid(&self.0)
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_uuid_is_lower_cased_before_hashing() {
+    fn hashing_lower_cases_only_uuids() {
         let form = |text: &str| text.parse::<CustomerId>().unwrap().hashed_form().into_owned();
         assert_eq!(form("5F0D9C1E-0000-4000-8000-00000000000A"), "5f0d9c1e-0000-4000-8000-00000000000a");
         assert_eq!(form("CUST-42"), "CUST-42");

@@ -1,7 +1,7 @@
-//! Events: what Genesys announced about a customer, free of personal data.
+//! Events: what Genesys reported about customers, without personal data.
 //!
-//! An event names its customers by the digests of their keys. It is what travels through the queue;
-//! neither a customer id nor any part of a profile's body is in it.
+//! An event names its customers by the digests of their entry keys, so it may be stored in the queue. It contains no
+//! customer id and no part of a profile.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,13 +19,13 @@ use super::traceparent::Traceparent;
 /// What happened to a customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The customer came into being.
+    /// The customer was created.
     Created,
     /// The profile changed.
     Updated,
-    /// The customer was deleted: its key gets a tombstone.
+    /// The customer was deleted: a tombstone replaces its entry.
     Deleted,
-    /// Customers became one; every id that the event names is evicted.
+    /// Customers were merged: the entry of every id that the event names is evicted.
     Merged,
 }
 
@@ -53,10 +53,10 @@ impl FromStr for Kind {
     }
 }
 
-/// The envelope in which an event came.
+/// The envelope in which an event was posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shape {
-    /// Our own flat form.
+    /// The flat form of this program.
     Flat,
     /// A Genesys notification envelope (WebSocket form).
     Notification,
@@ -64,7 +64,7 @@ pub enum Shape {
     EventBridge,
     /// A `CloudEvents` 1.0 event, structured or binary.
     CloudEvents,
-    /// Made by an operator's command.
+    /// Created by a command of an operator.
     Operator,
 }
 
@@ -93,9 +93,9 @@ impl FromStr for Shape {
     }
 }
 
-/// The id of an event, as it is shown to senders and operators: 1–128 characters of
-/// `[A-Za-z0-9._:+-]`. A sender's id that is longer, has other characters or repeats a customer id
-/// is replaced by its digest before it gets here.
+/// The id of an event, as senders and operators see it: 1–128 characters of `[A-Za-z0-9._:+-]`.
+///
+/// Ingest replaces a sender's id by its digest if it is longer, has other characters, or contains a customer id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EventId(Arc<str>);
 
@@ -105,10 +105,10 @@ pub struct EventId(Arc<str>);
 pub struct InvalidEventId;
 
 impl EventId {
-    /// The longest event id, in bytes.
+    /// The maximum length of an event id, in bytes.
     pub const MAX_LEN: usize = 128;
 
-    /// Draws a new id (a UUID of version 7, RFC 9562), for an event that came without one.
+    /// Generates an id (a UUID of version 7, RFC 9562), for an event without one.
     #[must_use]
     pub fn fresh() -> Self {
         Self(Uuid::now_v7().to_string().into())
@@ -140,12 +140,12 @@ impl fmt::Display for EventId {
     }
 }
 
-/// The id of a replay that an operator asked for: a UUID of version 7 (RFC 9562).
+/// The id of a replay that an operator requested: a UUID of version 7 (RFC 9562).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReplayId(Uuid);
 
 impl ReplayId {
-    /// Draws a new id.
+    /// Generates an id.
     #[must_use]
     pub fn fresh() -> Self {
         Self(Uuid::now_v7())
@@ -166,14 +166,14 @@ impl fmt::Display for ReplayId {
     }
 }
 
-/// Why an event is handed out once more, maybe long after it was announced.
+/// Why an event is delivered again, possibly long after it was reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redelivery {
-    /// Its effect may have been lost; where it was not, this is a duplicate.
+    /// Its effect may have been lost. If it was not, the event is a duplicate.
     Restored,
-    /// An operator put it back that had been given up on.
+    /// An operator returned it from the dead letters to the queue.
     Redriven,
-    /// An operator wants its effect once more, also where it has had it.
+    /// An operator wants to apply it again, even if its effect exists.
     Replayed(ReplayId),
 }
 
@@ -189,48 +189,48 @@ impl Redelivery {
     }
 }
 
-/// An event, ready for the queue.
+/// An event, as the queue stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Its id, for people.
+    /// The id that people see.
     pub id: EventId,
-    /// The 16 bytes by which its sender's identity is remembered: see [`Event::dedup_digest`].
+    /// A digest of the sender's id of the event; part of [`Event::dedup_digest`].
     pub identity: Digest,
-    /// The tenant whose customers it names.
+    /// The tenant of its customers.
     pub tenant: TenantId,
-    /// The customers it names; never empty, no duplicates.
+    /// The digests of its customers; never empty, no duplicates.
     pub keys: Vec<Digest>,
     /// What happened.
     pub kind: Kind,
-    /// When, by Genesys' clocks.
+    /// When it happened, by the clocks of Genesys.
     pub stamps: Stamps,
-    /// When we took it, by our clock: for the lag metric, and for finding it in a journal.
+    /// When it was received, by our clock: for the lag metric, and to find it in the journal.
     pub received_at: Timestamp,
-    /// The envelope in which it came.
+    /// The envelope in which it was posted.
     pub shape: Shape,
-    /// Its place in the trace of whoever caused it.
+    /// The trace context of its sender.
     pub traceparent: Option<Traceparent>,
-    /// An operator asked to remove a tombstone too.
+    /// Whether it removes a tombstone too, by order of an operator.
     pub force: bool,
-    /// It is handed out once more; `None` the first time.
+    /// Why it is delivered again; `None` the first time.
     pub again: Option<Redelivery>,
 }
 
 impl Event {
-    /// Returns the full keys of the customers that this event names.
+    /// Returns the entry keys of its customers.
     pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         self.keys.iter().map(|digest| Key::new(&self.tenant, *digest))
     }
 
-    /// Returns the event as it is put back after it was given up on; a replay stays one.
+    /// Returns the event as a redriven dead letter. A replayed event stays a replayed one.
     #[must_use]
     pub fn redriven(&self) -> Self {
         let replayed = self.again.filter(|again| matches!(again, Redelivery::Replayed(_)));
         Self { again: replayed.or(Some(Redelivery::Redriven)), ..self.clone() }
     }
 
-    /// Returns what the dedup window remembers: a digest over the sender's identity, kind, stamps
-    /// and keys, so that an id which a sender uses again for something else swallows nothing.
+    /// Returns the digest that the dedup window remembers. It covers the sender's id, kind, stamps and keys, so that
+    /// an event is not dropped if its sender reuses an id ([`rules::dedup`](crate::rules#dedup)).
     #[must_use]
     pub fn dedup_digest(&self) -> Digest {
         let mut hash = Sha256::new();
@@ -253,8 +253,8 @@ impl Event {
         cut(hash)
     }
 
-    /// Returns the mark that applying this event leaves: its [`dedup_digest`](Self::dedup_digest), joined with the
-    /// id of the replay where an operator wants its effect once more.
+    /// Returns the digest that is stored when this event is applied: its [`dedup_digest`](Self::dedup_digest),
+    /// combined with the id of the replay if the event is replayed.
     #[must_use]
     pub fn mark(&self) -> Digest {
         let own = self.dedup_digest();
@@ -269,7 +269,7 @@ impl Event {
 
 #[cfg(test)]
 impl Event {
-    /// Makes an event for tests that mind little of what it says.
+    /// Creates an event for tests that do not depend on its content.
     pub(crate) fn example() -> Self {
         Self {
             id: EventId::fresh(),

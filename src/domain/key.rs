@@ -1,8 +1,8 @@
-//! Cache keys: `cust:profile:{tenant_id}:{digest}`.
+//! Entry keys: `cust:profile:{tenant_id}:{digest}`.
 //!
-//! The digest is the first 16 bytes of a SHA-256 (or HMAC-SHA-256) over the customer id, so a key
-//! holds no personal data and is the same on every deployment. Sixteen bytes name the key; a record
-//! carries the full 32 ([`Identity`]), so that a collision or a value copied to another key is seen.
+//! The digest is the first 16 bytes of a SHA-256 (or HMAC-SHA-256) over the customer id, so a key contains no personal
+//! data and is the same on every deployment. A record contains all 32 bytes ([`Identity`]), so that a digest collision
+//! and a value that was copied to another key are detected.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -18,7 +18,7 @@ use super::tenant::TenantId;
 
 const PREFIX: &str = "cust:profile:";
 
-/// The 16 bytes that name a customer in a key, in a queue message, in an audit record.
+/// The 16 bytes that identify a customer in a key, a queue message and an audit record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 16]);
 
@@ -34,7 +34,7 @@ pub enum InvalidKey {
 }
 
 impl Digest {
-    /// Makes a digest of its 16 bytes.
+    /// Creates a digest from its 16 bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -46,7 +46,7 @@ impl Digest {
         &self.0
     }
 
-    /// Writes the digest as 32 digits, and returns them.
+    /// Writes the digest as 32 hex digits, and returns them.
     fn text<'a>(&self, digits: &'a mut [u8; 32]) -> &'a str {
         // A 16-byte slice always fits 32 digits, so the encoding cannot fail.
         let _ = hex::encode_to_slice(self.0, digits);
@@ -79,7 +79,7 @@ impl FromStr for Digest {
     }
 }
 
-/// The name under which one customer's entry is kept. Cloning is cheap.
+/// The key of one customer's entry in the store. Cloning is cheap.
 #[derive(Clone)]
 pub struct Key {
     name: Arc<str>,
@@ -88,10 +88,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// Makes the key of a tenant's customer.
+    /// Creates the key of a tenant's customer.
     #[must_use]
     pub fn new(tenant: &TenantId, digest: Digest) -> Self {
-        // Every lookup makes one, so it is put together without the machinery of formatting.
+        // Every lookup creates one; `format!` would be slower.
         let mut name = String::with_capacity(PREFIX.len() + tenant.as_str().len() + 1 + 32);
         name.push_str(PREFIX);
         name.push_str(tenant.as_str());
@@ -100,13 +100,13 @@ impl Key {
         Self { name: name.into(), tenant: tenant.clone(), digest }
     }
 
-    /// Returns the name, as it stands in Redis.
+    /// Returns the key as text, as Redis stores it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.name
     }
 
-    /// Returns the tenant whose customer this is.
+    /// Returns the tenant of the customer.
     #[must_use]
     pub fn tenant(&self) -> &TenantId {
         &self.tenant
@@ -156,7 +156,7 @@ impl FromStr for Key {
     }
 }
 
-/// Who a record is about: the tenant and the whole digest of the customer id.
+/// The customer of a record: the tenant and the full digest of the customer id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     tenant: TenantId,
@@ -164,7 +164,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Makes an identity of its parts, as they stand in a stored record.
+    /// Creates an identity from the parts that a stored record contains.
     #[must_use]
     pub const fn new(tenant: TenantId, full: [u8; 32]) -> Self {
         Self { tenant, full }
@@ -182,7 +182,7 @@ impl Identity {
         &self.full
     }
 
-    /// Returns the 16 bytes that name the key.
+    /// Returns the 16 bytes that the key contains.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut short = [0; 16];
@@ -190,14 +190,14 @@ impl Identity {
         Digest(short)
     }
 
-    /// Returns the key under which this customer's entry is kept.
+    /// Returns the key of this customer's entry.
     #[must_use]
     pub fn key(&self) -> Key {
         Key::new(&self.tenant, self.digest())
     }
 }
 
-/// Turns customer ids into digests, by one of the two schemes of `keys.scheme`.
+/// Hashes customer ids with one of the two schemes of `keys.scheme`.
 #[derive(Clone, PartialEq, Eq)]
 pub enum KeyHasher {
     /// SHA-256 over the id (FIPS 180-4).
@@ -213,7 +213,8 @@ impl KeyHasher {
         Identity { tenant: tenant.clone(), full: self.hash(&customer.hashed_form()) }
     }
 
-    /// Returns what stands for a text that may tell who a customer is: as hard to guess as the customers' keys are.
+    /// Hashes a text that may identify a customer, with the scheme of the customers' keys, so that it is as hard to
+    /// guess.
     #[must_use]
     pub fn hash(&self, text: &str) -> [u8; 32] {
         match self {
@@ -247,12 +248,11 @@ mod tests {
     }
 
     #[test]
-    fn sha256_scheme_is_the_truncated_digest_of_the_id() {
+    fn sha256_scheme_truncates_the_digest_of_the_id() {
         // printf 'CUST-42' | sha256sum
         let full = hex::encode(Sha256::digest(b"CUST-42"));
         let key = identify(&KeyHasher::Sha256, "CUST-42").key();
         assert_eq!(key.as_str(), format!("cust:profile:10001:{}", &full[..32]));
-        // printf '5f0d9c1e-0000-4000-8000-000000000001' | sha256sum, first 32 digits: known from outside.
         let upper = identify(&KeyHasher::Sha256, "5F0D9C1E-0000-4000-8000-000000000001");
         let lower = identify(&KeyHasher::Sha256, "5f0d9c1e-0000-4000-8000-000000000001");
         assert_eq!(upper, lower);
@@ -262,8 +262,8 @@ mod tests {
     fn hmac_scheme_follows_rfc_4231_case_2() {
         let hasher = KeyHasher::HmacSha256(Zeroizing::new(b"Jefe".to_vec()));
         let digest = hasher.identify(&"t".parse().unwrap(), &"what do ya want for nothing".parse().unwrap()).digest();
-        // RFC 4231 case 2 ends its data with '?', which a customer id may not hold: so only that
-        // the key matters, and that it differs from the plain scheme, is checked here.
+        // The data of RFC 4231 case 2 ends with '?', which a customer id must not contain. So this checks only that
+        // the secret matters, and that the schemes differ.
         assert_ne!(digest, identify(&KeyHasher::Sha256, "what do ya want for nothing").digest());
         let other = KeyHasher::HmacSha256(Zeroizing::new(b"Jeff".to_vec()));
         assert_ne!(digest, identify(&other, "what do ya want for nothing").digest());
@@ -287,7 +287,7 @@ mod tests {
         }
 
         #[test]
-        fn a_key_shows_nothing_of_the_id(id in "[g-z]{6,40}") {
+        fn a_key_does_not_contain_the_id(id in "[g-z]{6,40}") {
             prop_assert!(!identify(&KeyHasher::Sha256, &id).key().as_str()[PREFIX.len()..].contains(&id));
         }
     }

@@ -1,7 +1,7 @@
-//! The words of the field as types: no I/O, no wire format, no async.
+//! The domain types: no I/O, no wire format, no async.
 //!
-//! Everything that meets the outside is parsed once into one of these types; from then on the type
-//! is the proof. Personal data ([`customer::CustomerId`], [`profile::ProfileBody`]) and secrets
+//! All input from outside is parsed once into one of these types; from then on the type proves that it is valid.
+//! Personal data ([`customer::CustomerId`], [`profile::ProfileBody`]) and secrets
 //! ([`secret::Secret`]) have no `Display`, and their `Debug` shows `[redacted]`.
 
 pub mod customer;

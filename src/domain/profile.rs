@@ -1,4 +1,4 @@
-//! Profiles: the JSON of one customer, verbatim as Genesys answered it.
+//! Profiles: the JSON of one customer, exactly as Genesys sent it.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ impl ProfileBody {
         Self(json)
     }
 
-    /// Returns the JSON text, for storing it or answering with it; never for printing it.
+    /// Returns the JSON text, for storing or answering; never for printing.
     #[must_use]
     pub const fn expose(&self) -> &Bytes {
         &self.0
@@ -31,7 +31,7 @@ impl ProfileBody {
         self.0.len()
     }
 
-    /// Tells whether the body has no bytes.
+    /// Returns whether the body is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -52,13 +52,13 @@ impl fmt::Debug for ProfileBody {
     }
 }
 
-/// A profile as it was fetched, with what the cache must know about it.
+/// A fetched profile, with the fields that the cache needs.
 #[derive(Clone, Debug)]
 pub struct Profile {
-    /// The JSON, verbatim.
+    /// The JSON, unchanged.
     pub body: ProfileBody,
-    /// The body's `modifyDate`, where there is one.
+    /// The `modifyDate` of the body, if it has one.
     pub modified: Option<Modified>,
-    /// The body's `id`: the canonical customer, which differs from the id asked for after a merge.
+    /// The `id` of the body: the canonical customer. After a merge it differs from the requested id.
     pub canonical: Option<CustomerId>,
 }

@@ -1,4 +1,4 @@
-//! Secrets: text that is compared or sent, never printed.
+//! Secrets: text that is compared or sent, but never printed.
 
 use std::fmt;
 
@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// A secret text (key, password, token). It has no `Display`, its `Debug` shows `[redacted]`, and
-/// its memory is cleared when it is dropped.
+/// A secret text (key, password, token).
+///
+/// It has no `Display`, its `Debug` shows `[redacted]`, and dropping it clears its memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -20,33 +21,35 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// Returns the text, for sending it or for keying a MAC; never for printing it.
+    /// Returns the text, for sending or as the key of a MAC; never for printing.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Compares with a candidate in time that depends only on the lengths.
+    /// Compares the secret with a candidate, in a time that depends only on the lengths.
     #[must_use]
     pub fn matches(&self, candidate: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(candidate).into()
     }
 
-    /// Returns the key that the text stands for: base64 of 32 bytes or more; `None` if it is anything else.
+    /// Decodes the text as a key: base64 of 32 bytes or more; `None` for any other text.
     #[must_use]
     pub fn key_material(&self) -> Option<Zeroizing<Vec<u8>>> {
         STANDARD.decode(self.0.as_bytes()).ok().map(Zeroizing::new).filter(|key| key.len() >= 32)
     }
 
-    /// Tells whether the secret is the empty text, which no configuration may hold.
+    /// Returns whether the secret is empty, which no configuration allows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The name under which a secret asks a deserializer for its text: the configuration's own
-/// deserializer knows it, follows `env:NAME` and `file:PATH`, and redacts the value where it shows it.
+/// The newtype name under which a secret is deserialized.
+///
+/// The deserializer of the configuration recognises it: it resolves `env:NAME` and `file:PATH`, and redacts the value
+/// in its output.
 pub const SECRET: &str = "profile_edge::Secret";
 
 impl<'de> Deserialize<'de> for Secret {

@@ -1,28 +1,28 @@
-//! Which fields of a profile were handed out: their names, never their values.
+//! The fields of a profile that a caller received: their names, never their values.
 
 use std::sync::Arc;
 
-/// The names of the fields that somebody was shown. Cloning is cheap.
+/// The names of the fields that a caller received. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub enum Shown {
-    /// None: there was no profile, or whoever asked has it already.
+    /// None: there is no profile, or the caller has it already.
     Nothing,
-    /// The profile as it is.
+    /// The whole profile.
     All,
-    /// Some of these.
+    /// The marked fields.
     Some(Marks),
 }
 
-/// A list of names, some of which are marked.
+/// A list of field names, some of which are marked.
 #[derive(Clone, Debug)]
 pub struct Marks {
     names: Arc<[Box<str>]>,
-    /// One bit for each name; the last stands for all from there on.
+    /// One bit per name; the last bit is shared by all names from there on.
     bits: u64,
 }
 
 impl Shown {
-    /// Returns the names; `*` for the profile as it is.
+    /// Returns the names; `*` for the whole profile.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (all, marks) = match self {
             Self::Nothing => (None, None),
@@ -34,23 +34,23 @@ impl Shown {
 }
 
 impl Marks {
-    /// Marks none of these names.
+    /// Creates the list without marks.
     #[must_use]
     pub const fn none(names: Arc<[Box<str>]>) -> Self {
         Self { names, bits: 0 }
     }
 
-    /// Marks the name with this number.
-    pub const fn mark(&mut self, number: usize) {
-        self.bits |= bit(number);
+    /// Marks the name at this index.
+    pub const fn mark(&mut self, index: usize) {
+        self.bits |= bit(index);
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
-        let numbered = self.names.iter().enumerate();
-        numbered.filter(|(number, _)| self.bits & bit(*number) != 0).map(|(_, name)| name.as_ref())
+        let names = self.names.iter().enumerate();
+        names.filter(|(index, _)| self.bits & bit(*index) != 0).map(|(_, name)| name.as_ref())
     }
 }
 
-const fn bit(number: usize) -> u64 {
-    1 << if number < 63 { number } else { 63 }
+const fn bit(index: usize) -> u64 {
+    1 << if index < 63 { index } else { 63 }
 }

@@ -1,9 +1,9 @@
-//! The two stamps that Genesys gives an event.
+//! The two timestamps that Genesys gives an event.
 //!
-//! `modified` is the body's `modifyDate`: it says how new a profile is and judges fills. `at` is the
-//! time of the event itself: it orders events among each other, for tombstones. They come from
-//! different clocks, so they are different types and there is no way to compare one with the other,
-//! nor either with our own clock (DESIGN section 2, rule 5).
+//! `modified` is the `modifyDate` of the body: the version of the profile, which decides whether a fill is settled.
+//! `at` is the time of the event itself: it orders the events of a customer, for tombstones. They come from different
+//! clocks. So they are different types, which cannot be compared with each other or with our own clock
+//! ([`rules::two-stamps`](crate::rules#two-stamps)).
 
 use std::cmp::Ordering;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ use super::time::Timestamp;
 #[serde(transparent)]
 pub struct Modified(i64);
 
-/// When an event happened, with the precision in which it was told.
+/// When an event happened, with the precision of its source.
 ///
 /// It has no total order: see [`At::compare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,13 +26,13 @@ pub struct At {
     precision: Precision,
 }
 
-/// How finely a time was told.
+/// The precision of a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Precision {
     /// Whole seconds, as EventBridge's envelope `time`.
     #[serde(rename = "s")]
     Seconds,
-    /// Milliseconds; anything finer is cut to this.
+    /// Milliseconds; a finer time is truncated to milliseconds.
     #[serde(rename = "ms")]
     Millis,
 }
@@ -40,7 +40,7 @@ pub enum Precision {
 /// The stamps of one event; either may be missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Stamps {
-    /// The body's `modifyDate`.
+    /// The `modifyDate` of the body.
     pub modified: Option<Modified>,
     /// The time of the event.
     pub at: Option<At>,
@@ -52,7 +52,7 @@ pub struct Stamps {
 pub struct InvalidTime;
 
 impl Modified {
-    /// Makes a stamp of milliseconds since the Unix epoch.
+    /// Creates a stamp from milliseconds since the Unix epoch.
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
@@ -74,13 +74,13 @@ impl FromStr for Modified {
 }
 
 impl At {
-    /// Makes a stamp of milliseconds since the Unix epoch, told in the given precision.
+    /// Creates a stamp from milliseconds since the Unix epoch.
     #[must_use]
     pub const fn new(millis: i64, precision: Precision) -> Self {
         Self { millis, precision }
     }
 
-    /// Makes a stamp in milliseconds of a profile's `modifyDate`, for events that tell no other time.
+    /// Creates a stamp from a `modifyDate`, for events that have no other time.
     #[must_use]
     pub const fn from_modified(modified: Modified) -> Self {
         Self::new(modified.0, Precision::Millis)
@@ -92,15 +92,15 @@ impl At {
         self.millis
     }
 
-    /// Returns the precision in which the time was told.
+    /// Returns the precision of the time.
     #[must_use]
     pub const fn precision(self) -> Precision {
         self.precision
     }
 
-    /// Returns the same time told in whole seconds if its milliseconds are zero.
+    /// Returns the same time with a precision of seconds if its milliseconds are zero.
     ///
-    /// Genesys' audit events write `.000` for times that they know to the second.
+    /// The audit events of Genesys write `.000` although they know only the second.
     #[must_use]
     pub const fn whole_seconds_if_zero_millis(self) -> Self {
         if self.millis.rem_euclid(1000) == 0 { Self::new(self.millis, Precision::Seconds) } else { self }
@@ -108,7 +108,7 @@ impl At {
 
     /// Compares two times at the coarser of their precisions.
     ///
-    /// `Equal` means that the order cannot be told, so this is not transitive and not an `Ord`.
+    /// `Equal` means that the order is unknown, so this is not transitive and not an `Ord`.
     #[must_use]
     pub fn compare(self, other: Self) -> Ordering {
         let unit = match self.precision.min(other.precision) {
@@ -127,11 +127,11 @@ impl FromStr for At {
     }
 }
 
-/// Returns milliseconds since the Unix epoch, and how finely the text tells the time.
+/// Returns milliseconds since the Unix epoch, and the precision of the text.
 fn parse(text: &str) -> Result<(i64, Precision), InvalidTime> {
     let time: jiff::Timestamp = text.parse().map_err(|_| InvalidTime)?;
     let precision = if text.contains(['.', ',']) { Precision::Millis } else { Precision::Seconds };
-    // Towards the past, so that a time before the epoch keeps its order when it is cut.
+    // Rounding down keeps the order of times before the epoch.
     let millis = time.as_nanosecond().div_euclid(1_000_000);
     i64::try_from(millis).map(|millis| (millis, precision)).map_err(|_| InvalidTime)
 }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn finer_fractions_are_cut_to_milliseconds() {
+    fn finer_fractions_are_truncated_to_milliseconds() {
         assert_eq!(at("2025-03-04T05:06:07.0899999Z").as_millis(), 1_741_064_767_089);
     }
 

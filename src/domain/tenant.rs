@@ -8,17 +8,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Identifies a tenant (one Genesys Cloud organisation): 1–64 characters of `[A-Za-z0-9._-]`.
 ///
-/// A tenant id is not personal data: it stands in keys, logs and audit records. Cloning is cheap.
+/// A tenant id is not personal data: keys, logs and audit records contain it. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(Arc<str>);
 
-/// The given text is not a tenant id.
+/// The text is not a tenant id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-'")]
 pub struct InvalidTenantId;
 
 impl TenantId {
-    /// The longest tenant id, in bytes.
+    /// The maximum length of a tenant id, in bytes.
     pub const MAX_LEN: usize = 64;
 
     /// Returns the id as text.

@@ -1,12 +1,12 @@
-//! `traceparent`: the place of an event or a request in a trace (W3C Trace Context, section 3.2).
+//! `traceparent`: the position of an event or a request in a trace (W3C Trace Context, section 3.2).
 //!
-//! Hex digits and nothing else, so that it may stand in a queue and in a log. Its sibling `tracestate` is free text of
-//! whoever wrote it, and is not carried.
+//! It consists of hex digits, so a queue and a log may contain it. The related header `tracestate` contains free text
+//! of its sender, and is not propagated.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The place of something in a trace: the trace, the span that caused it, and whether that span is recorded.
+/// A position in a trace: the trace, the parent span, and whether the parent span is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Traceparent {
     trace_id: [u8; 16],
@@ -14,19 +14,19 @@ pub struct Traceparent {
     flags: u8,
 }
 
-/// The text is no `traceparent`; whoever meets it begins a trace of its own (section 4.3).
+/// The text is not a `traceparent`; the receiver starts a new trace (section 4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be a traceparent of W3C Trace Context")]
 pub struct InvalidTraceparent;
 
 impl Traceparent {
-    /// The flag that says that the cause is recorded.
+    /// The flag of a recorded parent span.
     const SAMPLED: u8 = 1;
 
-    /// The length of version 00, to which later versions may add.
+    /// The length of version 00, in bytes; later versions may be longer.
     const LEN: usize = 55;
 
-    /// Makes one; `None` if either id is all zeros, which names nothing.
+    /// Creates a position; `None` if an id is all zeros, which is invalid.
     #[must_use]
     pub fn new(trace_id: [u8; 16], parent_id: [u8; 8], is_sampled: bool) -> Option<Self> {
         let valid = trace_id != [0; 16] && parent_id != [0; 8];
@@ -39,13 +39,13 @@ impl Traceparent {
         self.trace_id
     }
 
-    /// Returns the id of the span that is the cause.
+    /// Returns the id of the parent span.
     #[must_use]
     pub const fn parent_id(&self) -> [u8; 8] {
         self.parent_id
     }
 
-    /// Tells whether the cause is recorded.
+    /// Returns whether the parent span is recorded.
     #[must_use]
     pub const fn is_sampled(&self) -> bool {
         self.flags & Self::SAMPLED != 0
@@ -55,7 +55,7 @@ impl Traceparent {
 impl FromStr for Traceparent {
     type Err = InvalidTraceparent;
 
-    /// Reads any version but `ff`: of a later one, what version 00 has of it. Unknown flags are dropped.
+    /// Parses all versions except `ff`. Of a later version it uses the fields of version 00; it drops unknown flags.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bytes = text.as_bytes();
         let (known, rest) = bytes.split_at_checked(Self::LEN).ok_or(InvalidTraceparent)?;
@@ -74,7 +74,7 @@ impl FromStr for Traceparent {
     }
 }
 
-/// Reads lowercase hex digits; others are not allowed.
+/// Decodes hex digits; upper case is invalid.
 fn read<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     let lower = !digits.iter().any(u8::is_ascii_uppercase);
@@ -96,7 +96,7 @@ mod tests {
     const EXAMPLE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     #[test]
-    fn the_example_of_the_standard_is_read() {
+    fn the_example_of_the_standard_is_parsed() {
         let read: Traceparent = EXAMPLE.parse().unwrap();
         assert_eq!(hex::encode(read.trace_id()), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(hex::encode(read.parent_id()), "00f067aa0ba902b7");
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_version_is_read_as_far_as_it_is_known_and_unknown_flags_are_dropped() {
+    fn later_versions_are_parsed_and_unknown_flags_dropped() {
         for later in [EXAMPLE.replacen("00", "cc", 1), format!("{}-what-comes", EXAMPLE.replacen("00", "cc", 1))] {
             assert_eq!(later.parse::<Traceparent>().unwrap().to_string(), EXAMPLE);
         }
@@ -144,7 +144,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in ".{0,60}") {
+        fn parsing_never_panics(text in ".{0,60}") {
             let _ = text.parse::<Traceparent>();
         }
     }

@@ -1,23 +1,22 @@
-//! What is wrong with a JSON text, without repeating any of it.
+//! Errors of JSON texts that quote nothing of the text.
 //!
-//! A parser's own messages quote what they found; here only the field's path, and what was expected there,
-//! come out.
+//! The messages of the parser quote the text. These errors contain only the path of the field and what was expected.
 
 use std::fmt;
 
 use serde::Deserialize;
 
-/// A field that is not as expected. It holds nothing of what was sent but the name of the field.
+/// A field that is not as expected. Except for the name of the field, it contains nothing of the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
-    /// The field's path, such as `[3].detail.eventBody.id`; `body` for the whole.
+    /// The path of the field, such as `[3].detail.eventBody.id`; `body` for the whole text.
     pub field: String,
     /// What was expected.
     pub expected: String,
 }
 
 impl Malformed {
-    /// Makes it of a field's path and what was expected there.
+    /// Creates the error from the path of a field and what was expected.
     pub fn new(field: impl Into<String>, expected: impl fmt::Display) -> Self {
         Self { field: field.into(), expected: expected.to_string() }
     }
@@ -31,18 +30,18 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Parses a JSON text strictly; `prefix` is its own path within a larger one, or empty.
+/// Parses a JSON text strictly; `prefix` is its path within a larger text, or empty.
 ///
 /// # Errors
 ///
-/// No text at all, not UTF-8, not JSON, or a field that is missing, given twice, or of another type.
+/// The text is empty, not UTF-8 or not JSON; or a field is missing, is given twice, or has another type.
 pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result<T, Malformed> {
     let whole = || if prefix.is_empty() { "body".to_owned() } else { prefix.to_owned() };
     if bytes.trim_ascii().is_empty() {
         return Err(Malformed::new(whole(), "is missing: expected JSON"));
     }
     let text = std::str::from_utf8(bytes).map_err(|_| Malformed::new(whole(), "must be UTF-8"))?;
-    // Keeping track of the path costs as much again; only what is refused needs it.
+    // Tracking the path doubles the cost, and only an error needs it.
     if let Ok(value) = serde_json::from_str(text) {
         return Ok(value);
     }
@@ -55,7 +54,7 @@ pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result
     Ok(value)
 }
 
-/// Joins the path of a part and a path within it.
+/// Joins a path and a path within it.
 #[must_use]
 pub fn join(prefix: &str, path: &str) -> String {
     match (prefix, path) {
@@ -81,7 +80,7 @@ fn explain(path: &str, error: &serde_json::Error) -> Malformed {
         let already = path == name || path.ends_with(&format!(".{name}"));
         return Malformed::new(if already { path.to_owned() } else { join(path, name) }, "is given more than once");
     }
-    // What follows the last ", expected " is our own type's description; what precedes it quotes the text.
+    // The part after the last ", expected " is the description of our type; the part before it quotes the text.
     match message.rsplit_once(", expected ") {
         Some((_, expected)) if message.starts_with("invalid ") => Malformed::new(whole, format!("expected {expected}")),
         Some((_, expected)) if message.starts_with("unknown ") => {
@@ -91,7 +90,7 @@ fn explain(path: &str, error: &serde_json::Error) -> Malformed {
     }
 }
 
-/// Returns the name in backquotes that follows `prefix`; it is one of our own field names.
+/// Returns the name in backquotes after `prefix`: one of our field names.
 fn named<'a>(message: &'a str, prefix: &str) -> Option<&'a str> {
     message.strip_prefix(prefix)?.strip_suffix('`')
 }
@@ -104,24 +103,24 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Outer {
-        #[expect(dead_code, reason = "only its parsing is of interest")]
-        inner: Inner,
+    struct OuterSample {
+        #[expect(dead_code, reason = "only its parsing matters")]
+        inner: InnerSample,
     }
 
     #[derive(Debug, Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Inner {
-        #[expect(dead_code, reason = "only its parsing is of interest")]
+    struct InnerSample {
+        #[expect(dead_code, reason = "only its parsing matters")]
         customer_id: String,
     }
 
     fn wrong(text: &str) -> String {
-        parse::<Outer>(text.as_bytes(), "").unwrap_err().to_string()
+        parse::<OuterSample>(text.as_bytes(), "").unwrap_err().to_string()
     }
 
     #[test]
-    fn the_field_and_what_was_expected_are_named() {
+    fn errors_name_the_field_and_what_was_expected() {
         assert_eq!(wrong("{}"), "inner: is missing");
         assert_eq!(wrong(r#"{"inner":{}}"#), "inner.customerId: is missing");
         assert_eq!(wrong(r#"{"inner":{"customerId":7}}"#), "inner.customerId: expected a string");
@@ -131,14 +130,14 @@ mod tests {
         );
         assert_eq!(wrong(""), "body: is missing: expected JSON");
         assert_eq!(wrong("{"), "body: is not valid JSON (line 1, column 1)");
-        assert_eq!(parse::<Outer>(b"\xff", "").unwrap_err().to_string(), "body: must be UTF-8");
-        let within = parse::<Inner>(b"{}", "[3].detail").unwrap_err();
+        assert_eq!(parse::<OuterSample>(b"\xff", "").unwrap_err().to_string(), "body: must be UTF-8");
+        let within = parse::<InnerSample>(b"{}", "[3].detail").unwrap_err();
         assert_eq!(within.to_string(), "[3].detail.customerId: is missing");
     }
 
     proptest! {
         #[test]
-        fn nothing_of_the_text_comes_out(value in "canary[a-z, `:]{0,20}") {
+        fn errors_never_quote_the_text(value in "canary[a-z, `:]{0,20}") {
             for text in [
                 serde_json::json!({ "inner": value }),
                 serde_json::json!({ "inner": { "customerId": [value] } }),

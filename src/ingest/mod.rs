@@ -2,15 +2,15 @@
 //!
 //! # What it promises
 //!
-//! Accepted means durable: [`Ingest::accept`] returns only when every event of the request is on the queue;
-//! all of them, or none is promised and the sender is asked to come again. What is published holds nothing
-//! personal.
+//! Accepted means durable ([`rules::durability`](crate::rules#durability)): [`Ingest::accept`] succeeds only after the
+//! queue has stored every event of the request. Otherwise it promises nothing for any of them, and the sender must post
+//! the request again. Published events contain no personal data.
 //!
 //! # The steps
 //!
-//! Authenticate over the raw bytes ([`authenticate`]) → read the shape ([`shapes`]) → refuse what names
-//! another tenant → publish. Nothing of a request is believed before its sender is; on the flat route only
-//! the tenant's name is read earlier, to know whose secrets to try.
+//! Authenticate the raw bytes ([`authenticate`]) → parse the shape ([`shapes`]) → refuse events that name another
+//! tenant → publish. No part of a request is trusted before its sender is authenticated. One part is read earlier: on
+//! the flat route the tenant id, because it selects the secrets.
 
 pub mod authenticate;
 pub mod malformed;
@@ -31,14 +31,14 @@ use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
 use crate::spans;
 
-use authenticate::{Authenticator, ConfigError, Proof};
+use authenticate::{Authenticator, ConfigError, VerifiedRequest};
 use malformed::Malformed;
 use shapes::{Item, Posted};
 
-/// The longest that publishing may take: EventBridge gives a request 5 s.
+/// The maximum time for publishing: EventBridge ends a request after 5 s.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(4);
 
-/// The configured tenants, and how the sources of each prove themselves.
+/// The configured tenants, and how the sources of each authenticate.
 #[derive(Debug)]
 pub struct Sources(HashMap<TenantId, Vec<Authenticator>>);
 
@@ -52,75 +52,75 @@ pub struct Ingest {
     metrics: Arc<Metrics>,
 }
 
-/// Which shapes a route takes.
+/// The shapes that a route accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// The flat form only.
+    /// Only the flat form.
     Flat,
-    /// Any of them.
+    /// All shapes.
     Any,
 }
 
-/// What became of a request's events, in their order.
+/// The result of an accepted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// The request was an array.
+    /// Whether the request was an array.
     pub batch: bool,
-    /// What became of each event.
+    /// The result of each event, in the order of the request.
     pub items: Vec<Disposition>,
 }
 
-/// What became of one event.
+/// The result of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// It is durable.
+    /// The event is durable.
     Queued(EventId),
-    /// It is of no interest.
+    /// The event changes no profile, for this reason.
     Ignored(&'static str),
 }
 
-/// Why a request was refused; nothing of it was published.
+/// Why a request was refused. Nothing was published, except possibly in the case [`Unavailable`](Self::Unavailable).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Refusal {
     /// The tenant is not configured.
     #[error("unknown tenant")]
     UnknownTenant,
-    /// No scheme of the tenant accepts it.
+    /// No authentication scheme of the tenant accepts the request.
     #[error("no or wrong credential")]
     Unauthorized,
-    /// It is not as expected.
+    /// The request is malformed.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// It names another tenant than the one whose sender posted it.
+    /// An event names another tenant than the authenticated one.
     #[error("the event is of another tenant")]
     Foreign,
-    /// It could not be made durable; the sender must come again.
+    /// The queue did not store all events in time; the sender must post the request again.
     #[error("the event could not be made durable")]
     Unavailable {
-        /// When to come again.
+        /// How long the sender should wait.
         retry_after: Duration,
     },
 }
 
 impl Sources {
-    /// Makes the sources of their configuration.
+    /// Creates the sources from their configuration.
     ///
     /// # Errors
     ///
-    /// A webhook's configuration is unusable.
+    /// The configuration of a webhook is invalid.
     pub fn new<'a>(
         tenants: impl IntoIterator<Item = (TenantId, &'a [authenticate::Config])>,
     ) -> Result<Self, ConfigError> {
-        let made = |(tenant, webhooks): (TenantId, &[authenticate::Config])| {
+        let source = |(tenant, webhooks): (TenantId, &[authenticate::Config])| {
             let authenticators = webhooks.iter().map(Authenticator::new).collect::<Result<_, _>>()?;
             Ok((tenant, authenticators))
         };
-        Ok(Self(tenants.into_iter().map(made).collect::<Result<_, _>>()?))
+        Ok(Self(tenants.into_iter().map(source).collect::<Result<_, _>>()?))
     }
 }
 
 impl Ingest {
-    /// Makes the ingest flow. `hashers` holds the present key scheme first, then those that it replaces.
+    /// Creates the ingest flow. `hashers` contains the present key scheme first, then those that it replaces.
     #[must_use]
     pub fn new(
         sources: Reloadable<Sources>,
@@ -132,18 +132,18 @@ impl Ingest {
         Self { sources, hashers, publisher, clock, metrics }
     }
 
-    /// Tells whether a tenant is configured.
+    /// Returns whether a tenant is configured.
     #[must_use]
     pub fn knows(&self, tenant: &TenantId) -> bool {
         self.sources.load().0.contains_key(tenant)
     }
 
-    /// Takes one request, posted for `tenant`.
+    /// Accepts one request of the sources of `tenant`.
     ///
     /// # Errors
     ///
-    /// A [`Refusal`], in this order of precedence: unknown tenant, unauthorized, malformed, foreign,
-    /// unavailable. Nothing was published unless it is the last, which may have published some.
+    /// Checks in this order: unknown tenant, unauthorized, malformed, foreign, unavailable. Only in the last case
+    /// some events may have been published.
     pub async fn accept(
         &self,
         tenant: &TenantId,
@@ -166,8 +166,8 @@ impl Ingest {
     ) -> Result<Accepted, Refusal> {
         let sources = self.sources.keep();
         let authenticators = sources.0.get(tenant).ok_or(Refusal::UnknownTenant)?;
-        let Some(proof) = authenticate::verify(authenticators, headers, body, self.clock.now()) else {
-            tracing::warn!(%tenant, "a webhook without a valid credential was refused");
+        let Some(verified) = authenticate::verify(authenticators, headers, body, self.clock.now()) else {
+            tracing::warn!(%tenant, "refused a webhook request without a valid credential");
             self.metrics.auth_failures.with(Door::Webhook).increment(1);
             self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
             return Err(Refusal::Unauthorized);
@@ -177,40 +177,40 @@ impl Ingest {
             Expected::Flat => shapes::read_flat(body),
             Expected::Any => shapes::read_any(headers, body),
         };
-        let taken = self.take_proved(tenant, proof, posted, spans::heard(headers), &span);
+        let taken = self.take_verified(tenant, verified, posted, spans::heard(headers), &span);
         let answer = taken.instrument(span.clone()).await;
         spans::accepted(&span, outcome(&answer));
         answer
     }
 
-    /// Takes a request whose sender is known.
-    async fn take_proved(
+    /// Accepts a request whose sender is authenticated.
+    async fn take_verified(
         &self,
         tenant: &TenantId,
-        proof: Proof,
+        verified: VerifiedRequest,
         posted: Result<Posted, Malformed>,
-        heard: Option<Traceparent>,
+        traceparent: Option<Traceparent>,
         span: &Span,
     ) -> Result<Accepted, Refusal> {
         let mut posted = posted.inspect_err(|malformed| {
-            tracing::info!(%tenant, field = malformed.field, "a malformed webhook was refused");
+            tracing::info!(%tenant, field = malformed.field, "refused a malformed webhook request");
             self.count(Shape::Flat, IngestOutcome::Malformed, 1);
         })?;
-        if let Some(message) = proof.message {
-            posted.name(&message);
+        if let Some(message_id) = verified.message_id {
+            posted.set_message_id(&message_id);
         }
         if let Some(shape) = names_another(&posted, tenant) {
-            tracing::warn!(%tenant, "a webhook that names another tenant was refused");
+            tracing::warn!(%tenant, "refused a webhook request that names another tenant");
             self.count(shape, IngestOutcome::Foreign, 1);
             return Err(Refusal::Foreign);
         }
-        self.publish(tenant, heard, posted, span).await
+        self.publish(tenant, traceparent, posted, span).await
     }
 
     async fn publish(
         &self,
         tenant: &TenantId,
-        heard: Option<Traceparent>,
+        traceparent: Option<Traceparent>,
         posted: Posted,
         span: &Span,
     ) -> Result<Accepted, Refusal> {
@@ -220,7 +220,7 @@ impl Ingest {
             match item {
                 Item::Announced(announcement) => {
                     let mut event = announcement.into_event(tenant, &self.hashers, received_at);
-                    event.traceparent = heard;
+                    event.traceparent = traceparent;
                     items.push(Disposition::Queued(event.id.clone()));
                     shapes.push(event.shape);
                     events.push(event);
@@ -251,7 +251,7 @@ impl Ingest {
             Err(_elapsed) => queue::Error::Unavailable { reason: "no confirmation in time".to_owned() },
         };
         let first = events.first().map(|event| tracing::field::display(&event.id));
-        tracing::error!(%tenant, events = events.len(), event = first, %error, "events could not be made durable, the sender is asked to come again");
+        tracing::error!(%tenant, events = events.len(), event = first, %error, "could not make events durable, the sender must post them again");
         Err(Refusal::Unavailable { retry_after: error.retry_after() })
     }
 
@@ -260,7 +260,7 @@ impl Ingest {
     }
 }
 
-/// Returns what is counted of a request whose sender is known.
+/// Returns the metric label for a request.
 fn outcome(answer: &Result<Accepted, Refusal>) -> IngestOutcome {
     match answer {
         Ok(accepted) if accepted.items.iter().all(|item| matches!(item, Disposition::Ignored(_))) => {

@@ -1,68 +1,69 @@
-//! What a lookup answers, and how it came by the answer.
+//! The answer to a lookup, and where it came from.
 
 use std::time::Duration;
 
 use crate::domain::Timestamp;
 use crate::metrics::LookupResult;
-use crate::store::{Content, Found, Record};
+use crate::store::{Content, Found, Record, Tombstone};
 use crate::upstream;
 
 /// The answer to a lookup.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// What is known of the customer.
+    /// What is known about the customer.
     pub outcome: Outcome,
-    /// How the answer was come by.
+    /// Where the answer came from.
     pub how: How,
-    /// It may be older than what events announced (DESIGN section 2, rule 7), or its fill was refused.
+    /// Whether it may be older than the known events ([`rules::unsettled`](crate::rules#unsettled)), or its fill was
+    /// refused.
     pub unsettled: bool,
-    /// When it was fetched from Genesys, by our clock; for a tombstone, when it was written.
+    /// When it was fetched from Genesys, or when the tombstone was written; by our clock.
     pub since: Timestamp,
 }
 
-/// What is known of a customer.
+/// What is known about a customer.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// Its profile.
+    /// The profile.
     Found(Found),
     /// Genesys knows no such customer.
     Absent,
-    /// It was deleted.
+    /// The customer was deleted.
     Deleted,
 }
 
-/// How an answer was come by; what `Cache-Status` tells.
+/// Where an answer came from, as the header `Cache-Status` (RFC 9211) shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// From the store, fresh for so much longer. A tombstone has no such time.
+    /// From the store, fresh.
     Hit {
-        /// Time until it is stale.
+        /// The time until it is stale; `None` for a tombstone.
         remaining: Option<Duration>,
-        /// It is being fetched anew, ahead of that time.
+        /// Whether a refresh is under way.
         refreshing: bool,
     },
-    /// From the store, past its TTL, because nothing fresher could be had.
+    /// From the store, past its TTL, because no fresh answer was available.
     Stale {
         /// For how long it has been stale.
         since: Duration,
-        /// Why nothing fresher could be had.
+        /// Why no fresh answer was available.
         why: StaleReason,
     },
     /// Fetched by this lookup.
     Fetched {
-        /// What stood in the store before.
+        /// Why it was fetched.
         over: Over,
         /// Whether the store holds it now.
         stored: bool,
     },
     /// Fetched by another lookup, for which this one waited.
     Collapsed {
-        /// What stood in the store before.
+        /// Why it was fetched.
         over: Over,
     },
-    /// Fetched past the store, which did not answer.
+    /// Fetched without the store, which did not answer.
     Bypass,
-    /// Fetched past the store, since more was asked for than it keeps.
+    /// Fetched without the store, which holds no expansions.
     Expanded,
 }
 
@@ -71,29 +72,29 @@ pub enum How {
 pub enum StaleReason {
     /// Genesys failed.
     Error,
-    /// Genesys took longer than `lookup.soft_timeout`; the fetch goes on.
+    /// Genesys took longer than `lookup.soft_timeout`; the fetch continues.
     SoftTimeout,
 }
 
-/// What stood in the store before a fetch.
+/// Why a lookup fetched: the `fwd` parameter of `Cache-Status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
-    /// Nothing that could be used.
+    /// The store held no usable entry.
     Miss,
-    /// A stale record.
+    /// The store held a stale record.
     Stale,
 }
 
 /// Why a lookup has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Genesys gave none.
+    /// The fetch from Genesys failed.
     #[error(transparent)]
     Upstream(#[from] upstream::Error),
-    /// The lookup's own deadline has passed.
+    /// The deadline of the lookup has passed.
     #[error("no answer within the lookup's deadline")]
     Deadline,
-    /// Each of a merge's customers names another as the canonical one.
+    /// The customers of a merge name each other as the canonical one.
     #[error("the customers of a merge name each other as canonical")]
     MergeLoop,
     /// The process is shutting down.
@@ -102,7 +103,7 @@ pub enum Failure {
 }
 
 impl Answer {
-    /// Returns the answer that a record gives; `None` for a pointer and for what is sealed, which give none.
+    /// Returns the answer that a record holds; `None` for a pointer and for a record that cannot be decrypted.
     pub(super) fn of(record: &Record, how: How) -> Option<Self> {
         let outcome = match &record.content {
             Content::Found(found) => Outcome::Found(found.clone()),
@@ -110,6 +111,12 @@ impl Answer {
             Content::Pointer(_) | Content::Sealed(_) => return None,
         };
         Some(Self { outcome, how, unsettled: !record.settled, since: record.fetched_at })
+    }
+
+    /// Returns the answer for a deleted customer.
+    pub(super) const fn deleted(tombstone: &Tombstone) -> Self {
+        let how = How::Hit { remaining: None, refreshing: false };
+        Self { outcome: Outcome::Deleted, how, unsettled: false, since: tombstone.written_at }
     }
 
     /// Returns the metric label of this answer.
@@ -128,7 +135,7 @@ impl Answer {
 }
 
 impl Failure {
-    /// Returns when it is worth asking again.
+    /// Returns how long to wait before the next attempt.
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         match self {

@@ -1,9 +1,9 @@
-//! Lookups past a store that does not answer.
+//! Bypass: lookups that ask Genesys directly, because the store does not answer.
 //!
-//! With no view of K a lookup may share a fetch only if its request is sent after the lookup began (DESIGN
-//! section 2, rule 2). So lookups of one customer gather until the next request leaves, at most one in
-//! [`GATHER`] while others are under way: a crowd costs Genesys ten requests a second and nobody more than a
-//! moment.
+//! Without the entry, a lookup may share a fetch only if its request is sent after the lookup began
+//! ([`rules::witness`](crate::rules#witness)). So the lookups of one customer are collected in a batch until the next
+//! request is sent. While requests are under way, one is sent per [`BATCH_INTERVAL`]: any number of lookups of one
+//! customer costs Genesys at most ten requests a second, and delays each lookup only briefly.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,102 +19,100 @@ use crate::upstream::{self, Fetched};
 
 use super::{Failure, LookupContext};
 
-/// How long lookups gather while a fetch of their customer is under way.
-const GATHER: Duration = Duration::from_millis(100);
+/// How long a batch collects lookups while a fetch of their customer is under way.
+const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What Genesys said, and when it was asked.
+/// The result of a fetch, and when its request was sent.
 #[derive(Clone, Debug)]
-pub(super) struct Passed {
+pub(super) struct BypassFetch {
     pub(super) fetched: Result<Fetched, upstream::Error>,
     pub(super) since: Timestamp,
 }
 
-/// Those who wait for one request.
-type Batch = watch::Receiver<Option<Passed>>;
+/// What to fetch.
+#[derive(Clone, Debug)]
+pub(super) struct BypassRequest {
+    pub(super) tenant: TenantId,
+    pub(super) customer: CustomerId,
+    /// The maximum duration of the fetch.
+    pub(super) timeout: Duration,
+}
 
-/// The customers that are being asked for past the store, each with the batch whose request has not left.
+/// Receives the result for the lookups of one batch.
+type BatchReceiver = watch::Receiver<Option<BypassFetch>>;
+
+/// The customers that are fetched without the store, each with the batch whose request has not been sent yet.
 #[derive(Debug, Default)]
 pub(super) struct Bypasses {
-    lanes: Mutex<HashMap<Key, Option<Gathering>>>,
+    batches: Mutex<HashMap<Key, Option<PendingBatch>>>,
 }
 
 #[derive(Debug)]
-struct Gathering {
-    tell: watch::Sender<Option<Passed>>,
-    batch: Batch,
+struct PendingBatch {
+    sender: watch::Sender<Option<BypassFetch>>,
+    receiver: BatchReceiver,
 }
 
-/// Whom to ask for.
-#[derive(Clone, Debug)]
-struct Question {
-    tenant: TenantId,
-    customer: CustomerId,
-    /// The longest that the fetch may take.
-    patience: Duration,
-}
-
-/// Asks Genesys for a customer, together with whoever else does, until `deadline`.
-pub(super) async fn ask(
-    room: &Arc<LookupContext>,
+/// Fetches a customer from Genesys, together with the other lookups of the batch, until `deadline`.
+pub(super) async fn fetch(
+    context: &Arc<LookupContext>,
     key: &Key,
-    tenant: &TenantId,
-    customer: &CustomerId,
-    patience: Duration,
+    request: BypassRequest,
     deadline: Instant,
-) -> Result<Passed, Failure> {
-    let question = Question { tenant: tenant.clone(), customer: customer.clone(), patience };
-    let mut batch = join(room, key, question);
+) -> Result<BypassFetch, Failure> {
+    let mut batch = join(context, key, request);
     match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
-        Ok(Ok(passed)) => passed.clone().ok_or(Failure::Deadline),
-        // The lane ended without an answer, which it does only when the process does.
+        Ok(Ok(fetch)) => fetch.clone().ok_or(Failure::Deadline),
+        // The task ends without a result only when the process ends.
         Ok(Err(_closed)) => Err(Failure::Draining),
         Err(_elapsed) => Err(Failure::Deadline),
     }
 }
 
-fn join(room: &Arc<LookupContext>, key: &Key, question: Question) -> Batch {
-    let mut lanes = room.bypasses.lanes.lock();
-    if let Some(Some(gathering)) = lanes.get(key) {
-        return gathering.batch.clone();
+fn join(context: &Arc<LookupContext>, key: &Key, request: BypassRequest) -> BatchReceiver {
+    let mut batches = context.bypasses.batches.lock();
+    if let Some(Some(batch)) = batches.get(key) {
+        return batch.receiver.clone();
     }
-    let (tell, batch) = watch::channel(None);
-    let gathering = Gathering { tell, batch: batch.clone() };
-    if lanes.insert(key.clone(), Some(gathering)).is_none() {
-        let lane = Lane { room: Arc::clone(room), key: key.clone() };
-        room.parts.shutdown.spawn(spans::lead(key, Cause::Bypass, lane.run(question)));
+    let (sender, receiver) = watch::channel(None);
+    let batch = PendingBatch { sender, receiver: receiver.clone() };
+    if batches.insert(key.clone(), Some(batch)).is_none() {
+        let task = BypassTask { context: Arc::clone(context), key: key.clone() };
+        context.deps.shutdown.spawn(spans::lead(key, Cause::Bypass, task.run(request)));
     }
-    batch
+    receiver
 }
 
-/// Sends the requests for one customer, batch after batch, until nobody gathers any more.
-struct Lane {
-    room: Arc<LookupContext>,
+/// Sends the requests for one customer, batch after batch, until no lookup is waiting.
+struct BypassTask {
+    context: Arc<LookupContext>,
     key: Key,
 }
 
-impl Lane {
-    async fn run(self, question: Question) {
-        while let Some(tell) = self.next() {
-            let (room, question) = (Arc::clone(&self.room), question.clone());
+impl BypassTask {
+    async fn run(self, request: BypassRequest) {
+        while let Some(sender) = self.next_batch() {
+            let (context, request) = (Arc::clone(&self.context), request.clone());
             let fetch = async move {
-                let since = room.parts.clock.now();
-                let deadline = Instant::now() + question.patience;
-                let fetched = room.parts.upstream.fetch(&question.tenant, &question.customer, deadline).await;
-                tell.send_replace(Some(Passed { fetched, since }));
+                let deps = &context.deps;
+                let since = deps.clock.now();
+                let deadline = Instant::now() + request.timeout;
+                let fetched = deps.upstream.fetch(&request.tenant, &request.customer, deadline).await;
+                sender.send_replace(Some(BypassFetch { fetched, since }));
             };
-            let fetch = self.room.parts.shutdown.spawn(spans::part(fetch));
-            // Whether it has ended or not: whoever gathered meanwhile is next.
-            let _ = timeout(GATHER, fetch).await;
+            let fetch = self.context.deps.shutdown.spawn(spans::part(fetch));
+            // The next batch is due, also if this fetch has not ended.
+            let _ = timeout(BATCH_INTERVAL, fetch).await;
         }
     }
 
-    /// Takes the batch that has gathered; from now on others gather for the next one.
-    fn next(&self) -> Option<watch::Sender<Option<Passed>>> {
-        let mut lanes = self.room.bypasses.lanes.lock();
-        let gathered = lanes.get_mut(&self.key).and_then(Option::take);
-        if gathered.is_none() {
-            lanes.remove(&self.key);
+    /// Takes the pending batch. Lookups that begin from now on join the next one.
+    fn next_batch(&self) -> Option<watch::Sender<Option<BypassFetch>>> {
+        let mut batches = self.context.bypasses.batches.lock();
+        let pending = batches.get_mut(&self.key).and_then(Option::take);
+        if pending.is_none() {
+            batches.remove(&self.key);
         }
-        gathered.map(|gathering| gathering.tell)
+        pending.map(|batch| batch.sender)
     }
 }

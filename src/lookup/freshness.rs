@@ -1,4 +1,4 @@
-//! How fresh a record is: a pure function of the record and the time (DESIGN section 3).
+//! The freshness of a record: a pure function of the record and the time.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use rand::RngExt;
 use crate::domain::Timestamp;
 use crate::store::Record;
 
-/// How fresh a record is.
+/// The freshness of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Within its TTL: served as it is.
+    /// Within its TTL: served.
     Fresh {
-        /// How much longer.
+        /// The time until it is stale.
         remaining: Duration,
     },
-    /// Past its TTL but within its grace: served only if nothing fresher can be had in time.
+    /// Past its TTL but within its grace: served only if no fresh answer is available in time.
     Stale {
         /// For how long it has been stale.
         since: Duration,
@@ -24,7 +24,7 @@ pub enum Freshness {
     Expired,
 }
 
-/// Judges a record.
+/// Returns the freshness of a record at the time `now`.
 #[must_use]
 pub fn judge(record: &Record, now: Timestamp) -> Freshness {
     let age = now.since(record.fetched_at);
@@ -37,8 +37,8 @@ pub fn judge(record: &Record, now: Timestamp) -> Freshness {
     }
 }
 
-/// Tells whether a fresh record should be fetched anew before it expires, so that nobody waits when it does:
-/// the closer the end and the costlier the fetch, the likelier, each lookup by itself.
+/// Returns whether a fresh record should be refreshed before it expires, so that no lookup waits when it expires.
+/// Each lookup decides by itself; the probability grows as the expiry comes closer, and with the cost of the fetch.
 ///
 /// `draw` is uniform in (0, 1]. This is `XFetch` with β = 1: Vattani, Chierichetti, Lowenstein, "Optimal
 /// Probabilistic Cache Stampede Prevention" (VLDB 2015).
@@ -47,16 +47,16 @@ pub fn is_due(fetch_cost: Duration, remaining: Duration, draw: f64) -> bool {
     fetch_cost.as_secs_f64() * -draw.ln() >= remaining.as_secs_f64()
 }
 
-/// [`is_due`] with a draw of its own, which is left out where it could hardly say yes.
+/// Calls [`is_due`] with a random draw; skips the draw if its result is almost certainly `false`.
 #[must_use]
 pub fn is_due_by_chance(record: &Record, remaining: Duration) -> bool {
-    // Beyond this a draw would have to be below e^-20, one in 500 million.
+    // Otherwise the draw would have to be below e^-20, one in 500 million.
     record.fetch_cost.saturating_mul(20) > remaining
         && is_due(record.fetch_cost, remaining, 1.0 - rand::rng().random_range(0.0..1.0))
 }
 
-/// Shortens a TTL by a random share of at most `jitter`, so that entries filled together do not
-/// expire together.
+/// Shortens a TTL by a random share of at most `jitter`, so that entries that were filled together do not expire
+/// together.
 #[must_use]
 pub fn jittered(ttl: Duration, jitter: f64) -> Duration {
     if jitter <= 0.0 {
@@ -98,15 +98,15 @@ mod tests {
     }
 
     #[test]
-    fn a_record_from_the_future_is_as_fresh_as_can_be() {
+    fn a_record_from_the_future_has_its_whole_ttl() {
         let freshness = judge(&record(300, 0), Timestamp::from_millis(0));
         assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_millis(300) });
     }
 
     #[test]
-    fn a_record_is_due_the_likelier_the_closer_its_end_and_the_costlier_its_fetch() {
+    fn refresh_probability_grows_near_expiry_and_with_fetch_cost() {
         let millis = Duration::from_millis;
-        // The share of draws that say yes is e^(-remaining / cost).
+        // The share of draws that are due is e^(-remaining / cost).
         let half = 0.5_f64;
         assert!(is_due(millis(100), millis(69), half));
         assert!(!is_due(millis(100), millis(70), half));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_is_left_out_only_where_it_could_hardly_say_yes() {
+    fn the_draw_is_skipped_only_if_it_is_almost_certainly_false() {
         let mut record = record(300_000, 0);
         record.fetch_cost = Duration::from_millis(150);
         assert!(!is_due_by_chance(&record, Duration::from_secs(3)));
@@ -126,7 +126,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn jitter_only_shortens_and_by_no_more_than_its_share(secs in 1u64..100_000, jitter in 0.0f64..0.5) {
+        fn jitter_shortens_a_ttl_by_at_most_its_share(secs in 1u64..100_000, jitter in 0.0f64..0.5) {
             let ttl = Duration::from_secs(secs);
             let got = jittered(ttl, jitter);
             prop_assert!(got <= ttl);
@@ -134,7 +134,7 @@ mod tests {
         }
 
         #[test]
-        fn freshness_never_returns(ttl in 0u64..1_000, grace in 0u64..1_000, a in 0i64..3_000, b in 0i64..3_000) {
+        fn a_record_never_becomes_fresher(ttl in 0u64..1_000, grace in 0u64..1_000, a in 0i64..3_000, b in 0i64..3_000) {
             let rank = |millis: i64| match judge(&record(ttl, grace), Timestamp::from_millis(1_000 + millis)) {
                 Freshness::Fresh { .. } => 0,
                 Freshness::Stale { .. } => 1,

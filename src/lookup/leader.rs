@@ -1,7 +1,7 @@
-//! A leader: holds a lease, fetches, fills, and tells those who wait.
+//! The leader: holds the lease of an entry, fetches, fills, and gives its followers the result.
 //!
-//! It runs as a task of its own: it ends by itself within `upstream.timeout`, whoever waits or does not
-//! wait for it. Whatever happens, its lease is consumed: filled, or given back so that the next may try.
+//! It runs as its own task and ends within `upstream.timeout`, even if no lookup waits for it any more. In every case
+//! its lease is consumed: the entry is filled, or the lease is released so that another lookup can try.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,74 +12,74 @@ use crate::domain::{At, CustomerId, Identity, Profile, Timestamp};
 use crate::faults::Fault;
 use crate::metrics::FillOutcome;
 use crate::store::fence::{Settlement, unsettled_lifetime};
-use crate::store::{Base, Content, Filled, Lease, LeaseAnswer, Record, Token, Tombstone};
+use crate::store::{Content, Filled, Lease, Record, Token, Tombstone};
 use crate::upstream::{self, Fetched};
 
 use super::single_flight::Leader;
 use super::{Config, LookupContext, freshness};
 
-/// How a leader's flight ended.
+/// What a leader's fetch and fill resulted in.
 #[derive(Clone, Debug)]
-pub(super) enum Landed {
-    /// The record stands in the store.
+pub(super) enum FetchOutcome {
+    /// The store holds the record.
     Stored(Record),
-    /// The fill was refused: only those who had joined may take it, as unsettled.
+    /// The fill was refused. Only lookups that had already joined may use the record, as unsettled.
     Refused(Record),
-    /// The store failed during the fill; the record may or may not stand there.
-    Unstored(Record),
-    /// The profile is another customer's. A pointer to it was filled in under `pointer`, unless the
-    /// key was reached through one itself: then that one is out of date.
-    Elsewhere {
+    /// The store failed during the fill; it may or may not hold the record.
+    NotStored(Record),
+    /// The profile belongs to another customer: the requested one was merged. The entry now holds a pointer to it,
+    /// under the token `pointer`; unless a pointer led to this key, for then that pointer is out of date.
+    Alias {
         canonical: Identity,
         pointer: Token,
-        /// When the fetch that told so had ended.
+        /// When the fetch that showed the merge ended.
         known: Timestamp,
     },
-    /// Genesys gave no answer.
+    /// The fetch failed.
     Failed(upstream::Error),
 }
 
-/// A leader's task.
+/// The task of a leader.
 #[derive(Debug)]
 pub(super) struct FetchTask {
-    pub(super) room: Arc<LookupContext>,
-    pub(super) times: Config,
-    /// Whose key the lease is for.
+    pub(super) context: Arc<LookupContext>,
+    pub(super) config: Config,
+    /// The customer whose entry is leased.
     pub(super) identity: Identity,
-    /// Whom to ask Genesys for: the customer itself, or an alias of it.
+    /// The customer id to ask Genesys for: the customer's own, or an alias.
     pub(super) customer: CustomerId,
-    /// Whether the key was reached through a pointer, and so must not hold one.
+    /// Whether a pointer led to the entry; then the entry must not become a pointer itself.
     pub(super) through_pointer: bool,
 }
 
 impl FetchTask {
-    /// Fetches, fills and lands.
-    pub(super) async fn lead(self, lease: Lease, flight: Leader<Landed>) {
-        let landed = self.fetch_and_fill(lease).await;
-        flight.land(landed);
+    /// Fetches, fills, and completes the flight.
+    pub(super) async fn lead(self, lease: Lease, leader: Leader<FetchOutcome>) {
+        let outcome = self.fetch_and_fill(lease).await;
+        leader.complete(outcome);
     }
 
-    async fn fetch_and_fill(&self, lease: Lease) -> Landed {
-        let parts = &self.room.parts;
+    async fn fetch_and_fill(&self, lease: Lease) -> FetchOutcome {
+        let deps = &self.context.deps;
         let started = Instant::now();
-        let deadline = started + self.times.lease_ttl;
-        let fetched_at = parts.clock.now();
-        let fetched = parts.upstream.fetch(self.identity.tenant(), &self.customer, deadline).await;
-        parts.faults.point(Fault::PauseBeforeFill).await;
+        let deadline = started + self.config.lease_ttl;
+        let fetched_at = deps.clock.now();
+        let fetched = deps.upstream.fetch(self.identity.tenant(), &self.customer, deadline).await;
+        deps.faults.point(Fault::PauseBeforeFill).await;
         let (content, canonical) = match fetched {
-            Ok(Fetched::Found(profile)) => match self.elsewhere(&profile) {
-                Some(other) if self.through_pointer => {
+            Ok(Fetched::Found(profile)) => match self.merged_into(&profile) {
+                Some(canonical) if self.through_pointer => {
                     let pointer = lease.token();
-                    self.give_back(lease).await;
-                    return Landed::Elsewhere { canonical: other, pointer, known: parts.clock.now() };
+                    self.release(lease).await;
+                    return FetchOutcome::Alias { canonical, pointer, known: deps.clock.now() };
                 }
-                Some(other) => (Content::Pointer(other.clone()), Some(other)),
+                Some(canonical) => (Content::Pointer(canonical.clone()), Some(canonical)),
                 None => (Content::Found(profile.into()), None),
             },
             Ok(Fetched::Absent) => (Content::Negative, None),
             Err(error) => {
-                self.give_back(lease).await;
-                return Landed::Failed(error);
+                self.release(lease).await;
+                return FetchOutcome::Failed(error);
             }
         };
         let pointer = lease.token();
@@ -87,44 +87,45 @@ impl FetchTask {
         record.fetched_at = fetched_at;
         record.fetch_cost = started.elapsed();
         let known = fetched_at.plus(record.fetch_cost);
-        let landed = self.fill(lease, record).await;
+        let outcome = self.fill(lease, record).await;
         match canonical {
-            Some(canonical) => Landed::Elsewhere { canonical, pointer, known },
-            None => landed,
+            Some(canonical) => FetchOutcome::Alias { canonical, pointer, known },
+            None => outcome,
         }
     }
 
-    /// Returns the customer whose profile this is, if it is not the one whose key is to be filled.
-    fn elsewhere(&self, profile: &Profile) -> Option<Identity> {
+    /// Returns the customer whose profile this is, if it is not the one whose entry is leased.
+    fn merged_into(&self, profile: &Profile) -> Option<Identity> {
         let canonical = profile.canonical.as_ref()?;
-        let canonical = self.room.parts.hasher.identify(self.identity.tenant(), canonical);
+        let canonical = self.context.deps.hasher.identify(self.identity.tenant(), canonical);
         (canonical != self.identity).then_some(canonical)
     }
 
-    /// Makes the record to fill with: judged by the lease's fence, with the times that follow from it.
+    /// Creates the record to fill with. The fence that the lease carries decides whether it is settled, and so how long
+    /// it is kept.
     fn record(&self, lease: &Lease, content: Content) -> Record {
-        let parts = &self.room.parts;
+        let deps = &self.context.deps;
         let modified = match &content {
             Content::Found(found) => found.modified,
             Content::Negative | Content::Pointer(_) | Content::Sealed(_) => None,
         };
         let (ttl, grace) = match &content {
-            Content::Found(_) => (self.times.ttl, self.times.grace),
-            Content::Negative => (self.times.negative_ttl, Duration::ZERO),
-            Content::Pointer(_) | Content::Sealed(_) => (self.times.ttl, Duration::ZERO),
+            Content::Found(_) => (self.config.ttl, self.config.grace),
+            Content::Negative => (self.config.negative_ttl, Duration::ZERO),
+            Content::Pointer(_) | Content::Sealed(_) => (self.config.ttl, Duration::ZERO),
         };
-        let ttl = freshness::jittered(ttl, self.times.ttl_jitter);
-        let (settled, ttl, grace) = match lease.judge(modified, parts.settle_window, &parts.clock) {
+        let ttl = freshness::jittered(ttl, self.config.ttl_jitter);
+        let (settled, ttl, grace) = match lease.judge(modified, deps.settle_window, &deps.clock) {
             Settlement::Settled => (true, ttl, grace),
             Settlement::Unsettled { age } => {
-                (false, ttl.min(unsettled_lifetime(age, self.times.unsettled_ttl)), Duration::ZERO)
+                (false, ttl.min(unsettled_lifetime(age, self.config.unsettled_ttl)), Duration::ZERO)
             }
         };
         Record {
             identity: self.identity.clone(),
             token: lease.token(),
             content,
-            fetched_at: parts.clock.now(),
+            fetched_at: deps.clock.now(),
             fetch_cost: Duration::ZERO,
             ttl,
             grace,
@@ -132,55 +133,44 @@ impl FetchTask {
         }
     }
 
-    async fn fill(&self, lease: Lease, record: Record) -> Landed {
-        let parts = &self.room.parts;
-        let fills = &parts.metrics.fills;
-        match parts.store.fill(lease, record.clone()).await {
+    async fn fill(&self, lease: Lease, record: Record) -> FetchOutcome {
+        let deps = &self.context.deps;
+        let fills = &deps.metrics.fills;
+        match deps.store.fill(lease, record.clone()).await {
             Ok(Filled::Stored) => {
                 let outcome = if record.settled { FillOutcome::Stored } else { FillOutcome::Unsettled };
                 fills.with(outcome).increment(1);
-                Landed::Stored(record)
+                FetchOutcome::Stored(record)
             }
             Ok(Filled::Refused) => {
                 fills.with(FillOutcome::Refused).increment(1);
-                if parts.faults.is_armed(Fault::FillWithoutLease) {
-                    self.fill_all_the_same(record.clone()).await;
-                }
-                Landed::Refused(record)
+                #[cfg(feature = "faults")]
+                self.fill_despite_refusal(record.clone()).await;
+                FetchOutcome::Refused(record)
             }
             Err(error) => {
-                tracing::warn!(key = %self.identity.key(), %error, "a fetched profile could not be stored");
-                Landed::Unstored(record)
+                tracing::warn!(key = %self.identity.key(), %error, "could not store a fetched profile");
+                FetchOutcome::NotStored(record)
             }
         }
     }
 
-    /// The fault [`Fault::FillWithoutLease`]: writes what was fetched before the delete that refused it.
-    async fn fill_all_the_same(&self, mut record: Record) {
-        let (store, token) = (&self.room.parts.store, Token::draw());
-        let lease = store.lease(&self.identity.key(), &Base::Absent, token, self.times.lease_ttl).await;
-        if let Ok(LeaseAnswer::Granted(lease)) = lease {
-            record.token = token;
-            let _ = store.fill(lease, record).await;
+    async fn release(&self, lease: Lease) {
+        if let Err(error) = self.context.deps.store.release(lease).await {
+            tracing::warn!(key = %self.identity.key(), %error, "could not release a lease; it expires by itself");
         }
     }
 
-    async fn give_back(&self, lease: Lease) {
-        if let Err(error) = self.room.parts.store.release(lease).await {
-            tracing::warn!(key = %self.identity.key(), %error, "a lease could not be given back; it runs out by itself");
-        }
-    }
-
-    /// Asks Genesys whether a deleted customer is there again, and if its profile was modified after
-    /// the deletion puts it in place of that very tombstone (rule 8).
+    /// Asks Genesys whether a deleted customer exists again. A profile that was modified after the deletion replaces
+    /// that very tombstone ([`rules::tombstone`](crate::rules#tombstone)).
     ///
-    /// The lease (the tombstone's lock) is kept on any other answer: it is what limits these questions
-    /// to one a minute over all processes.
+    /// On any other answer the lease (the lock of the tombstone) is kept until it expires: it limits these requests to
+    /// one per minute over all processes.
     pub(super) async fn verify(self, lease: Lease, tombstone: Tombstone) {
-        let deadline = Instant::now() + self.times.lease_ttl;
-        let fetched = self.room.parts.upstream.fetch(self.identity.tenant(), &self.customer, deadline).await;
+        let deadline = Instant::now() + self.config.lease_ttl;
+        let fetched = self.context.deps.upstream.fetch(self.identity.tenant(), &self.customer, deadline).await;
         let revived = match fetched {
-            Ok(Fetched::Found(profile)) if self.elsewhere(&profile).is_none() => {
+            Ok(Fetched::Found(profile)) if self.merged_into(&profile).is_none() => {
                 let modified_later = profile
                     .modified
                     .zip(tombstone.at)

@@ -2,28 +2,29 @@
 //!
 //! # What it promises
 //!
-//! An answer at least as new as every event applied before the lookup began, or fetched from Genesys
-//! after that event's delete; in time (`lookup.deadline`), or a [`Failure`] that says so; and at most
-//! one fetch per key and lease, whatever the number of lookups, in this process and in others.
+//! Every answer is at least as new as every event that was applied before the lookup began, or was fetched from
+//! Genesys after that event deleted the entry. A lookup ends in time (`lookup.deadline`), with an answer or with
+//! a [`Failure`]. There is at most one fetch per entry key and lease, for any number of lookups in any number of
+//! processes.
 //!
 //! # The steps of one lookup
 //!
-//! 1. Look at K. A fresh record, a negative answer or a tombstone is the answer: one store command.
-//! 2. A pointer leads to the canonical customer's key, once.
-//! 3. Nothing (nor, while `[keys]` is changed, at the customer's other key: `previous`), or something past its
-//!    use: contend for the lease. Whoever gets it leads: a task of its own, which the caller's disconnection does
-//!    not end, fetches and fills (`leader`).
-//! 4. Everyone else waits: for the leader in this process if the witness rule allows
-//!    ([`single_flight`]), else for the key to change, and looks again.
-//! 5. Who has a stale record at hand waits no longer than the soft timeout, and serves it when Genesys
-//!    fails. Who has nothing waits until the deadline.
-//! 6. Who meets a fresh record near its end may start its refresh, and does not wait for it (`background`).
+//! 1. Read the entry. A fresh record, a negative answer or a tombstone is the answer: one store command.
+//! 2. A pointer leads to the key of the canonical customer; a lookup follows one pointer.
+//! 3. If there is no entry (nor one under the customer's other key while `[keys]` is changed: `previous`), or an
+//!    unusable one, the lookup requests the lease. The lookup that gets it is the leader: it starts a task that
+//!    fetches and fills (`leader`). The task continues when the caller disconnects.
+//! 4. The others are followers. If the witness rule allows it ([`single_flight`]), they wait for the leader in this
+//!    process; otherwise they wait until the entry changes, and read it again.
+//! 5. A lookup that holds a stale record waits no longer than the soft timeout, and serves that record if Genesys
+//!    fails. A lookup without a stale record waits until its deadline.
+//! 6. A lookup that reads a fresh record near its expiry may start a refresh in the background (`refresh`).
 //!
 //! # When something fails
 //!
-//! Store unreachable: the lookup goes past it to Genesys, and says `bypass`. Genesys failing: the lease
-//! is given back and everyone who waited in this process gets the same failure. The leader's process
-//! killed: its lease runs out, and someone else contends.
+//! The store is unreachable: the lookup bypasses it, asks Genesys, and the answer is marked `bypass`. Genesys fails:
+//! the leader releases its lease, and all followers in this process get the same error. The leader's process is
+//! killed: its lease expires, and another lookup requests one.
 
 mod answer;
 mod bypass;
@@ -32,7 +33,11 @@ mod leader;
 mod previous;
 mod reader;
 mod refresh;
+#[cfg(feature = "faults")]
+mod sabotage;
 pub mod single_flight;
+mod view;
+mod wait;
 mod waiters;
 
 use std::collections::HashMap;
@@ -54,8 +59,8 @@ use crate::upstream::{Expand, Upstream};
 pub use answer::{Answer, Failure, How, Outcome, Over, StaleReason};
 
 use bypass::Bypasses;
-use leader::Landed;
-use reader::Reader;
+use leader::FetchOutcome;
+use reader::CacheReader;
 use single_flight::Flights;
 use waiters::Waiters;
 
@@ -66,48 +71,48 @@ pub struct Config {
     /// How long a profile is fresh.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
-    /// The share of `ttl` that is cut off at random, so that entries do not expire together: 0 to 0.5.
+    /// The largest random share that is subtracted from `ttl`, so that entries do not expire together: 0 to 0.5.
     pub ttl_jitter: f64,
-    /// How much longer a profile may be served while Genesys is failing.
+    /// How long after its TTL a profile may be served while Genesys fails.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
-    /// How long "no such customer" is kept.
+    /// How long a negative answer ("no such customer") is kept.
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
-    /// How long a profile is kept, at least, that may be older than what events announced.
+    /// The minimum time for which a profile that may be older than the known events is kept.
     #[serde(with = "humantime_serde")]
     pub unsettled_ttl: Duration,
-    /// How long a fetcher may keep others waiting; above `upstream.timeout`.
+    /// How long one lookup holds the lease (the fetch lock) of an entry; longer than `upstream.timeout`.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
-    /// How long a lookup that has something stale waits for something fresh.
+    /// How long a lookup that holds a stale profile waits for a fresh one.
     #[serde(with = "humantime_serde")]
     pub soft_timeout: Duration,
-    /// When a lookup gives up with 503.
+    /// How long a lookup may take; then it fails with 503.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
 }
 
-/// What a lookup works with.
+/// The dependencies of the lookup flow.
 #[derive(Debug)]
 pub struct Parts {
-    /// Where entries are kept.
+    /// Holds the entries.
     pub store: Arc<dyn Store>,
-    /// Where profiles come from.
+    /// Fetches profiles.
     pub upstream: Arc<dyn Upstream>,
-    /// How customers become keys.
+    /// Turns customer ids into entry keys.
     pub hasher: KeyHasher,
-    /// How they do, or did, in processes whose keys are being changed: see `previous.rs`.
+    /// The other key scheme, while `[keys]` is changed: see `previous.rs`.
     pub previous: Option<KeyHasher>,
-    /// The times of each tenant.
+    /// The configuration of each tenant.
     pub tenants: HashMap<TenantId, Config>,
-    /// How long an event makes fetched profiles prove themselves (`consumer.settle_window`).
+    /// How long after an event a fill is compared with the fence (`consumer.settle_window`).
     pub settle_window: Duration,
     /// The wall clock.
     pub clock: SharedClock,
-    /// Where to count.
+    /// The metrics to update.
     pub metrics: Arc<Metrics>,
-    /// Tracks the leaders.
+    /// Tracks the background tasks.
     pub shutdown: Shutdown,
     /// Named faults.
     pub faults: Faults,
@@ -116,56 +121,56 @@ pub struct Parts {
 /// The lookup flow. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Lookup {
-    room: Arc<LookupContext>,
+    context: Arc<LookupContext>,
 }
 
-/// What every reader and leader of a process shares.
+/// The state that all lookups and leaders of one process share.
 #[derive(Debug)]
 struct LookupContext {
-    parts: Parts,
-    flights: Flights<Landed>,
+    deps: Parts,
+    flights: Flights<FetchOutcome>,
     waiters: Waiters,
     bypasses: Bypasses,
-    /// The records that this process has lately begun to refresh before their end; saves asking the store
-    /// whether someone does.
+    /// The keys whose early refresh this process started recently. It saves a store command for each hit.
     refreshing: Cache<Key, ()>,
-    /// The tombstones that this process has lately asked Genesys about; saves asking the store
-    /// whether another process has.
+    /// The keys whose tombstone this process verified recently. It saves a store command for each hit.
     verified: Cache<Key, ()>,
 }
 
 impl Lookup {
-    /// Makes the lookup flow.
+    /// Creates the lookup flow.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        let lately = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
+    pub fn new(deps: Parts) -> Self {
+        let recent = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
         Self {
-            room: Arc::new(LookupContext {
-                parts,
+            context: Arc::new(LookupContext {
+                deps,
                 flights: Flights::new(),
                 waiters: Waiters::default(),
                 bypasses: Bypasses::default(),
-                refreshing: lately(refresh::REFRESH_EVERY),
-                verified: lately(refresh::VERIFY_EVERY),
+                refreshing: recent(refresh::REFRESH_INTERVAL),
+                verified: recent(refresh::VERIFY_INTERVAL),
             }),
         }
     }
 
-    /// Tells whether a tenant is configured.
+    /// Returns whether a tenant is configured.
     #[must_use]
     pub fn knows(&self, tenant: &TenantId) -> bool {
-        self.room.parts.tenants.contains_key(tenant)
+        self.context.deps.tenants.contains_key(tenant)
     }
 
-    /// Looks a customer up; `None` when the tenant is not configured.
+    /// Looks up a customer; returns `None` if the tenant is not configured.
     ///
-    /// Answers within the tenant's `deadline`. Dropping the future abandons the wait, not a fetch that
-    /// it has started.
+    /// Answers within the tenant's `deadline`. Dropping the future ends the wait; a fetch that it has started
+    /// continues.
     pub async fn get(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Result<Answer, Failure>> {
-        self.timed(tenant, customer, Reader::read).await
+        self.timed(tenant, customer, CacheReader::read).await
     }
 
-    /// Looks a customer up with more than the store keeps: fetched each time, unless the customer was deleted.
+    /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
+    /// the customer was deleted.
+    ///
     /// Otherwise as [`get`](Self::get).
     pub async fn get_expanded(
         &self,
@@ -180,13 +185,13 @@ impl Lookup {
         &'a self,
         tenant: &TenantId,
         customer: &'a CustomerId,
-        read: impl FnOnce(Reader<'a>) -> F,
+        read: impl FnOnce(CacheReader<'a>) -> F,
     ) -> Option<Result<Answer, Failure>> {
-        let times = self.room.parts.tenants.get(tenant)?;
-        let metrics = &self.room.parts.metrics;
+        let config = self.context.deps.tenants.get(tenant)?;
+        let metrics = &self.context.deps.metrics;
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
-        let answer = read(Reader::new(&self.room, times, tenant, customer, started + times.deadline)).await;
+        let answer = read(CacheReader::new(&self.context, config, tenant, customer, started + config.deadline)).await;
         let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());

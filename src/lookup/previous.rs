@@ -1,46 +1,42 @@
-//! While the scheme or key of `[keys]` is changed: what is kept under the other one is served to its end.
+//! Lookups while the scheme or secret of `[keys]` is changed: entries under the customer's other key are served
+//! until they expire.
 //!
-//! # Why it may be
+//! # Why this is correct
 //!
-//! A customer has two keys meanwhile, and each of them is under the whole protocol: every event names both and is
-//! acknowledged when it was applied at both, processes of either scheme lease, fill and are judged by the fence of
-//! their own. So what stands at the other key is at least as new as every event applied before, as what stands at K
-//! is. It is looked at only where nothing stands at K, so that K is filled as the other entries end, and not all at
-//! once. Nothing is ever written under the other key.
+//! During the change a customer has two keys, and the whole protocol holds at each of them: every event names both
+//! keys and is acknowledged after it was applied at both; the processes of each scheme lease, fill and use the fence
+//! at their own key. So the entry at the other key is also at least as new as every event applied before. It is read
+//! only if there is no entry at the present key. So the present keys are filled one by one as the other entries
+//! expire, and not all at once. Nothing is ever written at the other key.
 //!
-//! A pointer is not followed: its customer is fetched anew.
+//! A pointer at the other key is not followed: its customer is fetched.
 
 use crate::store::{Content, Entry, Record};
 
 use super::freshness::{self, Freshness};
-use super::reader::{Reader, Step};
-use super::{Answer, How, Outcome};
+use super::reader::{CacheReader, StepError};
+use super::{Answer, How};
 
-impl Reader<'_> {
-    /// Returns the answer that is kept under the other scheme, if there is one; keeps a stale profile at hand.
-    pub(super) async fn get_under_previous_key(&mut self) -> Result<Option<Answer>, Step> {
-        // Of a customer that a pointer led to, only the digest under the present scheme is known.
-        let Some(previous) = self.room.parts.previous.as_ref().filter(|_| self.at == self.asked) else {
-            return Ok(None);
-        };
-        let identity = previous.identify(self.asked.tenant(), self.customer);
-        Ok(match self.room.parts.store.get(&identity.key()).await? {
-            Some(Entry::Tombstone(tombstone)) => {
-                let how = How::Hit { remaining: None, refreshing: false };
-                let since = tombstone.written_at;
-                Some(Answer { outcome: Outcome::Deleted, how, unsettled: false, since })
-            }
-            Some(Entry::Record(record)) if record.identity == identity => self.consider_behind(record),
+impl CacheReader<'_> {
+    /// Returns the answer that is stored under the other key, if there is one. Keeps a stale profile as a fallback.
+    pub(super) async fn get_under_previous_key(&mut self) -> Result<Option<Answer>, StepError> {
+        // If a pointer led here, only the digest of the customer under the present scheme is known.
+        let previous = self.context.deps.previous.as_ref().filter(|_| self.current == self.requested);
+        let Some(previous) = previous else { return Ok(None) };
+        let identity = previous.identify(self.requested.tenant(), self.customer);
+        Ok(match self.context.deps.store.get(&identity.key()).await? {
+            Some(Entry::Tombstone(tombstone)) => Some(Answer::deleted(&tombstone)),
+            Some(Entry::Record(record)) if record.identity == identity => self.use_previous(record),
             Some(Entry::Record(_) | Entry::Leased(_) | Entry::Corrupt(_)) | None => None,
         })
     }
 
-    fn consider_behind(&mut self, record: Record) -> Option<Answer> {
+    fn use_previous(&mut self, record: Record) -> Option<Answer> {
         match &record.content {
             Content::Found(_) | Content::Negative => {}
             Content::Pointer(_) | Content::Sealed(_) => return None,
         }
-        match freshness::judge(&record, self.room.parts.clock.now()) {
+        match freshness::judge(&record, self.context.deps.clock.now()) {
             Freshness::Fresh { remaining } => {
                 Answer::of(&record, How::Hit { remaining: Some(remaining), refreshing: false })
             }

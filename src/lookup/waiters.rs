@@ -1,9 +1,9 @@
-//! Waiters: whoever must wait for another process' fetch does so through one task per process and key.
+//! Waiters: waiting for the fetch of another process, with one task per process and key.
 //!
-//! However many lookups of this process meet the same foreign lease, one task waits in the store, and when K
-//! has changed it looks once for all of them (DESIGN section 2, rule 11). Its look is as good as their own: it
-//! is begun after the last of them has joined, so everything that was applied before any of them began is in
-//! it. Who comes later starts another wait.
+//! [`rules::waiters`](crate::rules#waiters): any number of lookups of this process may read the same foreign lease.
+//! One task waits in the store for all of them, and reads the entry once when it has changed. That read serves each of
+//! them: it starts after the last of them has joined, so it includes every event that was applied before any of them
+//! began. A lookup that comes later starts another wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,39 +14,40 @@ use crate::domain::Key;
 use crate::shutdown::Shutdown;
 use crate::store::{self, Entry, Store, Token};
 
-use super::single_flight::{Flights, Leader, Seat};
+use super::single_flight::{Flights, Follower, Leader};
 
-/// What stood at K after the wait.
-pub(super) type Glimpse = Result<Option<Entry>, store::Error>;
+/// The entry that was read after the wait.
+pub(super) type EntryRead = Result<Option<Entry>, store::Error>;
 
-/// The waits under way in this process.
+/// The waits of this process.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    flights: Flights<Glimpse>,
+    flights: Flights<EntryRead>,
 }
 
 impl Waiters {
-    /// Takes a seat in the wait for the change of what has `seen` as its token at K; the wait itself ends
-    /// after `patience` at the latest, and then tells what stands there.
+    /// Joins the wait for the change of the entry with the token `seen`. The task waits for at most `max_wait`, and
+    /// then returns the entry as it is.
     pub(super) fn join(
         &self,
         key: &Key,
         seen: Token,
-        patience: Duration,
+        max_wait: Duration,
         store: &Arc<dyn Store>,
         shutdown: &Shutdown,
-    ) -> Seat<Glimpse> {
-        let (leader, seat) = self.flights.board(key, seen);
+    ) -> Follower<EntryRead> {
+        let (leader, follower) = self.flights.join_or_start(key, seen);
         if let Some(leader) = leader {
-            let (store, key, deadline) = (Arc::clone(store), key.clone(), Instant::now() + patience);
+            let (store, key, deadline) = (Arc::clone(store), key.clone(), Instant::now() + max_wait);
             shutdown.spawn(async move { wait(store.as_ref(), &key, seen, deadline, leader).await });
         }
-        seat
+        follower
     }
 }
 
-async fn wait(store: &dyn Store, key: &Key, seen: Token, deadline: Instant, leader: Leader<Glimpse>) {
+async fn wait(store: &dyn Store, key: &Key, seen: Token, deadline: Instant, leader: Leader<EntryRead>) {
     store.wait(key, seen, deadline).await;
-    leader.leave();
-    leader.land(store.get(key).await);
+    // Before the read: a lookup that begins after the read must not get its result.
+    leader.close();
+    leader.complete(store.get(key).await);
 }

@@ -302,7 +302,7 @@ async fn in_strict_mode_lookups_answer_503_and_events_wait_while_nothing_can_be_
         assert!(answer.text().await.unwrap().contains("audit_unavailable"), "{command}");
     }
     assert_eq!(ports.post(&client, 1).await, 202);
-    process.says("the audit takes no records").await;
+    process.says("the audit accepts no records").await;
     eventually("it waits in the queue", || async {
         (ports.metric(&client, "profile_edge_queue_events").await == 1.0).then_some(())
     })

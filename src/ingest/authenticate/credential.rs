@@ -1,33 +1,33 @@
-//! Schemes that present the secret itself: in a header of its own, as a bearer, or with a username.
+//! Schemes that send the secret itself: in a header of its own, as a bearer token, or with a username.
 
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::domain::Secret;
 
-use super::{ConfigError, joined};
+use super::{ConfigError, any_match};
 
-/// The SHA-256 of each valid credential: of equal length whatever the credentials' lengths.
+/// The SHA-256 of each valid credential: all have the same length.
 #[derive(Clone)]
-pub struct Digests(Vec<[u8; 32]>);
+pub struct CredentialDigests(Vec<[u8; 32]>);
 
-impl std::fmt::Debug for Digests {
+impl std::fmt::Debug for CredentialDigests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A digest of a weak secret gives it away.
-        write!(f, "Digests({} of [redacted])", self.0.len())
+        // The digest of a weak secret reveals it.
+        write!(f, "CredentialDigests({} of [redacted])", self.0.len())
     }
 }
 
-impl Digests {
-    /// Takes secrets that are presented as they are.
+impl CredentialDigests {
+    /// Hashes secrets that are sent alone.
     pub(super) fn of(secrets: &[Secret]) -> Self {
         Self(secrets.iter().map(|secret| Sha256::digest(secret.expose()).into()).collect())
     }
 
-    /// Takes secrets that are presented behind a username and a colon.
+    /// Hashes secrets that are sent after a username and a colon.
     pub(super) fn of_user(username: Option<&str>, secrets: &[Secret]) -> Result<Self, ConfigError> {
         let username = username.ok_or_else(|| ConfigError::new("username", "is missing: \"basic\" needs it"))?;
-        // RFC 7617 section 2. Without a colon in the username the joined text is unambiguous.
+        // RFC 7617 section 2. A colon in the username would make the joined text ambiguous.
         if username.is_empty() || username.contains(':') || username.contains(char::is_control) {
             return Err(ConfigError::new("username", "must not be empty, hold a colon or a control character"));
         }
@@ -37,10 +37,10 @@ impl Digests {
         Ok(Self(secrets.iter().map(digest).collect()))
     }
 
-    /// Judges what a request presents.
+    /// Checks the credential of a request.
     pub(super) fn accept(&self, presented: Option<&[u8]>) -> Choice {
         let Some(presented) = presented else { return Choice::from(0) };
         let presented: [u8; 32] = Sha256::digest(presented).into();
-        joined(self.0.iter().map(|digest| digest.ct_eq(&presented)))
+        any_match(self.0.iter().map(|digest| digest.ct_eq(&presented)))
     }
 }

@@ -1,20 +1,20 @@
-//! Webhook authentication: whether whoever posts an event is the tenant's own source.
+//! Webhook authentication: checks that a request comes from a source of the tenant.
 //!
-//! A tenant has any number of schemes, and each any number of secrets, so that they can be rotated; one
-//! that matches is enough. All are tried, in time that does not depend on which matches, over the raw bytes
-//! as they arrived. What was wrong is never told.
+//! A sender must present a valid credential or sign the raw body. A tenant has any number of schemes, and each scheme
+//! any number of secrets, so that secrets can be rotated; one match is enough. All are tried, on the raw bytes of the
+//! request, and the duration does not depend on which one matches. A refusal never says what was wrong.
 //!
-//! | scheme | the request carries | proves |
+//! | scheme | the request contains | proves |
 //! |---|---|---|
-//! | `api-key` | the secret in a header | who sends |
-//! | `basic` | `Authorization: Basic`, username and secret (RFC 7617) | who sends |
-//! | `bearer` | `Authorization: Bearer`, the secret (RFC 6750) | who sends |
-//! | `hub-signature` | `X-Hub-Signature-256`, a MAC of the body | who sends, and the body |
-//! | `standard-webhooks` | `webhook-id`, `webhook-timestamp`, `webhook-signature` | both, the id, and that it is recent |
+//! | `api-key` | the secret in a header | the sender |
+//! | `basic` | `Authorization: Basic`, username and secret (RFC 7617) | the sender |
+//! | `bearer` | `Authorization: Bearer`, the secret (RFC 6750) | the sender |
+//! | `hub-signature` | `X-Hub-Signature-256`, a MAC of the body | the sender and the body |
+//! | `standard-webhooks` | `webhook-id`, `webhook-timestamp`, `webhook-signature` | both, the id, and a recent time |
 //!
-//! Comparisons take the same time by construction: whatever is presented becomes 32 bytes first (a digest of
-//! a credential, or a decoded MAC, which has no other length), and 32 bytes are compared with 32 bytes. So
-//! no length tells anything, and no shorter text can match the beginning of a longer one (CVE-2024-21491).
+//! All comparisons take constant time: the input is first reduced to 32 bytes (the digest of a credential, or a decoded
+//! MAC, which is always that long), and 32 bytes are compared with 32 bytes. So the duration reveals no length, and a
+//! prefix of a signature never matches it (CVE-2024-21491).
 
 mod credential;
 mod standard;
@@ -27,7 +27,7 @@ use crate::authorization::{Authorization, LENIENT_BASE64 as LENIENT};
 use crate::domain::{Secret, Timestamp};
 
 use super::shapes::SenderId;
-use credential::Digests;
+use credential::CredentialDigests;
 use standard::StandardWebhooks;
 
 /// The header of the `hub-signature` scheme.
@@ -36,11 +36,20 @@ const HUB_SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256")
 /// The header of the `api-key` scheme, unless another is configured.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// `[[tenant.webhook]]`: one way in which a tenant's source may prove itself.
+/// The base64 of secrets and credentials. It ignores padding and the unused bits of the last character, because senders
+/// and the reference libraries of Standard Webhooks differ in them.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// `[[tenant.webhook]]`: one way in which the sources of a tenant authenticate.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How.
+    /// The scheme.
     pub scheme: Scheme,
     /// The header of the `api-key` scheme; absent: `X-API-Key`.
     #[serde(default)]
@@ -48,51 +57,51 @@ pub struct Config {
     /// The username of the `basic` scheme.
     #[serde(default)]
     pub username: Option<String>,
-    /// All of them are valid, so that they can be rotated.
+    /// The secrets. All of them are valid, so that they can be rotated.
     pub secrets: Vec<Secret>,
 }
 
-/// The schemes.
+/// The authentication schemes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheme {
-    /// The secret itself in a header: what EventBridge and data actions can send.
+    /// The secret itself in a header, as EventBridge and data actions can send it.
     ApiKey,
     /// `Authorization: Basic` with a username and the secret (RFC 7617).
     Basic,
     /// `Authorization: Bearer` with the secret (RFC 6750).
     Bearer,
-    /// `X-Hub-Signature-256: sha256=` and the HMAC-SHA-256 of the raw body, in base64 (as Genesys' Open
-    /// Messaging sends it) or in hex.
+    /// `X-Hub-Signature-256: sha256=` and the HMAC-SHA-256 of the raw body, in base64 (as Genesys Open Messaging sends
+    /// it) or in hex.
     HubSignature,
     /// Standard Webhooks 1.0, symmetric (`v1`): the HMAC-SHA-256 of id, timestamp and raw body.
     StandardWebhooks,
 }
 
-/// A webhook's configuration is unusable.
+/// The configuration of a webhook is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tenant.webhook.{field}: {reason}")]
 pub struct ConfigError {
-    /// Which field of it.
+    /// The invalid field.
     pub field: &'static str,
-    /// What is expected of it.
+    /// What is expected.
     pub reason: String,
 }
 
-/// One scheme, ready to judge.
+/// One configured scheme with its secrets.
 #[derive(Clone, Debug)]
 pub enum Authenticator {
     /// See [`Scheme::ApiKey`].
     ApiKey {
-        /// Where the key stands.
+        /// The header that contains the key.
         header: HeaderName,
         /// The digests of the valid keys.
-        digests: Digests,
+        digests: CredentialDigests,
     },
     /// See [`Scheme::Basic`].
-    Basic(Digests),
+    Basic(CredentialDigests),
     /// See [`Scheme::Bearer`].
-    Bearer(Digests),
+    Bearer(CredentialDigests),
     /// See [`Scheme::HubSignature`].
     HubSignature {
         /// The valid secrets.
@@ -102,26 +111,26 @@ pub enum Authenticator {
     StandardWebhooks(StandardWebhooks),
 }
 
-/// What a request has proved besides that it comes from the tenant's source.
+/// An authenticated request.
 #[derive(Clone, Debug)]
-pub struct Proof {
-    /// The `webhook-id`, where a signature covers it: anyone else's is hearsay.
-    pub message: Option<SenderId>,
+pub struct VerifiedRequest {
+    /// The `webhook-id`, if a signature covers it. An unsigned id is not trusted.
+    pub message_id: Option<SenderId>,
 }
 
 impl Config {
-    /// Checks what the types cannot.
+    /// Checks the options.
     ///
     /// # Errors
     ///
-    /// No secret, an unusable one, a header that is no header's name, a username that cannot be sent or is
-    /// missing, or an option that belongs to another scheme.
+    /// There is no secret, or an invalid one; the header name or the username is invalid; the username is missing; or
+    /// an option belongs to another scheme.
     pub fn validate(&self) -> Result<(), ConfigError> {
         Authenticator::new(self).map(drop)
     }
 
-    /// Refuses the options that belong to another scheme.
-    fn belongs(&self) -> Result<(), ConfigError> {
+    /// Refuses options of another scheme.
+    fn check_options(&self) -> Result<(), ConfigError> {
         if self.header.is_some() && self.scheme != Scheme::ApiKey {
             return Err(ConfigError::new("header", "belongs to the scheme \"api-key\" only"));
         }
@@ -144,7 +153,7 @@ impl ConfigError {
 }
 
 impl Authenticator {
-    /// Makes a scheme ready.
+    /// Creates the scheme from its configuration.
     ///
     /// # Errors
     ///
@@ -157,17 +166,19 @@ impl Authenticator {
         if secrets.iter().any(Secret::is_empty) {
             return Err(ConfigError::new("secrets", "must not be empty"));
         }
-        config.belongs()?;
+        config.check_options()?;
         Ok(match config.scheme {
-            Scheme::ApiKey => Self::ApiKey { header: config.api_key_header()?, digests: Digests::of(secrets) },
-            Scheme::Basic => Self::Basic(Digests::of_user(config.username.as_deref(), secrets)?),
-            Scheme::Bearer => Self::Bearer(Digests::of(secrets)),
+            Scheme::ApiKey => {
+                Self::ApiKey { header: config.api_key_header()?, digests: CredentialDigests::of(secrets) }
+            }
+            Scheme::Basic => Self::Basic(CredentialDigests::of_user(config.username.as_deref(), secrets)?),
+            Scheme::Bearer => Self::Bearer(CredentialDigests::of(secrets)),
             Scheme::HubSignature => Self::HubSignature { secrets: secrets.clone() },
             Scheme::StandardWebhooks => Self::StandardWebhooks(StandardWebhooks::new(secrets)?),
         })
     }
 
-    /// Judges a request by its headers and its raw body. A header that is given twice proves nothing.
+    /// Checks the headers and the raw body of a request. A header that is given twice is not accepted.
     #[must_use]
     pub fn accepts(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Choice {
         match self {
@@ -184,7 +195,7 @@ impl Authenticator {
                 let Some(signature) = only(headers, &HUB_SIGNATURE).and_then(hub_signature) else {
                     return Choice::from(0);
                 };
-                joined(
+                any_match(
                     secrets.iter().map(|secret| standard::mac(secret.expose().as_bytes(), &[body]).ct_eq(&signature)),
                 )
             }
@@ -193,28 +204,33 @@ impl Authenticator {
     }
 }
 
-/// Judges a request by all of a tenant's schemes; `None` when no scheme accepts it.
+/// Checks a request with all schemes of a tenant; returns `None` if no scheme accepts it.
 #[must_use]
-pub fn verify(authenticators: &[Authenticator], headers: &HeaderMap, body: &[u8], now: Timestamp) -> Option<Proof> {
+pub fn verify(
+    authenticators: &[Authenticator],
+    headers: &HeaderMap,
+    body: &[u8],
+    now: Timestamp,
+) -> Option<VerifiedRequest> {
     let (mut accepted, mut id_is_signed) = (Choice::from(0), Choice::from(0));
     for authenticator in authenticators {
-        let judgement = authenticator.accepts(headers, body, now);
-        accepted |= judgement;
+        let is_valid = authenticator.accepts(headers, body, now);
+        accepted |= is_valid;
         match authenticator {
-            Authenticator::StandardWebhooks(_) => id_is_signed |= judgement,
+            Authenticator::StandardWebhooks(_) => id_is_signed |= is_valid,
             Authenticator::ApiKey { .. }
             | Authenticator::Basic(_)
             | Authenticator::Bearer(_)
             | Authenticator::HubSignature { .. } => {}
         }
     }
-    let message = || bool::from(id_is_signed).then(|| standard::id(headers).map(SenderId::of)).flatten();
-    bool::from(accepted).then(|| Proof { message: message() })
+    let message_id = || bool::from(id_is_signed).then(|| standard::id(headers).map(SenderId::of)).flatten();
+    bool::from(accepted).then(|| VerifiedRequest { message_id: message_id() })
 }
 
-/// Joins judgements without stopping at the first that accepts.
-fn joined(judgements: impl Iterator<Item = Choice>) -> Choice {
-    judgements.fold(Choice::from(0), |all, one| all | one)
+/// Combines results without stopping at the first match.
+fn any_match(results: impl Iterator<Item = Choice>) -> Choice {
+    results.fold(Choice::from(0), |all, one| all | one)
 }
 
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
@@ -223,7 +239,7 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
     values.next().is_none().then(|| value.as_bytes())
 }
 
-/// Reads `sha256=` followed by 44 characters of base64 or 64 hex digits.
+/// Decodes `sha256=` followed by 44 characters of base64 or 64 hex digits.
 fn hub_signature(value: &[u8]) -> Option<[u8; 32]> {
     let encoded = value.trim_ascii().strip_prefix(b"sha256=")?;
     let mut decoded = [0; 32];

@@ -1,10 +1,9 @@
 //! Standard Webhooks 1.0, the symmetric signature `v1`.
 //!
-//! Signed is `{webhook-id}.{webhook-timestamp}.{raw body}`, with the bytes of the headers as they came. The
-//! timestamp is of the attempt, and must be within [`TOLERANCE`] of our clock, on either side: together with
-//! the dedup window, which remembers ids for much longer, nothing that was recorded can be played again. A
-//! sender that rotates its secret signs with both and sends the signatures with a space in between; versions
-//! other than `v1` are passed over.
+//! The signature covers `{webhook-id}.{webhook-timestamp}.{raw body}`, with the unchanged bytes of the headers. The
+//! timestamp is the time of the attempt. It must be within [`TOLERANCE`] of our clock, before or after it. The dedup
+//! window remembers ids for much longer, so a recorded request cannot be replayed. A sender that rotates its secret
+//! signs with both, and separates the signatures by a space; versions other than `v1` are ignored.
 
 use std::time::Duration;
 
@@ -18,19 +17,19 @@ use zeroize::Zeroizing;
 
 use crate::domain::{Secret, Timestamp};
 
-use super::{ConfigError, LENIENT, joined, only};
+use super::{ConfigError, LENIENT, any_match, only};
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
-/// How far a timestamp may be from our clock.
+/// The maximum distance of a timestamp from our clock.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
-/// What a symmetric secret starts with, usually.
+/// The usual prefix of a symmetric secret.
 const PREFIX: &str = "whsec_";
 
-/// The shortest key, in bytes: 128 bits. The specification asks senders for 24, the test cases of the
+/// The minimum length of a key, in bytes: 128 bits. The specification asks senders for 24 bytes; the test cases of the
 /// reference libraries use 23.
 const SHORTEST_KEY: usize = 16;
 
@@ -55,30 +54,30 @@ impl StandardWebhooks {
         secrets.iter().map(key).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Judges a request.
+    /// Checks a request.
     pub(super) fn accept(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Choice {
-        let Some(signed) = Signed::read(headers).filter(|signed| signed.is_recent(now)) else {
+        let Some(signed) = SignatureHeaders::read(headers).filter(|signed| signed.is_recent(now)) else {
             return Choice::from(0);
         };
-        joined(self.0.iter().map(|key| {
+        any_match(self.0.iter().map(|key| {
             let expected = mac(key, &[signed.id.as_bytes(), b".", signed.timestamp, b".", body]);
-            joined(signed.signatures().map(|signature| signature.ct_eq(&expected)))
+            any_match(signed.signatures().map(|signature| signature.ct_eq(&expected)))
         }))
     }
 }
 
-/// What the three headers say.
-struct Signed<'a> {
+/// The three headers of a signed request.
+struct SignatureHeaders<'a> {
     id: &'a str,
     timestamp: &'a [u8],
     seconds: i64,
     signatures: &'a [u8],
 }
 
-impl<'a> Signed<'a> {
+impl<'a> SignatureHeaders<'a> {
     fn read(headers: &'a HeaderMap) -> Option<Self> {
         let timestamp = only(headers, &TIMESTAMP)?;
-        // Digits only: the integer of the specification has one spelling, so nothing else was signed.
+        // Only digits: the specification asks for an integer, so a sender signs no other form.
         let digits = std::str::from_utf8(timestamp).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?;
         let seconds = digits.parse().ok()?;
         Some(Self { id: id(headers)?, timestamp, seconds, signatures: only(headers, &SIGNATURE)? })
@@ -93,21 +92,21 @@ impl<'a> Signed<'a> {
     }
 }
 
-/// Returns the id of the message: not empty, and given once.
+/// Returns the id of the message, which must be given once and not be empty.
 pub(super) fn id(headers: &HeaderMap) -> Option<&str> {
     only(headers, &ID).and_then(|id| std::str::from_utf8(id).ok()).filter(|id| !id.is_empty())
 }
 
-/// Decodes the base64 of a MAC: 44 characters, 32 bytes, nothing shorter.
+/// Decodes the base64 of a MAC: exactly 44 characters and 32 bytes.
 pub(super) fn base64_mac(encoded: &[u8]) -> Option<[u8; 32]> {
     let encoded = (encoded.len() == 44).then_some(encoded)?;
-    // The engine wants room for what the length may hold.
+    // 44 characters can encode 33 bytes, and the decoder needs room for them.
     let mut decoded = [0; 33];
     let length = STANDARD.decode_slice(encoded, &mut decoded).ok()?;
     decoded.first_chunk().copied().filter(|_| length == 32)
 }
 
-/// Makes the HMAC-SHA-256 of parts that follow each other.
+/// Returns the HMAC-SHA-256 of the concatenated parts.
 pub(super) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     // HMAC takes a key of any length (RFC 2104 section 2), so this cannot fail.
     let mac = Hmac::<Sha256>::new_from_slice(key).expect("hmac takes keys of any length");

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// GENESYS.md section 3.7.
+/// The example of the Open Messaging documentation of Genesys.
 const BODY: &[u8] = br#"{"id":"m1","type":"Text","text":"hi"}"#;
 const SIGNATURE: &str = "sha256=NWWtmyELOP7eWVLU0uDIWgoiBzcpvwknWXYoojjn5oE=";
 
@@ -19,7 +19,7 @@ fn config(scheme: Scheme, secrets: &[&str]) -> Config {
     Config { scheme, header: None, username: None, secrets }
 }
 
-fn made(scheme: Scheme, secrets: &[&str]) -> Vec<Authenticator> {
+fn authenticators(scheme: Scheme, secrets: &[&str]) -> Vec<Authenticator> {
     vec![Authenticator::new(&config(scheme, secrets)).unwrap()]
 }
 
@@ -49,8 +49,8 @@ fn hex_form() -> String {
 }
 
 #[test]
-fn the_known_vector_verifies_in_base64_and_in_hex() {
-    let hub = made(Scheme::HubSignature, &["another", "shared-secret"]);
+fn hub_signatures_verify_in_base64_and_in_hex() {
+    let hub = authenticators(Scheme::HubSignature, &["another", "shared-secret"]);
     let upper = format!("sha256={}", hex_form()[7..].to_ascii_uppercase());
     for signature in [SIGNATURE, &hex_form(), &upper] {
         assert!(accepts(&hub, &headers(&[("x-hub-signature-256", signature)]), BODY), "{signature}");
@@ -58,8 +58,8 @@ fn the_known_vector_verifies_in_base64_and_in_hex() {
 }
 
 #[test]
-fn no_part_of_a_signature_is_a_signature() {
-    let hub = made(Scheme::HubSignature, &["shared-secret"]);
+fn a_prefix_of_a_hub_signature_is_refused() {
+    let hub = authenticators(Scheme::HubSignature, &["shared-secret"]);
     for whole in [SIGNATURE, &hex_form()] {
         for end in 0..whole.len() {
             assert!(!accepts(&hub, &headers(&[("x-hub-signature-256", &whole[..end])]), BODY), "{}", &whole[..end]);
@@ -70,8 +70,8 @@ fn no_part_of_a_signature_is_a_signature() {
 }
 
 #[test]
-fn anything_else_is_refused() {
-    let hub = made(Scheme::HubSignature, &["shared-secret"]);
+fn invalid_hub_signatures_are_refused() {
+    let hub = authenticators(Scheme::HubSignature, &["shared-secret"]);
     let bare = &SIGNATURE[7..];
     for signature in [bare, "sha1=NWWtmyELOP7eWVLU0uDIWgoiBzcpvwknWXYoojjn5oE="] {
         assert!(!accepts(&hub, &headers(&[("x-hub-signature-256", signature)]), BODY), "{signature}");
@@ -83,8 +83,8 @@ fn anything_else_is_refused() {
 }
 
 #[test]
-fn an_api_key_is_one_of_the_configured_ones_in_the_configured_header() {
-    let keys = made(Scheme::ApiKey, &["old", "new"]);
+fn an_api_key_must_match_in_the_configured_header() {
+    let keys = authenticators(Scheme::ApiKey, &["old", "new"]);
     assert!(accepts(&keys, &headers(&[("x-api-key", "old")]), BODY));
     assert!(accepts(&keys, &headers(&[("x-api-key", "new")]), BODY));
     for wrong in ["newer", "ne", "", "NEW"] {
@@ -127,7 +127,7 @@ fn a_colon_does_not_move_between_username_and_secret() {
 
 #[test]
 fn a_bearer_is_one_of_the_secrets() {
-    let bearer = made(Scheme::Bearer, &["old", "new"]);
+    let bearer = authenticators(Scheme::Bearer, &["old", "new"]);
     for value in ["Bearer old", "bearer new", "BEARER  new "] {
         assert!(authorized(&bearer, value), "{value}");
     }
@@ -139,11 +139,11 @@ fn a_bearer_is_one_of_the_secrets() {
 }
 
 #[test]
-fn any_scheme_of_several_is_enough_and_its_neighbours_secrets_are_not_its_own() {
-    let mut all = made(Scheme::ApiKey, &["key"]);
+fn one_of_several_schemes_is_enough_and_secrets_are_not_shared() {
+    let mut all = authenticators(Scheme::ApiKey, &["key"]);
     all.extend(aladdin(&["open sesame"]));
-    all.extend(made(Scheme::Bearer, &["token"]));
-    all.extend(made(Scheme::HubSignature, &["shared-secret"]));
+    all.extend(authenticators(Scheme::Bearer, &["token"]));
+    all.extend(authenticators(Scheme::HubSignature, &["shared-secret"]));
     let key = ("x-api-key", "key");
     for pair in [key, ("authorization", ALADDIN), ("authorization", "Bearer token"), ("x-hub-signature-256", SIGNATURE)]
     {
@@ -156,14 +156,14 @@ fn any_scheme_of_several_is_enough_and_its_neighbours_secrets_are_not_its_own() 
 }
 
 #[test]
-fn an_id_that_nobody_signed_is_hearsay() {
-    let keys = made(Scheme::ApiKey, &["key"]);
-    let proof = verify(&keys, &headers(&[("x-api-key", "key"), ("webhook-id", "msg_1")]), BODY, NOW).unwrap();
-    assert!(proof.message.is_none());
+fn an_unsigned_message_id_is_not_trusted() {
+    let keys = authenticators(Scheme::ApiKey, &["key"]);
+    let verified = verify(&keys, &headers(&[("x-api-key", "key"), ("webhook-id", "msg_1")]), BODY, NOW).unwrap();
+    assert!(verified.message_id.is_none());
 }
 
 #[test]
-fn unusable_configurations_name_the_field() {
+fn invalid_configurations_name_the_field() {
     let field = |edit: fn(&mut Config)| {
         let mut config = config(Scheme::ApiKey, &["a"]);
         edit(&mut config);
@@ -186,11 +186,11 @@ fn unusable_configurations_name_the_field() {
 }
 
 #[test]
-fn nothing_that_is_ready_shows_a_secret() {
+fn debug_output_never_contains_a_secret() {
     let planted = "whsec_cGxhbnRlZC1zZWNyZXQtcGxhbnRlZA";
     let mut all = aladdin(&[planted]);
     for scheme in [Scheme::ApiKey, Scheme::Bearer, Scheme::HubSignature, Scheme::StandardWebhooks] {
-        all.extend(made(scheme, &[planted]));
+        all.extend(authenticators(scheme, &[planted]));
         assert!(!format!("{:?}", config(scheme, &[planted])).contains("cGxhbnRlZ"));
     }
     let shown = format!("{all:?}");
@@ -200,7 +200,7 @@ fn nothing_that_is_ready_shows_a_secret() {
 proptest! {
     #[test]
     fn one_changed_byte_of_body_signature_or_secret_is_refused(at in 0usize..1000, flip in 1u8..=255) {
-        let hub = made(Scheme::HubSignature, &["shared-secret"]);
+        let hub = authenticators(Scheme::HubSignature, &["shared-secret"]);
         let mut body = BODY.to_vec();
         let place = at % body.len();
         body[place] ^= flip;
@@ -215,16 +215,16 @@ proptest! {
         let place = at % secret.len();
         secret[place] = (secret[place] ^ flip) & 0x7f;
         prop_assume!(secret != b"shared-secret");
-        let other = made(Scheme::HubSignature, &[std::str::from_utf8(&secret).unwrap()]);
+        let other = authenticators(Scheme::HubSignature, &[std::str::from_utf8(&secret).unwrap()]);
         prop_assert!(!accepts(&other, &headers(&[("x-hub-signature-256", SIGNATURE)]), BODY));
     }
 
     #[test]
-    fn what_was_not_configured_is_refused(presented in "[!-~][ -~]{0,60}[!-~]") {
+    fn unknown_credentials_are_refused(presented in "[!-~][ -~]{0,60}[!-~]") {
         prop_assume!(presented != "the-secret" && presented != "Aladdin:the-secret");
-        prop_assert!(!accepts(&made(Scheme::ApiKey, &["the-secret"]), &headers(&[("x-api-key", &presented)]), BODY));
+        prop_assert!(!accepts(&authenticators(Scheme::ApiKey, &["the-secret"]), &headers(&[("x-api-key", &presented)]), BODY));
         let (bearer, basic) = (format!("Bearer {presented}"), format!("Basic {}", STANDARD.encode(&presented)));
-        prop_assert!(!authorized(&made(Scheme::Bearer, &["the-secret"]), &bearer));
+        prop_assert!(!authorized(&authenticators(Scheme::Bearer, &["the-secret"]), &bearer));
         prop_assert!(!authorized(&aladdin(&["the-secret"]), &basic));
         prop_assert!(!authorized(&aladdin(&["the-secret"]), &presented));
     }

@@ -1,4 +1,4 @@
-//! `CloudEvents` 1.0, in the structured and the binary mode of its HTTP binding.
+//! `CloudEvents` 1.0, in the structured and the binary mode of the HTTP binding.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,10 +10,11 @@ use serde_json::value::RawValue;
 
 use crate::domain::Shape;
 
+use super::fields::{stamps, time};
 use super::genesys::{Envelope, Notification, read_topic};
-use super::{Announcement, Item, Malformed, SenderId, at, flat, join, parse, stamps};
+use super::{Announcement, Item, Malformed, SenderId, flat, join, parse};
 
-/// The attributes that matter, wherever they stood.
+/// The attributes that are used, from headers or from the body.
 struct Attributes {
     id: String,
     source: String,
@@ -22,7 +23,7 @@ struct Attributes {
 }
 
 #[derive(Deserialize)]
-struct Structured<'a> {
+struct StructuredEvent<'a> {
     specversion: String,
     id: String,
     source: String,
@@ -36,27 +37,27 @@ struct Structured<'a> {
     data_base64: Option<String>,
 }
 
-/// Tells whether a request is in binary mode.
+/// Returns whether a request is in binary mode.
 pub(super) fn is_binary(headers: &HeaderMap) -> bool {
     headers.contains_key("ce-specversion") || headers.contains_key("ce-id")
 }
 
-/// Reads an event whose attributes are headers and whose data is the body.
+/// Parses an event in binary mode: its attributes are headers, its data is the body.
 pub(super) fn read_binary(headers: &HeaderMap, body: &[u8]) -> Result<Item, Malformed> {
-    let needed = |name: &str| header(headers, name)?.ok_or_else(|| Malformed::new(name, "is missing"));
-    version("ce-specversion", &needed("ce-specversion")?)?;
+    let required = |name: &str| header(headers, name)?.ok_or_else(|| Malformed::new(name, "is missing"));
+    version("ce-specversion", &required("ce-specversion")?)?;
     let attributes = Attributes {
-        id: needed("ce-id")?,
-        source: needed("ce-source")?,
-        kind: needed("ce-type")?,
+        id: required("ce-id")?,
+        source: required("ce-source")?,
+        kind: required("ce-type")?,
         time: header(headers, "ce-time")?,
     };
     read_data(attributes, body, "", "ce-")
 }
 
-/// Reads an event that is a JSON object.
+/// Parses an event in structured mode: a JSON object.
 pub(super) fn read_structured(body: &[u8], path: &str) -> Result<Item, Malformed> {
-    let event: Structured<'_> = parse(body, path)?;
+    let event: StructuredEvent<'_> = parse(body, path)?;
     version(&join(path, "specversion"), &event.specversion)?;
     let attributes = Attributes { id: event.id, source: event.source, kind: event.kind, time: event.time };
     match (event.data, event.data_base64) {
@@ -72,10 +73,10 @@ pub(super) fn read_structured(body: &[u8], path: &str) -> Result<Item, Malformed
 }
 
 fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> Result<Item, Malformed> {
-    /// The fields by which the kinds of data are told apart.
+    /// The fields that distinguish the kinds of data.
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Probe<'a> {
+    struct DataProbe<'a> {
         #[serde(default, borrow)]
         detail: Option<&'a RawValue>,
         #[serde(default)]
@@ -87,9 +88,9 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
         }
     }
     let sender_id = SenderId { id: attributes.id, source: attributes.source };
-    let time = at("", &format!("{prefix}time"), attributes.time.as_deref())?;
-    let envelope = Envelope { shape: Shape::CloudEvents, sender_id: Some(sender_id), at: time };
-    let probe: Probe<'_> = parse(data, path)?;
+    let at = time("", &format!("{prefix}time"), attributes.time.as_deref())?;
+    let envelope = Envelope { shape: Shape::CloudEvents, sender_id: Some(sender_id), at };
+    let probe: DataProbe<'_> = parse(data, path)?;
     if let Some(detail) = probe.detail {
         let path = join(path, "detail");
         return read_topic(&parse::<Notification<'_>>(detail.get().as_bytes(), &path)?, &path, envelope);
@@ -103,19 +104,20 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
     })
 }
 
-/// Puts the envelope around a flat form: its id is the event's; its time only where the form tells none.
+/// Adds the envelope to a flat form: the id of the envelope is the id of the event; its time is used only if the form
+/// has none.
 fn enclose(announcement: Announcement, envelope: Envelope) -> Announcement {
-    let told = announcement.stamps;
-    // Without a time of its own, the form's `at` was taken from `modified`.
-    let own = told.at.filter(|at| told.modified.map(crate::domain::At::from_modified) != Some(*at));
-    Announcement { sender_id: envelope.sender_id, stamps: stamps(told.modified, own.or(envelope.at)), ..announcement }
+    let form = announcement.stamps;
+    // If the form has no time of its own, its `at` is a copy of `modified`.
+    let own = form.at.filter(|at| form.modified.map(crate::domain::At::from_modified) != Some(*at));
+    Announcement { sender_id: envelope.sender_id, stamps: stamps(form.modified, own.or(envelope.at)), ..announcement }
 }
 
 fn version(field: &str, version: &str) -> Result<(), Malformed> {
     if version == "1.0" { Ok(()) } else { Err(Malformed::new(field, "expected \"1.0\"")) }
 }
 
-/// Reads a header that may be percent-encoded (section 3.1.3.2 of the HTTP binding).
+/// Returns a header, percent-decoded (section 3.1.3.2 of the HTTP binding).
 fn header(headers: &HeaderMap, name: &str) -> Result<Option<String>, Malformed> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };

@@ -1,15 +1,16 @@
-//! Amazon EventBridge events, as Genesys' partner event source sends them.
+//! Amazon EventBridge events, as the partner event source of Genesys sends them.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::domain::Shape;
 
+use super::fields::{sender_id, time};
 use super::genesys::{Envelope, Notification, read_topic};
-use super::{Item, Malformed, at, join, parse, sender_id};
+use super::{Item, Malformed, join, parse};
 
 #[derive(Deserialize)]
-struct EventBridge<'a> {
+struct EventBridgeEvent<'a> {
     id: String,
     #[serde(default)]
     time: Option<String>,
@@ -17,13 +18,13 @@ struct EventBridge<'a> {
     detail: &'a RawValue,
 }
 
-/// Reads one EventBridge event.
+/// Parses one EventBridge event.
 pub(super) fn read(body: &[u8], path: &str) -> Result<Item, Malformed> {
-    let event: EventBridge<'_> = parse(body, path)?;
+    let event: EventBridgeEvent<'_> = parse(body, path)?;
     let envelope = Envelope {
         shape: Shape::EventBridge,
         sender_id: sender_id(path, "id", Some(event.id))?,
-        at: at(path, "time", event.time.as_deref())?,
+        at: time(path, "time", event.time.as_deref())?,
     };
     let path = join(path, "detail");
     let detail: Notification<'_> = parse(event.detail.get().as_bytes(), &path)?;

@@ -1,21 +1,22 @@
-//! Our own flat form.
+//! The flat form of this program.
 
 use serde::Deserialize;
 
 use crate::domain::{Kind, Shape};
 
-use super::{Announcement, Customers, Item, Malformed, at, join, modified, parse, sender_id, stamps};
+use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
+use super::{Announcement, Item, Malformed, join, parse};
 
 /// `{"customerId","tenantId","eventId"?,"eventType"?,"modifyDate"?,"occurredAt"?,"mergedIds"?}`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Flat {
+struct FlatForm {
     customer_id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "non_empty")]
     tenant_id: Option<String>,
     #[serde(default)]
     event_id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "non_empty")]
     event_type: Option<String>,
     #[serde(default)]
     modify_date: Option<String>,
@@ -25,9 +26,9 @@ struct Flat {
     merged_ids: Option<Vec<String>>,
 }
 
-/// Reads the flat form; `kind` is what the envelope around it says, if there is one that says it.
+/// Parses the flat form; `kind` is the kind in its envelope, if there is one.
 pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) -> Result<Item, Malformed> {
-    let flat: Flat = parse(body, path)?;
+    let flat: FlatForm = parse(body, path)?;
     let kind = match &flat.event_type {
         Some(name) => kind_of(name).ok_or_else(|| {
             let expected = "expected customer.created, customer.updated, customer.deleted or customer.merged";
@@ -35,7 +36,7 @@ pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) ->
         })?,
         None => kind.unwrap_or(Kind::Updated),
     };
-    let mut customers = Customers::default();
+    let mut customers = CustomerList::default();
     customers.add(path, "customerId", &flat.customer_id)?;
     for (index, merged) in flat.merged_ids.iter().flatten().enumerate() {
         customers.add(path, &format!("mergedIds[{index}]"), merged)?;
@@ -46,8 +47,8 @@ pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) ->
         sender_id: sender_id(path, "eventId", flat.event_id)?,
         kind,
         stamps: stamps(
-            modified(path, "modifyDate", flat.modify_date.as_deref())?,
-            at(path, "occurredAt", flat.occurred_at.as_deref())?,
+            time(path, "modifyDate", flat.modify_date.as_deref())?,
+            time(path, "occurredAt", flat.occurred_at.as_deref())?,
         ),
         customers: customers.0,
         tenant: tenant.map_err(|error| Malformed::new(join(path, "tenantId"), error))?,

@@ -1,16 +1,17 @@
-//! What Genesys itself sends: a topic and a body, in an envelope that depends on the transport.
+//! The events of Genesys: a topic and a body, in an envelope that depends on the transport.
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::domain::{At, Kind, Modified, Precision, Shape, Stamps};
 
-use super::{Announcement, Customers, Item, Malformed, SenderId, at, join, modified, parse, sender_id, stamps};
+use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
+use super::{Announcement, Item, Malformed, SenderId, join, parse};
 
 const CONTACTS: &str = "v2.externalcontacts.contacts.";
 const AUDITS: &str = "v2.audits.entitytype.";
 
-/// A notification as it comes over a WebSocket; also EventBridge's `detail`.
+/// A notification as a WebSocket delivers it; also the `detail` of EventBridge.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Notification<'a> {
@@ -21,38 +22,39 @@ pub(super) struct Notification<'a> {
     pub(super) event_body: Option<&'a RawValue>,
 }
 
-/// What the envelope around a topic and its body tells.
+/// The data of the envelope around a topic and its body.
 pub(super) struct Envelope {
     pub(super) shape: Shape,
     pub(super) sender_id: Option<SenderId>,
     pub(super) at: Option<At>,
 }
 
-/// What a topic is about.
+/// The subject of a topic.
 enum Topic<'a> {
-    /// A contact, whose id stands in the topic if it is a concrete one.
+    /// A contact; with its id if the topic contains it.
     Contact(Option<&'a str>),
     Audit,
+    /// Another subject, ignored for this reason.
     Other(&'static str),
 }
 
-/// A contact as the topics tell it: references are ids; as the API tells it, they are objects.
+/// A contact. In topics its references are ids; in the API they are objects.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Contact {
-    #[serde(default)]
+struct ContactBody {
+    #[serde(default, deserialize_with = "non_empty")]
     id: Option<String>,
     #[serde(default)]
     modify_date: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "non_empty")]
     canonical_contact_id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "non_empty")]
     canonical_contact: Option<Reference>,
     #[serde(default)]
     merge_set: Option<Vec<Reference>>,
     #[serde(default)]
     merged_from: Option<Vec<Reference>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "non_empty")]
     merged_to: Option<Reference>,
     #[serde(default)]
     merge_operation: Option<MergeOperation>,
@@ -61,34 +63,39 @@ struct Contact {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct MergeOperation {
-    #[serde(default, alias = "sourceContact")]
+    #[serde(default, alias = "sourceContact", deserialize_with = "non_empty")]
     source_contact_id: Option<Reference>,
-    #[serde(default, alias = "targetContact")]
+    #[serde(default, alias = "targetContact", deserialize_with = "non_empty")]
     target_contact_id: Option<Reference>,
-    #[serde(default, alias = "resultingContact")]
+    #[serde(default, alias = "resultingContact", deserialize_with = "non_empty")]
     resulting_contact_id: Option<Reference>,
 }
 
-/// An id, or an object that has one.
+/// An id, or an object with an id.
 struct Reference(String);
+
+impl AsRef<str> for Reference {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Audit {
-    entity_type: String,
+struct AuditBody {
     action: String,
     #[serde(default)]
-    event_time: Option<EventTime>,
+    event_time: Option<AuditTime>,
     entity: Reference,
 }
 
-/// A time as audits write it, or in milliseconds since the epoch.
-enum EventTime {
+/// A time as text, or in milliseconds since the epoch.
+enum AuditTime {
     Text(String),
     Millis(i64),
 }
 
-/// Reads a notification that stands by itself.
+/// Parses a notification without an outer envelope.
 pub(super) fn read_notification(body: &[u8], path: &str) -> Result<Item, Malformed> {
     let notification: Notification<'_> = parse(body, path)?;
     let sender_id = sender_id(path, "id", notification.id.clone())?;
@@ -96,7 +103,7 @@ pub(super) fn read_notification(body: &[u8], path: &str) -> Result<Item, Malform
     read_topic(&notification, path, envelope)
 }
 
-/// Reads a topic and its body.
+/// Parses a topic and its body.
 pub(super) fn read_topic(notification: &Notification<'_>, path: &str, envelope: Envelope) -> Result<Item, Malformed> {
     let topic = topic(&notification.topic_name);
     let in_topic = match topic {
@@ -117,7 +124,7 @@ fn topic(name: &str) -> Topic<'_> {
         return match rest.split_once('.') {
             None | Some((_, "unresolved")) => {
                 let id = rest.split('.').next().unwrap_or_default();
-                // The template of a topic names nobody.
+                // The template of a topic contains no id.
                 Topic::Contact(Some(id).filter(|id| *id != "{id}" && !id.is_empty()))
             }
             Some((_, sub)) if sub.starts_with("notes") => Topic::Other("a note of a contact"),
@@ -134,30 +141,30 @@ fn topic(name: &str) -> Topic<'_> {
 }
 
 fn read_contact(body: &[u8], path: &str, in_topic: Option<&str>, envelope: Envelope) -> Result<Item, Malformed> {
-    let contact: Contact = parse(body, path)?;
-    let mut customers = Customers::default();
+    let contact: ContactBody = parse(body, path)?;
+    let mut customers = CustomerList::default();
     if let Some(id) = &contact.id {
         customers.add(path, "id", id)?;
     }
     if let Some(id) = in_topic {
         customers.add("", "topicName", id)?;
     }
-    contact.name_the_others(path, &mut customers)?;
+    contact.add_related(path, &mut customers)?;
     if customers.0.is_empty() {
         return Err(Malformed::new(join(path, "id"), "is missing, and the topic names no contact either"));
     }
     let merged = contact.merged_to.is_some() || contact.merged_from.is_some_and(|from| !from.is_empty());
-    let modified = modified(path, "modifyDate", contact.modify_date.as_deref())?;
+    let modified = time(path, "modifyDate", contact.modify_date.as_deref())?;
     Ok(announced(envelope, if merged { Kind::Merged } else { Kind::Updated }, modified, None, customers))
 }
 
-impl Contact {
-    /// Adds everyone else whom the contact is, was, or becomes.
-    fn name_the_others(&self, path: &str, customers: &mut Customers) -> Result<(), Malformed> {
+impl ContactBody {
+    /// Adds the other ids that the contact has, had, or gets by a merge.
+    fn add_related(&self, path: &str, customers: &mut CustomerList) -> Result<(), Malformed> {
         if let Some(id) = &self.canonical_contact_id {
             customers.add(path, "canonicalContactId", id)?;
         }
-        let one = |field, reference: &Option<Reference>, customers: &mut Customers| match reference {
+        let one = |field, reference: &Option<Reference>, customers: &mut CustomerList| match reference {
             Some(Reference(id)) => customers.add(path, field, id),
             None => Ok(()),
         };
@@ -178,31 +185,30 @@ impl Contact {
 }
 
 fn read_audit(body: &[u8], path: &str, envelope: Envelope) -> Result<Item, Malformed> {
-    /// What decides whether an audit is of interest; all else is read only then.
+    /// Decides whether an audit is about a contact; the other fields are parsed only then.
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct About {
+    struct AuditSubject {
         entity_type: String,
     }
     let shape = envelope.shape;
-    let about: About = parse(body, path)?;
-    if about.entity_type != "Contact" {
+    let subject: AuditSubject = parse(body, path)?;
+    if subject.entity_type != "Contact" {
         return Ok(Item::Ignored { shape, reason: "an audit that is about no contact" });
     }
-    let audit: Audit = parse(body, path)?;
+    let audit: AuditBody = parse(body, path)?;
     let kind = match audit.action.as_str() {
         "Create" => Kind::Created,
         "Update" => Kind::Updated,
         "Delete" => Kind::Deleted,
         _ => return Ok(Item::Ignored { shape, reason: "an audited action that changes no contact" }),
     };
-    debug_assert_eq!(audit.entity_type, about.entity_type);
     let happened = match audit.event_time {
-        Some(EventTime::Text(text)) => at(path, "eventTime", Some(&text))?.map(At::whole_seconds_if_zero_millis),
-        Some(EventTime::Millis(millis)) => Some(At::new(millis, Precision::Millis).whole_seconds_if_zero_millis()),
+        Some(AuditTime::Text(text)) => time(path, "eventTime", Some(&text))?.map(At::whole_seconds_if_zero_millis),
+        Some(AuditTime::Millis(millis)) => Some(At::new(millis, Precision::Millis).whole_seconds_if_zero_millis()),
         None => None,
     };
-    let mut customers = Customers::default();
+    let mut customers = CustomerList::default();
     customers.add(path, "entity.id", &audit.entity.0)?;
     Ok(announced(envelope, kind, None, happened, customers))
 }
@@ -212,7 +218,7 @@ fn announced(
     kind: Kind,
     modified: Option<Modified>,
     happened: Option<At>,
-    customers: Customers,
+    customers: CustomerList,
 ) -> Item {
     let stamps: Stamps = stamps(modified, happened.or(envelope.at));
     Item::Announced(Announcement {
@@ -242,10 +248,10 @@ impl<'de> Deserialize<'de> for Reference {
 
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Reference, A::Error> {
                 #[derive(Deserialize)]
-                struct Object {
+                struct ReferenceObject {
                     id: String,
                 }
-                let object = Object::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                let object = ReferenceObject::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
                 Ok(Reference(object.id))
             }
         }
@@ -254,28 +260,28 @@ impl<'de> Deserialize<'de> for Reference {
     }
 }
 
-impl<'de> Deserialize<'de> for EventTime {
+impl<'de> Deserialize<'de> for AuditTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
 
         impl serde::de::Visitor<'_> for Visitor {
-            type Value = EventTime;
+            type Value = AuditTime;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an RFC 3339 date-time, or milliseconds since the epoch")
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<EventTime, E> {
-                Ok(EventTime::Text(text.to_owned()))
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<AuditTime, E> {
+                Ok(AuditTime::Text(text.to_owned()))
             }
 
-            fn visit_i64<E: serde::de::Error>(self, millis: i64) -> Result<EventTime, E> {
-                Ok(EventTime::Millis(millis))
+            fn visit_i64<E: serde::de::Error>(self, millis: i64) -> Result<AuditTime, E> {
+                Ok(AuditTime::Millis(millis))
             }
 
-            fn visit_u64<E: serde::de::Error>(self, millis: u64) -> Result<EventTime, E> {
+            fn visit_u64<E: serde::de::Error>(self, millis: u64) -> Result<AuditTime, E> {
                 i64::try_from(millis)
-                    .map(EventTime::Millis)
+                    .map(AuditTime::Millis)
                     .map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(millis), &self))
             }
         }

@@ -1,15 +1,18 @@
-//! From what was posted to what it announces: pure functions over bytes and headers.
+//! The event shapes: pure functions from headers and bytes to announcements.
 //!
-//! The route for one tenant takes any of four shapes and tells them apart by what they must have:
-//! `CloudEvents` (binary by its `ce-*` headers, structured by `specversion`), EventBridge (`detail`), a
-//! Genesys notification (`topicName`), and our own flat form. EventBridge and structured `CloudEvents` may come
-//! as an array. The `data` of a `CloudEvents` event may itself be a flat form, a notification, or an
-//! EventBridge event or its `detail`.
+//! The route of one tenant accepts four shapes, and detects the shape by a mandatory field: `CloudEvents` (binary by its
+//! `ce-*` headers, structured by `specversion`), EventBridge (`detail`), a Genesys notification (`topicName`), and the
+//! flat form of this program. A request may be an array. The `data` of a `CloudEvents` event may be a flat form, a
+//! notification, an EventBridge event, or the `detail` of one.
 //!
-//! Every id that an event names becomes one of its customers. Nothing else of a body is kept.
+//! Every customer id in an event becomes one of its customers. Nothing else of the body is kept.
+//!
+//! Senders fill in templates, and some write `""` or `null` for a field without a value. So an optional field with such
+//! a value is treated as absent; except the id of an event, which must not be `""`.
 
 mod cloudevents;
 mod eventbridge;
+mod fields;
 mod flat;
 mod genesys;
 
@@ -19,90 +22,88 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{
-    At, CustomerId, Digest, Event, EventId, KeyHasher, Kind, Modified, Shape, Stamps, TenantId, Timestamp,
-};
+use crate::domain::{CustomerId, Digest, Event, EventId, KeyHasher, Kind, Shape, Stamps, TenantId, Timestamp};
 
 use super::malformed::{Malformed, join, parse};
 
-/// The most events that one request may bring.
+/// The maximum number of events in one request.
 pub const MAX_EVENTS: usize = 1_000;
 
-/// The most customers that one event may name.
+/// The maximum number of customers in one event.
 pub const MAX_CUSTOMERS: usize = 1_000;
 
-/// What a request brought.
+/// The events of one request.
 #[derive(Clone, Debug)]
 pub struct Posted {
-    /// It was an array.
+    /// Whether the request was an array.
     pub batch: bool,
-    /// Each event, in order.
+    /// The events, in the order of the request.
     pub items: Vec<Item>,
 }
 
 /// One posted event.
 #[derive(Clone, Debug)]
 pub enum Item {
-    /// It announces something about customers.
+    /// It reports a change of customers.
     Announced(Announcement),
-    /// It is well-formed and of no interest.
+    /// It is well-formed but changes no profile.
     Ignored {
-        /// The envelope in which it came.
+        /// Its shape.
         shape: Shape,
-        /// Why it is of no interest.
+        /// Why it is ignored.
         reason: &'static str,
     },
 }
 
-/// What an event announces, with the customers' own ids: not yet fit for the queue.
+/// A posted event, still with customer ids; [`into_event`](Self::into_event) makes it fit for the queue.
 #[derive(Clone, Debug)]
 pub struct Announcement {
-    /// The envelope in which it came.
+    /// Its shape.
     pub shape: Shape,
-    /// The id by which its sender knows it, if it has one.
+    /// Its id at the sender, if it has one.
     pub sender_id: Option<SenderId>,
     /// What happened.
     pub kind: Kind,
-    /// When, by Genesys' clocks.
+    /// When it happened, by the clocks of Genesys.
     pub stamps: Stamps,
-    /// Whom it is about; at least one.
+    /// Its customers; at least one.
     pub customers: Vec<CustomerId>,
-    /// The tenant that it names, if it names one.
+    /// The tenant that it names, if any.
     pub tenant: Option<TenantId>,
 }
 
-/// A sender's id of an event.
+/// The id of an event at its sender.
 #[derive(Clone)]
 pub struct SenderId {
-    /// What is shown.
+    /// The id that people see.
     id: String,
-    /// What makes it unique where `id` alone does not (the source of a `CloudEvents` event).
+    /// Makes `id` unique if it is not (the source of a `CloudEvents` event); else empty.
     source: String,
 }
 
 impl std::fmt::Debug for SenderId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A sender may have put anything into it.
+        // A sender may write anything into it, also personal data.
         f.write_str("SenderId([redacted])")
     }
 }
 
 impl SenderId {
-    /// Takes an id that is unique by itself.
+    /// Creates an id that is unique without a source.
     pub(super) fn of(id: impl Into<String>) -> Self {
         Self { id: id.into(), source: String::new() }
     }
 
-    /// Returns the id of one of several events that came under this one.
+    /// Returns the id of one event of a message with this id.
     fn of_part(&self, index: usize) -> Self {
         Self { id: format!("{}.{index}", self.id), source: self.source.clone() }
     }
 }
 
 impl Posted {
-    /// Names the events by the id of the message that brought them, which its sender has signed. It takes
-    /// the place of the ids that they carry themselves, but for those of `CloudEvents`, which are as good.
-    pub(super) fn name(&mut self, message: &SenderId) {
+    /// Sets the signed id of the message as the id of its events. It replaces their own ids, except those of
+    /// `CloudEvents`, which are equally unique.
+    pub(super) fn set_message_id(&mut self, message: &SenderId) {
         for (index, item) in self.items.iter_mut().enumerate() {
             match item {
                 Item::Announced(announcement) if announcement.shape != Shape::CloudEvents => {
@@ -114,35 +115,35 @@ impl Posted {
     }
 }
 
-/// Reads a request to the flat route.
+/// Parses a request of the flat route.
 ///
 /// # Errors
 ///
-/// It is not the flat form; the field at fault is named.
+/// It is not the flat form; the error names the field.
 pub fn read_flat(body: &[u8]) -> Result<Posted, Malformed> {
     Ok(Posted { batch: false, items: vec![flat::read(body, "", None, Shape::Flat)?] })
 }
 
-/// Reads the tenant that a request to the flat route names, and nothing else.
+/// Parses only the tenant id of a request of the flat route.
 ///
 /// # Errors
 ///
-/// There is none, or it is no tenant id.
+/// The tenant id is missing or invalid.
 pub fn read_tenant(body: &[u8]) -> Result<TenantId, Malformed> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct TenantOnly {
+    struct TenantField {
         tenant_id: String,
     }
-    let TenantOnly { tenant_id } = parse(body, "")?;
+    let TenantField { tenant_id } = parse(body, "")?;
     tenant_id.parse().map_err(|error| Malformed::new("tenantId", error))
 }
 
-/// Reads a request to a tenant's route, in any shape.
+/// Parses a request of a tenant's route, in any shape.
 ///
 /// # Errors
 ///
-/// It is none of the shapes, or a field of its shape is at fault; the field is named.
+/// It has none of the shapes, or a field of its shape is invalid; the error names the field.
 pub fn read_any(headers: &HeaderMap, body: &[u8]) -> Result<Posted, Malformed> {
     if cloudevents::is_binary(headers) {
         return Ok(Posted { batch: false, items: vec![cloudevents::read_binary(headers, body)?] });
@@ -162,9 +163,9 @@ pub fn read_any(headers: &HeaderMap, body: &[u8]) -> Result<Posted, Malformed> {
     Ok(Posted { batch: true, items: elements.iter().enumerate().map(read).collect::<Result<_, _>>()? })
 }
 
-/// The fields by which the shapes are told apart.
+/// The fields that distinguish the shapes.
 #[derive(Deserialize)]
-struct Probe {
+struct ShapeProbe {
     #[serde(default)]
     specversion: Option<IgnoredAny>,
     #[serde(default)]
@@ -174,18 +175,18 @@ struct Probe {
 }
 
 fn read_one(body: &[u8], path: &str) -> Result<Item, Malformed> {
-    let probe: Probe = parse(body, path)?;
+    let probe: ShapeProbe = parse(body, path)?;
     match probe {
-        Probe { specversion: Some(_), .. } => cloudevents::read_structured(body, path),
-        Probe { detail: Some(_), .. } => eventbridge::read(body, path),
-        Probe { topic_name: Some(_), .. } => genesys::read_notification(body, path),
-        Probe { .. } => flat::read(body, path, None, Shape::Flat),
+        ShapeProbe { specversion: Some(_), .. } => cloudevents::read_structured(body, path),
+        ShapeProbe { detail: Some(_), .. } => eventbridge::read(body, path),
+        ShapeProbe { topic_name: Some(_), .. } => genesys::read_notification(body, path),
+        ShapeProbe { .. } => flat::read(body, path, None, Shape::Flat),
     }
 }
 
 impl Announcement {
-    /// Makes the event for the queue: customers become digests, under each scheme given, the present one
-    /// first; nothing personal remains.
+    /// Creates the event for the queue, without personal data: customer ids become digests, one per key scheme, the
+    /// present scheme first.
     #[must_use]
     pub fn into_event(self, tenant: &TenantId, hashers: &[KeyHasher], received_at: Timestamp) -> Event {
         let mut keys = Vec::with_capacity(self.customers.len() * hashers.len());
@@ -212,22 +213,23 @@ impl Announcement {
         }
     }
 
-    /// The id to show: the sender's, unless it could tell whom the event is about; then its hash, under the scheme of
-    /// the customers' keys, for such an id is as easily guessed as a customer's.
+    /// Returns the id that people see: the sender's id; or its hash if it contains a customer id. The hash uses the
+    /// scheme of the entry keys, because such an id is as easy to guess as a customer id.
     fn shown_id(&self, hasher: &KeyHasher) -> EventId {
         let Some(sender) = &self.sender_id else { return EventId::fresh() };
         let lower = sender.id.to_ascii_lowercase();
-        let tells = self.customers.iter().any(|customer| lower.contains(&customer.expose().to_ascii_lowercase()));
-        let shown = if tells { None } else { sender.id.parse().ok() };
+        let names_customer =
+            self.customers.iter().any(|customer| lower.contains(&customer.expose().to_ascii_lowercase()));
+        let shown = if names_customer { None } else { sender.id.parse().ok() };
         shown.unwrap_or_else(|| {
             let digest = hex::encode(&hasher.hash(&sender.id)[..16]);
-            // 32 hex digits are an event id.
+            // 32 hex digits are always a valid event id.
             digest.parse().unwrap_or_else(|_| EventId::fresh())
         })
     }
 
-    /// What the dedup window goes by: tenant, shape and the sender's id. With neither id nor stamp there is
-    /// nothing to go by, so each is its own.
+    /// Returns the identity for the dedup window: a digest of tenant, shape and sender id. An event without id and
+    /// stamps cannot be recognised again, so its identity is random.
     fn identity(&self, tenant: &TenantId) -> Digest {
         if self.sender_id.is_none() && self.stamps == Stamps::default() {
             return Digest::from_bytes(rand::random());
@@ -246,47 +248,6 @@ impl Announcement {
         let mut short = [0; 16];
         short.copy_from_slice(&hash.finalize()[..16]);
         Digest::from_bytes(short)
-    }
-}
-
-/// Collects the customers that an event names, each once.
-#[derive(Debug, Default)]
-struct Customers(Vec<CustomerId>);
-
-impl Customers {
-    fn add(&mut self, path: &str, field: &str, id: &str) -> Result<(), Malformed> {
-        let customer: CustomerId = id.parse().map_err(|error| Malformed::new(join(path, field), error))?;
-        if self.0.contains(&customer) {
-            return Ok(());
-        }
-        if self.0.len() == MAX_CUSTOMERS {
-            let expected = format!("expected at most {MAX_CUSTOMERS} customers in one event");
-            return Err(Malformed::new(join(path, field), expected));
-        }
-        self.0.push(customer);
-        Ok(())
-    }
-}
-
-fn modified(path: &str, field: &str, text: Option<&str>) -> Result<Option<Modified>, Malformed> {
-    text.map(|text| text.parse().map_err(|error| Malformed::new(join(path, field), error))).transpose()
-}
-
-fn at(path: &str, field: &str, text: Option<&str>) -> Result<Option<At>, Malformed> {
-    text.map(|text| text.parse().map_err(|error| Malformed::new(join(path, field), error))).transpose()
-}
-
-/// Puts the stamps together: an event that tells no time of its own happened when it was modified.
-fn stamps(modified: Option<Modified>, at: Option<At>) -> Stamps {
-    Stamps { modified, at: at.or(modified.map(At::from_modified)) }
-}
-
-/// An event id that a sender gave: not empty.
-fn sender_id(path: &str, field: &str, id: Option<String>) -> Result<Option<SenderId>, Malformed> {
-    match id {
-        Some(id) if id.is_empty() => Err(Malformed::new(join(path, field), "must not be empty")),
-        Some(id) => Ok(Some(SenderId::of(id))),
-        None => Ok(None),
     }
 }
 

@@ -1,10 +1,11 @@
-//! Every shape as Genesys' own documentation shows it, and what must not be believed of it.
+//! Each shape as the documentation of Genesys shows it, and malformed variants.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::{At, Modified};
 
 const ONE: &str = "5f0d9c1e-0000-4000-8000-000000000001";
 
@@ -106,7 +107,7 @@ fn happened_at(text: &str) -> Option<At> {
 }
 
 #[test]
-fn a_notification_names_its_whole_merge_set() {
+fn a_notification_evicts_its_whole_merge_set() {
     let posted = read(&notification());
     let announcement = announced(&posted);
     assert!(!posted.batch);
@@ -118,7 +119,7 @@ fn a_notification_names_its_whole_merge_set() {
 }
 
 #[test]
-fn an_eventbridge_event_is_known_by_its_own_id_and_time() {
+fn an_eventbridge_event_keeps_its_id_and_time() {
     let posted = read(&eventbridge());
     let announcement = announced(&posted);
     assert_eq!(announcement.shape, Shape::EventBridge);
@@ -128,14 +129,14 @@ fn an_eventbridge_event_is_known_by_its_own_id_and_time() {
 }
 
 #[test]
-fn audits_tell_creation_update_and_deletion() {
+fn audits_report_creation_update_and_deletion() {
     for (action, kind) in [("Create", Kind::Created), ("Update", Kind::Updated), ("Delete", Kind::Deleted)] {
         let posted = read(&audit(action));
         let announcement = announced(&posted);
         assert_eq!(announcement.kind, kind);
         assert_eq!(customers(announcement), [ONE]);
         assert_eq!(announcement.stamps.modified, None);
-        // Audits write milliseconds but know seconds.
+        // Audits write milliseconds although they know only seconds.
         assert_eq!(announcement.stamps.at, happened_at("2025-03-04T05:06:25Z"));
     }
     assert_eq!(ignored(&audit("Read")), "an audited action that changes no contact");
@@ -170,7 +171,7 @@ fn an_unresolved_contact_is_an_update_of_it() {
 }
 
 #[test]
-fn what_changes_no_profile_is_ignored_whatever_its_body_holds() {
+fn topics_that_change_no_profile_are_ignored() {
     for (topic, reason) in [
         (format!("v2.externalcontacts.contacts.{ONE}.notes.n1"), "a note of a contact"),
         (format!("v2.externalcontacts.contacts.{ONE}.journey.sessions"), "a journey of a contact"),
@@ -194,7 +195,7 @@ fn an_array_keeps_its_order() {
 }
 
 #[test]
-fn an_element_at_fault_is_named_by_its_place() {
+fn errors_in_an_array_name_the_index() {
     let mut bad = eventbridge();
     bad["detail"]["eventBody"]["id"] = 7.into();
     assert_eq!(wrong(&json!([eventbridge(), bad])), "[1].detail.eventBody.id: expected a string");
@@ -203,7 +204,7 @@ fn an_element_at_fault_is_named_by_its_place() {
 }
 
 #[test]
-fn cloudevents_are_read_in_both_modes() {
+fn cloudevents_are_parsed_in_both_modes() {
     let flat = json!({ "customerId": ONE, "modifyDate": "2025-03-04T05:06:07.089Z" });
     let structured = read(&json!({
         "specversion": "1.0", "id": "e 1", "source": "/crm", "type": "customer.deleted",
@@ -234,7 +235,7 @@ fn cloudevents_are_read_in_both_modes() {
 }
 
 #[test]
-fn cloudevents_may_carry_what_genesys_sent() {
+fn cloudevents_may_contain_genesys_events() {
     let around = |data: Value| json!({ "specversion": "1.0", "id": "e1", "source": "/bridge", "type": "anything", "data": data });
     for data in [notification(), eventbridge()] {
         let posted = read(&around(data));
@@ -251,7 +252,7 @@ fn cloudevents_may_carry_what_genesys_sent() {
 }
 
 #[test]
-fn faults_name_the_field_and_what_was_expected() {
+fn errors_name_the_field_and_what_was_expected_of_it() {
     for (body, fault) in [
         (json!({}), "customerId: is missing"),
         (json!({ "customerId": 7 }), "customerId: expected a string"),
@@ -289,7 +290,39 @@ fn faults_name_the_field_and_what_was_expected() {
 }
 
 #[test]
-fn identity_covers_tenant_shape_source_and_id_and_nothing_has_a_fresh_one() {
+fn empty_and_null_optional_fields_are_treated_as_absent() {
+    let plain = json!({ "customerId": ONE, "eventId": "e1" });
+    for value in [json!(""), Value::Null] {
+        let flat = json!({
+            "customerId": ONE, "eventId": "e1", "tenantId": value, "eventType": value,
+            "modifyDate": value, "occurredAt": value, "mergedIds": null,
+        });
+        assert_eq!(event(&read(&flat)).identity, event(&read(&plain)).identity);
+        let flat = read(&flat);
+        assert_eq!((announced(&flat).kind, announced(&flat).stamps), (Kind::Updated, Stamps::default()));
+        assert!(announced(&flat).tenant.is_none());
+
+        let mut contact = eventbridge();
+        contact["time"] = value.clone();
+        let body = json!({
+            "id": value, "modifyDate": value, "canonicalContactId": value, "canonicalContact": value, "mergedTo": value,
+            "mergeOperation": { "sourceContactId": value, "targetContact": value, "resultingContactId": value },
+        });
+        contact["detail"]["eventBody"] = body;
+        let contact = read(&contact);
+        assert_eq!(customers(announced(&contact)), [ONE]);
+        assert_eq!((announced(&contact).kind, announced(&contact).stamps), (Kind::Updated, Stamps::default()));
+
+        let mut audit = audit("Delete");
+        audit["detail"]["eventBody"]["eventTime"] = value;
+        assert_eq!(announced(&read(&audit)).stamps.at, happened_at("2025-03-04T05:06:26Z"));
+    }
+    let anonymous = json!({ "customerId": ONE, "tenantId": "10001", "eventId": null });
+    assert!(announced(&read(&anonymous)).sender_id.is_none());
+}
+
+#[test]
+fn events_with_equal_ids_share_an_identity_and_anonymous_ones_do_not() {
     let flat = |fields: Value| {
         let mut event = json!({ "customerId": ONE });
         event.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -305,16 +338,16 @@ fn identity_covers_tenant_shape_source_and_id_and_nothing_has_a_fresh_one() {
 }
 
 #[test]
-fn an_id_that_tells_the_customer_is_not_shown() {
+fn an_event_id_that_contains_the_customer_id_is_hidden() {
     let posted = read(&json!({ "customerId": "CUST-42", "eventId": "change-of-cust-42" }));
     assert!(!event(&posted).id.as_str().to_ascii_lowercase().contains("cust-42"));
-    // It still identifies the event.
+    // Still, equal ids give equal event ids.
     assert_eq!(event(&posted).id, event(&posted).id);
 }
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_or_refused_without_repeating_them(
+    fn any_bytes_are_parsed_or_refused_without_a_panic(
         body in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..200),
             "[\\[\\]{}:,\"a-z0-9]{0,80}".prop_map(String::into_bytes),
@@ -329,7 +362,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mutilated_event_never_shows_what_it_held(cut in 0usize..700, flip in any::<u8>()) {
+    fn errors_never_quote_a_corrupted_event(cut in 0usize..700, flip in any::<u8>()) {
         let mut planted = eventbridge();
         planted["detail"]["eventBody"]["firstName"] = "CANARY".into();
         planted["detail"]["eventBody"]["mergeSet"] = json!(["CANARY/1"]);
@@ -343,17 +376,17 @@ proptest! {
 }
 
 #[test]
-fn a_signed_message_id_takes_the_place_of_an_events_own_but_for_cloudevents() {
+fn a_signed_message_id_replaces_all_event_ids_but_those_of_cloudevents() {
     let message = SenderId::of("msg_1");
     let ids = |body: &str| {
         let mut posted = read_any(&HeaderMap::new(), body.as_bytes()).unwrap();
-        posted.name(&message);
+        posted.set_message_id(&message);
         let tenant = "10001".parse().unwrap();
         let event = |item| match item {
             Item::Announced(announcement) => {
                 announcement.into_event(&tenant, &[KeyHasher::Sha256], Timestamp::from_millis(0))
             }
-            Item::Ignored { .. } => panic!("it is of interest"),
+            Item::Ignored { .. } => panic!("ignored"),
         };
         let events: Vec<Event> = posted.items.into_iter().map(event).collect();
         events.into_iter().map(|event| (event.id.as_str().to_owned(), event.identity)).collect::<Vec<_>>()
@@ -372,7 +405,7 @@ fn a_signed_message_id_takes_the_place_of_an_events_own_but_for_cloudevents() {
 }
 
 #[test]
-fn an_id_that_tells_a_customers_is_shown_as_hard_to_guess_as_the_key() {
+fn a_hidden_event_id_is_hashed_with_the_scheme_of_the_keys() {
     let body = json!({ "tenantId": "10001", "customerId": ONE, "eventId": ONE }).to_string();
     let shown = |hasher: KeyHasher| {
         let posted = read_any(&HeaderMap::new(), body.as_bytes()).unwrap();

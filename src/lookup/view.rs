@@ -1,0 +1,63 @@
+//! The view: what one lookup does next, given the entry that it read.
+
+use crate::store::{Base, Content, Entry, Record};
+
+use super::freshness::{self, Freshness};
+use super::reader::{CacheReader, EntryView, FollowedPointer};
+use super::{Answer, How};
+
+impl CacheReader<'_> {
+    pub(super) fn view(&mut self, entry: Option<Entry>) -> EntryView {
+        match entry {
+            None => EntryView::RequestLease(Base::Absent),
+            Some(Entry::Corrupt(bytes)) => EntryView::RequestLease(Base::Corrupt(bytes)),
+            Some(Entry::Leased(leased)) => EntryView::Wait(leased.token),
+            Some(Entry::Tombstone(tombstone)) => {
+                let answer = Answer::deleted(&tombstone);
+                self.verify(tombstone);
+                EntryView::Serve(answer)
+            }
+            Some(Entry::Record(record)) => self.view_record(record),
+        }
+    }
+
+    fn view_record(&mut self, record: Record) -> EntryView {
+        let (base, dead) = (Base::Token(record.token), Base::Dead(record.token));
+        if record.identity != self.current {
+            // The digests collide, or the value was copied to this key: a miss.
+            tracing::warn!(key = %self.key, "a stored record is about another customer and is not served");
+            return EntryView::RequestLease(dead);
+        }
+        let freshness = freshness::judge(&record, self.context.deps.clock.now());
+        let refreshing = match freshness {
+            Freshness::Fresh { remaining } => self.refresh_if_due(&record, remaining),
+            Freshness::Stale { .. } | Freshness::Expired => false,
+        };
+        match (freshness, &record.content) {
+            // A record that the store cannot decrypt is a miss, even a fresh one.
+            (Freshness::Expired, _) | (_, Content::Sealed(_)) => EntryView::RequestLease(dead),
+            (_, Content::Pointer(canonical)) if self.pointer.is_none() && *canonical != self.current => {
+                let known = record.fetched_at.plus(record.fetch_cost);
+                EntryView::FollowPointer(canonical.clone(), FollowedPointer { token: record.token, known })
+            }
+            // A pointer to a pointer, or to itself: a miss.
+            (_, Content::Pointer(_)) => EntryView::RequestLease(base),
+            // This negative answer is older than the pointer: Genesys did not show the merge yet. A miss.
+            (_, Content::Negative) if self.pointer.is_some_and(|pointer| record.fetched_at < pointer.known) => {
+                EntryView::RequestLease(base)
+            }
+            (Freshness::Fresh { remaining }, Content::Found(_) | Content::Negative) => {
+                let how = if self.has_waited {
+                    How::Collapsed { over: self.over() }
+                } else {
+                    How::Hit { remaining: Some(remaining), refreshing }
+                };
+                Answer::of(&record, how).map_or(EntryView::RequestLease(base), EntryView::Serve)
+            }
+            (Freshness::Stale { since }, Content::Found(_) | Content::Negative) => {
+                self.stale = Some((record, since));
+                EntryView::RequestLease(base)
+            }
+        }
+    }
+}

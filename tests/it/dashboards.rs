@@ -43,17 +43,17 @@ fn texts(value: &Value, found: &mut Vec<String>) {
 }
 
 /// A label, and the values that a text asks for.
-type Demand = (String, Vec<String>);
+pub(crate) type Demand = (String, Vec<String>);
 
 /// Every metric of ours that a text names, with what it demands of labels.
-fn named(text: &str) -> Vec<(String, Vec<Demand>)> {
+pub(crate) fn named(text: &str) -> Vec<(String, Vec<Demand>)> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices("profile_edge_") {
         let length = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len() - at);
         let (name, rest) = text[at..].split_at(length);
         let selector = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(inside, _)| inside);
         let demands = selector.split(',').filter(|demand| !demand.is_empty()).map(|demand| {
-            let (label, values) = demand.split_once('=').expect("a label and what it is to be");
+            let (label, values) = demand.split_once('=').unwrap_or((demand, ""));
             let values = values.trim_start_matches('~').trim_matches('"');
             let label = label.trim_end_matches('!').trim();
             (label.to_owned(), values.split('|').map(str::to_owned).collect())
@@ -63,24 +63,26 @@ fn named(text: &str) -> Vec<(String, Vec<Demand>)> {
     found
 }
 
-/// What is wrong with the metrics of ours that a text names.
+/// Returns what is wrong with the metrics of this program that a text names.
 fn mistakes(text: &str, scrape: &str) -> Vec<String> {
+    named(text).into_iter().flat_map(|(name, demands)| mistakes_of(&name, demands, scrape)).collect()
+}
+
+/// Returns what is wrong with a metric and what an expression demands of its labels.
+pub(crate) fn mistakes_of(name: &str, demands: Vec<Demand>, scrape: &str) -> Vec<String> {
+    let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+    let known = |name: &str| name == BUILD_INFO || Metrics::NAMES.contains(&name);
+    let Some(metric) = [Some(name), base].into_iter().flatten().find(|name| known(name)) else {
+        return vec![format!("{name} is not a metric")];
+    };
+    let series: Vec<&str> = scrape.lines().filter(|line| line.starts_with(metric)).collect();
     let mut found = Vec::new();
-    for (name, demands) in named(text) {
-        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
-        let known = |name: &str| name == BUILD_INFO || Metrics::NAMES.contains(&name);
-        let Some(metric) = [Some(name.as_str()), base].into_iter().flatten().find(|name| known(name)) else {
-            found.push(format!("{name} is no metric of ours"));
-            continue;
-        };
-        let series: Vec<&str> = scrape.lines().filter(|line| line.starts_with(metric)).collect();
-        // What Prometheus adds is not in a scrape.
-        for (label, values) in demands.iter().filter(|(label, _)| !["instance", "job"].contains(&label.as_str())) {
-            for value in values {
-                let wanted = format!("{label}=\"{value}\"");
-                if !series.iter().any(|line| line.contains(&wanted)) {
-                    found.push(format!("{name} never has {wanted}"));
-                }
+    // Prometheus adds `instance` and `job` to what it scrapes.
+    for (label, values) in demands.iter().filter(|(label, _)| !["instance", "job"].contains(&label.as_str())) {
+        for value in values {
+            let wanted = format!("{label}=\"{value}\"");
+            if !series.iter().any(|line| line.contains(&wanted)) {
+                found.push(format!("{name} never has {wanted}"));
             }
         }
     }

@@ -9,6 +9,7 @@ mod config;
 mod contacts;
 mod contract;
 mod dashboards;
+mod documentation;
 mod doors;
 mod fuzz;
 mod ingest;

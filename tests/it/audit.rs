@@ -18,7 +18,7 @@ use crate::support::edge::{DEMO_KEY_SHA256, Edge, Pairing, flat};
 use crate::support::process::{Ports, Process, configuration};
 use crate::support::{customer, eventually};
 
-on_every_pairing!(an_event_that_comes_again_after_restarts_has_one_record,);
+on_every_pairing!(an_event_redelivered_after_restarts_has_one_record,);
 
 const FILE: [(&str, &str); 2] = [("PROFILE_EDGE__AUDIT__SINK", "file"), ("PROFILE_EDGE__AUDIT__LOOKUPS", "all")];
 
@@ -124,17 +124,17 @@ async fn redelivered(times: usize, pairing: Pairing) {
     assert!(all.iter().all(|record| record["chain"] == all[0]["chain"]), "the chain goes on across restarts");
 }
 
-async fn an_event_that_comes_again_after_restarts_has_one_record(pairing: Pairing) {
+async fn an_event_redelivered_after_restarts_has_one_record(pairing: Pairing) {
     redelivered(3, pairing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_redelivered_twenty_times_with_restarts_in_between_has_one_record() {
+async fn twenty_redeliveries_with_restarts_leave_one_audit_record() {
     redelivered(20, Pairing::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_whose_process_dies_between_effect_and_record_has_one_record_that_says_recovered() {
+async fn a_crash_between_effect_and_audit_leaves_one_recovered_record() {
     let directory = tempfile::tempdir().unwrap();
     let settings = configuration(directory.path(), &Pairing::Redis.settings().await).display().to_string();
     die_at(Fault::PauseBeforeAudit, 2, directory.path(), &settings, true).await;
@@ -146,7 +146,7 @@ async fn an_event_whose_process_dies_between_effect_and_record_has_one_record_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_names_the_first_line_that_was_edited_removed_moved_or_cut_off() {
+async fn verify_names_the_first_line_edited_removed_moved_or_truncated() {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
     let process = ports.start(directory.path(), &FILE);
     ports.ready(&client).await;
@@ -192,7 +192,7 @@ async fn verify_names_the_first_line_that_was_edited_removed_moved_or_cut_off() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standard_output_holds_audit_records_and_only_they() {
+async fn standard_output_holds_only_audit_records() {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
     let path = directory.path().join("out.jsonl");
     for _ in 0..2 {
@@ -240,7 +240,7 @@ fn drained(reader: std::io::PipeReader) -> tokio::task::JoinHandle<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lookups_and_events_go_on_while_nobody_reads_the_audit_and_what_was_dropped_is_visible() {
+async fn a_stalled_audit_sink_blocks_no_request_and_drops_are_counted() {
     let (directory, client) = (tempfile::tempdir().unwrap(), client());
     let (ports, process, reader) = stalled(directory.path(), false).await;
     let dropped = "profile_edge_audit_records_total{outcome=\"dropped\"}";
@@ -280,7 +280,7 @@ async fn lookups_and_events_go_on_while_nobody_reads_the_audit_and_what_was_drop
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_strict_mode_lookups_answer_503_and_events_wait_while_nothing_can_be_recorded() {
+async fn strict_mode_answers_503_and_holds_events_while_auditing_fails() {
     let (directory, client) = (tempfile::tempdir().unwrap(), client());
     let (ports, process, reader) = stalled(directory.path(), true).await;
     let refused = loop {
@@ -322,7 +322,7 @@ async fn in_strict_mode_lookups_answer_503_and_events_wait_while_nothing_can_be_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_costs_no_lookup_and_in_strict_mode_every_one() {
+async fn a_full_disk_fails_lookups_only_in_strict_mode() {
     let (directory, client) = (tempfile::tempdir().unwrap(), client());
     for (strict, status) in [("false", 200), ("true", 503)] {
         let ports = Ports::draw();
@@ -360,7 +360,7 @@ fn audited(directory: &Path, more: &str) -> (PathBuf, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_leaves_who_whom_what_and_the_names_of_what_was_shown() {
+async fn a_lookup_record_has_caller_customer_digest_decision_and_fields() {
     let directory = tempfile::tempdir().unwrap();
     let other = "caller = [{ name = \"desk \\\"7\\\"\", key_sha256 = \"KEY\", tenants = [\"10001\"], fields = [\"firstName\", \"workPhone.e164\", \"id\"], requests_per_second = 20 }]";
     let (path, settings) = audited(directory.path(), &other.replace("KEY", DEMO_KEY_SHA256));
@@ -405,7 +405,7 @@ async fn a_lookup_leaves_who_whom_what_and_the_names_of_what_was_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_denied_webhooks_and_operators_commands_are_recorded() {
+async fn events_denied_webhooks_and_operator_commands_are_recorded() {
     let directory = tempfile::tempdir().unwrap();
     let (path, settings) = audited(directory.path(), "");
     let edge = Edge::start_with(&settings).await;
@@ -480,7 +480,7 @@ async fn ask_and_go(address: SocketAddr, path: &str, order: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_is_finished_and_recorded_though_nobody_waits_for_it() {
+async fn a_command_completes_and_is_recorded_after_its_client_disconnects() {
     let directory = tempfile::tempdir().unwrap();
     let (path, settings) = audited(directory.path(), "");
     let edge = Edge::start_with(&settings).await;
@@ -517,7 +517,7 @@ async fn a_command_is_finished_and_recorded_though_nobody_waits_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_only_denied_lookups_are_wanted_the_others_leave_nothing() {
+async fn only_denied_lookups_are_recorded_when_so_configured() {
     let directory = tempfile::tempdir().unwrap();
     let (path, settings) = audited(directory.path(), "");
     let edge = Edge::start_with(&settings.replace("\"all\"", "\"denied\"")).await;

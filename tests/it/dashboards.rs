@@ -101,7 +101,7 @@ fn dashboards_show_only_metrics_and_labels_that_exist() {
 }
 
 #[test]
-fn every_panel_has_an_expression_says_what_it_means_and_covers_no_other() {
+fn every_panel_has_an_expression_a_description_and_its_own_place() {
     for (file, dashboard) in dashboards() {
         let (mut ids, mut cells) = (BTreeSet::new(), BTreeSet::new());
         let mut panels = 0;
@@ -131,7 +131,7 @@ fn every_panel_has_an_expression_says_what_it_means_and_covers_no_other() {
 }
 
 #[test]
-fn alerts_are_about_metrics_that_exist_and_say_what_to_do() {
+fn alerts_use_metrics_that_exist_and_say_what_to_do() {
     let alerts = alerts();
     let found = mistakes(&alerts, &Metrics::new().render());
     assert!(found.is_empty(), "{found:#?}");
@@ -148,7 +148,7 @@ fn alerts_are_about_metrics_that_exist_and_say_what_to_do() {
 }
 
 #[test]
-fn a_metric_or_a_label_that_does_not_exist_is_found() {
+fn unknown_metrics_and_labels_are_found() {
     let scrape = Metrics::new().render();
     let wrong = |text: &str| !mistakes(text, &scrape).is_empty();
     assert!(wrong("rate(profile_edge_lookups_total[5m])"));

@@ -86,15 +86,14 @@ impl Library {
         found.extend(self.mistakes_of_commands(code));
         let words: Vec<&str> = code.split_whitespace().collect();
         found.extend(words.iter().filter_map(|word| self.mistake_of_word(page, word)));
+        let unprefixed = words.iter().filter_map(|word| word.split('{').next()).filter(|word| {
+            Metrics::NAMES.contains(&format!("{METRIC}{word}").as_str()) && !self.repository.is_key_of_an_option(word)
+        });
+        found.extend(unprefixed.map(|name| format!("{name} is a metric without its prefix")));
         if let [name] = words[..] {
             let option = name.strip_prefix('[').map(|rest| rest.trim_matches(['[', ']']));
             if option.is_some_and(|option| is_option(option) && !self.repository.has_option(option)) {
                 found.push(format!("{name} is not a table of options"));
-            }
-            if Metrics::NAMES.contains(&format!("{METRIC}{name}").as_str())
-                && !self.repository.is_key_of_an_option(name)
-            {
-                found.push(format!("{name} is a metric without its prefix"));
             }
         }
         found
@@ -302,6 +301,7 @@ fn planted_mistakes_are_found_and_correct_citations_are_not() {
         "`profile_edge_nowhere_*`",
         "`profile_edge_lookup_requests_total{result=\"hits\"}`",
         "`lookup_requests_total`",
+        "`store_up == 0`",
         "`a_test_that_nobody_wrote`",
         "`contract::nowhere`",
         "`rules::nowhere`",
@@ -321,14 +321,14 @@ fn planted_mistakes_are_found_and_correct_citations_are_not() {
     for right in [
         "`src/app.rs`, `src/store/`, `./tests/run --no-install`, `src/{app,lib}.rs`, `tests/**/*.rs`, `conf/*.toml`",
         "`src/ingest/authenticate/<scheme>.rs`, `it/contract/`, `tests/it/laws.rs:12`, `target/x/y.rs`, `a/b.rs`",
-        "`profile-edge`, `profile-edge dead-letters redrive --all`, `profile-edge replay --since 2h --json`",
+        "`profile-edge`, `profile-edge help`, `profile-edge dead-letters redrive --all`, `profile-edge replay --since 2h --json`",
         "`store.redis.url`, `[store.redis]`, `[[tenant.webhook]]`, `tenant.ttl`, `store.sealing.keys.k7`, `lookup.*`",
         "`security.require_tls = false`, `audit.jsonl`, `audit.rs`, `profile-edge.events`, `[a]`, `12.5`, `e.g.`",
         "`PROFILE_EDGE__STORE__REDIS__URL=x`, `PROFILE_EDGE_CONFIG`, `PROFILE_EDGE_…`, `PATH`",
         "`profile_edge_lookup_requests_total{result=\"hit\"}`, `profile_edge_lookup_duration_seconds_bucket`",
         "`profile_edge_audit_*`, `profile_edge_…`, `profile_edge::metrics`, `max_bytes`, `rate(x[5m])`",
         "`planted_mistakes_are_found_and_correct_citations_are_not`, `laws::no_source_file_is_too_long`",
-        "`contract::store`, `tokio::time::sleep`, `Vec::new`, `a_b_c`, `journal_max_bytes`, `M14`",
+        "`contract::store`, `tokio::time::sleep`, `Vec::new`, `a_b_c`, `journal_max_bytes`",
         "# A `b` c\n[a](#a-b-c), [a](../Cargo.toml), [a](https://example.com/x), `[a](nowhere.md)`",
         "```sh\nprintf %s \"$KEY\" | profile-edge hash-key   # profile-edge rerun\nRUST_LOG=debug profile-edge\n```",
         "```toml\nroles = [\"lookup\"]\n[[caller]]\nname = \"x\"\n[telemetry.headers]\nx-key = \"y\"\n```",

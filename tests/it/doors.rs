@@ -210,7 +210,7 @@ fn words(answer: &Looked) -> (u16, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_caller_sees_exactly_what_the_configuration_grants_through_every_door() {
+async fn every_credential_form_grants_exactly_the_configured_fields() {
     let world = World::start("").await;
     let mut asked_for = 0;
     for caller in &CALLERS {
@@ -251,7 +251,7 @@ async fn every_caller_sees_exactly_what_the_configuration_grants_through_every_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_wrong_with_a_credential_is_told_in_the_same_words() {
+async fn all_invalid_credentials_get_the_same_answer() {
     let world = World::start("").await;
     let token = world.token("one").await;
     let claims = |token: &str| {
@@ -312,7 +312,7 @@ async fn whatever_is_wrong_with_a_credential_is_told_in_the_same_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_contact_is_of_the_callers_only_tenant_or_of_the_one_it_names() {
+async fn a_contact_lookup_uses_the_only_tenant_or_the_one_in_the_header() {
     let world = World::start("").await;
     let ask = async |name: &str, tenants: &[&str]| {
         let request =
@@ -349,7 +349,7 @@ async fn tenants_share_neither_entries_nor_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_over_its_rate_is_told_when_to_come_again() {
+async fn a_caller_over_its_rate_limit_gets_429_and_a_retry_time() {
     let key = hex::encode(Sha256::digest("slow"));
     let settings = format!(
         "[[caller]]\nname = \"slow\"\nkey_sha256 = \"{key}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n\
@@ -386,7 +386,7 @@ async fn a_caller_over_its_rate_is_told_when_to_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_given_as_rfc_6749_says() {
+async fn the_token_endpoint_follows_rfc_6749() {
     let edge = Edge::start().await;
     let post = |path: &str| edge.client.post(edge.url(path));
     let form = [("grant_type", "client_credentials")];

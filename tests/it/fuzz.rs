@@ -76,7 +76,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_kept_input_holds_its_properties() {
+fn every_corpus_input_satisfies_its_properties() {
     for (target, holds) in TARGETS {
         let kept = corpus(target);
         assert!(kept.len() >= 3, "{target} has a corpus");
@@ -92,7 +92,7 @@ fn every_kept_input_holds_its_properties() {
 }
 
 #[test]
-fn every_neighbour_of_a_kept_input_holds_them_too() {
+fn every_mutated_corpus_input_satisfies_its_properties() {
     let (words, mut chance) = (words(), StdRng::seed_from_u64(20_250_304));
     // More of the same, for a machine without the fuzzers' compiler.
     let neighbours = std::env::var("FUZZ_NEIGHBOURS").ok().and_then(|text| text.parse().ok()).unwrap_or(NEIGHBOURS);
@@ -112,7 +112,7 @@ fn every_neighbour_of_a_kept_input_holds_them_too() {
 }
 
 #[test]
-fn every_target_is_replayed_and_every_corpus_has_a_target() {
+fn every_fuzz_target_has_a_corpus_and_is_replayed() {
     let known: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
     assert_eq!(names_in(&folder().join("corpus")), known);
     let files: Vec<String> = known.iter().map(|name| format!("{name}.rs")).collect();

@@ -15,8 +15,8 @@ const ROUTE: &str = "/webhooks/10001";
 const FLAT_ROUTE: &str = "/webhook/customer-updated";
 
 on_every_pairing!(
-    an_event_of_any_shape_evicts_exactly_its_customer,
-    an_array_is_all_or_nothing_and_answers_for_each_event,
+    an_event_of_any_shape_evicts_only_its_customer,
+    an_array_is_accepted_or_refused_whole_with_a_status_for_each_event,
 );
 
 fn sign(body: &[u8]) -> [u8; 32] {
@@ -67,7 +67,7 @@ fn eventbridge(event: &str, id: &str) -> Value {
     })
 }
 
-async fn an_event_of_any_shape_evicts_exactly_its_customer(pairing: Pairing) {
+async fn an_event_of_any_shape_evicts_only_its_customer(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let ids: Vec<String> = (1..=6).map(customer).collect();
     for id in &ids {
@@ -95,7 +95,7 @@ async fn an_event_of_any_shape_evicts_exactly_its_customer(pairing: Pairing) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_signature_encodings_are_accepted_and_one_changed_byte_is_not() {
+async fn hex_and_base64_signatures_are_accepted_and_changed_bodies_are_not() {
     let edge = Edge::start().await;
     let body = flat(&customer(1)).to_string().into_bytes();
     for encoded in [STANDARD.encode(sign(&body)), hex::encode(sign(&body))] {
@@ -114,7 +114,7 @@ async fn both_signature_encodings_are_accepted_and_one_changed_byte_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_come_in_the_documented_order_and_publish_nothing() {
+async fn webhook_checks_run_in_the_documented_order_and_publish_nothing() {
     let edge = Edge::start().await;
     let large = vec![b' '; 2 << 20];
     // Each request has every fault of those that come after it, too.
@@ -139,7 +139,7 @@ async fn refusals_come_in_the_documented_order_and_publish_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn malformed_events_are_told_the_field() {
+async fn malformed_events_are_refused_with_the_field_name() {
     let edge = Edge::start().await;
     let long = json!({ "tenantId": "10001", "customerId": "x".repeat(10_000) }).to_string();
     let cases: [(&[u8], &str); 11] = [
@@ -169,7 +169,7 @@ async fn malformed_events_are_told_the_field() {
     edge.stop().await;
 }
 
-async fn an_array_is_all_or_nothing_and_answers_for_each_event(pairing: Pairing) {
+async fn an_array_is_accepted_or_refused_whole_with_a_status_for_each_event(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let note = json!({ "topicName": format!("v2.externalcontacts.contacts.{}.notes.n", customer(1)), "eventBody": {} });
     let mut ignored = eventbridge("eb-2", "x");
@@ -193,7 +193,7 @@ async fn an_array_is_all_or_nothing_and_answers_for_each_event(pairing: Pairing)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_asks_the_sender_to_come_again() {
+async fn a_full_queue_answers_503_with_retry_after() {
     let settings = "queue.embedded.max_bytes = \"1MiB\"\nconsumer.concurrency = 1\n";
     let edge = Edge::start_with(settings).await;
     edge.faults.arm(profile_edge::faults::Fault::PauseBeforeApply);

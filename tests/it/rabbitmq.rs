@@ -124,17 +124,17 @@ async fn survives(outages: &[Outage]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_stopped_or_killed_costs_senders_a_retry_and_loses_nothing() {
+async fn a_paused_or_killed_broker_costs_retries_and_loses_no_event() {
     survives(&[Outage::Stopped, Outage::Killed]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_alarmed_broker_and_a_bad_link_cost_senders_a_retry_and_lose_nothing() {
+async fn a_broker_alarm_or_a_bad_link_costs_retries_and_loses_no_event() {
     survives(&[Outage::Alarmed, Outage::Stalled, Outage::Broken]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_work_queue_deleted_behind_our_back_is_made_again_from_the_journal() {
+async fn a_deleted_work_queue_is_restored_from_the_journal() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let edge = on(&server.url(&vhost)).await;
@@ -154,7 +154,7 @@ async fn a_work_queue_deleted_behind_our_back_is_made_again_from_the_journal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_work_queue_lost_while_nobody_ran_is_made_again_from_the_journal() {
+async fn a_work_queue_lost_between_runs_is_restored_from_the_journal() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let settings = format!("{}{}", Pairing::Redis.settings().await, on_rabbit(&server.url(&vhost)));
@@ -173,7 +173,7 @@ async fn a_work_queue_lost_while_nobody_ran_is_made_again_from_the_journal() {
 /// A broker takes back what is not acknowledged for too long, and closes the channel: the event comes again. While
 /// the store is down nothing is held, however long that takes.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_for_too_long_comes_again_and_an_outage_of_the_store_holds_nothing() {
+async fn consumer_timeouts_redeliver_and_store_outages_hold_no_delivery() {
     let held = Duration::from_secs(3);
     let server = RabbitServer::start(&format!("consumer_timeout = {}\n", held.as_millis())).await;
     // The broker looks once a minute otherwise.
@@ -213,7 +213,7 @@ async fn what_is_held_for_too_long_comes_again_and_an_outage_of_the_store_holds_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_put_on_the_work_queue_is_kept_with_its_reason_and_holds_nobody_up() {
+async fn foreign_messages_are_dead_lettered_with_a_reason() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let edge = on(&server.url(&vhost)).await;
@@ -263,7 +263,7 @@ fn profile_edge(directory: &TempDir, arguments: &[&str]) -> String {
 /// A broker that refuses all that is published on a connection may take it on another: so another is made, and what
 /// was refused is accepted when it is posted again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_on_which_the_broker_confirms_nothing_is_made_again() {
+async fn a_connection_that_gets_only_nacks_is_replaced() {
     let server = RabbitServer::start("").await;
     // Nobody consumes here, so one event fills a queue that takes none.
     let roles = "roles = [\"ingest\", \"lookup\"]\n";
@@ -286,7 +286,7 @@ async fn a_connection_on_which_the_broker_confirms_nothing_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_differs_from_what_is_declared_is_an_error_that_says_what_differs() {
+async fn a_queue_declared_differently_fails_the_start_and_names_the_difference() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let classic = json!({ "durable": true, "arguments": { "x-queue-type": "classic" } });
@@ -307,7 +307,7 @@ async fn a_queue_that_differs_from_what_is_declared_is_an_error_that_says_what_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_link_needs_the_right_authority_and_certificate() {
+async fn an_amqps_link_needs_the_right_authority_and_certificate() {
     let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     certificates(ours.path());
     certificates(other.path());

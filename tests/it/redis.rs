@@ -56,7 +56,7 @@ fn counts(pairs: &[(&str, u32)]) -> BTreeMap<String, u32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hit_is_one_get_a_miss_three_round_trips_and_an_event_one_script_for_each_key() {
+async fn hits_misses_and_events_use_the_fewest_redis_commands() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     edge.look_up(&customer(1)).await;
@@ -85,7 +85,7 @@ async fn a_hit_is_one_get_a_miss_three_round_trips_and_an_event_one_script_for_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_documented_keys_are_there_and_all_of_them_end() {
+async fn redis_holds_only_documented_keys_and_all_expire() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     for n in 1..5 {
@@ -115,7 +115,7 @@ async fn only_the_documented_keys_are_there_and_all_of_them_end() {
 
 /// Everything that goes on at once, and nothing of it looks at more than the keys that it is about.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_command_walks_over_all_keys() {
+async fn no_redis_command_visits_all_keys() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     let mixed = heard(&deployment, async {
@@ -142,7 +142,7 @@ async fn no_command_walks_over_all_keys() {
 
 /// Two processes are asked for one cold customer by 5,000 at once; the leader's fill is held until many of them wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_processes_ask_genesys_once_for_a_cold_customer() {
+async fn two_processes_fetch_a_cold_customer_once() {
     const LOOKUPS: usize = 5_000;
     const WAITING: f64 = 1_000.0;
     let deployment = Deployment::start(Setup::Single).await;
@@ -189,7 +189,7 @@ async fn two_processes_ask_genesys_once_for_a_cold_customer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_link_costs_no_more_than_a_moment() {
+async fn a_broken_redis_link_recovers_at_once() {
     let mut deployment = Deployment::start(Setup::Single).await;
     let proxy = Proxy::to(deployment.servers[0].port).await;
     deployment.settings = format!("url = \"redis://{}\"\n", proxy.address);
@@ -203,7 +203,7 @@ async fn a_broken_link_costs_no_more_than_a_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_waits_for_the_replicas_that_are_asked_for() {
+async fn an_event_waits_for_the_configured_replicas() {
     let mut deployment = Deployment::start(Setup::Sentinel).await;
     deployment.settings = format!("url = \"{}\"\nmin_replicas = 1\n", deployment.servers[0].url());
     // A busy machine's replica may take longer than usual to confirm: then the event would be retried, a duplicate.
@@ -225,7 +225,7 @@ async fn an_event_waits_for_the_replicas_that_are_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_link_needs_the_right_authority() {
+async fn a_rediss_link_needs_the_right_authority() {
     let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     certificates(ours.path());
     certificates(other.path());
@@ -261,7 +261,7 @@ async fn an_encrypted_link_needs_the_right_authority() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failover_behind_a_sentinel_is_followed() {
+async fn a_sentinel_failover_is_followed() {
     let mut deployment = Deployment::start(Setup::Sentinel).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     assert_eq!(edge.look_up(&customer(1)).await.status, 200);
@@ -308,17 +308,17 @@ async fn loses_its_master(lose: impl AsyncFnOnce(&mut RedisServer)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_loss_of_a_clusters_master_is_survived() {
+async fn the_loss_of_a_cluster_master_is_survived() {
     loses_its_master(async |master| master.kill().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_master_of_a_cluster_costs_a_moment_and_its_replica_is_found() {
+async fn an_unresponsive_cluster_master_is_replaced_by_its_replica() {
     loses_its_master(async |master| master.pause().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_put_at_our_keys_in_another_type_is_a_miss_and_blocks_no_event() {
+async fn a_redis_key_of_another_type_is_a_miss_and_blocks_no_event() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     let client = redis::Client::open(deployment.servers[0].url()).unwrap();

@@ -148,7 +148,7 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_changes_keys_secrets_and_certificates_at_once_and_drops_nothing() {
+async fn a_reload_applies_keys_secrets_and_certificates_without_a_drop() {
     let service = Service::start().await;
     let (path, next) = (service.path(), tempfile::tempdir().unwrap());
     certificates(next.path());
@@ -182,7 +182,7 @@ async fn a_hangup_changes_keys_secrets_and_certificates_at_once_and_drops_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_with_a_bad_file_changes_nothing_and_says_so() {
+async fn a_reload_of_a_bad_file_changes_nothing_and_logs_why() {
     let service = Service::start().await;
     let path = service.path();
     let load = Load::start(&[path], service.ports.public);
@@ -211,7 +211,7 @@ async fn a_hangup_with_a_bad_file_changes_nothing_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_needs_a_restart_is_named_and_the_rest_takes_effect() {
+async fn a_reload_names_what_needs_a_restart_and_applies_the_rest() {
     let service = Service::start().await;
     let client = believer(&[service.path()]).build().unwrap();
     let changed = settings(service.path(), &service.ports, "new-key");
@@ -232,7 +232,7 @@ async fn drain(mut service: Service) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_gives_nobody_its_rate_anew() {
+async fn a_reload_does_not_reset_rate_limits() {
     const RELOADS: u32 = 20;
     let service = Service::start().await;
     let client = believer(&[service.path()]).build().unwrap();

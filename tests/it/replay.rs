@@ -12,8 +12,8 @@ use crate::support::servers::rabbit::RabbitServer;
 use crate::support::{PATIENCE, customer, eventually};
 
 on_every_pairing!(
-    a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched,
-    a_replay_neither_revives_nor_forgets_whom_genesys_deleted,
+    a_replay_evicts_again_and_new_fills_stay_settled,
+    a_replay_neither_restores_nor_forgets_deleted_customers,
 );
 
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
@@ -26,7 +26,7 @@ async fn changed(edge: &Edge, count: u32) {
     edge.applied("updated", count.into()).await;
 }
 
-async fn a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched(pairing: Pairing) {
+async fn a_replay_evicts_again_and_new_fills_stay_settled(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     changed(&edge, 3).await;
     let warm = async || {
@@ -63,7 +63,7 @@ async fn a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched(pairing
     edge.stop().await;
 }
 
-async fn a_replay_neither_revives_nor_forgets_whom_genesys_deleted(pairing: Pairing) {
+async fn a_replay_neither_restores_nor_forgets_deleted_customers(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     changed(&edge, 2).await;
     edge.delete(&customer(2)).await;
@@ -86,7 +86,7 @@ async fn slow_replay(edge: &Edge) -> tokio::process::Child {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_replay_goes_on_at_a_time_and_ends_with_whoever_asked_for_it() {
+async fn one_replay_runs_at_a_time_and_ends_with_its_client() {
     let edge = Edge::start_with(QUICK).await;
     let child = slow_replay(&edge).await;
     let refused = run(&edge, &["replay", "--since", "1h"]).await;
@@ -107,7 +107,7 @@ async fn one_replay_goes_on_at_a_time_and_ends_with_whoever_asked_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_a_drain_ends_says_where_to_go_on() {
+async fn a_replay_ended_by_a_drain_reports_where_to_continue() {
     let edge = Edge::start_with(QUICK).await;
     let child = slow_replay(&edge).await;
     edge.stop().await;
@@ -119,7 +119,7 @@ async fn a_replay_that_a_drain_ends_says_where_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_gives_way_to_what_waits_in_the_queue() {
+async fn a_replay_waits_for_queued_events() {
     let edge = Edge::start_with(&format!("{QUICK}[consumer]\nconcurrency = 1\n")).await;
     changed(&edge, 1).await;
     edge.faults.arm(Fault::PauseBeforeApply);
@@ -151,7 +151,7 @@ async fn a_replay_gives_way_to_what_waits_in_the_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mistakes_in_a_replay_or_about_dead_letters_are_named() {
+async fn invalid_replay_and_dead_letter_commands_name_the_mistake() {
     let without = format!("{QUICK}[queue.embedded]\njournal_max_bytes = \"0B\"\n");
     let (edge, bare) = (Edge::start_with(QUICK).await, Edge::start_with(&without).await);
     for (edge, arguments, says) in [
@@ -183,7 +183,7 @@ async fn mistakes_in_a_replay_or_about_dead_letters_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_are_put_back_or_removed_by_command_and_an_old_deletion_buries_nobody() {
+async fn redriven_deletions_write_no_tombstone_and_purge_removes_the_rest() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let edge = Edge::start_with(&format!("{QUICK}{}", on_rabbit(&server.url(&vhost)))).await;

@@ -11,7 +11,7 @@ const APPLIED: &str = "profile_edge_consumer_events_total{kind=\"updated\",outco
 const DUPLICATE: &str = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_role_alone_does_its_part_and_shows_only_that() {
+async fn each_role_alone_serves_only_its_part() {
     let shared = Pairing::RedisAndRabbit.settings().await;
     let lookup = Edge::start_with(&format!("roles = [\"lookup\"]\n[sandbox]\nlatency = \"0ms\"\n{shared}")).await;
     let ingest = Edge::start_with(&format!("roles = [\"ingest\"]\nsandbox.enabled = false\n{shared}")).await;
@@ -59,7 +59,7 @@ async fn each_role_alone_does_its_part_and_shows_only_that() {
 
 /// Ten consumers in turn hold 500 applied events without having acknowledged them, and are killed.
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_a_killed_consumer_held_are_applied_by_the_next_and_none_is_given_up() {
+async fn events_of_a_killed_consumer_are_applied_and_never_dead_lettered() {
     const EVENTS: u32 = 500;
     let shared = Pairing::RedisAndRabbit.settings().await;
     let ingest = Edge::start_with(&format!("roles = [\"ingest\"]\n{shared}")).await;

@@ -288,7 +288,7 @@ fn sealing(active: &str, names: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sealing_keys_are_rotated_by_hangup_without_a_failed_or_stale_lookup_and_old_entries_are_served_on() {
+async fn sealing_key_rotation_fails_no_lookup_and_keeps_old_entries() {
     let fleet = Fleet::start(&sealing("k1", &["k1"])).await;
     let traffic = Arc::clone(&fleet.traffic);
     let sealed_under = async |n: u32, name: &str| {
@@ -327,7 +327,7 @@ async fn sealing_keys_are_rotated_by_hangup_without_a_failed_or_stale_lookup_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_profile_under_the_other_key_is_served_while_genesys_fails_but_never_past_an_event() {
+async fn a_stale_entry_at_the_previous_key_is_never_served_after_an_event() {
     let times = "[lookup]\nttl = \"50ms\"\nttl_jitter = 0.0\n";
     let store = format!("{times}[store]\nkind = \"redis\"\n[store.redis]\n{}", Deployment::database().await);
     let before = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
@@ -351,7 +351,7 @@ async fn a_stale_profile_under_the_other_key_is_served_while_genesys_fails_but_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_of_customer_ids_is_changed_without_a_failed_or_stale_lookup_and_old_entries_are_served_on() {
+async fn customer_key_rotation_fails_no_lookup_and_keeps_old_entries() {
     let secret = STANDARD.encode(SECRET);
     let before = "keys.scheme = \"sha256\"";
     let both = format!("{before}\nkeys.previous = \"{secret}\"");

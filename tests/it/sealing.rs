@@ -103,7 +103,7 @@ fn sealed_under(record: &Record) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sealed_records_are_served_and_show_nothing_in_redis() {
+async fn sealed_records_are_served_and_unreadable_in_redis() {
     let world = World::start().await;
     world.genesys.change(&customer(1), json!({ "firstName": PLANTED })).await;
     let merge = world.genesys.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
@@ -144,7 +144,7 @@ async fn sealed_records_are_served_and_show_nothing_in_redis() {
 
 /// Everything that somebody could put at a customer's key who can write Redis, and has no key.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_was_put_at_another_customers_key_is_not_served() {
+async fn a_value_moved_to_another_customers_key_is_not_served() {
     let world = World::start().await;
     world.genesys.change(&customer(1), json!({ "firstName": PLANTED })).await;
     let edge = world.edge(&sealing(&[("k1", 1)])).await;
@@ -189,7 +189,7 @@ async fn a_value_that_was_put_at_another_customers_key_is_not_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_altered_byte_anywhere_makes_a_record_a_miss() {
+async fn any_altered_byte_makes_a_sealed_record_a_miss() {
     let world = World::start().await;
     let edge = world.edge(&sealing(&[("k1", 1)])).await;
     let (one, at) = (customer(1), identity("10001", &customer(1)));
@@ -210,7 +210,7 @@ async fn an_altered_byte_anywhere_makes_a_record_a_miss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_with_other_keys_or_without_any_serve_nothing_of_each_other_and_fail_nobody() {
+async fn processes_with_different_sealing_keys_share_no_entry_and_no_failure() {
     let world = World::start().await;
     let old = world.edge(&sealing(&[("k1", 1)])).await;
     let new = world.edge(&sealing(&[("k2", 2)])).await;

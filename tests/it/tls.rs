@@ -52,7 +52,7 @@ async fn say_hello(edge: &Edge, version: [u8; 2]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_of_tls_12_and_13_are_served_and_older_ones_are_refused() {
+async fn tls_1_2_and_1_3_clients_are_served_and_older_ones_refused() {
     let directory = authority();
     let edge = Edge::start_with(&format!("{QUIET}{}", listener("http", directory.path()))).await;
     for version in [tls::Version::TLS_1_2, tls::Version::TLS_1_3] {
@@ -77,7 +77,7 @@ async fn clients_of_tls_12_and_13_are_served_and_older_ones_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_is_needed_where_configured() {
+async fn a_client_certificate_is_required_where_configured() {
     let (directory, stranger) = (authority(), authority());
     let client_ca = format!("client_ca = {:?}\n", directory.path().join("ca.pem").display().to_string());
     let known = || believer(&[directory.path()]).identity(identity(directory.path()));
@@ -94,7 +94,7 @@ async fn a_client_certificate_is_needed_where_configured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_does_not_come_keeps_nobody_waiting_and_ends() {
+async fn a_missing_handshake_delays_nobody_and_times_out() {
     const SILENT: usize = 200;
     let directory = authority();
     let limits = "[http.limits]\nhandshake_timeout = \"300ms\"\n";
@@ -127,7 +127,7 @@ const OWN: &str = r#"
     "#;
 
 #[test]
-fn a_listener_beyond_loopback_speaks_tls_or_is_refused() {
+fn a_plain_listener_beyond_loopback_is_refused() {
     let directory = authority();
     let key = format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("k")));
     for (table, listen) in [("http", "http.listen"), ("admin", "admin.listen")] {
@@ -140,7 +140,7 @@ fn a_listener_beyond_loopback_speaks_tls_or_is_refused() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_named_and_nothing_of_it_is_shown() {
+fn an_unusable_tls_file_is_named_and_its_contents_are_not_shown() {
     let directory = authority();
     let key = std::fs::read_to_string(directory.path().join("server.key")).unwrap();
     let at = |name: &str| directory.path().join(name).display().to_string();
@@ -180,7 +180,7 @@ async fn run(arguments: &[&str], key: &str) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_key_guards_all_but_probes_and_metrics_beyond_loopback() {
+async fn beyond_loopback_only_probes_and_metrics_need_no_admin_key() {
     let (edge, directory) = remote_admin().await;
     let client = believer(&[directory.path()]).build().unwrap();
     let status = async |path: &str, key: Option<&str>| {
@@ -208,7 +208,7 @@ async fn the_admin_key_guards_all_but_probes_and_metrics_beyond_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_command_line_speaks_tls_with_the_service_that_is_meant() {
+async fn the_command_line_trusts_only_the_configured_service() {
     let (edge, directory) = remote_admin().await;
     let settings = format!(
         "admin.listen = \"0.0.0.0:{}\"\nadmin.key_sha256 = \"{}\"\n{}",

@@ -137,7 +137,7 @@ async fn every_secret_of_every_scheme_is_accepted_on_both_routes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_wrong_is_refused_in_the_same_words_and_counted() {
+async fn all_forged_webhooks_get_the_same_answer_and_are_counted() {
     let edge = Edge::start_with(SETTINGS).await;
     let body = flat(1, "e-1");
     let heads = forged(&body);
@@ -154,7 +154,7 @@ async fn whatever_is_wrong_is_refused_in_the_same_words_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_id_identifies_an_event_only_where_it_is_signed() {
+async fn a_message_id_identifies_an_event_only_if_signed() {
     let edge = Edge::start_with(SETTINGS).await;
     let duplicates = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
     // Signed: the same message again is the same event, whatever event id it carries.
@@ -176,7 +176,7 @@ async fn a_message_id_identifies_an_event_only_where_it_is_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_attempt_is_logged_without_any_part_of_it() {
+async fn a_refused_webhook_is_logged_without_its_contents() {
     let directory = tempfile::tempdir().unwrap();
     let file = configuration(directory.path(), SETTINGS);
     let (public, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));

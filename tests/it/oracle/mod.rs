@@ -239,7 +239,7 @@ impl fmt::Display for Report {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_answered_with_what_an_applied_event_made_old_whoever_is_killed() {
+async fn no_answer_is_older_than_an_applied_event_whatever_is_killed() {
     let minutes = std::env::var("PROFILE_EDGE_ORACLE_MINUTES").ok();
     let soak = minutes.map(|minutes| Duration::from_secs(60 * minutes.parse::<u64>().expect("a number of minutes")));
     let mut run = Run::start("").await;
@@ -255,7 +255,7 @@ async fn nobody_is_answered_with_what_an_applied_event_made_old_whoever_is_kille
 
 /// What a cache without leases does: it writes what it fetched, whatever has happened meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_oracle_finds_stale_answers_where_a_fill_needs_no_lease() {
+async fn the_oracle_finds_stale_answers_when_fills_need_no_lease() {
     let mut run = Run::start(faults::Fault::FillWithoutLease.as_str()).await;
     let report = run.round(Budget { answers: 15_000, events: 1_500, kills: 0 }).await;
     println!("\n{report}\n{:#?}", report.told());

@@ -64,7 +64,7 @@ fn past_the_store(answer: &mut Answer) {
 }
 
 #[test]
-fn answers_that_keep_up_are_no_faults() {
+fn up_to_date_answers_are_not_faults() {
     let story = updated()
         .answer(5, Saw::Profile(0), plain)
         .answer(15, Saw::Profile(0), plain)
@@ -74,7 +74,7 @@ fn answers_that_keep_up_are_no_faults() {
 }
 
 #[test]
-fn an_older_answer_without_a_label_is_stale_once_the_event_was_applied_before_it_began() {
+fn an_unlabelled_answer_older_than_an_applied_event_is_stale() {
     assert_eq!(updated().answer(21, Saw::Profile(0), plain).faults(), [Fault::NotLabelled]);
     assert_eq!(updated().answer(19, Saw::Profile(0), plain).faults(), []);
     let never = Story::begin(Start::Invented).change(Did::Write, 1, 10, None);
@@ -82,13 +82,13 @@ fn an_older_answer_without_a_label_is_stale_once_the_event_was_applied_before_it
 }
 
 #[test]
-fn a_later_event_counts_also_when_the_next_one_is_not_applied() {
+fn a_later_applied_event_counts_without_the_earlier_one() {
     let overtaken = Story::begin(Start::Invented).change(Did::Write, 1, 10, None).change(Did::Write, 2, 11, Some(20));
     assert_eq!(overtaken.answer(21, Saw::Profile(0), plain).faults(), [Fault::NotLabelled]);
 }
 
 #[test]
-fn an_older_answer_that_says_so_is_no_fault_until_the_settlement_is_over() {
+fn an_unsettled_older_answer_is_allowed_until_settlement_ends() {
     // Shown at 111 ms at the latest, settled a second later.
     assert_eq!(updated().answer(1_111, Saw::Profile(0), unsettled).faults(), []);
     assert_eq!(updated().answer(1_112, Saw::Profile(0), unsettled).faults(), [Fault::PastTheSettlement]);
@@ -96,7 +96,7 @@ fn an_older_answer_that_says_so_is_no_fault_until_the_settlement_is_over() {
 }
 
 #[test]
-fn an_older_answer_that_was_read_before_the_apply_is_stale_though_it_says_so() {
+fn an_unsettled_answer_read_before_the_apply_is_stale() {
     // Taken at 15 ms.
     let read = |at: WallMillis| {
         move |answer: &mut Answer| {
@@ -109,7 +109,7 @@ fn an_older_answer_that_was_read_before_the_apply_is_stale_though_it_says_so() {
 }
 
 #[test]
-fn a_read_is_not_held_against_an_apply_that_another_consumer_may_have_begun() {
+fn an_apply_of_unknown_start_does_not_make_a_read_stale() {
     let mut story = updated().answer(21, Saw::Profile(0), |answer| {
         unsettled(answer);
         answer.read_at = Some(WALL + 14);
@@ -119,7 +119,7 @@ fn a_read_is_not_held_against_an_apply_that_another_consumer_may_have_begun() {
 }
 
 #[test]
-fn a_deleted_customer_is_not_served_whatever_the_label_unless_the_store_is_down() {
+fn a_deleted_customer_is_served_only_past_an_unreachable_store() {
     assert_eq!(deleted().answer(21, Saw::Deleted, plain).faults(), []);
     assert_eq!(deleted().answer(21, Saw::Absent, plain).faults(), []);
     assert_eq!(deleted().answer(21, Saw::Profile(0), unsettled).faults(), [Fault::DeletedAndServed]);
@@ -135,7 +135,7 @@ fn a_created_customer_may_be_absent_only_until_its_event_is_applied() {
 }
 
 #[test]
-fn nobody_goes_back_behind_what_stood_in_the_store() {
+fn no_answer_is_older_than_an_earlier_answer_from_the_store() {
     let story = || Story::begin(Start::Invented).change(Did::Write, 1, 10, None).change(Did::Write, 2, 11, None);
     let back = story().answer(15, Saw::Profile(2), plain).answer(18, Saw::Profile(1), plain);
     assert_eq!(back.faults(), [Fault::Backwards]);
@@ -148,7 +148,7 @@ fn nobody_goes_back_behind_what_stood_in_the_store() {
 }
 
 #[test]
-fn an_answer_that_never_stood_in_the_store_binds_nobody_but_is_bound() {
+fn an_answer_not_from_the_store_sets_no_bound_but_has_one() {
     let story = || Story::begin(Start::Invented).change(Did::Write, 1, 10, None);
     let ahead = story().answer(15, Saw::Profile(1), past_the_store).answer(18, Saw::Profile(0), plain);
     assert_eq!(ahead.faults(), []);
@@ -166,7 +166,7 @@ fn a_tombstone_may_be_ahead_of_upstream_but_not_of_the_store() {
 }
 
 #[test]
-fn who_is_absent_may_not_have_been_created_yet() {
+fn an_absent_customer_may_not_have_been_created_yet() {
     let story = || Story::begin(Start::Absent).change(Did::Write, 1, 10, None).change(Did::Delete, 2, 30, None);
     let before = story().answer(35, Saw::Absent, unsettled).answer(40, Saw::Profile(1), plain);
     assert_eq!(before.faults(), []);
@@ -175,7 +175,7 @@ fn who_is_absent_may_not_have_been_created_yet() {
 }
 
 #[test]
-fn what_never_was_is_impossible() {
+fn a_version_that_never_existed_is_impossible() {
     assert_eq!(updated().answer(30, Saw::Profile(7), plain).faults(), [Fault::Impossible]);
     assert_eq!(updated().answer(5, Saw::Profile(1), plain).faults(), [Fault::Impossible]);
     assert_eq!(updated().answer(30, Saw::Deleted, plain).faults(), [Fault::Impossible]);
@@ -185,7 +185,7 @@ fn what_never_was_is_impossible() {
 }
 
 #[test]
-fn a_merge_is_the_next_version_of_everyone_whom_it_names_and_any_of_its_events_tells_of_it() {
+fn a_merge_is_the_next_version_of_every_customer_it_names() {
     let mut story = Story::begin(Start::Invented);
     story.0.customers.extend([Start::Invented, Start::Absent]);
     let events: Vec<_> = [1, 2, 3].map(Uuid::from_u128).to_vec();

@@ -1,4 +1,4 @@
-//! The route of Genesys' own shape: what an SDK finds there must be what it finds at Genesys.
+//! The contact route answers SDKs exactly as Genesys does.
 
 use profile_edge::faults::Fault;
 use reqwest::{Method, RequestBuilder};
@@ -11,7 +11,7 @@ const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 
 async fn contact(edge: &Edge, id: &str, adapt: impl FnOnce(RequestBuilder) -> RequestBuilder) -> Looked {
     let request = edge.client.get(edge.url(&format!("{CONTACTS}/{id}"))).bearer_auth("demo-key");
-    // As the SDKs send it, without a body.
+    // SDKs send this header also without a body.
     looked(adapt(request.header("Content-Type", "application/json")).send().await.unwrap()).await
 }
 
@@ -50,7 +50,7 @@ async fn the_contact_route_returns_the_genesys_body_byte_for_byte() {
     }
     let upper = plain(&edge, &one.to_uppercase()).await;
     assert_eq!((upper.status, upper.text.as_str()), (200, original.as_str()));
-    // Both routes share the entry.
+    // Both routes share one cache entry.
     assert!(edge.look_up(&one).await.is_hit());
     edge.stop().await;
 }
@@ -79,7 +79,7 @@ async fn the_contact_route_reports_failures_in_the_genesys_format() {
     refused(&looked(nobody).await, 401, "bad.credentials");
     let elsewhere = contact(&edge, &one, |request| request.header("X-Tenant-Id", "10002")).await;
     refused(&elsewhere, 403, "not.authorized");
-    assert_eq!(edge.calls().await.0, 1, "only the unknown customer was asked for");
+    assert_eq!(edge.calls().await.0, 1, "only the unknown customer may be fetched");
     edge.stop().await;
 }
 

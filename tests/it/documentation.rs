@@ -139,7 +139,7 @@ impl Library {
     fn mistakes_of_metrics(&self, text: &str) -> Vec<String> {
         let mut found = Vec::new();
         for (name, demands) in dashboards::named(text) {
-            // `profile_edge_audit_*` and the like stand for several.
+            // A prefix, such as `profile_edge_audit_*`, names several metrics.
             if name.ends_with('_') {
                 if !Metrics::NAMES.iter().any(|metric| metric.starts_with(&name)) {
                     found.push(format!("no metric starts with {name}"));

@@ -137,7 +137,7 @@ fn is_test_file(name: &str) -> bool {
     name.ends_with("/tests.rs")
 }
 
-/// Returns a file up to its inline unit tests. A test module in a file of its own is left out as well.
+/// Returns a file up to its inline unit tests. The declaration of a test module in another file is left out too.
 fn production_part(text: &str) -> String {
     let (mut kept, mut lines) = (Vec::new(), text.lines().peekable());
     while let Some(line) = lines.next() {

@@ -1,4 +1,4 @@
-//! The main job, end to end, on every pairing of adapters: a miss, a hit, a change at Genesys, the changed
+//! The main job, end to end, on every pairing of adapters: a miss, a hit, a change at Genesys, and the changed
 //! profile.
 
 use std::net::SocketAddr;
@@ -19,10 +19,10 @@ use crate::support::edge::{Edge, Pairing, flat, looked, on_sandbox_of};
 use crate::support::process::free_port;
 use crate::support::{PATIENCE, customer, eventually};
 
-/// A sandbox that answers at once.
+/// A sandbox without latency.
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
 
-/// For crowds, the last of whom may wait long for a busy machine.
+/// Deadlines for many concurrent lookups on a busy machine.
 const PATIENT: &str = "[lookup]\ndeadline = \"20s\"\n";
 
 on_every_pairing!(
@@ -119,7 +119,7 @@ async fn a_merged_customer_is_cached_canonically_and_evicted_by_either_id(pairin
     let merge = edge.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
     let merged: Value = merge.json(&json!({ "contactIds": [five, six] })).send().await.unwrap().json().await.unwrap();
     let canonical = merged["id"].as_str().unwrap().to_owned();
-    // One is about the canonical customer, one about each that was merged into it.
+    // One event names the canonical customer, and one each merged customer.
     eventually("all three events are applied", || async {
         let mut applied = 0.0;
         for outcome in ["applied", "outrun", "duplicate"] {
@@ -148,7 +148,7 @@ async fn a_merged_customer_is_cached_canonically_and_evicted_by_either_id(pairin
 }
 
 async fn a_merge_replaces_a_negative_entry_of_the_new_id(pairing: Pairing) {
-    // An unsettled "no such customer" stays for as long as it may.
+    // An unsettled negative entry is kept for the longest allowed time.
     let edge = Edge::start_on(pairing, &format!("{QUICK}[lookup]\nunsettled_ttl = \"30s\"\n")).await;
     let (seven, eight) = (customer(7), customer(8));
     edge.behave(json!({ "read_lag": "1h" })).await;

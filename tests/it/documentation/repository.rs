@@ -85,7 +85,7 @@ impl Repository {
             previous = word;
         }
         if file.starts_with("tests/") {
-            // The cases that macros turn into tests stand one a line.
+            // A macro call that turns cases into tests has one case on a line.
             let cases = text.lines().filter_map(|line| {
                 let end = line.trim_start().find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
                 let (name, rest) = line.trim_start().split_at(end);

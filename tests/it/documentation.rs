@@ -87,7 +87,9 @@ impl Library {
         let words: Vec<&str> = code.split_whitespace().collect();
         found.extend(words.iter().filter_map(|word| self.mistake_of_word(page, word)));
         let unprefixed = words.iter().filter_map(|word| word.split('{').next()).filter(|word| {
-            Metrics::NAMES.contains(&format!("{METRIC}{word}").as_str()) && !self.repository.is_key_of_an_option(word)
+            word.contains('_')
+                && Metrics::NAMES.contains(&format!("{METRIC}{word}").as_str())
+                && !self.repository.is_key_of_an_option(word)
         });
         found.extend(unprefixed.map(|name| format!("{name} is a metric without its prefix")));
         if let [name] = words[..] {
@@ -319,11 +321,14 @@ fn planted_mistakes_are_found_and_correct_citations_are_not() {
         assert_eq!(check(wrong).len(), 1, "{wrong}: {:?}", check(wrong));
     }
     for right in [
-        "`src/app.rs`, `src/store/`, `./tests/run --no-install`, `src/{app,lib}.rs`, `tests/**/*.rs`, `conf/*.toml`",
+        "`src/app.rs`, `src/store/`, `./tests/run --no-install`, `src/{app,lib}.rs`",
+        "`tests/**/*.rs`, `conf/*.toml`",
         "`src/ingest/authenticate/<scheme>.rs`, `it/contract/`, `tests/it/laws.rs:12`, `target/x/y.rs`, `a/b.rs`",
-        "`profile-edge`, `profile-edge help`, `profile-edge dead-letters redrive --all`, `profile-edge replay --since 2h --json`",
-        "`store.redis.url`, `[store.redis]`, `[[tenant.webhook]]`, `tenant.ttl`, `store.sealing.keys.k7`, `lookup.*`",
-        "`security.require_tls = false`, `audit.jsonl`, `audit.rs`, `profile-edge.events`, `[a]`, `12.5`, `e.g.`",
+        "`profile-edge`, `profile-edge help`, `profile-edge dead-letters redrive --all`",
+        "`profile-edge replay --since 2h --json`",
+        "`store.redis.url`, `[store.redis]`, `[[tenant.webhook]]`, `tenant.ttl`",
+        "`store.sealing.keys.k7`, `lookup.*`",
+        "`security.require_tls = false`, `audit.jsonl`, `audit.rs`, `profile-edge.events`, `[5m]`, `12.5`, `e.g.`",
         "`PROFILE_EDGE__STORE__REDIS__URL=x`, `PROFILE_EDGE_CONFIG`, `PROFILE_EDGE_…`, `PATH`",
         "`profile_edge_lookup_requests_total{result=\"hit\"}`, `profile_edge_lookup_duration_seconds_bucket`",
         "`profile_edge_audit_*`, `profile_edge_…`, `profile_edge::metrics`, `max_bytes`, `rate(x[5m])`",

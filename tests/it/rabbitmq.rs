@@ -72,8 +72,8 @@ enum BrokerOutage {
     Broken,
 }
 
-/// Lets the broker fail while events arrive. Senders are asked to retry within seconds, lookups continue, every accepted
-/// event is applied, and no event becomes a dead letter.
+/// Lets the broker fail while events arrive. Senders are asked to retry within seconds, lookups continue, every
+/// accepted event is applied, and no event becomes a dead letter.
 async fn survives(outages: &[BrokerOutage]) {
     let mut server = RabbitServer::start("").await;
     let proxy = Proxy::to(server.port).await;
@@ -169,8 +169,8 @@ async fn a_work_queue_lost_between_runs_is_restored_from_the_journal() {
     second.stop().await;
 }
 
-/// A broker closes the channel of a delivery that is not acknowledged in time, and redelivers the event. While the store
-/// is down, the consumer holds no delivery.
+/// A broker closes the channel of a delivery that is not acknowledged in time, and redelivers the event. While the
+/// store is down, the consumer holds no delivery.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_timeouts_redeliver_and_store_outages_hold_no_delivery() {
     let held = Duration::from_secs(3);

@@ -143,7 +143,7 @@ impl<'a> CacheReader<'a> {
                 Ok(next) => next,
                 Err(StepError::Failed(failure)) => return self.fall_back(failure),
                 // A slow store must not become calls to Genesys: look again, until the deadline.
-                Err(StepError::Store(store::Error::Slow { .. })) => LookupStep::Look,
+                Err(StepError::Store(store::Error::Slow { .. })) => LookupStep::Reread,
                 Err(StepError::Store(error)) => return self.bypass(&error).await,
             };
             if Instant::now() >= self.deadline && !matches!(next, LookupStep::Done(_)) {

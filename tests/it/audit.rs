@@ -1,4 +1,4 @@
-//! The audit as an operator and an auditor meet it: real processes, files and pipes, crashes and full disks.
+//! The audit trail of real processes: files and pipes, crashes, and full disks.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::support::edge::{DEMO_KEY_SHA256, Edge, Pairing, flat};
 use crate::support::process::{Ports, Process, configuration};
 use crate::support::{customer, eventually};
 
-on_every_pairing!(an_event_that_comes_again_after_restarts_has_one_record,);
+on_every_pairing!(an_event_redelivered_after_restarts_has_one_record,);
 
 const FILE: [(&str, &str); 2] = [("PROFILE_EDGE__AUDIT__SINK", "file"), ("PROFILE_EDGE__AUDIT__LOOKUPS", "all")];
 
@@ -27,7 +27,7 @@ fn client() -> reqwest::Client {
     reqwest::Client::new()
 }
 
-/// The whole records of a file; a line that is being written is not one yet.
+/// Returns the complete records of a file. A line that is still being written is left out.
 fn records(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     parse(&text[..text.rfind('\n').map_or(0, |end| end + 1)])
@@ -68,7 +68,7 @@ async fn stop(mut process: Process) {
     assert_eq!(process.ended().await, Some(0), "{}", process.log());
 }
 
-/// Posts an event, if that is asked for, then kills the process while it holds that at this fault, again and again.
+/// Kills a process several times while it holds an event at this fault. Posts the event first if `post` is set.
 async fn die_at(fault: Fault, times: usize, directory: &Path, settings: &str, mut post: bool) {
     let client = client();
     for _ in 0..times {
@@ -79,7 +79,7 @@ async fn die_at(fault: Fault, times: usize, directory: &Path, settings: &str, mu
         if std::mem::take(&mut post) {
             assert_eq!(ports.post(&client, 1).await, 202);
         }
-        eventually("it took effect", || async {
+        eventually("the event is applied", || async {
             let mut taken = 0.0;
             for outcome in ["applied", "duplicate"] {
                 let series = format!("profile_edge_consumer_events_total{{kind=\"updated\",outcome=\"{outcome}\"}}");
@@ -90,15 +90,18 @@ async fn die_at(fault: Fault, times: usize, directory: &Path, settings: &str, mu
         .await;
         if fault == Fault::PauseBeforeAck {
             let path = directory.join("data/audit.jsonl");
-            eventually("its record", || async { (of_type(&records(&path), "event").len() == 1).then_some(()) }).await;
+            eventually("the audit record is written", || async {
+                (of_type(&records(&path), "event").len() == 1).then_some(())
+            })
+            .await;
         }
         process.signal("KILL");
         assert_eq!(process.ended().await, None);
     }
 }
 
-/// Starts without a fault, until the queue is empty; returns the records of events.
-async fn settle(directory: &Path, settings: &str) -> Vec<Value> {
+/// Runs a process without a fault until the queue is empty, and returns the records of events.
+async fn run_until_empty(directory: &Path, settings: &str) -> Vec<Value> {
     let (client, ports) = (client(), Ports::draw());
     let process = ports.start(directory, &[("PROFILE_EDGE_CONFIG", settings), FILE[0], FILE[1]]);
     ports.ready(&client).await;
@@ -116,37 +119,37 @@ async fn redelivered(times: usize, pairing: Pairing) {
     let directory = tempfile::tempdir().unwrap();
     let settings = configuration(directory.path(), &pairing.settings().await).display().to_string();
     die_at(Fault::PauseBeforeAck, times, directory.path(), &settings, true).await;
-    let events = settle(directory.path(), &settings).await;
+    let events = run_until_empty(directory.path(), &settings).await;
     assert_eq!(events.len(), 1, "{events:#?}");
     assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!("event-1"), &json!("applied")));
     let all = records(&directory.path().join("data/audit.jsonl"));
     assert_eq!(all.iter().filter(|record| record["action"] == "started").count(), times + 1);
-    assert!(all.iter().all(|record| record["chain"] == all[0]["chain"]), "the chain goes on across restarts");
+    assert!(all.iter().all(|record| record["chain"] == all[0]["chain"]), "a restart must continue the chain");
 }
 
-async fn an_event_that_comes_again_after_restarts_has_one_record(pairing: Pairing) {
+async fn an_event_redelivered_after_restarts_has_one_record(pairing: Pairing) {
     redelivered(3, pairing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_redelivered_twenty_times_with_restarts_in_between_has_one_record() {
+async fn twenty_redeliveries_with_restarts_leave_one_audit_record() {
     redelivered(20, Pairing::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_whose_process_dies_between_effect_and_record_has_one_record_that_says_recovered() {
+async fn a_crash_between_effect_and_audit_leaves_one_recovered_record() {
     let directory = tempfile::tempdir().unwrap();
     let settings = configuration(directory.path(), &Pairing::Redis.settings().await).display().to_string();
     die_at(Fault::PauseBeforeAudit, 2, directory.path(), &settings, true).await;
     assert!(of_type(&records(&directory.path().join("data/audit.jsonl")), "event").is_empty());
     die_at(Fault::PauseBeforeAck, 2, directory.path(), &settings, false).await;
-    let events = settle(directory.path(), &settings).await;
+    let events = run_until_empty(directory.path(), &settings).await;
     assert_eq!(events.len(), 1, "{events:#?}");
     assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!("event-1"), &json!("recovered")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_names_the_first_line_that_was_edited_removed_moved_or_cut_off() {
+async fn verify_names_the_first_line_edited_removed_moved_or_truncated() {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
     let process = ports.start(directory.path(), &FILE);
     ports.ready(&client).await;
@@ -175,10 +178,10 @@ async fn verify_names_the_first_line_that_was_edited_removed_moved_or_cut_off() 
     let cases: [(&str, String, usize); 6] = [
         ("edited", text.replace(lines[3], &edited), 4),
         ("removed", harmed(&|lines| lines.retain(|line| *line != all[3])), 4),
-        ("removed at the start", harmed(&|lines| lines.retain(|line| *line != all[0])), 1),
+        ("first line removed", harmed(&|lines| lines.retain(|line| *line != all[0])), 1),
         ("moved", harmed(&|lines| lines.swap(3, 5)), 4),
-        ("cut off", harmed(&|lines| lines.truncate(6)), 7),
-        ("cut off within", text[..text.len() - 20].to_owned(), lines.len()),
+        ("last lines removed", harmed(&|lines| lines.truncate(6)), 7),
+        ("last line truncated", text[..text.len() - 20].to_owned(), lines.len()),
     ];
     for (what, harmed, line) in cases {
         assert_ne!(harmed, text, "{what}");
@@ -192,7 +195,7 @@ async fn verify_names_the_first_line_that_was_edited_removed_moved_or_cut_off() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standard_output_holds_audit_records_and_only_they() {
+async fn standard_output_holds_only_audit_records() {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
     let path = directory.path().join("out.jsonl");
     for _ in 0..2 {
@@ -201,7 +204,7 @@ async fn standard_output_holds_audit_records_and_only_they() {
         ports.ready(&client).await;
         look_up(&ports, &client, 1).await;
         assert_eq!(ports.post(&client, 1).await, 202);
-        eventually("the event", || async { of_type(&records(&path), "event").first().map(|_| ()) }).await;
+        eventually("the event is applied", || async { of_type(&records(&path), "event").first().map(|_| ()) }).await;
         stop(process).await;
     }
     let all = records(&path);
@@ -210,10 +213,10 @@ async fn standard_output_holds_audit_records_and_only_they() {
     let (code, said) = verify(directory.path(), &["out.jsonl", "--json"]);
     assert_eq!(code, Some(0), "{said}");
     let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["heads"].as_array().unwrap().len(), 2, "each start begins a chain of its own");
+    assert_eq!(said["heads"].as_array().unwrap().len(), 2, "each start begins a new chain");
 }
 
-/// A process whose standard output nobody reads.
+/// Starts a process whose standard output is not read.
 async fn stalled(directory: &Path, strict: bool) -> (Ports, Process, std::io::PipeReader) {
     let ports = Ports::draw();
     let (reader, writer) = std::io::pipe().unwrap();
@@ -221,7 +224,7 @@ async fn stalled(directory: &Path, strict: bool) -> (Ports, Process, std::io::Pi
         FILE[1],
         ("PROFILE_EDGE__AUDIT__BUFFER", "1000"),
         ("PROFILE_EDGE__AUDIT__STRICT", if strict { "true" } else { "false" }),
-        // The sandbox answers each of them in no time.
+        // All lookups but the first are hits.
         ("PROFILE_EDGE__LOOKUP__TTL", "1h"),
     ];
     let process = ports.start_onto(directory, &more, writer.into());
@@ -229,7 +232,7 @@ async fn stalled(directory: &Path, strict: bool) -> (Ports, Process, std::io::Pi
     (ports, process, reader)
 }
 
-/// Reads everything that comes out of a pipe, to its end.
+/// Reads a pipe to its end.
 fn drained(reader: std::io::PipeReader) -> tokio::task::JoinHandle<String> {
     tokio::spawn(async move {
         let file = std::fs::File::from(std::os::fd::OwnedFd::from(reader));
@@ -240,7 +243,7 @@ fn drained(reader: std::io::PipeReader) -> tokio::task::JoinHandle<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lookups_and_events_go_on_while_nobody_reads_the_audit_and_what_was_dropped_is_visible() {
+async fn a_stalled_audit_sink_blocks_no_request_and_drops_are_counted() {
     let (directory, client) = (tempfile::tempdir().unwrap(), client());
     let (ports, process, reader) = stalled(directory.path(), false).await;
     let dropped = "profile_edge_audit_records_total{outcome=\"dropped\"}";
@@ -251,7 +254,7 @@ async fn lookups_and_events_go_on_while_nobody_reads_the_audit_and_what_was_drop
         asked += 100;
     }
     eventually("degraded", || async { (degraded(&ports, &client).await == json!(["audit"])).then_some(()) }).await;
-    // Each of a hundred would take half a second if it waited for the audit.
+    // If lookups waited for the audit, each of these would take half a second.
     let begun = Instant::now();
     for _ in 0..100 {
         let answer = look_up(&ports, &client, 1).await;
@@ -261,11 +264,11 @@ async fn lookups_and_events_go_on_while_nobody_reads_the_audit_and_what_was_drop
     assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     assert_eq!(ports.post(&client, 1).await, 202);
     let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
-    eventually("the event", || async { (ports.metric(&client, applied).await == 1.0).then_some(()) }).await;
+    eventually("the event is applied", || async { (ports.metric(&client, applied).await == 1.0).then_some(()) }).await;
     process.says("audit records are dropped").await;
 
     let text = drained(reader);
-    eventually("whole again", || async { (degraded(&ports, &client).await == json!([])).then_some(()) }).await;
+    eventually("no longer degraded", || async { (degraded(&ports, &client).await == json!([])).then_some(()) }).await;
     let dropped = ports.metric(&client, dropped).await;
     stop(process).await;
     let text = text.await.unwrap();
@@ -273,14 +276,14 @@ async fn lookups_and_events_go_on_while_nobody_reads_the_audit_and_what_was_drop
     let (code, said) = verify(directory.path(), &["out.jsonl"]);
     assert_eq!(code, Some(0), "{said}");
     let all = parse(&text);
-    let told: f64 = of_type(&all, "dropped").iter().map(|told| told["records"].as_f64().unwrap()).sum();
-    assert!(told >= 100.0 && (told - dropped).abs() < f64::EPSILON, "{told} of {dropped}");
+    let recorded: f64 = of_type(&all, "dropped").iter().map(|record| record["records"].as_f64().unwrap()).sum();
+    assert!(recorded >= 100.0 && (recorded - dropped).abs() < f64::EPSILON, "{recorded} of {dropped}");
     let events = of_type(&all, "event").len();
-    assert_eq!((of_type(&all, "lookup").len() + events) as f64 + told, f64::from(asked) + 101.0);
+    assert_eq!((of_type(&all, "lookup").len() + events) as f64 + recorded, f64::from(asked) + 101.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_strict_mode_lookups_answer_503_and_events_wait_while_nothing_can_be_recorded() {
+async fn strict_mode_answers_503_and_holds_events_while_auditing_fails() {
     let (directory, client) = (tempfile::tempdir().unwrap(), client());
     let (ports, process, reader) = stalled(directory.path(), true).await;
     let refused = loop {
@@ -303,26 +306,26 @@ async fn in_strict_mode_lookups_answer_503_and_events_wait_while_nothing_can_be_
     }
     assert_eq!(ports.post(&client, 1).await, 202);
     process.says("the audit accepts no records").await;
-    eventually("it waits in the queue", || async {
+    eventually("the event waits in the queue", || async {
         (ports.metric(&client, "profile_edge_queue_events").await == 1.0).then_some(())
     })
     .await;
     eventually("degraded", || async { (degraded(&ports, &client).await == json!(["audit"])).then_some(()) }).await;
 
     let text = drained(reader);
-    eventually("it is answered again", || async { (look_up(&ports, &client, 1).await.status() == 200).then_some(()) })
+    eventually("a lookup is answered", || async { (look_up(&ports, &client, 1).await.status() == 200).then_some(()) })
         .await;
-    eventually("the event is settled", || async {
+    eventually("the event is acknowledged", || async {
         (ports.metric(&client, "profile_edge_queue_events").await == 0.0).then_some(())
     })
     .await;
     assert_eq!(ports.metric(&client, "profile_edge_audit_records_total{outcome=\"dropped\"}").await, 0.0);
     stop(process).await;
-    assert_eq!(of_type(&parse(&text.await.unwrap()), "event").len(), 1, "also an event that came again has one record");
+    assert_eq!(of_type(&parse(&text.await.unwrap()), "event").len(), 1, "a redelivered event must have one record");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_costs_no_lookup_and_in_strict_mode_every_one() {
+async fn a_full_disk_fails_lookups_only_in_strict_mode() {
     let (directory, client) = (tempfile::tempdir().unwrap(), client());
     for (strict, status) in [("false", 200), ("true", 503)] {
         let ports = Ports::draw();
@@ -344,8 +347,8 @@ async fn a_full_disk_costs_no_lookup_and_in_strict_mode_every_one() {
     }
 }
 
-/// What the audit of an application in this process holds once a condition is met.
-async fn once(path: &Path, what: &str, is_met: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+/// Waits until the audit file meets a condition, and returns its records.
+async fn records_when(path: &Path, what: &str, is_met: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     eventually(what, || async {
         let all = records(path);
         is_met(&all).then_some(all)
@@ -360,7 +363,7 @@ fn audited(directory: &Path, more: &str) -> (PathBuf, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_leaves_who_whom_what_and_the_names_of_what_was_shown() {
+async fn a_lookup_record_has_caller_customer_digest_decision_and_fields() {
     let directory = tempfile::tempdir().unwrap();
     let other = "caller = [{ name = \"desk \\\"7\\\"\", key_sha256 = \"KEY\", tenants = [\"10001\"], fields = [\"firstName\", \"workPhone.e164\", \"id\"], requests_per_second = 20 }]";
     let (path, settings) = audited(directory.path(), &other.replace("KEY", DEMO_KEY_SHA256));
@@ -380,23 +383,29 @@ async fn a_lookup_leaves_who_whom_what_and_the_names_of_what_was_shown() {
     assert_eq!(wrong.status(), 401);
     let many = join_all((0..100).map(|_| edge.look_up(&one))).await;
     assert!(many.iter().any(|answer| answer.status == 429));
-    let all = once(&path, "all of them", |all| all.iter().any(|record| record["reason"] == "rate")).await;
+    let all =
+        records_when(&path, "the record of a rate limit", |all| all.iter().any(|record| record["reason"] == "rate"))
+            .await;
     let lookups = of_type(&all, "lookup");
-    let told = |n: usize, name: &str| lookups[n][name].clone();
-    assert_eq!((told(0, "result"), told(1, "result")), (json!("miss"), json!("hit")));
-    assert_eq!(told(1, "fields"), json!(["firstName", "id", "workPhone.e164"]));
-    assert_eq!(told(2, "fields"), json!(["firstName", "id"]));
+    let field_of = |n: usize, name: &str| lookups[n][name].clone();
+    assert_eq!((field_of(0, "result"), field_of(1, "result")), (json!("miss"), json!("hit")));
+    assert_eq!(field_of(1, "fields"), json!(["firstName", "id", "workPhone.e164"]));
+    assert_eq!(field_of(2, "fields"), json!(["firstName", "id"]));
     for n in 0..3 {
-        assert_eq!((told(n, "request"), told(n, "caller")), (json!("call-4711"), json!("desk \"7\"")));
-        assert_eq!((told(n, "tenant"), told(n, "decision")), (json!("10001"), json!("allowed")));
-        assert_eq!(told(n, "key").as_str().unwrap().len(), 32);
+        assert_eq!((field_of(n, "request"), field_of(n, "caller")), (json!("call-4711"), json!("desk \"7\"")));
+        assert_eq!((field_of(n, "tenant"), field_of(n, "decision")), (json!("10001"), json!("allowed")));
+        assert_eq!(field_of(n, "key").as_str().unwrap().len(), 32);
     }
     for n in 3..5 {
-        assert_eq!((told(n, "decision"), told(n, "reason")), (json!("denied"), json!("fields")));
-        assert_eq!(told(n, "key"), told(0, "key"));
+        assert_eq!((field_of(n, "decision"), field_of(n, "reason")), (json!("denied"), json!("fields")));
+        assert_eq!(field_of(n, "key"), field_of(0, "key"));
     }
-    assert_eq!((told(5, "reason"), lookups[5].get("tenant")), (json!("tenant"), None), "it is no configured one");
-    assert_eq!((told(6, "reason"), lookups[6].get("caller")), (json!("unauthorized"), None));
+    assert_eq!(
+        (field_of(5, "reason"), lookups[5].get("tenant")),
+        (json!("tenant"), None),
+        "an unknown tenant must not be recorded"
+    );
+    assert_eq!((field_of(6, "reason"), lookups[6].get("caller")), (json!("unauthorized"), None));
     let text = std::fs::read_to_string(&path).unwrap();
     for secret in ["wrong", "5550199871", "demo-key", one.as_str()] {
         assert!(!text.contains(secret), "{secret}");
@@ -405,7 +414,7 @@ async fn a_lookup_leaves_who_whom_what_and_the_names_of_what_was_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_denied_webhooks_and_operators_commands_are_recorded() {
+async fn events_denied_webhooks_and_operator_commands_are_recorded() {
     let directory = tempfile::tempdir().unwrap();
     let (path, settings) = audited(directory.path(), "");
     let edge = Edge::start_with(&settings).await;
@@ -419,7 +428,7 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
         edge.client.post(admin(action)).json(&target).send().await.unwrap();
     }
     edge.client.get(admin("dead-letters/nothing")).send().await.unwrap();
-    once(&path, "two events", |all| of_type(all, "event").len() == 2).await;
+    records_when(&path, "the records of two events", |all| of_type(all, "event").len() == 2).await;
     for (path, order) in [
         ("replay", json!({ "since": "1h", "tenantId": "10001", "dryRun": true })),
         ("replay", json!({ "since": "1h", "until": "1ms", "tenantId": "10001" })),
@@ -433,11 +442,11 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
     let is_whole = |all: &[Value]| {
         of_type(all, "event").len() == 4 && of_type(all, "operator").iter().any(|one| one["action"] == "replay.ended")
     };
-    let all = once(&path, "four events, and the end of the replay", is_whole).await;
+    let all = records_when(&path, "four events, and the end of the replay", is_whole).await;
     let keys: Vec<&Value> = of_type(&all, "event").iter().map(|event| &event["keys"][0]).collect();
     let (ends, operations): (Vec<&Value>, Vec<&Value>) =
         of_type(&all, "operator").into_iter().partition(|operation| operation["action"] == "replay.ended");
-    let told: Vec<(&Value, &Value)> =
+    let outcomes: Vec<(&Value, &Value)> =
         operations.iter().map(|operation| (&operation["action"], &operation["outcome"])).collect();
     let expected = [
         (json!("inspect"), json!("ok")),
@@ -450,7 +459,7 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
         (json!("dead_letters.redrive"), json!("unknown_dead_letter")),
         (json!("dead_letters.purge"), json!("ok")),
     ];
-    assert_eq!(told, expected.iter().map(|(action, outcome)| (action, outcome)).collect::<Vec<_>>());
+    assert_eq!(outcomes, expected.iter().map(|(action, outcome)| (action, outcome)).collect::<Vec<_>>());
     assert_eq!((&operations[0]["key"], &operations[1]["key"]), (keys[0], keys[1]));
     assert!(of_type(&all, "event").iter().any(|event| event["event"] == operations[1]["event"]));
     let replays: Vec<&Value> = of_type(&all, "event").iter().filter_map(|event| event.get("replay")).collect();
@@ -471,8 +480,8 @@ async fn events_denied_webhooks_and_operators_commands_are_recorded() {
     edge.stop().await;
 }
 
-/// Sends a command, and goes away at once.
-async fn ask_and_go(address: SocketAddr, path: &str, order: &Value) {
+/// Sends a command and disconnects at once.
+async fn send_and_disconnect(address: SocketAddr, path: &str, order: &Value) {
     let body = order.to_string();
     let head = format!("POST /admin/{path} HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n\r\n", body.len());
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -480,20 +489,20 @@ async fn ask_and_go(address: SocketAddr, path: &str, order: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_is_finished_and_recorded_though_nobody_waits_for_it() {
+async fn a_command_completes_and_is_recorded_after_its_client_disconnects() {
     let directory = tempfile::tempdir().unwrap();
     let (path, settings) = audited(directory.path(), "");
     let edge = Edge::start_with(&settings).await;
     for n in 0..20 {
         edge.post_event(&flat(&customer(1 + n))).await;
     }
-    once(&path, "the events", |all| of_type(all, "event").len() == 20).await;
+    records_when(&path, "the records of twenty events", |all| of_type(all, "event").len() == 20).await;
     let target = json!({ "tenantId": "10001", "customerId": customer(1) });
     for _ in 0..20 {
-        ask_and_go(edge.admin, "invalidate", &target).await;
+        send_and_disconnect(edge.admin, "invalidate", &target).await;
     }
     edge.client.post(format!("http://{}/admin/inspect", edge.admin)).json(&target).send().await.unwrap();
-    // Some went away before anything began; what began was finished and recorded.
+    // Some clients disconnect before their command starts; each command that starts is completed and recorded.
     let counted = |all: &[Value], action: &str| {
         of_type(all, "operator").iter().filter(|operation| operation["action"] == action).count()
     };
@@ -501,9 +510,9 @@ async fn a_command_is_finished_and_recorded_though_nobody_waits_for_it() {
         let invalidated = counted(all, "invalidate");
         counted(all, "inspect") == 1 && invalidated > 0 && invalidated + 20 == of_type(all, "event").len()
     };
-    once(&path, "a record of each", is_whole).await;
-    eventually("a replay that nobody follows has an end", || async {
-        ask_and_go(edge.admin, "replay", &json!({ "since": "1h", "rate": 1 })).await;
+    records_when(&path, "a record of each command", is_whole).await;
+    eventually("a replay ends after its client disconnects", || async {
+        send_and_disconnect(edge.admin, "replay", &json!({ "since": "1h", "rate": 1 })).await;
         let all = records(&path);
         let of = |action: &str, outcome: &str| -> Vec<Value> {
             let is_it = |one: &&&Value| one["action"] == action && one["outcome"] == outcome;
@@ -517,7 +526,7 @@ async fn a_command_is_finished_and_recorded_though_nobody_waits_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_only_denied_lookups_are_wanted_the_others_leave_nothing() {
+async fn only_denied_lookups_are_recorded_when_so_configured() {
     let directory = tempfile::tempdir().unwrap();
     let (path, settings) = audited(directory.path(), "");
     let edge = Edge::start_with(&settings.replace("\"all\"", "\"denied\"")).await;

@@ -1,4 +1,4 @@
-//! The route of Genesys' own shape: what an SDK finds there must be what it finds at Genesys.
+//! The contact route answers SDKs exactly as Genesys does.
 
 use profile_edge::faults::Fault;
 use reqwest::{Method, RequestBuilder};
@@ -11,7 +11,7 @@ const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 
 async fn contact(edge: &Edge, id: &str, adapt: impl FnOnce(RequestBuilder) -> RequestBuilder) -> Looked {
     let request = edge.client.get(edge.url(&format!("{CONTACTS}/{id}"))).bearer_auth("demo-key");
-    // As the SDKs send it, without a body.
+    // SDKs send this header also without a body.
     looked(adapt(request.header("Content-Type", "application/json")).send().await.unwrap()).await
 }
 
@@ -33,7 +33,7 @@ fn refused(answer: &Looked, status: u16, code: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_contact_is_the_one_of_genesys_byte_for_byte_and_nothing_but_200() {
+async fn the_contact_route_returns_the_genesys_body_byte_for_byte() {
     let edge = Edge::start().await;
     let one = customer(1);
     let original = edge.sandbox(Method::GET, &format!("{CONTACTS}/{one}")).send().await.unwrap().text().await.unwrap();
@@ -50,13 +50,13 @@ async fn a_contact_is_the_one_of_genesys_byte_for_byte_and_nothing_but_200() {
     }
     let upper = plain(&edge, &one.to_uppercase()).await;
     assert_eq!((upper.status, upper.text.as_str()), (200, original.as_str()));
-    // Both routes share the entry.
+    // Both routes share one cache entry.
     assert!(edge.look_up(&one).await.is_hit());
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_are_told_as_genesys_tells_them() {
+async fn the_contact_route_reports_failures_in_the_genesys_format() {
     let edge = Edge::start().await;
     let one = customer(1);
     refused(&plain(&edge, "00000000-0000-4000-8000-00000000ffff").await, 404, "not.found");
@@ -79,12 +79,12 @@ async fn failures_are_told_as_genesys_tells_them() {
     refused(&looked(nobody).await, 401, "bad.credentials");
     let elsewhere = contact(&edge, &one, |request| request.header("X-Tenant-Id", "10002")).await;
     refused(&elsewhere, 403, "not.authorized");
-    assert_eq!(edge.calls().await.0, 1, "only the unknown customer was asked for");
+    assert_eq!(edge.calls().await.0, 1, "only the unknown customer may be fetched");
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_contact_is_not_found_also_when_more_of_it_is_asked_for() {
+async fn a_deleted_contact_is_404_also_with_expand() {
     let edge = Edge::start().await;
     let three = customer(3);
     assert_eq!(plain(&edge, &three).await.status, 200);
@@ -102,7 +102,7 @@ async fn a_deleted_contact_is_not_found_also_when_more_of_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_expanded_is_fetched_each_time_and_never_kept() {
+async fn expanded_contacts_are_fetched_each_time_and_never_cached() {
     let edge = Edge::start().await;
     let two = customer(2);
     for (calls, query) in ["expand=identifiers,division", "expand=identifiers%2Cdivision"].into_iter().enumerate() {
@@ -120,7 +120,7 @@ async fn what_is_expanded_is_fetched_each_time_and_never_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_genesys_own_limit_asks_to_come_again() {
+async fn only_a_genesys_rate_limit_sends_retry_after() {
     let edge = Edge::start().await;
     edge.behave(json!({ "fail_ratio": 1.0, "fail_status": 500 })).await;
     refused(&plain(&edge, &customer(1)).await, 503, "service.unavailable");
@@ -136,7 +136,7 @@ async fn only_genesys_own_limit_asks_to_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shed_request_is_told_so_without_asking_an_sdk_to_repeat_it() {
+async fn a_shed_request_is_refused_without_making_an_sdk_retry() {
     let edge = Edge::start_with("http.max_in_flight = 1\n[sandbox]\nlatency = \"0ms\"\n").await;
     edge.faults.arm(Fault::PauseBeforeFill);
     let one = customer(1);

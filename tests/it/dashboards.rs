@@ -1,6 +1,6 @@
-//! What an operator looks at is about metrics that exist: dashboards and alerts, against the catalogue.
+//! Dashboards and alerts use only metrics and labels that exist.
 //!
-//! That the alerts are rules which Prometheus takes, and that they fire, is for `promtool` to say: `.ci/run` has it.
+//! `promtool` checks that the alerts are valid and fire; `.ci/operations` runs it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use profile_edge::metrics::Metrics;
 use serde_json::Value;
 
-/// Registered apart from the catalogue, since its labels are about the build.
+/// Not part of the catalogue, since its labels describe the build.
 const BUILD_INFO: &str = "profile_edge_build_info";
 
 fn folder() -> PathBuf {
@@ -24,7 +24,7 @@ fn dashboards() -> BTreeMap<String, Value> {
             found.insert(name, serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap());
         }
     }
-    assert!(found.contains_key("overview.json"), "the dashboards were found");
+    assert!(found.contains_key("overview.json"), "overview.json was not found");
     found
 }
 
@@ -32,7 +32,7 @@ fn alerts() -> String {
     std::fs::read_to_string(folder().join("alerts.yaml")).unwrap()
 }
 
-/// All texts in a document, whatever they are for.
+/// Collects all strings of a document.
 fn texts(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => found.push(text.clone()),
@@ -42,18 +42,18 @@ fn texts(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// A label, and the values that a text asks for.
-type Demand = (String, Vec<String>);
+/// A label, and the values that an expression selects.
+pub(crate) type Demand = (String, Vec<String>);
 
-/// Every metric of ours that a text names, with what it demands of labels.
-fn named(text: &str) -> Vec<(String, Vec<Demand>)> {
+/// Returns every metric of this program that a text names, with the labels that it selects.
+pub(crate) fn named(text: &str) -> Vec<(String, Vec<Demand>)> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices("profile_edge_") {
         let length = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len() - at);
         let (name, rest) = text[at..].split_at(length);
         let selector = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(inside, _)| inside);
         let demands = selector.split(',').filter(|demand| !demand.is_empty()).map(|demand| {
-            let (label, values) = demand.split_once('=').expect("a label and what it is to be");
+            let (label, values) = demand.split_once('=').unwrap_or((demand, ""));
             let values = values.trim_start_matches('~').trim_matches('"');
             let label = label.trim_end_matches('!').trim();
             (label.to_owned(), values.split('|').map(str::to_owned).collect())
@@ -63,24 +63,26 @@ fn named(text: &str) -> Vec<(String, Vec<Demand>)> {
     found
 }
 
-/// What is wrong with the metrics of ours that a text names.
+/// Returns what is wrong with the metrics of this program that a text names.
 fn mistakes(text: &str, scrape: &str) -> Vec<String> {
+    named(text).into_iter().flat_map(|(name, demands)| mistakes_of(&name, demands, scrape)).collect()
+}
+
+/// Returns what is wrong with a metric and what an expression demands of its labels.
+pub(crate) fn mistakes_of(name: &str, demands: Vec<Demand>, scrape: &str) -> Vec<String> {
+    let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+    let known = |name: &str| name == BUILD_INFO || Metrics::NAMES.contains(&name);
+    let Some(metric) = [Some(name), base].into_iter().flatten().find(|name| known(name)) else {
+        return vec![format!("{name} is not a metric")];
+    };
+    let series: Vec<&str> = scrape.lines().filter(|line| line.starts_with(metric)).collect();
     let mut found = Vec::new();
-    for (name, demands) in named(text) {
-        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
-        let known = |name: &str| name == BUILD_INFO || Metrics::NAMES.contains(&name);
-        let Some(metric) = [Some(name.as_str()), base].into_iter().flatten().find(|name| known(name)) else {
-            found.push(format!("{name} is no metric of ours"));
-            continue;
-        };
-        let series: Vec<&str> = scrape.lines().filter(|line| line.starts_with(metric)).collect();
-        // What Prometheus adds is not in a scrape.
-        for (label, values) in demands.iter().filter(|(label, _)| !["instance", "job"].contains(&label.as_str())) {
-            for value in values {
-                let wanted = format!("{label}=\"{value}\"");
-                if !series.iter().any(|line| line.contains(&wanted)) {
-                    found.push(format!("{name} never has {wanted}"));
-                }
+    // Prometheus adds `instance` and `job` to what it scrapes.
+    for (label, values) in demands.iter().filter(|(label, _)| !["instance", "job"].contains(&label.as_str())) {
+        for value in values {
+            let wanted = format!("{label}=\"{value}\"");
+            if !series.iter().any(|line| line.contains(&wanted)) {
+                found.push(format!("{name} never has {wanted}"));
             }
         }
     }
@@ -99,46 +101,55 @@ fn dashboards_show_only_metrics_and_labels_that_exist() {
 }
 
 #[test]
-fn every_panel_has_an_expression_says_what_it_means_and_covers_no_other() {
+fn every_panel_has_an_expression_a_description_and_its_own_place() {
     for (file, dashboard) in dashboards() {
         let (mut ids, mut cells) = (BTreeSet::new(), BTreeSet::new());
         let mut panels = 0;
         for panel in dashboard["panels"].as_array().unwrap() {
             let title = format!("{file}: {}", panel["title"]);
-            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is another's");
+            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: the id is not unique");
             let place = |name: &str| panel["gridPos"][name].as_u64().unwrap();
             for x in place("x")..place("x") + place("w") {
                 for y in place("y")..place("y") + place("h") {
-                    assert!(x < 24 && cells.insert((x, y)), "{title}: is on top of another, or off the grid");
+                    assert!(
+                        x < 24 && cells.insert((x, y)),
+                        "{title}: overlaps another panel, or is outside of the grid"
+                    );
                 }
             }
             if panel["type"] == "row" {
                 continue;
             }
             panels += 1;
-            assert!(panel["description"].as_str().is_some_and(|text| text.len() > 10), "{title}: what does it mean?");
+            assert!(panel["description"].as_str().is_some_and(|text| text.len() > 10), "{title}: has no description");
             let targets = panel["targets"].as_array().unwrap();
-            assert!(!targets.is_empty(), "{title}: shows nothing");
+            assert!(!targets.is_empty(), "{title}: has no target");
             for target in targets {
-                assert!(target["expr"].as_str().is_some_and(|text| !text.trim().is_empty()), "{title}: no expression");
+                assert!(
+                    target["expr"].as_str().is_some_and(|text| !text.trim().is_empty()),
+                    "{title}: has no expression"
+                );
                 assert_eq!(target["datasource"]["uid"], "prometheus", "{title}");
             }
         }
-        assert!(panels > 5, "{file}: has panels");
+        assert!(panels > 5, "{file}: the panels were not found");
     }
 }
 
 #[test]
-fn alerts_are_about_metrics_that_exist_and_say_what_to_do() {
+fn alerts_use_metrics_that_exist_and_say_what_to_do() {
     let alerts = alerts();
     let found = mistakes(&alerts, &Metrics::new().render());
     assert!(found.is_empty(), "{found:#?}");
     let rules: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
-    assert!(rules.len() > 5, "the alerts were found");
+    assert!(rules.len() > 5, "the alerts were not found");
     let mut names = BTreeSet::new();
     for rule in rules {
         let name = rule.lines().next().unwrap();
-        assert!(name.starts_with("ProfileEdge") && names.insert(name), "{name}: must be ours, and once");
+        assert!(
+            name.starts_with("ProfileEdge") && names.insert(name),
+            "{name}: must start with ProfileEdge and be unique"
+        );
         for part in ["expr: ", "severity: ", "summary: ", "what_to_do: "] {
             assert!(rule.contains(part), "{name}: has no {part}");
         }
@@ -146,7 +157,7 @@ fn alerts_are_about_metrics_that_exist_and_say_what_to_do() {
 }
 
 #[test]
-fn a_metric_or_a_label_that_does_not_exist_is_found() {
+fn unknown_metrics_and_labels_are_found() {
     let scrape = Metrics::new().render();
     let wrong = |text: &str| !mistakes(text, &scrape).is_empty();
     assert!(wrong("rate(profile_edge_lookups_total[5m])"));

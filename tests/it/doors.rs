@@ -1,4 +1,4 @@
-//! The doors of lookups: who gets in, and what each sees.
+//! Authentication and authorization of lookups: which callers are accepted, and which fields each sees.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,37 +16,42 @@ use sha2::{Digest, Sha256};
 use crate::support::edge::{Edge, Looked, flat, looked};
 use crate::support::{PATIENCE, customer};
 
-/// What tokens are signed with, before base64.
+/// The key that signs tokens, before base64.
 const TOKEN_SECRET: [u8; 32] = [7; 32];
 
-/// A caller: its name, tenants and fields; its key is `key-of-` and its name.
-struct Caller {
+/// A configured caller. Its key is `key-of-` and its name.
+struct CallerCase {
     name: &'static str,
     tenants: &'static [&'static str],
     fields: &'static [&'static str],
-    /// What it sees of a profile for each of [`ASKED`]; `None` where it must not ask.
+    /// The fields that it sees for each of [`ASKED`]; `None` where the request must be refused.
     sees: [Option<&'static [&'static str]>; 6],
 }
 
-/// The fields that are asked for.
+/// The values of the `fields` parameter.
 const ASKED: [Option<&str>; 6] =
     [None, Some("id"), Some("workPhone.e164"), Some("workPhone"), Some("firstName,id"), Some("*")];
 
 const EVERYTHING: &[&str] = &["*"];
 const NARROW: &[&str] = &["id", "workPhone.e164"];
 
-/// The configuration, and what it must come to.
-const CALLERS: [Caller; 5] = [
-    Caller { name: "one", tenants: &["10001"], fields: &["*"], sees: ALL_OF_IT },
-    Caller { name: "both", tenants: &["10001", "10002"], fields: &["*"], sees: ALL_OF_IT },
-    Caller {
+/// The configured callers, and what each must see.
+const CALLERS: [CallerCase; 5] = [
+    CallerCase { name: "one", tenants: &["10001"], fields: &["*"], sees: ALL_OF_IT },
+    CallerCase { name: "both", tenants: &["10001", "10002"], fields: &["*"], sees: ALL_OF_IT },
+    CallerCase {
         name: "narrow",
         tenants: &["10002"],
         fields: NARROW,
         sees: [Some(NARROW), Some(&["id"]), Some(&["workPhone.e164"]), None, None, Some(NARROW)],
     },
-    Caller { name: "blind", tenants: &["10001"], fields: &[], sees: [Some(&[]), None, None, None, None, Some(&[])] },
-    Caller { name: "nowhere", tenants: &[], fields: &["*"], sees: [None; 6] },
+    CallerCase {
+        name: "blind",
+        tenants: &["10001"],
+        fields: &[],
+        sees: [Some(&[]), None, None, None, None, Some(&[])],
+    },
+    CallerCase { name: "nowhere", tenants: &[], fields: &["*"], sees: [None; 6] },
 ];
 
 const ALL_OF_IT: [Option<&[&str]>; 6] = [
@@ -58,35 +63,35 @@ const ALL_OF_IT: [Option<&[&str]>; 6] = [
     Some(EVERYTHING),
 ];
 
-/// Two organisations, configured, and one that is not.
+/// Two configured tenants, and one that is not configured.
 const TENANTS: [&str; 3] = ["10001", "10002", "10003"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
+enum LookupRoute {
     Get,
     Post,
     Contact,
 }
 
-const ROUTES: [Route; 3] = [Route::Get, Route::Post, Route::Contact];
+const ROUTES: [LookupRoute; 3] = [LookupRoute::Get, LookupRoute::Post, LookupRoute::Contact];
 
 #[derive(Clone, Debug)]
-enum Credential {
+enum CallerCredential {
     None,
     ApiKey(String),
     Bearer(String),
     Basic(String, String),
 }
 
-/// An edge with two tenants, each on a sandbox of its own whose customers have other names.
-struct World {
+/// An edge with two tenants. Each has its own sandbox, whose customers have different names.
+struct TwoTenantEdge {
     edge: Edge,
-    /// Customer 1, as each tenant's Genesys has it.
+    /// The profile of customer 1 at each tenant's sandbox.
     profiles: [Value; 2],
     sandboxes: [Controller; 2],
 }
 
-impl World {
+impl TwoTenantEdge {
     async fn start(more: &str) -> Self {
         let (first, one) = sandbox().await;
         let (second, two) = sandbox().await;
@@ -103,19 +108,25 @@ impl World {
         Self { edge, profiles, sandboxes: [one, two] }
     }
 
-    async fn ask(&self, route: Route, credential: &Credential, tenant: &str, fields: Option<&str>) -> Looked {
+    async fn ask(
+        &self,
+        route: LookupRoute,
+        credential: &CallerCredential,
+        tenant: &str,
+        fields: Option<&str>,
+    ) -> Looked {
         let one = customer(1);
         let request = match route {
-            Route::Get => {
+            LookupRoute::Get => {
                 let request = self.edge.client.get(self.edge.url("/api/v1/profile"));
                 let request = request.query(&[("tenantId", tenant), ("customerId", &one)]);
                 request.query(&fields.map(|fields| ("fields", fields)).as_slice())
             }
-            Route::Post => {
+            LookupRoute::Post => {
                 let body = json!({ "tenantId": tenant, "customerId": one, "fields": fields });
                 self.edge.client.post(self.edge.url("/api/v1/profile")).json(&body)
             }
-            Route::Contact => {
+            LookupRoute::Contact => {
                 let path = format!("/api/v2/externalcontacts/contacts/{one}");
                 self.edge.client.get(self.edge.url(&path)).header("X-Tenant-Id", tenant)
             }
@@ -147,7 +158,7 @@ impl World {
     }
 }
 
-impl Credential {
+impl CallerCredential {
     fn show(&self, request: RequestBuilder) -> RequestBuilder {
         match self {
             Self::None => request,
@@ -187,7 +198,7 @@ fn settings(sandboxes: [SocketAddr; 2]) -> String {
     std::iter::once(http).chain(tenants).chain(callers).collect()
 }
 
-/// The part of a profile with these fields.
+/// Returns these fields of a profile.
 fn part(profile: &Value, fields: &[&str]) -> Value {
     let mut seen = Map::new();
     for field in fields {
@@ -200,8 +211,8 @@ fn part(profile: &Value, fields: &[&str]) -> Value {
     seen.into()
 }
 
-/// An error without what names its request.
-fn words(answer: &Looked) -> (u16, Value) {
+/// Returns an error answer without the id of its request.
+fn without_request_id(answer: &Looked) -> (u16, Value) {
     let mut body = answer.json();
     if let Some(body) = body.as_object_mut() {
         body.remove("contextId");
@@ -210,16 +221,16 @@ fn words(answer: &Looked) -> (u16, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_caller_sees_exactly_what_the_configuration_grants_through_every_door() {
-    let world = World::start("").await;
+async fn every_credential_form_grants_exactly_the_configured_fields() {
+    let world = TwoTenantEdge::start("").await;
     let mut asked_for = 0;
     for caller in &CALLERS {
         let (name, key) = (caller.name.to_owned(), key_of(caller.name));
         let credentials = [
-            Credential::ApiKey(key.clone()),
-            Credential::Bearer(key.clone()),
-            Credential::Basic(name, key),
-            Credential::Bearer(world.token(caller.name).await),
+            CallerCredential::ApiKey(key.clone()),
+            CallerCredential::Bearer(key.clone()),
+            CallerCredential::Basic(name, key),
+            CallerCredential::Bearer(world.token(caller.name).await),
         ];
         for (credential, route, (index, tenant)) in credentials
             .iter()
@@ -228,13 +239,13 @@ async fn every_caller_sees_exactly_what_the_configuration_grants_through_every_d
         {
             let granted = caller.tenants.contains(tenant);
             for (fields, sees) in ASKED.iter().zip(caller.sees) {
-                if route == Route::Contact && fields.is_some() {
+                if route == LookupRoute::Contact && fields.is_some() {
                     continue;
                 }
                 let answer = world.ask(route, credential, tenant, *fields).await;
                 let what = format!("{} {route:?} {tenant} {fields:?}: {}", caller.name, answer.text);
                 asked_for += 1;
-                let sees = sees.filter(|sees| granted && (route != Route::Contact || *sees == EVERYTHING));
+                let sees = sees.filter(|sees| granted && (route != LookupRoute::Contact || *sees == EVERYTHING));
                 match sees {
                     Some(sees) => {
                         assert_eq!(answer.status, 200, "{what}");
@@ -245,14 +256,14 @@ async fn every_caller_sees_exactly_what_the_configuration_grants_through_every_d
             }
         }
     }
-    // callers × credentials × tenants × (both ways of the first route with all fields, and the second route)
+    // callers × credentials × tenants × (GET and POST with each `fields` parameter, and the contact route)
     assert_eq!(asked_for, 5 * 4 * 3 * (2 * 6 + 1));
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_wrong_with_a_credential_is_told_in_the_same_words() {
-    let world = World::start("").await;
+async fn all_invalid_credentials_get_the_same_answer() {
+    let world = TwoTenantEdge::start("").await;
     let token = world.token("one").await;
     let claims = |token: &str| {
         let claims = token.split('.').nth(1).unwrap();
@@ -265,9 +276,9 @@ async fn whatever_is_wrong_with_a_credential_is_told_in_the_same_words() {
     };
     let hs256 = json!({ "alg": "HS256", "typ": "JWT" });
     let far = claims(&token)["exp"].as_i64().unwrap() + 60;
-    // The forgery works, so what is refused below is refused for what is wrong with it.
-    let good = Credential::Bearer(signed(&TOKEN_SECRET, &hs256, &with("exp", far.into())));
-    assert_eq!(world.ask(Route::Get, &good, "10001", None).await.status, 200);
+    // A token signed here is accepted, so each token below is refused for its own fault.
+    let good = CallerCredential::Bearer(signed(&TOKEN_SECRET, &hs256, &with("exp", far.into())));
+    assert_eq!(world.ask(LookupRoute::Get, &good, "10001", None).await.status, 200);
 
     let unsigned = signed(&TOKEN_SECRET, &json!({ "alg": "none", "typ": "JWT" }), &claims(&token));
     let unsigned_and_bare = format!("{}.", unsigned.rsplit_once('.').unwrap().0);
@@ -276,35 +287,38 @@ async fn whatever_is_wrong_with_a_credential_is_told_in_the_same_words() {
         ("a wrong key", "key-of-nobody".to_owned()),
         ("an expired token", signed(&TOKEN_SECRET, &hs256, &with("exp", 1_700_000_000.into()))),
         ("a foreign-signed token", signed(&[8; 32], &hs256, &with("exp", far.into()))),
-        ("a token for more than was given", signed(&[8; 32], &hs256, &with("sub", "both".into()))),
-        ("a token of nobody", signed(&TOKEN_SECRET, &hs256, &with("sub", "nobody".into()))),
-        ("a token of a key that was replaced", signed(&TOKEN_SECRET, &hs256, &with("key", other_key))),
+        (
+            "a token with another subject, signed with a wrong key",
+            signed(&[8; 32], &hs256, &with("sub", "both".into())),
+        ),
+        ("a token of an unknown caller", signed(&TOKEN_SECRET, &hs256, &with("sub", "nobody".into()))),
+        ("a token of a replaced key", signed(&TOKEN_SECRET, &hs256, &with("key", other_key))),
         ("an altered token", token.replacen("eyJ", "eyK", 1)),
-        ("a token cut short", token[..token.len() - 1].to_owned()),
+        ("a truncated token", token[..token.len() - 1].to_owned()),
         ("a token with alg none", unsigned),
         ("a token with alg none and no signature", unsigned_and_bare),
         ("the hash of a key", hex::encode(Sha256::digest(key_of("one")))),
     ];
-    let attempts = bearers.into_iter().map(|(what, token)| (what, Credential::Bearer(token))).chain([
-        ("nothing", Credential::None),
-        ("a wrong key as an api key", Credential::ApiKey("key-of-nobody".to_owned())),
-        ("a token as an api key", Credential::ApiKey(token.clone())),
-        ("another's key", Credential::Basic("one".to_owned(), key_of("both"))),
-        ("nobody's name", Credential::Basic("nobody".to_owned(), key_of("one"))),
+    let attempts = bearers.into_iter().map(|(what, token)| (what, CallerCredential::Bearer(token))).chain([
+        ("nothing", CallerCredential::None),
+        ("a wrong key as an api key", CallerCredential::ApiKey("key-of-nobody".to_owned())),
+        ("a token as an api key", CallerCredential::ApiKey(token.clone())),
+        ("another caller's key", CallerCredential::Basic("one".to_owned(), key_of("both"))),
+        ("an unknown caller name", CallerCredential::Basic("nobody".to_owned(), key_of("one"))),
     ]);
     let attempts: Vec<_> = attempts.collect();
     for route in ROUTES {
-        let expected = words(&world.ask(route, &Credential::None, "10001", None).await);
+        let expected = without_request_id(&world.ask(route, &CallerCredential::None, "10001", None).await);
         assert_eq!(expected.0, 401);
         for (what, credential) in &attempts {
             let answer = world.ask(route, credential, "10001", None).await;
-            assert_eq!(words(&answer), expected, "{what}");
+            assert_eq!(without_request_id(&answer), expected, "{what}");
             assert!(answer.headers.contains_key("www-authenticate"), "{what}");
         }
-        // A tenant of others and one that there is not are not told apart either.
-        let foreign = world.ask(route, &Credential::ApiKey(key_of("one")), "10002", None).await;
-        let unknown = world.ask(route, &Credential::ApiKey(key_of("one")), "10003", None).await;
-        assert_eq!((foreign.status, words(&foreign)), (403, words(&unknown)));
+        // The answer does not show whether a tenant exists.
+        let foreign = world.ask(route, &CallerCredential::ApiKey(key_of("one")), "10002", None).await;
+        let unknown = world.ask(route, &CallerCredential::ApiKey(key_of("one")), "10003", None).await;
+        assert_eq!((foreign.status, without_request_id(&foreign)), (403, without_request_id(&unknown)));
     }
     let refused = world.edge.metric("profile_edge_auth_failures_total{door=\"lookup\"}").await;
     assert_eq!(refused, (ROUTES.len() * (attempts.len() + 1)) as f64);
@@ -312,8 +326,8 @@ async fn whatever_is_wrong_with_a_credential_is_told_in_the_same_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_contact_is_of_the_callers_only_tenant_or_of_the_one_it_names() {
-    let world = World::start("").await;
+async fn a_contact_lookup_uses_the_only_tenant_or_the_one_in_the_header() {
+    let world = TwoTenantEdge::start("").await;
     let ask = async |name: &str, tenants: &[&str]| {
         let request =
             world.edge.client.get(world.edge.url(&format!("/api/v2/externalcontacts/contacts/{}", customer(1))));
@@ -333,8 +347,8 @@ async fn a_contact_is_of_the_callers_only_tenant_or_of_the_one_it_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_share_neither_entries_nor_events() {
-    let world = World::start("").await;
-    let ask = async |tenant| world.ask(Route::Get, &Credential::ApiKey(key_of("both")), tenant, None).await;
+    let world = TwoTenantEdge::start("").await;
+    let ask = async |tenant| world.ask(LookupRoute::Get, &CallerCredential::ApiKey(key_of("both")), tenant, None).await;
     for (tenant, profile) in TENANTS.iter().zip(&world.profiles) {
         assert_eq!(ask(tenant).await.cache_status, "profile-edge; fwd=miss; stored");
         let hit = ask(tenant).await;
@@ -349,7 +363,7 @@ async fn tenants_share_neither_entries_nor_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_over_its_rate_is_told_when_to_come_again() {
+async fn a_caller_over_its_rate_limit_gets_429_and_a_retry_time() {
     let key = hex::encode(Sha256::digest("slow"));
     let settings = format!(
         "[[caller]]\nname = \"slow\"\nkey_sha256 = \"{key}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n\
@@ -369,7 +383,7 @@ async fn a_caller_over_its_rate_is_told_when_to_come_again() {
             }
             assert!(answer.headers["ratelimit"].to_str().unwrap().starts_with("\"caller\";r="));
         }
-        panic!("never over its rate");
+        panic!("the rate limit is never reached");
     };
     let problem = over(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(1))).await;
     assert_eq!(
@@ -377,7 +391,7 @@ async fn a_caller_over_its_rate_is_told_when_to_come_again() {
         (&Value::from("rate_exceeded"), &"1".parse().unwrap())
     );
     assert_eq!(problem.headers["ratelimit"], "\"caller\";r=0;t=1");
-    // An SDK would take a Retry-After for Genesys' own, and repeat itself ten times.
+    // With a Retry-After, an SDK would retry ten times, as it does for Genesys.
     let as_genesys = over(&format!("/api/v2/externalcontacts/contacts/{}", customer(1))).await;
     assert_eq!(as_genesys.json()["code"], "too.many.requests");
     assert!(!as_genesys.headers.contains_key("retry-after"));
@@ -386,7 +400,7 @@ async fn a_caller_over_its_rate_is_told_when_to_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_given_as_rfc_6749_says() {
+async fn the_token_endpoint_follows_rfc_6749() {
     let edge = Edge::start().await;
     let post = |path: &str| edge.client.post(edge.url(path));
     let form = [("grant_type", "client_credentials")];

@@ -1,4 +1,4 @@
-//! The corpora of the fuzz targets, replayed: whatever a fuzzer was started from, or once found, holds.
+//! Replays the corpora of the fuzz targets: the seed inputs and past findings.
 
 #[path = "../fuzz/properties.rs"]
 mod properties;
@@ -8,10 +8,10 @@ use std::path::Path;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How many neighbours of its corpus each target is given; the fuzzers themselves go on for longer.
-const NEIGHBOURS: usize = 400;
+/// The number of mutated inputs for each target. The fuzzers themselves run for longer.
+const MUTATIONS: usize = 400;
 
-/// Panics when a property does not hold of an input.
+/// Panics if the input violates a property.
 type Property = fn(&[u8]);
 
 /// The targets, by the names of their corpora.
@@ -26,7 +26,7 @@ const TARGETS: [(&str, Property); 8] = [
     ("wire", properties::wire),
 ];
 
-/// The words of the fuzzers' dictionary that are plain text.
+/// Returns the plain-text words of the fuzzers' dictionary.
 fn words() -> Vec<Vec<u8>> {
     let text = std::fs::read_to_string(folder().join("words.dict")).unwrap();
     let quoted = text.lines().filter_map(|line| line.strip_prefix('"')?.strip_suffix('"'));
@@ -38,7 +38,8 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     names_in(&folder).iter().map(|name| std::fs::read(folder.join(name)).unwrap()).collect()
 }
 
-/// Changes an input in one place: a byte, a piece cut out, one put in twice, one of another input, or a word.
+/// Changes an input in one place: replaces a byte, removes or repeats a piece, or inserts a byte, a word, or a piece of
+/// another input.
 fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], words: &[Vec<u8>], chance: &mut StdRng) {
     let at = chance.random_range(0..=input.len());
     let piece = |of: &[u8], chance: &mut StdRng| {
@@ -76,34 +77,34 @@ fn names_in(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_kept_input_holds_its_properties() {
-    for (target, holds) in TARGETS {
-        let kept = corpus(target);
-        assert!(kept.len() >= 3, "{target} has a corpus");
-        for input in kept {
-            holds(&input);
-            // And whatever it begins with: an input may end anywhere.
+fn every_corpus_input_satisfies_its_properties() {
+    for (target, property) in TARGETS {
+        let inputs = corpus(target);
+        assert!(inputs.len() >= 3, "{target} has too few inputs");
+        for input in inputs {
+            property(&input);
+            // Truncated inputs must satisfy the properties too.
             let step = input.len().div_ceil(40).max(1);
             for end in (0..input.len()).step_by(step) {
-                holds(&input[..end]);
+                property(&input[..end]);
             }
         }
     }
 }
 
 #[test]
-fn every_neighbour_of_a_kept_input_holds_them_too() {
+fn every_mutated_corpus_input_satisfies_its_properties() {
     let (words, mut chance) = (words(), StdRng::seed_from_u64(20_250_304));
-    // More of the same, for a machine without the fuzzers' compiler.
-    let neighbours = std::env::var("FUZZ_NEIGHBOURS").ok().and_then(|text| text.parse().ok()).unwrap_or(NEIGHBOURS);
-    for (target, holds) in TARGETS {
-        let kept = corpus(target);
-        for number in 0..neighbours {
-            let mut input = kept[number % kept.len()].clone();
+    // A machine without the fuzzers' compiler may run more mutations.
+    let mutations = std::env::var("FUZZ_NEIGHBOURS").ok().and_then(|text| text.parse().ok()).unwrap_or(MUTATIONS);
+    for (target, property) in TARGETS {
+        let inputs = corpus(target);
+        for number in 0..mutations {
+            let mut input = inputs[number % inputs.len()].clone();
             for _ in 0..chance.random_range(1..=6) {
-                mutate(&mut input, &kept, &words, &mut chance);
+                mutate(&mut input, &inputs, &words, &mut chance);
             }
-            if let Err(panic) = std::panic::catch_unwind(|| holds(&input)) {
+            if let Err(panic) = std::panic::catch_unwind(|| property(&input)) {
                 eprintln!("{target}: {:?}", String::from_utf8_lossy(&input));
                 std::panic::resume_unwind(panic);
             }
@@ -112,7 +113,7 @@ fn every_neighbour_of_a_kept_input_holds_them_too() {
 }
 
 #[test]
-fn every_target_is_replayed_and_every_corpus_has_a_target() {
+fn every_fuzz_target_has_a_corpus_and_is_replayed() {
     let known: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
     assert_eq!(names_in(&folder().join("corpus")), known);
     let files: Vec<String> = known.iter().map(|name| format!("{name}.rs")).collect();

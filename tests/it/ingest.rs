@@ -1,4 +1,4 @@
-//! The webhook door: what is accepted, what is refused and in which order, and that accepted events evict.
+//! Webhooks: what is accepted, what is refused and in which order, and that accepted events evict entries.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,8 +15,8 @@ const ROUTE: &str = "/webhooks/10001";
 const FLAT_ROUTE: &str = "/webhook/customer-updated";
 
 on_every_pairing!(
-    an_event_of_any_shape_evicts_exactly_its_customer,
-    an_array_is_all_or_nothing_and_answers_for_each_event,
+    an_event_of_any_shape_evicts_only_its_customer,
+    an_array_is_accepted_or_refused_whole_with_a_status_for_each_event,
 );
 
 fn sign(body: &[u8]) -> [u8; 32] {
@@ -46,7 +46,7 @@ async fn queued(edge: &Edge) -> f64 {
 }
 
 #[track_caller]
-fn refused(answer: &Looked, status: u16, code: &str) {
+fn assert_refused(answer: &Looked, status: u16, code: &str) {
     assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{}", answer.text);
     assert_eq!(answer.headers["content-type"], "application/problem+json");
 }
@@ -67,7 +67,7 @@ fn eventbridge(event: &str, id: &str) -> Value {
     })
 }
 
-async fn an_event_of_any_shape_evicts_exactly_its_customer(pairing: Pairing) {
+async fn an_event_of_any_shape_evicts_only_its_customer(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let ids: Vec<String> = (1..=6).map(customer).collect();
     for id in &ids {
@@ -95,7 +95,7 @@ async fn an_event_of_any_shape_evicts_exactly_its_customer(pairing: Pairing) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_signature_encodings_are_accepted_and_one_changed_byte_is_not() {
+async fn hex_and_base64_signatures_are_accepted_and_changed_bodies_are_not() {
     let edge = Edge::start().await;
     let body = flat(&customer(1)).to_string().into_bytes();
     for encoded in [STANDARD.encode(sign(&body)), hex::encode(sign(&body))] {
@@ -106,7 +106,7 @@ async fn both_signature_encodings_are_accepted_and_one_changed_byte_is_not() {
         for at in [0, body.len() / 2, body.len() - 1] {
             let mut changed = body.clone();
             changed[at] ^= 1;
-            refused(&send(signed(changed)).await, 401, "unauthorized");
+            assert_refused(&send(signed(changed)).await, 401, "unauthorized");
         }
         assert_eq!(queued(&edge).await, before);
     }
@@ -114,32 +114,32 @@ async fn both_signature_encodings_are_accepted_and_one_changed_byte_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_come_in_the_documented_order_and_publish_nothing() {
+async fn webhook_checks_run_in_the_documented_order_and_publish_nothing() {
     let edge = Edge::start().await;
     let large = vec![b' '; 2 << 20];
-    // Each request has every fault of those that come after it, too.
-    refused(&send(unsigned(&edge, "/webhooks/10002", large.clone())).await, 404, "unknown_tenant");
-    refused(&send(unsigned(&edge, ROUTE, large)).await, 413, "body_too_large");
+    // Each request also has the faults of all later ones.
+    assert_refused(&send(unsigned(&edge, "/webhooks/10002", large.clone())).await, 404, "unknown_tenant");
+    assert_refused(&send(unsigned(&edge, ROUTE, large)).await, 413, "body_too_large");
     let text = edge.client.post(edge.url(ROUTE)).header("Content-Type", "text/csv").body("a,b");
-    refused(&send(text).await, 415, "unsupported_media_type");
-    refused(&send(unsigned(&edge, ROUTE, "not json")).await, 401, "unauthorized");
+    assert_refused(&send(text).await, 415, "unsupported_media_type");
+    assert_refused(&send(unsigned(&edge, ROUTE, "not json")).await, 401, "unauthorized");
     let wrong = unsigned(&edge, ROUTE, "not json").header("X-API-Key", "demo-secres");
-    refused(&send(wrong).await, 401, "unauthorized");
+    assert_refused(&send(wrong).await, 401, "unauthorized");
     let foreign = json!({ "tenantId": "10002", "customerId": 7 });
-    refused(&post(&edge, ROUTE, foreign.to_string()).await, 400, "invalid_field");
+    assert_refused(&post(&edge, ROUTE, foreign.to_string()).await, 400, "invalid_field");
     let foreign = json!({ "tenantId": "10002", "customerId": "x" });
-    refused(&post(&edge, ROUTE, foreign.to_string()).await, 403, "foreign_tenant");
+    assert_refused(&post(&edge, ROUTE, foreign.to_string()).await, 403, "foreign_tenant");
 
-    refused(&post(&edge, FLAT_ROUTE, foreign.to_string()).await, 404, "unknown_tenant");
+    assert_refused(&post(&edge, FLAT_ROUTE, foreign.to_string()).await, 404, "unknown_tenant");
     let unsigned_bad = json!({ "tenantId": "10001", "customerId": 7 });
-    refused(&send(unsigned(&edge, FLAT_ROUTE, unsigned_bad.to_string())).await, 401, "unauthorized");
-    refused(&post(&edge, FLAT_ROUTE, unsigned_bad.to_string()).await, 400, "invalid_field");
+    assert_refused(&send(unsigned(&edge, FLAT_ROUTE, unsigned_bad.to_string())).await, 401, "unauthorized");
+    assert_refused(&post(&edge, FLAT_ROUTE, unsigned_bad.to_string()).await, 400, "invalid_field");
     assert_eq!(queued(&edge).await, 0.0);
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn malformed_events_are_told_the_field() {
+async fn malformed_events_are_refused_with_the_field_name() {
     let edge = Edge::start().await;
     let long = json!({ "tenantId": "10001", "customerId": "x".repeat(10_000) }).to_string();
     let cases: [(&[u8], &str); 11] = [
@@ -158,18 +158,18 @@ async fn malformed_events_are_told_the_field() {
     for route in [ROUTE, FLAT_ROUTE] {
         for (body, field) in cases {
             let answer = post(&edge, route, body.to_vec()).await;
-            refused(&answer, 400, "invalid_field");
+            assert_refused(&answer, 400, "invalid_field");
             assert_eq!(answer.json()["field"], field, "{route}: {}", answer.text);
         }
     }
-    refused(&post(&edge, FLAT_ROUTE, r#"{"customerId":"a"}"#).await, 400, "invalid_field");
+    assert_refused(&post(&edge, FLAT_ROUTE, r#"{"customerId":"a"}"#).await, 400, "invalid_field");
     let many = Value::from(vec![eventbridge("e", "x"); 1_001]).to_string();
-    refused(&post(&edge, ROUTE, many).await, 400, "invalid_field");
-    refused(&post(&edge, ROUTE, "[]").await, 400, "invalid_field");
+    assert_refused(&post(&edge, ROUTE, many).await, 400, "invalid_field");
+    assert_refused(&post(&edge, ROUTE, "[]").await, 400, "invalid_field");
     edge.stop().await;
 }
 
-async fn an_array_is_all_or_nothing_and_answers_for_each_event(pairing: Pairing) {
+async fn an_array_is_accepted_or_refused_whole_with_a_status_for_each_event(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let note = json!({ "topicName": format!("v2.externalcontacts.contacts.{}.notes.n", customer(1)), "eventBody": {} });
     let mut ignored = eventbridge("eb-2", "x");
@@ -193,7 +193,7 @@ async fn an_array_is_all_or_nothing_and_answers_for_each_event(pairing: Pairing)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_asks_the_sender_to_come_again() {
+async fn a_full_queue_answers_503_with_retry_after() {
     let settings = "queue.embedded.max_bytes = \"1MiB\"\nconsumer.concurrency = 1\n";
     let edge = Edge::start_with(settings).await;
     edge.faults.arm(profile_edge::faults::Fault::PauseBeforeApply);
@@ -204,10 +204,10 @@ async fn a_full_queue_asks_the_sender_to_come_again() {
             break answer;
         }
     };
-    refused(&refusal, 503, "not_durable");
+    assert_refused(&refusal, 503, "not_durable");
     assert!(refusal.headers.contains_key("retry-after"));
     edge.faults.disarm(profile_edge::faults::Fault::PauseBeforeApply);
-    crate::support::eventually("room in the queue", || async {
+    crate::support::eventually("the queue has space", || async {
         let one = flat(&customer(1)).to_string();
         (post(&edge, ROUTE, one).await.status == 202).then_some(())
     })

@@ -1,11 +1,16 @@
-//! The laws of the house that a machine can check: who imports what, and how long a file may be.
+//! The rules of the source code that a test can check: what imports what. [`texts`] checks lengths and citations.
 
-use std::collections::BTreeMap;
+mod imports;
+mod texts;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The crates that only some rooms may use, and those rooms.
-const CRATES: [(&str, &[&str]); 12] = [
-    ("axum", &["http/", "sandbox/", "app.rs"]),
+use imports::{Edges, ImportGraph, circles, edges_within};
+
+/// The crates that only some modules may use, and those modules.
+const CRATES: &[(&str, &[&str])] = &[
+    ("axum", &["http/", "sandbox/", "app.rs", "app/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
     ("lapin", &["queue/amqp/"]),
@@ -19,28 +24,30 @@ const CRATES: [(&str, &[&str]); 12] = [
     ("tracing_opentelemetry", &["telemetry/", "spans.rs"]),
 ];
 
-/// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 26] = [
-    ("audit", &["clock", "domain", "metrics", "shutdown"]),
+/// What each module may import of this crate. `app`, `cli`, `main` and `lib` may import every module.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("audit", &["clock", "domain", "invalid", "metrics", "shutdown"]),
     ("authorization", &[]),
     ("breaker", &[]),
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
+    ("invalid", &[]),
     ("logging", &["spans"]),
     ("metrics", &["domain", "roles"]),
     ("shutdown", &[]),
     ("reload", &[]),
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
+    ("rules", &[]),
     ("spans", &["domain", "metrics"]),
     ("supervise", &["shutdown"]),
-    ("telemetry", &["domain", "metrics", "shutdown", "spans", "tls"]),
+    ("telemetry", &["domain", "invalid", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
-    ("store", &["breaker", "clock", "domain", "metrics", "reload", "shutdown", "supervise", "tls"]),
-    ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "supervise", "tls"]),
-    ("upstream", &["breaker", "clock", "domain", "metrics", "shutdown", "spans", "supervise"]),
-    ("ingest", &["authorization", "clock", "domain", "metrics", "queue", "reload", "spans"]),
+    ("store", &["breaker", "clock", "domain", "invalid", "metrics", "reload", "shutdown", "supervise", "tls"]),
+    ("queue", &["clock", "domain", "invalid", "metrics", "shutdown", "spans", "supervise", "tls"]),
+    ("upstream", &["breaker", "clock", "domain", "invalid", "metrics", "shutdown", "spans", "supervise"]),
+    ("ingest", &["authorization", "clock", "domain", "invalid", "metrics", "queue", "reload", "spans"]),
     (
         "consumer",
         &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
@@ -56,6 +63,7 @@ const IMPORTS: [(&str, &[&str]); 26] = [
             "clock",
             "domain",
             "ingest",
+            "invalid",
             "lookup",
             "metrics",
             "operate",
@@ -75,6 +83,7 @@ const IMPORTS: [(&str, &[&str]); 26] = [
             "domain",
             "http",
             "ingest",
+            "invalid",
             "logging",
             "lookup",
             "queue",
@@ -87,31 +96,78 @@ const IMPORTS: [(&str, &[&str]); 26] = [
     ),
 ];
 
-const LONGEST_FILE: usize = 400;
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
-fn sources() -> BTreeMap<String, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut found = BTreeMap::new();
-    let mut folders: Vec<PathBuf> = vec![root.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+/// Returns all files below a folder, by their paths relative to it. Build directories are left out.
+pub(crate) fn files_below(folder: &Path) -> Vec<String> {
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap_or_else(|error| panic!("{}: {error}", next.display())) {
+            let path: PathBuf = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "lua") {
-                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-                found.insert(name, production_part(&std::fs::read_to_string(&path).unwrap()));
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                if !matches!(name.as_str(), "target" | "__pycache__") {
+                    folders.push(path);
+                }
+            } else {
+                found.push(path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned());
             }
         }
     }
-    assert!(found.len() > 40, "the sources were found");
+    found.sort();
     found
 }
 
-/// A file without its comments and its tests.
+/// Returns the Rust files and the scripts of Redis below `src`, whole.
+fn whole_sources() -> BTreeMap<String, String> {
+    let source = root().join("src");
+    let files = files_below(&source).into_iter().filter(|name| name.ends_with(".rs") || name.ends_with(".lua"));
+    let found: BTreeMap<String, String> =
+        files.map(|name| (name.clone(), std::fs::read_to_string(source.join(&name)).unwrap())).collect();
+    assert!(found.len() > 40, "only {} source files were found", found.len());
+    found
+}
+
+/// Returns the production code of each file, without comments.
+fn sources() -> BTreeMap<String, String> {
+    let files = whole_sources().into_iter().filter(|(name, _)| !is_test_file(name));
+    files
+        .map(|(name, text)| {
+            let code = production_part(&text);
+            let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+            (name, code.collect::<Vec<_>>().join("\n"))
+        })
+        .collect()
+}
+
+/// Returns whether a file holds only unit tests.
+fn is_test_file(name: &str) -> bool {
+    name.ends_with("/tests.rs")
+}
+
+/// Returns a file up to its inline unit tests. The declaration of a test module in another file is left out too.
 fn production_part(text: &str) -> String {
-    let text = text.split("\n#[cfg(test)]").next().unwrap_or_default();
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    let (mut kept, mut lines) = (Vec::new(), text.lines().peekable());
+    while let Some(line) = lines.next() {
+        if line == "#[cfg(test)]" {
+            match lines.peek() {
+                Some(next) if next.starts_with("mod ") && next.ends_with('{') => break,
+                Some(next) if next.starts_with("mod ") => {
+                    lines.next();
+                    continue;
+                }
+                _ => {}
+            }
+        }
+        kept.push(line);
+    }
+    kept.join("\n")
+}
+
+fn import_edges() -> Edges {
+    ImportGraph::read(&sources().into_iter().filter(|(name, _)| name.ends_with(".rs")).collect()).edges()
 }
 
 fn module_of(file: &str) -> &str {
@@ -146,11 +202,11 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn crates_are_used_only_in_their_rooms() {
+fn crates_are_used_only_in_their_modules() {
     let mut broken = Vec::new();
     for (file, text) in sources() {
-        for (name, rooms) in CRATES {
-            if uses_crate(&text, name) && !rooms.iter().any(|room| file.starts_with(room)) {
+        for (name, modules) in CRATES {
+            if uses_crate(&text, name) && !modules.iter().any(|module| file.starts_with(module)) {
                 broken.push(format!("{file} uses {name}"));
             }
         }
@@ -164,7 +220,7 @@ fn modules_import_only_what_is_below_them() {
     for (file, text) in sources() {
         let module = module_of(&file);
         let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == module) else {
-            assert!(matches!(module, "app" | "cli" | "main" | "lib"), "{file} is in no law");
+            assert!(matches!(module, "app" | "cli" | "main" | "lib"), "{file} belongs to a module that is not listed");
             continue;
         };
         for import in imports(&text) {
@@ -180,7 +236,7 @@ fn modules_import_only_what_is_below_them() {
 fn only_the_composition_root_picks_adapters() {
     let mut broken = Vec::new();
     for (file, text) in sources() {
-        if file != "app.rs" && text.contains("open::open(") {
+        if module_of(&file) != "app" && text.contains("open::open(") {
             broken.push(file);
         }
     }
@@ -188,12 +244,12 @@ fn only_the_composition_root_picks_adapters() {
 }
 
 #[test]
-fn no_command_of_redis_walks_over_all_keys_or_removes_them() {
+fn no_redis_command_scans_or_flushes_all_keys() {
     let mut broken = Vec::new();
     for (file, text) in sources() {
         let text = text.to_ascii_lowercase();
         for command in ["keys", "scan", "flush"] {
-            // From here, or by a script.
+            // Sent by the client, or by a script.
             let sent = ["cmd(\"", "call('", "call(\""].iter().any(|send| text.contains(&format!("{send}{command}")));
             if sent {
                 broken.push(format!("{file} sends {command}"));
@@ -204,18 +260,34 @@ fn no_command_of_redis_walks_over_all_keys_or_removes_them() {
 }
 
 #[test]
-fn no_file_is_too_long_to_read() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for file in sources().keys() {
-        let text = std::fs::read_to_string(root.join(file)).unwrap();
-        let lines = text.split("\n#[cfg(test)]").next().unwrap_or_default().lines().count();
-        assert!(lines <= LONGEST_FILE, "{file} has {lines} lines before its tests");
+fn no_files_import_each_other_in_a_circle() {
+    let edges = import_edges();
+    assert!(edges.values().map(BTreeSet::len).sum::<usize>() > 300, "the imports were not found");
+    let circles = circles(&edges);
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+/// The files and subfolders of each folder have an order in which every import points downwards.
+#[test]
+fn no_folder_has_an_upward_import() {
+    let edges = import_edges();
+    let mut folders: BTreeSet<String> =
+        edges.keys().filter_map(|file| Some(format!("{}/", file.rsplit_once('/')?.0))).collect();
+    folders.extend(folders.clone().iter().filter_map(|folder| Some(format!("{}/", folder.split_once('/')?.0))));
+    folders.insert(String::new());
+    let mut broken = Vec::new();
+    for folder in folders {
+        let within = edges_within(&folder, &edges);
+        broken.extend(circles(&within).into_iter().map(|circle| format!("src/{folder}: {circle:?}")));
     }
+    assert!(broken.is_empty(), "{broken:#?}");
 }
 
 #[test]
-fn the_law_sees_what_it_forbids() {
+fn the_checks_find_what_they_forbid() {
     assert!(uses_crate("use lapin::Channel;", "lapin"));
     assert!(!uses_crate("use crate::store::redis::record;", "redis"));
     assert_eq!(imports("use crate::{queue, store::Token};\nuse crate::domain::Key;"), ["queue", "store", "domain"]);
+    let text = "#[cfg(test)]\nmod tests;\nfn one() {}\n#[cfg(test)]\nmod tests {\n}\n";
+    assert_eq!(production_part(text), "fn one() {}");
 }

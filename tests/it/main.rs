@@ -1,6 +1,6 @@
 //! The integration tests: one binary over the real application.
 
-#![expect(clippy::unwrap_used, reason = "in a test, an unwrap that fails is a failure that says where")]
+#![expect(clippy::unwrap_used, reason = "in a test, an unwrap that fails is a failure with its location")]
 
 mod audit;
 mod bad_input;
@@ -9,6 +9,7 @@ mod config;
 mod contacts;
 mod contract;
 mod dashboards;
+mod documentation;
 mod doors;
 mod fuzz;
 mod ingest;

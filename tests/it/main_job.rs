@@ -1,4 +1,4 @@
-//! The main job, end to end, on every pairing of adapters: a miss, a hit, a change at Genesys, the changed
+//! The main job, end to end, on every pairing of adapters: a miss, a hit, a change at Genesys, and the changed
 //! profile.
 
 use std::net::SocketAddr;
@@ -19,28 +19,28 @@ use crate::support::edge::{Edge, Pairing, flat, looked, on_sandbox_of};
 use crate::support::process::free_port;
 use crate::support::{PATIENCE, customer, eventually};
 
-/// A sandbox that answers at once.
+/// A sandbox without latency.
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
 
-/// For crowds, the last of whom may wait long for a busy machine.
+/// Deadlines for many concurrent lookups on a busy machine.
 const PATIENT: &str = "[lookup]\ndeadline = \"20s\"\n";
 
 on_every_pairing!(
-    a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call,
-    a_cold_customer_costs_one_call_however_many_ask,
-    the_same_event_posted_fifty_times_has_one_effect,
-    a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again,
-    a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id,
-    a_merged_customer_is_found_though_its_new_id_was_asked_for_before_upstream_showed_it,
-    trouble_at_genesys_has_its_status_within_two_seconds_and_passes,
-    a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event,
-    an_unknown_customer_is_remembered_as_unknown_until_it_is_created,
-    a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_and_no_failure,
-    a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itself,
-    a_lookup_can_be_asked_in_three_ways_that_answer_alike,
+    the_next_lookup_shows_a_change_and_hits_cost_no_genesys_call,
+    concurrent_lookups_of_a_cold_customer_cost_one_call,
+    an_event_posted_fifty_times_has_one_effect,
+    a_fill_overtaken_by_an_event_is_refused_and_never_served,
+    a_merged_customer_is_cached_canonically_and_evicted_by_either_id,
+    a_merge_replaces_a_negative_entry_of_the_new_id,
+    each_genesys_failure_gets_its_status_within_two_seconds,
+    a_stale_profile_is_served_on_failure_but_never_after_an_event,
+    a_negative_entry_lasts_until_the_customer_is_created,
+    a_thousand_lookups_share_one_token_and_one_renewal,
+    refused_genesys_connections_answer_503_until_genesys_returns,
+    the_three_lookup_request_forms_answer_alike,
 );
 
-async fn a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call(pairing: Pairing) {
+async fn the_next_lookup_shows_a_change_and_hits_cost_no_genesys_call(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     let one = customer(1);
 
@@ -69,7 +69,7 @@ async fn a_change_at_genesys_is_seen_by_the_next_lookup_and_hits_cost_no_call(pa
     edge.stop().await;
 }
 
-async fn a_cold_customer_costs_one_call_however_many_ask(pairing: Pairing) {
+async fn concurrent_lookups_of_a_cold_customer_cost_one_call(pairing: Pairing) {
     let edge = Edge::start_on(pairing, &format!("[sandbox]\nlatency = \"150ms\"\n{PATIENT}")).await;
     let two = customer(2);
     let answers = join_all((0..2000).map(|_| edge.look_up(&two))).await;
@@ -80,7 +80,7 @@ async fn a_cold_customer_costs_one_call_however_many_ask(pairing: Pairing) {
     edge.stop().await;
 }
 
-async fn the_same_event_posted_fifty_times_has_one_effect(pairing: Pairing) {
+async fn an_event_posted_fifty_times_has_one_effect(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     let event = json!({ "tenantId": "10001", "customerId": customer(3), "eventId": "e-1",
                         "modifyDate": "2026-01-01T00:00:00.000Z" });
@@ -93,7 +93,7 @@ async fn the_same_event_posted_fifty_times_has_one_effect(pairing: Pairing) {
     edge.stop().await;
 }
 
-async fn a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again(pairing: Pairing) {
+async fn a_fill_overtaken_by_an_event_is_refused_and_never_served(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     let four = customer(4);
     edge.faults.arm(Fault::PauseBeforeFill);
@@ -113,13 +113,13 @@ async fn a_fill_that_was_overtaken_by_an_event_is_refused_and_never_served_again
     edge.stop().await;
 }
 
-async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_either_id(pairing: Pairing) {
+async fn a_merged_customer_is_cached_canonically_and_evicted_by_either_id(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     let (five, six) = (customer(5), customer(6));
     let merge = edge.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
     let merged: Value = merge.json(&json!({ "contactIds": [five, six] })).send().await.unwrap().json().await.unwrap();
     let canonical = merged["id"].as_str().unwrap().to_owned();
-    // One is about the canonical customer, one about each that was merged into it.
+    // One event names the canonical customer, and one each merged customer.
     eventually("all three events are applied", || async {
         let mut applied = 0.0;
         for outcome in ["applied", "outrun", "duplicate"] {
@@ -147,8 +147,8 @@ async fn a_merged_customer_is_served_under_its_canonical_key_and_evicted_by_eith
     edge.stop().await;
 }
 
-async fn a_merged_customer_is_found_though_its_new_id_was_asked_for_before_upstream_showed_it(pairing: Pairing) {
-    // An unsettled "no such customer" stays for as long as it may.
+async fn a_merge_replaces_a_negative_entry_of_the_new_id(pairing: Pairing) {
+    // An unsettled negative entry is kept for the longest allowed time.
     let edge = Edge::start_on(pairing, &format!("{QUICK}[lookup]\nunsettled_ttl = \"30s\"\n")).await;
     let (seven, eight) = (customer(7), customer(8));
     edge.behave(json!({ "read_lag": "1h" })).await;
@@ -167,7 +167,7 @@ async fn a_merged_customer_is_found_though_its_new_id_was_asked_for_before_upstr
     edge.stop().await;
 }
 
-async fn trouble_at_genesys_has_its_status_within_two_seconds_and_passes(pairing: Pairing) {
+async fn each_genesys_failure_gets_its_status_within_two_seconds(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n[upstream]\nmax_in_flight = 8\n").await;
     let trouble = [
         (json!({ "fail_ratio": 1, "fail_status": 500 }), 503),
@@ -197,7 +197,7 @@ async fn trouble_at_genesys_has_its_status_within_two_seconds_and_passes(pairing
     edge.stop().await;
 }
 
-async fn a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event(pairing: Pairing) {
+async fn a_stale_profile_is_served_on_failure_but_never_after_an_event(pairing: Pairing) {
     let settings = "[sandbox]\nlatency = \"0ms\"\n[lookup]\nttl = \"50ms\"\nttl_jitter = 0.0\n";
     let edge = Edge::start_on(pairing, settings).await;
     let seven = customer(7);
@@ -216,7 +216,7 @@ async fn a_stale_profile_is_served_while_genesys_fails_but_never_past_an_event(p
     edge.stop().await;
 }
 
-async fn an_unknown_customer_is_remembered_as_unknown_until_it_is_created(pairing: Pairing) {
+async fn a_negative_entry_lasts_until_the_customer_is_created(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     let nobody = "00000000-0000-4000-8000-999999999999";
     let first = edge.look_up(nobody).await;
@@ -231,7 +231,7 @@ async fn an_unknown_customer_is_remembered_as_unknown_until_it_is_created(pairin
     edge.stop().await;
 }
 
-async fn a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_and_no_failure(pairing: Pairing) {
+async fn a_thousand_lookups_share_one_token_and_one_renewal(pairing: Pairing) {
     let edge = Edge::start_on(pairing, &format!("{QUICK}{PATIENT}")).await;
     let look_up_all = async |numbers: Range<u32>| {
         let ids: Vec<String> = numbers.map(customer).collect();
@@ -247,7 +247,7 @@ async fn a_thousand_lookups_use_one_token_and_a_revoked_one_costs_one_renewal_an
     edge.stop().await;
 }
 
-async fn a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itself(pairing: Pairing) {
+async fn refused_genesys_connections_answer_503_until_genesys_returns(pairing: Pairing) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let settings = on_sandbox_of(address);
     let edge = Edge::start_on(pairing, &settings).await;
@@ -265,7 +265,7 @@ async fn a_genesys_that_refuses_connections_is_a_503_and_is_found_again_by_itsel
     assert!(controller.drain(PATIENCE).await);
 }
 
-async fn a_lookup_can_be_asked_in_three_ways_that_answer_alike(pairing: Pairing) {
+async fn the_three_lookup_request_forms_answer_alike(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     let one = customer(1);
     let body = json!({ "tenantId": "10001", "customerId": one });

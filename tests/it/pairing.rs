@@ -1,6 +1,6 @@
-//! The tests that hold on every pairing of adapters.
+//! Tests that run on every pairing of adapters.
 
-/// Makes a test of each of these functions for each pairing, which is their argument.
+/// Creates a test of each function for each pairing. The pairing is the argument of the function.
 macro_rules! on_every_pairing {
     ($($case:ident),+ $(,)?) => {
         $crate::pairing::on_every_pairing!(@pairing embedded, Embedded, $($case),+);

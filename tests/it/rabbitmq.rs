@@ -1,5 +1,4 @@
-//! The whole application on RabbitMQ: what it does when the broker is gone, silent, alarmed, or robbed of a
-//! queue, and with what others put there.
+//! The whole application on RabbitMQ: broker outages, alarms, deleted queues, and foreign messages.
 
 use std::time::Duration;
 
@@ -24,16 +23,16 @@ async fn on(url: &str) -> Edge {
     Edge::start_with(&format!("{QUICK}{}", on_rabbit(url))).await
 }
 
-/// Fills the cache with these customers, so that an applied event shows: its customer is a miss once.
-async fn cached(edge: &Edge, customers: &[String]) {
+/// Fills the cache with these customers, so that an applied event causes a miss.
+async fn fill_cache(edge: &Edge, customers: &[String]) {
     for answer in join_all(customers.iter().map(|customer| edge.look_up(customer))).await {
         assert_eq!(answer.status, 200, "{}", answer.text);
     }
 }
 
-/// Posts an event for each customer, and returns those whose event was accepted; the others were asked to
-/// come again.
-async fn accepted(edge: &Edge, customers: &[String]) -> Vec<String> {
+/// Posts an event for each customer, and returns the customers whose event was accepted. The other answers must ask for
+/// a retry.
+async fn post_events(edge: &Edge, customers: &[String]) -> Vec<String> {
     let posts = customers.iter().map(|customer| async move {
         let started = Instant::now();
         let answer = edge.post_event(&flat(customer)).await;
@@ -50,8 +49,8 @@ async fn accepted(edge: &Edge, customers: &[String]) -> Vec<String> {
     join_all(posts).await.into_iter().flatten().collect()
 }
 
-/// Waits until the event of each of these customers was applied.
-async fn applied(edge: &Edge, customers: &[String]) {
+/// Waits until the event of each of these customers is applied.
+async fn await_applied(edge: &Edge, customers: &[String]) {
     for customer in customers {
         eventually("every accepted event is applied", || async {
             (!edge.look_up(customer).await.is_hit()).then_some(())
@@ -65,7 +64,7 @@ fn customers(range: std::ops::Range<u32>) -> Vec<String> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outage {
+enum BrokerOutage {
     Killed,
     Stopped,
     Alarmed,
@@ -73,29 +72,29 @@ enum Outage {
     Broken,
 }
 
-/// The broker fails under events: their senders are told to come again within seconds, lookups go on, and
-/// what was accepted before, during and after is applied; nothing becomes a dead letter.
-async fn survives(outages: &[Outage]) {
+/// Lets the broker fail while events arrive. Senders are asked to retry within seconds, lookups continue, every
+/// accepted event is applied, and no event becomes a dead letter.
+async fn survives(outages: &[BrokerOutage]) {
     let mut server = RabbitServer::start("").await;
     let proxy = Proxy::to(server.port).await;
     let edge = on(&format!("amqp://guest:guest@{}/%2f", proxy.address)).await;
     for outage in outages {
         let all = customers(1..61);
-        cached(&edge, &all).await;
-        let mut taken = accepted(&edge, &all[..20]).await;
+        fill_cache(&edge, &all).await;
+        let mut taken = post_events(&edge, &all[..20]).await;
         assert_eq!(taken.len(), 20, "{outage:?}");
         match outage {
-            Outage::Killed => server.kill().await,
-            Outage::Stopped => server.pause().await,
-            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await,
-            Outage::Stalled => proxy.set(Link::Stalled),
-            Outage::Broken => proxy.set(Link::Broken),
+            BrokerOutage::Killed => server.kill().await,
+            BrokerOutage::Stopped => server.pause().await,
+            BrokerOutage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await,
+            BrokerOutage::Stalled => proxy.set(Link::Stalled),
+            BrokerOutage::Broken => proxy.set(Link::Broken),
         }
-        // A broker says that it is alarmed to those that publish.
-        taken.extend(accepted(&edge, &all[20..40]).await);
+        // A broker reports an alarm only to publishing connections.
+        taken.extend(post_events(&edge, &all[20..40]).await);
         edge.is_without("queue").await;
         let started = Instant::now();
-        assert_eq!(accepted(&edge, &all[20..21]).await, [""; 0], "{outage:?}");
+        assert_eq!(post_events(&edge, &all[20..21]).await, [""; 0], "{outage:?}");
         assert!(started.elapsed() < Duration::from_secs(3), "{outage:?}");
         assert_eq!(edge.look_up(&customer(70)).await.status, 200, "{outage:?}");
         for (path, order) in [
@@ -104,65 +103,65 @@ async fn survives(outages: &[Outage]) {
             ("dead-letters/purge", json!({ "all": true })),
         ] {
             let command = edge.client.post(format!("http://{}/admin/{path}", edge.admin)).json(&order);
-            let answer = timeout(PATIENCE, command.send()).await.expect("an answer").unwrap();
+            let answer = timeout(PATIENCE, command.send()).await.expect("the command is answered").unwrap();
             assert_eq!(answer.status(), 503, "{path} while {outage:?}");
         }
         match outage {
-            Outage::Killed => server.restart().await,
-            Outage::Stopped => server.unpause().await,
-            Outage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await,
-            Outage::Stalled | Outage::Broken => proxy.set(Link::Whole),
+            BrokerOutage::Killed => server.restart().await,
+            BrokerOutage::Stopped => server.unpause().await,
+            BrokerOutage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await,
+            BrokerOutage::Stalled | BrokerOutage::Broken => proxy.set(Link::Whole),
         }
         edge.is_whole().await;
-        let after = accepted(&edge, &all[40..]).await;
+        let after = post_events(&edge, &all[40..]).await;
         assert_eq!(after.len(), 20, "{outage:?}");
         taken.extend(after);
-        applied(&edge, &taken).await;
+        await_applied(&edge, &taken).await;
         assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
     }
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_stopped_or_killed_costs_senders_a_retry_and_loses_nothing() {
-    survives(&[Outage::Stopped, Outage::Killed]).await;
+async fn a_paused_or_killed_broker_costs_retries_and_loses_no_event() {
+    survives(&[BrokerOutage::Stopped, BrokerOutage::Killed]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_alarmed_broker_and_a_bad_link_cost_senders_a_retry_and_lose_nothing() {
-    survives(&[Outage::Alarmed, Outage::Stalled, Outage::Broken]).await;
+async fn a_broker_alarm_or_a_bad_link_costs_retries_and_loses_no_event() {
+    survives(&[BrokerOutage::Alarmed, BrokerOutage::Stalled, BrokerOutage::Broken]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_work_queue_deleted_behind_our_back_is_made_again_from_the_journal() {
+async fn a_deleted_work_queue_is_restored_from_the_journal() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let edge = on(&server.url(&vhost)).await;
     let all = customers(1..301);
-    cached(&edge, &all).await;
+    fill_cache(&edge, &all).await;
     edge.faults.arm(Fault::PauseBeforeApply);
-    assert_eq!(accepted(&edge, &all[..200]).await.len(), 200);
+    assert_eq!(post_events(&edge, &all[..200]).await.len(), 200);
     edge.faults.reached(Fault::PauseBeforeApply, 64).await;
-    server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("it is deleted");
-    // Confirmed by the journal alone, or by the new queue.
-    assert_eq!(accepted(&edge, &all[200..]).await.len(), 100);
+    server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("the queue is deleted");
+    // The journal alone confirms these events, or the recreated queue does.
+    assert_eq!(post_events(&edge, &all[200..]).await.len(), 100);
     edge.faults.disarm(Fault::PauseBeforeApply);
-    applied(&edge, &all).await;
+    await_applied(&edge, &all).await;
     edge.metric_reaches("profile_edge_replayed_events_total", 100.0).await;
     assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_work_queue_lost_while_nobody_ran_is_made_again_from_the_journal() {
+async fn a_work_queue_lost_between_runs_is_restored_from_the_journal() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let settings = format!("{}{}", Pairing::Redis.settings().await, on_rabbit(&server.url(&vhost)));
     let first = Edge::start_with(&format!("roles = [\"ingest\"]\n{QUICK}{settings}")).await;
     let all = customers(1..41);
-    assert_eq!(accepted(&first, &all).await.len(), 40);
+    assert_eq!(post_events(&first, &all).await.len(), 40);
     first.stop().await;
-    server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("it is deleted");
+    server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("the queue is deleted");
 
     let second = Edge::start_with(&format!("{QUICK}{settings}")).await;
     second.metric_reaches("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}", 40.0).await;
@@ -170,27 +169,27 @@ async fn a_work_queue_lost_while_nobody_ran_is_made_again_from_the_journal() {
     second.stop().await;
 }
 
-/// A broker takes back what is not acknowledged for too long, and closes the channel: the event comes again. While
-/// the store is down nothing is held, however long that takes.
+/// A broker closes the channel of a delivery that is not acknowledged in time, and redelivers the event. While the
+/// store is down, the consumer holds no delivery.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_for_too_long_comes_again_and_an_outage_of_the_store_holds_nothing() {
+async fn consumer_timeouts_redeliver_and_store_outages_hold_no_delivery() {
     let held = Duration::from_secs(3);
     let server = RabbitServer::start(&format!("consumer_timeout = {}\n", held.as_millis())).await;
-    // The broker looks once a minute otherwise.
+    // By default the broker checks once a minute.
     server.ctl(&["eval", "application:set_env(rabbit, channel_tick_interval, 500)."]).await;
     let mut redis = RedisServer::start(&[]).await;
     let store = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{}\"\n", redis.url());
     let edge = Edge::start_with(&format!("{QUICK}{store}{}", on_rabbit(&server.url("%2f")))).await;
     let all = customers(1..31);
-    cached(&edge, &all).await;
+    fill_cache(&edge, &all).await;
     edge.faults.arm(Fault::PauseBeforeApply);
-    assert_eq!(accepted(&edge, &all[..1]).await.len(), 1);
+    assert_eq!(post_events(&edge, &all[..1]).await.len(), 1);
     edge.faults.reached(Fault::PauseBeforeApply, 2).await;
     edge.faults.disarm(Fault::PauseBeforeApply);
-    applied(&edge, &all[..1]).await;
+    await_applied(&edge, &all[..1]).await;
 
     redis.kill().await;
-    assert_eq!(accepted(&edge, &all[1..]).await.len(), 29);
+    assert_eq!(post_events(&edge, &all[1..]).await.len(), 29);
     let channels = async || -> Option<Vec<(String, u64)>> {
         let channels = server.api("GET", "/channels", None).await?;
         let channels = channels.as_array()?.iter().filter(|channel| channel["consumer_count"].as_u64() > Some(0));
@@ -200,25 +199,25 @@ async fn what_is_held_for_too_long_comes_again_and_an_outage_of_the_store_holds_
     };
     let began = Instant::now();
     while began.elapsed() < 2 * held {
-        // The broker tells what it knew up to five seconds ago.
-        eventually("nothing is held", || async {
+        // The broker's statistics are up to five seconds old.
+        eventually("no delivery is held", || async {
             channels().await.filter(|channels| channels.iter().all(|(_, held)| *held == 0))
         })
         .await;
     }
     redis.restart().await;
-    applied(&edge, &all[1..]).await;
+    await_applied(&edge, &all[1..]).await;
     assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_put_on_the_work_queue_is_kept_with_its_reason_and_holds_nobody_up() {
+async fn foreign_messages_are_dead_lettered_with_a_reason() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let edge = on(&server.url(&vhost)).await;
     let all = customers(1..21);
-    cached(&edge, &all).await;
+    fill_cache(&edge, &all).await;
     let planted = "Ada Lovelace, ada@example.com";
     let foreign = [
         (planted.as_bytes().to_vec(), "undecodable"),
@@ -229,30 +228,30 @@ async fn what_others_put_on_the_work_queue_is_kept_with_its_reason_and_holds_nob
     for (bytes, _) in &foreign {
         server.publish(&vhost, "profile-edge.events", "shard.0", bytes).await;
     }
-    assert_eq!(accepted(&edge, &all).await.len(), 20);
-    applied(&edge, &all).await;
+    assert_eq!(post_events(&edge, &all).await.len(), 20);
+    await_applied(&edge, &all).await;
     edge.metric_reaches("profile_edge_dead_letters", 4.0).await;
 
     let admin = format!("http://{}", edge.admin);
     let directory = tempfile::tempdir().unwrap();
     let listed = profile_edge(&directory, &["dead-letters", "list", "--json", "--admin", &admin]);
     let letters: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let mut told: Vec<_> =
+    let mut listed_letters: Vec<_> =
         letters.iter().map(|letter| (letter["length"].as_u64(), letter["reason"].as_str())).collect();
     let mut expected: Vec<_> = foreign.iter().map(|(bytes, why)| (Some(bytes.len() as u64), Some(*why))).collect();
-    told.sort_unstable();
+    listed_letters.sort_unstable();
     expected.sort_unstable();
-    assert_eq!(told, expected);
+    assert_eq!(listed_letters, expected);
     let id = letters[0]["id"].as_str().unwrap();
     let shown = profile_edge(&directory, &["dead-letters", "show", id, "--admin", &admin]);
     assert!(shown.contains(id) && shown.contains(letters[0]["sha256"].as_str().unwrap()), "{shown}");
     assert!(!format!("{listed}{shown}").contains("Ada"));
-    // Reading them took none away.
+    // Listing removes no dead letter.
     assert_eq!(profile_edge(&directory, &["dead-letters", "list", "--admin", &admin]).lines().count(), 4);
     edge.stop().await;
 }
 
-/// Runs a command of the binary to its end and returns what it printed.
+/// Runs a command of the binary and returns its output.
 fn profile_edge(directory: &TempDir, arguments: &[&str]) -> String {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_profile-edge"));
     let done = command.args(arguments).current_dir(directory.path()).output().unwrap();
@@ -260,12 +259,12 @@ fn profile_edge(directory: &TempDir, arguments: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// A broker that refuses all that is published on a connection may take it on another: so another is made, and what
-/// was refused is accepted when it is posted again.
+/// A broker that rejects every message on one connection may accept messages on another. So the connection is replaced,
+/// and rejected events are accepted when they are posted again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_on_which_the_broker_confirms_nothing_is_made_again() {
+async fn a_connection_that_gets_only_nacks_is_replaced() {
     let server = RabbitServer::start("").await;
-    // Nobody consumes here, so one event fills a queue that takes none.
+    // Without a consumer, one event fills a queue of length 0.
     let roles = "roles = [\"ingest\", \"lookup\"]\n";
     let edge = Edge::start_with(&format!("{roles}{QUICK}{}", on_rabbit(&server.url("%2f")))).await;
     let connection = async || {
@@ -276,21 +275,25 @@ async fn a_connection_on_which_the_broker_confirms_nothing_is_made_again() {
     let before = eventually("the connection is listed", connection).await;
     let policy = json!({ "pattern": WORK_QUEUE, "apply-to": "queues", "priority": 1,
                          "definition": { "max-length": 0, "overflow": "reject-publish" } });
-    server.api("PUT", "/policies/%2f/full", Some(policy)).await.expect("it is set");
+    server.api("PUT", "/policies/%2f/full", Some(policy)).await.expect("the policy is set");
     let customers = customers(1..5);
-    eventually("all is refused", || async { accepted(&edge, &customers).await.is_empty().then_some(()) }).await;
-    eventually("the connection is made again", || async { connection().await.filter(|now| *now != before) }).await;
-    server.api("DELETE", "/policies/%2f/full", None).await.expect("it is gone");
-    eventually("all is accepted", || async { (accepted(&edge, &customers).await == customers).then_some(()) }).await;
+    eventually("every event is refused", || async { post_events(&edge, &customers).await.is_empty().then_some(()) })
+        .await;
+    eventually("the connection is replaced", || async { connection().await.filter(|now| *now != before) }).await;
+    server.api("DELETE", "/policies/%2f/full", None).await.expect("the policy is removed");
+    eventually("every event is accepted", || async {
+        (post_events(&edge, &customers).await == customers).then_some(())
+    })
+    .await;
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_differs_from_what_is_declared_is_an_error_that_says_what_differs() {
+async fn a_queue_declared_differently_fails_the_start_and_names_the_difference() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let classic = json!({ "durable": true, "arguments": { "x-queue-type": "classic" } });
-    server.api("PUT", &format!("/queues/{vhost}/{WORK_QUEUE}"), Some(classic)).await.expect("a queue");
+    server.api("PUT", &format!("/queues/{vhost}/{WORK_QUEUE}"), Some(classic)).await.expect("the queue is declared");
     let directory = tempfile::tempdir().unwrap();
     let settings = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n{}",
@@ -307,7 +310,7 @@ async fn a_queue_that_differs_from_what_is_declared_is_an_error_that_says_what_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_link_needs_the_right_authority_and_certificate() {
+async fn an_amqps_link_needs_the_right_authority_and_certificate() {
     let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     certificates(ours.path());
     certificates(other.path());
@@ -321,9 +324,9 @@ async fn an_encrypted_link_needs_the_right_authority_and_certificate() {
     };
     let edge = Edge::start_with(&format!("{QUICK}{}", link(&ours))).await;
     let all = customers(1..6);
-    cached(&edge, &all).await;
-    assert_eq!(accepted(&edge, &all).await.len(), 5);
-    applied(&edge, &all).await;
+    fill_cache(&edge, &all).await;
+    assert_eq!(post_events(&edge, &all).await.len(), 5);
+    await_applied(&edge, &all).await;
     edge.stop().await;
 
     let directory = tempfile::tempdir().unwrap();

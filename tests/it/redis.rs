@@ -1,4 +1,4 @@
-//! The whole application on Redis: what it says to Redis, and what it does when Redis is gone.
+//! The whole application on Redis: which commands it sends, and how it survives outages of Redis.
 
 use std::collections::BTreeMap;
 
@@ -20,17 +20,17 @@ fn settings(deployment: &Deployment) -> String {
     format!("[sandbox]\nlatency = \"0ms\"\n[store]\nkind = \"redis\"\n[store.redis]\n{}", deployment.settings)
 }
 
-/// Listens to every command that a server runs, until `done` was run: whether a script ran it, and its name.
-async fn heard(deployment: &Deployment, done: impl Future<Output = ()>) -> Vec<(bool, String)> {
+/// Records every command that a server runs until `done` completes: whether a script ran it, and its name.
+async fn commands_during(deployment: &Deployment, done: impl Future<Output = ()>) -> Vec<(bool, String)> {
     let client = redis::Client::open(deployment.servers[0].url()).unwrap();
     let monitor = client.get_async_monitor().await.unwrap();
     let mut lines = monitor.into_on_message::<String>();
     done.await;
     let mut marker = client.get_multiplexed_async_connection().await.unwrap();
-    redis::cmd("ECHO").arg("that was it").exec_async(&mut marker).await.unwrap();
+    redis::cmd("ECHO").arg("end of the recording").exec_async(&mut marker).await.unwrap();
     let mut commands = Vec::new();
     while let Some(line) = lines.next().await {
-        if line.contains("that was it") {
+        if line.contains("end of the recording") {
             break;
         }
         let name = line.split('"').nth(1).unwrap_or_default().to_ascii_uppercase();
@@ -39,11 +39,11 @@ async fn heard(deployment: &Deployment, done: impl Future<Output = ()>) -> Vec<(
     commands
 }
 
-/// Counts the commands that are sent to a server until `done` was run, by their names.
+/// Counts the commands that are sent to a server until `done` completes, by name.
 pub(crate) async fn overheard(deployment: &Deployment, done: impl Future<Output = ()>) -> BTreeMap<String, u32> {
     let mut counts = BTreeMap::new();
-    for (scripted, name) in heard(deployment, done).await {
-        // What is asked of the server itself, connections of the tests' own.
+    for (scripted, name) in commands_during(deployment, done).await {
+        // Commands about connections and the server are left out.
         if !scripted && !matches!(name.as_str(), "PING" | "CLIENT" | "HELLO" | "INFO") {
             *counts.entry(name).or_insert(0) += 1;
         }
@@ -56,12 +56,12 @@ fn counts(pairs: &[(&str, u32)]) -> BTreeMap<String, u32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hit_is_one_get_a_miss_three_round_trips_and_an_event_one_script_for_each_key() {
+async fn hits_misses_and_events_use_the_fewest_redis_commands() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     edge.look_up(&customer(1)).await;
     edge.look_up(&customer(2)).await;
-    // Loads the script.
+    // The first event loads the script.
     assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
     edge.applied("updated", 1.0).await;
 
@@ -71,7 +71,7 @@ async fn a_hit_is_one_get_a_miss_three_round_trips_and_an_event_one_script_for_e
         }
     });
     assert_eq!(hits.await, counts(&[("GET", 10)]));
-    // A look, the lease, the fill.
+    // One read, the lease, and the fill.
     let miss = overheard(&deployment, async { assert_eq!(edge.look_up(&customer(9)).await.status, 200) });
     assert_eq!(miss.await, counts(&[("GET", 1), ("EVALSHA", 2)]));
     let merged = json!({ "tenantId": "10001", "customerId": customer(1), "eventType": "customer.merged",
@@ -85,7 +85,7 @@ async fn a_hit_is_one_get_a_miss_three_round_trips_and_an_event_one_script_for_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_documented_keys_are_there_and_all_of_them_end() {
+async fn redis_holds_only_documented_keys_and_all_expire() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     for n in 1..5 {
@@ -108,17 +108,17 @@ async fn only_the_documented_keys_are_there_and_all_of_them_end() {
             || within("seen:{").is_some_and(|(of, rest)| record(of) && rest.strip_prefix(':').is_some_and(digest));
         assert!(documented, "{key}");
         let left: i64 = redis::cmd("PTTL").arg(key).query_async(&mut connection).await.unwrap();
-        assert!(left > 0, "{key} lives without end");
+        assert!(left > 0, "{key} never expires");
     }
     edge.stop().await;
 }
 
-/// Everything that goes on at once, and nothing of it looks at more than the keys that it is about.
+/// Runs all kinds of requests at once; no command may visit keys other than its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_command_walks_over_all_keys() {
+async fn no_redis_command_visits_all_keys() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
-    let mixed = heard(&deployment, async {
+    let mixed = commands_during(&deployment, async {
         let ids: Vec<String> = (1..=40).map(customer).collect();
         join_all(ids.iter().chain(&ids).map(|id| edge.look_up(id))).await;
         join_all(ids[..20].iter().map(|id| edge.change(id, json!({ "firstName": "Grace" })))).await;
@@ -140,13 +140,13 @@ async fn no_command_walks_over_all_keys() {
     edge.stop().await;
 }
 
-/// Two processes are asked for one cold customer by 5,000 at once; the leader's fill is held until many of them wait.
+/// 5,000 lookups ask two processes for one cold customer at once. The leader's fill is paused until many of them wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_processes_ask_genesys_once_for_a_cold_customer() {
+async fn two_processes_fetch_a_cold_customer_once() {
     const LOOKUPS: usize = 5_000;
     const WAITING: f64 = 1_000.0;
     let deployment = Deployment::start(Setup::Single).await;
-    // How long it takes is not the question, so nobody gives up on a busy machine: no lookup, no lease, no store.
+    // Long timeouts, so that a busy machine causes no failure.
     let settings = settings(&deployment).replace("[store]", "[store]\ntimeout = \"10s\"");
     let settings = format!("{settings}[lookup]\ndeadline = \"60s\"\nlease_ttl = \"60s\"\n");
     let first = Edge::start_with(&settings).await;
@@ -156,7 +156,7 @@ async fn two_processes_ask_genesys_once_for_a_cold_customer() {
     for edge in both {
         edge.faults.arm(Fault::PauseBeforeFill);
     }
-    // A connection of HTTP/2 takes 200 requests at once (the server's limit), and one file descriptor at each end.
+    // An HTTP/2 connection takes 200 concurrent requests (the server's limit) and one file descriptor at each end.
     let clients: Vec<reqwest::Client> =
         (0..LOOKUPS / 200).map(|_| reqwest::Client::builder().http2_prior_knowledge().build().unwrap()).collect();
     let asked =
@@ -189,7 +189,7 @@ async fn two_processes_ask_genesys_once_for_a_cold_customer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_link_costs_no_more_than_a_moment() {
+async fn a_broken_redis_link_recovers_at_once() {
     let mut deployment = Deployment::start(Setup::Single).await;
     let proxy = Proxy::to(deployment.servers[0].port).await;
     deployment.settings = format!("url = \"redis://{}\"\n", proxy.address);
@@ -203,10 +203,10 @@ async fn a_broken_link_costs_no_more_than_a_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_waits_for_the_replicas_that_are_asked_for() {
+async fn an_event_waits_for_the_configured_replicas() {
     let mut deployment = Deployment::start(Setup::Sentinel).await;
     deployment.settings = format!("url = \"{}\"\nmin_replicas = 1\n", deployment.servers[0].url());
-    // A busy machine's replica may take longer than usual to confirm: then the event would be retried, a duplicate.
+    // On a busy machine a replica may confirm late. The event would then be retried and counted as a duplicate.
     let patient = settings(&deployment).replace("[store]", "[store]\ntimeout = \"5s\"");
     let edge = Edge::start_with(&patient).await;
     assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
@@ -218,14 +218,14 @@ async fn an_event_waits_for_the_replicas_that_are_asked_for() {
     edge.metric_reaches(retried, 1.0).await;
     assert_eq!(edge.metric(UPDATED).await, 1.0);
     deployment.servers[1].restart().await;
-    // It was applied at the first attempt already; confirmed it is now.
+    // The first attempt has applied it; the retry confirms it.
     let duplicate = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
     edge.metric_reaches(duplicate, 1.0).await;
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_link_needs_the_right_authority() {
+async fn a_rediss_link_needs_the_right_authority() {
     let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     certificates(ours.path());
     certificates(other.path());
@@ -261,7 +261,7 @@ async fn an_encrypted_link_needs_the_right_authority() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failover_behind_a_sentinel_is_followed() {
+async fn a_sentinel_failover_is_followed() {
     let mut deployment = Deployment::start(Setup::Sentinel).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     assert_eq!(edge.look_up(&customer(1)).await.status, 200);
@@ -278,7 +278,7 @@ async fn a_failover_behind_a_sentinel_is_followed() {
     edge.stop().await;
 }
 
-/// A master of a cluster goes away under events and lookups: its replica is found.
+/// Removes a master of a cluster while events and lookups arrive; its replica must take over.
 async fn loses_its_master(lose: impl AsyncFnOnce(&mut RedisServer)) {
     let mut deployment = Deployment::cluster(1).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
@@ -290,14 +290,14 @@ async fn loses_its_master(lose: impl AsyncFnOnce(&mut RedisServer)) {
     for id in &ids {
         assert_eq!(edge.post_event(&flat(id)).await.status(), 202);
     }
-    eventually("each has taken effect", || async {
-        // One whose answer was lost with its connection comes again, and is a duplicate.
+    eventually("every event is applied", || async {
+        // An event whose answer was lost with its connection is redelivered and counted as a duplicate.
         let duplicates = edge.metric(&UPDATED.replace("applied", "duplicate")).await;
         (edge.metric(UPDATED).await + duplicates >= 60.0).then_some(())
     })
     .await;
     for id in &ids {
-        eventually("a hit for each", || async {
+        eventually("every customer is a hit", || async {
             let answer = edge.look_up(id).await;
             assert!(matches!(answer.status, 200 | 503), "{}", answer.text);
             answer.is_hit().then_some(())
@@ -308,17 +308,17 @@ async fn loses_its_master(lose: impl AsyncFnOnce(&mut RedisServer)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_loss_of_a_clusters_master_is_survived() {
+async fn the_loss_of_a_cluster_master_is_survived() {
     loses_its_master(async |master| master.kill().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_master_of_a_cluster_costs_a_moment_and_its_replica_is_found() {
+async fn an_unresponsive_cluster_master_is_replaced_by_its_replica() {
     loses_its_master(async |master| master.pause().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_put_at_our_keys_in_another_type_is_a_miss_and_blocks_no_event() {
+async fn a_redis_key_of_another_type_is_a_miss_and_blocks_no_event() {
     let deployment = Deployment::start(Setup::Single).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     let client = redis::Client::open(deployment.servers[0].url()).unwrap();

@@ -1,4 +1,4 @@
-//! SIGHUP: who may come in changes at once, and nobody who is inside notices.
+//! SIGHUP reloads: new keys, secrets and certificates apply at once, and no request is dropped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::support::process::{Ports, Process, configuration};
 use crate::support::tls::{believer, certificates, listener};
 use crate::support::{customer, eventually};
 
-/// A service whose configuration can be changed.
-struct Service {
+/// A process whose configuration can be changed.
+struct ReloadedProcess {
     directory: TempDir,
     ports: Ports,
     process: Process,
-    /// Of the admin listener, which is plain.
+    /// The client of the admin listener, which uses plain HTTP.
     operator: Client,
 }
 
-impl Service {
+impl ReloadedProcess {
     async fn start() -> Self {
         let (directory, ports) = (tempfile::tempdir().unwrap(), Ports::draw());
         certificates(directory.path());
@@ -39,7 +39,7 @@ impl Service {
         self.directory.path()
     }
 
-    /// Writes a configuration and has it read; returns when that is done.
+    /// Writes a configuration, and waits until the process has reloaded it.
     async fn reload(&self, settings: &str, outcome: &str) {
         let series = format!("profile_edge_config_reloads_total{{outcome=\"{outcome}\"}}");
         let before = self.ports.metric(&self.operator, &series).await;
@@ -68,10 +68,10 @@ async fn look_up(client: &Client, port: u16, key: &str) -> reqwest::Result<u16> 
     Ok(status)
 }
 
-/// How many requests the hasty caller may make per second.
+/// The rate limit of the caller `hasty`, in requests per second.
 const HASTY: u32 = 5;
 
-/// Three callers, one of whose keys is `key`; the webhook's secret is in a file.
+/// The settings of three callers, one with this key, and of a webhook whose secret is in a file.
 fn settings(directory: &Path, ports: &Ports, key: &str) -> String {
     let digest = |key: &str| hex::encode(Sha256::digest(key));
     let (sandbox, webhook) = (ports.sandbox, directory.join("webhook").display().to_string());
@@ -106,15 +106,15 @@ fn settings(directory: &Path, ports: &Ports, key: &str) -> String {
     )
 }
 
-/// Callers who look up without a pause until they are told to stop.
-struct Load {
+/// Callers that send lookups without a pause.
+struct SteadyLookups {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
-impl Load {
-    /// Half of them keep their connection, half make one for each lookup.
+impl SteadyLookups {
+    /// Starts callers. Half of them keep their connection, the others open one for each lookup.
     fn start(authorities: &[&Path], port: u16) -> Self {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let tasks = (0..4).map(|n| {
@@ -123,7 +123,7 @@ impl Load {
             let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    assert_eq!(look_up(&client, port, "steady-key").await.expect("an answer"), 200);
+                    assert_eq!(look_up(&client, port, "steady-key").await.expect("every lookup is answered"), 200);
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -131,14 +131,16 @@ impl Load {
         Self { tasks: tasks.collect(), stop, answered }
     }
 
-    /// Waits until there were so many more answers.
-    async fn goes_on(&self) {
+    /// Waits for 20 more answers.
+    async fn continues(&self) {
         let before = self.answered.load(Ordering::Relaxed);
-        eventually("lookups go on", || async { (self.answered.load(Ordering::Relaxed) > before + 20).then_some(()) })
-            .await;
+        eventually("lookups continue", || async {
+            (self.answered.load(Ordering::Relaxed) > before + 20).then_some(())
+        })
+        .await;
     }
 
-    /// Ends; fails if one lookup did.
+    /// Stops the callers; panics if a lookup failed.
     async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -148,17 +150,17 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_changes_keys_secrets_and_certificates_at_once_and_drops_nothing() {
-    let service = Service::start().await;
+async fn a_reload_applies_keys_secrets_and_certificates_without_a_drop() {
+    let service = ReloadedProcess::start().await;
     let (path, next) = (service.path(), tempfile::tempdir().unwrap());
     certificates(next.path());
-    let load = Load::start(&[path, next.path()], service.ports.public);
-    load.goes_on().await;
+    let load = SteadyLookups::start(&[path, next.path()], service.ports.public);
+    load.continues().await;
     let client = believer(&[path, next.path()]).build().unwrap();
     assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 200);
     assert_eq!(service.post(&client, "old-secret").await, 202);
 
-    // Only the secret's file, the caller's key and the certificate's files change.
+    // Only the secret file, the caller's key, and the certificate files change.
     std::fs::write(path.join("webhook"), "new-secret\n").unwrap();
     let changed = settings(path, &service.ports, "new-key");
     let changed = changed.replace(&listener("http", path), &listener("http", next.path()));
@@ -170,8 +172,8 @@ async fn a_hangup_changes_keys_secrets_and_certificates_at_once_and_drops_nothin
     assert_eq!(service.post(&client, "old-secret").await, 401);
     let of = |authority: &Path| believer(&[authority]).build().unwrap();
     assert_eq!(service.look_up(&of(next.path()), "new-key").await.unwrap(), 200);
-    assert!(service.look_up(&of(path), "new-key").await.is_err(), "the old certificate is shown to nobody");
-    load.goes_on().await;
+    assert!(service.look_up(&of(path), "new-key").await.is_err(), "the old certificate must not be served");
+    load.continues().await;
     load.end().await;
     let log = service.process.log();
     assert!(!log.contains("need a restart"), "{log}");
@@ -182,10 +184,10 @@ async fn a_hangup_changes_keys_secrets_and_certificates_at_once_and_drops_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_with_a_bad_file_changes_nothing_and_says_so() {
-    let service = Service::start().await;
+async fn a_reload_of_a_bad_file_changes_nothing_and_logs_why() {
+    let service = ReloadedProcess::start().await;
     let path = service.path();
-    let load = Load::start(&[path], service.ports.public);
+    let load = SteadyLookups::start(&[path], service.ports.public);
     let client = believer(&[path]).build().unwrap();
     let good = settings(path, &service.ports, "new-key");
     std::fs::write(path.join("broken.pem"), "-----BEGIN CERTIFICATE-----\nplanted\n").unwrap();
@@ -205,14 +207,14 @@ async fn a_hangup_with_a_bad_file_changes_nothing_and_says_so() {
         assert_eq!(service.look_up(&client, "new-key").await.unwrap(), 401, "{named}");
         assert_eq!(service.post(&client, "old-secret").await, 202, "{named}");
     }
-    load.goes_on().await;
+    load.continues().await;
     load.end().await;
     drain(service).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_needs_a_restart_is_named_and_the_rest_takes_effect() {
-    let service = Service::start().await;
+async fn a_reload_names_what_needs_a_restart_and_applies_the_rest() {
+    let service = ReloadedProcess::start().await;
     let client = believer(&[service.path()]).build().unwrap();
     let changed = settings(service.path(), &service.ports, "new-key");
     let changed = changed.replace("client_secret = \"sandbox\"", "client_secret = \"planted\"");
@@ -226,19 +228,19 @@ async fn what_needs_a_restart_is_named_and_the_rest_takes_effect() {
     drain(service).await;
 }
 
-async fn drain(mut service: Service) {
+async fn drain(mut service: ReloadedProcess) {
     service.process.signal("TERM");
     assert_eq!(service.process.ended().await, Some(0), "{}", service.process.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_gives_nobody_its_rate_anew() {
+async fn a_reload_does_not_reset_rate_limits() {
     const RELOADS: u32 = 20;
-    let service = Service::start().await;
+    let service = ReloadedProcess::start().await;
     let client = believer(&[service.path()]).build().unwrap();
     let (began, mut served) = (Instant::now(), 0);
     for n in 0..RELOADS {
-        // Until the rate is spent, if this machine is quick enough to spend it.
+        // Uses up the rate limit, if the machine is fast enough.
         for _ in 0..10 * HASTY {
             match service.look_up(&client, "hasty-key").await.unwrap() {
                 200 => served += 1,
@@ -248,7 +250,7 @@ async fn a_hangup_gives_nobody_its_rate_anew() {
         let changed = settings(service.path(), &service.ports, &format!("key-{n}"));
         service.reload(&changed, "ok").await;
     }
-    // A burst, and what has come back since; with each reload a burst it would be many times as much.
+    // One burst and what was refilled since. If reloads reset the limit, many bursts would be served.
     let most = f64::from(HASTY) * (1.0 + began.elapsed().as_secs_f64());
     assert!(f64::from(served) <= most.ceil(), "{served} were served, at most {most} fit");
     drain(service).await;

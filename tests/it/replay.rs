@@ -1,4 +1,4 @@
-//! Events that take effect once more: replays of the journal, and dead letters that are put back or removed.
+//! Replays of the journal, and redriven and purged dead letters.
 
 use profile_edge::domain::{KeyHasher, Timestamp};
 use profile_edge::faults::Fault;
@@ -12,13 +12,13 @@ use crate::support::servers::rabbit::RabbitServer;
 use crate::support::{PATIENCE, customer, eventually};
 
 on_every_pairing!(
-    a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched,
-    a_replay_neither_revives_nor_forgets_whom_genesys_deleted,
+    a_replay_evicts_again_and_new_fills_stay_settled,
+    a_replay_neither_restores_nor_forgets_deleted_customers,
 );
 
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
 
-/// Changes so many customers at Genesys, and waits until their events are applied.
+/// Changes this many customers at Genesys, and waits until their events are applied.
 async fn changed(edge: &Edge, count: u32) {
     for n in 1..=count {
         edge.change(&customer(n), json!({ "firstName": format!("Changed {n}") })).await;
@@ -26,7 +26,7 @@ async fn changed(edge: &Edge, count: u32) {
     edge.applied("updated", count.into()).await;
 }
 
-async fn a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched(pairing: Pairing) {
+async fn a_replay_evicts_again_and_new_fills_stay_settled(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     changed(&edge, 3).await;
     let warm = async || {
@@ -37,17 +37,23 @@ async fn a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched(pairing
     };
     warm().await;
 
-    let told = run(&edge, &["replay", "--since", "1h", "--dry-run", "--json"]).await.json();
-    assert_eq!((&told["matched"], &told["replayed"], &told["status"]), (&json!(3), &json!(0), &json!("done")));
-    assert_eq!(told["kinds"], json!({ "updated": 3 }));
+    let progress = run(&edge, &["replay", "--since", "1h", "--dry-run", "--json"]).await.json();
+    assert_eq!(
+        (&progress["matched"], &progress["replayed"], &progress["status"]),
+        (&json!(3), &json!(0), &json!("done"))
+    );
+    assert_eq!(progress["kinds"], json!({ "updated": 3 }));
     let elsewhere = ["replay", "--since", "2020-01-01T00:00:00+01:00", "--until", "2h", "--json"];
     assert_eq!(run(&edge, &elsewhere).await.json()["matched"], 0);
-    assert!(edge.look_up(&customer(1)).await.is_hit(), "a dry run and another span evict nobody");
+    assert!(
+        edge.look_up(&customer(1)).await.is_hit(),
+        "a dry run and a replay of another time span must evict nothing"
+    );
 
-    // Twice: each replay is one of its own, and none swallows the other.
+    // The deduplication must not drop the events of a second replay.
     for round in 1..=2 {
-        let told = run(&edge, &["replay", "--since", "1h", "--tenant", "10001", "--json"]).await.json();
-        assert_eq!((&told["matched"], &told["replayed"]), (&json!(3), &json!(3)));
+        let progress = run(&edge, &["replay", "--since", "1h", "--tenant", "10001", "--json"]).await.json();
+        assert_eq!((&progress["matched"], &progress["replayed"]), (&json!(3), &json!(3)));
         edge.applied("updated", f64::from(3 + 3 * round)).await;
         for n in 1..=3 {
             let looked = edge.look_up(&customer(n)).await;
@@ -59,11 +65,11 @@ async fn a_replay_evicts_once_more_and_casts_no_doubt_on_what_is_fetched(pairing
     }
     assert_eq!(edge.metric("profile_edge_replayed_events_total").await, 6.0);
     let lag = edge.metric("profile_edge_invalidation_lag_seconds_count").await;
-    assert!((lag - 3.0).abs() < f64::EPSILON, "a replay says nothing about lag: {lag}");
+    assert!((lag - 3.0).abs() < f64::EPSILON, "replayed events must not count for the lag: {lag}");
     edge.stop().await;
 }
 
-async fn a_replay_neither_revives_nor_forgets_whom_genesys_deleted(pairing: Pairing) {
+async fn a_replay_neither_restores_nor_forgets_deleted_customers(pairing: Pairing) {
     let edge = Edge::start_on(pairing, QUICK).await;
     changed(&edge, 2).await;
     edge.delete(&customer(2)).await;
@@ -77,7 +83,7 @@ async fn a_replay_neither_revives_nor_forgets_whom_genesys_deleted(pairing: Pair
     edge.stop().await;
 }
 
-/// Starts a replay that takes a minute, and waits until it is under way.
+/// Starts a replay that takes a minute, and waits for its first event.
 async fn slow_replay(edge: &Edge) -> tokio::process::Child {
     changed(edge, 60).await;
     let child = command(edge, &["replay", "--since", "1h", "--rate", "1"]).spawn().unwrap();
@@ -86,7 +92,7 @@ async fn slow_replay(edge: &Edge) -> tokio::process::Child {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_replay_goes_on_at_a_time_and_ends_with_whoever_asked_for_it() {
+async fn one_replay_runs_at_a_time_and_ends_with_its_client() {
     let edge = Edge::start_with(QUICK).await;
     let child = slow_replay(&edge).await;
     let refused = run(&edge, &["replay", "--since", "1h"]).await;
@@ -97,7 +103,7 @@ async fn one_replay_goes_on_at_a_time_and_ends_with_whoever_asked_for_it() {
     let said = ended(child).await;
     assert_eq!(said.code, Some(130), "{}", said.err);
     assert!(said.err.contains("interrupted; ") && said.err.contains("go on with --since 20"), "{}", said.err);
-    eventually("the place is free", || async {
+    eventually("another replay can start", || async {
         let said = run(&edge, &["replay", "--since", "1h", "--dry-run"]).await;
         (said.code == Some(0)).then_some(())
     })
@@ -107,7 +113,7 @@ async fn one_replay_goes_on_at_a_time_and_ends_with_whoever_asked_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_a_drain_ends_says_where_to_go_on() {
+async fn a_replay_ended_by_a_drain_reports_where_to_continue() {
     let edge = Edge::start_with(QUICK).await;
     let child = slow_replay(&edge).await;
     edge.stop().await;
@@ -119,7 +125,7 @@ async fn a_replay_that_a_drain_ends_says_where_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_gives_way_to_what_waits_in_the_queue() {
+async fn a_replay_waits_for_queued_events() {
     let edge = Edge::start_with(&format!("{QUICK}[consumer]\nconcurrency = 1\n")).await;
     changed(&edge, 1).await;
     edge.faults.arm(Fault::PauseBeforeApply);
@@ -138,10 +144,10 @@ async fn a_replay_gives_way_to_what_waits_in_the_queue() {
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
     let mut waited = false;
     while !waited {
-        let line = timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().expect("it goes on");
-        let told: Value = serde_json::from_str(&line).unwrap();
-        waited = told["status"] == "waiting";
-        assert_eq!(told["replayed"], 0);
+        let line = timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().expect("the replay continues");
+        let progress: Value = serde_json::from_str(&line).unwrap();
+        waited = progress["status"] == "waiting";
+        assert_eq!(progress["replayed"], 0);
     }
     edge.faults.disarm(Fault::PauseBeforeApply);
     while timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().is_some() {}
@@ -151,7 +157,7 @@ async fn a_replay_gives_way_to_what_waits_in_the_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mistakes_in_a_replay_or_about_dead_letters_are_named() {
+async fn invalid_replay_and_dead_letter_commands_name_the_mistake() {
     let without = format!("{QUICK}[queue.embedded]\njournal_max_bytes = \"0B\"\n");
     let (edge, bare) = (Edge::start_with(QUICK).await, Edge::start_with(&without).await);
     for (edge, arguments, says) in [
@@ -183,7 +189,7 @@ async fn mistakes_in_a_replay_or_about_dead_letters_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_letters_are_put_back_or_removed_by_command_and_an_old_deletion_buries_nobody() {
+async fn redriven_deletions_write_no_tombstone_and_purge_removes_the_rest() {
     let server = RabbitServer::shared().await;
     let vhost = server.vhost().await;
     let edge = Edge::start_with(&format!("{QUICK}{}", on_rabbit(&server.url(&vhost)))).await;
@@ -214,7 +220,7 @@ async fn dead_letters_are_put_back_or_removed_by_command_and_an_old_deletion_bur
     edge.applied("deleted", 1.0).await;
     for n in 1..=3 {
         let looked = edge.look_up(&customer(n)).await;
-        // Nobody knows whether the customer was created again since.
+        // The customer may have been created again since.
         assert!(looked.status == 200 && !looked.is_hit(), "{}", looked.cache_status);
     }
     let left = letters().await;

@@ -11,7 +11,7 @@ const APPLIED: &str = "profile_edge_consumer_events_total{kind=\"updated\",outco
 const DUPLICATE: &str = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_role_alone_does_its_part_and_shows_only_that() {
+async fn each_role_alone_serves_only_its_part() {
     let shared = Pairing::RedisAndRabbit.settings().await;
     let lookup = Edge::start_with(&format!("roles = [\"lookup\"]\n[sandbox]\nlatency = \"0ms\"\n{shared}")).await;
     let ingest = Edge::start_with(&format!("roles = [\"ingest\"]\nsandbox.enabled = false\n{shared}")).await;
@@ -48,7 +48,7 @@ async fn each_role_alone_does_its_part_and_shows_only_that() {
         assert!(own.iter().all(|name| has(name)), "{own:?}: {scrape}");
         assert!(!foreign.iter().any(|name| has(name)), "{foreign:?}: {scrape}");
     }
-    // Where there is no queue, a command that needs one says so.
+    // Commands that need a queue are refused where there is none.
     let url = format!("http://{}/admin/dead-letters", lookup.admin);
     let refused = lookup.client.request(Method::GET, url).send().await.unwrap();
     assert_eq!(refused.status(), 409);
@@ -57,9 +57,9 @@ async fn each_role_alone_does_its_part_and_shows_only_that() {
     }
 }
 
-/// Ten consumers in turn hold 500 applied events without having acknowledged them, and are killed.
+/// Ten consumers in turn apply 500 events, and are killed before they acknowledge them.
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_a_killed_consumer_held_are_applied_by_the_next_and_none_is_given_up() {
+async fn events_of_a_killed_consumer_are_applied_and_never_dead_lettered() {
     const EVENTS: u32 = 500;
     let shared = Pairing::RedisAndRabbit.settings().await;
     let ingest = Edge::start_with(&format!("roles = [\"ingest\"]\n{shared}")).await;
@@ -84,7 +84,7 @@ async fn events_that_a_killed_consumer_held_are_applied_by_the_next_and_none_is_
     for round in 0..10 {
         let held = [("PROFILE_EDGE_FAULTS", "PauseBeforeAck")];
         let mut consumer = Process::start(directory.path(), &["run", "--config", &file], &held);
-        eventually("it holds all of them", || async {
+        eventually("the consumer holds all events", || async {
             let done = metric(APPLIED).await? + metric(DUPLICATE).await?;
             (done >= f64::from(EVENTS)).then_some(())
         })
@@ -95,7 +95,7 @@ async fn events_that_a_killed_consumer_held_are_applied_by_the_next_and_none_is_
         consumer.ended().await;
     }
     let mut last = Process::start(directory.path(), &["run", "--config", &file], &[]);
-    eventually("all are settled", || async {
+    eventually("all events are acknowledged", || async {
         (metric(DUPLICATE).await? >= f64::from(EVENTS) && metric("profile_edge_queue_events").await? == 0.0)
             .then_some(())
     })

@@ -1,6 +1,5 @@
-//! Keys are changed while lookups and events go on, in several processes on one Redis and one RabbitMQ: nobody is
-//! refused, nobody is answered with what an applied event has overtaken, and what was kept under the old key is
-//! served on.
+//! Key rotation under load, in several processes on one Redis and one RabbitMQ. No lookup fails, no answer is older than
+//! an applied event, and entries under the old key are still served.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,12 +26,12 @@ use crate::support::{customer, eventually};
 
 const FAILURES: &str = "profile_edge_seal_failures_total";
 
-/// Customers who do not change, and those who do; one who is deleted.
+/// Customers that do not change, customers that change, and a deleted customer.
 const STEADY: std::ops::Range<u32> = 1..11;
 const CHANGING: std::ops::Range<u32> = 11..21;
 const DELETED: u32 = 30;
 
-/// The secret of the keyed scheme.
+/// The secret of the `hmac-sha256` scheme.
 const SECRET: [u8; 32] = [7; 32];
 
 fn keyed() -> KeyHasher {
@@ -45,14 +44,14 @@ fn key_of(hasher: &KeyHasher, n: u32) -> String {
 }
 
 /// A process with all three flows.
-struct Member {
+struct FleetProcess {
     directory: TempDir,
     ports: Ports,
     process: Process,
     client: Client,
 }
 
-impl Member {
+impl FleetProcess {
     async fn start(settings: &str) -> Self {
         let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), Client::new());
         let file: PathBuf = configuration(directory.path(), settings);
@@ -61,7 +60,7 @@ impl Member {
         Self { directory, ports, process, client }
     }
 
-    /// Has other settings read; returns when that is done.
+    /// Writes other settings, and waits until the process has reloaded them.
     async fn reload(&self, settings: &str, outcome: &str) {
         let series = format!("profile_edge_config_reloads_total{{outcome=\"{outcome}\"}}");
         let before = self.metric(&series).await;
@@ -80,28 +79,28 @@ impl Member {
     }
 }
 
-/// What goes on while keys are changed.
-struct Traffic {
-    /// The processes that are asked; held while somebody waits for an answer, as a balancer does.
+/// The lookups and changes that run while keys are rotated.
+struct RotationTraffic {
+    /// The ports of the processes. A read lock is held during each request, so that a process drains before it ends.
     ports: RwLock<Vec<u16>>,
     genesys: Edge,
     redis: MultiplexedConnection,
     client: Client,
     stop: AtomicBool,
-    /// Whether those who do not change must be hits.
+    /// Whether lookups of unchanged customers must be hits.
     steady_hit: AtomicBool,
     answered: AtomicU32,
     rounds: AtomicU32,
 }
 
-impl Traffic {
+impl RotationTraffic {
     async fn look_up(&self, port: u16, n: u32) -> Looked {
         let request = self.client.get(format!("http://127.0.0.1:{port}/api/v1/profile"));
         let request = request.header("X-API-Key", "demo-key");
         looked(request.query(&[("tenantId", "10001"), ("customerId", &customer(n))]).send().await.unwrap()).await
     }
 
-    /// Looks customers up without a pause.
+    /// Sends lookups without a pause.
     async fn look_up_always(&self) {
         while !self.stop.load(Ordering::Relaxed) {
             let ports = self.ports.read().await;
@@ -115,7 +114,7 @@ impl Traffic {
         }
     }
 
-    /// Changes customers one after another; once the event of a change is applied, every process must show it.
+    /// Changes one customer after another. After the event is applied, every process must show the change.
     async fn change_always(&self) {
         while !self.stop.load(Ordering::Relaxed) {
             let round = self.rounds.load(Ordering::Relaxed);
@@ -132,7 +131,7 @@ impl Traffic {
         }
     }
 
-    /// Posts an event to one of the processes, and waits until it is applied at every key that it names.
+    /// Posts an event to one process, and waits until it is applied at every key that it names.
     async fn announce(&self, n: u32, kind: &str, number: u32) {
         let event = json!({ "tenantId": "10001", "customerId": customer(n), "eventType": kind,
                             "eventId": format!("{kind}-{number}") });
@@ -141,7 +140,7 @@ impl Traffic {
         let answer = self.client.post(url).header("X-API-Key", "demo-secret").json(&event).send().await.unwrap();
         assert_eq!(answer.status(), 202);
         drop(ports);
-        let named = marks(&event);
+        let named = seen_keys(&event);
         eventually("the event is applied", || async {
             for marks in &named {
                 if self.redis.clone().exists::<_, usize>(marks).await.unwrap() == marks.len() {
@@ -153,10 +152,10 @@ impl Traffic {
         .await;
     }
 
-    /// Waits until so many more changes were seen by everyone.
-    async fn goes_on(&self) {
+    /// Waits for 12 more changes and 50 more lookups.
+    async fn continues(&self) {
         let (rounds, answered) = (self.rounds.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed));
-        eventually("changes and lookups go on", || async {
+        eventually("changes and lookups continue", || async {
             let more = self.rounds.load(Ordering::Relaxed) >= rounds + 12;
             (more && self.answered.load(Ordering::Relaxed) >= answered + 50).then_some(())
         })
@@ -168,14 +167,14 @@ impl Traffic {
     }
 }
 
-/// The marks that an event leaves, for each way in which the process that took it may have made keys.
-fn marks(event: &Value) -> Vec<Vec<String>> {
+/// Returns the `seen` keys of an event, for each key scheme that the accepting process may have used.
+fn seen_keys(event: &Value) -> Vec<Vec<String>> {
     let (plain, keyed, tenant): (_, _, TenantId) = (KeyHasher::Sha256, keyed(), "10001".parse().unwrap());
     let ways = [vec![plain.clone()], vec![plain.clone(), keyed.clone()], vec![keyed.clone(), plain], vec![keyed]];
     let of = |hashers: &[KeyHasher]| {
         let read = shapes::read_flat(event.to_string().as_bytes());
         let Ok(Item::Announced(announced)) = read.map(|mut posted| posted.items.remove(0)) else {
-            panic!("{event} is an event");
+            panic!("{event} is not an event");
         };
         let event = announced.into_event(&tenant, hashers, Timestamp::from_millis(0));
         event.keys().map(|key| format!("seen:{{{key}}}:{}", event.dedup_digest())).collect()
@@ -183,17 +182,17 @@ fn marks(event: &Value) -> Vec<Vec<String>> {
     ways.iter().map(|hashers| of(hashers)).collect()
 }
 
-/// A Genesys, a Redis, a RabbitMQ, two processes, and what goes on.
+/// A sandbox, a Redis, a RabbitMQ, two processes, and the traffic.
 struct Fleet {
-    members: Vec<Member>,
-    traffic: Arc<Traffic>,
+    members: Vec<FleetProcess>,
+    traffic: Arc<RotationTraffic>,
     tasks: Vec<JoinHandle<()>>,
-    /// The settings that all processes have in common.
+    /// The settings that all processes share.
     common: String,
 }
 
 impl Fleet {
-    /// Starts both processes with these settings on top of the common ones, with everybody in the cache.
+    /// Starts both processes with these settings and the common ones, fills the cache, and starts the traffic.
     async fn start(settings: &str) -> Self {
         let genesys = Edge::start().await;
         let (store, rabbit) = (Deployment::database().await, RabbitServer::shared().await);
@@ -201,7 +200,7 @@ impl Fleet {
         let redis = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
         let (rabbit, genesys_url) =
             (rabbit.url(&rabbit.vhost().await), format!("http://{}", genesys.sandbox_address()));
-        // How long anything takes is not the question here.
+        // Long timeouts, so that a busy machine causes no failure.
         let common = format!(
             r#"
             lookup = {{ ttl = "1h", deadline = "30s", lease_ttl = "20s" }}
@@ -223,7 +222,7 @@ impl Fleet {
             "#,
             on_rabbit(&rabbit)
         );
-        let traffic = Arc::new(Traffic {
+        let traffic = Arc::new(RotationTraffic {
             ports: RwLock::default(),
             genesys,
             redis,
@@ -235,7 +234,7 @@ impl Fleet {
         });
         let mut fleet = Self { members: Vec::new(), tasks: Vec::new(), traffic, common };
         for _ in 0..2 {
-            let member = Member::start(&fleet.with(settings)).await;
+            let member = FleetProcess::start(&fleet.with(settings)).await;
             fleet.traffic.ports.write().await.push(member.ports.public);
             fleet.members.push(member);
         }
@@ -248,7 +247,7 @@ impl Fleet {
         }
         let traffic = Arc::clone(&fleet.traffic);
         fleet.tasks.push(tokio::spawn(async move { traffic.change_always().await }));
-        fleet.traffic.goes_on().await;
+        fleet.traffic.continues().await;
         fleet
     }
 
@@ -256,19 +255,19 @@ impl Fleet {
         format!("{settings}\n{}", self.common)
     }
 
-    /// Starts a process in another's place, as a rolling deployment does: the old one ends when nobody waits for it.
+    /// Replaces a process as a rolling deployment does: the old process ends after its last request.
     async fn replace(&mut self, number: usize, settings: &str) {
-        let next = Member::start(&self.with(settings)).await;
+        let next = FleetProcess::start(&self.with(settings)).await;
         self.traffic.ports.write().await[number] = next.ports.public;
         std::mem::replace(&mut self.members[number], next).drain().await;
-        self.traffic.goes_on().await;
+        self.traffic.continues().await;
     }
 
     async fn failures(&self) -> f64 {
         self.members[0].metric(FAILURES).await + self.members[1].metric(FAILURES).await
     }
 
-    /// Ends; fails if one lookup did.
+    /// Stops the traffic and the processes; panics if a lookup failed.
     async fn end(self) {
         self.traffic.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -280,7 +279,7 @@ impl Fleet {
     }
 }
 
-/// `[store.sealing]`, with `active` among keys of these names.
+/// Returns the setting `store.sealing` with keys of these names, of which `active` seals.
 fn sealing(active: &str, names: &[&str]) -> String {
     let key = |name: &&str| format!("{name} = \"{}\"", STANDARD.encode([name.as_bytes()[1]; 32]));
     let keys: Vec<String> = names.iter().map(key).collect();
@@ -288,7 +287,7 @@ fn sealing(active: &str, names: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sealing_keys_are_rotated_by_hangup_without_a_failed_or_stale_lookup_and_old_entries_are_served_on() {
+async fn sealing_key_rotation_fails_no_lookup_and_keeps_old_entries() {
     let fleet = Fleet::start(&sealing("k1", &["k1"])).await;
     let traffic = Arc::clone(&fleet.traffic);
     let sealed_under = async |n: u32, name: &str| {
@@ -297,37 +296,37 @@ async fn sealing_keys_are_rotated_by_hangup_without_a_failed_or_stale_lookup_and
     };
     for (active, number) in [("k1", 0), ("k1", 1), ("k2", 0), ("k2", 1)] {
         fleet.members[number].reload(&fleet.with(&sealing(active, &["k1", "k2"])), "ok").await;
-        traffic.goes_on().await;
+        traffic.continues().await;
     }
-    // Everything that was filled since is under the new key; what was there before is under the old one, and is a hit.
+    // New fills use the new key. Older entries remain under the old key and are hits.
     assert!(sealed_under(STEADY.start, "k1").await);
     eventually("the new key seals", || async { sealed_under(CHANGING.start, "k2").await.then_some(()) }).await;
     assert_eq!(fleet.failures().await, 0.0);
 
-    // A key that was forgotten changes nothing.
+    // A configuration without the active key is refused and changes nothing.
     for member in &fleet.members {
         member.reload(&fleet.with(&sealing("k3", &["k1", "k2"])), "error").await;
         let log = member.process.log();
         assert!(log.contains("store.sealing.active") && !log.contains("need a restart"), "{log}");
     }
-    traffic.goes_on().await;
+    traffic.continues().await;
     assert_eq!(fleet.failures().await, 0.0);
 
-    // The old key goes before its entries have ended: each of them is one miss, counted, and nobody is refused.
+    // The old key is removed before its entries expire: each of them is one counted miss, and no lookup fails.
     traffic.steady_hit.store(false, Ordering::SeqCst);
     for member in &fleet.members {
         member.reload(&fleet.with(&sealing("k2", &["k2"])), "ok").await;
     }
     for n in STEADY {
-        eventually("under the new key", || async { sealed_under(n, "k2").await.then_some(()) }).await;
+        eventually("the entry is under the new key", || async { sealed_under(n, "k2").await.then_some(()) }).await;
     }
     assert!(fleet.failures().await >= 10.0);
-    traffic.goes_on().await;
+    traffic.continues().await;
     fleet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_profile_under_the_other_key_is_served_while_genesys_fails_but_never_past_an_event() {
+async fn a_stale_entry_at_the_previous_key_is_never_served_after_an_event() {
     let times = "[lookup]\nttl = \"50ms\"\nttl_jitter = 0.0\n";
     let store = format!("{times}[store]\nkind = \"redis\"\n[store.redis]\n{}", Deployment::database().await);
     let before = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
@@ -351,7 +350,7 @@ async fn a_stale_profile_under_the_other_key_is_served_while_genesys_fails_but_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_of_customer_ids_is_changed_without_a_failed_or_stale_lookup_and_old_entries_are_served_on() {
+async fn customer_key_rotation_fails_no_lookup_and_keeps_old_entries() {
     let secret = STANDARD.encode(SECRET);
     let before = "keys.scheme = \"sha256\"";
     let both = format!("{before}\nkeys.previous = \"{secret}\"");
@@ -359,11 +358,11 @@ async fn the_key_of_customer_ids_is_changed_without_a_failed_or_stale_lookup_and
     let swapped = format!("{after}\nkeys.previous = \"sha256\"");
     let mut fleet = Fleet::start(before).await;
     let traffic = Arc::clone(&fleet.traffic);
-    // Of this one's deletion no event tells under the new key.
+    // The event of this deletion names only the old key.
     traffic.genesys.delete(&customer(DELETED)).await;
     traffic.announce(DELETED, "customer.deleted", 0).await;
 
-    // First every process names both keys in its events; then, one by one, they look up under the new one.
+    // First every process names both keys in its events. Then, one by one, the processes look up under the new key.
     for settings in [&both, &swapped] {
         for number in 0..2 {
             fleet.replace(number, settings).await;
@@ -371,7 +370,7 @@ async fn the_key_of_customer_ids_is_changed_without_a_failed_or_stale_lookup_and
     }
     for n in STEADY {
         let kept = (traffic.holds(&KeyHasher::Sha256, n).await, traffic.holds(&keyed(), n).await);
-        assert_eq!(kept, (true, false), "customer {n} is served from where it is kept");
+        assert_eq!(kept, (true, false), "customer {n} must stay at its old key");
     }
     eventually("the new key is filled", || async { traffic.holds(&keyed(), CHANGING.start).await.then_some(()) }).await;
     for member in &fleet.members {
@@ -379,7 +378,7 @@ async fn the_key_of_customer_ids_is_changed_without_a_failed_or_stale_lookup_and
         assert_eq!((answer.status, answer.cache_status.as_str()), (410, "profile-edge; hit; detail=tombstone"));
     }
 
-    // At last the old key is nobody's.
+    // Finally no process knows the old key.
     traffic.steady_hit.store(false, Ordering::SeqCst);
     for number in 0..2 {
         fleet.replace(number, &after).await;

@@ -1,5 +1,4 @@
-//! Sealed records: what stands in Redis shows nothing of anybody, nothing that was put there by someone else is served,
-//! and keys are rotated without a failed lookup.
+//! Sealed records: values in Redis show no personal data, and values that others wrote are not served.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,31 +17,31 @@ use crate::support::servers::redis::{Deployment, Setup};
 
 const FAILURES: &str = "profile_edge_seal_failures_total";
 
-/// A name that is nobody's but the customer's whose name it is.
+/// A name that only one customer has.
 const PLANTED: &str = "Zephyrina-Canaryname";
 
-/// `[store.sealing]` with these keys, of which the first seals.
+/// Returns the setting `store.sealing` with these keys, of which the first seals.
 fn sealing(keys: &[(&str, u8)]) -> String {
     let line = |(name, byte): &(&str, u8)| format!("{name} = \"{}\"\n", STANDARD.encode([*byte; 32]));
     let lines: String = keys.iter().map(line).collect();
     format!("[store.sealing]\nactive = \"{}\"\n[store.sealing.keys]\n{lines}", keys[0].0)
 }
 
-/// A Redis, a Genesys, and edges on both.
-struct World {
+/// A Redis and a sandbox that edges share.
+struct SharedRedis {
     deployment: Deployment,
     genesys: Edge,
     redis: MultiplexedConnection,
 }
 
-impl World {
+impl SharedRedis {
     async fn start() -> Self {
         let deployment = Deployment::start(Setup::Single).await;
         let redis = deployment.servers[0].connect().await.unwrap();
         Self { genesys: Edge::start().await, redis, deployment }
     }
 
-    /// An edge for two tenants, with these settings on top.
+    /// Starts an edge with two tenants and these settings.
     async fn edge(&self, settings: &str) -> Edge {
         let tenants = ["10001", "10002"].map(|tenant| tenant_on(tenant, &self.genesys)).concat();
         Edge::start_with(&format!(
@@ -53,19 +52,19 @@ impl World {
         .await
     }
 
-    /// What stands at a customer's key, as bytes.
+    /// Returns the value at a customer's key.
     async fn value(&self, identity: &Identity) -> Bytes {
         let value: Vec<u8> = self.redis.clone().get(identity.key().as_str()).await.unwrap();
         value.into()
     }
 
-    /// What stands at a customer's key.
+    /// Returns the record at a customer's key.
     async fn record(&self, identity: &Identity) -> Record {
         let Entry::Record(record) = decode(self.value(identity).await) else { panic!("no record") };
         record
     }
 
-    /// Puts this at a customer's key.
+    /// Writes a value at a customer's key.
     async fn put(&self, identity: &Identity, value: &[u8]) {
         let () = self.redis.clone().pset_ex(identity.key().as_str(), value, 600_000).await.unwrap();
     }
@@ -95,7 +94,7 @@ async fn look_up_of(edge: &Edge, tenant: &str, customer: &str) -> Looked {
     looked(request.query(&[("tenantId", tenant), ("customerId", customer)]).send().await.unwrap()).await
 }
 
-/// The name of the key that a record is sealed under.
+/// Returns the name of the key that seals a record.
 fn sealed_under(record: &Record) -> String {
     let Content::Sealed(ciphertext) = &record.content else { panic!("in clear: {record:?}") };
     let bytes = ciphertext.as_bytes();
@@ -103,8 +102,8 @@ fn sealed_under(record: &Record) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sealed_records_are_served_and_show_nothing_in_redis() {
-    let world = World::start().await;
+async fn sealed_records_are_served_and_unreadable_in_redis() {
+    let world = SharedRedis::start().await;
     world.genesys.change(&customer(1), json!({ "firstName": PLANTED })).await;
     let merge = world.genesys.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
     let merged = merge.json(&json!({ "contactIds": [customer(2), customer(3)] })).send().await.unwrap();
@@ -117,10 +116,10 @@ async fn sealed_records_are_served_and_show_nothing_in_redis() {
     }
     for (id, first) in ids.iter().zip(&first) {
         let again = edge.look_up(id).await;
-        let told = (again.status, again.cache_status.contains("hit"), &again.text);
-        assert_eq!(told.0, first.status);
-        assert!(told.1 || again.status == 404, "{}", again.cache_status);
-        assert!(again.status == 404 || *told.2 == first.text);
+        let repeated = (again.status, again.cache_status.contains("hit"), &again.text);
+        assert_eq!(repeated.0, first.status);
+        assert!(repeated.1 || again.status == 404, "{}", again.cache_status);
+        assert!(again.status == 404 || *repeated.2 == first.text);
         assert_eq!(again.headers.get("etag"), first.headers.get("etag"));
     }
     assert_eq!(first.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 200, 404]);
@@ -142,10 +141,10 @@ async fn sealed_records_are_served_and_show_nothing_in_redis() {
     world.end([edge]).await;
 }
 
-/// Everything that somebody could put at a customer's key who can write Redis, and has no key.
+/// Writes at a customer's key what an attacker with access to Redis, but without a sealing key, could write.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_was_put_at_another_customers_key_is_not_served() {
-    let world = World::start().await;
+async fn a_value_moved_to_another_customers_key_is_not_served() {
+    let world = SharedRedis::start().await;
     world.genesys.change(&customer(1), json!({ "firstName": PLANTED })).await;
     let edge = world.edge(&sealing(&[("k1", 1)])).await;
     let (victim, target) = (identity("10001", &customer(1)), identity("10001", &customer(2)));
@@ -160,10 +159,14 @@ async fn a_value_that_was_put_at_another_customers_key_is_not_served() {
     let clear = |content| encode(&Record { identity: target.clone(), content, ..taken.clone() });
     let forged = [
         ("copied", &target, copied.clone()),
-        ("copied and made to fit", &target, relabelled(&target, &taken)),
+        ("copied, with the identity changed", &target, relabelled(&target, &taken)),
         ("copied to another tenant", &abroad, copied.clone()),
-        ("copied to another tenant and made to fit", &abroad, relabelled(&abroad, &taken)),
-        ("copied from another tenant and made to fit", &target, relabelled(&target, &world.record(&abroad).await)),
+        ("copied to another tenant, with the identity changed", &abroad, relabelled(&abroad, &taken)),
+        (
+            "copied from another tenant, with the identity changed",
+            &target,
+            relabelled(&target, &world.record(&abroad).await),
+        ),
         (
             "a profile in clear",
             &target,
@@ -176,21 +179,21 @@ async fn a_value_that_was_put_at_another_customers_key_is_not_served() {
         world.put(at, value).await;
         let (tenant, asked) = if *at == &target { ("10001", customer(2)) } else { ("10002", customer(1)) };
         let answer = look_up_of(&edge, tenant, &asked).await;
-        // In the other tenant it is the same person, who is fetched anew.
+        // The other tenant has the same customer, which is fetched again.
         assert_eq!((answer.status, answer.cache_status.as_str()), (200, "profile-edge; fwd=miss; stored"), "{what}");
         assert!(*at == &abroad || answer.text == own, "{what}");
         assert!(look_up_of(&edge, tenant, &asked).await.is_hit(), "{what}: what was fetched took its place");
         assert_eq!(edge.metric(FAILURES).await, (number + 1) as f64, "{what}: counted");
     }
-    // What it was copied from is what it was.
+    // The source of the copy is unchanged.
     assert_eq!(world.value(&victim).await, copied);
     assert!(look_up_of(&edge, "10001", &customer(1)).await.is_hit());
     world.end([edge]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_altered_byte_anywhere_makes_a_record_a_miss() {
-    let world = World::start().await;
+async fn any_altered_byte_makes_a_sealed_record_a_miss() {
+    let world = SharedRedis::start().await;
     let edge = world.edge(&sealing(&[("k1", 1)])).await;
     let (one, at) = (customer(1), identity("10001", &customer(1)));
     let own = edge.look_up(&one).await.text;
@@ -203,15 +206,15 @@ async fn an_altered_byte_anywhere_makes_a_record_a_miss() {
         let answer = edge.look_up(&one).await;
         assert!(!answer.is_hit() && answer.text == own, "byte {byte}: {}", answer.cache_status);
     }
-    // What stood there before can be put back, and is served: for this customer, until its own end.
+    // An earlier value of the same key can be restored, and is served until it expires.
     world.put(&at, &value).await;
     assert!(edge.look_up(&one).await.is_hit());
     world.end([edge]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_with_other_keys_or_without_any_serve_nothing_of_each_other_and_fail_nobody() {
-    let world = World::start().await;
+async fn processes_with_different_sealing_keys_share_no_entry_and_no_failure() {
+    let world = SharedRedis::start().await;
     let old = world.edge(&sealing(&[("k1", 1)])).await;
     let new = world.edge(&sealing(&[("k2", 2)])).await;
     let without = world.edge("").await;

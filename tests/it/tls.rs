@@ -1,4 +1,4 @@
-//! TLS at the listeners: who is served, who is not, and the operators' way in.
+//! TLS at the listeners: which clients are served, and how operators connect.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -30,7 +30,7 @@ async fn look_up(edge: &Edge, client: reqwest::ClientBuilder) -> reqwest::Result
     client.build().unwrap().get(url).header("X-API-Key", "demo-key").send().await
 }
 
-/// Says the first words of a client whose highest version is this (RFC 5246 section 7.4.1.2), and returns the answer's.
+/// Sends a ClientHello with this highest version (RFC 5246 section 7.4.1.2), and returns the version of the answer.
 async fn say_hello(edge: &Edge, version: [u8; 2]) -> Vec<u8> {
     let mut hello = version.to_vec();
     hello.extend_from_slice(&[7; 32]);
@@ -52,7 +52,7 @@ async fn say_hello(edge: &Edge, version: [u8; 2]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_of_tls_12_and_13_are_served_and_older_ones_are_refused() {
+async fn tls_1_2_and_1_3_clients_are_served_and_older_ones_refused() {
     let directory = authority();
     let edge = Edge::start_with(&format!("{QUIET}{}", listener("http", directory.path()))).await;
     for version in [tls::Version::TLS_1_2, tls::Version::TLS_1_3] {
@@ -72,12 +72,12 @@ async fn clients_of_tls_12_and_13_are_served_and_older_ones_are_refused() {
         assert_eq!((answer[0], &answer[3..]), (0x15, &[0, 2, 2, 70][..]), "{older:?}");
     }
     let plain = edge.client.get(edge.url("/openapi.json")).send().await;
-    assert!(plain.is_err(), "a plain request is not answered");
+    assert!(plain.is_err(), "a plain request must not be answered");
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_is_needed_where_configured() {
+async fn a_client_certificate_is_required_where_configured() {
     let (directory, stranger) = (authority(), authority());
     let client_ca = format!("client_ca = {:?}\n", directory.path().join("ca.pem").display().to_string());
     let known = || believer(&[directory.path()]).identity(identity(directory.path()));
@@ -94,7 +94,7 @@ async fn a_client_certificate_is_needed_where_configured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_does_not_come_keeps_nobody_waiting_and_ends() {
+async fn a_missing_handshake_delays_nobody_and_times_out() {
     const SILENT: usize = 200;
     let directory = authority();
     let limits = "[http.limits]\nhandshake_timeout = \"300ms\"\n";
@@ -102,7 +102,7 @@ async fn a_handshake_that_does_not_come_keeps_nobody_waiting_and_ends() {
     let mut silent = Vec::new();
     for n in 0..SILENT {
         let mut stream = TcpStream::connect(edge.public).await.unwrap();
-        // Some say the beginning of a handshake.
+        // Some send the beginning of a handshake.
         if n % 2 == 0 {
             stream.write_all(&[0x16, 3, 1, 1, 0]).await.unwrap();
         }
@@ -111,7 +111,7 @@ async fn a_handshake_that_does_not_come_keeps_nobody_waiting_and_ends() {
     assert_eq!(look_up(&edge, believer(&[directory.path()])).await.unwrap().status(), StatusCode::OK);
     for mut stream in silent {
         let mut byte = [0];
-        let end = timeout(PATIENCE, stream.read(&mut byte)).await.expect("it is ended");
+        let end = timeout(PATIENCE, stream.read(&mut byte)).await.expect("the connection is closed");
         assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     }
     let ended = "profile_edge_connections_ended_total{listener=\"public\",reason=\"handshake_timeout\"}";
@@ -119,7 +119,7 @@ async fn a_handshake_that_does_not_come_keeps_nobody_waiting_and_ends() {
     edge.stop().await;
 }
 
-/// A tenant and a caller of one's own: the demo's may not be reachable from elsewhere.
+/// A tenant and a caller. The demo's may not be reachable from other hosts.
 const OWN: &str = r#"
     [[tenant]]
     id = "10001"
@@ -127,7 +127,7 @@ const OWN: &str = r#"
     "#;
 
 #[test]
-fn a_listener_beyond_loopback_speaks_tls_or_is_refused() {
+fn a_plain_listener_beyond_loopback_is_refused() {
     let directory = authority();
     let key = format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("k")));
     for (table, listen) in [("http", "http.listen"), ("admin", "admin.listen")] {
@@ -140,7 +140,7 @@ fn a_listener_beyond_loopback_speaks_tls_or_is_refused() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_named_and_nothing_of_it_is_shown() {
+fn an_unusable_tls_file_is_named_and_its_contents_are_not_shown() {
     let directory = authority();
     let key = std::fs::read_to_string(directory.path().join("server.key")).unwrap();
     let at = |name: &str| directory.path().join(name).display().to_string();
@@ -165,7 +165,7 @@ fn a_file_that_cannot_be_used_is_named_and_nothing_of_it_is_shown() {
     }
 }
 
-/// An application whose admin listener is reachable from elsewhere, and its directory of certificates.
+/// Starts an edge whose admin listener is reachable from other hosts; returns it and its certificate directory.
 async fn remote_admin() -> (Edge, TempDir) {
     let directory = authority();
     let key = format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("operators-key")));
@@ -180,7 +180,7 @@ async fn run(arguments: &[&str], key: &str) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_key_guards_all_but_probes_and_metrics_beyond_loopback() {
+async fn beyond_loopback_only_probes_and_metrics_need_no_admin_key() {
     let (edge, directory) = remote_admin().await;
     let client = believer(&[directory.path()]).build().unwrap();
     let status = async |path: &str, key: Option<&str>| {
@@ -203,12 +203,12 @@ async fn the_admin_key_guards_all_but_probes_and_metrics_beyond_loopback() {
 
     let edge = Edge::start_with(&format!("admin.key_sha256 = \"{}\"\n{QUIET}", hex::encode(Sha256::digest("k")))).await;
     let answer = edge.client.get(format!("http://{}/admin/dead-letters", edge.admin)).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK, "on loopback no key is needed");
+    assert_eq!(answer.status(), StatusCode::OK, "loopback must need no key");
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_command_line_speaks_tls_with_the_service_that_is_meant() {
+async fn the_command_line_trusts_only_the_configured_service() {
     let (edge, directory) = remote_admin().await;
     let settings = format!(
         "admin.listen = \"0.0.0.0:{}\"\nadmin.key_sha256 = \"{}\"\n{}",
@@ -235,7 +235,7 @@ async fn the_command_line_speaks_tls_with_the_service_that_is_meant() {
         let output = run(arguments, key).await;
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    // Who has another certificate is not the configured service, and is not shown the key.
+    // A server with another certificate is not the configured service, so the key is not sent to it.
     let elsewhere = authority();
     let changed = settings.replace(&shown(directory.path()), &shown(elsewhere.path()));
     let file = configuration(elsewhere.path(), &changed).display().to_string();

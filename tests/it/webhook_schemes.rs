@@ -1,4 +1,4 @@
-//! The schemes by which a webhook's sender proves itself, through the real door.
+//! The signature schemes of webhooks, over HTTP.
 
 use std::collections::BTreeSet;
 
@@ -44,8 +44,8 @@ secrets = ["whsec_cGxhbnRlZC1vbGQtc2VjcmV0LW9mLTMyLWJ5dGVzIQ==", "whsec_cGxhbnRl
 
 const STANDARD_KEYS: [&[u8]; 2] = [b"planted-old-secret-of-32-bytes!", b"planted-new-secret-of-32-bytes!"];
 
-/// What a sender puts into a request's head.
-type Head = Vec<(&'static str, String)>;
+/// The headers that prove a sender's identity.
+type SenderHeaders = Vec<(&'static str, String)>;
 
 fn now() -> i64 {
     SystemClock.now().as_millis() / 1_000
@@ -55,7 +55,7 @@ fn mac(key: &[u8], text: &[u8]) -> [u8; 32] {
     Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(text).finalize().into_bytes().into()
 }
 
-fn standard(key: &[u8], id: &str, timestamp: i64, body: &str) -> Head {
+fn standard(key: &[u8], id: &str, timestamp: i64, body: &str) -> SenderHeaders {
     let signature = STANDARD.encode(mac(key, format!("{id}.{timestamp}.{body}").as_bytes()));
     vec![
         ("webhook-id", id.to_owned()),
@@ -64,12 +64,12 @@ fn standard(key: &[u8], id: &str, timestamp: i64, body: &str) -> Head {
     ]
 }
 
-fn basic(credentials: &str) -> Head {
+fn basic(credentials: &str) -> SenderHeaders {
     vec![("authorization", format!("Basic {}", STANDARD.encode(credentials)))]
 }
 
-/// What each secret of each scheme makes of a body.
-fn genuine(body: &str) -> Vec<Head> {
+/// Returns the valid headers of a body, for each secret of each scheme.
+fn genuine(body: &str) -> Vec<SenderHeaders> {
     let hub = |encoded: String| vec![("x-hub-signature-256", format!("sha256={encoded}"))];
     let mut heads = vec![basic("eventbridge:planted-old-password"), basic("eventbridge:planted:new:password")];
     for age in ["old", "new"] {
@@ -82,8 +82,8 @@ fn genuine(body: &str) -> Vec<Head> {
     heads
 }
 
-/// What is almost genuine.
-fn forged(body: &str) -> Vec<Head> {
+/// Returns headers that are almost valid.
+fn forged(body: &str) -> Vec<SenderHeaders> {
     let other = body.replace("10001", "10002");
     let mut heads = vec![
         vec![],
@@ -98,9 +98,9 @@ fn forged(body: &str) -> Vec<Head> {
         standard(STANDARD_KEYS[0], "msg_planted", now() + 400, body),
         standard(b"planted-unknown-secret", "msg_planted", now(), body),
     ];
-    // Good signatures, of something else.
+    // Valid signatures of another body.
     heads.extend(genuine(&other).into_iter().filter(|head| head[0].0.contains("hub") || head[0].0.contains("webhook")));
-    // Good signatures of which something is missing.
+    // Valid signatures with a header missing.
     for part in 0..3 {
         let mut head = standard(STANDARD_KEYS[0], "msg_planted", now(), body);
         head.remove(part);
@@ -109,12 +109,12 @@ fn forged(body: &str) -> Vec<Head> {
     heads
 }
 
-fn request(client: &reqwest::Client, url: String, body: &str, head: &Head) -> RequestBuilder {
+fn request(client: &reqwest::Client, url: String, body: &str, head: &SenderHeaders) -> RequestBuilder {
     let request = client.post(url).header("content-type", "application/json").body(body.to_owned());
     head.iter().fold(request, |request, (name, value)| request.header(*name, value))
 }
 
-async fn post(edge: &Edge, body: &str, head: &Head) -> Looked {
+async fn post(edge: &Edge, body: &str, head: &SenderHeaders) -> Looked {
     looked(request(&edge.client, edge.url("/webhooks/10001"), body, head).send().await.unwrap()).await
 }
 
@@ -137,7 +137,7 @@ async fn every_secret_of_every_scheme_is_accepted_on_both_routes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_wrong_is_refused_in_the_same_words_and_counted() {
+async fn all_forged_webhooks_get_the_same_answer_and_are_counted() {
     let edge = Edge::start_with(SETTINGS).await;
     let body = flat(1, "e-1");
     let heads = forged(&body);
@@ -154,17 +154,17 @@ async fn whatever_is_wrong_is_refused_in_the_same_words_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_id_identifies_an_event_only_where_it_is_signed() {
+async fn a_message_id_identifies_an_event_only_if_signed() {
     let edge = Edge::start_with(SETTINGS).await;
     let duplicates = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
-    // Signed: the same message again is the same event, whatever event id it carries.
+    // A signed message id identifies the event; the event id in the body is ignored.
     for event in ["e-1", "e-2"] {
         let body = flat(1, event);
         let answer = post(&edge, &body, &standard(STANDARD_KEYS[1], "msg_1", now(), &body)).await;
         assert_eq!((answer.status, &answer.json()["eventId"]), (202, &Value::from("msg_1")));
     }
     edge.metric_reaches(duplicates, 1.0).await;
-    // Hearsay: each event goes by its own id.
+    // An unsigned message id is ignored; each event is identified by its own id.
     for event in ["e-3", "e-4"] {
         let head = vec![("x-edge-key", "planted-new-key".to_owned()), ("webhook-id", "msg_2".to_owned())];
         let answer = post(&edge, &flat(2, event), &head).await;
@@ -176,7 +176,7 @@ async fn a_message_id_identifies_an_event_only_where_it_is_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_attempt_is_logged_without_any_part_of_it() {
+async fn a_refused_webhook_is_logged_without_its_contents() {
     let directory = tempfile::tempdir().unwrap();
     let file = configuration(directory.path(), SETTINGS);
     let (public, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));

@@ -13,6 +13,6 @@ with Edge() as edge, tempfile.TemporaryDirectory(prefix="schemathesis-") as dire
     command = [os.path.join(os.path.dirname(sys.executable), "schemathesis"), "--config-file", f"{here}/schemathesis.toml"]
     command += ["run", f"{edge.url}/openapi.json", "--checks", "all", "--no-color", *(sys.argv[1:] or ["--max-examples", "30"])]
     code = subprocess.run(command, cwd=directory).returncode
-    assert edge.metric("profile_edge_panics_total") == 0, "something panicked"
+    assert edge.metric("profile_edge_panics_total") == 0, "the service panicked"
 
 sys.exit(code)

@@ -1,7 +1,7 @@
-"""The official Genesys SDKs against profile-edge in place of Genesys.
+"""Runs the official Genesys SDKs against profile-edge instead of Genesys.
 
-Every call is made twice, at the sandbox (which answers as Genesys does) and at profile-edge, and must come to
-the same. While Genesys is down, a call must come to one request, not to eleven.
+Every call is sent to the sandbox (which answers as Genesys does) and to profile-edge, and must have the same result.
+During an outage of Genesys, a call must cause one request, not eleven.
 """
 
 import json
@@ -19,7 +19,7 @@ UNKNOWN = "00000000-0000-4000-8000-0000ffffffff"
 
 
 def contacts_at(host, name, key):
-    """The SDK's API object, logged in, as its README says; only the host is another."""
+    """Returns the logged-in API object of the SDK, created as its README shows; only the host differs."""
     sdk.configuration.host = host
     client = sdk.api_client.ApiClient()
     client.get_client_credentials_token(name, key)
@@ -28,7 +28,7 @@ def contacts_at(host, name, key):
 
 
 def outcome(call):
-    """What a call comes to: the contact's fields, or the status and code of the error."""
+    """Returns the result of a call: the contact's fields, or the status and code of the error."""
     try:
         return call().to_dict()
     except ApiException as error:
@@ -39,11 +39,11 @@ def outcome(call):
 
 
 def same(edge, what, call):
-    """Makes a call at both and compares."""
+    """Sends a call to both services and compares the results."""
     sandbox = contacts_at(edge.sandbox_url, "sandbox", "sandbox")
     gateway = contacts_at(edge.url, "demo", "demo-key")
     expected, found = outcome(lambda: call(sandbox)), outcome(lambda: call(gateway))
-    assert found == expected, f"{what}: {found} in place of {expected}"
+    assert found == expected, f"{what}: got {found}, expected {expected}"
     print(f"  python: {what}: as at Genesys{'' if isinstance(found, dict) else f' {found}'}")
     return found
 
@@ -59,7 +59,7 @@ def refused(what, call, status):
 
 
 def counted(edge, call):
-    """How many lookups a call comes to, how long it takes, and its outcome."""
+    """Returns the number of lookups that a call causes, its duration, and its result."""
     before, started = edge.metric("profile_edge_lookup_requests_total"), time.monotonic()
     result = outcome(call)
     return edge.metric("profile_edge_lookup_requests_total") - before, time.monotonic() - started, result
@@ -70,13 +70,13 @@ def python_sdk(edge):
     contact = same(edge, "a contact", read(customer(1)))
     assert contact["id"] == customer(1)
     same(edge, "the same contact again, a hit", read(customer(1)))
-    same(edge, "a contact with more of it", read(customer(1), expand=["externalOrganization", "identifiers"]))
+    same(edge, "a contact with expand", read(customer(1), expand=["externalOrganization", "identifiers"]))
     assert same(edge, "an unknown contact", read(UNKNOWN)) == (404, "not.found")
 
     edge.at_genesys("PATCH", f"/api/v2/externalcontacts/contacts/{customer(1)}", {"firstName": "Grace"})
     gateway = contacts_at(edge.url, "demo", "demo-key")
     eventually("the change", lambda: gateway.get_externalcontacts_contact(customer(1)).first_name == "Grace")
-    print("  python: a changed contact: seen")
+    print("  python: a changed contact: visible")
 
     assert gateway.get_externalcontacts_contact(customer(2)).id == customer(2)
     edge.at_genesys("DELETE", f"/api/v2/externalcontacts/contacts/{customer(2)}")
@@ -95,7 +95,7 @@ def python_sdk(edge):
     assert sdk.ExternalContactsApi(through).get_externalcontacts_contact(customer(3)).id == customer(3)
     print("  python: as a gateway: works")
 
-    # At Genesys itself, this 503 would come to eleven requests.
+    # From Genesys itself, this 503 would cause eleven requests.
     edge.at_genesys("POST", "/sandbox/behaviour", {"fail_ratio": 1.0, "fail_status": 503, "retry_after": 1})
     requests, took, result = counted(edge, lambda: read(customer(4))(gateway))
     assert (requests, result) == (1, (503, "service.unavailable")), (requests, result)
@@ -116,7 +116,7 @@ def main():
     if "SDK_JAVASCRIPT" in os.environ:
         with Edge() as edge:
             javascript_sdk(edge)
-    print("the SDKs find here what they find at Genesys")
+    print("the SDKs get the same results as from Genesys")
 
 
 if __name__ == "__main__":

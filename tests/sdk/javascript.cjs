@@ -1,4 +1,4 @@
-// The official JavaScript SDK against profile-edge as its gateway.
+// Runs the official JavaScript SDK with profile-edge as its gateway.
 
 'use strict';
 
@@ -18,7 +18,7 @@ const atGenesys = (method, where, body) =>
     body: body && JSON.stringify(body),
   });
 
-// What a refused call rejects with.
+// Returns the error of a refused call.
 const refusal = async (call) => {
   try {
     await call();

@@ -1,7 +1,7 @@
-"""The collector of conf/shipping, run as it is shipped, against receivers on loopback.
+"""Runs the collector of conf/shipping, unchanged, against receivers on loopback.
 
-Only documented variables (shipping.env) are changed. Each scenario runs for Splunk and for CloudWatch with a collector, its
-state and its files of its own.
+Only documented variables (shipping.env) are changed. Each scenario runs for Splunk and for CloudWatch, with its own
+collector, state and files.
 """
 
 import concurrent.futures
@@ -26,19 +26,19 @@ from cloudwatch import CloudWatch
 from splunk import TOKEN, Splunk
 
 SHIPPING = pathlib.Path(__file__).parents[2] / "conf" / "shipping"
-# Scenarios run side by side, on a machine that may be busy with others.
+# Scenarios run in parallel, on a machine that may be busy.
 eventually = functools.partial(edge.eventually, patience=120.0)
 PLANTED = ["zephyrina.canary@example.com", "+15550199871", "7c9e6679-7425-40de-944b-e07fc1f90ae7", "tok-0123456789abcdefghij"]
 
 
 def documented():
-    """The variables of shipping.env, as it sets them."""
+    """Returns the variables of shipping.env and their values there."""
     lines = (SHIPPING / "shipping.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 class Collector:
-    """syslog-ng with the shipped configuration and files of its own; a context manager."""
+    """Runs syslog-ng with the shipped configuration and its own files. A context manager."""
 
     def __init__(self, receiver, root, **settings):
         self.root = root
@@ -47,7 +47,7 @@ class Collector:
             "SHIP_LOG_DIR": f"{root}/logs", "SHIP_RETRY_SECONDS": "1",
         }  # fmt: skip
         variables = {**documented(), **own, **receiver.settings, **settings}
-        assert variables.keys() == documented().keys(), "every variable is documented"
+        assert variables.keys() == documented().keys(), "a variable is not documented"
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         self.environment = {**kept, **variables, **credentials, "PYTHONPATH": str(SHIPPING), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -89,11 +89,11 @@ class Collector:
         def said():
             return text in (self.root / "collector.log").read_text()
 
-        eventually(f"the collector says: {text}", said)
+        eventually(f"the collector logs: {text}", said)
 
 
 class Trail:
-    """An audit trail, rotated as the service does it, and what was written to it."""
+    """An audit trail that is rotated as the service does it, and the lines that were written to it."""
 
     def __init__(self, root, name="audit.jsonl"):
         self.path, self.lines = root / "audit" / name, []
@@ -118,7 +118,7 @@ def log_line(text, **more):
 
 
 def arrived(receiver, expected, kind="audit"):
-    """Waits until there are as many as expected, and compares: complete, in order, byte for byte, none twice."""
+    """Waits for the expected number of records, and compares them: complete, in order, byte for byte, without duplicates."""
     eventually(f"{len(expected)} of kind {kind}", lambda: len(receiver.received(kind)) >= len(expected))
     found = receiver.received(kind)
     assert found == expected, difference(found, expected)
@@ -126,7 +126,7 @@ def arrived(receiver, expected, kind="audit"):
 
 def difference(found, expected):
     at = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), min(len(found), len(expected)))
-    return f"{len(found)} in place of {len(expected)}, from {at}: {found[at:at + 2]} in place of {expected[at:at + 2]}"
+    return f"got {len(found)} of {len(expected)}, difference at {at}: {found[at:at + 2]}, expected {expected[at:at + 2]}"
 
 
 def records_arrive_complete_and_in_order(receiver, root):
@@ -138,7 +138,7 @@ def records_arrive_complete_and_in_order(receiver, root):
         trail.rotate()
         trail.write(700)
         arrived(receiver, trail.lines)
-        # Half a line is none yet.
+        # An incomplete line is not sent.
         line = json.dumps({**redaction.AUDIT, "seq": 0}, **redaction.DENSE)
         with open(trail.path, "a", encoding="utf-8") as file:
             file.write(line[:40])
@@ -151,7 +151,7 @@ def records_arrive_complete_and_in_order(receiver, root):
         arrived(receiver, [*trail.lines, line])
 
 
-def every_process_has_a_trail_of_its_own_and_a_removed_file_is_told(receiver, root):
+def every_process_has_its_own_trail_and_a_removed_file_is_logged(receiver, root):
     receiver.up()
     trails = [Trail(root), Trail(root, "audit-2.jsonl")]
     with Collector(receiver, root) as collector:
@@ -176,7 +176,7 @@ def every_process_has_a_trail_of_its_own_and_a_removed_file_is_told(receiver, ro
         arrived(receiver, found + trails[0].lines[-10:])
 
 
-def what_was_planted_arrives_masked(receiver, root):
+def planted_personal_data_arrives_masked(receiver, root):
     receiver.up()
     Trail(root)
     lines = [log_line(f"lookup of {planted} failed") for planted in PLANTED]
@@ -184,7 +184,7 @@ def what_was_planted_arrives_masked(receiver, root):
     lines += [f"thread 'main' panicked: {planted}" for planted in PLANTED]
     with open(root / "logs" / "edge.log", "w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
-    # As Docker writes them; another container's are none of ours.
+    # As Docker writes them; lines of another container are not sent.
     wrapped = [(lines[0], "profile-edge"), (json.dumps({"message": "not ours"}), "another")]
     (root / "logs" / "4711").mkdir()
     with open(root / "logs" / "4711" / "edge-json.log", "w", encoding="utf-8") as file:
@@ -198,7 +198,7 @@ def what_was_planted_arrives_masked(receiver, root):
             assert "[masked]" in line and json.loads(line)["shipping"]["masked"], line
             assert not any(planted in line for planted in PLANTED), line
         assert "not ours" not in "".join(found) and "customer" in "".join(found)
-        # Nor is it in what the collector keeps on disk.
+        # The collector's files on disk must not contain it either.
         for path in (root / "state").iterdir():
             if path.is_file():
                 assert not any(planted.encode() in path.read_bytes() for planted in PLANTED), path
@@ -212,14 +212,14 @@ def nothing_is_lost_while_the_destination_is_down(receiver, root):
         arrived(receiver, trail.lines)
         receiver.down()
         trail.write(300)
-        collector.says("audit records wait, the destination does not take them")
+        collector.says("audit records wait, the destination does not accept them")
         collector.restart()
         trail.rotate()
         trail.write(300)
         trail.rotate()
         trail.write(200)
         collector.end()
-        # Rotated while nobody reads, twice.
+        # Rotated twice while the collector is stopped.
         for _ in range(2):
             trail.write(100)
             trail.rotate()
@@ -229,16 +229,16 @@ def nothing_is_lost_while_the_destination_is_down(receiver, root):
         arrived(receiver, trail.lines)
 
 
-def what_the_buffer_cannot_hold_stays_in_the_files(receiver, root):
+def lines_beyond_the_buffer_stay_in_the_files(receiver, root):
     lines = [log_line(f"line {number} {'x ' * 12_000}") for number in range(240)]
     with open(root / "logs" / "edge.log", "w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
     most = 5 * 1_048_576
     assert sum(map(len, lines)) > most
     with Collector(receiver, root, SHIP_BUFFER_BYTES=str(most)) as collector:
-        collector.says("log records wait, the destination does not take them")
+        collector.says("log records wait, the destination does not accept them")
         buffers = list((root / "state").glob("*.rqf"))
-        # It stops before it is full.
+        # Reading stops before the buffer is full.
         eventually("a filled buffer", lambda: sum(path.stat().st_size for path in buffers) > most - 4_194_304)
         receiver.up()
         arrived(receiver, lines, "log")
@@ -257,7 +257,7 @@ def a_restart_repeats_nothing(receiver, root):
         arrived(receiver, trail.lines)
 
 
-def a_kill_repeats_a_batch_at_most_and_loses_nothing(receiver, root):
+def a_kill_repeats_at_most_one_batch_and_loses_nothing(receiver, root):
     receiver.up()
     trail = Trail(root)
     with Collector(receiver, root) as collector:
@@ -268,12 +268,12 @@ def a_kill_repeats_a_batch_at_most_and_loses_nothing(receiver, root):
             collector.restart(kill=True)
         eventually("all of them", lambda: set(receiver.received("audit")) >= set(trail.lines))
         found = receiver.received("audit")
-        assert list(dict.fromkeys(found)) == trail.lines, "in the order of their first arrival"
+        assert list(dict.fromkeys(found)) == trail.lines, "records must first arrive in order"
         assert len(found) <= len(trail.lines) + 3 * 500, len(found)
 
 
-def splunk_has_a_record_when_it_is_indexed(receiver, root):
-    """A batch that is taken and never acknowledged is sent again; a refused token costs nothing; poison stops nobody."""
+def splunk_records_count_as_delivered_when_indexed(receiver, root):
+    """Unacknowledged batches are sent again, a refused token loses no record, and one invalid record blocks no other."""
     receiver.up()
     receiver.forgetful = 1
     trail = Trail(root)
@@ -297,8 +297,8 @@ def splunk_has_a_record_when_it_is_indexed(receiver, root):
         assert "POISON" in (root / "state" / "refused.jsonl").read_text()
 
 
-def what_we_write_is_shipped_in_whole():
-    """Lines and records of the real binary have only fields that the redaction knows."""
+def real_logs_and_audit_records_pass_unchanged():
+    """The real binary writes only fields that the redaction knows."""
     trail = {"AUDIT__SINK": "file", "AUDIT__LOOKUPS": "all"}
     with Edge(LOG__LEVEL="trace", LOG__FORMAT="json", **trail) as service:
         service.at_genesys("POST", "/sandbox/behaviour", {"fail_status": 500, "fail_ratio": 1.0})
@@ -325,7 +325,7 @@ def what_we_write_is_shipped_in_whole():
         slow = urllib.request.Request(f"http://127.0.0.1:{service.admin}/admin/replay", slow, posted)
         with urllib.request.urlopen(slow, timeout=10) as followed:
             followed.readline()
-        eventually("a replay that nobody follows", lambda: "a replay ended early" in service.log())
+        eventually("a replay whose client has disconnected", lambda: "a replay ended early" in service.log())
         lines = [line for line in service.log().splitlines() if line.startswith("{")]
         for part in ['"verdict":"applied"', '"type":"webhook"', '"reason":"unauthorized"']:
             eventually(f"a record with {part}", lambda part=part: part in service.audit())
@@ -342,17 +342,17 @@ def what_we_write_is_shipped_in_whole():
 
 BOTH = [
     records_arrive_complete_and_in_order,
-    every_process_has_a_trail_of_its_own_and_a_removed_file_is_told,
-    what_was_planted_arrives_masked,
+    every_process_has_its_own_trail_and_a_removed_file_is_logged,
+    planted_personal_data_arrives_masked,
     nothing_is_lost_while_the_destination_is_down,
-    what_the_buffer_cannot_hold_stays_in_the_files,
+    lines_beyond_the_buffer_stay_in_the_files,
     a_restart_repeats_nothing,
-    a_kill_repeats_a_batch_at_most_and_loses_nothing,
+    a_kill_repeats_at_most_one_batch_and_loses_nothing,
 ]
 
 
 def ran(destination, check):
-    """Runs a scenario with a destination and files of its own."""
+    """Runs a scenario with its own destination and files."""
     with tempfile.TemporaryDirectory(prefix="profile-edge-shipping-") as directory:
         for folder in ("state", "audit", "logs"):
             (pathlib.Path(directory) / folder).mkdir()
@@ -365,11 +365,11 @@ def ran(destination, check):
 def main():
     for check in redaction.CHECKS:
         check()
-    lines, records = what_we_write_is_shipped_in_whole()
-    print(f"  the redaction: {len(redaction.CHECKS)} checks; {lines} lines and {records} records of our own unchanged")
+    lines, records = real_logs_and_audit_records_pass_unchanged()
+    print(f"  the redaction: {len(redaction.CHECKS)} checks; {lines} lines and {records} records of the service unchanged")
     plan = [(destination, check) for check in BOTH for destination in (Splunk, CloudWatch)]
-    plan.append((Splunk, splunk_has_a_record_when_it_is_indexed))
-    # They mostly wait.
+    plan.append((Splunk, splunk_records_count_as_delivered_when_indexed))
+    # The scenarios mostly wait.
     with concurrent.futures.ThreadPoolExecutor(4) as workers:
         for done in [workers.submit(ran, *what) for what in plan]:
             done.result()

@@ -1,4 +1,4 @@
-"""CloudWatch Logs, moto's, on loopback."""
+"""CloudWatch Logs on loopback, by moto."""
 
 import logging
 
@@ -9,7 +9,7 @@ from edge import free_port
 
 
 class CloudWatch:
-    """moto's CloudWatch Logs in this process: its memory outlives a time of being down."""
+    """The CloudWatch Logs of moto in this process. It keeps its events while it is down."""
 
     configuration = "cloudwatch.conf"
 

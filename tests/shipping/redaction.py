@@ -1,4 +1,4 @@
-"""What the redaction lets through and what it does not, without a collector."""
+"""Checks what the redaction keeps and what it removes, without a collector."""
 
 import base64
 import datetime
@@ -35,25 +35,25 @@ AUDIT = {
 DENSE = {"ensure_ascii": False, "separators": (",", ":")}
 
 
-def leaks_are_masked_wherever_they_stand():
+def leaks_are_masked_at_any_position():
     choice = random.Random(4711)
     for leak in LEAKS:
         for before, after in [("", ""), ("lookup of ", " failed"), ('{"id":"', '"}'), ("at //", "@x"), ("(", ")")]:
             text, count = mask(before + leak + after)
             secret = max(leak.replace(":", " ").replace("=", " ").split(), key=len)
-            assert count and secret not in text, f"{leak!r} came out as {text!r}"
+            assert count and secret not in text, f"{leak!r} became {text!r}"
         words = [choice.choice(HARMLESS) for _ in range(choice.randrange(8))]
         words.insert(choice.randrange(len(words) + 1), leak)
         text, count = mask(" ".join(words))
         assert count, f"{leak!r} among others: {text!r}"
 
 
-def harmless_text_stays_as_it_is():
+def harmless_text_is_unchanged():
     for text in HARMLESS:
         assert mask(text) == (text, 0), mask(text)
 
 
-def a_record_with_nothing_to_remove_leaves_byte_for_byte():
+def a_clean_record_is_sent_byte_for_byte():
     event = {"type": "event", "event": "4711", "keys": ["0123456789abcdef0123456789abcdef"], "verdict": "recovered",
              "shape": "flat", "replayed": True, "replay": UUID, "digest": "ab" * 16}  # fmt: skip
     command = {"type": "operator", "request": UUID, "action": "dead_letters.redrive", "outcome": "ok", "count": 7}
@@ -68,7 +68,7 @@ def a_record_with_nothing_to_remove_leaves_byte_for_byte():
     assert redacted(line, "log") == ("log", line)
 
 
-def what_is_not_documented_is_removed_and_says_so():
+def undocumented_fields_are_removed_and_reported():
     for more in [{"firstName": "Zephyrina"}, {"person": {"name": "Zephyrina"}}, {"Zephyrina": 1}]:
         for origin, record in [("audit", AUDIT), ("log", {"message": "x"}), ("log", {"span": more})]:
             kind, text = redacted(json.dumps({**record, **more}), origin)
@@ -76,7 +76,7 @@ def what_is_not_documented_is_removed_and_says_so():
             assert json.loads(text)["shipping"]["removed"], text
 
 
-def a_field_that_has_not_its_form_is_masked():
+def a_field_of_the_wrong_form_is_masked():
     for name in AUDIT.keys() - {"caller"}:
         _, text = redacted(json.dumps({**AUDIT, name: f"Zephyrina {EMAIL}"}), "audit")
         assert "ephyrina" not in text and json.loads(text)["shipping"]["masked"] == 1, text
@@ -86,7 +86,7 @@ def a_field_that_has_not_its_form_is_masked():
         assert "15550199871" not in redacted(json.dumps({**AUDIT, name: "+15550199871"}), "audit")[1]
 
 
-def tricks_with_json_do_not_help():
+def unusual_json_does_not_bypass_the_redaction():
     twice = json.dumps({**AUDIT}, **DENSE).replace('"caller":', f'"caller":"{EMAIL}","caller":')
     assert EMAIL not in redacted(twice, "audit")[1]
     escaped = json.dumps({"message": EMAIL}).replace("@", "\\u0040")
@@ -96,7 +96,7 @@ def tricks_with_json_do_not_help():
         assert kind == "log" and EMAIL not in text and json.loads(text)["shipping"]["masked"], text[-200:]
 
 
-def dockers_files_are_unwrapped_and_others_stay():
+def docker_log_lines_are_unwrapped_and_others_are_ignored():
     def wrapped(line, stream, tag):
         return json.dumps({"log": line + "\n", "stream": stream, "attrs": tag and {"tag": tag}, "time": "x"})
 
@@ -107,18 +107,18 @@ def dockers_files_are_unwrapped_and_others_stay():
         assert redacted(wrapped(log, "stderr", tag), "log", "profile-edge") == ("other", "")
 
 
-def the_time_it_takes_grows_with_the_line_only():
+def the_redaction_time_is_not_quadratic():
     for piece in ["-", "a:", "@", "1", "a@", "//a:", "eyJ.", "bearer ", "%40", "f", "a1-", "1 ", "token="]:
         def seconds(length):
             started = time.process_time()
             mask(piece * (length // len(piece)))
             return time.process_time() - started
 
-        # Sixteen times the length may take sixty-four times as long, not the 256 of a square.
+        # Sixteen times the length may take 64 times as long, but not 256 times, as a quadratic pattern would.
         assert seconds(64_000) < 64 * max(seconds(4_000), 0.002), piece
 
 
-def cloudwatch_gets_what_a_request_may_carry():
+def cloudwatch_requests_stay_within_the_limits():
     now = 1_800_000_000_000
 
     def record(seconds, size=0):
@@ -126,7 +126,7 @@ def cloudwatch_gets_what_a_request_may_carry():
         return json.dumps({"time": when.isoformat().replace("+00:00", "Z"), "x": "x" * size})
 
     day = 24 * 3600
-    # Too old, of two days, going back, too new, without a time, and large.
+    # Too old, of two days, out of order, too new, without a time, and large.
     batch = [record(-40 * day), record(-2 * day), record(-2 * day - 5), record(0), record(-60), record(7 * day), "none"]
     batch += [record(0, 250_000) for _ in range(9)]
     made = list(requests(batch, now))
@@ -141,7 +141,7 @@ def cloudwatch_gets_what_a_request_may_carry():
     assert refused(list("abcd"), rejected) == ["a", "d"]
 
 
-def a_destination_that_is_down_is_tried_again_after_the_pause():
+def an_unavailable_destination_is_retried_after_the_pause():
     class Down(Delivery):
         SUCCESS, NOT_CONNECTED, QUEUED = "success", "not connected", "queued"
 
@@ -168,14 +168,14 @@ def a_destination_that_is_down_is_tried_again_after_the_pause():
 
 
 CHECKS = [
-    leaks_are_masked_wherever_they_stand,
-    harmless_text_stays_as_it_is,
-    a_record_with_nothing_to_remove_leaves_byte_for_byte,
-    what_is_not_documented_is_removed_and_says_so,
-    a_field_that_has_not_its_form_is_masked,
-    tricks_with_json_do_not_help,
-    dockers_files_are_unwrapped_and_others_stay,
-    the_time_it_takes_grows_with_the_line_only,
-    cloudwatch_gets_what_a_request_may_carry,
-    a_destination_that_is_down_is_tried_again_after_the_pause,
+    leaks_are_masked_at_any_position,
+    harmless_text_is_unchanged,
+    a_clean_record_is_sent_byte_for_byte,
+    undocumented_fields_are_removed_and_reported,
+    a_field_of_the_wrong_form_is_masked,
+    unusual_json_does_not_bypass_the_redaction,
+    docker_log_lines_are_unwrapped_and_others_are_ignored,
+    the_redaction_time_is_not_quadratic,
+    cloudwatch_requests_stay_within_the_limits,
+    an_unavailable_destination_is_retried_after_the_pause,
 ]

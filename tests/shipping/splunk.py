@@ -1,7 +1,7 @@
 """A Splunk HTTP Event Collector.
 
-As a program, `splunk.py DIRECTORY HOST PORT`, it serves until it is ended, under a certificate of its own for this name, and prints what
-is indexed, each with its source type before it.
+The program `splunk.py DIRECTORY HOST PORT` serves with its own certificate for this host until it is stopped. It prints
+each indexed event after its source type.
 """
 
 import http.server
@@ -19,7 +19,7 @@ TOKEN = "11111111-2222-3333-4444-555555555555"
 
 
 class Splunk:
-    """Takes events over TLS, and has them only when they are acknowledged. Down, nobody listens."""
+    """Accepts events over TLS, and indexes them when their acknowledgement is requested. While it is down, nothing listens."""
 
     settings = property(
         lambda self: {
@@ -35,7 +35,7 @@ class Splunk:
         self.certificate, key = f"{directory}/hec.pem", f"{directory}/hec.key"
         self.token_file = f"{directory}/token"
         self.set_token(TOKEN)
-        # One that was started before is gone on with.
+        # A restart keeps the certificate.
         if not os.path.exists(self.certificate):
             name = f"IP:{host}" if host[0].isdigit() else f"DNS:{host}"
             subprocess.run(
@@ -48,7 +48,7 @@ class Splunk:
         self.tls.load_cert_chain(self.certificate, key)
         self.host, self.port, self.server = host, port or free_port(), None
         self.lock = threading.Lock()
-        # What was taken, by channel and number; what was indexed; how many batches are taken and never indexed.
+        # The accepted batches by channel and number, the indexed events, and how many batches are accepted but never indexed.
         self.taken, self.events, self.numbers, self.forgetful, self.refusals = {}, [], 0, 0, 0
 
     def set_token(self, token):
@@ -69,7 +69,7 @@ class Splunk:
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
-                # As a server that is ended would: without it an old thread of ours went on serving.
+                # A stopped server closes its connections; otherwise an old thread would continue to serve.
                 self.close_connection = receiver.server is None
 
             def log_message(self, *_):
@@ -130,7 +130,7 @@ class Splunk:
 
 
 class Printing(Splunk):
-    """One that prints what it has."""
+    """Prints what it indexes."""
 
     def index(self, channel, number):
         known = len(self.events)

@@ -1,4 +1,4 @@
-"""A real profile-edge process on free ports, with its sandbox, for checks that are not written in Rust."""
+"""Runs a profile-edge process with its sandbox on free ports, for checks in Python."""
 
 import json
 import os
@@ -20,24 +20,24 @@ def free_port():
 
 
 def customer(number):
-    """The id of an invented customer."""
+    """Returns the id of a sandbox customer."""
     return f"00000000-0000-4000-8000-{number:012d}"
 
 
 def eventually(what, ask, patience=PATIENCE):
-    """Asks again until the answer is true."""
+    """Repeats a question until its answer is true, and returns the answer."""
     deadline = time.monotonic() + patience
     while True:
         answer = ask()
         if answer:
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {patience} s")
+            raise AssertionError(f"{what}: timeout after {patience} s")
         time.sleep(0.02)
 
 
 class Edge:
-    """Runs the binary that EDGE_BINARY names; a context manager."""
+    """Runs the binary that EDGE_BINARY names. A context manager."""
 
     def __init__(self, **settings):
         self.public, self.admin, self.sandbox = free_port(), free_port(), free_port()
@@ -85,23 +85,23 @@ class Edge:
             return False
 
     def audit(self):
-        """The audit file so far, where it has one."""
+        """Returns the present contents of the audit file, if the process has one."""
         with open(os.path.join(self._directory.name, "data/audit.jsonl"), encoding="utf-8") as trail:
             return trail.read()
 
     def log(self):
-        """What it has written to standard error so far."""
+        """Returns the standard error of the process so far."""
         with open(self._log.name, encoding="utf-8") as file:
             return file.read()
 
     def metric(self, name):
-        """The sum over all series of a metric."""
+        """Returns the sum of all series of a metric."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
     def at_genesys(self, method, path, body=None):
-        """A request to the sandbox as its editor."""
+        """Sends a request to the sandbox as its editor."""
         request = urllib.request.Request(
             f"{self.sandbox_url}{path}",
             method=method,

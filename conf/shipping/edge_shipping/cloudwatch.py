@@ -1,8 +1,8 @@
-"""Amazon CloudWatch Logs: PutLogEvents, a group for the audit trail and one for logs, a stream for each machine.
+"""Amazon CloudWatch Logs: PutLogEvents, one group for the audit trail, one for logs, and one stream for each machine.
 
-The service wants a request in order of time, at most 10,000 events, 1 MiB (26 bytes more for each event) and 24 hours wide, and
-takes nothing older than 14 days or the group's retention. A stamp that goes back, or is too far off, is moved to the nearest
-that is taken: the record's own `time` stays what it is. The message is the record, byte for byte.
+A request must be in order of time, and has at most 10,000 events, 1 MiB (with 26 bytes for each event) and a span of 24
+hours. Events older than 14 days or the group's retention are rejected. A timestamp that is out of order or out of range is
+moved to the nearest allowed one; the record's own `time` is unchanged. The message is the record, byte for byte.
 """
 
 import time
@@ -18,12 +18,12 @@ DAY = 24 * HOUR
 
 
 class CloudWatch(Delivery):
-    """One for each kind of record."""
+    """A destination for one kind of record."""
 
     def connect(self):
         self.group = setting(f"SHIP_CLOUDWATCH_{self.kind.upper()}_GROUP")
         self.stream = setting("SHIP_HOST")
-        # Repeating is the buffer's part, which has all the time.
+        # syslog-ng retries from its buffer.
         once = Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=30)
         self.logs = boto3.client("logs", endpoint_url=setting("SHIP_CLOUDWATCH_ENDPOINT", "") or None, config=once)
 
@@ -51,7 +51,7 @@ class CloudWatch(Delivery):
 
 
 def requests(batch, now):
-    """Parts a batch into what one request may carry."""
+    """Splits a batch into requests within the limits."""
     request, size, last = [], 0, 0
     for text in batch:
         written = moment(text)
@@ -69,7 +69,7 @@ def requests(batch, now):
 
 
 def refused(request, rejected):
-    """The events of a request that the service did not take."""
+    """Returns the events of a request that the service rejected."""
     early = max(rejected.get("tooOldLogEventEndIndex", 0), rejected.get("expiredLogEventEndIndex", 0))
     late = rejected.get("tooNewLogEventStartIndex", len(request))
     return request[:early] + request[late:]

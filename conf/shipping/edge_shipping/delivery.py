@@ -1,8 +1,9 @@
-"""What both destinations share: batches, delivered in whole or offered again.
+"""The common part of both destinations: a batch is delivered whole, or offered again.
 
-syslog-ng hands over records one by one (`send`), asks for the batch to be delivered (`flush`), and takes it out of its
-buffer on SUCCESS. On NOT_CONNECTED it keeps the batch and comes again, without end; it would drop a batch after some tries of any other
-failure, so none other is ever reported. It asks `open` first, each second: `time-reopen` has no effect on what is written in Python.
+syslog-ng passes records one by one (`send`), requests the delivery of the batch (`flush`), and removes it from its buffer
+on SUCCESS. On NOT_CONNECTED it keeps the batch and retries without a limit. It drops a batch after a few attempts with any
+other failure, so no other failure is reported. It calls `open` first, once a second: `time-reopen` has no effect on Python
+destinations.
 """
 
 import datetime
@@ -12,12 +13,12 @@ import sys
 import time
 
 
-# What carries a record's place in its audit trail through syslog-ng.
+# The name-value pair that carries a record's position in its audit trail through syslog-ng.
 PLACE = "SHIP_PLACE"
 
 
 def setting(name, default=None):
-    """A variable of shipping.env; empty counts as not there."""
+    """Returns a variable of shipping.env; an empty one counts as missing."""
     value = os.environ.get(name) or default
     if value is None:
         raise ValueError(f"{name} is not set")
@@ -25,7 +26,7 @@ def setting(name, default=None):
 
 
 def secret(name):
-    """Such a variable, itself or in the file that it names as file:PATH."""
+    """Returns the value of a variable, or the contents of the file that it names as file:PATH."""
     value = setting(name)
     if value.startswith("file:"):
         with open(value[len("file:") :], encoding="utf-8") as file:
@@ -34,12 +35,12 @@ def secret(name):
 
 
 def say(text):
-    """A line in the collector's own log."""
+    """Writes a line to the collector's own log."""
     print(f"profile-edge shipping: {text}", file=sys.stderr, flush=True)
 
 
 def moment(text):
-    """When a record was written, in seconds since 1970; `None` if it does not say."""
+    """Returns the time of a record, in seconds since 1970, or `None` if it has none."""
     try:
         record = json.loads(text)
         written = record.get("time") or record.get("timestamp")
@@ -53,7 +54,7 @@ def places_file():
 
 
 def delivered_places():
-    """How far each audit trail has been delivered."""
+    """Returns the position up to which each audit trail has been delivered."""
     try:
         with open(places_file(), encoding="utf-8") as file:
             return json.load(file)
@@ -62,7 +63,7 @@ def delivered_places():
 
 
 def keep_places(places):
-    """Keeps that, in one step: whoever is killed here leaves the old places or the new ones."""
+    """Stores the positions atomically: a kill leaves either the old or the new ones."""
     path = places_file()
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(places)
@@ -72,15 +73,15 @@ def keep_places(places):
 
 
 class Unavailable(Exception):
-    """The destination does not take the batch now; it may later."""
+    """The destination does not accept the batch now, but may later."""
 
 
 class Delivery:
-    """A destination of syslog-ng; `connect` and `deliver` are left to each."""
+    """A destination of syslog-ng. Subclasses implement `connect` and `deliver`."""
 
     def init(self, options):
         self.kind, self.batch, self.place, self.down = options["kind"], [], None, False
-        # Of the clock of `time.monotonic`.
+        # A time of `time.monotonic`.
         self.not_before = 0.0
         try:
             self.pause = float(setting("SHIP_RETRY_SECONDS"))
@@ -91,7 +92,7 @@ class Delivery:
         return True
 
     def open(self):
-        """Whether a destination that did not take something may be tried again."""
+        """Returns whether a failed destination may be retried."""
         return time.monotonic() >= self.not_before
 
     def send(self, message):
@@ -108,19 +109,19 @@ class Delivery:
             self.deliver(batch)
             if place:
                 keep_places(place.decode())
-        except Exception as error:  # Whatever it is: a record that was not delivered is not let go.
+        except Exception as error:  # Any failure: an undelivered record must stay in the buffer.
             if not self.down:
-                say(f"{self.kind} records wait, the destination does not take them: {error}")
+                say(f"{self.kind} records wait, the destination does not accept them: {error}")
             self.down, self.not_before = True, time.monotonic() + self.pause
             return self.NOT_CONNECTED
         if self.down:
-            say(f"{self.kind} records are taken again")
+            say(f"{self.kind} records are accepted again")
         self.down = False
         return self.SUCCESS
 
     def refuse(self, text, reason):
-        """Keeps a record that the destination will never take beside the buffer, and goes on."""
-        say(f"a record of kind {self.kind} was refused for good and is kept in refused.jsonl: {reason}")
+        """Writes a record that the destination rejects permanently to refused.jsonl, and continues."""
+        say(f"a record of kind {self.kind} was rejected permanently and is kept in refused.jsonl: {reason}")
         path = os.path.join(setting("SHIP_STATE_DIR"), "refused.jsonl")
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": self.kind, "reason": reason, "record": text}) + "\n")

@@ -1,12 +1,11 @@
-"""The redaction: what leaves this site is what is named here, and nothing that looks personal.
+"""The redaction: only the fields that are listed here leave this site, without personal data.
 
-Neither logs nor audit records hold personal data; this step is there for the day when a mistake of ours would. Of a
-record only the fields named below are kept, each in its form; free text loses what looks like an e-mail address, a
-phone number, a UUID (a customer's id is one), or a secret. A record with nothing to remove leaves as it came, byte for
-byte, so that `profile-edge audit verify` works on what arrived. One that was changed says so in `shipping`: which fields
-were removed, and how often something was masked.
+Logs and audit records hold no personal data; this step protects against mistakes. Of a record, only the fields listed
+below are kept, each in its form. In free text, e-mail addresses, phone numbers, UUIDs (customer ids are UUIDs) and secrets
+are masked. A record with nothing to remove is sent byte for byte, so that `profile-edge audit verify` works on what
+arrived. A changed record has a field `shipping`: the removed fields, and the number of masked texts.
 
-A line that is no JSON object travels as masked text. What Docker's driver json-file wraps is unwrapped first.
+A line that is not a JSON object is sent as masked text. Lines of Docker's json-file driver are unwrapped first.
 """
 
 import json
@@ -17,42 +16,42 @@ MASK = "[masked]"
 
 
 def form(pattern):
-    """Text that is all of this form, and is masked as a whole where it is not."""
+    """Accepts text of this form; other text is masked whole."""
     whole = re.compile(pattern)
     return lambda value: value if isinstance(value, str) and whole.fullmatch(value) else None
 
 
 def number(value):
-    """Numbers, truth values, and nothing."""
+    """Accepts numbers, booleans, and null."""
     return value if value is None or isinstance(value, (bool, int, float)) else None
 
 
 def words(value):
-    """Names of fields, in a list."""
+    """Accepts a list of field names."""
     name = re.compile(r"[A-Za-z*][A-Za-z0-9_.*]{0,63}")
     return value if isinstance(value, list) and all(isinstance(v, str) and name.fullmatch(v) for v in value) else None
 
 
 def digests(value):
-    """Digests, in a list."""
+    """Accepts a list of digests."""
     digest = re.compile(r"[0-9a-f]{16,128}")
     return value if isinstance(value, list) and all(isinstance(v, str) and digest.fullmatch(v) for v in value) else None
 
 
 HEX = form(r"[0-9a-f]{16,128}")
-# Digests, as a line of the log lists them.
+# A list of digests in a log line.
 KEYS = form(r"\[([0-9a-f]{32}(, [0-9a-f]{32})*)?\]")
-# A customer's key, the digest alone or after its scheme and tenant.
+# An entry key: the digest alone, or after its scheme and tenant.
 KEY = form(r"([a-z0-9]{1,16}:[a-z0-9]{1,16}:[A-Za-z0-9._-]{1,64}:)?[0-9a-f]{16,128}")
 WORD = form(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
 TENANT = form(r"[A-Za-z0-9._-]{1,64}")
-# Ids that callers, senders and we draw for requests and events; UUIDs among them, but no phone numbers.
+# Ids of requests and events; they may be UUIDs, but not phone numbers.
 ID = form(r"(?!\+)[A-Za-z0-9._:+-]{1,128}")
 TIME = form(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 FILE = form(r"[a-z0-9._-]{1,64}")
 TEXT = object()
 
-# The fields of an audit record: of the chain, of lookups, events, webhooks and operators' commands, of the audit itself.
+# The fields of audit records: of the chain, lookups, events, webhooks, operator commands, and the audit itself.
 AUDIT = {
     "v": number, "chain": HEX, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
     "request": ID, "caller": TEXT, "tenant": TENANT, "key": KEY, "decision": WORD, "result": WORD,
@@ -63,7 +62,7 @@ AUDIT = {
     "lookups": number, "events": number, "others": number, "version": FILE, "pid": number,
 }  # fmt: skip
 
-# The fields of a line of the log: those of tracing, then those of our statements.
+# The fields of log lines: those of tracing, then those of the log statements.
 LOG = {
     "timestamp": TIME, "level": WORD, "target": WORD, "message": TEXT, "name": WORD, "request_id": ID,
     "trace_id": HEX, "span_id": HEX,
@@ -77,11 +76,11 @@ LOG = {
     "settings": TEXT, "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
     "tenant": TENANT, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
 }  # fmt: skip
-# Objects whose fields are kept by the same rules.
+# Objects whose fields follow the same rules.
 NESTED = {"span"}
 
-# What is masked in free text, in this order. Every repetition is bounded, or begins at one place of a run only: the time
-# that a line takes grows with its length, whatever is in it.
+# The patterns that are masked in free text, in this order. Every repetition is bounded, or can start at only one place of
+# a run, so that the time for a line is proportional to its length.
 SECRET = re.compile(
     r"(?i)\b(?:bearer|basic|splunk)\s+[A-Za-z0-9._~+/=-]{6,}"
     r"|\beyJ[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*){0,4}"
@@ -93,13 +92,13 @@ EMAIL = re.compile(
 )
 UUID = re.compile(r"(?i)(?<![0-9a-f])[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}(?![0-9a-f])")
 PHONE = re.compile(r"(?<![\w.])(?:\+|%2B|00)?\(?\d[\d ()./-]{6,20}\d(?![\w])", re.IGNORECASE)
-# Runs of letters and digits in which both stand: tokens, base64 and hexadecimal of anything.
+# Runs that contain both letters and digits: tokens, base64, and hexadecimal text.
 RUN = re.compile(r"(?<![A-Za-z0-9_+/=-])(?=[A-Za-z_+/=-]*\d)(?=[\d_+/=-]*[A-Za-z])[A-Za-z0-9_+/=-]{24,}")
 NO_PHONE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?:/\d{1,2})?|\d{4}-\d\d-\d\d(?:[ ]\d\d)?|\d+\.\d+")
 
 
 def mask(text):
-    """The text without what looks personal or secret, and how often there was such."""
+    """Returns the text with personal data and secrets masked, and the number of masked places."""
     count = 0
 
     def masked(_match):
@@ -117,27 +116,27 @@ def mask(text):
 
 
 class Record:
-    """One record on its way through the rules; says what was done to it."""
+    """Applies the rules to one record, and counts the changes."""
 
     def __init__(self, rules):
         self.rules, self.removed, self.masked = rules, [], 0
 
     def kept(self, record):
-        """The object with nothing but what the rules name."""
+        """Returns the object with only the listed fields."""
         result = {}
         for name, value in record.items():
             rule = self.rules.get(name)
             if name in NESTED and isinstance(value, dict):
                 result[name] = self.kept(value)
             elif rule is None:
-                # A name may be someone's data too.
+                # A field name may be personal data too.
                 self.removed.append(name if re.fullmatch(r"[a-z][a-z_]{0,31}", name) else "?")
             else:
                 result[name] = self.value(rule, value)
         return result
 
     def value(self, rule, value):
-        """A value in its form, or masked."""
+        """Returns the value if it has its form; masked otherwise."""
         if value is None or isinstance(value, bool):
             return value
         if rule is TEXT:
@@ -154,7 +153,7 @@ class Record:
 
 
 def parsed(text):
-    """The object of a line, and whether a name stands in it twice; `None` if it is no object."""
+    """Returns the object of a line, or `None` if it is not an object, and whether a name occurs twice."""
     twice = False
 
     def unique(pairs):
@@ -171,7 +170,7 @@ def parsed(text):
 
 
 def redacted(text, origin, tag=""):
-    """The kind of a line (audit, log, other) and what of it may leave."""
+    """Returns the kind of a line (audit, log, other) and the text that may be sent."""
     record, twice = parsed(text)
     if record is not None and isinstance(record.get("log"), str) and "stream" in record:
         attributes = record.get("attrs")
@@ -199,7 +198,7 @@ def redacted(text, origin, tag=""):
 
 
 class Redact:
-    """The step of syslog-ng."""
+    """The parser of syslog-ng."""
 
     def init(self, options):
         self.origin, self.tag = options["from"], os.environ.get("SHIP_LOG_TAG", "")
@@ -208,7 +207,7 @@ class Redact:
     def parse(self, message):
         try:
             kind, text = redacted(message["MESSAGE"].decode("utf-8", "replace"), self.origin, self.tag)
-        except Exception as error:  # A record whose redaction fails is not let through, and not lost without a trace.
+        except Exception as error:  # A record whose redaction fails is not sent, but leaves a trace.
             failed = {"message": MASK, "shipping": {"failed": type(error).__name__}}
             kind, text = self.origin, json.dumps(failed, separators=(",", ":"))
         message[".edge.kind"], message["MESSAGE"] = kind, text

@@ -1,10 +1,10 @@
 """Splunk's HTTP Event Collector, with indexer acknowledgement.
 
-A batch is one request to /services/collector/event. With acknowledgement its answer names an `ackId`, which is asked about
-until the indexer says that the batch is on its disk; until then it is not delivered, and after SHIP_SPLUNK_ACK_SECONDS it is
-sent again. A record may therefore arrive twice, never not at all; audit records tell by their `hash`. The record itself is
-the event's text, so that Splunk's `_raw` is what was written, byte for byte; `KV_MODE = json` for the source types
-`profile-edge:audit` and `profile-edge:log` lets one search its fields.
+A batch is one request to /services/collector/event. With acknowledgement, the answer has an `ackId`, which is polled until
+the indexer reports that the batch is on disk. Until then the batch is not delivered; after SHIP_SPLUNK_ACK_SECONDS it is
+sent again. So a record may arrive twice, but is never lost; the `hash` of an audit record identifies duplicates. The record
+itself is the event's text, so that Splunk's `_raw` is the original, byte for byte. Set `KV_MODE = json` for the source types
+`profile-edge:audit` and `profile-edge:log` to search its fields.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ import uuid
 from edge_shipping.delivery import Delivery, Unavailable, moment, secret, setting
 
 TIMEOUT = 30.0
-# Splunk Cloud takes no larger request than 1 MB; an event's envelope is less than a kilobyte.
+# Splunk Cloud accepts requests up to 1 MB. The envelope of an event is less than 1 kB.
 MAX_BYTES, ENVELOPE = 1_000_000, 1_000
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Splunk(Delivery):
-    """One for each kind of record, each with a channel of its own."""
+    """A destination for one kind of record, with its own channel."""
 
     def connect(self):
         url = urllib.parse.urlsplit(setting("SHIP_SPLUNK_URL"))
@@ -45,19 +45,19 @@ class Splunk(Delivery):
             self.common["index"] = index
 
     def deliver(self, batch):
-        """Delivers a batch over a connection of its own, so that the indexer that took it is asked about it."""
+        """Delivers a batch over its own connection, so that the indexer that accepted it gets the acknowledgement requests."""
         with contextlib.closing(self.connection()) as link:
             for part in parts(batch):
                 self.deliver_over(link, part)
 
     def deliver_over(self, link, batch):
-        """Delivers a batch; what Splunk calls wrong for good is parted from the rest."""
+        """Delivers a batch. Records that Splunk rejects permanently are separated from the rest."""
         status, answer = self.post(link, "/services/collector/event", "\n".join(map(self.event, batch)))
         if status in (400, 413) and answer.get("code") in (5, 6, 12, 13, 15, 27, None):
             if len(batch) == 1:
                 self.refuse(batch[0], f"{status} {answer.get('text', '')}")
                 return
-            # Halves, until what is refused stands alone.
+            # Halves the batch until the rejected record is alone.
             self.deliver_over(link, batch[: len(batch) // 2])
             self.deliver_over(link, batch[len(batch) // 2 :])
         elif status != 200:
@@ -102,10 +102,10 @@ class Splunk(Delivery):
 
 
 def parts(batch):
-    """Parts a batch into what one request may carry."""
+    """Splits a batch into requests within the size limit."""
     part, size = [], 0
     for text in batch:
-        # As JSON in JSON it grows by its escapes.
+        # JSON within JSON grows by its escapes.
         cost = len(json.dumps(text, ensure_ascii=False).encode()) + ENVELOPE
         if part and size + cost > MAX_BYTES:
             yield part

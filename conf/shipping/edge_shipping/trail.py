@@ -1,14 +1,14 @@
 """The audit trail as a source: every record once, in order, across rotations.
 
-`audit.jsonl` is renamed to `audit.jsonl.000001` (and on) when it is full, perhaps while nobody reads. A source that knows files by name
-would read a renamed one again, or lose its end. Here a file is known by its first line, which no two share (each has a
-hash of its own); the place in a trail is that and an offset. A file is left for the next one only at its end and
-when it is no longer the one that is written.
+A full `audit.jsonl` is renamed to `audit.jsonl.000001` (and so on), perhaps while the collector is stopped. A source that
+identifies files by name would read a renamed file again, or lose its end. Here the first line identifies a file, since its
+hash is unique. A position is that identity and an offset. The source continues with the next file only at the end of a
+file that is no longer written.
 
-A record carries its place with it, and the destination keeps it (audit-places.json) when the record is delivered, not before.
-syslog-ng's own trackers of acknowledgement do not serve: one counts records as delivered that its end throws away, the
-others deadlock with fetching. While the destination is down reading stops by itself, and what is not read stays in the files. If rotation has removed the file
-that was being read, the trail goes on with the oldest one, and the log says so.
+A record carries its position, and the destination stores it (audit-places.json) after the delivery of the record.
+The acknowledgement trackers of syslog-ng are not suitable: one counts records as delivered that a shutdown discards, the
+others deadlock with fetching. While the destination is down, reading stops, and unread records stay in the files. If a
+rotation has removed the current file, reading continues with the oldest one, and the log reports it.
 """
 
 import glob
@@ -19,27 +19,27 @@ import os
 from edge_shipping.delivery import PLACE, delivered_places, say, setting
 from syslogng import LogFetcher, LogMessage
 
-# No record of ours is as long; a longer line is handed on in pieces.
+# Audit records are shorter; a longer line is passed on in pieces.
 LONGEST = 65_536
 
 
 class Chain:
-    """The files of one process, read one after the other."""
+    """The files of one process, read in order."""
 
     def __init__(self, path, place):
         self.path, self.place, self.file = path, place, None
 
     def files(self):
-        """The files that are there, oldest first: full ones by number, then the one that is written."""
+        """Returns the existing files, oldest first: rotated ones by number, then the one that is written."""
         full = sorted(name for name in glob.glob(glob.escape(self.path) + ".*") if name.rsplit(".", 1)[1].isdigit())
         return [*full, self.path]
 
     def next_line(self):
-        """The next whole line, or `None` if there is none yet."""
+        """Returns the next complete line, or `None` if there is none yet."""
         if self.file is None and not self.resume():
             return None
         while True:
-            # Before the read: once it has another name, nothing is added to it.
+            # Checked before the read: after a file is renamed, nothing is appended to it.
             full = not self.is_written()
             line = self.file.readline(LONGEST)
             if line.endswith(b"\n") or len(line) == LONGEST or (line and full):
@@ -53,22 +53,22 @@ class Chain:
         try:
             return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
         except FileNotFoundError:
-            # Between the renaming and the making of a new one.
+            # Between the renaming and the creation of the new file.
             return False
 
     def resume(self):
-        """Opens the file that the place is in."""
+        """Opens the file of the current position."""
         if self.place is None:
             return any(self.open(path, 0) for path in self.files())
         for path in self.files():
             if first_line(path) == self.place[0]:
                 return self.open(path, self.place[1])
-        say(f"the file of {self.path} that was being read is gone, records may be missing; on with the oldest")
+        say(f"the file of {self.path} that was being read is gone, records may be missing; continuing with the oldest")
         self.place = None
         return any(self.open(path, 0) for path in self.files())
 
     def follow(self):
-        """Goes on to the file after the present one; tells whether there is one yet."""
+        """Opens the next file; returns whether there is one."""
         names = self.files()
         present = next((n for n, path in enumerate(names) if first_line(path) == self.place[0]), None)
         if present is None:
@@ -90,7 +90,7 @@ class Chain:
 
 
 def first_line(path):
-    """What a file is known by; `None` until it has a line, or if it is gone."""
+    """Returns the identity of a file, or `None` if it has no complete line or does not exist."""
     try:
         with open(path, "rb") as file:
             line = file.readline(LONGEST)
@@ -100,7 +100,7 @@ def first_line(path):
 
 
 class Trail(LogFetcher):
-    """The source of syslog-ng: all trails of a directory, in turn."""
+    """The source of syslog-ng: reads all trails of a directory in turn."""
 
     def init(self, options):
         self.pattern = os.path.join(glob.escape(setting("SHIP_AUDIT_DIR")), setting("SHIP_AUDIT_FILES"))
@@ -113,12 +113,12 @@ class Trail(LogFetcher):
             name = os.path.basename(path)
             if name not in self.chains:
                 self.chains[name] = Chain(path, self.places.get(name))
-        # One that was just renamed is not found by its pattern, but is known.
+        # A file that was just renamed does not match the pattern, but its trail is known.
         for name, chain in list(self.chains.items()):
             line = chain.next_line()
             if line:
                 self.places[name] = list(chain.place)
-                # Behind the others at the next turn.
+                # The other trails come first next time.
                 self.chains[name] = self.chains.pop(name)
                 message = LogMessage(line.decode("utf-8", "replace"))
                 message[PLACE] = json.dumps(self.places)

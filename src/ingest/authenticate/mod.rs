@@ -36,15 +36,6 @@ const HUB_SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256")
 /// The header of the `api-key` scheme, unless another is configured.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// The base64 of secrets and credentials. It ignores padding and the unused bits of the last character, because senders
-/// and the reference libraries of Standard Webhooks differ in them.
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
-        .with_decode_allow_trailing_bits(true),
-);
-
 /// `[[tenant.webhook]]`: one way in which the sources of a tenant authenticate.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

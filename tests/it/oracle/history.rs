@@ -1,4 +1,4 @@
-//! What an oracle run records: changes, when their events were applied, and what readers were answered.
+//! The record of an oracle run: changes, the times at which their events were applied, and the answers to readers.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -7,65 +7,65 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// A moment of the run: microseconds since it began, by the monotonic clock of this process.
-pub(super) type Moment = u64;
+/// A time in the run: microseconds since its start, by the monotonic clock of this process.
+pub(super) type RunMicros = u64;
 
-/// A time by the wall clock of this machine, as the processes under test told it: milliseconds since the epoch.
+/// A time that the processes under test report: milliseconds since the epoch, by the wall clock of this machine.
 pub(super) type WallMillis = i64;
 
-/// The number of a customer in [`History::customers`].
-pub(super) type Customer = u32;
+/// The number of a customer in [`RunHistory::customers`].
+pub(super) type CustomerNumber = u32;
 
-/// How many of the customers that were last changed readers are drawn to.
+/// The number of recently changed customers that readers prefer.
 const RECENT: usize = 24;
 
-/// How a customer stood before its first change.
+/// The state of a customer before its first change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
-    /// It was there, as the sandbox invented it.
+pub(super) enum InitialState {
+    /// The sandbox created it at its start.
     Invented,
-    /// It came into being by its first change.
+    /// Its first change creates it.
     Absent,
 }
 
-/// What a change did.
+/// What a change does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Did {
-    /// It wrote its own number into the profile: a creation, an update, or a merge.
+pub(super) enum ChangeKind {
+    /// Writes its own number into the profile: a creation, an update, or a merge.
     Write,
-    /// It deleted the customer.
+    /// Deletes the customer.
     Delete,
 }
 
-/// One change of a profile, as its writer saw it. Changes of one profile never overlap.
+/// One change of a profile, as its writer observed it. Changes of one profile never overlap.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
-    /// Its number, unique in the run: what the profile says of itself afterwards.
+pub(super) struct ProfileChange {
+    /// Its number, unique in the run. The profile holds it after the change.
     pub(super) number: u32,
-    pub(super) did: Did,
-    /// Every customer whose lookup shows this profile: more than one after a merge.
-    pub(super) customers: Vec<Customer>,
-    /// When it was sent; the sandbox made it after this.
-    pub(super) began: Moment,
-    /// When it was answered; the sandbox had made it before this.
-    pub(super) ended: Moment,
-    /// Its events, each of which names all of `customers`.
+    pub(super) kind: ChangeKind,
+    /// The customers whose lookups show this profile; more than one after a merge.
+    pub(super) customers: Vec<CustomerNumber>,
+    /// When the request was sent; the sandbox applied it later.
+    pub(super) began: RunMicros,
+    /// When the answer arrived; the sandbox applied it earlier.
+    pub(super) ended: RunMicros,
+    /// Its events; each names all of `customers`.
     pub(super) events: Vec<Uuid>,
 }
 
-/// How an event was applied, as a consumer told it.
+/// How an event was applied, as a consumer logged it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Apply {
-    /// When this process read a consumer's line about it; its effect was complete before this.
-    pub(super) observed: Moment,
-    /// When that consumer began to apply it, if no other had before: its effect came after this.
+pub(super) struct EventApply {
+    /// When this process read the log line; the effect was complete before.
+    pub(super) observed: RunMicros,
+    /// When that consumer started to apply it, if no other consumer had done so before; the effect came later.
     pub(super) taken_at: Option<WallMillis>,
 }
 
-/// What an answer showed.
+/// What an answer shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Saw {
-    /// A profile with the number of its last change; zero: as invented.
+pub(super) enum Observation {
+    /// A profile with the number of its last change; zero before the first change.
     Profile(u32),
     /// 404.
     Absent,
@@ -73,137 +73,137 @@ pub(super) enum Saw {
     Deleted,
 }
 
-/// What an answer said about itself in `Cache-Status`.
+/// How `Cache-Status` labels an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Label {
-    /// Nothing.
+pub(super) enum AnswerLabel {
+    /// Not labelled.
     None,
-    /// It may be older than what events announced.
+    /// The answer may be older than announced changes.
     Unsettled,
-    /// The store could not be asked, so nobody knows what events announced.
+    /// The store was unreachable, so announced changes are unknown.
     StoreUnavailable,
 }
 
 /// One answer to a reader.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Answer {
-    pub(super) customer: Customer,
-    /// When it was asked for.
-    pub(super) began: Moment,
-    /// When it was there, whole.
-    pub(super) ended: Moment,
-    pub(super) saw: Saw,
-    pub(super) label: Label,
-    /// It is what the store held: a hit, or a fetch that was stored.
-    pub(super) stood: bool,
-    /// When upstream read the profile.
+pub(super) struct ObservedAnswer {
+    pub(super) customer: CustomerNumber,
+    /// When the lookup was sent.
+    pub(super) began: RunMicros,
+    /// When the whole answer had arrived.
+    pub(super) ended: RunMicros,
+    pub(super) saw: Observation,
+    pub(super) label: AnswerLabel,
+    /// Whether the store held it: a hit, or a fetch that was stored.
+    pub(super) from_store: bool,
+    /// When the sandbox read the profile.
     pub(super) read_at: Option<WallMillis>,
 }
 
-/// Everything that happened in a round.
+/// The record of a round.
 #[derive(Clone, Debug, Default)]
-pub(super) struct History {
-    pub(super) customers: Vec<Start>,
-    pub(super) changes: Vec<Change>,
-    pub(super) applies: HashMap<Uuid, Apply>,
-    pub(super) answers: Vec<Answer>,
+pub(super) struct RunHistory {
+    pub(super) customers: Vec<InitialState>,
+    pub(super) changes: Vec<ProfileChange>,
+    pub(super) applies: HashMap<Uuid, EventApply>,
+    pub(super) answers: Vec<ObservedAnswer>,
 }
 
-/// Takes down what is told while a round goes on.
+/// Records what happens during a round.
 #[derive(Debug)]
 pub(super) struct Recorder {
     zero: Instant,
-    told: Mutex<Told>,
+    record: Mutex<EventRecord>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
-    applies: HashMap<Uuid, Apply>,
-    /// Whom each event names.
-    events: HashMap<Uuid, Vec<Customer>>,
-    /// Those of them that are not known to be applied.
+struct EventRecord {
+    applies: HashMap<Uuid, EventApply>,
+    /// The customers that each event names.
+    events: HashMap<Uuid, Vec<CustomerNumber>>,
+    /// The events that are not known to be applied.
     open: HashSet<Uuid>,
-    /// The customers that were changed, or whose change was applied, last.
-    recent: VecDeque<Customer>,
+    /// The customers that were changed, or whose change was applied, most recently.
+    recent: VecDeque<CustomerNumber>,
 }
 
-/// A consumer's line about an applied event.
+/// A consumer's log line about an applied event.
 #[derive(Deserialize)]
-struct Line {
+struct AppliedEventLine {
     event: Uuid,
     verdict: String,
     taken_at: WallMillis,
-    /// Why it was handed out once more.
+    /// Why the event was delivered again by a replay or a redrive.
     again: Option<String>,
 }
 
 impl Recorder {
     pub(super) fn new() -> Self {
-        Self { zero: Instant::now(), told: Mutex::default() }
+        Self { zero: Instant::now(), record: Mutex::default() }
     }
 
-    pub(super) fn now(&self) -> Moment {
-        Moment::try_from(self.zero.elapsed().as_micros()).expect("no run takes so long")
+    pub(super) fn now(&self) -> RunMicros {
+        RunMicros::try_from(self.zero.elapsed().as_micros()).expect("a run is shorter than the range of the type")
     }
 
-    /// Takes a line of a consumer's log; tells whether it was about an applied event.
+    /// Records a line of a consumer's log. Returns whether it reports an applied event.
     ///
-    /// A consumer writes it between the effect and the acknowledgement, so no event that is gone from the queue
-    /// lacks it, whoever was killed; and a redelivery makes another.
-    pub(super) fn consumer_says(&self, line: &str) -> bool {
+    /// A consumer writes the line between the effect and the acknowledgement. So every event that has left the queue has
+    /// one, whichever process was killed. A redelivery writes another.
+    pub(super) fn record_consumer_line(&self, line: &str) -> bool {
         if !line.contains("\"event applied\"") {
             return false;
         }
-        let Ok(line) = serde_json::from_str::<Line>(line) else { return false };
+        let Ok(line) = serde_json::from_str::<AppliedEventLine>(line) else { return false };
         if line.again.is_some() {
-            // A replay binds nobody by itself: the event is applied when it is.
+            // A replayed copy does not show that the event itself was applied.
             return true;
         }
-        let mut told = self.told.lock();
-        // Under the lock, so that whoever finds the event applied comes after this moment.
+        let mut record = self.record.lock();
+        // Under the lock, so that a reader that sees the event as applied starts after this time.
         let observed = self.now();
         let taken_at = (line.verdict != "Duplicate").then_some(line.taken_at);
-        told.applies.entry(line.event).or_insert(Apply { observed, taken_at });
-        told.open.remove(&line.event);
-        let named = told.events.get(&line.event).cloned();
-        told.draw_readers_to(named.as_deref().unwrap_or_default());
+        record.applies.entry(line.event).or_insert(EventApply { observed, taken_at });
+        record.open.remove(&line.event);
+        let named = record.events.get(&line.event).cloned();
+        record.draw_readers_to(named.as_deref().unwrap_or_default());
         true
     }
 
-    /// Takes down whom the events of a change name.
-    pub(super) fn announced(&self, events: &[Uuid], customers: &[Customer]) {
-        let mut told = self.told.lock();
+    /// Records the events of a change and the customers that they name.
+    pub(super) fn record_events(&self, events: &[Uuid], customers: &[CustomerNumber]) {
+        let mut record = self.record.lock();
         for event in events {
-            told.events.insert(*event, customers.to_vec());
-            // A consumer may have been quicker than the writer's answer.
-            if !told.applies.contains_key(event) {
-                told.open.insert(*event);
+            record.events.insert(*event, customers.to_vec());
+            // A consumer may have applied it before the writer got its answer.
+            if !record.applies.contains_key(event) {
+                record.open.insert(*event);
             }
         }
-        told.draw_readers_to(customers);
+        record.draw_readers_to(customers);
     }
 
-    /// How many events there were, and how many of them are not known to be applied.
-    pub(super) fn events(&self) -> (usize, usize) {
-        let told = self.told.lock();
-        (told.events.len(), told.open.len())
+    /// Returns the number of events, and the number of those that are not known to be applied.
+    pub(super) fn event_counts(&self) -> (usize, usize) {
+        let record = self.record.lock();
+        (record.events.len(), record.open.len())
     }
 
-    /// A customer that was changed lately, the `n`-th last.
-    pub(super) fn recent(&self, n: usize) -> Option<Customer> {
-        let told = self.told.lock();
-        let last = told.recent.len().checked_sub(1)?;
-        told.recent.get(last.saturating_sub(n % RECENT)).copied()
+    /// Returns the customer with the `n`-th last change.
+    pub(super) fn recent(&self, n: usize) -> Option<CustomerNumber> {
+        let record = self.record.lock();
+        let last = record.recent.len().checked_sub(1)?;
+        record.recent.get(last.saturating_sub(n % RECENT)).copied()
     }
 
-    /// Ends a round: returns how events were applied, and forgets everything.
-    pub(super) fn finish(&self) -> HashMap<Uuid, Apply> {
-        std::mem::take(&mut *self.told.lock()).applies
+    /// Ends a round: returns how events were applied, and clears the record.
+    pub(super) fn finish(&self) -> HashMap<Uuid, EventApply> {
+        std::mem::take(&mut *self.record.lock()).applies
     }
 }
 
-impl Told {
-    fn draw_readers_to(&mut self, customers: &[Customer]) {
+impl EventRecord {
+    fn draw_readers_to(&mut self, customers: &[CustomerNumber]) {
         self.recent.extend(customers);
         let over = self.recent.len().saturating_sub(RECENT);
         self.recent.drain(..over);

@@ -1,4 +1,4 @@
-//! A plain HTTP/1.1 client on one kept connection: the load is what must cost, not its client.
+//! A minimal HTTP/1.1 client on one kept connection, so that the load generator costs little processor time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,34 +8,34 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// The longest that any answer may take: far above every deadline of the service.
+/// The longest time for an answer; far above every deadline of the service.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct OracleReply {
     pub(super) status: u16,
-    /// The status line and the headers, names in lower case as the service sends them.
+    /// The status line and the headers; the service sends names in lower case.
     pub(super) head: String,
     pub(super) body: String,
 }
 
-/// A server, and the connection to it while there is one.
+/// The client of one server.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct OracleClient {
     address: SocketAddr,
-    /// Header lines of every request.
+    /// The header lines of every request.
     headers: String,
     connection: Option<BufReader<TcpStream>>,
 }
 
-impl Client {
+impl OracleClient {
     pub(super) fn new(address: SocketAddr, headers: &str) -> Self {
         Self { address, headers: headers.to_owned(), connection: None }
     }
 
     /// Sends a request and reads its answer. An error closes the connection; the next request opens another.
-    pub(super) async fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<Reply> {
+    pub(super) async fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<OracleReply> {
         let connection = self.connection.take();
         let mut connection = match connection {
             Some(connection) => connection,
@@ -55,14 +55,14 @@ impl Client {
     }
 }
 
-impl Reply {
+impl OracleReply {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 }
 
-async fn exchange(connection: &mut BufReader<TcpStream>, request: &[u8]) -> io::Result<Reply> {
+async fn exchange(connection: &mut BufReader<TcpStream>, request: &[u8]) -> io::Result<OracleReply> {
     connection.write_all(request).await?;
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -72,7 +72,7 @@ async fn exchange(connection: &mut BufReader<TcpStream>, request: &[u8]) -> io::
     }
     let unreadable = || io::Error::from(io::ErrorKind::InvalidData);
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(unreadable)?;
-    let mut reply = Reply { status, head, body: String::new() };
+    let mut reply = OracleReply { status, head, body: String::new() };
     let length = reply.header("content-length").map_or(Some(0), |length| length.parse().ok()).ok_or_else(unreadable)?;
     let mut body = vec![0; length];
     connection.read_exact(&mut body).await?;

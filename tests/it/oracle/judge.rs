@@ -1,60 +1,66 @@
-//! The judgement: a pure function over a recorded history.
+//! Judges a recorded history; a pure function.
 //!
 //! # Stale
 //!
 //! An answer is *older* than a change of its customer if it shows an earlier version. It is stale if it is older
 //! than a change one of whose events was applied before the lookup began, and any of these holds:
 //!
-//! - it does not say `unsettled` (nor that the store could not be asked for what events announced);
+//! - it is not labelled `unsettled` (nor labelled as answered without the store);
 //! - upstream read it before the event was applied;
-//! - the lookup began later than `settlement` after upstream's read side showed the change;
-//! - the change is a deletion, and it is a profile that does not come past an unreachable store.
+//! - the lookup began later than `settlement` after the read side of upstream showed the change;
+//! - the change is a deletion, and the answer is a profile although the store was reachable.
 //!
-//! Every comparison gives the service the benefit of what cannot be known, so that each finding is a fault:
-//! applied is what a consumer's log was *seen* to say before the request was sent; "read before the apply" compares
-//! the sandbox's stamp with the time at which the consumer *took* the event, both by this machine's clock, and only
-//! where one consumer and one key are involved, so that no killed consumer can have been first; upstream shows a
-//! change at the latest `read_lag` after its writer was answered; and it is the lookup's beginning, not its end, that
-//! is held against the settlement, since an answer may be on its way for long.
+//! Where it is unknown which of two things came first, the comparison favours the service, so that each finding is a fault:
+//!
+//! - An event counts as applied when the consumer's log line was *read* before the request was sent.
+//! - "Read before the event was applied" compares the sandbox's stamp with the time at which the consumer *took* the
+//!   event, both by this machine's clock. It is used only for one consumer and one key, since otherwise a killed
+//!   consumer may have visited the key earlier.
+//! - Upstream shows a change at most `read_lag` after its writer was answered.
+//! - The start of the lookup is compared with the settlement, not its end, since an answer may be in transit for long.
 //!
 //! # Backwards
 //!
-//! What a key holds only ever becomes newer: each fill was fetched under a lease that was granted after the one
-//! before it was filled or void, and upstream's read side does not go back. So, once *anyone* was answered with what
-//! the store held (a hit, or a fetch that was `stored`), no lookup that begins after that answer, by any reader
-//! through any process, shows an earlier version. That is more than one reader's own order. It does not bind those
-//! that come after an answer that never stood in the store: a refused fill, or one past an unreachable store, may be
-//! newer than what the store holds while no event has told of it. An answer that may show any of several versions binds
-//! as the oldest of them: a customer that is absent may not have been created yet. And it does not bind an answer past
-//! an unreachable store to a tombstone: a tombstone may be ahead of upstream's read side.
+//! The value at a key only becomes newer: each fill was fetched under a lease that was granted after the previous lease
+//! was filled or void, and the read side of upstream does not go back. So after *any* reader got what the store held (a
+//! hit, or a fetch that was `stored`), no later lookup, by any reader through any process, shows an earlier version.
+//!
+//! - An answer that the store did not hold sets no such bound: a refused fill, or a fetch past an unreachable store, may
+//!   be newer than the store until its event is applied.
+//! - An answer that may show any of several versions counts as the oldest: an absent customer may not exist yet.
+//! - A tombstone sets no bound for an answer past an unreachable store, since it may be ahead of the read side.
 //!
 //! # Impossible
 //!
 //! A version that the customer never had, or that was written after the answer; 410 or 404 for a customer that
-//! nobody deleted.
+//! was not deleted.
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
-use super::history::{Answer, Apply, Change, Did, History, Label, Moment, Saw, Start, WallMillis};
+use super::history::{
+    AnswerLabel, ChangeKind, EventApply, InitialState, Observation, ObservedAnswer, ProfileChange, RunHistory,
+    RunMicros, WallMillis,
+};
 
-/// What the service and its upstream promise about time.
+/// The time bounds that the service and its upstream promise.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    /// The longest from a change's answer until upstream's read side shows it.
-    pub(super) read_lag: Moment,
-    /// DESIGN section 2: the longest from then until no older profile is answered.
-    pub(super) settlement: Moment,
+pub(super) struct TimeBounds {
+    /// The longest time from a change's answer until the read side of upstream shows it.
+    pub(super) read_lag: RunMicros,
+    /// The longest time from then until no older profile is answered:
+    /// see [`rules::unsettled`](profile_edge::rules#unsettled).
+    pub(super) settlement: RunMicros,
 }
 
-/// How many faults of a kind are told at length.
-const TOLD: usize = 5;
+/// How many faults of each kind are described.
+const DESCRIBED: usize = 5;
 
 /// Why an answer is a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Fault {
+pub(super) enum OracleFault {
     NotLabelled,
     ReadBeforeTheApply,
     PastTheSettlement,
@@ -63,48 +69,48 @@ pub(super) enum Fault {
     Impossible,
 }
 
-/// What came of judging a history.
+/// The result of judging a history.
 #[derive(Debug, Default)]
 pub(super) struct Judgement {
     pub(super) answers: usize,
-    /// Answers that were asked for within a quarter of a second after a change of their customer was applied.
-    pub(super) on_the_heels: usize,
-    /// Answers that were older than an applied event, and rightly so, as they said.
+    /// Answers to lookups that began within 250 ms after a change of their customer was applied.
+    pub(super) right_after_an_apply: usize,
+    /// Answers that were older than an applied event, and allowed, since they were labelled.
     pub(super) lagging: usize,
-    /// The longest after an event was applied that a lookup began which an older profile answered.
-    pub(super) longest_staleness: Moment,
-    pub(super) faults: Vec<(Fault, String)>,
+    /// The longest time from an applied event to the start of a lookup with an older answer.
+    pub(super) longest_staleness: RunMicros,
+    pub(super) faults: Vec<(OracleFault, String)>,
     pub(super) events: usize,
     pub(super) applied: usize,
 }
 
-/// One version of a customer, after the one at the start.
+/// One version of a customer, after the initial one.
 #[derive(Debug)]
-struct Step {
+struct CustomerVersion {
     number: u32,
-    did: Did,
-    began: Moment,
-    shown: Moment,
-    applied: Option<Moment>,
+    kind: ChangeKind,
+    began: RunMicros,
+    shown: RunMicros,
+    applied: Option<RunMicros>,
     taken_at: Option<WallMillis>,
 }
 
-/// A customer's versions: its start, and its steps.
+/// The versions of a customer: the initial one, and those of its changes.
 #[derive(Debug)]
-struct Timeline {
-    start: Start,
-    steps: Vec<Step>,
+struct CustomerTimeline {
+    start: InitialState,
+    versions: Vec<CustomerVersion>,
 }
 
 /// An answer, and the versions that it may show.
-struct Placed<'a> {
-    answer: &'a Answer,
+struct PlacedAnswer<'a> {
+    answer: &'a ObservedAnswer,
     newest: usize,
     oldest: usize,
 }
 
 /// Judges a history.
-pub(super) fn judge(history: &History, bounds: Bounds) -> Judgement {
+pub(super) fn judge(history: &RunHistory, bounds: TimeBounds) -> Judgement {
     let timelines = timelines(history, bounds);
     let events: Vec<_> = history.changes.iter().flat_map(|change| &change.events).collect();
     let mut judgement = Judgement {
@@ -113,7 +119,7 @@ pub(super) fn judge(history: &History, bounds: Bounds) -> Judgement {
         applied: events.iter().filter(|event| history.applies.contains_key(event)).count(),
         ..Judgement::default()
     };
-    let mut of_customer: Vec<Vec<&Answer>> = vec![Vec::new(); timelines.len()];
+    let mut of_customer: Vec<Vec<&ObservedAnswer>> = vec![Vec::new(); timelines.len()];
     for answer in &history.answers {
         of_customer[answer.customer as usize].push(answer);
     }
@@ -122,38 +128,38 @@ pub(super) fn judge(history: &History, bounds: Bounds) -> Judgement {
         for answer in answers {
             match timeline.version(answer) {
                 Some(version) => {
-                    judgement.take_staleness(timeline, answer, version, bounds);
-                    placed.push(Placed { answer, newest: version, oldest: timeline.oldest(answer, version) });
+                    judgement.check_staleness(timeline, answer, version, bounds);
+                    placed.push(PlacedAnswer { answer, newest: version, oldest: timeline.oldest(answer, version) });
                 }
-                None => judgement.find(Fault::Impossible, timeline, answer),
+                None => judgement.add_fault(OracleFault::Impossible, timeline, answer),
             }
         }
-        judgement.take_order(timeline, &placed);
+        judgement.check_order(timeline, &placed);
     }
     judgement
 }
 
-fn timelines(history: &History, bounds: Bounds) -> Vec<Timeline> {
+fn timelines(history: &RunHistory, bounds: TimeBounds) -> Vec<CustomerTimeline> {
     let mut timelines: Vec<_> =
-        history.customers.iter().map(|start| Timeline { start: *start, steps: Vec::new() }).collect();
+        history.customers.iter().map(|start| CustomerTimeline { start: *start, versions: Vec::new() }).collect();
     let mut changes: Vec<_> = history.changes.iter().collect();
     changes.sort_by_key(|change| change.began);
     for change in changes {
         let applies: Vec<_> = change.events.iter().filter_map(|event| history.applies.get(event)).collect();
         for customer in &change.customers {
-            timelines[*customer as usize].steps.push(step(change, &applies, bounds));
+            timelines[*customer as usize].versions.push(version_of(change, &applies, bounds));
         }
     }
     timelines
 }
 
-fn step(change: &Change, applies: &[&Apply], bounds: Bounds) -> Step {
+fn version_of(change: &ProfileChange, applies: &[&EventApply], bounds: TimeBounds) -> CustomerVersion {
     let first = applies.iter().min_by_key(|apply| apply.observed);
-    // With several events or keys, a consumer that was killed may have been at this key before.
+    // With several events or keys, a killed consumer may have visited this key earlier.
     let alone = change.events.len() == 1 && change.customers.len() == 1;
-    Step {
+    CustomerVersion {
         number: change.number,
-        did: change.did,
+        kind: change.kind,
         began: change.began,
         shown: change.ended + bounds.read_lag,
         applied: first.map(|apply| apply.observed),
@@ -161,94 +167,109 @@ fn step(change: &Change, applies: &[&Apply], bounds: Bounds) -> Step {
     }
 }
 
-impl Timeline {
-    /// The oldest version that an answer may show, where `newest` is the newest that looks the same.
-    fn oldest(&self, answer: &Answer, newest: usize) -> usize {
-        let deleted = self.steps.iter().position(|step| step.did == Did::Delete);
+impl CustomerTimeline {
+    /// Returns the oldest version that an answer may show; `newest` is the newest version with the same appearance.
+    fn oldest(&self, answer: &ObservedAnswer, newest: usize) -> usize {
+        let deleted = self.versions.iter().position(|version| version.kind == ChangeKind::Delete);
         match (answer.saw, self.start) {
-            (Saw::Profile(_), _) => newest,
-            // Who was not there yet, and who was deleted, are absent alike.
-            (Saw::Absent, Start::Absent) => 0,
-            (Saw::Absent, Start::Invented) | (Saw::Deleted, _) => deleted.map_or(newest, |index| index + 1),
+            (Observation::Profile(_), _) => newest,
+            // Customers that do not exist yet and deleted customers look alike.
+            (Observation::Absent, InitialState::Absent) => 0,
+            (Observation::Absent, InitialState::Invented) | (Observation::Deleted, _) => {
+                deleted.map_or(newest, |index| index + 1)
+            }
         }
     }
 
-    /// The version that an answer shows: how many steps it has seen. Of several that look the same, the newest.
-    fn version(&self, answer: &Answer) -> Option<usize> {
-        let made = |step: &&Step| step.began <= answer.ended;
-        let deleted = self.steps.iter().rposition(|step| step.did == Did::Delete && made(&step));
+    /// Returns the version that an answer shows: the number of changes. Of versions that look alike, the newest.
+    fn version(&self, answer: &ObservedAnswer) -> Option<usize> {
+        let had_begun = |version: &&CustomerVersion| version.began <= answer.ended;
+        let deleted =
+            self.versions.iter().rposition(|version| version.kind == ChangeKind::Delete && had_begun(&version));
         match (answer.saw, self.start) {
-            (Saw::Profile(0), Start::Invented) => Some(0),
-            (Saw::Profile(0), Start::Absent) => None,
-            (Saw::Profile(number), _) => {
-                let is_it = |step: &Step| step.number == number && step.did == Did::Write && made(&step);
-                self.steps.iter().position(is_it).map(|index| index + 1)
+            (Observation::Profile(0), InitialState::Invented) => Some(0),
+            (Observation::Profile(0), InitialState::Absent) => None,
+            (Observation::Profile(number), _) => {
+                let is_it = |version: &CustomerVersion| {
+                    version.number == number && version.kind == ChangeKind::Write && had_begun(&version)
+                };
+                self.versions.iter().position(is_it).map(|index| index + 1)
             }
-            (Saw::Absent, Start::Absent) => Some(deleted.map_or(0, |index| index + 1)),
-            (Saw::Absent, Start::Invented) | (Saw::Deleted, _) => deleted.map(|index| index + 1),
+            (Observation::Absent, InitialState::Absent) => Some(deleted.map_or(0, |index| index + 1)),
+            (Observation::Absent, InitialState::Invented) | (Observation::Deleted, _) => deleted.map(|index| index + 1),
         }
     }
 }
 
 impl Judgement {
-    /// Tells how many findings there are of this kind.
-    pub(super) fn count(&self, of: impl Fn(Fault) -> bool) -> usize {
+    /// Returns the number of faults of these kinds.
+    pub(super) fn count(&self, of: impl Fn(OracleFault) -> bool) -> usize {
         self.faults.iter().filter(|(fault, _)| of(*fault)).count()
     }
 
-    fn take_staleness(&mut self, timeline: &Timeline, answer: &Answer, version: usize, bounds: Bounds) {
-        let is_applied = |step: &&Step| step.applied.is_some_and(|applied| applied < answer.began);
-        let heels = |step: &Step| step.applied.is_some_and(|applied| answer.began.saturating_sub(applied) < 250_000);
-        self.on_the_heels += usize::from(timeline.steps.iter().filter(is_applied).any(heels));
-        let missed = || timeline.steps[version..].iter().filter(is_applied);
-        let Some(since) = missed().filter_map(|step| step.applied).min() else { return };
+    fn check_staleness(
+        &mut self,
+        timeline: &CustomerTimeline,
+        answer: &ObservedAnswer,
+        version: usize,
+        bounds: TimeBounds,
+    ) {
+        let is_applied = |version: &&CustomerVersion| version.applied.is_some_and(|applied| applied < answer.began);
+        let is_recent = |version: &CustomerVersion| {
+            version.applied.is_some_and(|applied| answer.began.saturating_sub(applied) < 250_000)
+        };
+        self.right_after_an_apply += usize::from(timeline.versions.iter().filter(is_applied).any(is_recent));
+        let missed = || timeline.versions[version..].iter().filter(is_applied);
+        let Some(since) = missed().filter_map(|version| version.applied).min() else { return };
         self.longest_staleness = self.longest_staleness.max(answer.began - since);
-        let fault = missed().find_map(|step| {
-            let read_before = answer.read_at.zip(step.taken_at).is_some_and(|(read, taken)| read < taken);
-            let served = step.did == Did::Delete && answer.saw != Saw::Absent;
-            if served && answer.label != Label::StoreUnavailable {
-                Some(Fault::DeletedAndServed)
-            } else if answer.label == Label::None {
-                Some(Fault::NotLabelled)
+        let fault = missed().find_map(|version| {
+            let read_before = answer.read_at.zip(version.taken_at).is_some_and(|(read, taken)| read < taken);
+            let served = version.kind == ChangeKind::Delete && answer.saw != Observation::Absent;
+            if served && answer.label != AnswerLabel::StoreUnavailable {
+                Some(OracleFault::DeletedAndServed)
+            } else if answer.label == AnswerLabel::None {
+                Some(OracleFault::NotLabelled)
             } else if read_before {
-                Some(Fault::ReadBeforeTheApply)
-            } else if answer.began > step.shown + bounds.settlement {
-                Some(Fault::PastTheSettlement)
+                Some(OracleFault::ReadBeforeTheApply)
+            } else if answer.began > version.shown + bounds.settlement {
+                Some(OracleFault::PastTheSettlement)
             } else {
                 None
             }
         });
         match fault {
-            Some(fault) => self.find(fault, timeline, answer),
+            Some(fault) => self.add_fault(fault, timeline, answer),
             None => self.lagging += 1,
         }
     }
 
-    fn take_order(&mut self, timeline: &Timeline, placed: &[Placed<'_>]) {
-        let stood = highest(placed.iter().filter(|placed| placed.answer.stood));
-        let shown = highest(placed.iter().filter(|placed| placed.answer.stood && placed.answer.saw != Saw::Deleted));
-        for Placed { answer, newest, .. } in placed {
-            let before = if answer.label == Label::StoreUnavailable { &shown } else { &stood };
+    fn check_order(&mut self, timeline: &CustomerTimeline, placed: &[PlacedAnswer<'_>]) {
+        let from_store = highest(placed.iter().filter(|placed| placed.answer.from_store));
+        let shown = highest(
+            placed.iter().filter(|placed| placed.answer.from_store && placed.answer.saw != Observation::Deleted),
+        );
+        for PlacedAnswer { answer, newest, .. } in placed {
+            let before = if answer.label == AnswerLabel::StoreUnavailable { &shown } else { &from_store };
             let known = before.partition_point(|(ended, _)| *ended < answer.began);
             if known > 0 && before[known - 1].1 > *newest {
-                self.find(Fault::Backwards, timeline, answer);
+                self.add_fault(OracleFault::Backwards, timeline, answer);
             }
         }
     }
 
-    fn find(&mut self, fault: Fault, timeline: &Timeline, answer: &Answer) {
-        let mut told = String::new();
-        if self.count(|known| known == fault) < TOLD {
-            let near = timeline.steps.iter().rev().filter(|step| step.began <= answer.ended);
-            told = format!("{answer:?} after, newest first: {:?}", near.take(6).collect::<Vec<_>>());
+    fn add_fault(&mut self, fault: OracleFault, timeline: &CustomerTimeline, answer: &ObservedAnswer) {
+        let mut description = String::new();
+        if self.count(|known| known == fault) < DESCRIBED {
+            let near = timeline.versions.iter().rev().filter(|version| version.began <= answer.ended);
+            description = format!("{answer:?} after, newest first: {:?}", near.take(6).collect::<Vec<_>>());
         }
-        self.faults.push((fault, told));
+        self.faults.push((fault, description));
     }
 
-    /// Adds what came of another history.
+    /// Adds the result of another history.
     pub(super) fn add(&mut self, other: Self) {
         self.answers += other.answers;
-        self.on_the_heels += other.on_the_heels;
+        self.right_after_an_apply += other.right_after_an_apply;
         self.lagging += other.lagging;
         self.longest_staleness = self.longest_staleness.max(other.longest_staleness);
         self.faults.extend(other.faults);
@@ -257,8 +278,8 @@ impl Judgement {
     }
 }
 
-/// The highest version that was surely answered by each moment, in the order of the moments.
-fn highest<'a>(placed: impl Iterator<Item = &'a Placed<'a>>) -> Vec<(Moment, usize)> {
+/// Returns the highest version that was certainly answered by each time, in order of time.
+fn highest<'a>(placed: impl Iterator<Item = &'a PlacedAnswer<'a>>) -> Vec<(RunMicros, usize)> {
     let mut seen: Vec<_> = placed.map(|placed| (placed.answer.ended, placed.oldest)).collect();
     seen.sort_unstable();
     let mut top = 0;
@@ -271,13 +292,13 @@ fn highest<'a>(placed: impl Iterator<Item = &'a Placed<'a>>) -> Vec<(Moment, usi
 
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let backwards = self.count(|fault| fault == Fault::Backwards);
-        let impossible = self.count(|fault| fault == Fault::Impossible);
+        let backwards = self.count(|fault| fault == OracleFault::Backwards);
+        let impossible = self.count(|fault| fault == OracleFault::Impossible);
         let millis = self.longest_staleness / 1_000;
         let stale = self.faults.len() - backwards - impossible;
         writeln!(f, "answers checked            {}", self.answers)?;
-        writeln!(f, "  right after an apply     {}", self.on_the_heels)?;
-        writeln!(f, "  older, and said so       {}", self.lagging)?;
+        writeln!(f, "  right after an apply     {}", self.right_after_an_apply)?;
+        writeln!(f, "  older, and labelled      {}", self.lagging)?;
         writeln!(f, "stale answers              {stale}")?;
         writeln!(f, "backwards                  {backwards}")?;
         writeln!(f, "impossible                 {impossible}")?;

@@ -1,4 +1,4 @@
-//! Who reads and writes in an oracle run.
+//! The readers and writers of an oracle run.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,41 +11,43 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
-use super::history::{Answer, Change, Customer, Did, Label, Recorder, Saw, Start};
-use super::http::{Client, Reply};
+use super::history::{
+    AnswerLabel, ChangeKind, CustomerNumber, InitialState, Observation, ObservedAnswer, ProfileChange, Recorder,
+};
+use super::http::{OracleClient, OracleReply};
 use crate::support::customer;
 
 const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 const EDITOR: &str = "authorization: Bearer sandbox-editor\r\ncontent-type: application/json\r\n";
 const READER: &str = "x-api-key: demo-key\r\n";
 
-/// How many events may be under way before writers wait; far below what the sandbox holds back.
+/// How many events may be unapplied before writers wait; far below the sandbox's own limit.
 const MOST_OPEN: usize = 400;
-/// How many answers the events may be ahead of their readers.
+/// By how much the events may be ahead of the answers.
 const AHEAD: usize = 5_000;
 
-/// The most ids that one merged customer may have.
+/// The largest number of ids of one merged customer.
 const MOST_IDS: usize = 8;
 
-/// What readers and writers of a round share.
+/// The state that the readers and writers of a round share.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct RoundState {
     pub(super) recorder: Arc<Recorder>,
-    /// Every customer's id and how it stood at the start, by its number.
-    pub(super) customers: RwLock<Vec<(String, Start)>>,
+    /// The id and the initial state of each customer, by its number.
+    pub(super) customers: RwLock<Vec<(String, InitialState)>>,
     pub(super) numbers: AtomicU32,
-    /// Answers so far.
+    /// The number of answers so far.
     pub(super) answers: AtomicUsize,
-    /// Lookups without an answer that shows anything: 503, or a connection that a kill broke.
+    /// The number of lookups without a usable answer: a 503, or a connection that a kill broke.
     pub(super) unanswered: AtomicUsize,
-    /// The round is over.
+    /// Whether the round is over.
     pub(super) over: AtomicBool,
 }
 
-impl Stage {
-    /// A stage with so many customers of the sandbox, from this one on.
+impl RoundState {
+    /// Creates the state of a round with this many customers of the sandbox, starting with this one.
     pub(super) fn new(recorder: &Arc<Recorder>, from: u32, count: u32) -> Self {
-        let customers = (from..from + count).map(|n| (customer(n), Start::Invented)).collect();
+        let customers = (from..from + count).map(|n| (customer(n), InitialState::Invented)).collect();
         Self {
             recorder: Arc::clone(recorder),
             customers: RwLock::new(customers),
@@ -56,33 +58,33 @@ impl Stage {
         }
     }
 
-    /// Tells whether the round is over.
+    /// Returns whether the round is over.
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Tells whether writers should wait: for events to be applied, so that lookups meet them, or for readers on a
-    /// slow machine, so that one of ten answers comes with a change.
-    fn is_written_enough(&self) -> bool {
-        let (events, open) = self.recorder.events();
+    /// Returns whether writers must wait: until more events are applied, or until readers on a slow machine have got ten
+    /// answers for each event.
+    fn writers_must_wait(&self) -> bool {
+        let (events, open) = self.recorder.event_counts();
         open > MOST_OPEN || events * 10 > self.answers.load(Ordering::Relaxed) + AHEAD
     }
 
-    fn id(&self, customer: Customer) -> String {
+    fn id(&self, customer: CustomerNumber) -> String {
         self.customers.read()[customer as usize].0.clone()
     }
 
-    fn newcomer(&self, id: String) -> Customer {
+    fn add_customer(&self, id: String) -> CustomerNumber {
         let mut customers = self.customers.write();
-        customers.push((id, Start::Absent));
-        Customer::try_from(customers.len() - 1).expect("there are fewer customers than that")
+        customers.push((id, InitialState::Absent));
+        CustomerNumber::try_from(customers.len() - 1).expect("the number of customers fits")
     }
 }
 
-/// Ends the round when whoever holds it panics, so that nobody waits for what will not come.
-struct Alarm(Arc<Stage>);
+/// Ends the round when its task panics, so that no other task waits forever.
+struct EndRoundOnPanic(Arc<RoundState>);
 
-impl Drop for Alarm {
+impl Drop for EndRoundOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.over.store(true, Ordering::Relaxed);
@@ -91,10 +93,10 @@ impl Drop for Alarm {
 }
 
 /// Reads through both lookups until the round is over.
-pub(super) async fn read(stage: Arc<Stage>, lookups: [SocketAddr; 2], every: Duration) -> Vec<Answer> {
-    let mut clients = lookups.map(|address| Client::new(address, READER));
+pub(super) async fn read(stage: Arc<RoundState>, lookups: [SocketAddr; 2], every: Duration) -> Vec<ObservedAnswer> {
+    let mut clients = lookups.map(|address| OracleClient::new(address, READER));
     let (mut answers, mut ticks) = (Vec::new(), pace(every));
-    let _alarm = Alarm(Arc::clone(&stage));
+    let _alarm = EndRoundOnPanic(Arc::clone(&stage));
     while !stage.is_over() {
         ticks.tick().await;
         let customer = pick(&stage);
@@ -103,7 +105,7 @@ pub(super) async fn read(stage: Arc<Stage>, lookups: [SocketAddr; 2], every: Dur
         if let Some(answer) = look_up(&stage, client, customer).await {
             answers.push(answer);
         } else {
-            // Whoever is asked to come again, or finds nobody there, does not come at once.
+            // After a 503 or a failed connection, a reader pauses.
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -111,31 +113,32 @@ pub(super) async fn read(stage: Arc<Stage>, lookups: [SocketAddr; 2], every: Dur
 }
 
 /// Reads every customer once through each lookup; none of these may fail.
-pub(super) async fn read_all(stage: &Stage, lookups: [SocketAddr; 2]) -> Vec<Answer> {
-    let mut clients = lookups.map(|address| Client::new(address, READER));
+pub(super) async fn read_all(stage: &RoundState, lookups: [SocketAddr; 2]) -> Vec<ObservedAnswer> {
+    let mut clients = lookups.map(|address| OracleClient::new(address, READER));
     let mut answers = Vec::new();
-    let count = Customer::try_from(stage.customers.read().len()).expect("there are fewer customers than that");
+    let count = CustomerNumber::try_from(stage.customers.read().len()).expect("the number of customers fits");
     for customer in 0..count {
         for client in &mut clients {
-            answers.push(look_up(stage, client, customer).await.expect("in calm every lookup is answered"));
+            answers
+                .push(look_up(stage, client, customer).await.expect("every lookup is answered when nothing is killed"));
         }
     }
     answers
 }
 
-/// Half of the lookups go to whoever was changed last.
-fn pick(stage: &Stage) -> Customer {
+/// Picks a customer; half of the lookups go to recently changed ones.
+fn pick(stage: &RoundState) -> CustomerNumber {
     let (recent, any) = (rand::rng().random_range(0..48), rand::rng().random::<u32>());
-    let count = u32::try_from(stage.customers.read().len()).expect("there are fewer customers than that");
+    let count = u32::try_from(stage.customers.read().len()).expect("the number of customers fits");
     Some(recent).filter(|n| *n < 24).and_then(|n| stage.recorder.recent(n)).unwrap_or(any % count)
 }
 
-async fn look_up(stage: &Stage, client: &mut Client, customer: Customer) -> Option<Answer> {
+async fn look_up(stage: &RoundState, client: &mut OracleClient, customer: CustomerNumber) -> Option<ObservedAnswer> {
     let path = format!("/api/v1/profile?tenantId=10001&customerId={}", stage.id(customer));
     let began = stage.recorder.now();
     let reply = client.send("GET", &path, "").await.ok();
     let ended = stage.recorder.now();
-    let shown = reply.and_then(|reply| Some((saw(&reply)?, reply)));
+    let shown = reply.and_then(|reply| Some((observe(&reply)?, reply)));
     let Some((saw, reply)) = shown else {
         stage.unanswered.fetch_add(1, Ordering::Relaxed);
         return None;
@@ -143,59 +146,63 @@ async fn look_up(stage: &Stage, client: &mut Client, customer: Customer) -> Opti
     stage.answers.fetch_add(1, Ordering::Relaxed);
     let status = reply.header("cache-status").unwrap_or_default();
     let label = match status.split_once("detail=").map(|(_, detail)| detail) {
-        Some("unsettled" | "negative-unsettled") => Label::Unsettled,
-        Some("store-unavailable") => Label::StoreUnavailable,
-        _ => Label::None,
+        Some("unsettled" | "negative-unsettled") => AnswerLabel::Unsettled,
+        Some("store-unavailable") => AnswerLabel::StoreUnavailable,
+        _ => AnswerLabel::None,
     };
-    let stood = ["; hit", "; stored", "; ttl=-"].iter().any(|part| status.contains(part));
+    let from_store = ["; hit", "; stored", "; ttl=-"].iter().any(|part| status.contains(part));
     let read_at = after(&reply.body, "\"sandboxReadAt\":").and_then(|at| at.parse().ok());
-    Some(Answer { customer, began, ended, saw, label, stood, read_at })
+    Some(ObservedAnswer { customer, began, ended, saw, label, from_store, read_at })
 }
 
-/// What a reply shows; `None` for a failure, which shows nothing.
-fn saw(reply: &Reply) -> Option<Saw> {
+/// Returns what a reply shows, or `None` for a failure.
+fn observe(reply: &OracleReply) -> Option<Observation> {
     match reply.status {
         200 => {
             let name = after(&reply.body, "\"firstName\":\"").expect("a profile has a first name");
-            Some(Saw::Profile(name.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(0)))
+            Some(Observation::Profile(name.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(0)))
         }
-        404 => Some(Saw::Absent),
-        410 => Some(Saw::Deleted),
+        404 => Some(Observation::Absent),
+        410 => Some(Observation::Deleted),
         502 | 503 => None,
         other => panic!("{other}: {}{}", reply.head, reply.body),
     }
 }
 
-/// The letters and digits that follow a text.
+/// Returns the letters and digits that follow a text.
 fn after<'a>(body: &'a str, text: &str) -> Option<&'a str> {
     let (_, rest) = body.split_once(text)?;
     rest.split(|c: char| !c.is_ascii_alphanumeric()).next()
 }
 
-/// Someone who changes customers that nobody else changes.
+/// A client that changes customers; no other client changes the same ones.
 #[derive(Debug)]
-pub(super) struct Writer {
-    stage: Arc<Stage>,
-    client: Client,
-    /// The ids of each profile, the canonical one last.
-    profiles: Vec<Vec<Customer>>,
-    changes: Vec<Change>,
+pub(super) struct ProfileWriter {
+    stage: Arc<RoundState>,
+    client: OracleClient,
+    /// The customers of each profile, the canonical one last.
+    profiles: Vec<Vec<CustomerNumber>>,
+    changes: Vec<ProfileChange>,
 }
 
-impl Writer {
-    pub(super) fn new(stage: &Arc<Stage>, sandbox: SocketAddr, customers: impl Iterator<Item = Customer>) -> Self {
-        let client = Client::new(sandbox, EDITOR);
+impl ProfileWriter {
+    pub(super) fn new(
+        stage: &Arc<RoundState>,
+        sandbox: SocketAddr,
+        customers: impl Iterator<Item = CustomerNumber>,
+    ) -> Self {
+        let client = OracleClient::new(sandbox, EDITOR);
         let profiles = customers.map(|customer| vec![customer]).collect();
         Self { stage: Arc::clone(stage), client, profiles, changes: Vec::new() }
     }
 
-    /// Changes until the round is over: mostly updates, some close upon another.
-    pub(super) async fn write(mut self, every: Duration) -> Vec<Change> {
+    /// Changes customers until the round is over: mostly updates, some in quick succession.
+    pub(super) async fn write(mut self, every: Duration) -> Vec<ProfileChange> {
         let mut ticks = pace(every);
-        let _alarm = Alarm(Arc::clone(&self.stage));
+        let _alarm = EndRoundOnPanic(Arc::clone(&self.stage));
         while !self.stage.is_over() {
             ticks.tick().await;
-            if self.stage.is_written_enough() {
+            if self.stage.writers_must_wait() {
                 continue;
             }
             let chosen = rand::rng().random_range(0..self.profiles.len());
@@ -221,22 +228,22 @@ impl Writer {
         let id = self.stage.id(profile[rand::rng().random_range(0..profile.len())]);
         let number = self.number();
         let body = json!({ "firstName": format!("v{number}") });
-        self.change("PATCH", &format!("/{id}"), body, number, Did::Write, profile).await;
+        self.change("PATCH", &format!("/{id}"), body, number, ChangeKind::Write, profile).await;
     }
 
     async fn create(&mut self) {
         let number = self.number();
         let body = json!({ "firstName": format!("v{number}"), "lastName": "New" });
-        let customer = self.change("POST", "", body, number, Did::Write, Vec::new()).await;
+        let customer = self.change("POST", "", body, number, ChangeKind::Write, Vec::new()).await;
         self.profiles.push(vec![customer]);
     }
 
     async fn delete(&mut self, chosen: usize) {
-        // Of a merged customer only the canonical id is told to be deleted.
+        // For a merged customer, Genesys announces the deletion of the canonical id only.
         if self.profiles.len() > 4 && self.profiles[chosen].len() == 1 {
             let profile = self.profiles.swap_remove(chosen);
             let (id, number) = (self.stage.id(profile[0]), self.number());
-            self.change("DELETE", &format!("/{id}"), Value::Null, number, Did::Delete, profile).await;
+            self.change("DELETE", &format!("/{id}"), Value::Null, number, ChangeKind::Delete, profile).await;
         }
     }
 
@@ -252,22 +259,21 @@ impl Writer {
         let number = self.number();
         let body = json!({ "contactIds": canonical, "valueOverride": { "firstName": format!("v{number}") } });
         let mut profile = [first, last].concat();
-        let customer = self.change("POST", "/merge", body, number, Did::Write, profile.clone()).await;
+        let customer = self.change("POST", "/merge", body, number, ChangeKind::Write, profile.clone()).await;
         profile.push(customer);
         self.profiles.push(profile);
     }
 
-    /// Makes a change, and takes it down. Returns the newest of its customers: one that came into being by it, if
-    /// any did.
+    /// Makes and records a change. Returns its newest customer: the one that it created, if any.
     async fn change(
         &mut self,
         method: &str,
         path: &str,
         body: Value,
         number: u32,
-        did: Did,
-        mut customers: Vec<Customer>,
-    ) -> Customer {
+        kind: ChangeKind,
+        mut customers: Vec<CustomerNumber>,
+    ) -> CustomerNumber {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let began = self.stage.recorder.now();
         let reply = self.client.send(method, &format!("{CONTACTS}{path}"), &body).await.expect("the sandbox answers");
@@ -276,12 +282,12 @@ impl Writer {
         let events = reply.header("sandbox-events").expect("a change has events").split(',');
         let events: Vec<Uuid> = events.map(|event| event.parse().expect("an event's id")).collect();
         if method == "POST" {
-            let made: Value = serde_json::from_str(&reply.body).expect("a contact");
-            customers.push(self.stage.newcomer(made["id"].as_str().expect("an id").to_owned()));
+            let created: Value = serde_json::from_str(&reply.body).expect("a contact");
+            customers.push(self.stage.add_customer(created["id"].as_str().expect("an id").to_owned()));
         }
-        self.stage.recorder.announced(&events, &customers);
+        self.stage.recorder.record_events(&events, &customers);
         let newest = customers[customers.len() - 1];
-        self.changes.push(Change { number, did, customers, began, ended, events });
+        self.changes.push(ProfileChange { number, kind, customers, began, ended, events });
         newest
     }
 

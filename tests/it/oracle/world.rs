@@ -1,4 +1,4 @@
-//! The world of an oracle run: a process for everything, each of which can be killed and started again.
+//! The processes of an oracle run; each can be killed and restarted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,26 +8,26 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use super::history::Recorder;
-use super::http::Client;
+use super::http::OracleClient;
 use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
 
-/// How much later than a change upstream's read side shows it.
+/// The delay of the sandbox's read side.
 pub(super) const READ_LAG: Duration = Duration::from_millis(300);
 /// `upstream.timeout`.
 pub(super) const UPSTREAM_TIMEOUT: Duration = Duration::from_millis(1_000);
-/// `lookup.unsettled_ttl`: above [`READ_LAG`] and [`UPSTREAM_TIMEOUT`] together, so that no fence is older than this
-/// when a profile from before its change is filled in, and no unsettled entry lives longer.
+/// `lookup.unsettled_ttl`. It exceeds the sum of [`READ_LAG`] and [`UPSTREAM_TIMEOUT`], so that a fence is never older
+/// than this when an older profile is filled, and no unsettled entry lives longer.
 pub(super) const UNSETTLED_TTL: Duration = Duration::from_millis(1_500);
 
-/// The longest that a process may take to start on a busy machine.
+/// The longest start of a process on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
-/// Who can be killed.
+/// A process that can be killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Victim {
+pub(super) enum KillTarget {
     Ingest,
     Consumer(usize),
     Lookup(usize),
@@ -35,34 +35,34 @@ pub(super) enum Victim {
     Rabbit,
 }
 
-/// A process of the service, and how to start it.
-struct Role {
+/// A process of the service, and its start parameters.
+struct ServiceProcess {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     admin: SocketAddr,
     process: Option<Process>,
 }
 
-/// Everything that runs.
-pub(super) struct World {
+/// All processes of the run.
+pub(super) struct OracleWorld {
     pub(super) sandbox: SocketAddr,
     pub(super) lookups: [SocketAddr; 2],
     _genesys: Process,
-    ingest: Role,
-    consumers: [Role; 2],
-    readers: [Role; 2],
+    ingest: ServiceProcess,
+    consumers: [ServiceProcess; 2],
+    readers: [ServiceProcess; 2],
     redis: RedisServer,
     rabbit: RabbitServer,
     recorder: Arc<Recorder>,
     directory: TempDir,
 }
 
-impl World {
-    /// Starts everything; lookups have these faults.
+impl OracleWorld {
+    /// Starts all processes; the lookup processes have these faults.
     ///
-    /// Redis has handed every change to the kernel before it answers (with `appendfsync no` its writes are never put
-    /// off behind a slow disk), so a kill takes nothing from it: what a lost write leads to is bounded by rule 12 and
-    /// not this run's to find.
+    /// Redis hands every change to the kernel before it answers, so a kill loses no write; with `appendfsync no`, a slow
+    /// disk does not delay these writes. Lost writes are the subject of
+    /// [`rules::failover`](profile_edge::rules#failover), not of this run.
     pub(super) async fn start(recorder: &Arc<Recorder>, faults: &str) -> Self {
         let redis = RedisServer::start(&["--appendfsync", "no"]).await;
         let rabbit = RabbitServer::start("").await;
@@ -72,7 +72,7 @@ impl World {
         let file = configuration(directory.path(), &settings(sandbox, &redis, &rabbit)).display().to_string();
         let genesys = ["sandbox", "--listen", &sandbox.to_string(), "--customers", "1000000", "--latency", "10ms"];
         let genesys = [&genesys[..], &["--webhook-url", &webhook, "--webhook-key", "demo-secret"]].concat();
-        let role = |name: &str, public: SocketAddr, faults: &str| Role::new(name, &file, public, faults);
+        let role = |name: &str, public: SocketAddr, faults: &str| ServiceProcess::new(name, &file, public, faults);
         let mut world = Self {
             sandbox,
             lookups: [one, other],
@@ -85,23 +85,29 @@ impl World {
             recorder: Arc::clone(recorder),
             directory,
         };
-        for victim in [Victim::Ingest, Victim::Consumer(0), Victim::Consumer(1), Victim::Lookup(0), Victim::Lookup(1)] {
+        for victim in [
+            KillTarget::Ingest,
+            KillTarget::Consumer(0),
+            KillTarget::Consumer(1),
+            KillTarget::Lookup(0),
+            KillTarget::Lookup(1),
+        ] {
             world.restart(victim).await;
         }
         world
     }
 
-    /// Where the consumers listen for operators.
-    pub(super) fn operators(&self) -> [SocketAddr; 2] {
+    /// Returns the admin addresses of the consumers.
+    pub(super) fn consumer_admins(&self) -> [SocketAddr; 2] {
         [0, 1].map(|n: usize| self.consumers[n].admin)
     }
 
-    /// Kills with `SIGKILL`; it has ended when this returns.
-    pub(super) async fn kill(&mut self, victim: Victim) {
+    /// Kills a process with `SIGKILL`, and waits for its end.
+    pub(super) async fn kill(&mut self, victim: KillTarget) {
         match victim {
-            Victim::Redis => self.redis.kill().await,
-            Victim::Rabbit => self.rabbit.kill().await,
-            Victim::Ingest | Victim::Consumer(_) | Victim::Lookup(_) => {
+            KillTarget::Redis => self.redis.kill().await,
+            KillTarget::Rabbit => self.rabbit.kill().await,
+            KillTarget::Ingest | KillTarget::Consumer(_) | KillTarget::Lookup(_) => {
                 if let Some(mut process) = self.role(victim).process.take() {
                     process.signal("KILL");
                     process.ended().await;
@@ -110,41 +116,41 @@ impl World {
         }
     }
 
-    /// Starts again on the same data; it is ready when this returns.
-    pub(super) async fn restart(&mut self, victim: Victim) {
+    /// Restarts a process on the same data, and waits until it is ready.
+    pub(super) async fn restart(&mut self, victim: KillTarget) {
         match victim {
-            Victim::Redis => self.redis.restart().await,
-            Victim::Rabbit => self.rabbit.restart().await,
-            Victim::Ingest | Victim::Consumer(_) | Victim::Lookup(_) => {
+            KillTarget::Redis => self.redis.restart().await,
+            KillTarget::Rabbit => self.rabbit.restart().await,
+            KillTarget::Ingest | KillTarget::Consumer(_) | KillTarget::Lookup(_) => {
                 let recorder = Arc::clone(&self.recorder);
                 let directory = self.directory.path().to_owned();
                 let role = self.role(victim);
                 let arguments: Vec<_> = role.arguments.iter().map(String::as_str).collect();
                 let environment: Vec<_> = role.environment.iter().map(|(name, value)| (&**name, &**value)).collect();
-                let keep = move |line: &str| !recorder.consumer_says(line);
+                let keep = move |line: &str| !recorder.record_consumer_line(line);
                 role.process = Some(Process::start_with(&directory, &arguments, &environment, keep));
                 role.is_ready().await;
             }
         }
     }
 
-    fn role(&mut self, victim: Victim) -> &mut Role {
+    fn role(&mut self, victim: KillTarget) -> &mut ServiceProcess {
         match victim {
-            Victim::Consumer(n) => &mut self.consumers[n],
-            Victim::Lookup(n) => &mut self.readers[n],
-            Victim::Ingest | Victim::Redis | Victim::Rabbit => &mut self.ingest,
+            KillTarget::Consumer(n) => &mut self.consumers[n],
+            KillTarget::Lookup(n) => &mut self.readers[n],
+            KillTarget::Ingest | KillTarget::Redis | KillTarget::Rabbit => &mut self.ingest,
         }
     }
 }
 
-impl Role {
+impl ServiceProcess {
     fn new(name: &str, file: &str, public: SocketAddr, faults: &str) -> Self {
         let admin = loopback();
         let environment = [
             ("PROFILE_EDGE__HTTP__LISTEN", public.to_string()),
             ("PROFILE_EDGE__ADMIN__LISTEN", admin.to_string()),
             ("PROFILE_EDGE_FAULTS", faults.to_owned()),
-            // The consumer's lines about applied events are what this run knows of them.
+            // The recorder reads the consumer's lines about applied events.
             ("RUST_LOG", "warn,profile_edge=info,profile_edge::consumer=debug".to_owned()),
         ];
         Self {
@@ -156,7 +162,7 @@ impl Role {
     }
 
     async fn is_ready(&self) {
-        let (mut client, started) = (Client::new(self.admin, ""), Instant::now());
+        let (mut client, started) = (OracleClient::new(self.admin, ""), Instant::now());
         while !client.send("GET", "/readyz", "").await.is_ok_and(|reply| reply.status == 200) {
             let log = self.process.as_ref().map(Process::log).unwrap_or_default();
             assert!(started.elapsed() < START, "{:?} is not ready:\n{log}", self.arguments);
@@ -165,10 +171,10 @@ impl Role {
     }
 }
 
-/// 32 bytes: customers' keys are hashed with them, and records sealed.
+/// 32 bytes that key the hashes of customer ids and seal records.
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
-/// As in production, with everything on that protects data.
+/// Returns settings as in production, with every protection of data.
 fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> String {
     let [timeout, unsettled] = [UPSTREAM_TIMEOUT, UNSETTLED_TTL].map(|time| format!("{}ms", time.as_millis()));
     format!(

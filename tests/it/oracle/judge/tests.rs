@@ -1,116 +1,132 @@
-//! Hand-made histories, one for each kind of fault and for each excuse.
+//! Small histories: one for each kind of fault, and one for each permitted case.
 
 use uuid::Uuid;
 
 use super::*;
 
-const MS: Moment = 1_000;
-const BOUNDS: Bounds = Bounds { read_lag: 100 * MS, settlement: 1_000 * MS };
-/// The wall clock at the beginning of every history here.
+const MS: RunMicros = 1_000;
+const BOUNDS: TimeBounds = TimeBounds { read_lag: 100 * MS, settlement: 1_000 * MS };
+/// The wall-clock time at the start of every history.
 const WALL: WallMillis = 1_800_000_000_000;
 
-/// A history of one customer that the sandbox invented.
-struct Story(History);
+/// Builds a history of one customer.
+struct HistoryBuilder(RunHistory);
 
-impl Story {
-    fn begin(start: Start) -> Self {
-        Self(History { customers: vec![start], ..History::default() })
+impl HistoryBuilder {
+    fn begin(start: InitialState) -> Self {
+        Self(RunHistory { customers: vec![start], ..RunHistory::default() })
     }
 
-    /// Changes the customer at this millisecond, and has the event applied at that one, if at all.
-    fn change(mut self, did: Did, number: u32, at: Moment, applied: Option<Moment>) -> Self {
+    /// Adds a change at this time, in milliseconds; its event is applied at `applied`, or never.
+    fn change(mut self, kind: ChangeKind, number: u32, at: RunMicros, applied: Option<RunMicros>) -> Self {
         let event = Uuid::from_u128(u128::from(number));
         let (began, ended) = (at * MS, at * MS + MS);
-        self.0.changes.push(Change { number, did, customers: vec![0], began, ended, events: vec![event] });
+        self.0.changes.push(ProfileChange { number, kind, customers: vec![0], began, ended, events: vec![event] });
         if let Some(applied) = applied {
             let taken_at = Some(WALL + applied as WallMillis - 5);
-            self.0.applies.insert(event, Apply { observed: applied * MS, taken_at });
+            self.0.applies.insert(event, EventApply { observed: applied * MS, taken_at });
         }
         self
     }
 
-    /// Answers a lookup that began at this millisecond and took two.
-    fn answer(mut self, began: Moment, saw: Saw, how: impl FnOnce(&mut Answer)) -> Self {
+    /// Adds an answer to a lookup that began at this time, in milliseconds, and took 2 ms.
+    fn answer(mut self, began: RunMicros, saw: Observation, how: impl FnOnce(&mut ObservedAnswer)) -> Self {
         let (began, ended) = (began * MS, began * MS + 2 * MS);
-        let mut answer = Answer { customer: 0, began, ended, saw, label: Label::None, stood: true, read_at: None };
+        let mut answer = ObservedAnswer {
+            customer: 0,
+            began,
+            ended,
+            saw,
+            label: AnswerLabel::None,
+            from_store: true,
+            read_at: None,
+        };
         how(&mut answer);
         self.0.answers.push(answer);
         self
     }
 
-    fn faults(&self) -> Vec<Fault> {
+    fn faults(&self) -> Vec<OracleFault> {
         judge(&self.0, BOUNDS).faults.into_iter().map(|(fault, _)| fault).collect()
     }
 }
 
 /// One update, number 1, at 10 ms, applied at 20 ms.
-fn updated() -> Story {
-    Story::begin(Start::Invented).change(Did::Write, 1, 10, Some(20))
+fn updated() -> HistoryBuilder {
+    HistoryBuilder::begin(InitialState::Invented).change(ChangeKind::Write, 1, 10, Some(20))
 }
 
-fn deleted() -> Story {
-    Story::begin(Start::Invented).change(Did::Delete, 1, 10, Some(20))
+fn deleted() -> HistoryBuilder {
+    HistoryBuilder::begin(InitialState::Invented).change(ChangeKind::Delete, 1, 10, Some(20))
 }
 
-fn plain(_: &mut Answer) {}
+fn plain(_: &mut ObservedAnswer) {}
 
-fn unsettled(answer: &mut Answer) {
-    answer.label = Label::Unsettled;
+fn unsettled(answer: &mut ObservedAnswer) {
+    answer.label = AnswerLabel::Unsettled;
 }
 
-fn past_the_store(answer: &mut Answer) {
-    answer.label = Label::StoreUnavailable;
-    answer.stood = false;
+fn past_the_store(answer: &mut ObservedAnswer) {
+    answer.label = AnswerLabel::StoreUnavailable;
+    answer.from_store = false;
 }
 
 #[test]
-fn answers_that_keep_up_are_no_faults() {
+fn up_to_date_answers_are_not_faults() {
     let story = updated()
-        .answer(5, Saw::Profile(0), plain)
-        .answer(15, Saw::Profile(0), plain)
-        .answer(19, Saw::Profile(0), plain)
-        .answer(25, Saw::Profile(1), plain);
+        .answer(5, Observation::Profile(0), plain)
+        .answer(15, Observation::Profile(0), plain)
+        .answer(19, Observation::Profile(0), plain)
+        .answer(25, Observation::Profile(1), plain);
     assert_eq!(story.faults(), []);
 }
 
 #[test]
-fn an_older_answer_without_a_label_is_stale_once_the_event_was_applied_before_it_began() {
-    assert_eq!(updated().answer(21, Saw::Profile(0), plain).faults(), [Fault::NotLabelled]);
-    assert_eq!(updated().answer(19, Saw::Profile(0), plain).faults(), []);
-    let never = Story::begin(Start::Invented).change(Did::Write, 1, 10, None);
-    assert_eq!(never.answer(5_000, Saw::Profile(0), plain).faults(), []);
+fn an_unlabelled_answer_older_than_an_applied_event_is_stale() {
+    assert_eq!(updated().answer(21, Observation::Profile(0), plain).faults(), [OracleFault::NotLabelled]);
+    assert_eq!(updated().answer(19, Observation::Profile(0), plain).faults(), []);
+    let never = HistoryBuilder::begin(InitialState::Invented).change(ChangeKind::Write, 1, 10, None);
+    assert_eq!(never.answer(5_000, Observation::Profile(0), plain).faults(), []);
 }
 
 #[test]
-fn a_later_event_counts_also_when_the_next_one_is_not_applied() {
-    let overtaken = Story::begin(Start::Invented).change(Did::Write, 1, 10, None).change(Did::Write, 2, 11, Some(20));
-    assert_eq!(overtaken.answer(21, Saw::Profile(0), plain).faults(), [Fault::NotLabelled]);
+fn a_later_applied_event_counts_without_the_earlier_one() {
+    let overtaken = HistoryBuilder::begin(InitialState::Invented).change(ChangeKind::Write, 1, 10, None).change(
+        ChangeKind::Write,
+        2,
+        11,
+        Some(20),
+    );
+    assert_eq!(overtaken.answer(21, Observation::Profile(0), plain).faults(), [OracleFault::NotLabelled]);
 }
 
 #[test]
-fn an_older_answer_that_says_so_is_no_fault_until_the_settlement_is_over() {
-    // Shown at 111 ms at the latest, settled a second later.
-    assert_eq!(updated().answer(1_111, Saw::Profile(0), unsettled).faults(), []);
-    assert_eq!(updated().answer(1_112, Saw::Profile(0), unsettled).faults(), [Fault::PastTheSettlement]);
-    assert_eq!(updated().answer(1_112, Saw::Profile(0), past_the_store).faults(), [Fault::PastTheSettlement]);
+fn an_unsettled_older_answer_is_allowed_until_settlement_ends() {
+    // Upstream shows the change at 111 ms at the latest; the settlement ends one second later.
+    assert_eq!(updated().answer(1_111, Observation::Profile(0), unsettled).faults(), []);
+    assert_eq!(updated().answer(1_112, Observation::Profile(0), unsettled).faults(), [OracleFault::PastTheSettlement]);
+    assert_eq!(
+        updated().answer(1_112, Observation::Profile(0), past_the_store).faults(),
+        [OracleFault::PastTheSettlement]
+    );
 }
 
 #[test]
-fn an_older_answer_that_was_read_before_the_apply_is_stale_though_it_says_so() {
-    // Taken at 15 ms.
+fn an_unsettled_answer_read_before_the_apply_is_stale() {
+    // The event is taken at 15 ms.
     let read = |at: WallMillis| {
-        move |answer: &mut Answer| {
+        move |answer: &mut ObservedAnswer| {
             unsettled(answer);
             answer.read_at = Some(WALL + at);
         }
     };
-    assert_eq!(updated().answer(21, Saw::Profile(0), read(14)).faults(), [Fault::ReadBeforeTheApply]);
-    assert_eq!(updated().answer(21, Saw::Profile(0), read(15)).faults(), []);
+    assert_eq!(updated().answer(21, Observation::Profile(0), read(14)).faults(), [OracleFault::ReadBeforeTheApply]);
+    assert_eq!(updated().answer(21, Observation::Profile(0), read(15)).faults(), []);
 }
 
 #[test]
-fn a_read_is_not_held_against_an_apply_that_another_consumer_may_have_begun() {
-    let mut story = updated().answer(21, Saw::Profile(0), |answer| {
+fn an_apply_of_unknown_start_does_not_make_a_read_stale() {
+    let mut story = updated().answer(21, Observation::Profile(0), |answer| {
         unsettled(answer);
         answer.read_at = Some(WALL + 14);
     });
@@ -119,85 +135,106 @@ fn a_read_is_not_held_against_an_apply_that_another_consumer_may_have_begun() {
 }
 
 #[test]
-fn a_deleted_customer_is_not_served_whatever_the_label_unless_the_store_is_down() {
-    assert_eq!(deleted().answer(21, Saw::Deleted, plain).faults(), []);
-    assert_eq!(deleted().answer(21, Saw::Absent, plain).faults(), []);
-    assert_eq!(deleted().answer(21, Saw::Profile(0), unsettled).faults(), [Fault::DeletedAndServed]);
-    assert_eq!(deleted().answer(21, Saw::Profile(0), past_the_store).faults(), []);
+fn a_deleted_customer_is_served_only_past_an_unreachable_store() {
+    assert_eq!(deleted().answer(21, Observation::Deleted, plain).faults(), []);
+    assert_eq!(deleted().answer(21, Observation::Absent, plain).faults(), []);
+    assert_eq!(deleted().answer(21, Observation::Profile(0), unsettled).faults(), [OracleFault::DeletedAndServed]);
+    assert_eq!(deleted().answer(21, Observation::Profile(0), past_the_store).faults(), []);
 }
 
 #[test]
 fn a_created_customer_may_be_absent_only_until_its_event_is_applied() {
-    let created = || Story::begin(Start::Absent).change(Did::Write, 1, 10, Some(20));
-    assert_eq!(created().answer(15, Saw::Absent, plain).faults(), []);
-    assert_eq!(created().answer(21, Saw::Absent, plain).faults(), [Fault::NotLabelled]);
-    assert_eq!(created().answer(21, Saw::Absent, unsettled).faults(), []);
+    let created = || HistoryBuilder::begin(InitialState::Absent).change(ChangeKind::Write, 1, 10, Some(20));
+    assert_eq!(created().answer(15, Observation::Absent, plain).faults(), []);
+    assert_eq!(created().answer(21, Observation::Absent, plain).faults(), [OracleFault::NotLabelled]);
+    assert_eq!(created().answer(21, Observation::Absent, unsettled).faults(), []);
 }
 
 #[test]
-fn nobody_goes_back_behind_what_stood_in_the_store() {
-    let story = || Story::begin(Start::Invented).change(Did::Write, 1, 10, None).change(Did::Write, 2, 11, None);
-    let back = story().answer(15, Saw::Profile(2), plain).answer(18, Saw::Profile(1), plain);
-    assert_eq!(back.faults(), [Fault::Backwards]);
-    // The two overlap: neither was first.
-    let overlapping = story().answer(15, Saw::Profile(2), plain).answer(17, Saw::Profile(1), plain);
+fn no_answer_is_older_than_an_earlier_answer_from_the_store() {
+    let story = || {
+        HistoryBuilder::begin(InitialState::Invented).change(ChangeKind::Write, 1, 10, None).change(
+            ChangeKind::Write,
+            2,
+            11,
+            None,
+        )
+    };
+    let back = story().answer(15, Observation::Profile(2), plain).answer(18, Observation::Profile(1), plain);
+    assert_eq!(back.faults(), [OracleFault::Backwards]);
+    // The lookups overlap, so they have no order.
+    let overlapping = story().answer(15, Observation::Profile(2), plain).answer(17, Observation::Profile(1), plain);
     assert_eq!(overlapping.faults(), []);
-    // The order in which answers were taken down is not the order in which they were given.
-    let back = story().answer(18, Saw::Profile(1), unsettled).answer(15, Saw::Profile(2), plain);
-    assert_eq!(back.faults(), [Fault::Backwards]);
+    // The order of the record is not the order of the answers.
+    let back = story().answer(18, Observation::Profile(1), unsettled).answer(15, Observation::Profile(2), plain);
+    assert_eq!(back.faults(), [OracleFault::Backwards]);
 }
 
 #[test]
-fn an_answer_that_never_stood_in_the_store_binds_nobody_but_is_bound() {
-    let story = || Story::begin(Start::Invented).change(Did::Write, 1, 10, None);
-    let ahead = story().answer(15, Saw::Profile(1), past_the_store).answer(18, Saw::Profile(0), plain);
+fn an_answer_not_from_the_store_sets_no_bound_but_has_one() {
+    let story = || HistoryBuilder::begin(InitialState::Invented).change(ChangeKind::Write, 1, 10, None);
+    let ahead = story().answer(15, Observation::Profile(1), past_the_store).answer(18, Observation::Profile(0), plain);
     assert_eq!(ahead.faults(), []);
-    let behind = story().answer(15, Saw::Profile(1), plain).answer(18, Saw::Profile(0), past_the_store);
-    assert_eq!(behind.faults(), [Fault::Backwards]);
+    let behind = story().answer(15, Observation::Profile(1), plain).answer(18, Observation::Profile(0), past_the_store);
+    assert_eq!(behind.faults(), [OracleFault::Backwards]);
 }
 
 #[test]
 fn a_tombstone_may_be_ahead_of_upstream_but_not_of_the_store() {
-    let story = || Story::begin(Start::Invented).change(Did::Delete, 1, 10, None);
-    let past = story().answer(15, Saw::Deleted, plain).answer(18, Saw::Profile(0), past_the_store);
+    let story = || HistoryBuilder::begin(InitialState::Invented).change(ChangeKind::Delete, 1, 10, None);
+    let past = story().answer(15, Observation::Deleted, plain).answer(18, Observation::Profile(0), past_the_store);
     assert_eq!(past.faults(), []);
-    let back = story().answer(15, Saw::Deleted, plain).answer(18, Saw::Profile(0), unsettled);
-    assert_eq!(back.faults(), [Fault::Backwards]);
+    let back = story().answer(15, Observation::Deleted, plain).answer(18, Observation::Profile(0), unsettled);
+    assert_eq!(back.faults(), [OracleFault::Backwards]);
 }
 
 #[test]
-fn who_is_absent_may_not_have_been_created_yet() {
-    let story = || Story::begin(Start::Absent).change(Did::Write, 1, 10, None).change(Did::Delete, 2, 30, None);
-    let before = story().answer(35, Saw::Absent, unsettled).answer(40, Saw::Profile(1), plain);
+fn an_absent_customer_may_not_have_been_created_yet() {
+    let story = || {
+        HistoryBuilder::begin(InitialState::Absent).change(ChangeKind::Write, 1, 10, None).change(
+            ChangeKind::Delete,
+            2,
+            30,
+            None,
+        )
+    };
+    let before = story().answer(35, Observation::Absent, unsettled).answer(40, Observation::Profile(1), plain);
     assert_eq!(before.faults(), []);
-    let after = story().answer(35, Saw::Deleted, plain).answer(40, Saw::Profile(1), plain);
-    assert_eq!(after.faults(), [Fault::Backwards]);
+    let after = story().answer(35, Observation::Deleted, plain).answer(40, Observation::Profile(1), plain);
+    assert_eq!(after.faults(), [OracleFault::Backwards]);
 }
 
 #[test]
-fn what_never_was_is_impossible() {
-    assert_eq!(updated().answer(30, Saw::Profile(7), plain).faults(), [Fault::Impossible]);
-    assert_eq!(updated().answer(5, Saw::Profile(1), plain).faults(), [Fault::Impossible]);
-    assert_eq!(updated().answer(30, Saw::Deleted, plain).faults(), [Fault::Impossible]);
-    assert_eq!(updated().answer(30, Saw::Absent, plain).faults(), [Fault::Impossible]);
-    let created = Story::begin(Start::Absent).change(Did::Write, 1, 10, Some(20));
-    assert_eq!(created.answer(30, Saw::Profile(0), plain).faults(), [Fault::Impossible]);
+fn a_version_that_never_existed_is_impossible() {
+    assert_eq!(updated().answer(30, Observation::Profile(7), plain).faults(), [OracleFault::Impossible]);
+    assert_eq!(updated().answer(5, Observation::Profile(1), plain).faults(), [OracleFault::Impossible]);
+    assert_eq!(updated().answer(30, Observation::Deleted, plain).faults(), [OracleFault::Impossible]);
+    assert_eq!(updated().answer(30, Observation::Absent, plain).faults(), [OracleFault::Impossible]);
+    let created = HistoryBuilder::begin(InitialState::Absent).change(ChangeKind::Write, 1, 10, Some(20));
+    assert_eq!(created.answer(30, Observation::Profile(0), plain).faults(), [OracleFault::Impossible]);
 }
 
 #[test]
-fn a_merge_is_the_next_version_of_everyone_whom_it_names_and_any_of_its_events_tells_of_it() {
-    let mut story = Story::begin(Start::Invented);
-    story.0.customers.extend([Start::Invented, Start::Absent]);
+fn a_merge_is_the_next_version_of_every_customer_it_names() {
+    let mut story = HistoryBuilder::begin(InitialState::Invented);
+    story.0.customers.extend([InitialState::Invented, InitialState::Absent]);
     let events: Vec<_> = [1, 2, 3].map(Uuid::from_u128).to_vec();
-    let merge = Change { number: 1, did: Did::Write, customers: vec![0, 1, 2], began: 10 * MS, ended: 11 * MS, events };
-    story.0.applies.insert(merge.events[2], Apply { observed: 20 * MS, taken_at: Some(WALL) });
+    let merge = ProfileChange {
+        number: 1,
+        kind: ChangeKind::Write,
+        customers: vec![0, 1, 2],
+        began: 10 * MS,
+        ended: 11 * MS,
+        events,
+    };
+    story.0.applies.insert(merge.events[2], EventApply { observed: 20 * MS, taken_at: Some(WALL) });
     story.0.changes.push(merge);
     for customer in 0..3 {
-        let saw = if customer == 2 { Saw::Absent } else { Saw::Profile(0) };
+        let saw = if customer == 2 { Observation::Absent } else { Observation::Profile(0) };
         story = story.answer(21, saw, |answer| answer.customer = customer);
-        story = story.answer(25, Saw::Profile(1), |answer| answer.customer = customer);
+        story = story.answer(25, Observation::Profile(1), |answer| answer.customer = customer);
     }
-    assert_eq!(story.faults(), [Fault::NotLabelled; 3]);
+    assert_eq!(story.faults(), [OracleFault::NotLabelled; 3]);
     let judgement = judge(&story.0, BOUNDS);
     assert_eq!((judgement.events, judgement.applied), (3, 1));
 }

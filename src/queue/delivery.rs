@@ -24,7 +24,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 pub struct Delivery {
     payload: Payload,
     redelivered: u32,
-    settle: Option<Box<dyn Settle>>,
+    settle: Box<dyn Settle>,
 }
 
 /// The content of a delivery.
@@ -87,7 +87,7 @@ pub trait Settle: Debug + Send {
 impl Delivery {
     /// Creates a delivery; for adapters only. `redelivered` is the number of earlier deliveries.
     pub fn new(payload: Payload, redelivered: u32, settle: Box<dyn Settle>) -> Self {
-        Self { payload, redelivered, settle: Some(settle) }
+        Self { payload, redelivered, settle }
     }
 
     /// Returns the content.
@@ -103,27 +103,18 @@ impl Delivery {
     }
 
     /// Acknowledges an event that has taken effect. After an [`Error`] the queue redelivers it.
-    pub async fn ack(mut self) -> Result<(), Error> {
-        match self.settle.take() {
-            Some(settle) => settle.ack().await,
-            None => Ok(()),
-        }
+    pub async fn ack(self) -> Result<(), Error> {
+        self.settle.ack().await
     }
 
     /// Asks for a redelivery, with the count raised.
-    pub async fn retry(mut self) -> Result<(), Error> {
-        match self.settle.take() {
-            Some(settle) => settle.retry().await,
-            None => Ok(()),
-        }
+    pub async fn retry(self) -> Result<(), Error> {
+        self.settle.retry().await
     }
 
     /// Stores the event as a dead letter with the reason, then acknowledges it.
-    pub async fn dead_letter(mut self, reason: Reason) -> Result<(), Error> {
-        match self.settle.take() {
-            Some(settle) => settle.dead_letter(reason).await,
-            None => Ok(()),
-        }
+    pub async fn dead_letter(self, reason: Reason) -> Result<(), Error> {
+        self.settle.dead_letter(reason).await
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The crates that only some rooms may use, and those rooms.
-const CRATES: [(&str, &[&str]); 12] = [
+const CRATES: [(&str, &[&str]); 13] = [
     ("axum", &["http/", "sandbox/", "app.rs"]),
+    ("backoff", &["supervise.rs"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
     ("lapin", &["queue/amqp/"]),

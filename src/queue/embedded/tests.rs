@@ -1,15 +1,16 @@
 //! What the contract suite cannot cover: the disk, the file and its content.
 
+mod faulty_disk;
+
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::future::Future;
-use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::clock::ManualClock;
 use crate::domain::Timestamp;
@@ -19,65 +20,13 @@ use super::log::Log;
 use super::tables::{DEAD_LETTERS, RETURNS};
 use super::*;
 
+use faulty_disk::{FaultyDisk, FaultyFile};
+
 const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_500);
 const PATIENCE: Duration = Duration::from_secs(30);
 const HOUR: Duration = Duration::from_secs(3_600);
 const LIMITS: LogLimits =
     LogLimits { max_bytes: 1 << 30, journal: JournalLimits { max_bytes: 1 << 20, retention: HOUR } };
-
-/// A disk that can fail on demand and that counts its fsyncs.
-#[derive(Debug, Default)]
-struct FaultyDisk {
-    broken: AtomicBool,
-    syncs: AtomicUsize,
-    /// Every fsync blocks while this is set.
-    held: AtomicBool,
-}
-
-#[derive(Debug)]
-struct FaultyFile {
-    disk: Arc<FaultyDisk>,
-    file: FileBackend,
-}
-
-impl FaultyFile {
-    fn check(&self) -> io::Result<()> {
-        if self.disk.broken.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-    }
-}
-
-impl StorageBackend for FaultyFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.check()?;
-        self.file.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        while self.disk.held.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        self.check()?;
-        self.disk.syncs.fetch_add(1, Ordering::SeqCst);
-        self.file.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.check()?;
-        self.file.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-}
 
 fn open_on(disk: &Arc<FaultyDisk>, directory: &Path) -> Arc<Embedded> {
     let (disk, path) = (disk.clone(), directory.join(file::NAME));

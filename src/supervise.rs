@@ -41,6 +41,13 @@ impl Backoff {
         self.0.reset();
     }
 
+    /// Starts again at the first delay, if what the last attempt opened lasted for the longest delay or more.
+    pub fn reset_after(&mut self, lasted: Duration) {
+        if lasted >= self.0.max_interval {
+            self.reset();
+        }
+    }
+
     /// Waits for the next delay; a requested shutdown ends the wait early.
     pub async fn pause(&mut self, shutdown: &Shutdown) {
         self.pause_until(shutdown.requested()).await;
@@ -90,6 +97,10 @@ mod tests {
         for _ in 0..10 {
             backoff.next_delay();
         }
+        backoff.reset_after(LONGEST / 2);
+        assert_around(backoff.next_delay(), LONGEST);
+        backoff.reset_after(LONGEST);
+        assert_around(backoff.next_delay(), FIRST);
         backoff.reset();
         assert_around(backoff.next_delay(), FIRST);
     }

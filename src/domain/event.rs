@@ -66,11 +66,14 @@ pub enum Shape {
     CloudEvents,
     /// Created by a command of an operator.
     Operator,
+    /// A shape that this version does not know; a newer version published the event.
+    Other,
 }
 
 impl Shape {
     /// All shapes.
-    pub const ALL: [Self; 5] = [Self::Flat, Self::Notification, Self::EventBridge, Self::CloudEvents, Self::Operator];
+    pub const ALL: [Self; 6] =
+        [Self::Flat, Self::Notification, Self::EventBridge, Self::CloudEvents, Self::Operator, Self::Other];
 
     /// Returns the wire name.
     #[must_use]
@@ -81,6 +84,7 @@ impl Shape {
             Self::EventBridge => "eventbridge",
             Self::CloudEvents => "cloudevents",
             Self::Operator => "operator",
+            Self::Other => "other",
         }
     }
 }

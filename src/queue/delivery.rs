@@ -1,7 +1,8 @@
-//! Deliveries: the obligation to settle one event, once.
+//! Deliveries: each is an obligation to settle one event, once.
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -9,45 +10,51 @@ use crate::domain::Event;
 
 use super::Error;
 
-/// One event, handed to the consumer until it settles it.
+/// The delay before the first redelivery of an event.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// The longest delay before a redelivery.
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+/// One event, handed to the consumer until the consumer settles it.
 ///
-/// Settling consumes it. A delivery that is dropped unsettled is delivered again.
-#[must_use = "an unsettled delivery is delivered again"]
+/// Settling consumes the value. The queue redelivers an event whose delivery is dropped unsettled.
+#[must_use = "the queue redelivers the event of an unsettled delivery"]
 #[derive(Debug)]
 pub struct Delivery {
     payload: Payload,
     redelivered: u32,
-    settle: Option<Box<dyn Settle>>,
+    settle: Box<dyn Settle>,
 }
 
-/// What a delivery holds.
+/// The content of a delivery.
 #[derive(Clone, Debug)]
 pub enum Payload {
     /// An event to apply.
     Event(Arc<Event>),
-    /// Bytes that are no event of a version we know.
+    /// Bytes that are not an event of a known version.
     Undecodable(Undecodable),
 }
 
-/// Why bytes from the queue are no event, with what may be told about them: never the bytes.
+/// A description of bytes that cannot be decoded. It never contains the bytes, which may be personal data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undecodable {
-    /// Their number.
+    /// The number of bytes.
     pub length: usize,
     /// Their SHA-256, in hex.
     pub sha256: String,
-    /// What is wrong with them.
+    /// Why decoding failed.
     pub reason: Reason,
 }
 
-/// Why an event is given up on.
+/// Why an event becomes a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Not the wire form.
+    /// The bytes are not the wire form of an event.
     Undecodable,
-    /// A wire version that is newer than this program.
+    /// The wire version is newer than this program.
     UnknownVersion,
-    /// Redelivered too often, and failing while the store works.
+    /// It was redelivered too often and keeps failing while the store works.
     RedeliveredTooOften,
 }
 
@@ -55,7 +62,7 @@ impl Reason {
     /// All reasons.
     pub const ALL: [Self; 3] = [Self::Undecodable, Self::UnknownVersion, Self::RedeliveredTooOften];
 
-    /// Returns the value of the dead letter's header `reason`.
+    /// Returns the value for the header `reason` of a dead letter.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -66,56 +73,65 @@ impl Reason {
     }
 }
 
-/// An adapter's side of a settlement. Dropping it unused gives the event back to the queue.
+/// The adapter's side of a delivery. Dropping it unused returns the event to the queue.
 #[async_trait]
 pub trait Settle: Debug + Send {
     /// Removes the event from the queue.
     async fn ack(self: Box<Self>) -> Result<(), Error>;
-    /// Gives the event back, to be delivered again with its count raised.
+    /// Returns the event to the queue, which redelivers it with its count raised.
     async fn retry(self: Box<Self>) -> Result<(), Error>;
-    /// Keeps the event among the dead letters, durably, then removes it from the queue.
+    /// Stores the event as a dead letter, durably, then removes it from the queue.
     async fn dead_letter(self: Box<Self>, reason: Reason) -> Result<(), Error>;
 }
 
 impl Delivery {
-    /// Makes a delivery; called by adapters only. `redelivered` counts how often it was out before.
+    /// Creates a delivery; for adapters only. `redelivered` is the number of earlier deliveries.
     pub fn new(payload: Payload, redelivered: u32, settle: Box<dyn Settle>) -> Self {
-        Self { payload, redelivered, settle: Some(settle) }
+        Self { payload, redelivered, settle }
     }
 
-    /// Returns what is delivered.
+    /// Returns the content.
     #[must_use]
     pub const fn payload(&self) -> &Payload {
         &self.payload
     }
 
-    /// Returns how often this was delivered before.
+    /// Returns the number of earlier deliveries of this event.
     #[must_use]
     pub const fn redelivered(&self) -> u32 {
         self.redelivered
     }
 
-    /// Settles: the event has taken effect. After an [`Error`] it is delivered again.
-    pub async fn ack(mut self) -> Result<(), Error> {
-        match self.settle.take() {
-            Some(settle) => settle.ack().await,
-            None => Ok(()),
-        }
+    /// Acknowledges an event that has taken effect. After an [`Error`] the queue redelivers it.
+    pub async fn ack(self) -> Result<(), Error> {
+        self.settle.ack().await
     }
 
-    /// Settles: not now. The event is delivered again, with its count raised.
-    pub async fn retry(mut self) -> Result<(), Error> {
-        match self.settle.take() {
-            Some(settle) => settle.retry().await,
-            None => Ok(()),
-        }
+    /// Asks for a redelivery, with the count raised.
+    pub async fn retry(self) -> Result<(), Error> {
+        self.settle.retry().await
     }
 
-    /// Settles: never. The event is kept among the dead letters with the reason, then acknowledged.
-    pub async fn dead_letter(mut self, reason: Reason) -> Result<(), Error> {
-        match self.settle.take() {
-            Some(settle) => settle.dead_letter(reason).await,
-            None => Ok(()),
-        }
+    /// Stores the event as a dead letter with the reason, then acknowledges it.
+    pub async fn dead_letter(self, reason: Reason) -> Result<(), Error> {
+        self.settle.dead_letter(reason).await
+    }
+}
+
+/// Returns how long a returned event waits before its next delivery, so that other events go first: 100 ms,
+/// doubled with each of its earlier redeliveries, at most 5 s.
+pub(super) fn redelivery_delay(redelivered: u32) -> Duration {
+    FIRST_DELAY.saturating_mul(1 << redelivered.min(16)).min(LONGEST_DELAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redelivery_delays_double_up_to_five_seconds() {
+        let millis: Vec<u128> =
+            [0, 1, 2, 5, 6, 19, u32::MAX].map(|redelivered| redelivery_delay(redelivered).as_millis()).into();
+        assert_eq!(millis, [100, 200, 400, 3_200, 5_000, 5_000, 5_000]);
     }
 }

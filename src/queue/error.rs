@@ -1,38 +1,38 @@
-//! What can go wrong with a queue, by what the caller does next.
+//! Errors of a queue. Each variant is a decision for the caller: retry later, or ask an operator.
 
 use std::time::Duration;
 
-/// The queue could not do what was asked.
+/// A queue operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The queue is at its configured size: the sender is told to come again later.
-    #[error("queue is full: {bytes} of {max_bytes} bytes are taken")]
+    /// The queue has reached its configured size; the sender retries later.
+    #[error("queue is full: {bytes} of {max_bytes} bytes are used")]
     Full {
-        /// Bytes that are taken.
+        /// The bytes in use.
         bytes: u64,
-        /// Bytes that may be taken.
+        /// The configured limit in bytes.
         max_bytes: u64,
     },
     /// The queue is unreachable, did not confirm in time, or could not write.
     #[error("queue unavailable: {reason}")]
     Unavailable {
-        /// What failed, without any event's contents.
+        /// What failed, without the content of any event.
         reason: String,
     },
-    /// What stands on the broker, or a file that is needed to reach it, is not what it must be: trying
-    /// again changes nothing, an operator must.
+    /// The broker's state, or a file that is needed to connect, does not match the configuration. A retry cannot
+    /// help; an operator must act.
     #[error("queue is misconfigured: {reason}")]
     Misconfigured {
-        /// What differs, in the broker's words.
+        /// What differs, as the broker reports it.
         reason: String,
     },
-    /// The queue is closing down.
+    /// The queue is closed or closing.
     #[error("queue is closed")]
     Closed,
 }
 
 impl Error {
-    /// Returns when it is worth trying again (for `Retry-After`).
+    /// Returns the delay before a retry, for `Retry-After`.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
         match self {

@@ -1,4 +1,4 @@
-//! Metrics around the queue ports.
+//! Metrics of the queue ports.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::metrics::{self, Metrics};
 
 use super::{Error, Publisher, Queue};
 
-/// Measures how long events take to become durable, and remembers whether the queue answered.
+/// A publisher that measures how long events take to become durable, and whether the queue answers.
 #[derive(Debug)]
-pub struct Metered {
+pub struct MeteredPublisher {
     inner: Arc<dyn Publisher>,
     metrics: Arc<Metrics>,
 }
 
-impl Metered {
+impl MeteredPublisher {
     /// Wraps a publisher.
     #[must_use]
     pub fn new(inner: Arc<dyn Publisher>, metrics: Arc<Metrics>) -> Self {
@@ -26,7 +26,7 @@ impl Metered {
 }
 
 #[async_trait]
-impl Publisher for Metered {
+impl Publisher for MeteredPublisher {
     async fn publish(&self, events: &[Event]) -> Result<(), Error> {
         let started = Instant::now();
         let outcome = self.inner.publish(events).await;
@@ -38,13 +38,14 @@ impl Publisher for Metered {
     }
 }
 
-/// Refreshes the gauges that only the queue itself can tell, and returns whether it answers; to be called
-/// every few seconds. What cannot be told keeps its last value.
+/// Updates the gauges that only the queue can report, and returns whether the queue answers.
+///
+/// To be called every few seconds. A gauge without a new value keeps its last one.
 pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> bool {
     let answered = queue.ping().await;
     metrics.queue_up.set(up(&answered));
     if let Ok(depth) = queue.depth().await {
-        // Gauges are floating-point numbers; sizes lose nothing below 2^53.
+        // A floating-point number represents sizes below 2^53 exactly.
         metrics.queue_events.set(depth.events as f64);
         if let Some(bytes) = depth.bytes {
             metrics.outbox_events.set(depth.events as f64);
@@ -55,7 +56,7 @@ pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> bool {
     answered.is_ok()
 }
 
-/// A full queue works: it has answered.
+/// Returns the value of the gauge `queue_up`. A full queue is up, since it answers.
 fn up(outcome: &Result<(), Error>) -> f64 {
     match outcome {
         Ok(()) | Err(Error::Full { .. }) => 1.0,
@@ -70,7 +71,7 @@ mod tests {
 
     use super::*;
 
-    /// A queue that always answers the same.
+    /// A queue that always gives the same answer.
     #[derive(Debug)]
     struct Fixed(Result<(), Error>);
 
@@ -119,7 +120,7 @@ mod tests {
             (Err(Error::Unavailable { reason: "disk".to_owned() }), 1, 0),
             (Ok(()), 2, 1),
         ] {
-            let publisher = Metered::new(Arc::new(Fixed(outcome.clone())), metrics.clone());
+            let publisher = MeteredPublisher::new(Arc::new(Fixed(outcome.clone())), metrics.clone());
             assert_eq!(publisher.publish(&[]).await.is_ok(), outcome.is_ok());
             shows(&metrics, &format!("publish_confirm_duration_seconds_count {timed}"));
             shows(&metrics, &format!("queue_up {up}"));
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gauges_follow_the_queue_and_keep_what_it_does_not_tell() {
+    async fn gauges_follow_the_queue_and_keep_their_last_value() {
         let metrics = Metrics::new();
         assert!(refresh(&Fixed(Ok(())), &metrics).await);
         for line in ["queue_up 1", "queue_events 3", "outbox_events 3", "outbox_bytes 700", "dead_letters 2"] {

@@ -1,18 +1,17 @@
-//! The queue ports: events on their way from ingest to the consumer, and what operators see and do of them.
+//! The queue ports: how events travel from ingest to the consumer, and what operators can see and do.
 //!
-//! # What they promise
+//! # Guarantees
 //!
-//! [`Publisher::publish`] returns only once every given event is durable: fsynced (embedded) or
-//! confirmed by the broker (AMQP). From then on each event is delivered **at least once** until its
-//! [`Delivery`] is settled by `ack` or `dead_letter`: across restarts, crashes and `kill -9`. Order
-//! is not promised and not needed: effects are a join.
+//! [`Publisher::publish`] returns after every given event is durable: fsynced (embedded) or confirmed by the broker
+//! (AMQP). From then on the queue delivers each event **at least once** until its [`Delivery`] is settled by `ack` or
+//! `dead_letter`, across restarts, crashes and `kill -9`. The queue does not promise an order; the consumer does not
+//! need one, see [`rules::fence`](crate::rules#fence).
 //!
 //! # Obligations
 //!
-//! A [`Delivery`] is settled exactly once, by value. One that is dropped unsettled (a panic, a
-//! cancelled task, a closing process) is delivered again, with its count raised. What cannot be
-//! decoded is delivered too, as [`Undecodable`]: poison is the consumer's to judge, the queue loses
-//! nothing by itself.
+//! A [`Delivery`] is settled exactly once, by value. If it is dropped unsettled (a panic, a cancelled task, a closing
+//! process), the queue redelivers the event with its count raised. Bytes that cannot be decoded are delivered too, as
+//! [`Undecodable`]: the consumer decides about poison messages, and the queue itself drops nothing.
 
 pub mod amqp;
 pub mod delivery;
@@ -36,82 +35,80 @@ pub use error::Error;
 /// Makes events durable.
 #[async_trait]
 pub trait Publisher: Debug + Send + Sync {
-    /// Returns when every event is durable; all of them or an error.
+    /// Returns when all events are durable.
     ///
-    /// After an [`Error`] some may be durable all the same: publishing them again is safe, since
-    /// applying an event twice has one effect. Cancelling the future leaves the same uncertainty.
+    /// After an [`Error`] some of them may be durable. Publishing them again is safe, since an event that is applied
+    /// twice has one effect. The same holds after the future is cancelled.
     async fn publish(&self, events: &[Event]) -> Result<(), Error>;
 }
 
 /// A stream of deliveries.
 #[async_trait]
 pub trait Subscription: Debug + Send {
-    /// Returns the next delivery, waiting for one as long as it takes; `None` once the queue is
-    /// closed for good. Cancel-safe: a dropped call takes nothing.
+    /// Waits for the next delivery; `None` once the queue is closed. Cancel-safe: a dropped call takes nothing.
     ///
-    /// At most the subscription's `prefetch` deliveries are out unsettled at once; with that many
-    /// out it waits for a settlement.
+    /// At most `prefetch` deliveries are unsettled at once; at that number the call waits for a settlement.
     async fn next(&mut self) -> Option<Delivery>;
 }
 
-/// The consumer's side of a queue, and operators' view of it.
+/// The consumer's side of a queue, and the operators' view of it.
 #[async_trait]
 pub trait Queue: Debug + Send + Sync {
-    /// Starts taking deliveries, at most `prefetch` of them unsettled at once. Everything that was
-    /// taken but not settled by an earlier subscription is delivered again.
+    /// Starts a subscription with at most `prefetch` unsettled deliveries. The queue redelivers what an earlier
+    /// subscription took and did not settle.
     async fn subscribe(&self, prefetch: usize) -> Result<Box<dyn Subscription>, Error>;
 
-    /// Answers if the queue works.
+    /// Succeeds if the queue works.
     async fn ping(&self) -> Result<(), Error>;
 
     /// Returns how much the queue holds.
     async fn depth(&self) -> Result<Depth, Error>;
 
-    /// Has everything that was published since a time, and a minute before, handed out again, where a journal keeps
-    /// it, as [`Restored`](crate::domain::Redelivery::Restored). Returns once the order is durable, not when it is done.
-    /// Ordering twice is allowed.
+    /// Requests a redelivery of all events in the journal that were published since a time, and a minute before, as
+    /// [`Restored`](crate::domain::Redelivery::Restored). Returns when the request is durable, before it is carried
+    /// out. A repeated request is allowed.
     async fn restore(&self, since: Timestamp) -> Result<Restore, Error>;
 
-    /// Begins to read the journal; `None` where there is none. It tells every event once, as it was first published
-    /// (what was handed out again is left out), from those received at `since` on, or a little before; what is
-    /// published from now on may be left out. Nothing is taken from anybody.
+    /// Starts to read the journal; `None` if the queue has no journal. The reader returns each event received at
+    /// `since` or later, or shortly before, once, as it was first published, without redeliveries. It may omit events
+    /// that are published after this call. Reading removes nothing.
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error>;
 }
 
 /// A journal that is being read.
 #[async_trait]
 pub trait Journal: Debug + Send {
-    /// Returns some more events, in about the order in which they were published, at most a few hundred and maybe none;
-    /// `None` at the end. After an [`Error`] it is of no more use.
+    /// Returns more events, roughly in the order of publishing: at most a few hundred, possibly none. `None` at the
+    /// end. After an [`Error`] the reader cannot be used again.
     async fn next(&mut self) -> Result<Option<Vec<Event>>, Error>;
 }
 
-/// What was given up on, for operators.
+/// The dead letters, for operators.
 #[async_trait]
 pub trait DeadLetters: Debug + Send + Sync {
-    /// Returns the oldest, at most `limit` of them; they stay where they are.
+    /// Returns the oldest dead letters, at most `limit`, and keeps them.
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error>;
 
-    /// Puts events back: each is published again, as [`Redriven`](crate::domain::Redelivery::Redriven), durably, before it
-    /// leaves the dead letters. What is no event stays where it is. After an [`Error`] some may be back; doing it again
-    /// is safe.
+    /// Publishes dead letters again, as [`Redriven`](crate::domain::Redelivery::Redriven). Each is durable in the queue
+    /// before its dead letter is removed. A dead letter that cannot be decoded stays. After an [`Error`] some may be
+    /// published; repeating the call is safe.
     async fn redrive(&self, which: &Which) -> Result<Redriven, Error>;
 
-    /// Removes them for good; returns how many.
+    /// Deletes dead letters; returns how many.
     async fn purge(&self, which: &Which) -> Result<u64, Error>;
 }
 
-/// Which dead letters.
+/// A selection of dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// All that are there when it begins.
+    /// All dead letters that exist at the start of the operation.
     All,
-    /// Those of these ids, of the oldest [`MAX_SEARCHED`].
+    /// The dead letters with these ids, among the oldest [`MAX_SEARCHED`].
     These(BTreeSet<String>),
 }
 
 impl Which {
-    /// Tells whether this is one of them.
+    /// Returns whether the selection contains a dead letter.
     #[must_use]
     pub fn holds(&self, id: &str) -> bool {
         match self {
@@ -121,48 +118,48 @@ impl Which {
     }
 }
 
-/// How many dead letters are searched for an id.
+/// How many dead letters a search for ids covers.
 pub const MAX_SEARCHED: usize = 1000;
 
-/// What redriving came to.
+/// The result of a redrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Redriven {
-    /// How many events were put back.
+    /// How many events were published again.
     pub events: u64,
-    /// How many dead letters are no events, and stayed.
+    /// How many dead letters cannot be decoded and stayed.
     pub kept: u64,
 }
 
 /// The answer to [`Queue::restore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restore {
-    /// It is durably ordered.
+    /// The request is durable.
     Ordered,
-    /// This queue keeps nothing that was settled.
+    /// This queue has no journal.
     NoJournal,
 }
 
-/// An event that was given up on, as it is kept.
+/// A dead letter.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
-    /// What it is called among the dead letters.
+    /// Its id among the dead letters.
     pub id: String,
-    /// Why it was given up on: one of [`Reason`], or what somebody else wrote.
+    /// The reason: one of [`Reason`], or the text of another program.
     pub reason: String,
-    /// When, to the second, where that is known.
+    /// When it became a dead letter, to the second, if known.
     pub since: Option<Timestamp>,
-    /// How often it had been delivered before, where that is known.
+    /// The number of its redeliveries, if known.
     pub redelivered: Option<u32>,
-    /// The event, or what may be told of something that is none.
+    /// The event, or a description of bytes that cannot be decoded.
     pub payload: Payload,
 }
 
-/// How much a queue holds.
+/// The content of a queue, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Events not yet settled, those that this process has taken included.
+    /// Unsettled events, including those that this process has taken.
     pub events: u64,
-    /// Their size in bytes, of a queue that this process keeps itself.
+    /// Their size in bytes; embedded queue only.
     pub bytes: Option<u64>,
     /// Dead letters.
     pub dead_letters: u64,

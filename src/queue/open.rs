@@ -1,4 +1,4 @@
-//! Picks the queue adapter that the configuration names.
+//! Opens the queue adapter that the configuration selects.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::shutdown::Shutdown;
 
 use super::amqp::{self, Amqp};
 use super::embedded::{self, Embedded};
-use super::metered::Metered;
+use super::metered::MeteredPublisher;
 use super::{DeadLetters, Error, Publisher, Queue};
 
 /// `[queue]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Which adapter.
+    /// The adapter.
     pub kind: Kind,
     /// `[queue.embedded]`.
     pub embedded: embedded::Config,
@@ -35,22 +35,22 @@ pub enum Kind {
     Amqp,
 }
 
-/// An open queue.
+/// An open queue, as its ports.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// Takes events; measured.
+    /// Accepts events; measured.
     pub publisher: Arc<dyn Publisher>,
-    /// Gives events.
+    /// Delivers events.
     pub queue: Arc<dyn Queue>,
-    /// What was given up on.
+    /// The dead letters.
     pub dead_letters: Arc<dyn DeadLetters>,
-    /// Closes both.
-    pub closer: Closer,
+    /// Closes the queue.
+    pub closer: QueueCloser,
 }
 
-/// Closes a queue: the last thing that is done with it.
+/// Closes a queue. This is the last operation on it.
 #[derive(Clone, Debug)]
-pub struct Closer(Adapter);
+pub struct QueueCloser(Adapter);
 
 #[derive(Clone, Debug)]
 enum Adapter {
@@ -58,13 +58,13 @@ enum Adapter {
     Amqp(Arc<Amqp>),
 }
 
-impl Closer {
-    /// Makes durable what was given and closes the queue, within a bounded time. Whoever consumes must
-    /// have settled what it took; the tasks that the queue's [`Shutdown`] tracks end with this.
+impl QueueCloser {
+    /// Makes accepted events durable and closes the queue, within a bounded time. The consumer must have settled its
+    /// deliveries before. The tasks that the queue's [`Shutdown`] tracks end with this.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] when the queue could not be closed in good order.
+    /// [`Error::Unavailable`] when the queue could not be closed cleanly.
     pub async fn close(&self) -> Result<(), Error> {
         match &self.0 {
             Adapter::Embedded(embedded) => embedded.close().await,
@@ -76,12 +76,12 @@ impl Closer {
     }
 }
 
-/// Opens the configured queue; of a broker, once it can be published to, however long that takes. To be
-/// called within a Tokio runtime.
+/// Opens the configured queue. With a broker it returns once publishing works, without a time limit. To be called
+/// within a Tokio runtime.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] or [`Error::Misconfigured`], with a reason for the operator, when it cannot be
+/// [`Error::Unavailable`] or [`Error::Misconfigured`], with a reason for the operator, when the queue cannot be
 /// opened.
 pub async fn open(
     config: &Config,
@@ -92,18 +92,18 @@ pub async fn open(
     match config.kind {
         Kind::Embedded => {
             let embedded = Embedded::open(&config.embedded, clock, shutdown)?;
-            let publisher = Arc::new(Metered::new(embedded.clone(), metrics));
+            let publisher = Arc::new(MeteredPublisher::new(embedded.clone(), metrics));
             let (queue, dead_letters) = (embedded.clone(), embedded.clone());
-            Ok(Opened { publisher, queue, dead_letters, closer: Closer(Adapter::Embedded(embedded)) })
+            Ok(Opened { publisher, queue, dead_letters, closer: QueueCloser(Adapter::Embedded(embedded)) })
         }
         Kind::Amqp => {
             let amqp = Amqp::open(&config.amqp, clock, shutdown, Arc::clone(&metrics)).await?;
-            let publisher = Arc::new(Metered::new(amqp.clone(), metrics));
+            let publisher = Arc::new(MeteredPublisher::new(amqp.clone(), metrics));
             Ok(Opened {
                 publisher,
                 queue: amqp.clone(),
                 dead_letters: amqp.clone(),
-                closer: Closer(Adapter::Amqp(amqp)),
+                closer: QueueCloser(Adapter::Amqp(amqp)),
             })
         }
     }

@@ -1,5 +1,5 @@
-//! Publishing as a part of a trace: what is published names the span that published it, so that whoever applies it,
-//! in whatever process, goes on with the same trace.
+//! Trace context of published events: each event carries the span that published it, so that the consumer, in any
+//! process, continues the same trace.
 
 use tracing::Instrument;
 
@@ -8,11 +8,12 @@ use crate::spans;
 
 use super::{Error, Publisher};
 
-/// Publishes events, as [`Publisher::publish`]; their own trace context stays where spans are not recorded.
+/// Publishes events like [`Publisher::publish`], within a span. Without span recording the events keep their own
+/// trace context.
 ///
 /// # Errors
 ///
-/// As the publisher's.
+/// The error of the publisher.
 pub async fn publish(publisher: &dyn Publisher, events: &mut [Event]) -> Result<(), Error> {
     let span = spans::publish(events);
     if let Some(place) = spans::place(&span) {

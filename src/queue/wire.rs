@@ -1,12 +1,12 @@
-//! The wire form of an event, version 1: JSON, as it stands in every queue.
+//! The wire form of an event, version 1: JSON, the same in every queue.
 //!
-//! [`encode`] and [`decode`] are inverses. What this version may read was fixed once: a field it
-//! does not know is ignored, so that a newer program may add some; a version above its own is
-//! refused as [`Reason::UnknownVersion`], whatever the rest looks like; everything else that is not
-//! the wire form is [`Reason::Undecodable`]. A refusal carries the length and the SHA-256 of the
-//! bytes, never the bytes.
+//! [`encode`] and [`decode`] are inverses. The rules for reading are fixed, so that a newer program can extend the
+//! form: an unknown field is ignored; an unknown `shape` is read as [`Shape::Other`], since the shape does not change
+//! how an event is applied; a higher version is refused as [`Reason::UnknownVersion`], whatever its other fields are;
+//! all other bytes are refused as [`Reason::Undecodable`]. A refusal carries the length and the SHA-256 of the bytes,
+//! never the bytes.
 //!
-//! No customer id and no part of a body is in it: see [`crate::domain::event`].
+//! The form contains no customer id and no part of a profile, see [`crate::domain::event`].
 
 use std::borrow::Cow;
 
@@ -14,16 +14,18 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{At, Digest, Event, Modified, Precision, Redelivery, Stamps, TenantId, Timestamp, Traceparent};
+use crate::domain::{
+    At, Digest, Event, Modified, Precision, Redelivery, Shape, Stamps, TenantId, Timestamp, Traceparent,
+};
 
 use super::{Reason, Undecodable};
 
-/// The version that this program writes, and the highest that it reads.
+/// The version that this program writes, and the highest version that it reads.
 pub const VERSION: u64 = 1;
 
-/// The fields of version 1, with the optional ones left out where they say nothing.
+/// The fields of version 1. An optional field without a value is omitted.
 #[derive(Serialize, Deserialize)]
-struct Form<'a> {
+struct WireEvent<'a> {
     v: u64,
     #[serde(borrow)]
     id: Cow<'a, str>,
@@ -52,20 +54,20 @@ struct Form<'a> {
     replay: Option<String>,
 }
 
-/// The one field that every version has.
+/// The only field that every version has.
 #[derive(Deserialize)]
 struct Versioned {
     v: u64,
 }
 
-/// Writes an event in version 1.
+/// Encodes an event in version 1.
 ///
 /// # Panics
 ///
-/// Never: a struct of texts and numbers with fixed names is always JSON.
+/// Never: a struct of strings and numbers always serializes to JSON.
 #[must_use]
 pub fn encode(event: &Event) -> Bytes {
-    let form = Form {
+    let form = WireEvent {
         v: VERSION,
         id: event.id.as_str().into(),
         tenant: event.tenant.clone(),
@@ -85,15 +87,15 @@ pub fn encode(event: &Event) -> Bytes {
             Some(Redelivery::Restored | Redelivery::Redriven) | None => None,
         },
     };
-    // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
+    // Serialization fails only on map keys that are not strings and on failing writers. There are none here.
     serde_json::to_vec(&form).expect("texts and numbers are JSON").into()
 }
 
-/// Reads an event of version 1.
+/// Decodes an event of version 1.
 ///
 /// # Errors
 ///
-/// [`Undecodable`], with the reason; see the module's head.
+/// [`Undecodable`] with the reason, see the module head.
 pub fn decode(bytes: &[u8]) -> Result<Event, Undecodable> {
     let event = serde_json::from_slice(bytes).ok().and_then(read);
     event.ok_or_else(|| match serde_json::from_slice::<Versioned>(bytes) {
@@ -102,8 +104,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, Undecodable> {
     })
 }
 
-fn read(form: Form<'_>) -> Option<Event> {
-    let shape = form.shape.parse().ok()?;
+fn read(form: WireEvent<'_>) -> Option<Event> {
     let at = match (form.at, form.at_precision) {
         (Some(millis), Some(precision)) => Some(At::new(millis, precision)),
         (None, None) => None,
@@ -121,17 +122,17 @@ fn read(form: Form<'_>) -> Option<Event> {
         kind: form.kind.parse().ok()?,
         stamps: Stamps { modified: form.modified, at },
         received_at: form.received_at,
-        shape,
-        // One that is malformed is no reason to lose an event.
+        shape: form.shape.parse().unwrap_or(Shape::Other),
+        // A malformed trace context must not cost the event.
         traceparent: form.traceparent.and_then(|text| text.parse().ok()),
         force: form.force,
-        again: form.again.map(|again| why(&again, form.replay.as_deref())),
+        again: form.again.map(|again| redelivery(&again, form.replay.as_deref())),
     })
     .filter(|_| form.v == VERSION)
 }
 
-/// Returns why an event is handed out once more; what this version does not know is taken with the most caution.
-fn why(again: &str, replay: Option<&str>) -> Redelivery {
+/// Returns why an event is redelivered. An unknown reason is read as `Restored`, the most cautious one.
+fn redelivery(again: &str, replay: Option<&str>) -> Redelivery {
     match (again, replay.and_then(|id| id.parse().ok())) {
         ("replayed", Some(id)) => Redelivery::Replayed(id),
         ("redriven", _) => Redelivery::Redriven,
@@ -139,7 +140,7 @@ fn why(again: &str, replay: Option<&str>) -> Redelivery {
     }
 }
 
-/// Returns the keys if there are any and none stands twice.
+/// Returns the keys, if there is at least one and none is repeated.
 fn keys(texts: &[String]) -> Option<Vec<Digest>> {
     let keys: Vec<Digest> = texts.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?;
     let mut sorted = keys.clone();
@@ -148,9 +149,9 @@ fn keys(texts: &[String]) -> Option<Vec<Digest>> {
     (distinct && !keys.is_empty()).then_some(keys)
 }
 
-/// Returns an identity for an event whose writer gave none: SHA-256 over tenant, shape and id,
-/// separated by a byte that none of them can hold, cut to 16 bytes.
-fn derived_identity(form: &Form<'_>) -> Digest {
+/// Returns the identity of an event that was written without one: the first 16 bytes of a SHA-256 over tenant, shape
+/// and id, each followed by a zero byte, which none of them can contain.
+fn derived_identity(form: &WireEvent<'_>) -> Digest {
     let mut hash = Sha256::new();
     for part in [form.tenant.as_str(), &form.shape, &form.id] {
         hash.update(part);
@@ -172,7 +173,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use crate::domain::{EventId, Kind, ReplayId, Shape};
+    use crate::domain::{EventId, Kind, ReplayId};
 
     use super::*;
 
@@ -253,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn damage_is_refused_or_read_as_some_event(event in event(), at in any::<prop::sample::Index>(), byte: u8) {
+        fn damaged_bytes_are_refused_or_decode_to_a_valid_event(event in event(), at in any::<prop::sample::Index>(), byte: u8) {
             let mut bytes = encode(&event).to_vec();
             let at = at.index(bytes.len());
             bytes[at] = byte;
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_context_is_read_and_a_malformed_one_costs_no_event() {
+    fn a_malformed_trace_context_is_ignored() {
         let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let read = |text: &str| decode_json(&with("traceparent", text.into())).unwrap().traceparent;
         assert_eq!(read(context).map(|read| read.to_string()).as_deref(), Some(context));
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_form_is_written_and_absent_fields_are_left_out() {
+    fn the_documented_form_is_written_without_absent_fields() {
         let mut written: Value = serde_json::from_slice(&encode(&decode_json(&documented()).unwrap())).unwrap();
         assert!(written["identity"].take().is_string());
         written.as_object_mut().unwrap().remove("identity");
@@ -305,7 +306,28 @@ mod tests {
     }
 
     #[test]
-    fn a_higher_version_is_told_apart_from_damage() {
+    fn an_unknown_shape_decodes_as_other_and_changes_nothing_else() {
+        let identity = "f0e0d0c0b0a090807060504030201000";
+        let of_a_newer_version = json!({"fields": ["later"]});
+        let decoded = |shape: &str| {
+            let mut form = with("shape", shape.into());
+            form["identity"] = identity.into();
+            form["details"] = of_a_newer_version.clone();
+            decode_json(&form).unwrap()
+        };
+        let unknown = decoded("audiohook");
+        assert_eq!(unknown, Event { shape: Shape::Other, ..decoded("flat") });
+        assert_eq!(unknown.dedup_digest(), decoded("flat").dedup_digest());
+        assert_eq!(serde_json::from_slice::<Value>(&encode(&unknown)).unwrap()["shape"], "other");
+        assert_eq!(decode(&encode(&unknown)).unwrap(), unknown);
+
+        let mut higher = with("shape", "audiohook".into());
+        higher["v"] = json!(VERSION + 1);
+        assert_eq!(reason(&higher), Reason::UnknownVersion);
+    }
+
+    #[test]
+    fn a_higher_version_is_not_reported_as_damage() {
         assert_eq!(reason(&with("v", json!(2))), Reason::UnknownVersion);
         assert_eq!(reason(&json!({"v": 7, "everything": "else"})), Reason::UnknownVersion);
         assert_eq!(reason(&with("v", json!(0))), Reason::Undecodable);
@@ -313,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_contradict_the_domain_are_refused() {
+    fn invalid_field_values_are_refused() {
         let key = "000102030405060708090a0b0c0d0e0f";
         for (field, value) in [
             ("id", json!("")),
@@ -323,7 +345,7 @@ mod tests {
             ("keys", json!([key, key])),
             ("keys", json!([key.to_uppercase()])),
             ("kind", json!("renamed")),
-            ("shape", json!("fax")),
+            ("shape", json!(7)),
             ("at", Value::Null),
             ("at_precision", Value::Null),
             ("at_precision", json!("ns")),

@@ -11,6 +11,7 @@ use imports::{Edges, ImportGraph, circles, edges_within};
 /// The crates that only some modules may use, and those modules.
 const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["http/", "sandbox/", "app.rs", "app/"]),
+    ("backoff", &["supervise.rs"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
     ("lapin", &["queue/amqp/"]),

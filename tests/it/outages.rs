@@ -218,7 +218,7 @@ async fn one_of_three_nodes_killed_under_load_loses_nothing_and_the_next_link_is
         load.accepts(200).await;
         // Links are tried in their order, so this is where both processes publish to.
         cluster.nodes[0].kill().await;
-        site.consumer.says("the link to the broker is down").await;
+        site.consumer.says("the connection to the broker is down").await;
         load.accepts(400).await;
         cluster.nodes[0].restart().await;
         let leader = cluster.leader("%2f", WORK_QUEUE).await;

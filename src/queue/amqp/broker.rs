@@ -1,14 +1,12 @@
-//! Broker: from configured links to an open connection.
+//! The nodes of the broker, and how to connect to one of them.
 //!
-//! The links are tried in turn, beginning with the one after the last that was tried, each for at most
-//! [`CONNECT_TIMEOUT`]: name, TCP, TLS and AMQP handshakes together. An attempt that is given up
-//! leaves nothing behind: its socket is shut down under the library's thread, which ends with it.
+//! The nodes are tried in turn, starting after the last one that was tried, each for at most [`CONNECT_TIMEOUT`]: name,
+//! TCP, TLS and AMQP handshakes together. A failed attempt shuts its socket down, so that the library's thread ends.
 //!
-//! The library keeps what a broker says of itself to itself, and the delivery limit depends on it (see
-//! [`super::topology`]). So each connection is preceded by a greeting of our own, which is dropped once the
-//! broker has told its version.
+//! The library does not expose the broker's version, and the delivery limit depends on it (see [`super::topology`]). So
+//! before each connection a short-lived one reads the version from the first frame.
 //!
-//! No error shows more of a link than host and port, since a password stands in it.
+//! No error contains more of a URL than host and port, since a URL contains a password.
 
 use std::fmt;
 use std::io;
@@ -37,22 +35,22 @@ use super::config::Config;
 /// The longest that connecting to one node may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often each side shows that it lives, in seconds. One that is silent for two of these is given up.
+/// The heartbeat interval in seconds. A side that is silent for two intervals is considered dead.
 const HEARTBEAT: u16 = 10;
 
-/// What a client says first (AMQP 0-9-1, 4.2.2).
+/// The first bytes from a client (AMQP 0-9-1, 4.2.2).
 const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\0\0\x09\x01";
 
-/// How the broker's version begins in its `connection.start`: a field's name, and the type of its value.
+/// The field of the broker's version in its `connection.start`: its name and the type of its value.
 const VERSION_FIELD: &[u8] = b"\x07versionS";
 
-/// The largest `connection.start` that is read.
+/// How many bytes of a `connection.start` are read at most.
 const MAX_START: usize = 64 * 1024;
 
-/// The longest that a connection may take to be closed in good order.
+/// The longest time for a clean close of a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The nodes of a broker, and how to reach them.
+/// The nodes of a broker, and how to connect to them.
 pub(super) struct Broker {
     nodes: Vec<AMQPUri>,
     tls: Option<RustlsConnector>,
@@ -67,22 +65,22 @@ impl fmt::Debug for Broker {
 
 /// An open connection. Its socket is shut down when this is dropped.
 #[derive(Debug)]
-pub(super) struct Connected {
+pub(super) struct BrokerConnection {
     /// The connection.
     pub(super) connection: Connection,
-    /// Where it leads, for the log.
+    /// Host and port, for the log.
     pub(super) address: String,
-    /// The broker's major version; `None` where it did not tell.
+    /// The broker's major version, if it is known.
     pub(super) major: Option<u32>,
-    socket: Socket,
+    socket: SharedSocket,
 }
 
-/// A second handle of a connection's socket, so that the connection ends when we say so.
+/// A second handle of a connection's socket, to end the connection on demand.
 #[derive(Clone, Debug, Default)]
-struct Socket(Arc<Mutex<Option<TcpStream>>>);
+struct SharedSocket(Arc<Mutex<Option<TcpStream>>>);
 
-impl Socket {
-    fn hold(&self, stream: &impl AsFd) -> io::Result<()> {
+impl SharedSocket {
+    fn set(&self, stream: &impl AsFd) -> io::Result<()> {
         let handle = stream.as_fd().try_clone_to_owned()?;
         *self.0.lock() = Some(TcpStream::from(handle));
         Ok(())
@@ -90,16 +88,16 @@ impl Socket {
 
     fn shut(&self) {
         if let Some(stream) = self.0.lock().take() {
-            // A socket that is no longer connected refuses; that is as good.
+            // An error means that the socket is not connected any more.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// Shuts a socket down, unless it is disarmed.
-struct Guard(Option<Socket>);
+/// Shuts a socket down when it is dropped, unless it is disarmed.
+struct SocketGuard(Option<SharedSocket>);
 
-impl Drop for Guard {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
         if let Some(socket) = self.0.take() {
             socket.shut();
@@ -107,39 +105,39 @@ impl Drop for Guard {
     }
 }
 
-impl Connected {
-    /// Closes in good order, within a bounded time.
+impl BrokerConnection {
+    /// Closes the connection, within a bounded time.
     pub(super) async fn close(&self) {
-        // One that does not answer is not waited for: its socket goes with this value.
+        // If the broker does not answer, the socket is shut down with this value.
         let _ = timeout(CLOSE_TIMEOUT, self.connection.close(200, "closing".into())).await;
     }
 }
 
-impl Drop for Connected {
+impl Drop for BrokerConnection {
     fn drop(&mut self) {
         self.socket.shut();
     }
 }
 
 impl Broker {
-    /// Understands the links and reads the TLS files.
+    /// Parses the URLs and reads the TLS files.
     ///
     /// # Errors
     ///
-    /// [`Error::Misconfigured`]: a link or a file cannot work.
+    /// [`Error::Misconfigured`]: a URL or a file is not usable.
     pub(super) fn new(config: &Config) -> Result<Self, Error> {
-        let nodes: Vec<AMQPUri> = config.links().iter().map(|link| node(link.expose())).collect::<Result<_, _>>()?;
+        let nodes: Vec<AMQPUri> = config.node_urls().iter().map(|url| node(url.expose())).collect::<Result<_, _>>()?;
         let needs_tls = nodes.iter().any(|node| node.scheme == AMQPScheme::AMQPS);
         let tls = if needs_tls { Some(connector(&config.tls)?) } else { None };
         Ok(Self { nodes, tls, next: AtomicUsize::new(0) })
     }
 
-    /// Connects to the first node that lets us.
+    /// Connects to the first node that accepts.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], with what each node did.
-    pub(super) async fn connect(&self) -> Result<Connected, Error> {
+    /// [`Error::Unavailable`], with the failure of each node.
+    pub(super) async fn connect(&self) -> Result<BrokerConnection, Error> {
         let mut failures = Vec::new();
         for _ in 0..self.nodes.len() {
             let node = &self.nodes[self.next.fetch_add(1, Ordering::Relaxed) % self.nodes.len()];
@@ -151,20 +149,22 @@ impl Broker {
         Err(Error::Unavailable { reason: failures.join("; ") })
     }
 
-    async fn connect_to(&self, node: &AMQPUri) -> Result<Connected, String> {
+    async fn connect_to(&self, node: &AMQPUri) -> Result<BrokerConnection, String> {
         let late = |_elapsed| format!("no connection within {CONNECT_TIMEOUT:?}");
-        let major =
-            timeout(CONNECT_TIMEOUT, self.greet(node)).await.map_err(late)?.map_err(|error| error.to_string())?;
+        let major = timeout(CONNECT_TIMEOUT, self.read_version(node))
+            .await
+            .map_err(late)?
+            .map_err(|error| error.to_string())?;
         let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
-        let socket = Socket::default();
-        let mut guard = Guard(Some(socket.clone()));
-        let (tls, held, reactor) = (self.tls.clone(), socket.clone(), runtime.clone());
+        let socket = SharedSocket::default();
+        let mut guard = SocketGuard(Some(socket.clone()));
+        let (tls, handle, reactor) = (self.tls.clone(), socket.clone(), runtime.clone());
         let connect = async move |uri: AMQPUri, _| {
             let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
             let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
             let stream = AsyncTcpStream::connect(&reactor, addresses).await?;
             if let AsyncTcpStream::Plain(plain) = &stream {
-                held.hold(plain.get_ref())?;
+                handle.set(plain.get_ref())?;
             }
             match (&uri.scheme, &tls) {
                 (AMQPScheme::AMQPS, Some(connector)) => Ok(stream.into_rustls(connector, host).await?),
@@ -176,11 +176,11 @@ impl Broker {
         let connecting = timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?;
         let connection = connecting.map_err(|error| error.to_string())?;
         guard.0 = None;
-        Ok(Connected { connection, address: address(node), major, socket })
+        Ok(BrokerConnection { connection, address: address(node), major, socket })
     }
 
-    /// Asks a node for its major version, on a connection of its own that ends with the answer.
-    async fn greet(&self, node: &AMQPUri) -> io::Result<Option<u32>> {
+    /// Reads the major version of a node, on a connection that ends with the answer.
+    async fn read_version(&self, node: &AMQPUri) -> io::Result<Option<u32>> {
         let (host, port) = (node.authority.host.as_str(), node.authority.port);
         let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
         let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
@@ -189,7 +189,7 @@ impl Broker {
             stream = stream.into_rustls(connector, host).await?;
         }
         stream.write_all(&PROTOCOL_HEADER).await?;
-        // A frame: its type, its channel, the length of its payload.
+        // The head of a frame: type, channel, length of the payload.
         let mut head = [0; 7];
         stream.read_exact(&mut head).await?;
         let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
@@ -199,7 +199,7 @@ impl Broker {
     }
 }
 
-/// Finds the major version in what a broker says of itself.
+/// Finds the major version in a `connection.start`.
 fn major(start: &[u8]) -> Option<u32> {
     let at = start.windows(VERSION_FIELD.len()).position(|window| window == VERSION_FIELD)?;
     let value = start.get(at + VERSION_FIELD.len() + 4..)?;
@@ -211,12 +211,12 @@ fn address(node: &AMQPUri) -> String {
     format!("{}:{}", node.authority.host, node.authority.port)
 }
 
-/// Parses a link. The library takes an IPv6 address for `localhost`, so the host is set from our parse.
-fn node(link: &str) -> Result<AMQPUri, Error> {
-    // Neither parser's complaint is shown: it may quote the link.
-    let unusable = || Error::Misconfigured { reason: "a link of queue.amqp is not an AMQP URL".to_owned() };
-    let url = Url::parse(link).map_err(|_| unusable())?;
-    let mut node: AMQPUri = link.parse().map_err(|_| unusable())?;
+/// Parses the URL of a node. The library reads an IPv6 address as `localhost`, so the host comes from our own parse.
+fn node(text: &str) -> Result<AMQPUri, Error> {
+    // The error of a parser is not shown, since it may quote the URL.
+    let unusable = || Error::Misconfigured { reason: "a URL of queue.amqp is not an AMQP URL".to_owned() };
+    let url = Url::parse(text).map_err(|_| unusable())?;
+    let mut node: AMQPUri = text.parse().map_err(|_| unusable())?;
     if let Some(Host::Ipv6(ip)) = url.host() {
         node.authority.host = IpAddr::from(ip).to_string();
     }
@@ -252,7 +252,7 @@ fn certificates(path: &Path, option: &str) -> Result<Vec<CertificateDer<'static>
         .and_then(Iterator::collect)
         .map_err(|error| misconfigured(format!("{}: {error}", named(option, path))))?;
     if found.is_empty() {
-        return Err(misconfigured(format!("{}: no certificate is in it", named(option, path))));
+        return Err(misconfigured(format!("{}: the file contains no certificate", named(option, path))));
     }
     Ok(found)
 }
@@ -266,17 +266,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_major_version_is_found_where_it_is_told() {
+    fn the_major_version_is_read_from_the_first_frame() {
         let start = |version: &[u8]| [b"\0\x0a\0\x0a\x07productS\0\0\0\x08RabbitMQ", version, b"\x08platform"].concat();
         assert_eq!(major(&start(b"\x07versionS\0\0\0\x063.10.8")), Some(3));
         assert_eq!(major(&start(b"\x07versionS\0\0\0\x0613.0.1")), Some(13));
-        for untold in [&b""[..], b"\x07versionS\0\0", b"\x07versionS\0\0\0\x03new", b"\x07versionI\0\0\0\x04"] {
-            assert_eq!(major(untold), None);
+        for missing in [&b""[..], b"\x07versionS\0\0", b"\x07versionS\0\0\0\x03new", b"\x07versionI\0\0\0\x04"] {
+            assert_eq!(major(missing), None);
         }
     }
 
     #[test]
-    fn a_link_is_understood_and_never_printed_with_its_password() {
+    fn a_url_is_parsed_and_never_printed_with_its_password() {
         let parsed = node("amqps://user:planted@[::1]/shop").unwrap();
         assert_eq!((address(&parsed).as_str(), parsed.vhost.as_str()), ("::1:5671", "shop"));
         assert_eq!(parsed.query.heartbeat, Some(HEARTBEAT));

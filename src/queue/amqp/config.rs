@@ -1,4 +1,4 @@
-//! `[queue.amqp]`: which broker, and how it is used.
+//! `[queue.amqp]`: the broker, and how it is used.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use url::Url;
 use crate::domain::Secret;
 use crate::tls::Files;
 
-/// The most work queues that events may be spread over.
+/// The largest number of work queues.
 const MAX_SHARDS: u16 = 256;
 
 /// `[queue.amqp]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The broker, as `amqp://` or `amqps://` URL; a secret, since a password stands in it.
+    /// The broker, as an `amqp://` or `amqps://` URL. It is a secret, since it contains a password.
     pub url: Secret,
-    /// Several nodes of one broker, tried in turn; used where there are any, in place of `url`.
+    /// Several nodes of one broker, tried in turn. If there are any, `url` is not used.
     #[serde(default)]
     pub urls: Vec<Secret>,
-    /// `[queue.amqp.tls]`, of `amqps://` links.
+    /// `[queue.amqp.tls]`, for `amqps://` URLs.
     #[serde(default)]
     pub tls: Files,
-    /// How many work queues events are spread over, by the first key that they name.
+    /// The number of work queues. An event goes to one of them by its first key.
     pub shards: u16,
-    /// How many deliveries the broker may hand to this process ahead of their settlement.
+    /// How many unsettled deliveries this process may have.
     pub prefetch: u16,
-    /// The longest that a publish waits for the broker's confirms.
+    /// The longest wait of a publish for the broker's confirms.
     #[serde(with = "humantime_serde")]
     pub publish_timeout: Duration,
     /// How long the journal keeps events.
@@ -35,22 +35,22 @@ pub struct Config {
     pub journal_retention: Duration,
 }
 
-/// An option of `[queue.amqp]` cannot work.
+/// An option of `[queue.amqp]` is not usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct ConfigError {
-    /// Its path.
+    /// The path of the option.
     pub field: &'static str,
-    /// What is expected of it; nothing of its value, which may hold a password.
+    /// What is expected. It never contains the value, which may contain a password.
     pub reason: &'static str,
 }
 
 impl Config {
-    /// Checks what no type can.
+    /// Checks what the types cannot express.
     ///
     /// # Errors
     ///
-    /// Names the first option that cannot work.
+    /// The first option that is not usable.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |field, reason| Err(ConfigError { field, reason });
         let encrypted = self.addresses()?.iter().all(|url| url.scheme() == "amqps");
@@ -77,23 +77,23 @@ impl Config {
         Ok(())
     }
 
-    /// Returns the addresses in use, for whoever judges which links may be plain.
+    /// Returns the URLs in use, for the check which of them may be unencrypted.
     ///
     /// # Errors
     ///
-    /// One of them is no `amqp://` or `amqps://` URL.
+    /// One of them is not an `amqp://` or `amqps://` URL.
     pub fn addresses(&self) -> Result<Vec<Url>, ConfigError> {
         let field = if self.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
         let reason = "must be amqp://user:password@host:port/vhost or amqps://";
-        let parse = |link: &Secret| {
-            let url = Url::parse(link.expose()).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
+        let parse = |url: &Secret| {
+            let url = Url::parse(url.expose()).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
             url.filter(Url::has_host).ok_or(ConfigError { field, reason })
         };
-        self.links().iter().map(parse).collect()
+        self.node_urls().iter().map(parse).collect()
     }
 
-    /// Returns all links, in the order in which they are tried.
-    pub(super) fn links(&self) -> &[Secret] {
+    /// Returns the URLs of the nodes, in the order in which they are tried.
+    pub(super) fn node_urls(&self) -> &[Secret] {
         if self.urls.is_empty() { std::slice::from_ref(&self.url) } else { &self.urls }
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_that_cannot_work_is_named() {
+    fn an_unusable_option_is_reported_with_its_path() {
         assert_eq!(refused(|_| ()), None);
         assert_eq!(refused(|config| config.tls.cert = Some("c.pem".into())), Some("queue.amqp.tls.key"));
         assert_eq!(refused(|config| config.tls.ca = Some("c.pem".into())), Some("queue.amqp.tls"));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_link_is_refused_without_being_shown() {
+    fn an_invalid_url_is_refused_without_being_shown() {
         for bad in ["planted", "http://planted@host", "amqp:planted", "amqp://u:planted@host:port"] {
             assert_eq!(refused(|config| config.url = Secret::new(bad)), Some("queue.amqp.url"), "{bad}");
             assert_eq!(refused(|config| config.urls = vec![Secret::new(bad)]), Some("queue.amqp.urls"), "{bad}");

@@ -1,8 +1,8 @@
-//! Dead letters: what is said of an event that was given up on, reading them again, putting them back, removing them.
+//! Dead letters: writing, listing, redriving and purging them.
 //!
-//! The message of a decodable event is the event itself, so that it can be put back; that of anything else
-//! tells its length, SHA-256 and reason, never its bytes. The reason, and how often the event had been
-//! out, stand in headers.
+//! The message of a dead letter is the event itself, so that it can be published again. For bytes that cannot be decoded
+//! the message has their length, SHA-256 and the reason, never the bytes. Headers carry the reason and the number of
+//! redeliveries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,46 +20,47 @@ use uuid::Uuid;
 use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Error, MAX_SEARCHED, Payload, Reason, Redriven, Undecodable, Which, wire};
 
-use super::headers;
-use super::publisher::{Message, Publisher, json_properties};
-use super::topology::{self, Topology};
+use super::channel;
+use super::message::{Message, header, text_header};
+use super::publisher::ConfirmedPublisher;
+use super::topology::Topology;
 
-/// How many dead letters are put back or removed at once.
+/// How many dead letters are redriven or purged at once.
 const CHUNK: usize = 256;
 
-/// How many are asked for before the first of them has come.
-const AT_ONCE: usize = 32;
+/// How many requests for a dead letter are in flight at once.
+const CONCURRENT_GETS: usize = 32;
 
 /// The longest wait for an answer of the broker.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest wait for others who look through the dead letters.
-pub(super) const TURN: Duration = Duration::from_secs(30);
+/// The longest wait for another operation on the dead letters.
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest wait for what was given back. Others may take of it meanwhile.
-const RETURN: Duration = Duration::from_millis(500);
+/// The longest wait until returned dead letters are visible again. Another process may have taken some.
+const RETURN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often it is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often they are counted meanwhile.
+const COUNT_EVERY: Duration = Duration::from_millis(5);
 
 /// The header of the reason.
 const REASON: &str = "reason";
 
-/// The header of how often the event had been redelivered.
+/// The header of the number of redeliveries.
 const REDELIVERED: &str = "redelivered";
 
-/// The type of a message that tells of something undecodable.
+/// The message type for bytes that cannot be decoded.
 const UNDECODABLE: &str = "undecodable";
 
-/// What is kept of something that is no event.
+/// The stored description of bytes that cannot be decoded.
 #[derive(Serialize, Deserialize)]
-struct Told {
+struct UndecodableRecord {
     length: usize,
     sha256: String,
     reason: String,
 }
 
-/// Makes the dead letter of a delivery.
+/// Creates the dead letter of a delivery.
 pub(super) fn message(
     queue: &str,
     payload: &Payload,
@@ -74,53 +75,51 @@ pub(super) fn message(
     let (kind, body) = match payload {
         Payload::Event(event) => (event.kind.as_str(), body.to_vec()),
         Payload::Undecodable(Undecodable { length, sha256, .. }) => {
-            let told = Told { length: *length, sha256: sha256.clone(), reason: reason.as_str().to_owned() };
-            // A struct of texts and a number is always JSON.
-            (UNDECODABLE, serde_json::to_vec(&told).expect("texts and numbers are JSON"))
+            let record =
+                UndecodableRecord { length: *length, sha256: sha256.clone(), reason: reason.as_str().to_owned() };
+            // A struct of strings and a number always serializes to JSON.
+            (UNDECODABLE, serde_json::to_vec(&record).expect("strings and numbers are JSON"))
         }
     };
-    Message {
-        exchange: String::new(),
-        routing_key: queue.to_owned(),
-        properties: json_properties()
-            .with_message_id(Uuid::now_v7().to_string().into())
-            .with_type(kind.into())
-            .with_timestamp(u64::try_from(now.as_millis() / 1000).unwrap_or(0))
-            .with_headers(headers),
-        body: body.into(),
-    }
+    let mut message = Message::to_queue(queue, headers, body);
+    message.properties = message
+        .properties
+        .with_message_id(Uuid::now_v7().to_string().into())
+        .with_type(kind.into())
+        .with_timestamp(u64::try_from(now.as_millis() / 1000).unwrap_or(0));
+    message
 }
 
-/// Reads the oldest dead letters, at most `limit`, and leaves them where they are.
+/// Returns the oldest dead letters, at most `limit`, and keeps them.
 ///
 /// # Errors
 ///
 /// [`Error::Unavailable`] when the broker fails.
 pub(super) async fn read(connection: &Connection, queue: &str, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-    let mut letters = Letters::of(connection, queue, limit).await?;
+    let mut letters = DeadLetterCursor::open(connection, queue, limit).await?;
     let mut found = Vec::new();
     while let chunk @ [_, ..] = &letters.next().await?[..] {
         found.extend(chunk.iter().map(|(_, letter)| letter.clone()));
     }
-    letters.give_back().await?;
+    letters.return_rest().await?;
     Ok(found)
 }
 
-/// Puts dead letters back that are events: each is published again, confirmed, and acknowledged only then. What is no
-/// event, or not meant, stays: it is held until the end, and goes back with the channel.
+/// Publishes the selected dead letters again. Each is acknowledged after the broker has confirmed the event. Dead letters
+/// that are not selected or cannot be decoded are held until the end and then returned.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] when the broker fails: what was published by then is back, and its dead letter is gone, or
-/// comes back and is published once more.
+/// [`Error::Unavailable`] when the broker fails. Some events are published then; their dead letters may still exist and
+/// can be redriven again.
 pub(super) async fn redrive(
     connection: &Connection,
     topology: &Topology,
-    publisher: &Publisher,
+    publisher: &ConfirmedPublisher,
     which: &Which,
 ) -> Result<Redriven, Error> {
     let mut redriven = Redriven::default();
-    let mut letters = Letters::of(connection, &topology.dead_letters, searched(which)).await?;
+    let mut letters = DeadLetterCursor::open(connection, &topology.dead_letters, searched(which)).await?;
     while let chunk @ [_, ..] = &letters.next().await?[..] {
         let (mut tags, mut messages) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
         for (tag, letter) in chunk.iter().filter(|(_, letter)| which.holds(&letter.id)) {
@@ -136,29 +135,29 @@ pub(super) async fn redrive(
         letters.acknowledge(&tags).await?;
         redriven.events += tags.len() as u64;
     }
-    letters.give_back().await?;
+    letters.return_rest().await?;
     Ok(redriven)
 }
 
-/// Removes dead letters for good; returns how many.
+/// Deletes the selected dead letters; returns how many.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] when the broker fails: some may be gone.
+/// [`Error::Unavailable`] when the broker fails: some may be deleted.
 pub(super) async fn purge(connection: &Connection, queue: &str, which: &Which) -> Result<u64, Error> {
     let mut purged = 0;
-    let mut letters = Letters::of(connection, queue, searched(which)).await?;
+    let mut letters = DeadLetterCursor::open(connection, queue, searched(which)).await?;
     while let chunk @ [_, ..] = &letters.next().await?[..] {
-        let meant = chunk.iter().filter(|(_, letter)| which.holds(&letter.id));
-        let tags: Vec<u64> = meant.map(|(tag, _)| *tag).collect();
+        let selected = chunk.iter().filter(|(_, letter)| which.holds(&letter.id));
+        let tags: Vec<u64> = selected.map(|(tag, _)| *tag).collect();
         letters.acknowledge(&tags).await?;
         purged += tags.len() as u64;
     }
-    letters.give_back().await?;
+    letters.return_rest().await?;
     Ok(purged)
 }
 
-/// How many dead letters are looked at.
+/// Returns how many dead letters are searched.
 const fn searched(which: &Which) -> usize {
     match which {
         Which::All => usize::MAX,
@@ -166,42 +165,41 @@ const fn searched(which: &Which) -> usize {
     }
 }
 
-/// The dead letters that were there when it began, oldest first, taken and held until they are acknowledged or given
-/// back.
-struct Letters<'a> {
+/// The dead letters at the time of its creation, oldest first. They are held until they are acknowledged or returned.
+struct DeadLetterCursor<'a> {
     channel: Channel,
     queue: &'a str,
     left: u64,
     held: u64,
 }
 
-impl<'a> Letters<'a> {
-    async fn of(connection: &Connection, queue: &'a str, limit: usize) -> Result<Self, Error> {
-        let channel = soon(topology::open(connection)).await?;
-        let left = soon(topology::count(&channel, queue)).await?.min(limit as u64);
+impl<'a> DeadLetterCursor<'a> {
+    async fn open(connection: &Connection, queue: &'a str, limit: usize) -> Result<Self, Error> {
+        let channel = answer(channel::open(connection)).await?;
+        let left = answer(channel::count(&channel, queue)).await?.min(limit as u64);
         Ok(Self { channel, queue, left, held: 0 })
     }
 
-    /// Takes some more; none at the end.
+    /// Takes more dead letters; none at the end.
     async fn next(&mut self) -> Result<Vec<(u64, DeadLetter)>, Error> {
         let mut chunk = Vec::new();
         while self.left > 0 && chunk.len() < CHUNK {
-            let asked = self.left.min(AT_ONCE as u64);
-            let got = try_join_all((0..asked).map(|_| soon(get(&self.channel, self.queue)))).await?;
+            let asked = self.left.min(CONCURRENT_GETS as u64);
+            let got = try_join_all((0..asked).map(|_| answer(get(&self.channel, self.queue)))).await?;
             let found = got.iter().flatten().count() as u64;
-            // Others may have taken some.
+            // Another process may have taken some.
             self.left = if found < asked { 0 } else { self.left - asked };
             self.held += found;
-            chunk.extend(got.iter().flatten().map(|got| (got.delivery_tag, understand(&got.properties, &got.data))));
+            chunk.extend(got.iter().flatten().map(|got| (got.delivery_tag, read_message(&got.properties, &got.data))));
         }
         Ok(chunk)
     }
 
     async fn acknowledge(&mut self, tags: &[u64]) -> Result<(), Error> {
         for tag in tags {
-            soon(async {
+            answer(async {
                 let acknowledged = self.channel.basic_ack(*tag, BasicAckOptions::default()).await;
-                acknowledged.map_err(|error| topology::unavailable(&error))
+                acknowledged.map_err(|error| channel::unavailable(&error))
             })
             .await?;
             self.held -= 1;
@@ -209,49 +207,49 @@ impl<'a> Letters<'a> {
         Ok(())
     }
 
-    /// Gives back what was not acknowledged, and waits a moment until it is there again: who asks next finds it.
-    async fn give_back(self) -> Result<(), Error> {
+    /// Returns what was not acknowledged, and waits briefly until it is visible to the next operation.
+    async fn return_rest(self) -> Result<(), Error> {
         if self.held > 0 {
             let all = BasicNackOptions { multiple: true, requeue: true };
-            soon(async { self.channel.basic_nack(0, all).await.map_err(|error| topology::unavailable(&error)) })
+            answer(async { self.channel.basic_nack(0, all).await.map_err(|error| channel::unavailable(&error)) })
                 .await?;
-            let deadline = Instant::now() + RETURN;
-            while soon(topology::count(&self.channel, self.queue)).await? < self.held && Instant::now() < deadline {
-                sleep(LOOK_EVERY).await;
+            let deadline = Instant::now() + RETURN_TIMEOUT;
+            while answer(channel::count(&self.channel, self.queue)).await? < self.held && Instant::now() < deadline {
+                sleep(COUNT_EVERY).await;
             }
         }
-        // What is not closed in good order here is closed when it is dropped.
-        let _ = timeout(PATIENCE, self.channel.close(200, "done".into())).await;
+        // A channel that cannot be closed cleanly is closed when it is dropped.
+        let _ = timeout(ANSWER_TIMEOUT, channel::close(self.channel)).await;
         Ok(())
     }
 }
 
-/// Takes the oldest message; `None` if there is none.
+/// Takes the oldest message, if there is one.
 async fn get(channel: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, Error> {
     let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
-    got.map_err(|error| topology::unavailable(&error))
+    got.map_err(|error| channel::unavailable(&error))
 }
 
-/// Waits for what the broker has to answer.
-async fn soon<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    topology::within(PATIENCE, answer).await
+/// Waits for an answer of the broker, for a limited time.
+async fn answer<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    channel::within(ANSWER_TIMEOUT, answer).await
 }
 
-fn understand(properties: &BasicProperties, body: &[u8]) -> DeadLetter {
+fn read_message(properties: &BasicProperties, body: &[u8]) -> DeadLetter {
     let payload = match wire::decode(body) {
         Ok(event) => Payload::Event(Arc::new(event)),
-        Err(undecodable) => Payload::Undecodable(told(body).unwrap_or(undecodable)),
+        Err(undecodable) => Payload::Undecodable(read_record(body).unwrap_or(undecodable)),
     };
-    let reason = match (headers::text(properties, REASON), &payload) {
+    let reason = match (text_header(properties, REASON), &payload) {
         (Some(reason), _) => reason.into_owned(),
         (None, Payload::Undecodable(undecodable)) => undecodable.reason.as_str().to_owned(),
         (None, Payload::Event(_)) => "not given".to_owned(),
     };
-    let redelivered = match headers::header(properties, REDELIVERED) {
+    let redelivered = match header(properties, REDELIVERED) {
         Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).ok(),
         Some(_) | None => None,
     };
-    // A message of somebody else may have no id; what stands in it tells it from others.
+    // A message from another program may have no id; the digest of its body identifies it.
     let id = properties.message_id().as_ref().map_or_else(|| digest(body), ToString::to_string);
     let seconds = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok());
     let since = seconds.map(|seconds| Timestamp::from_millis(seconds.saturating_mul(1000)));
@@ -262,8 +260,8 @@ fn digest(body: &[u8]) -> String {
     hex::encode(&Sha256::digest(body)[..8])
 }
 
-fn told(body: &[u8]) -> Option<Undecodable> {
-    let Told { length, sha256, reason } = serde_json::from_slice(body).ok()?;
+fn read_record(body: &[u8]) -> Option<Undecodable> {
+    let UndecodableRecord { length, sha256, reason } = serde_json::from_slice(body).ok()?;
     let reason = Reason::ALL.into_iter().find(|known| known.as_str() == reason)?;
     Some(Undecodable { length, sha256, reason })
 }

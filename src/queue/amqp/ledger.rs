@@ -1,16 +1,15 @@
-//! Ledger: what is out on one channel, and how little must be said to settle it.
+//! The ledger: the unsettled deliveries of one channel, and the fewest frames to acknowledge them.
 //!
 //! # Acknowledging many at once
 //!
-//! One frame acknowledges every delivery up to its tag, so it may name a tag only if all below it are
-//! settled **and have been seen**: the deliveries of several queues are numbered together but come
-//! through buffers of their own, so a low tag may not have been looked at yet. Above the first that is
-//! unsettled or unseen, each tag is acknowledged alone.
+//! One frame can acknowledge every delivery up to its tag. This requires that all lower tags are settled **and have been
+//! seen**: the deliveries of several queues share one sequence of tags but arrive through separate buffers, so a lower
+//! tag may still be unseen. Above the first unsettled or unseen tag, each tag is acknowledged alone.
 //!
 //! # Marks
 //!
-//! The mark of a queue is the time before which everything that it gave us is settled, as far as one
-//! channel can know: the queue hands out the oldest first.
+//! The mark of a queue is the time before which all deliveries of the queue are settled, as far as one channel can know:
+//! the queue delivers the oldest events first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,71 +18,71 @@ use crate::domain::Timestamp;
 /// An acknowledgement to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ack {
-    /// The tag to name.
+    /// The tag.
     pub(super) tag: u64,
-    /// Whether it speaks for every unsettled tag below too.
+    /// Whether it includes all lower unsettled tags.
     pub(super) multiple: bool,
 }
 
-/// What is known of a delivery that is out.
+/// An unsettled delivery.
 #[derive(Clone, Copy, Debug)]
-struct Out {
+struct UnsettledDelivery {
     queue: usize,
     received_at: Option<Timestamp>,
 }
 
-/// What is out on one channel.
+/// The unsettled deliveries of one channel.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    out: BTreeMap<u64, Out>,
-    /// All tags up to here have been seen.
+    unsettled: BTreeMap<u64, UnsettledDelivery>,
+    /// All tags up to this one have been seen.
     seen: u64,
-    /// Tags beyond the first gap that have been seen.
+    /// Seen tags after the first gap.
     early: BTreeSet<u64>,
-    /// Per queue: when the newest event that is settled was received.
+    /// Per queue: when its newest settled event was received.
     settled: Vec<Option<Timestamp>>,
 }
 
 impl Ledger {
-    /// Makes the ledger of a new channel that so many queues are consumed on.
+    /// Creates the ledger of a new channel that consumes a number of queues.
     pub(super) fn new(queues: usize) -> Self {
-        Self { out: BTreeMap::new(), seen: 0, early: BTreeSet::new(), settled: vec![None; queues] }
+        Self { unsettled: BTreeMap::new(), seen: 0, early: BTreeSet::new(), settled: vec![None; queues] }
     }
 
-    /// Returns how many deliveries are out.
+    /// Returns the number of unsettled deliveries.
     pub(super) fn len(&self) -> usize {
-        self.out.len()
+        self.unsettled.len()
     }
 
-    /// Notes a delivery. `received_at` is that of its event, if it is one.
+    /// Adds a delivery. `received_at` is that of its event, if it can be decoded.
     pub(super) fn arrived(&mut self, tag: u64, queue: usize, received_at: Option<Timestamp>) {
-        self.out.insert(tag, Out { queue, received_at });
+        self.unsettled.insert(tag, UnsettledDelivery { queue, received_at });
         self.early.insert(tag);
         while self.early.remove(&(self.seen + 1)) {
             self.seen += 1;
         }
     }
 
-    /// Notes that deliveries are settled, and returns what to tell the broker.
+    /// Removes settled deliveries, and returns the acknowledgements to send.
     pub(super) fn acknowledged(&mut self, mut tags: Vec<u64>) -> Vec<Ack> {
         tags.retain(|tag| self.take(*tag));
         tags.sort_unstable();
-        let first_unsettled = self.out.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
+        let first_unsettled = self.unsettled.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
         let covered = tags.partition_point(|tag| *tag < first_unsettled && *tag <= self.seen);
         let together = tags[..covered].last().map(|tag| Ack { tag: *tag, multiple: covered > 1 });
         together.into_iter().chain(tags[covered..].iter().map(|tag| Ack { tag: *tag, multiple: false })).collect()
     }
 
-    /// Notes that a delivery goes back; returns whether it was out.
+    /// Removes a returned delivery; returns whether it was unsettled.
     pub(super) fn returned(&mut self, tag: u64) -> bool {
-        self.out.remove(&tag).is_some()
+        self.unsettled.remove(&tag).is_some()
     }
 
-    /// Returns the mark of every queue that has one.
+    /// Returns the marks of the queues.
     pub(super) fn marks(&self) -> Vec<Option<Timestamp>> {
         let mut marks = self.settled.clone();
-        for out in self.out.values() {
-            if let (Some(mark), Some(received_at)) = (&mut marks[out.queue], out.received_at) {
+        for delivery in self.unsettled.values() {
+            if let (Some(mark), Some(received_at)) = (&mut marks[delivery.queue], delivery.received_at) {
                 *mark = received_at.min(*mark);
             }
         }
@@ -91,8 +90,9 @@ impl Ledger {
     }
 
     fn take(&mut self, tag: u64) -> bool {
-        let Some(out) = self.out.remove(&tag) else { return false };
-        self.settled[out.queue] = self.settled[out.queue].max(out.received_at);
+        let Some(delivery) = self.unsettled.remove(&tag) else { return false };
+        let newest = &mut self.settled[delivery.queue];
+        *newest = (*newest).max(delivery.received_at);
         true
     }
 }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn many_are_acknowledged_by_one_frame_and_only_stragglers_alone() {
+    fn one_frame_acknowledges_all_tags_below_the_first_unsettled() {
         let mut ledger = Ledger::new(1);
         (1..=6).for_each(|tag| ledger.arrived(tag, 0, None));
         let one = |tag| Ack { tag, multiple: false };
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_that_was_not_seen_yet_is_never_covered() {
+    fn an_unseen_tag_is_never_acknowledged() {
         let mut ledger = Ledger::new(2);
         for tag in [1, 3, 4] {
             ledger.arrived(tag, 1, None);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_older_than_everything_that_is_out() {
+    fn a_mark_is_not_newer_than_any_unsettled_event() {
         let mut ledger = Ledger::new(2);
         for (tag, queue, millis) in [(1, 0, 10), (2, 0, 20), (3, 0, 30), (4, 1, 5)] {
             ledger.arrived(tag, queue, Some(at(millis)));
@@ -142,9 +142,9 @@ mod tests {
     }
 
     proptest! {
-        /// A broker beside the ledger, which takes every frame by the letter.
+        /// Compares the ledger with a broker that executes every frame.
         #[test]
-        fn the_broker_hears_exactly_what_was_settled(
+        fn the_broker_removes_exactly_what_was_settled(
             arrivals in Just((1..=40u64).collect::<Vec<_>>()).prop_shuffle(),
             steps in proptest::collection::vec((0..3usize, any::<prop::sample::Index>(), 1..6usize), 1..80),
         ) {

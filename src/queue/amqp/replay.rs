@@ -1,80 +1,77 @@
-//! Replay: a work queue gets events from the journal again: those that it may never have handed out, when it was
-//! lost, or those whose effects the store may have lost.
+//! Replay: publishes events of the journal to work queues again, after a work queue was lost (with events that it may
+//! never have delivered) or after the store may have lost the effects of events.
 //!
 //! # Protocol
 //!
-//! 1. Whoever finds a work queue missing beside a journal, or had a consumer cancelled by the broker,
-//!    publishes an **order** to the queue of replays, confirmed, *before* the work queue is made again: so
-//!    there is never a new work queue without an order for it.
-//! 2. One consuming process takes the order. It reads the [journal](super::journal) from a minute before the given time
-//!    to a marker, and publishes what belongs to the lost queues again, confirmed. Everything that is published after
-//!    the marker finds its work queue by itself.
-//! 3. Only then the order is acknowledged. If the process ends before, another takes the order.
+//! 1. A process that finds a work queue missing while the journal exists, or whose consumer the broker cancels, publishes
+//!    a **replay request** to the queue of requests. The request is confirmed *before* the work queue is declared again,
+//!    so there is never a new work queue without a request for it.
+//! 2. One consuming process takes the request. It reads the [journal](super::journal) from a minute before the requested
+//!    time to a marker, and publishes the events of the lost queues again, confirmed. What is published after the marker
+//!    reaches the new work queue directly.
+//! 3. Then the request is acknowledged. If the process ends before, another process takes the request.
 //!
-//! An order for effects that may be lost begins at step 2. What is published again says so in a header
-//! ([`Redelivery::Restored`](crate::domain::Redelivery::Restored)). Events that had been applied are applied again, which has no
-//! second effect. An order without a time is for the whole journal.
+//! A request for lost effects starts at step 2. A request without a time covers the whole journal. A header marks what
+//! is published again ([`Redelivery::Restored`](crate::domain::Redelivery::Restored)). Applying an event twice has one
+//! effect.
 //!
-//! # What a failure leaves behind
+//! # Failures
 //!
-//! The order; it is taken again after a pause, by this process or another.
+//! The request stays in its queue; this process or another takes it again after a pause.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use backoff::backoff::Backoff;
 use futures_util::StreamExt;
-use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::domain::Timestamp;
 use crate::metrics::Metrics;
 use crate::queue::Error;
+use crate::supervise::Backoff;
 
-use super::connection::{Live, pauses};
-use super::headers::header;
-use super::journal::{Reading, acknowledge, consume, direct};
-use super::publisher::{Message, Publisher};
-use super::topology::{self, Topology};
+use super::channel;
+use super::connection::OpenConnection;
+use super::journal::StreamReader;
+use super::message::{Message, mark_replayed};
+use super::publisher::ConfirmedPublisher;
+use super::topology::Topology;
 
-/// The header of what is handed out once more.
-pub(super) const REPLAYED: &str = "replayed";
-
-/// From which time on each lost queue is to be replayed, in milliseconds; `None`: from the beginning.
+/// The time from which each work queue is to be replayed, in milliseconds; `None`: from the beginning.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Order {
+pub(super) struct ReplayRequest {
     since: BTreeMap<String, Option<i64>>,
 }
 
-impl Order {
-    /// Makes the order for lost queues, from what is known of what they had handed out.
-    pub(super) fn new(lost: impl IntoIterator<Item = String>, marks: &BTreeMap<String, Timestamp>) -> Self {
+impl ReplayRequest {
+    /// Creates the request for some queues, each from its mark.
+    pub(super) fn new(queues: impl IntoIterator<Item = String>, marks: &BTreeMap<String, Timestamp>) -> Self {
         let since = |queue: &String| marks.get(queue).map(|mark| mark.as_millis());
-        Self { since: lost.into_iter().map(|queue| (queue.clone(), since(&queue))).collect() }
+        Self { since: queues.into_iter().map(|queue| (queue.clone(), since(&queue))).collect() }
     }
 
-    /// Makes the order durable.
+    /// Publishes the request; returns when it is durable.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`]: it may be durable all the same.
-    pub(super) async fn place(&self, topology: &Topology, publisher: &Publisher) -> Result<(), Error> {
-        // A map of texts and numbers is always JSON.
-        let body = serde_json::to_vec(self).expect("texts and numbers are JSON");
-        publisher.publish(vec![direct(&topology.replays, FieldTable::default(), body)]).await
+    /// [`Error::Unavailable`]: the request may be durable.
+    pub(super) async fn publish(&self, topology: &Topology, publisher: &ConfirmedPublisher) -> Result<(), Error> {
+        // A map from strings to numbers always serializes to JSON.
+        let body = serde_json::to_vec(self).expect("strings and numbers are JSON");
+        publisher.publish(vec![Message::to_queue(&topology.replays, FieldTable::default(), body)]).await
     }
 
-    /// Returns where reading begins: at the earliest of all; `None`: at the beginning.
+    /// Returns the earliest time of all queues; `None`: the beginning.
     fn earliest(&self) -> Option<Timestamp> {
         self.since.values().min().copied().flatten().map(Timestamp::from_millis)
     }
 }
 
-impl fmt::Display for Order {
-    /// Each queue and from when on, as one reads times.
+impl fmt::Display for ReplayRequest {
+    /// Writes each queue with its time.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, (queue, since)) in self.since.iter().enumerate() {
             let comma = if n == 0 { "" } else { ", " };
@@ -87,53 +84,53 @@ impl fmt::Display for Order {
     }
 }
 
-/// Carries orders out, on one connection.
+/// Carries out replay requests on one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Replayer {
     pub(super) topology: Topology,
-    pub(super) publisher: Arc<Publisher>,
+    pub(super) publisher: Arc<ConfirmedPublisher>,
     pub(super) metrics: Arc<Metrics>,
 }
 
 impl Replayer {
-    /// Takes orders for as long as the connection lives.
-    pub(super) async fn run(self, live: Live) {
-        let mut pauses = pauses();
+    /// Takes requests until the connection ends.
+    pub(super) async fn run(self, open: OpenConnection) {
+        let mut backoff = Backoff::default();
         loop {
-            let failed = tokio::select! {
+            let served = tokio::select! {
                 biased;
-                () = live.ended() => return,
-                ended = self.serve(&live) => ended,
+                () = open.ended() => return,
+                served = self.serve(&open) => served,
             };
-            let reason = failed.err().map_or_else(|| "the channel ended".to_owned(), |error| error.to_string());
-            tracing::warn!(reason, "replays of the journal are interrupted, trying again");
-            let pause = pauses.next_backoff().unwrap_or(pauses.max_interval);
-            // Either way it is time to go on.
-            let _ = timeout(pause, live.ended()).await;
+            let reason = served.err().map_or_else(|| "the channel ended".to_owned(), |error| error.to_string());
+            tracing::warn!(reason, "replays of the journal are interrupted, retrying");
+            backoff.pause_until(open.ended()).await;
         }
     }
 
-    async fn serve(&self, live: &Live) -> Result<(), Error> {
-        let channel = topology::open(live.connection()).await?;
-        let mut orders = consume(&channel, &self.topology.replays, 1, FieldTable::default()).await?;
-        while let Some(order) = orders.next().await {
-            let delivery = order.map_err(|error| topology::unavailable(&error))?;
-            match serde_json::from_slice::<Order>(&delivery.data) {
-                Ok(order) => self.replay(live, &order).await?,
-                Err(error) => tracing::error!(%error, "an order to replay the journal is none, it is dropped"),
+    async fn serve(&self, open: &OpenConnection) -> Result<(), Error> {
+        let channel = channel::open(open.connection()).await?;
+        channel::prefetch(&channel, 1).await?;
+        let mut requests = channel::consume(&channel, &self.topology.replays, FieldTable::default()).await?;
+        while let Some(request) = requests.next().await {
+            let delivery = request.map_err(|error| channel::unavailable(&error))?;
+            match serde_json::from_slice::<ReplayRequest>(&delivery.data) {
+                Ok(request) => self.replay(open, &request).await?,
+                Err(error) => tracing::error!(%error, "discarding an invalid replay request"),
             }
-            acknowledge(&channel, delivery.delivery_tag).await?;
+            channel::acknowledge_up_to(&channel, delivery.delivery_tag).await?;
         }
         Ok(())
     }
 
-    async fn replay(&self, live: &Live, order: &Order) -> Result<(), Error> {
-        tracing::warn!(%order, "the journal is replayed");
-        let connection = live.connection();
-        let mut journal = Reading::start(connection, &self.topology, &self.publisher, order.earliest()).await?;
+    async fn replay(&self, open: &OpenConnection, request: &ReplayRequest) -> Result<(), Error> {
+        tracing::warn!(order = %request, "replaying the journal");
+        let mut journal =
+            StreamReader::start(open.connection(), &self.topology, &self.publisher, request.earliest()).await?;
         let mut events = 0;
         while let Some(messages) = journal.messages().await? {
-            let again: Vec<Message> = messages.into_iter().filter_map(|message| self.again(order, message)).collect();
+            let again: Vec<Message> =
+                messages.into_iter().filter_map(|message| self.redelivery(request, message)).collect();
             events += again.len() as u64;
             self.publish(again).await?;
         }
@@ -142,12 +139,12 @@ impl Replayer {
         Ok(())
     }
 
-    /// Makes the message that takes an event of the journal to its work queue, if that was lost.
-    fn again(&self, order: &Order, delivery: lapin::message::Delivery) -> Option<Message> {
+    /// Creates the message that brings an event of the journal to its work queue, if the request includes that queue.
+    fn redelivery(&self, request: &ReplayRequest, delivery: lapin::message::Delivery) -> Option<Message> {
         let queue = self.topology.queue_of(delivery.routing_key.as_str())?;
-        order.since.contains_key(queue).then(|| {
+        request.since.contains_key(queue).then(|| {
             let mut headers = delivery.properties.headers().clone().unwrap_or_default();
-            headers.insert(REPLAYED.into(), AMQPValue::Boolean(true));
+            mark_replayed(&mut headers);
             Message {
                 exchange: String::new(),
                 routing_key: queue.to_owned(),
@@ -157,22 +154,17 @@ impl Replayer {
         })
     }
 
-    /// Publishes until it is confirmed: what was confirmed in vain before has no second effect.
+    /// Publishes until the broker confirms. Messages that were durable after an error have no second effect.
     async fn publish(&self, messages: Vec<Message>) -> Result<(), Error> {
-        let mut pauses = pauses();
+        let mut backoff = Backoff::default();
         loop {
             match self.publisher.publish(messages.clone()).await {
                 Err(Error::Unavailable { reason }) => {
                     tracing::debug!(reason, "a replay waits for the broker");
-                    sleep(pauses.next_backoff().unwrap_or(pauses.max_interval)).await;
+                    sleep(backoff.next_delay()).await;
                 }
-                done => return done,
+                result => return result,
             }
         }
     }
-}
-
-/// Tells whether a delivery is handed out once more.
-pub(super) fn is_restored(properties: &BasicProperties) -> bool {
-    matches!(header(properties, REPLAYED), Some(AMQPValue::Boolean(true)))
 }

@@ -1,21 +1,21 @@
-//! Subscription: deliveries from the work queues, and settlements back.
+//! The subscription: deliveries from the work queues, and settlements back.
 //!
 //! # Protocol
 //!
-//! One task, the [`pump`](super::pump), owns a channel on the consuming connection and a consumer per work queue. It
-//! hands arrivals over in memory (the broker's prefetch bounds them) and takes settlements back, many at a time. When
-//! the channel or the connection fails it begins anew on the next: whatever was out is delivered again by the broker,
-//! and what its holders say about it then is refused.
+//! One task, the [consumer task](super::consumer_task), owns a channel on the consuming connection, with a consumer per
+//! work queue. It passes deliveries on in memory, where the broker's prefetch limits their number, and takes settlements
+//! back, many at a time. When the channel or the connection fails, the task continues on a new one: the broker redelivers
+//! every unsettled event, and the late settlements of the old channel are refused.
 //!
-//! An event that comes back rests here before it is returned, for 100 ms, doubling with every return to 5 s,
-//! so that others go first. While it rests it is not counted as out.
+//! A returned event is delayed here before it goes back to the broker, so that other events are delivered first: 100 ms,
+//! doubled with every return up to 5 s. A delayed event does not count against the prefetch of the subscription.
 //!
-//! # What each end leaves behind
+//! # Failures
 //!
-//! - The subscription is dropped or the queue closes: settlements that were given are sent, then the channel
-//!   is closed in good order; the rest goes back to the work queues.
-//! - The broker cancels a consumer: its queue is gone. The marks of what was settled are left for the
-//!   replay (see [`super::replay`]), and the connection is made again, which makes the queue again.
+//! - The subscription is dropped or the queue closes: the task sends the settlements that it has got, then closes the
+//!   channel; all other events go back to the work queues.
+//! - The broker cancels a consumer: its queue is gone. The task keeps the marks of what was settled for the replay (see
+//!   [`super::replay`]), and the connection is opened again, which declares the queue.
 
 use std::sync::Arc;
 
@@ -28,110 +28,114 @@ use tokio_util::sync::CancellationToken;
 
 use crate::queue::{Delivery, Error, Payload, Reason, Settle};
 
-use super::Shared;
-use super::consumer_task::{Arrival, ConsumerTask, Settlement};
+use super::consumer_task::{ConsumerTask, DeliverySettlement, ReceivedDelivery};
+use super::context::AmqpContext;
 use super::dead_letters;
-use super::headers::header;
+use super::message::header;
 
-/// Hands deliveries out.
+/// The subscription of the AMQP queue.
 #[derive(Debug)]
-pub(super) struct Subscription {
-    arrivals: mpsc::UnboundedReceiver<Arrival>,
-    settlements: mpsc::UnboundedSender<(CancellationToken, Settlement)>,
+pub(super) struct AmqpSubscription {
+    received: mpsc::UnboundedReceiver<ReceivedDelivery>,
+    settlements: mpsc::UnboundedSender<(CancellationToken, DeliverySettlement)>,
     permits: Arc<Semaphore>,
-    shared: Arc<Shared>,
-    over: CancellationToken,
+    context: Arc<AmqpContext>,
+    end: CancellationToken,
 }
 
-impl Subscription {
-    /// Starts taking deliveries until `over`, at most `prefetch` handed out at once.
-    pub(super) fn start(shared: &Arc<Shared>, prefetch: usize, over: &CancellationToken) -> (Self, JoinHandle<()>) {
-        // The broker's prefetch bounds both.
-        let (hand_over, arrivals) = mpsc::unbounded_channel();
+impl AmqpSubscription {
+    /// Starts a subscription that lasts until `end`, with at most `prefetch` unsettled deliveries.
+    pub(super) fn start(
+        context: &Arc<AmqpContext>,
+        prefetch: usize,
+        end: &CancellationToken,
+    ) -> (Self, JoinHandle<()>) {
+        // The broker's prefetch limits both.
+        let (deliveries, received) = mpsc::unbounded_channel();
         let (settlements, settled) = mpsc::unbounded_channel();
-        let pump = ConsumerTask { shared: Arc::clone(shared), hand_over, settled, over: over.clone() };
-        let pump = shared.tasks.spawn(pump.run());
+        let task = ConsumerTask { context: Arc::clone(context), deliveries, settled, end: end.clone() };
+        let task = context.tasks.spawn(task.run());
         let permits = Arc::new(Semaphore::new(prefetch.clamp(1, Semaphore::MAX_PERMITS)));
-        (Self { arrivals, settlements, permits, shared: Arc::clone(shared), over: over.clone() }, pump)
+        (Self { received, settlements, permits, context: Arc::clone(context), end: end.clone() }, task)
     }
 }
 
-impl Drop for Subscription {
+impl Drop for AmqpSubscription {
     fn drop(&mut self) {
-        self.over.cancel();
+        self.end.cancel();
     }
 }
 
 #[async_trait]
-impl crate::queue::Subscription for Subscription {
+impl crate::queue::Subscription for AmqpSubscription {
     async fn next(&mut self) -> Option<Delivery> {
         let permit = tokio::select! {
             permit = Arc::clone(&self.permits).acquire_owned() => permit.ok()?,
-            () = self.over.cancelled() => return None,
+            () = self.end.cancelled() => return None,
         };
         loop {
-            let Arrival { delivery, payload, channel } = self.arrivals.recv().await?;
+            let ReceivedDelivery { delivery, payload, channel } = self.received.recv().await?;
             if channel.is_cancelled() {
                 continue;
             }
             let redelivered = delivery_count(&delivery.properties);
-            let out = Out {
+            let unsettled = AmqpDelivery {
                 tag: delivery.delivery_tag,
                 redelivered,
                 body: delivery.data,
                 payload: payload.clone(),
                 channel,
                 settlements: self.settlements.clone(),
-                shared: Arc::clone(&self.shared),
+                context: Arc::clone(&self.context),
                 settled: false,
                 _permit: permit,
             };
-            return Some(Delivery::new(payload, redelivered, Box::new(out)));
+            return Some(Delivery::new(payload, redelivered, Box::new(unsettled)));
         }
     }
 }
 
-/// One delivery that is out. Dropped unsettled, it goes to rest and comes again.
+/// The settlement of one event. Dropped unsettled, it returns the event, which is delayed and redelivered.
 #[derive(Debug)]
-struct Out {
+struct AmqpDelivery {
     tag: u64,
     redelivered: u32,
     body: Vec<u8>,
     payload: Payload,
-    /// Cancelled when the channel that it came on is no more.
+    /// Cancelled when the channel of the delivery ends.
     channel: CancellationToken,
-    settlements: mpsc::UnboundedSender<(CancellationToken, Settlement)>,
-    shared: Arc<Shared>,
+    settlements: mpsc::UnboundedSender<(CancellationToken, DeliverySettlement)>,
+    context: Arc<AmqpContext>,
     settled: bool,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Out {
+impl AmqpDelivery {
     fn acknowledge(&mut self) -> Result<(), Error> {
-        if self.shared.closing.is_cancelled() {
+        if self.context.closing.is_cancelled() {
             return Err(Error::Closed);
         }
-        let gone = || Error::Unavailable { reason: "the channel that it came on is no more".to_owned() };
+        let ended = || Error::Unavailable { reason: "the channel of the delivery has ended".to_owned() };
         if self.channel.is_cancelled() {
-            return Err(gone());
+            return Err(ended());
         }
         self.settled = true;
-        self.settlements.send((self.channel.clone(), Settlement::Ack(self.tag))).map_err(|_| gone())
+        self.settlements.send((self.channel.clone(), DeliverySettlement::Ack(self.tag))).map_err(|_| ended())
     }
 }
 
-impl Drop for Out {
+impl Drop for AmqpDelivery {
     fn drop(&mut self) {
         if !self.settled {
-            let back = Settlement::Return(self.tag, self.redelivered);
-            // Without a pump the channel is closed, which returns it as well.
-            let _ = self.settlements.send((self.channel.clone(), back));
+            let returned = DeliverySettlement::Return(self.tag, self.redelivered);
+            // Without the task the channel is closed, which returns the event too.
+            let _ = self.settlements.send((self.channel.clone(), returned));
         }
     }
 }
 
 #[async_trait]
-impl Settle for Out {
+impl Settle for AmqpDelivery {
     async fn ack(mut self: Box<Self>) -> Result<(), Error> {
         self.acknowledge()
     }
@@ -142,22 +146,22 @@ impl Settle for Out {
     }
 
     async fn dead_letter(mut self: Box<Self>, reason: Reason) -> Result<(), Error> {
-        let queue = &self.shared.topology.dead_letters;
-        let now = self.shared.clock.now();
+        let queue = &self.context.topology.dead_letters;
+        let now = self.context.clock.now();
         let letter = dead_letters::message(queue, &self.payload, &self.body, reason, self.redelivered, now);
-        self.shared.publisher.publish(vec![letter]).await?;
+        self.context.publisher.publish(vec![letter]).await?;
         self.acknowledge()
     }
 }
 
-/// Returns how often a delivery has come back, as the broker counts it.
+/// Returns how often the broker counts that a delivery was returned.
 fn delivery_count(properties: &BasicProperties) -> u32 {
     let count = match header(properties, "x-delivery-count") {
         Some(AMQPValue::LongLongInt(count)) => *count,
         Some(AMQPValue::LongInt(count)) => i64::from(*count),
         Some(AMQPValue::LongUInt(count)) => i64::from(*count),
         Some(AMQPValue::ShortShortUInt(count)) => i64::from(*count),
-        // Absent, or no number: it has not been out.
+        // Absent or not a number: this is the first delivery.
         None | Some(_) => 0,
     };
     u32::try_from(count).unwrap_or(if count > 0 { u32::MAX } else { 0 })

@@ -1,115 +1,167 @@
-//! The sending side of the writer: bounded, and with a deadline on every answer.
+//! The commands to the writer, and the handle that sends them: bounded, and with a deadline for every reply.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Error};
 
-use super::journal::Page;
-use super::log::Change;
-use super::writer::{self, Answer, Command};
+use super::change::{LogChange, LogEntry};
+use super::journal::JournalPage;
+use super::tables::LogTotals;
 
-/// The longest wait for room among what waits, and for the writer's answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest wait for a permit, and for the writer's reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many bytes of events may wait for the writer; a single larger publish waits alone.
-const WAITING_BYTES: u32 = 16 * 1024 * 1024;
+/// How many bytes of events may wait for the writer. A larger publish waits until it is alone.
+const MAX_WAITING_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Where the result of a command goes. The receiver may be gone.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// A command to the writer. A permit counts against the limit of waiting bytes until the command is done.
+#[derive(Debug)]
+pub(super) enum WriterCommand {
+    /// Changes the log.
+    Change(LogChange, Reply<()>, Option<OwnedSemaphorePermit>),
+    /// Reads the oldest unsettled events at or after a position, up to a number.
+    Read(u64, usize, Reply<EventPage>),
+    /// Reads settled (since a time) and unsettled events at or after a position, up to a number.
+    Journal(u64, Timestamp, usize, Reply<JournalPage>, OwnedSemaphorePermit),
+    /// Reads the oldest dead letters at or after a number, up to a number of them.
+    DeadLetters(u64, usize, Reply<Vec<DeadLetter>>, OwnedSemaphorePermit),
+    /// Succeeds if the file works; writes to it if the last write failed.
+    Ping(Reply<()>, OwnedSemaphorePermit),
+    /// Ends the writer. The reply comes when the file is closed.
+    Close(Reply<()>),
+}
+
+/// The reply to a read.
+#[derive(Debug)]
+pub(super) struct EventPage {
+    /// The events, oldest first.
+    pub(super) entries: Vec<LogEntry>,
+    /// The position where the next read starts.
+    pub(super) next: u64,
+    /// The epoch of the read.
+    pub(super) epoch: u64,
+}
+
+/// The progress of the log, for all who watch it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LogProgress {
+    /// Raised when settled events may be in the log again.
+    pub(super) epoch: u64,
+    /// The sizes of the tables.
+    pub(super) totals: LogTotals,
+}
+
+impl LogProgress {
+    /// Returns the position after the newest event.
+    pub(super) const fn next(&self) -> u64 {
+        self.totals.events.next
+    }
+}
 
 /// Sends commands to the writer. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(super) struct Commands {
-    sender: Sender<Command>,
-    waiting: Arc<Semaphore>,
+pub(super) struct WriterHandle {
+    sender: Sender<WriterCommand>,
+    permits: Arc<Semaphore>,
 }
 
-impl Commands {
-    pub(super) fn new() -> (Self, Receiver<Command>) {
+impl WriterHandle {
+    /// Creates a handle and the receiver of its commands.
+    pub(super) fn new() -> (Self, Receiver<WriterCommand>) {
         let (sender, receiver) = mpsc::channel();
-        (Self { sender, waiting: Arc::new(Semaphore::new(WAITING_BYTES as usize)) }, receiver)
+        (Self { sender, permits: Arc::new(Semaphore::new(MAX_WAITING_BYTES as usize)) }, receiver)
     }
 
-    /// Adds events of `bytes` in all; returns when they are fsynced.
-    pub(super) async fn append(&self, events: Vec<bytes::Bytes>, bytes: usize) -> Result<(), Error> {
-        let deadline = Instant::now() + PATIENCE;
-        let permit = self.permit(bytes, deadline).await?;
-        self.ask(deadline, |answer| Command::Change(Change::Append(events), answer, Some(permit))).await
+    /// Adds events of `bytes` in total; returns when they are fsynced.
+    pub(super) async fn append(&self, events: Vec<Bytes>, bytes: usize) -> Result<(), Error> {
+        let change = LogChange::Append(events);
+        self.ask_with_permit(bytes, |reply, permit| WriterCommand::Change(change, reply, Some(permit))).await
     }
 
-    /// Applies a settlement; returns when it is done. The window bounds how many there are.
-    pub(super) async fn settle(&self, change: Change) -> Result<(), Error> {
-        self.ask(Instant::now() + PATIENCE, |answer| Command::Change(change, answer, None)).await
+    /// Applies a settlement; returns when it is done. It needs no permit, since the delivery window limits how many
+    /// there are.
+    pub(super) async fn settle(&self, change: LogChange) -> Result<(), Error> {
+        self.ask(reply_deadline(), |reply| WriterCommand::Change(change, reply, None)).await
     }
 
-    /// Counts that an event came back, without waiting. A queue that is closed cannot count any more:
-    /// the event is delivered again at the next start all the same.
-    pub(super) fn count_return(&self, seq: u64) {
-        let (answer, _) = oneshot::channel();
-        let _ = self.sender.send(Command::Change(Change::Return(seq), answer, None));
+    /// Counts a returned event, without waiting. A closed queue does not count it; the event is redelivered at the next
+    /// start.
+    pub(super) fn count_return(&self, position: u64) {
+        let (reply, _) = oneshot::channel();
+        let _ = self.sender.send(WriterCommand::Change(LogChange::CountReturn(position), reply, None));
     }
 
-    /// Asks for events; the answer comes through the receiver, or never when the queue is closed.
-    pub(super) fn read(&self, from: u64, limit: usize) -> oneshot::Receiver<Result<writer::Page, Error>> {
-        let (answer, page) = oneshot::channel();
-        let _ = self.sender.send(Command::Read(from, limit, answer));
+    /// Reads events. The receiver gets the page, or an error of its channel when the queue is closed.
+    pub(super) fn read(&self, from: u64, limit: usize) -> oneshot::Receiver<Result<EventPage, Error>> {
+        let (reply, page) = oneshot::channel();
+        let _ = self.sender.send(WriterCommand::Read(from, limit, reply));
         page
     }
 
-    /// Asks for the oldest dead letters from a number on.
+    /// Reads the oldest dead letters at or after a number.
     pub(super) async fn dead_letters(&self, from: u64, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        let deadline = Instant::now() + PATIENCE;
-        let permit = self.permit(1, deadline).await?;
-        self.ask(deadline, |answer| Command::DeadLetters(from, limit, answer, permit)).await
+        self.ask_with_permit(1, |reply, permit| WriterCommand::DeadLetters(from, limit, reply, permit)).await
     }
 
-    /// Asks for a part of the journal.
-    pub(super) async fn journal(&self, from: u64, since: Timestamp, limit: usize) -> Result<Page, Error> {
-        let deadline = Instant::now() + PATIENCE;
-        let permit = self.permit(1, deadline).await?;
-        self.ask(deadline, |answer| Command::Journal(from, since, limit, answer, permit)).await
+    /// Reads a page of the journal.
+    pub(super) async fn journal(&self, from: u64, since: Timestamp, limit: usize) -> Result<JournalPage, Error> {
+        self.ask_with_permit(1, |reply, permit| WriterCommand::Journal(from, since, limit, reply, permit)).await
     }
 
-    /// Makes a change that an operator or a supervisor asks for; returns when it is done.
-    pub(super) async fn change(&self, change: Change) -> Result<(), Error> {
-        let deadline = Instant::now() + PATIENCE;
-        let permit = self.permit(1, deadline).await?;
-        self.ask(deadline, |answer| Command::Change(change, answer, Some(permit))).await
+    /// Applies a change for an operator; returns when it is done.
+    pub(super) async fn change(&self, change: LogChange) -> Result<(), Error> {
+        self.ask_with_permit(1, |reply, permit| WriterCommand::Change(change, reply, Some(permit))).await
     }
 
-    /// Answers if the file works.
+    /// Succeeds if the file works.
     pub(super) async fn ping(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + PATIENCE;
-        let permit = self.permit(1, deadline).await?;
-        self.ask(deadline, |answer| Command::Ping(answer, Some(permit))).await
+        self.ask_with_permit(1, WriterCommand::Ping).await
     }
 
     /// Ends the writer; returns when the file is closed.
     pub(super) async fn close(&self, patience: Duration) -> Result<(), Error> {
-        self.ask(Instant::now() + patience, Command::Close).await
+        self.ask(Instant::now() + patience, WriterCommand::Close).await
     }
 
-    async fn permit(&self, size: usize, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {
-        let size = u32::try_from(size).unwrap_or(u32::MAX).min(WAITING_BYTES);
-        match tokio::time::timeout_at(deadline, self.waiting.clone().acquire_many_owned(size)).await {
-            Ok(Ok(permit)) => Ok(permit),
+    /// Waits for a permit of `size` bytes, then sends a command; one deadline covers both waits.
+    async fn ask_with_permit<T>(
+        &self,
+        size: usize,
+        command: impl FnOnce(Reply<T>, OwnedSemaphorePermit) -> WriterCommand,
+    ) -> Result<T, Error> {
+        let deadline = reply_deadline();
+        let size = u32::try_from(size).unwrap_or(u32::MAX).min(MAX_WAITING_BYTES);
+        let permit = match timeout_at(deadline, Arc::clone(&self.permits).acquire_many_owned(size)).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return Err(Error::Closed),
+            Err(_) => return Err(late()),
+        };
+        self.ask(deadline, |reply| command(reply, permit)).await
+    }
+
+    async fn ask<T>(&self, deadline: Instant, command: impl FnOnce(Reply<T>) -> WriterCommand) -> Result<T, Error> {
+        let (reply, result) = oneshot::channel();
+        self.sender.send(command(reply)).map_err(|_| Error::Closed)?;
+        match timeout_at(deadline, result).await {
+            Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Closed),
             Err(_) => Err(late()),
         }
     }
+}
 
-    async fn ask<T>(&self, deadline: Instant, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, Error> {
-        let (answer, outcome) = oneshot::channel();
-        self.sender.send(command(answer)).map_err(|_| Error::Closed)?;
-        match tokio::time::timeout_at(deadline, outcome).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Error::Closed),
-            Err(_) => Err(late()),
-        }
-    }
+fn reply_deadline() -> Instant {
+    Instant::now() + REPLY_TIMEOUT
 }
 
 fn late() -> Error {

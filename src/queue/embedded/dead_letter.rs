@@ -1,4 +1,4 @@
-//! A dead letter as it stands in the log: the event where it can be decoded, else none of its bytes.
+//! The stored form of a dead letter: with the event if it can be decoded, else without its bytes.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Payload, Reason, Undecodable, wire};
 
 #[derive(Serialize, Deserialize)]
-struct Form<'a> {
+struct StoredDeadLetter<'a> {
     reason: String,
     at: Timestamp,
     length: usize,
@@ -20,38 +20,38 @@ struct Form<'a> {
     event: Option<&'a RawValue>,
 }
 
-/// Writes a dead letter.
+/// Encodes a dead letter.
 pub(super) fn write(wire: &[u8], reason: Reason, at: Timestamp) -> Vec<u8> {
     let event = match wire::decode(wire) {
-        // What was decoded is one JSON value.
+        // What can be decoded is one JSON value.
         Ok(_) => serde_json::from_slice(wire).ok(),
         Err(_) => None,
     };
     let sha256 = hex::encode(Sha256::digest(wire));
-    let letter = Form { reason: reason.as_str().to_owned(), at, length: wire.len(), sha256, event };
-    // Serializing fails only on maps with keys that are no text and on failing writers: neither is here.
+    let letter = StoredDeadLetter { reason: reason.as_str().to_owned(), at, length: wire.len(), sha256, event };
+    // Serialization fails only on map keys that are not strings and on failing writers. There are none here.
     serde_json::to_vec(&letter).expect("texts and numbers are JSON")
 }
 
-/// Returns the event of a dead letter as it is put back, if it is one.
+/// Returns the event of a dead letter as it is published again, if it can be decoded.
 pub(super) fn redriven(bytes: &[u8]) -> Option<Bytes> {
-    let event = serde_json::from_slice::<Form<'_>>(bytes).ok()?.event?;
+    let event = serde_json::from_slice::<StoredDeadLetter<'_>>(bytes).ok()?.event?;
     let event = wire::decode(event.get().as_bytes()).ok()?;
     Some(wire::encode(&event.redriven()))
 }
 
-/// Reads a dead letter; what is none (a damaged file) is told of as such.
+/// Decodes a dead letter. Bytes that are not one (a damaged file) are described as undecodable.
 pub(super) fn read(number: u64, bytes: &[u8]) -> DeadLetter {
     let id = number.to_string();
-    let Ok(letter) = serde_json::from_slice::<Form<'_>>(bytes) else {
+    let Ok(letter) = serde_json::from_slice::<StoredDeadLetter<'_>>(bytes) else {
         let sha256 = hex::encode(Sha256::digest(bytes));
         let payload = Payload::Undecodable(Undecodable { length: bytes.len(), sha256, reason: Reason::Undecodable });
         return DeadLetter { id, reason: "not given".to_owned(), since: None, redelivered: None, payload };
     };
-    let Form { reason, at, length, sha256, event } = letter;
+    let StoredDeadLetter { reason, at, length, sha256, event } = letter;
     let known = Reason::ALL.into_iter().find(|known| known.as_str() == reason).unwrap_or(Reason::Undecodable);
-    let told = Undecodable { length, sha256, reason: known };
+    let undecodable = Undecodable { length, sha256, reason: known };
     let event = event.and_then(|event| wire::decode(event.get().as_bytes()).ok());
-    let payload = event.map_or(Payload::Undecodable(told), |event| Payload::Event(Arc::new(event)));
+    let payload = event.map_or(Payload::Undecodable(undecodable), |event| Payload::Event(Arc::new(event)));
     DeadLetter { id, reason, since: Some(at), redelivered: None, payload }
 }

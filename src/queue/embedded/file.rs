@@ -1,4 +1,4 @@
-//! Opening the file, with errors that an operator can act on.
+//! Opens the file, with errors that an operator can act on.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,30 +8,30 @@ use redb::{Database, DatabaseError, StorageError};
 
 use crate::queue::Error;
 
-use super::log::{Limits, Log};
+use super::change::LogLimits;
+use super::log::Log;
 
 /// The name of the file in the configured directory.
 pub(super) const NAME: &str = "queue.redb";
 
-/// How much of the file is kept in memory. The window's events are in memory anyway.
+/// How much of the file is cached in memory. The events of the delivery window are in memory anyway.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Opens the log in a directory; makes both if they are not there.
+/// Opens the log in a directory; creates both if they do not exist.
 ///
-/// Every checksum is verified before anything is trusted, so that damage shows here and not in the
-/// middle of a delivery.
-pub(super) fn open(directory: &Path, limits: Limits) -> Result<Log, Error> {
+/// Verifies every checksum first, so that damage is reported here and not during a delivery.
+pub(super) fn open(directory: &Path, limits: LogLimits) -> Result<Log, Error> {
     let path = directory.join(NAME);
     let unusable = |problem: String| Error::Unavailable { reason: format!("{} {problem}", path.display()) };
-    std::fs::create_dir_all(directory).map_err(|error| unusable(format!("has no directory: {error}")))?;
-    let made = !path.exists();
+    std::fs::create_dir_all(directory).map_err(|error| unusable(format!("cannot be created: {error}")))?;
+    let is_new = !path.exists();
     let open = || Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(&path);
-    // redb may panic over a damaged file instead of refusing it.
+    // redb may panic on a damaged file instead of returning an error.
     let file = catch_unwind(AssertUnwindSafe(open))
-        .map_err(|_| unusable(damaged("it makes no sense")))?
+        .map_err(|_| unusable(damaged("its structure is invalid")))?
         .map_err(|error| unusable(problem(error)))?;
     let log = Log::new(file, limits).map_err(|error| unusable(format!("cannot be used: {error}")))?;
-    if made {
+    if is_new {
         sync_directories(directory).map_err(|error| unusable(format!("cannot be made durable: {error}")))?;
     }
     Ok(log)
@@ -44,16 +44,16 @@ fn problem(error: DatabaseError) -> String {
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
             damaged(&error.to_string())
         }
-        // redb's errors are an open set.
+        // The errors of redb are an open set.
         error => format!("cannot be opened: {error}"),
     }
 }
 
 fn damaged(what: &str) -> String {
-    format!("is damaged or no queue ({what}); it was left as it is: move it away to start with an empty queue")
+    format!("is damaged or not a queue file ({what}); it was not changed: move it away to start with an empty queue")
 }
 
-/// Makes the entries of a new file and a new directory survive a loss of power (POSIX fsync of directories).
+/// Makes the directory entries of a new file and a new directory durable (POSIX fsync of directories).
 fn sync_directories(directory: &Path) -> std::io::Result<()> {
     if cfg!(unix) {
         File::open(directory)?.sync_all()?;

@@ -1,14 +1,13 @@
 //! The embedded queue: a durable log in a local file.
 //!
-//! # What it promises
+//! # Guarantees
 //!
-//! `publish` returns after an fsync that covers every one of its events; many publishers share one.
-//! An event stays in the file until it is acknowledged or among the dead letters, so a `kill -9` at any
-//! moment costs at most a redelivery: acknowledgements, and the counts of redeliveries, are fsynced
-//! within a fifth of a second or by the next publish, whichever is first. A crash itself is not counted as a
-//! redelivery, and may lose the counts of its last moments.
+//! `publish` returns after an fsync that covers all its events; many publishers share one fsync. An event stays in the
+//! file until it is acknowledged or becomes a dead letter, so a `kill -9` at any moment costs at most a redelivery.
+//! Acknowledgements and the counts of redeliveries are fsynced within 200 ms or by the next publish, whichever is first.
+//! A crash is not counted as a redelivery, and may lose the counts of its last moments.
 //!
-//! # How it is built
+//! # Parts
 //!
 //! ```text
 //! publish ──┐                         ┌── one transaction, one fsync ── file
@@ -16,34 +15,37 @@
 //! read    ──┘  (bounded)   (thread)   └── progress (watched) ── subscription ── deliveries
 //! ```
 //!
-//! `log` is the file and `tables` what stands in it, `journal` the part of it that keeps what was settled, `writer`
-//! the one thread that owns it, `subscription` hands events out and takes them back, `window` decides which. Events go
-//! out oldest first; one that came back rests for 100 ms, doubling to 5 s, while others go first. The file is locked:
-//! one process has it, and one subscription at a time; a new one takes over what an older one had out, whose `next`
-//! then answers `None`.
+//! `log` is the file, `tables` and `sized_table` its tables, `journal` the table of settled events. `writer` is the one
+//! thread that owns the file, `commands` its interface. `subscription` delivers events, oldest first; `window` decides
+//! which. A returned event waits for 100 ms, doubled up to 5 s, while others are delivered. The file is locked: one
+//! process has it, with one subscription at a time. A new subscription takes over the unsettled deliveries of an older
+//! one, whose `next` then returns `None`.
 //!
-//! # What each failure leaves behind
+//! # Failures
 //!
-//! - Full: nothing of that publish is kept; others may still fit. Dead letters take room too, and are
-//!   never dropped to make some.
-//! - A disk that fails or hangs: publishers get [`Error::Unavailable`], `ping` fails, deliveries that are
-//!   out can go on but not be settled; all of it recovers by itself when the disk does. A publish that was
-//!   answered with an error may be in the log all the same.
-//! - A damaged file: `open` refuses it and changes nothing.
-//! - A panic of the writer, a fault of this program: the queue is closed, and says so to everyone.
+//! - The queue is full: a publish is refused as a whole; a smaller one may still fit. Dead letters count against the
+//!   limit and are never dropped.
+//! - The disk fails or hangs: publishers get [`Error::Unavailable`], `ping` fails, deliveries can continue but cannot be
+//!   settled. The queue recovers when the disk does. A publish that got an error may be in the log.
+//! - The file is damaged: `open` refuses it and does not change it.
+//! - The writer panics, which is a bug of this program: the queue is closed, and every call returns
+//!   [`Error::Closed`].
 //!
-//! # The end
+//! # Shutdown
 //!
-//! The queue takes settlements until [`Embedded::close`], whatever its [`Shutdown`] says, since a
-//! drain needs it: that only tracks the thread. Call `close` last, before waiting for the tracked tasks.
+//! The queue accepts settlements until [`Embedded::close`], even after a shutdown was requested, since a drain needs
+//! them. [`Shutdown`] only tracks the thread. Call `close` last, before waiting for the tracked tasks.
 //!
-//! The file holds events, which have no personal data in them.
+//! The file contains events, which carry no personal data.
 
+mod change;
 mod commands;
 mod dead_letter;
 mod file;
 mod journal;
+mod journal_reader;
 mod log;
+mod sized_table;
 mod subscription;
 mod tables;
 mod window;
@@ -72,89 +74,90 @@ use super::{
     Subscription, Which, wire,
 };
 
-use commands::Commands;
-use journal::Reading;
-use log::{Change, Held, Limits};
-use subscription::Shared;
-use writer::{Opener, Progress, Writer};
+use change::{JournalLimits, LogChange, LogLimits};
+use commands::{LogProgress, WriterHandle};
+use journal_reader::JournalReader;
+use subscription::{EmbeddedSubscription, SharedWindow};
+use tables::LogTotals;
+use writer::{LogOpener, LogWriter};
 
 /// The longest that [`Embedded::close`] waits for the file to be closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many dead letters are looked at in one go.
+/// How many dead letters are read at once.
 const DEAD_LETTERS_PAGE: usize = 256;
 
 /// `[queue.embedded]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The directory of the log; made if it is not there.
+    /// The directory of the log; created if it does not exist.
     pub path: PathBuf,
-    /// How many bytes of undelivered events and dead letters are kept before publishers are refused; the
-    /// file is somewhat larger.
+    /// The limit of unsettled events and dead letters in bytes, beyond which publishers are refused. The file is
+    /// somewhat larger.
     pub max_bytes: ByteSize,
-    /// How many bytes of settled events are kept for a replay; the oldest go first.
+    /// How many bytes of settled events are kept for a replay; the oldest are deleted first.
     pub journal_max_bytes: ByteSize,
-    /// For how long settled events are kept.
+    /// How long settled events are kept.
     #[serde(with = "humantime_serde")]
     pub journal_retention: Duration,
 }
 
-/// A durable log in a local file. See the module's head.
+/// A durable log in a local file. See the module head.
 #[derive(Debug)]
 pub struct Embedded {
-    commands: Commands,
-    progress: watch::Receiver<Progress>,
-    subscription: Mutex<Option<Arc<Shared>>>,
+    writer: WriterHandle,
+    progress: watch::Receiver<LogProgress>,
+    subscription: Mutex<Option<Arc<SharedWindow>>>,
     has_journal: bool,
 }
 
 impl Embedded {
-    /// Opens the log, and starts its writer, which `shutdown` tracks. Blocks while it checks the file, in
-    /// proportion to what the file holds. To be called within a Tokio runtime.
+    /// Opens the log and starts its writer, which `shutdown` tracks. Blocks while it checks the file, for a time in
+    /// proportion to its content. To be called within a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], naming the path, when the directory cannot be made, another process has
-    /// the file, the file is damaged, or the disk takes no writes.
+    /// [`Error::Unavailable`], with the path, when the directory cannot be created, another process uses the file, the
+    /// file is damaged, or the disk refuses writes.
     pub fn open(config: &Config, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
         let journal =
-            journal::Limits { max_bytes: config.journal_max_bytes.as_u64(), retention: config.journal_retention };
-        let (directory, limits) = (config.path.clone(), Limits { max_bytes: config.max_bytes.as_u64(), journal });
+            JournalLimits { max_bytes: config.journal_max_bytes.as_u64(), retention: config.journal_retention };
+        let (directory, limits) = (config.path.clone(), LogLimits { max_bytes: config.max_bytes.as_u64(), journal });
         Self::start(Box::new(move || file::open(&directory, limits)), clock, shutdown)
     }
 
-    fn start(opener: Opener, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
+    fn start(opener: LogOpener, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
         let log = opener()?;
         let has_journal = log.has_journal();
-        let (commands, receiver) = Commands::new();
-        let (shown, progress) = watch::channel(Progress::default());
-        let writer = Writer::new(receiver, shown, log, opener, clock);
+        let (writer, commands) = WriterHandle::new();
+        let (publish_progress, progress) = watch::channel(LogProgress::default());
+        let log_writer = LogWriter::new(commands, publish_progress, log, opener, clock);
         let (running, ended) = oneshot::channel::<()>();
         let thread = move || {
             let _running = running;
-            writer.run();
+            log_writer.run();
         };
         std::thread::Builder::new()
             .name("queue-writer".to_owned())
             .spawn(thread)
-            .map_err(|error| Error::Unavailable { reason: format!("no thread for the queue: {error}") })?;
+            .map_err(|error| Error::Unavailable { reason: format!("cannot start the queue's thread: {error}") })?;
         shutdown.spawn(async move {
-            // Nothing is ever sent: it ends when the thread drops its side.
+            // Nothing is ever sent; this ends when the thread drops its side.
             let _ = ended.await;
         });
-        Ok(Arc::new(Self { commands, progress, subscription: Mutex::new(None), has_journal }))
+        Ok(Arc::new(Self { writer, progress, subscription: Mutex::new(None), has_journal }))
     }
 
-    /// Makes durable what was given so far, and closes the file; at most ten seconds long. Then every
-    /// method answers [`Error::Closed`] and every subscription ends. Closing twice is allowed.
+    /// Makes accepted changes durable and closes the file, within ten seconds. Then every method returns
+    /// [`Error::Closed`] and every subscription ends. Closing twice is allowed.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] when the disk failed: what was published is safe, but events that were
-    /// acknowledged last may be delivered again.
+    /// [`Error::Unavailable`] when the disk failed: published events are safe, but the last acknowledged ones may be
+    /// redelivered.
     pub async fn close(&self) -> Result<(), Error> {
-        match self.commands.close(CLOSE_PATIENCE).await {
+        match self.writer.close(CLOSE_PATIENCE).await {
             Ok(()) | Err(Error::Closed) => Ok(()),
             Err(error @ (Error::Unavailable { .. } | Error::Misconfigured { .. } | Error::Full { .. })) => Err(error),
         }
@@ -162,31 +165,31 @@ impl Embedded {
 }
 
 impl Embedded {
-    /// Finds dead letters among those that are there now, oldest first.
-    async fn find(&self, which: &Which) -> Result<Vec<Found>, Error> {
+    /// Finds the selected dead letters among the present ones, oldest first.
+    async fn find(&self, which: &Which) -> Result<Vec<SelectedDeadLetter>, Error> {
         let mut left = usize::try_from(self.depth().await?.dead_letters).unwrap_or(usize::MAX);
         if matches!(which, Which::These(_)) {
             left = left.min(MAX_SEARCHED);
         }
         let (mut found, mut from) = (Vec::new(), 0);
         while left > 0 {
-            let letters = self.commands.dead_letters(from, left.min(DEAD_LETTERS_PAGE)).await?;
+            let letters = self.writer.dead_letters(from, left.min(DEAD_LETTERS_PAGE)).await?;
             let Some(last) = letters.last() else { break };
             // Its id is its number.
             from = last.id.parse::<u64>().unwrap_or(u64::MAX).saturating_add(1);
             left -= letters.len();
             found.extend(letters.iter().filter(|letter| which.holds(&letter.id)).filter_map(|letter| {
                 let is_event = matches!(letter.payload, Payload::Event(_));
-                Some(Found { number: letter.id.parse().ok()?, is_event })
+                Some(SelectedDeadLetter { number: letter.id.parse().ok()?, is_event })
             }));
         }
         Ok(found)
     }
 
-    /// Makes a change of each; many share one fsync.
-    async fn change(&self, found: &[Found], change: impl Fn(u64) -> Change) -> Result<(), Error> {
+    /// Applies a change to each; many share one fsync.
+    async fn change(&self, found: &[SelectedDeadLetter], change: impl Fn(u64) -> LogChange) -> Result<(), Error> {
         for chunk in found.chunks(DEAD_LETTERS_PAGE) {
-            try_join_all(chunk.iter().map(|found| self.commands.change(change(found.number)))).await?;
+            try_join_all(chunk.iter().map(|found| self.writer.change(change(found.number)))).await?;
         }
         Ok(())
     }
@@ -200,7 +203,7 @@ impl Publisher for Embedded {
         }
         let events: Vec<_> = events.iter().map(wire::encode).collect();
         let bytes = events.iter().map(bytes::Bytes::len).sum();
-        self.commands.append(events, bytes).await
+        self.writer.append(events, bytes).await
     }
 }
 
@@ -210,62 +213,62 @@ impl Queue for Embedded {
         if self.progress.has_changed().is_err() {
             return Err(Error::Closed);
         }
-        let shared = Shared::new(prefetch);
+        let shared = SharedWindow::new(prefetch);
         let earlier = self.subscription.lock().replace(shared.clone());
         if let Some(earlier) = earlier {
-            earlier.end(&self.commands);
+            earlier.end(&self.writer);
         }
-        let (commands, progress) = (self.commands.clone(), self.progress.clone());
-        Ok(Box::new(subscription::Subscription::new(shared, commands, progress, prefetch)))
+        let (writer, progress) = (self.writer.clone(), self.progress.clone());
+        Ok(Box::new(EmbeddedSubscription::new(shared, writer, progress, prefetch)))
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        self.commands.ping().await
+        self.writer.ping().await
     }
 
     async fn depth(&self) -> Result<Depth, Error> {
         self.progress.has_changed().map_err(|_| Error::Closed)?;
-        let Held { events, bytes, dead_letters } = self.progress.borrow().held;
-        Ok(Depth { events, bytes: Some(bytes), dead_letters })
+        let LogTotals { events, dead_letters, .. } = self.progress.borrow().totals;
+        Ok(Depth { events: events.rows, bytes: Some(events.bytes), dead_letters: dead_letters.rows })
     }
 
     async fn restore(&self, since: Timestamp) -> Result<Restore, Error> {
         if !self.has_journal {
             return Ok(Restore::NoJournal);
         }
-        self.commands.change(Change::Restore(since)).await?;
+        self.writer.change(LogChange::RestoreSince(since)).await?;
         Ok(Restore::Ordered)
     }
 
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
         self.progress.has_changed().map_err(|_| Error::Closed)?;
-        let end = self.progress.borrow().next;
-        let reading = || -> Box<dyn Journal> { Box::new(Reading::new(self.commands.clone(), since, end)) };
-        Ok(self.has_journal.then(reading))
+        let end = self.progress.borrow().next();
+        let reader = || -> Box<dyn Journal> { Box::new(JournalReader::new(self.writer.clone(), since, end)) };
+        Ok(self.has_journal.then(reader))
     }
 }
 
 #[async_trait]
 impl DeadLetters for Embedded {
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        self.commands.dead_letters(0, limit).await
+        self.writer.dead_letters(0, limit).await
     }
 
     async fn redrive(&self, which: &Which) -> Result<Redriven, Error> {
         let (events, others): (Vec<_>, Vec<_>) = self.find(which).await?.into_iter().partition(|found| found.is_event);
-        self.change(&events, Change::Redrive).await?;
+        self.change(&events, LogChange::Redrive).await?;
         Ok(Redriven { events: events.len() as u64, kept: others.len() as u64 })
     }
 
     async fn purge(&self, which: &Which) -> Result<u64, Error> {
         let found = self.find(which).await?;
-        self.change(&found, Change::Purge).await?;
+        self.change(&found, LogChange::Purge).await?;
         Ok(found.len() as u64)
     }
 }
 
-/// A dead letter that is meant.
-struct Found {
+/// A dead letter that an operation selects.
+struct SelectedDeadLetter {
     number: u64,
     is_event: bool,
 }

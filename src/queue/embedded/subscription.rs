@@ -1,9 +1,8 @@
-//! The one subscription: hands events out, oldest first, and takes them back.
+//! The subscription: delivers events, oldest first, and takes back what is returned.
 //!
-//! It reads ahead of its cursor a page at a time, so that what is in memory does not grow with the
-//! log; it sleeps until the writer shows progress, a delivery is settled, or a resting event is due.
-//! Whatever is dropped here (the call, the subscription, a delivery) stands in the log until it is
-//! settled.
+//! It reads ahead of the deliveries one page at a time, so that its memory does not grow with the log. It sleeps until
+//! the writer reports progress, a delivery is settled or returned, or a delayed event is due. Dropping anything here
+//! (a call, the subscription, a delivery) loses nothing: an event stays in the log until it is settled.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,112 +15,115 @@ use tokio::time::Instant;
 use crate::domain::Redelivery;
 use crate::queue::{Delivery, Error, Payload, Reason, Settle, wire};
 
-use super::commands::Commands;
-use super::log::{Change, Entry, Keeping};
-use super::window::{Step, Window};
-use super::writer::{Page, Progress, REOPEN_AFTER};
+use super::change::{LogChange, LogEntry, Retention};
+use super::commands::{EventPage, LogProgress, WriterHandle};
+use super::window::{DeliveryWindow, NextAction};
+use super::writer::REOPEN_AFTER;
 
-/// The most events that are read at once.
+/// How many events one read returns at most.
 const PAGE: usize = 256;
 
-/// What a subscription and its deliveries share.
+/// The window that a subscription and its deliveries share.
 #[derive(Debug)]
-pub(super) struct Shared {
-    window: Mutex<Window>,
-    /// Wakes the subscription when a delivery was settled or came back.
+pub(super) struct SharedWindow {
+    window: Mutex<DeliveryWindow>,
+    /// Wakes the subscription when a delivery was settled or returned.
     changed: Notify,
 }
 
-/// Hands out events.
+/// The subscription of the embedded queue.
 #[derive(Debug)]
-pub(super) struct Subscription {
-    shared: Arc<Shared>,
-    commands: Commands,
-    progress: watch::Receiver<Progress>,
+pub(super) struct EmbeddedSubscription {
+    shared: Arc<SharedWindow>,
+    writer: WriterHandle,
+    progress: watch::Receiver<LogProgress>,
     page: usize,
     epoch: u64,
-    /// Where the next read begins.
+    /// The position where the next read starts.
     cursor: u64,
-    /// Where the furthest read ended: below it an event may be out or resting.
+    /// The position where the furthest read ended. An event below it may be unsettled or delayed.
     known: u64,
-    fresh: VecDeque<Entry>,
-    /// A read under way; kept here so that a cancelled call loses nothing.
-    reading: Option<oneshot::Receiver<Result<Page, Error>>>,
+    fresh: VecDeque<LogEntry>,
+    /// A pending read; kept here so that a cancelled call loses nothing.
+    reading: Option<oneshot::Receiver<Result<EventPage, Error>>>,
 }
 
 /// The queue is closed.
-struct Closed;
+struct QueueClosed;
 
-impl Shared {
+impl SharedWindow {
     pub(super) fn new(prefetch: usize) -> Arc<Self> {
-        Arc::new(Self { window: Mutex::new(Window::new(prefetch)), changed: Notify::new() })
+        Arc::new(Self { window: Mutex::new(DeliveryWindow::new(prefetch)), changed: Notify::new() })
     }
 
-    /// Ends the subscription: what it has out counts as returned.
-    pub(super) fn end(&self, commands: &Commands) {
-        let out = self.window.lock().end();
-        out.into_iter().for_each(|seq| commands.count_return(seq));
+    /// Ends the subscription. Its unsettled events count as returned.
+    pub(super) fn end(&self, writer: &WriterHandle) {
+        let unsettled = self.window.lock().end();
+        unsettled.into_iter().for_each(|position| writer.count_return(position));
         self.changed.notify_one();
     }
 }
 
-impl Subscription {
+impl EmbeddedSubscription {
     pub(super) fn new(
-        shared: Arc<Shared>,
-        commands: Commands,
-        progress: watch::Receiver<Progress>,
+        shared: Arc<SharedWindow>,
+        writer: WriterHandle,
+        progress: watch::Receiver<LogProgress>,
         prefetch: usize,
     ) -> Self {
         let epoch = progress.borrow().epoch;
         let page = prefetch.clamp(1, PAGE);
         let fresh = VecDeque::new();
-        Self { shared, commands, progress, page, epoch, cursor: 0, known: 0, fresh, reading: None }
+        Self { shared, writer, progress, page, epoch, cursor: 0, known: 0, fresh, reading: None }
     }
 
-    fn hand_out(&self, entry: Entry) -> Delivery {
+    fn deliver(&self, entry: LogEntry) -> Delivery {
         let payload = match wire::decode(&entry.wire) {
             Ok(event) => Payload::Event(Arc::new(event)),
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
         let redelivered = entry.returns;
-        let keeping = match &payload {
-            Payload::Event(event) if event.again != Some(Redelivery::Restored) => Keeping::Keep,
-            Payload::Event(_) | Payload::Undecodable(_) => Keeping::Forget,
+        let retention = match &payload {
+            Payload::Event(event) if event.again != Some(Redelivery::Restored) => Retention::Journal,
+            Payload::Event(_) | Payload::Undecodable(_) => Retention::Discard,
         };
-        let out = Out { entry: Some(entry), keeping, shared: self.shared.clone(), commands: self.commands.clone() };
-        Delivery::new(payload, redelivered, Box::new(out))
+        let (shared, writer) = (self.shared.clone(), self.writer.clone());
+        let unsettled = EmbeddedDelivery { entry: Some(entry), retention, shared, writer };
+        Delivery::new(payload, redelivered, Box::new(unsettled))
     }
 
-    /// Waits until the log may have more, then reads it; when nothing is wanted, only for the end of the
-    /// queue. Cancel-safe.
-    async fn refill(&mut self, wanted: bool) -> Result<(), Closed> {
+    /// Waits until the log may have more events and reads them. If none are wanted, waits for the end of the queue.
+    /// Cancel-safe.
+    async fn refill(&mut self, wanted: bool) -> Result<(), QueueClosed> {
         if !wanted {
-            self.progress.wait_for(|_| false).await.map_err(|_| Closed)?;
+            self.progress.wait_for(|_| false).await.map_err(|_| QueueClosed)?;
         }
         if self.reading.is_none() {
             let (epoch, cursor) = (self.epoch, self.cursor);
-            self.progress.wait_for(|now| now.epoch != epoch || now.next > cursor).await.map_err(|_| Closed)?;
+            self.progress.wait_for(|now| now.epoch != epoch || now.next() > cursor).await.map_err(|_| QueueClosed)?;
             self.start_over_in_a_new_epoch();
-            self.reading = Some(self.commands.read(self.cursor, self.page));
+            self.reading = Some(self.writer.read(self.cursor, self.page));
         }
         let Some(reading) = &mut self.reading else { return Ok(()) };
         let page = reading.await;
         self.reading = None;
         match page {
-            Ok(Ok(page)) => self.take_in(page),
-            // The writer has told why; it tries again by then.
+            Ok(Ok(page)) => self.accept(page),
+            // The writer has logged the failure and opens the file again after this time.
             Ok(Err(_)) => tokio::time::sleep(REOPEN_AFTER).await,
-            Err(_) => return Err(Closed),
+            Err(_) => return Err(QueueClosed),
         }
         Ok(())
     }
 
-    fn take_in(&mut self, page: Page) {
+    fn accept(&mut self, page: EventPage) {
         if page.epoch != self.epoch {
             return self.start_over_in_a_new_epoch();
         }
         let (known, window) = (self.known, self.shared.window.lock());
-        self.fresh.extend(page.entries.into_iter().filter(|entry| entry.seq >= known || !window.holds(entry.seq)));
+        self.fresh.extend(
+            page.entries.into_iter().filter(|entry| entry.position >= known || !window.contains(entry.position)),
+        );
         self.cursor = page.next;
         self.known = self.known.max(page.next);
     }
@@ -136,18 +138,18 @@ impl Subscription {
 }
 
 #[async_trait]
-impl crate::queue::Subscription for Subscription {
+impl crate::queue::Subscription for EmbeddedSubscription {
     async fn next(&mut self) -> Option<Delivery> {
         let shared = self.shared.clone();
         loop {
             if self.progress.has_changed().is_err() {
                 return None;
             }
-            let step = shared.window.lock().step(Instant::now(), &mut self.fresh);
-            let (wanted, until) = match step {
-                Step::Deliver(entry) => return Some(self.hand_out(entry)),
-                Step::Wait { wanted, until } => (wanted, until),
-                Step::End => return None,
+            let action = shared.window.lock().next_action(Instant::now(), &mut self.fresh);
+            let (wanted, until) = match action {
+                NextAction::Deliver(entry) => return Some(self.deliver(entry)),
+                NextAction::Wait { wanted, until } => (wanted, until),
+                NextAction::End => return None,
             };
             let due = async {
                 match until {
@@ -155,7 +157,7 @@ impl crate::queue::Subscription for Subscription {
                     None => std::future::pending().await,
                 }
             };
-            // `notify_one` leaves a permit behind, so a change since the step above is not missed.
+            // `notify_one` stores a permit, so a change since the decision above is not missed.
             tokio::select! {
                 () = shared.changed.notified() => {}
                 () = due => {}
@@ -165,50 +167,50 @@ impl crate::queue::Subscription for Subscription {
     }
 }
 
-impl Drop for Subscription {
+impl Drop for EmbeddedSubscription {
     fn drop(&mut self) {
-        self.shared.end(&self.commands);
+        self.shared.end(&self.writer);
     }
 }
 
-/// One event that is out. Dropped unsettled, it goes to rest and comes again.
+/// The settlement of one event. Dropped unsettled, it returns the event, which is delayed and redelivered.
 #[derive(Debug)]
-struct Out {
-    /// Taken out when it is settled.
-    entry: Option<Entry>,
-    keeping: Keeping,
-    shared: Arc<Shared>,
-    commands: Commands,
+struct EmbeddedDelivery {
+    /// `None` once it is settled.
+    entry: Option<LogEntry>,
+    retention: Retention,
+    shared: Arc<SharedWindow>,
+    writer: WriterHandle,
 }
 
-impl Out {
-    async fn settle(mut self: Box<Self>, change: impl FnOnce(u64) -> Change) -> Result<(), Error> {
-        if let Some(seq) = self.entry.as_ref().map(|entry| entry.seq) {
-            self.commands.settle(change(seq)).await?;
+impl EmbeddedDelivery {
+    async fn settle(mut self: Box<Self>, change: impl FnOnce(u64) -> LogChange) -> Result<(), Error> {
+        if let Some(position) = self.entry.as_ref().map(|entry| entry.position) {
+            self.writer.settle(change(position)).await?;
             self.entry = None;
-            self.shared.window.lock().settled(seq);
+            self.shared.window.lock().settled(position);
             self.shared.changed.notify_one();
         }
         Ok(())
     }
 }
 
-impl Drop for Out {
+impl Drop for EmbeddedDelivery {
     fn drop(&mut self) {
         let Some(entry) = self.entry.take() else { return };
-        let seq = entry.seq;
-        if self.shared.window.lock().came_back(entry, Instant::now()) {
-            self.commands.count_return(seq);
+        let position = entry.position;
+        if self.shared.window.lock().returned(entry, Instant::now()) {
+            self.writer.count_return(position);
             self.shared.changed.notify_one();
         }
     }
 }
 
 #[async_trait]
-impl Settle for Out {
+impl Settle for EmbeddedDelivery {
     async fn ack(self: Box<Self>) -> Result<(), Error> {
-        let keeping = self.keeping;
-        self.settle(|seq| Change::Settle(seq, keeping)).await
+        let retention = self.retention;
+        self.settle(|position| LogChange::Ack(position, retention)).await
     }
 
     async fn retry(self: Box<Self>) -> Result<(), Error> {
@@ -217,7 +219,7 @@ impl Settle for Out {
     }
 
     async fn dead_letter(self: Box<Self>, reason: Reason) -> Result<(), Error> {
-        let keeping = self.keeping;
-        self.settle(|seq| Change::Bury(seq, reason, keeping)).await
+        let retention = self.retention;
+        self.settle(|position| LogChange::DeadLetter(position, reason, retention)).await
     }
 }

@@ -1,15 +1,16 @@
-//! What the contract suite cannot see: the disk, the file, and what stands in it.
+//! What the contract suite cannot cover: the disk, the file and its content.
+
+mod faulty_disk;
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::future::Future;
-use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::clock::ManualClock;
 use crate::domain::Timestamp;
@@ -19,70 +20,19 @@ use super::log::Log;
 use super::tables::{DEAD_LETTERS, RETURNS};
 use super::*;
 
+use faulty_disk::{FaultyDisk, FaultyFile};
+
 const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_500);
 const PATIENCE: Duration = Duration::from_secs(30);
 const HOUR: Duration = Duration::from_secs(3_600);
-const LIMITS: Limits = Limits { max_bytes: 1 << 30, journal: journal::Limits { max_bytes: 1 << 20, retention: HOUR } };
+const LIMITS: LogLimits =
+    LogLimits { max_bytes: 1 << 30, journal: JournalLimits { max_bytes: 1 << 20, retention: HOUR } };
 
-/// A disk that can be made to fail, and that counts what is asked of it.
-#[derive(Debug, Default)]
-struct Disk {
-    broken: AtomicBool,
-    syncs: AtomicUsize,
-    /// Whoever syncs is held for as long as this is set.
-    held: AtomicBool,
-}
-
-#[derive(Debug)]
-struct DiskFile {
-    disk: Arc<Disk>,
-    file: FileBackend,
-}
-
-impl DiskFile {
-    fn check(&self) -> io::Result<()> {
-        if self.disk.broken.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-    }
-}
-
-impl StorageBackend for DiskFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.check()?;
-        self.file.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        while self.disk.held.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        self.check()?;
-        self.disk.syncs.fetch_add(1, Ordering::SeqCst);
-        self.file.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.check()?;
-        self.file.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-}
-
-fn open_on(disk: &Arc<Disk>, directory: &Path) -> Arc<Embedded> {
+fn open_on(disk: &Arc<FaultyDisk>, directory: &Path) -> Arc<Embedded> {
     let (disk, path) = (disk.clone(), directory.join(file::NAME));
     let opener = move || {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
-        let file = DiskFile { disk: disk.clone(), file: FileBackend::new(file).unwrap() };
+        let file = FaultyFile { disk: disk.clone(), file: FileBackend::new(file).unwrap() };
         let unavailable = |error: String| Error::Unavailable { reason: error };
         let file = Database::builder().create_with_backend(file).map_err(|error| unavailable(error.to_string()))?;
         Log::new(file, LIMITS).map_err(|error| unavailable(error.to_string()))
@@ -107,7 +57,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("took too long")
 }
 
-/// Repeats until it succeeds; every attempt goes through the whole queue.
+/// Repeats until it succeeds; each attempt goes through the whole queue.
 async fn eventually<T, F: Future<Output = Result<T, Error>>>(mut attempt: impl FnMut() -> F) -> T {
     soon(async {
         loop {
@@ -135,15 +85,15 @@ fn reason(outcome: Result<impl std::fmt::Debug, Error>) -> String {
 }
 
 #[tokio::test]
-async fn publishers_that_wait_for_the_disk_share_one_fsync() {
+async fn publishers_that_wait_for_the_disk_share_an_fsync() {
     const PUBLISHERS: usize = 200;
-    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+    let (disk, directory) = (Arc::new(FaultyDisk::default()), tempfile::tempdir().unwrap());
     let queue = open_on(&disk, directory.path());
     disk.held.store(true, Ordering::SeqCst);
     let before = disk.syncs.load(Ordering::SeqCst);
     let events: Vec<_> = (0..PUBLISHERS).map(|n| [event(n)]).collect();
     let mut publishers: Vec<_> = events.iter().map(|event| queue.publish(event)).collect();
-    // One poll each sends them all, before the first of them can be on the disk.
+    // One poll each sends all of them before the first can reach the disk.
     for publisher in &mut publishers {
         assert!(futures_util::poll!(publisher).is_pending());
     }
@@ -155,9 +105,9 @@ async fn publishers_that_wait_for_the_disk_share_one_fsync() {
 }
 
 #[tokio::test]
-async fn acknowledgements_do_not_wait_for_an_fsync_each_and_are_durable_after_a_close() {
+async fn acknowledgements_share_fsyncs_and_are_durable_after_a_close() {
     const EVENTS: usize = 300;
-    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+    let (disk, directory) = (Arc::new(FaultyDisk::default()), tempfile::tempdir().unwrap());
     let queue = open_on(&disk, directory.path());
     let events: Vec<_> = (0..EVENTS).map(event).collect();
     queue.publish(&events).await.unwrap();
@@ -173,8 +123,8 @@ async fn acknowledgements_do_not_wait_for_an_fsync_each_and_are_durable_after_a_
 }
 
 #[tokio::test]
-async fn acknowledgements_reach_the_disk_by_themselves() {
-    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+async fn acknowledgements_reach_the_disk_without_a_publish() {
+    let (disk, directory) = (Arc::new(FaultyDisk::default()), tempfile::tempdir().unwrap());
     let queue = open_on(&disk, directory.path());
     queue.publish(&[event(1)]).await.unwrap();
     let mut subscription = queue.subscribe(1).await.unwrap();
@@ -189,8 +139,8 @@ async fn acknowledgements_reach_the_disk_by_themselves() {
 }
 
 #[tokio::test]
-async fn a_disk_that_fails_refuses_publishers_and_is_used_again_when_it_works() {
-    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+async fn a_failed_disk_refuses_publishers_and_is_used_again_after_recovery() {
+    let (disk, directory) = (Arc::new(FaultyDisk::default()), tempfile::tempdir().unwrap());
     let queue = open_on(&disk, directory.path());
     let mut subscription = queue.subscribe(4).await.unwrap();
     queue.publish(&[event("kept"), event("acked")]).await.unwrap();
@@ -206,7 +156,7 @@ async fn a_disk_that_fails_refuses_publishers_and_is_used_again_when_it_works() 
     disk.broken.store(false, Ordering::SeqCst);
     eventually(|| queue.ping()).await;
     queue.publish(&[event("later")]).await.unwrap();
-    // The refused one may be there, and the acknowledged one again; neither of the others may be missing.
+    // The refused and the acknowledged event may be in the log; the other two must be.
     let mut found = BTreeSet::new();
     while queue.depth().await.unwrap().events > 0 {
         let delivery = soon(subscription.next()).await.unwrap();
@@ -217,8 +167,8 @@ async fn a_disk_that_fails_refuses_publishers_and_is_used_again_when_it_works() 
 }
 
 #[tokio::test]
-async fn a_disk_that_works_again_is_found_by_the_next_publisher() {
-    let (disk, directory) = (Arc::new(Disk::default()), tempfile::tempdir().unwrap());
+async fn the_next_publisher_finds_a_recovered_disk() {
+    let (disk, directory) = (Arc::new(FaultyDisk::default()), tempfile::tempdir().unwrap());
     let queue = open_on(&disk, directory.path());
     disk.broken.store(true, Ordering::SeqCst);
     reason(queue.publish(&[event("refused")]).await);
@@ -230,7 +180,7 @@ async fn a_disk_that_works_again_is_found_by_the_next_publisher() {
 }
 
 #[tokio::test]
-async fn a_directory_in_use_is_refused_by_name() {
+async fn a_directory_in_use_is_refused_with_its_path() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new/queue");
     let queue = open(&path).unwrap();
@@ -241,7 +191,7 @@ async fn a_directory_in_use_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_refused_and_left_as_it_is() {
+async fn a_damaged_file_is_refused_and_not_changed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(file::NAME);
     let queue = open(directory.path()).unwrap();
@@ -255,7 +205,7 @@ async fn a_damaged_file_is_refused_and_left_as_it_is() {
     for damaged in [b"this is no queue".repeat(1_000), sound[..sound.len() / 2].to_vec(), flipped] {
         std::fs::write(&path, &damaged).unwrap();
         let refused = reason(open(directory.path()));
-        assert!(refused.contains("queue.redb is damaged or no queue"), "{refused}");
+        assert!(refused.contains("queue.redb is damaged or not a queue file"), "{refused}");
         assert!(std::fs::read(&path).unwrap() == damaged, "the file was changed");
     }
     std::fs::write(&path, &sound).unwrap();
@@ -263,11 +213,11 @@ async fn a_damaged_file_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn dead_letters_tell_the_reason_and_the_event_but_no_undecodable_bytes() {
+async fn a_dead_letter_has_a_reason_and_an_event_but_no_undecodable_bytes() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).unwrap();
     queue.publish(&[event("poison")]).await.unwrap();
-    queue.commands.append(vec!["secret".into()], 6).await.unwrap();
+    queue.writer.append(vec!["secret".into()], 6).await.unwrap();
     let mut subscription = queue.subscribe(2).await.unwrap();
     let poison = soon(subscription.next()).await.unwrap();
     poison.dead_letter(Reason::RedeliveredTooOften).await.unwrap();
@@ -290,7 +240,54 @@ async fn dead_letters_tell_the_reason_and_the_event_but_no_undecodable_bytes() {
 }
 
 #[tokio::test]
-async fn dead_letters_take_room_and_are_never_refused_it() {
+async fn a_file_of_the_first_release_opens_without_loss() {
+    const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+    const RETURNS: TableDefinition<'_, u64, u32> = TableDefinition::new("returns");
+    const JOURNAL: TableDefinition<'_, u64, (i64, &[u8])> = TableDefinition::new("journal");
+    const DEAD_LETTERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("dead_letters");
+    let directory = tempfile::tempdir().unwrap();
+    let file = Database::create(directory.path().join("queue.redb")).unwrap();
+    let txn = file.begin_write().unwrap();
+    let settled = wire::encode(&event("settled"));
+    txn.open_table(JOURNAL).unwrap().insert(7, (NOW.as_millis(), &*settled)).unwrap();
+    txn.open_table(EVENTS).unwrap().insert(4, &*wire::encode(&event("returned"))).unwrap();
+    txn.open_table(EVENTS).unwrap().insert(5, &*wire::encode(&event("waiting"))).unwrap();
+    txn.open_table(RETURNS).unwrap().insert(4, 2).unwrap();
+    let letter = serde_json::json!({
+        "reason": "redelivered-too-often", "at": NOW.as_millis(), "length": 1, "sha256": "00",
+        "event": serde_json::from_slice::<serde_json::Value>(&wire::encode(&event("poison"))).unwrap(),
+    });
+    txn.open_table(DEAD_LETTERS).unwrap().insert(3, letter.to_string().as_bytes()).unwrap();
+    txn.commit().unwrap();
+    drop(file);
+
+    let queue = open(directory.path()).unwrap();
+    let bytes = wire::encode(&event("returned")).len() + wire::encode(&event("waiting")).len();
+    let depth = Depth { events: 2, bytes: Some(bytes as u64), dead_letters: 1 };
+    assert_eq!(queue.depth().await.unwrap(), depth);
+    let mut journal = queue.journal(NOW).await.unwrap().unwrap();
+    let ids = |events: Vec<Event>| events.iter().map(|event| event.id.to_string()).collect::<Vec<_>>();
+    assert_eq!(ids(journal.next().await.unwrap().unwrap()), ["returned", "waiting", "settled"]);
+    let letters = queue.list(10).await.unwrap();
+    assert_eq!((letters[0].id.as_str(), letters[0].reason.as_str()), ("3", "redelivered-too-often"));
+
+    queue.redrive(&Which::All).await.unwrap();
+    let mut subscription = queue.subscribe(8).await.unwrap();
+    for (expected, redelivered) in [("returned", 2), ("waiting", 0), ("poison", 0)] {
+        let delivery = soon(subscription.next()).await.unwrap();
+        assert_eq!((id(&delivery).as_str(), delivery.redelivered()), (expected, redelivered));
+        delivery.ack().await.unwrap();
+    }
+    queue.close().await.unwrap();
+    let file = Database::open(directory.path().join("queue.redb")).unwrap();
+    let rows = file.begin_read().unwrap().open_table(super::journal::JOURNAL).unwrap();
+    let positions: Vec<u64> = rows.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
+    // The redriven event got a position after every earlier one.
+    assert_eq!(positions, [4, 5, 7, 8]);
+}
+
+#[tokio::test]
+async fn dead_letters_count_against_the_limit_and_are_never_refused() {
     let directory = tempfile::tempdir().unwrap();
     let size = wire::encode(&event(1)).len() as u64;
     let config = Config { max_bytes: ByteSize(size * 2), ..config(directory.path()) };
@@ -305,14 +302,14 @@ async fn dead_letters_take_room_and_are_never_refused_it() {
 }
 
 #[tokio::test]
-async fn a_settled_event_leaves_no_count_behind() {
+async fn a_settled_event_leaves_no_count_of_returns() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).unwrap();
     queue.publish(&[event(1)]).await.unwrap();
     let mut subscription = queue.subscribe(1).await.unwrap();
     soon(subscription.next()).await.unwrap().retry().await.unwrap();
     let held = soon(subscription.next()).await.unwrap();
-    // The subscription's end counts what is out; its settlement comes later.
+    // The end of the subscription counts the unsettled event, which is settled later.
     drop(subscription);
     held.ack().await.unwrap();
     queue.close().await.unwrap();
@@ -321,7 +318,7 @@ async fn a_settled_event_leaves_no_count_behind() {
 }
 
 #[tokio::test]
-async fn a_later_subscription_takes_over() {
+async fn a_later_subscription_takes_over_unsettled_events() {
     let directory = tempfile::tempdir().unwrap();
     let queue = open(directory.path()).unwrap();
     queue.publish(&[event(1)]).await.unwrap();
@@ -331,14 +328,14 @@ async fn a_later_subscription_takes_over() {
     assert!(soon(first.next()).await.is_none());
     let again = soon(second.next()).await.unwrap();
     assert_eq!((id(&again), again.redelivered()), ("1".to_owned(), 1));
-    // Both settle it: that it happens twice harms nothing.
+    // Settling it twice does no harm.
     held.ack().await.unwrap();
     again.ack().await.unwrap();
     assert_eq!(queue.depth().await.unwrap().events, 0);
 }
 
 #[tokio::test]
-async fn the_thread_is_tracked_and_ends_with_the_close() {
+async fn the_writer_thread_is_tracked_and_ends_on_close() {
     let directory = tempfile::tempdir().unwrap();
     let (controller, shutdown) = Shutdown::new();
     let queue = Embedded::open(&config(directory.path()), ManualClock::at(NOW), &shutdown).unwrap();

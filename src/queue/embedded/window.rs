@@ -1,167 +1,156 @@
-//! What one subscription has out, and what rests before it goes out again. Pure: no I/O, no time of
-//! its own.
+//! The delivery window: which events of a subscription are unsettled, and which wait for their redelivery. Pure: no
+//! I/O, no clock.
 //!
-//! At most `prefetch` events are out. One that came back unsettled rests for a while that doubles
-//! with each return ([`rest`]), so that others go first and a failing event does not spin. At most
-//! [`MAX_RESTING`] rest at once; with that many, nothing fresh goes out until one of them has.
+//! At most `prefetch` events are unsettled. A returned event waits for its [redelivery delay](redelivery_delay), so that
+//! other events go first and a failing event does not spin. At most [`MAX_DELAYED`] events wait at once; at that number
+//! no new event is delivered until one of them was redelivered.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::log::Entry;
+use crate::queue::delivery::redelivery_delay;
 
-/// How many events may rest at once.
-const MAX_RESTING: usize = 1_024;
+use super::change::LogEntry;
 
-const FIRST_REST: Duration = Duration::from_millis(100);
-const LONGEST_REST: Duration = Duration::from_secs(5);
+/// How many events may wait for their redelivery at once.
+const MAX_DELAYED: usize = 1_024;
 
-/// What one subscription has out and what rests.
+/// The unsettled and the delayed events of one subscription.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct DeliveryWindow {
     prefetch: usize,
-    out: HashSet<u64>,
-    resting: BTreeMap<(Instant, u64), Entry>,
+    unsettled: HashSet<u64>,
+    delayed: BTreeMap<(Instant, u64), LogEntry>,
     ended: bool,
 }
 
-/// What the subscription does next.
+/// The next action of the subscription.
 #[derive(Debug)]
-pub(super) enum Step {
-    /// Hand this out.
-    Deliver(Entry),
-    /// Wait until something comes back or `until`, and for fresh events if they are `wanted`.
+pub(super) enum NextAction {
+    /// Deliver this event.
+    Deliver(LogEntry),
+    /// Wait for a settlement or until `until`, and for new events if they are `wanted`.
     Wait {
-        /// There is room for a fresh event.
+        /// Whether a new event can be delivered.
         wanted: bool,
-        /// When the first resting event is due.
+        /// When the first delayed event is due.
         until: Option<Instant>,
     },
     /// End: another subscription has taken over.
     End,
 }
 
-/// Returns how long an event rests after it came back for the `returns`th time: 100 ms, doubling to 5 s.
-fn rest(returns: u32) -> Duration {
-    FIRST_REST.saturating_mul(1 << returns.saturating_sub(1).min(16)).min(LONGEST_REST)
-}
-
-impl Window {
+impl DeliveryWindow {
     pub(super) fn new(prefetch: usize) -> Self {
-        Self { prefetch: prefetch.max(1), out: HashSet::new(), resting: BTreeMap::new(), ended: false }
+        Self { prefetch: prefetch.max(1), unsettled: HashSet::new(), delayed: BTreeMap::new(), ended: false }
     }
 
-    /// Decides what goes out now: what is due, else the first of `fresh`.
-    pub(super) fn step(&mut self, now: Instant, fresh: &mut VecDeque<Entry>) -> Step {
+    /// Decides what to deliver now: a delayed event that is due, else the first of `fresh`.
+    pub(super) fn next_action(&mut self, now: Instant, fresh: &mut VecDeque<LogEntry>) -> NextAction {
         if self.ended {
-            return Step::End;
+            return NextAction::End;
         }
-        if self.out.len() >= self.prefetch {
-            return Step::Wait { wanted: false, until: None };
+        if self.unsettled.len() >= self.prefetch {
+            return NextAction::Wait { wanted: false, until: None };
         }
-        let room = self.resting.len() < MAX_RESTING;
-        let entry = match self.resting.first_entry().filter(|first| first.key().0 <= now) {
+        let wanted = self.delayed.len() < MAX_DELAYED;
+        let entry = match self.delayed.first_entry().filter(|first| first.key().0 <= now) {
             Some(due) => Some(due.remove()),
-            None if room => fresh.pop_front(),
+            None if wanted => fresh.pop_front(),
             None => None,
         };
         match entry {
             Some(entry) => {
-                self.out.insert(entry.seq);
-                Step::Deliver(entry)
+                self.unsettled.insert(entry.position);
+                NextAction::Deliver(entry)
             }
-            None => Step::Wait { wanted: room, until: self.resting.first_key_value().map(|((due, _), _)| *due) },
+            None => NextAction::Wait { wanted, until: self.delayed.first_key_value().map(|((due, _), _)| *due) },
         }
     }
 
-    /// Forgets an event that was settled.
-    pub(super) fn settled(&mut self, seq: u64) {
-        self.out.remove(&seq);
+    /// Removes a settled event.
+    pub(super) fn settled(&mut self, position: u64) {
+        self.unsettled.remove(&position);
     }
 
-    /// Puts an event to rest that came back. Tells whether it was still out: after the end of the
-    /// subscription it no longer is.
-    pub(super) fn came_back(&mut self, mut entry: Entry, now: Instant) -> bool {
-        let was_out = self.out.remove(&entry.seq);
-        if was_out {
+    /// Delays a returned event. Returns whether it was unsettled; after the end of the subscription no event is.
+    pub(super) fn returned(&mut self, mut entry: LogEntry, now: Instant) -> bool {
+        let was_unsettled = self.unsettled.remove(&entry.position);
+        if was_unsettled {
+            let due = now + redelivery_delay(entry.returns);
             entry.returns = entry.returns.saturating_add(1);
-            self.resting.insert((now + rest(entry.returns), entry.seq), entry);
+            self.delayed.insert((due, entry.position), entry);
         }
-        was_out
+        was_unsettled
     }
 
-    /// Tells whether an event is out or rests.
-    pub(super) fn holds(&self, seq: u64) -> bool {
-        self.out.contains(&seq) || self.resting.values().any(|entry| entry.seq == seq)
+    /// Returns whether an event is unsettled or delayed.
+    pub(super) fn contains(&self, position: u64) -> bool {
+        self.unsettled.contains(&position) || self.delayed.values().any(|entry| entry.position == position)
     }
 
-    /// Ends the subscription, and returns what was out.
+    /// Ends the subscription, and returns the positions of the unsettled events.
     pub(super) fn end(&mut self) -> HashSet<u64> {
         self.ended = true;
-        self.resting.clear();
-        std::mem::take(&mut self.out)
+        self.delayed.clear();
+        std::mem::take(&mut self.unsettled)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
 
     use super::*;
 
-    fn entries(seqs: std::ops::Range<u64>) -> VecDeque<Entry> {
-        seqs.map(|seq| Entry { seq, returns: 0, wire: Bytes::new() }).collect()
+    fn entries(positions: std::ops::Range<u64>) -> VecDeque<LogEntry> {
+        positions.map(|position| LogEntry { position, returns: 0, wire: Bytes::new() }).collect()
     }
 
-    fn deliver(window: &mut Window, now: Instant, fresh: &mut VecDeque<Entry>) -> Entry {
-        match window.step(now, fresh) {
-            Step::Deliver(entry) => entry,
+    fn deliver(window: &mut DeliveryWindow, now: Instant, fresh: &mut VecDeque<LogEntry>) -> LogEntry {
+        match window.next_action(now, fresh) {
+            NextAction::Deliver(entry) => entry,
             other => panic!("expected a delivery, got {other:?}"),
         }
     }
 
-    #[test]
-    fn rests_double_up_to_the_longest() {
-        let millis: Vec<u128> = [1, 2, 3, 6, 7, 20, u32::MAX].map(|returns| rest(returns).as_millis()).into();
-        assert_eq!(millis, [100, 200, 400, 3_200, 5_000, 5_000, 5_000]);
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn an_event_that_came_back_goes_out_when_its_rest_is_over_and_not_before() {
-        let (mut window, mut fresh, now) = (Window::new(1), entries(0..2), Instant::now());
+    async fn a_returned_event_is_redelivered_after_its_delay_and_not_before() {
+        let (mut window, mut fresh, now) = (DeliveryWindow::new(1), entries(0..2), Instant::now());
         let first = deliver(&mut window, now, &mut fresh);
-        assert!(window.came_back(first, now));
+        assert!(window.returned(first, now));
         let second = deliver(&mut window, now, &mut fresh);
-        assert_eq!(second.seq, 1);
+        assert_eq!(second.position, 1);
         window.settled(1);
-        let due = now + FIRST_REST;
-        let waits = window.step(due - Duration::from_millis(1), &mut fresh);
-        assert!(matches!(waits, Step::Wait { wanted: true, until: Some(until) } if until == due), "{waits:?}");
+        let due = now + redelivery_delay(0);
+        let waits = window.next_action(due - Duration::from_millis(1), &mut fresh);
+        assert!(matches!(waits, NextAction::Wait { wanted: true, until: Some(until) } if until == due), "{waits:?}");
         let again = deliver(&mut window, due, &mut fresh);
-        assert_eq!((again.seq, again.returns), (0, 1));
+        assert_eq!((again.position, again.returns), (0, 1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_fresh_goes_out_while_too_many_rest() {
-        let (mut window, now) = (Window::new(1), Instant::now());
-        let mut fresh = entries(0..MAX_RESTING as u64 + 1);
-        for _ in 0..MAX_RESTING {
+    async fn no_new_event_is_delivered_while_too_many_are_delayed() {
+        let (mut window, now) = (DeliveryWindow::new(1), Instant::now());
+        let mut fresh = entries(0..MAX_DELAYED as u64 + 1);
+        for _ in 0..MAX_DELAYED {
             let entry = deliver(&mut window, now, &mut fresh);
-            assert!(window.came_back(entry, now));
+            assert!(window.returned(entry, now));
         }
-        assert!(matches!(window.step(now, &mut fresh), Step::Wait { wanted: false, until: Some(_) }));
+        assert!(matches!(window.next_action(now, &mut fresh), NextAction::Wait { wanted: false, until: Some(_) }));
         assert_eq!(fresh.len(), 1);
-        assert_eq!(deliver(&mut window, now + FIRST_REST, &mut fresh).returns, 1);
+        assert_eq!(deliver(&mut window, now + redelivery_delay(0), &mut fresh).returns, 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_the_end_nothing_comes_back() {
-        let (mut window, mut fresh, now) = (Window::new(2), entries(0..2), Instant::now());
+    async fn after_the_end_no_event_is_returned() {
+        let (mut window, mut fresh, now) = (DeliveryWindow::new(2), entries(0..2), Instant::now());
         let entry = deliver(&mut window, now, &mut fresh);
         assert_eq!(window.end(), HashSet::from([0]));
-        assert!(!window.came_back(entry, now));
-        assert!(matches!(window.step(now, &mut fresh), Step::End));
+        assert!(!window.returned(entry, now));
+        assert!(matches!(window.next_action(now, &mut fresh), NextAction::End));
     }
 }

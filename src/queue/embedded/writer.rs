@@ -1,133 +1,90 @@
 //! The writer: one thread that owns the file.
 //!
-//! Everyone sends it commands. It takes everything that waits (a bounded batch), applies all changes
-//! in one transaction, and answers them when that is as durable as they need: so a hundred concurrent
-//! publishers share one fsync. Reads of the same batch are answered afterwards, from what was just
-//! written.
+//! All others send it commands. The writer takes what waits, up to a limit, applies all changes in one transaction,
+//! and replies when the changes are as durable as they need to be. So a hundred concurrent publishers share one fsync.
+//! It answers the reads of a batch last, with the new state.
 //!
-//! # What waits is bounded
+//! # Bounds
 //!
-//! Publishers and probes take permits, by size; settlements and reads need none, since the
-//! subscription's window bounds them.
+//! Publishers and probes need permits, by size. Settlements and reads of the subscription need none, since the delivery
+//! window limits their number.
 //!
-//! # When the disk fails
+//! # Disk failures
 //!
-//! Every command of the batch is answered [`Error::Unavailable`], the file is closed, and the next
-//! command that comes [`REOPEN_AFTER`] later or more opens it again. What was applied but not yet
-//! fsynced may be undone by that: events that were settled may be there again, so the [`Progress`]
-//! gets a new epoch, and the subscription reads from the start. No position is used twice.
+//! The writer answers every command of the batch with [`Error::Unavailable`] and closes the file. The next command after
+//! [`REOPEN_AFTER`] opens the file again. Changes that were applied but not yet fsynced may be undone: settled events
+//! may be in the log again. So [`LogProgress`] gets a new epoch, and the subscription reads from the start. No position
+//! is used twice.
 //!
-//! # The end
+//! # Shutdown
 //!
-//! On [`Command::Close`], or when the last sender is gone, it applies what still waits, makes
+//! On [`WriterCommand::Close`], or when the last sender is gone, the writer applies the waiting commands, makes
 //! everything durable, and closes the file.
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::Timestamp;
-use crate::queue::{DeadLetter, Error};
+use crate::queue::Error;
 
-use super::journal;
-use super::log::{Change, Entry, Held, Log};
+use super::change::LogChange;
+use super::commands::{EventPage, LogProgress, Reply, WriterCommand};
+use super::log::Log;
 
 /// How many commands share one transaction at most.
 const BATCH: usize = 1_024;
 
-/// How long removals and counts may wait for an fsync when no publish brings one.
+/// How long removals and counts wait for an fsync if no publish brings one.
 const SYNC_AFTER: Duration = Duration::from_millis(200);
 
-/// How long a file that failed is left alone before it is opened again.
+/// The pause before a failed file is opened again.
 pub(super) const REOPEN_AFTER: Duration = Duration::from_millis(500);
 
-/// Where the outcome of a command goes. A receiver that is gone has lost interest.
-pub(super) type Answer<T> = oneshot::Sender<Result<T, Error>>;
+/// Opens the file, at the start and after a failure of the disk.
+pub(super) type LogOpener = Box<dyn Fn() -> Result<Log, Error> + Send>;
 
-/// What the writer is asked to do.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Changes the log.
-    Change(Change, Answer<()>, Option<OwnedSemaphorePermit>),
-    /// Reads the oldest events at or after a position, at most so many.
-    Read(u64, usize, Answer<Page>),
-    /// Reads the oldest events from a position on, settled (since a time) or not, at most so many.
-    Journal(u64, Timestamp, usize, Answer<journal::Page>, OwnedSemaphorePermit),
-    /// Reads the oldest dead letters from a number on, at most so many.
-    DeadLetters(u64, usize, Answer<Vec<DeadLetter>>, OwnedSemaphorePermit),
-    /// Answers if the file works; where the last write failed, by writing again.
-    Ping(Answer<()>, Option<OwnedSemaphorePermit>),
-    /// Ends the writer; answered when the file is closed.
-    Close(Answer<()>),
-}
-
-/// The answer to a read.
-#[derive(Debug)]
-pub(super) struct Page {
-    /// The events, oldest first.
-    pub(super) entries: Vec<Entry>,
-    /// Where the next read goes on.
-    pub(super) next: u64,
-    /// The epoch in which it was read.
-    pub(super) epoch: u64,
-}
-
-/// How far the log has come; everyone can watch it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Progress {
-    /// Raised when events may have come back that had been settled.
-    pub(super) epoch: u64,
-    /// The position after the newest event.
-    pub(super) next: u64,
-    /// What the log holds.
-    pub(super) held: Held,
-}
-
-/// Opens the file; called again after the disk failed.
-pub(super) type Opener = Box<dyn Fn() -> Result<Log, Error> + Send>;
-
-/// The thread's own state.
-pub(super) struct Writer {
-    commands: Receiver<Command>,
-    progress: watch::Sender<Progress>,
-    opener: Opener,
+/// The state of the thread.
+pub(super) struct LogWriter {
+    commands: Receiver<WriterCommand>,
+    progress: watch::Sender<LogProgress>,
+    opener: LogOpener,
     clock: SharedClock,
-    log: Result<Log, Failure>,
+    log: Result<Log, LogFailure>,
     unsynced_since: Option<Instant>,
 }
 
-/// Why the file is closed, and when it was last tried.
+/// Why the file is closed, and when it was last opened or used.
 #[derive(Clone, Debug)]
-struct Failure {
+struct LogFailure {
     error: Error,
     at: Instant,
 }
 
-impl fmt::Debug for Writer {
+impl fmt::Debug for LogWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").field("log", &self.log).finish_non_exhaustive()
+        f.debug_struct("LogWriter").field("log", &self.log).finish_non_exhaustive()
     }
 }
 
-impl Writer {
-    /// Makes the writer of an open log, and shows how far that has come.
+impl LogWriter {
+    /// Creates the writer of an open log, and publishes the progress of that log.
     pub(super) fn new(
-        commands: Receiver<Command>,
-        progress: watch::Sender<Progress>,
+        commands: Receiver<WriterCommand>,
+        progress: watch::Sender<LogProgress>,
         log: Log,
-        opener: Opener,
+        opener: LogOpener,
         clock: SharedClock,
     ) -> Self {
         let writer = Self { commands, progress, opener, clock, log: Ok(log), unsynced_since: None };
-        writer.show();
+        writer.publish_progress();
         writer
     }
 
-    /// Works until it is told to end.
+    /// Runs until it is closed.
     pub(super) fn run(mut self) {
         let mut closing = Vec::new();
         while closing.is_empty() {
@@ -141,92 +98,96 @@ impl Writer {
             self.batch(first, &mut closing);
         }
         self.sync();
-        let closed = self.log.as_ref().map(|_| ()).map_err(|failure| failure.error.clone());
-        // Whoever is told that the queue is closed may open the file at once.
+        let closed = self.status();
+        // The file must be closed before the reply: the receiver may open it at once.
         drop(self);
-        for answer in closing {
-            let _ = answer.send(closed.clone());
+        for reply in closing {
+            let _ = reply.send(closed.clone());
         }
     }
 
-    fn receive(&self) -> Result<Command, RecvTimeoutError> {
+    fn receive(&self) -> Result<WriterCommand, RecvTimeoutError> {
         match self.unsynced_since {
             Some(since) => self.commands.recv_timeout(SYNC_AFTER.saturating_sub(since.elapsed())),
             None => self.commands.recv().map_err(RecvTimeoutError::from),
         }
     }
 
-    fn batch(&mut self, first: Command, closing: &mut Vec<Answer<()>>) {
+    fn batch(&mut self, first: WriterCommand, closing: &mut Vec<Reply<()>>) {
         let (mut changes, mut reads, mut pings) = (Vec::new(), Vec::new(), Vec::new());
         let mut next = Some(first);
         for _ in 0..BATCH {
             let Some(command) = next.take().or_else(|| self.commands.try_recv().ok()) else { break };
             match command {
-                Command::Change(change, answer, permit) => changes.push((change, answer, permit)),
-                Command::Read(from, limit, answer) => reads.push((from, limit, answer)),
-                Command::Journal(from, since, limit, answer, _permit) => {
-                    let _ = answer.send(self.with_log(|log| log.journal(from, since, limit)));
+                WriterCommand::Change(change, reply, permit) => changes.push((change, reply, permit)),
+                WriterCommand::Read(from, limit, reply) => reads.push((from, limit, reply)),
+                WriterCommand::Journal(from, since, limit, reply, _permit) => {
+                    let _ = reply.send(self.with_log(|log| log.journal(from, since, limit)));
                 }
-                Command::DeadLetters(from, limit, answer, _permit) => {
-                    let _ = answer.send(self.with_log(|log| log.dead_letters(from, limit)));
+                WriterCommand::DeadLetters(from, limit, reply, _permit) => {
+                    let _ = reply.send(self.with_log(|log| log.dead_letters(from, limit)));
                 }
-                Command::Ping(answer, permit) => pings.push((answer, permit)),
-                Command::Close(answer) => closing.push(answer),
+                WriterCommand::Ping(reply, permit) => pings.push((reply, permit)),
+                WriterCommand::Close(reply) => closing.push(reply),
             }
         }
         let probe = !pings.is_empty() && self.log.is_err();
         if !changes.is_empty() {
             self.change(changes);
         }
-        for (from, limit, answer) in reads {
-            let _ = answer.send(self.read(from, limit));
+        for (from, limit, reply) in reads {
+            let _ = reply.send(self.read(from, limit));
         }
         if probe {
             self.sync();
         }
-        for (answer, _permit) in pings {
-            let _ = answer.send(self.log.as_ref().map(|_| ()).map_err(|failure| failure.error.clone()));
+        for (reply, _permit) in pings {
+            let _ = reply.send(self.status());
         }
         if self.unsynced_since.is_some_and(|since| since.elapsed() >= SYNC_AFTER) {
             self.sync();
         }
     }
 
-    fn change(&mut self, changes: Vec<(Change, Answer<()>, Option<OwnedSemaphorePermit>)>) {
+    fn change(&mut self, changes: Vec<(LogChange, Reply<()>, Option<OwnedSemaphorePermit>)>) {
         let now = self.clock.now();
-        let batch: Vec<&Change> = changes.iter().map(|(change, ..)| change).collect();
+        let batch: Vec<&LogChange> = changes.iter().map(|(change, ..)| change).collect();
         let outcomes = self.with_log(|log| log.write(&batch, now));
-        self.show();
+        self.publish_progress();
         match outcomes {
             Ok(outcomes) => {
-                for ((_, answer, _), outcome) in changes.into_iter().zip(outcomes) {
-                    let _ = answer.send(outcome);
+                for ((_, reply, _), outcome) in changes.into_iter().zip(outcomes) {
+                    let _ = reply.send(outcome);
                 }
             }
             Err(error) => {
-                for (_, answer, _) in changes {
-                    let _ = answer.send(Err(error.clone()));
+                for (_, reply, _) in changes {
+                    let _ = reply.send(Err(error.clone()));
                 }
             }
         }
     }
 
-    fn read(&mut self, from: u64, limit: usize) -> Result<Page, Error> {
+    fn read(&mut self, from: u64, limit: usize) -> Result<EventPage, Error> {
         let entries = self.with_log(|log| log.read(from, limit))?;
-        let Progress { epoch, next, .. } = *self.progress.borrow();
+        let progress = *self.progress.borrow();
         let next = match entries.last() {
-            Some(last) if entries.len() == limit => last.seq + 1,
-            Some(_) | None => next,
+            Some(last) if entries.len() == limit => last.position + 1,
+            Some(_) | None => progress.next(),
         };
-        Ok(Page { entries, next, epoch })
+        Ok(EventPage { entries, next, epoch: progress.epoch })
     }
 
     fn sync(&mut self) {
-        // A failure is logged and kept by `with_log`: there is nobody to answer.
+        // `with_log` logs and keeps a failure; there is no command to reply to.
         let _ = self.with_log(Log::sync);
     }
 
-    /// Works on the file, after opening it again if it has failed long enough ago.
+    fn status(&self) -> Result<(), Error> {
+        self.log.as_ref().map(drop).map_err(|failure| failure.error.clone())
+    }
+
+    /// Works on the file, after opening it again if it failed long enough ago.
     fn with_log<T>(&mut self, work: impl FnOnce(&mut Log) -> Result<T, redb::Error>) -> Result<T, Error> {
         self.reopen();
         let log = self.log.as_mut().map_err(|failure| failure.error.clone())?;
@@ -237,9 +198,9 @@ impl Writer {
         };
         outcome.map_err(|failed| {
             let error = Error::Unavailable { reason: format!("the queue's file failed: {failed}") };
-            tracing::error!(error = %failed, "the queue's file failed; nothing is taken until it works again");
+            tracing::error!(error = %failed, "the queue's file failed, no events are accepted until it works again");
             self.unsynced_since = None;
-            self.log = Err(Failure { error: error.clone(), at: Instant::now() });
+            self.log = Err(LogFailure { error: error.clone(), at: Instant::now() });
             error
         })
     }
@@ -252,21 +213,17 @@ impl Writer {
         match (self.opener)() {
             Ok(mut log) => {
                 tracing::info!("the queue's file works again");
-                log.continue_from(self.progress.borrow().next);
+                log.continue_from(self.progress.borrow().next());
                 self.log = Ok(log);
                 self.progress.send_modify(|progress| progress.epoch += 1);
-                self.show();
+                self.publish_progress();
             }
-            Err(error) => *failure = Failure { error, at: Instant::now() },
+            Err(error) => *failure = LogFailure { error, at: Instant::now() },
         }
     }
 
-    fn show(&self) {
+    fn publish_progress(&self) {
         let Ok(log) = &self.log else { return };
-        let totals = log.totals();
-        self.progress.send_modify(|progress| {
-            progress.next = totals.next;
-            progress.held = totals.held;
-        });
+        self.progress.send_modify(|progress| progress.totals = log.totals());
     }
 }

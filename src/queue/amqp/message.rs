@@ -1,0 +1,141 @@
+//! Messages: an event as a message of the broker, and the headers that this program and other clients write.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::domain::{Event, Traceparent};
+use crate::queue::wire;
+
+use super::topology::Topology;
+
+/// The header of the trace context (W3C).
+const TRACEPARENT: &str = "traceparent";
+
+/// The header of a redelivered event.
+const REPLAYED: &str = "replayed";
+
+/// A message, ready to be published.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    /// The exchange; empty for the default one.
+    pub(super) exchange: String,
+    /// The routing key; for the default exchange, the name of a queue.
+    pub(super) routing_key: String,
+    /// The properties, with the headers.
+    pub(super) properties: BasicProperties,
+    /// The body.
+    pub(super) body: Bytes,
+}
+
+impl Message {
+    /// Creates the message of an event.
+    pub(super) fn of_event(event: &Event, topology: &Topology) -> Self {
+        let seconds = u64::try_from(event.received_at.as_millis() / 1000).unwrap_or(0);
+        let mut properties = json_properties()
+            .with_message_id(event.id.as_str().into())
+            .with_type(event.kind.as_str().into())
+            .with_timestamp(seconds);
+        let mut headers = FieldTable::default();
+        if let Some(traceparent) = &event.traceparent {
+            headers.insert(TRACEPARENT.into(), AMQPValue::LongString(traceparent.to_string().into()));
+        }
+        if event.again.is_some() {
+            // Consumers of an earlier version know only this header.
+            mark_replayed(&mut headers);
+        }
+        if !headers.inner().is_empty() {
+            properties = properties.with_headers(headers);
+        }
+        Self {
+            exchange: topology.exchange.clone(),
+            routing_key: format!("shard.{}", topology.shard(&event.keys)),
+            properties,
+            body: wire::encode(event),
+        }
+    }
+
+    /// Creates a JSON message for one queue, through the default exchange.
+    pub(super) fn to_queue(queue: &str, headers: FieldTable, body: Vec<u8>) -> Self {
+        let properties = json_properties().with_headers(headers);
+        Self { exchange: String::new(), routing_key: queue.to_owned(), properties, body: body.into() }
+    }
+}
+
+/// Returns the properties of a durable JSON message.
+fn json_properties() -> BasicProperties {
+    const PERSISTENT: u8 = 2;
+    BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(PERSISTENT)
+}
+
+/// Marks a message as redelivered.
+pub(super) fn mark_replayed(headers: &mut FieldTable) {
+    headers.insert(REPLAYED.into(), AMQPValue::Boolean(true));
+}
+
+/// Returns whether a message is marked as redelivered.
+pub(super) fn is_replayed(properties: &BasicProperties) -> bool {
+    matches!(header(properties, REPLAYED), Some(AMQPValue::Boolean(true)))
+}
+
+/// Returns the trace context in the header of a message, if it is valid.
+pub(super) fn traceparent(properties: &BasicProperties) -> Option<Traceparent> {
+    text_header(properties, TRACEPARENT)?.parse().ok()
+}
+
+/// Returns a header of a message.
+pub(super) fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+/// Returns a string header of a message; bytes that are not UTF-8 are replaced.
+pub(super) fn text_header<'a>(properties: &'a BasicProperties, name: &str) -> Option<Cow<'a, str>> {
+    match header(properties, name)? {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes())),
+        AMQPValue::ShortString(text) => Some(text.as_str().into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config;
+    use crate::domain::{Redelivery, ReplayId};
+
+    use super::*;
+
+    #[test]
+    fn redelivered_events_are_marked_for_consumers_of_an_earlier_version() {
+        let topology = Topology::new(&config::from_toml("").unwrap().config.queue.amqp);
+        for again in [
+            None,
+            Some(Redelivery::Redriven),
+            Some(Redelivery::Restored),
+            Some(Redelivery::Replayed(ReplayId::fresh())),
+        ] {
+            let event = Event { again, ..Event::example() };
+            let message = Message::of_event(&event, &topology);
+            assert_eq!(is_replayed(&message.properties), again.is_some(), "{again:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_valid_trace_context_is_read_from_the_header() {
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = |value: AMQPValue| {
+            let mut headers = FieldTable::default();
+            headers.insert(TRACEPARENT.into(), value);
+            traceparent(&json_properties().with_headers(headers)).map(|read| read.to_string())
+        };
+        for valid in [AMQPValue::LongString(context.into()), AMQPValue::ShortString(context.into())] {
+            assert_eq!(read(valid).as_deref(), Some(context));
+        }
+        for invalid in [AMQPValue::LongString("planted".into()), AMQPValue::LongString(vec![0xff; 55].into())] {
+            assert_eq!(read(invalid), None);
+        }
+        assert_eq!(read(AMQPValue::Boolean(true)), None);
+        assert_eq!(traceparent(&json_properties()), None);
+    }
+}

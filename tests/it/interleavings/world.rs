@@ -129,7 +129,7 @@ impl Upstream for Line {
         _: &Expand,
         _: Instant,
     ) -> Result<Fetched, upstream::Error> {
-        Err(upstream::Error::Unreachable)
+        Err(upstream::Error::Unreachable(None))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::support::{customer, eventually};
 /// A server that starts again without its last writes has forgotten an event that was applied: the record that
 /// the event had evicted stands again.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_restarted_redis_forgot_is_applied_again_from_the_journal() {
+async fn effects_lost_by_a_redis_restart_are_applied_from_the_journal() {
     let mut deployment = Deployment::start(Setup::Single).await;
     let rabbit = RabbitServer::shared().await;
     let vhost = rabbit.vhost().await;

@@ -138,17 +138,17 @@ async fn redis_is(trouble: Trouble) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_killed_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+async fn killing_redis_under_load_loses_no_event_and_blocks_no_lookup() {
     redis_is(Trouble::Killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_stopped_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+async fn stopping_redis_under_load_loses_no_event_and_blocks_no_lookup() {
     redis_is(Trouble::Stopped).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_to_redis_stalled_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+async fn stalling_redis_under_load_loses_no_event_and_blocks_no_lookup() {
     redis_is(Trouble::Stalled).await;
 }
 
@@ -163,7 +163,7 @@ enum BrokerTrouble {
 /// The broker fails under load in one way after the other: senders are told to come again, lookups know nothing of
 /// it, and what was accepted before, during and after is applied.
 #[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_killed_stopped_alarmed_and_robbed_under_load_loses_nothing_that_it_confirmed() {
+async fn rabbitmq_failures_under_load_lose_no_confirmed_event() {
     let redis = Deployment::start(Setup::Single).await;
     let mut broker = RabbitServer::start("").await;
     let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);
@@ -206,7 +206,7 @@ async fn rabbitmq_killed_stopped_alarmed_and_robbed_under_load_loses_nothing_tha
 /// Two nodes of three are killed one after the other, each while it is the one that matters: the node that the service
 /// is connected to, and then the leader of the work queue. Both times the service goes on with the others by itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_of_three_nodes_killed_under_load_loses_nothing_and_the_next_link_is_taken() {
+async fn killing_one_of_three_nodes_under_load_loses_nothing() {
     let redis = Deployment::start(Setup::Single).await;
     let mut cluster = RabbitCluster::start().await;
     let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);

@@ -15,12 +15,12 @@ use crate::support::{customer, eventually};
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
 
 on_every_pairing!(
-    a_deleted_customer_stays_deleted_under_older_events_and_many_lookups,
-    a_created_customer_is_served_again_also_when_the_deletion_comes_late,
-    an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_read,
-    an_event_between_the_fetch_of_an_alias_and_its_fill_is_seen_by_all,
-    two_close_updates_in_the_wrong_order_and_twice_end_with_the_newer,
-    what_genesys_still_shows_of_the_past_is_labelled_and_short_lived,
+    a_deleted_customer_stays_deleted_despite_older_events,
+    a_recreated_customer_is_served_despite_a_late_deletion,
+    an_event_for_the_canonical_customer_updates_every_alias,
+    an_event_between_fetch_and_fill_of_an_alias_is_not_lost,
+    reordered_duplicate_updates_end_with_the_newer_profile,
+    outdated_reads_of_genesys_are_labelled_and_short_lived,
 );
 
 /// An application whose events are the test's own: its sandbox posts none.
@@ -31,7 +31,7 @@ async fn own_events(pairing: Pairing, settings: &str) -> Edge {
 }
 
 /// Posts an event of a kind that happened so many seconds after noon, and waits until it was applied.
-async fn tell(edge: &Edge, customer: &str, kind: &str, second: u32) {
+async fn post_event(edge: &Edge, customer: &str, kind: &str, second: u32) {
     let short = kind.strip_prefix("customer.").unwrap();
     let before = effects(edge, short).await;
     let event = json!({ "tenantId": "10001", "customerId": customer, "eventType": kind,
@@ -46,12 +46,12 @@ async fn effects(edge: &Edge, kind: &str) -> f64 {
     edge.metric(&series("applied")).await + edge.metric(&series("outrun")).await
 }
 
-async fn a_deleted_customer_stays_deleted_under_older_events_and_many_lookups(pairing: Pairing) {
+async fn a_deleted_customer_stays_deleted_despite_older_events(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let one = customer(1);
     assert_eq!(edge.look_up(&one).await.status, 200);
-    tell(&edge, &one, "customer.deleted", 10).await;
-    tell(&edge, &one, "customer.updated", 5).await;
+    post_event(&edge, &one, "customer.deleted", 10).await;
+    post_event(&edge, &one, "customer.updated", 5).await;
     let before = edge.calls().await.0;
     let answers = join_all((0..300).map(|_| edge.look_up(&one))).await;
     assert!(answers.iter().all(|answer| answer.status == 410), "{:?}", answers[0]);
@@ -59,17 +59,17 @@ async fn a_deleted_customer_stays_deleted_under_older_events_and_many_lookups(pa
     edge.stop().await;
 }
 
-async fn a_created_customer_is_served_again_also_when_the_deletion_comes_late(pairing: Pairing) {
+async fn a_recreated_customer_is_served_despite_a_late_deletion(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let (one, two) = (customer(1), customer(2));
-    tell(&edge, &one, "customer.deleted", 10).await;
+    post_event(&edge, &one, "customer.deleted", 10).await;
     assert_eq!(edge.look_up(&one).await.status, 410);
-    tell(&edge, &one, "customer.created", 20).await;
+    post_event(&edge, &one, "customer.created", 20).await;
     assert_eq!(edge.look_up(&one).await.status, 200);
 
     assert_eq!(edge.look_up(&two).await.status, 200);
-    tell(&edge, &two, "customer.created", 20).await;
-    tell(&edge, &two, "customer.deleted", 10).await;
+    post_event(&edge, &two, "customer.created", 20).await;
+    post_event(&edge, &two, "customer.deleted", 10).await;
     // The late deletion evicts, and does not bury.
     let again = edge.look_up(&two).await;
     assert_eq!(again.status, 200);
@@ -85,7 +85,7 @@ async fn merge(edge: &Edge, one: &str, other: &str) -> String {
     merged["id"].as_str().unwrap().to_owned()
 }
 
-async fn an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_read(pairing: Pairing) {
+async fn an_event_for_the_canonical_customer_updates_every_alias(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let (a, b) = (customer(1), customer(2));
     let c = merge(&edge, &a, &b).await;
@@ -93,7 +93,7 @@ async fn an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_
         assert_eq!(edge.look_up(id).await.json()["id"], c.as_str());
     }
     edge.change(&c, json!({ "firstName": "Changed" })).await;
-    tell(&edge, &c, "customer.updated", 10).await;
+    post_event(&edge, &c, "customer.updated", 10).await;
     let before = edge.calls().await.0;
     for id in [&a, &b, &c] {
         assert_eq!(edge.look_up(id).await.json()["firstName"], "Changed");
@@ -102,7 +102,7 @@ async fn an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_
     edge.stop().await;
 }
 
-async fn an_event_between_the_fetch_of_an_alias_and_its_fill_is_seen_by_all(pairing: Pairing) {
+async fn an_event_between_fetch_and_fill_of_an_alias_is_not_lost(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let (a, b) = (customer(1), customer(2));
     let c = merge(&edge, &a, &b).await;
@@ -111,7 +111,7 @@ async fn an_event_between_the_fetch_of_an_alias_and_its_fill_is_seen_by_all(pair
     let overtake = async {
         edge.faults.reached(Fault::PauseBeforeFill, 1).await;
         edge.change(&c, json!({ "firstName": "Changed" })).await;
-        tell(&edge, &c, "customer.updated", 10).await;
+        post_event(&edge, &c, "customer.updated", 10).await;
         edge.faults.disarm(Fault::PauseBeforeFill);
     };
     let (through, ()) = tokio::join!(slow, overtake);
@@ -134,7 +134,7 @@ fn is_unsettled(answer: &Looked) -> bool {
     answer.cache_status.contains("detail=unsettled")
 }
 
-async fn two_close_updates_in_the_wrong_order_and_twice_end_with_the_newer(pairing: Pairing) {
+async fn reordered_duplicate_updates_end_with_the_newer_profile(pairing: Pairing) {
     let edge = own_events(pairing, "[lookup]\nunsettled_ttl = \"200ms\"\n").await;
     let one = customer(1);
     assert_eq!(edge.look_up(&one).await.status, 200);
@@ -162,7 +162,7 @@ async fn two_close_updates_in_the_wrong_order_and_twice_end_with_the_newer(pairi
     edge.stop().await;
 }
 
-async fn what_genesys_still_shows_of_the_past_is_labelled_and_short_lived(pairing: Pairing) {
+async fn outdated_reads_of_genesys_are_labelled_and_short_lived(pairing: Pairing) {
     let edge = own_events(pairing, "[lookup]\nunsettled_ttl = \"200ms\"\n").await;
     let one = customer(1);
     let old = edge.look_up(&one).await.json()["firstName"].clone();
@@ -192,7 +192,7 @@ async fn what_genesys_still_shows_of_the_past_is_labelled_and_short_lived(pairin
 
 /// A customer in steady demand is fetched anew before its record ends: nobody waits, and each refresh is one call.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_for_the_refresh_of_a_customer_in_steady_demand() {
+async fn no_lookup_waits_for_the_refresh_of_a_customer_in_demand() {
     let settings = "[lookup]\nttl = \"3s\"\nttl_jitter = 0.0\n[sandbox]\nlatency = \"300ms\"\n";
     let edge = Edge::start_with(settings).await;
     let one = customer(1);

@@ -28,7 +28,7 @@ struct Crowded {
     processes: Vec<(Process, u16)>,
     /// For each process, connections enough for its share of the crowd.
     clients: Vec<Vec<Client>>,
-    /// How often Genesys had been asked before the test began.
+    /// How often Genesys had been asked before the test started.
     before: u64,
     _directories: Vec<TempDir>,
 }
@@ -89,7 +89,7 @@ impl Crowded {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_lookups_over_three_processes_cost_one_call_also_after_an_event() {
+async fn ten_thousand_lookups_in_three_processes_cost_one_call() {
     // The last of ten thousand may wait long for a busy machine.
     let crowded = Crowded::start("300ms", "30s").await;
     let one = customer(1);
@@ -107,7 +107,7 @@ async fn ten_thousand_lookups_over_three_processes_cost_one_call_also_after_an_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_of_the_lease_that_is_killed_costs_no_more_than_the_leases_time() {
+async fn a_killed_lease_holder_delays_lookups_by_at_most_the_lease_ttl() {
     let mut crowded = Crowded::start("1500ms", "1500ms").await;
     let one = customer(1);
     tokio::select! {
@@ -135,7 +135,7 @@ async fn a_holder_of_the_lease_that_is_killed_costs_no_more_than_the_leases_time
 
 /// A lookup that waits for another process' fetch learns of it by the announcement, and asks Redis little.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_that_waits_for_another_process_asks_redis_fewer_than_ten_times() {
+async fn a_lookup_waiting_for_another_process_sends_few_redis_commands() {
     let crowded = Crowded::start("700ms", "1500ms").await;
     let one = customer(1);
     let counted = crate::redis::overheard(&crowded.deployment, async {

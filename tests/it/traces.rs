@@ -63,7 +63,7 @@ async fn status(request: RequestBuilder) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_goes_on_with_its_callers_trace_and_holds_its_fetch() {
+async fn a_lookup_continues_the_callers_trace_and_contains_its_fetch() {
     let collector = Collector::start(Manner::Takes).await;
     let headers = ("PROFILE_EDGE__TELEMETRY__HEADERS__X-COLLECTOR-KEY", "let-me-in");
     let edge = Traced::start(&collector.endpoint(), &[headers]).await;
@@ -113,7 +113,7 @@ async fn a_lookup_goes_on_with_its_callers_trace_and_holds_its_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_prove_itself_makes_nothing_be_recorded() {
+async fn unauthenticated_requests_are_not_recorded() {
     let collector = Collector::start(Manner::Takes).await;
     let edge = Traced::start(&collector.endpoint(), &[]).await;
     let stranger = edge.client.get(format!("http://127.0.0.1:{}/api/v1/profile", edge.ports.public));
@@ -152,7 +152,7 @@ async fn follow(collector: &Collector, client: &Client, ingest: u16, event: &str
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_trace_runs_from_the_webhook_through_the_embedded_queue_to_the_effect() {
+async fn one_trace_spans_webhook_embedded_queue_and_effect() {
     let collector = Collector::start(Manner::Takes).await;
     let edge = Traced::start(&collector.endpoint(), &[]).await;
     follow(&collector, &edge.client, edge.ports.public, "event-e").await;
@@ -160,7 +160,7 @@ async fn one_trace_runs_from_the_webhook_through_the_embedded_queue_to_the_effec
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_trace_runs_from_the_webhook_through_rabbitmq_to_the_effect_in_another_process() {
+async fn one_trace_spans_webhook_rabbitmq_and_effect_in_another_process() {
     let (collector, client, directory) =
         (Collector::start(Manner::Takes).await, client(), tempfile::tempdir().unwrap());
     let shared = Pairing::RedisAndRabbit.settings().await;
@@ -191,7 +191,7 @@ async fn one_trace_runs_from_the_webhook_through_rabbitmq_to_the_effect_in_anoth
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_are_told_and_nothing_personal_is_in_a_trace() {
+async fn failures_are_recorded_and_traces_hold_no_personal_data() {
     const RAW_ID: &str = "CANARY-CUSTOMER-4711";
     let collector = Collector::start(Manner::Takes).await;
     let edge =
@@ -262,7 +262,7 @@ async fn failures_are_told_and_nothing_personal_is_in_a_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_stalls_fails_or_is_down_costs_no_lookup_and_is_told_once() {
+async fn a_failing_collector_fails_no_lookup_and_is_logged_once() {
     let collector = Collector::start(Manner::Stalls).await;
     let edge = Traced::start(&collector.endpoint(), &[("PROFILE_EDGE__TELEMETRY__TIMEOUT", "100ms")]).await;
     let dropped = "profile_edge_trace_spans_total{outcome=\"dropped\"}";
@@ -296,7 +296,7 @@ async fn a_collector_that_stalls_fails_or_is_down_costs_no_lookup_and_is_told_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_process_stops_in_time_with_a_collector_that_stalls() {
+async fn the_process_stops_in_time_with_a_stalled_collector() {
     let collector = Collector::start(Manner::Stalls).await;
     let limits = [("PROFILE_EDGE__TELEMETRY__TIMEOUT", "60s"), ("PROFILE_EDGE__SHUTDOWN__DEADLINE", "2s")];
     let edge = Traced::start(&collector.endpoint(), &limits).await;
@@ -309,7 +309,7 @@ async fn the_process_stops_in_time_with_a_collector_that_stalls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_no_collector_to_be_reached_the_process_serves_and_stops() {
+async fn the_process_serves_and_stops_without_a_reachable_collector() {
     let port = crate::support::process::free_port();
     let edge = Traced::start(&format!("http://127.0.0.1:{port}"), &[]).await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
@@ -319,7 +319,7 @@ async fn with_no_collector_to_be_reached_the_process_serves_and_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_behind_tls_gets_traces_from_whom_it_knows_if_its_authority_is_configured() {
+async fn a_tls_collector_gets_traces_with_the_right_certificates() {
     const CA: &str = "PROFILE_EDGE__TELEMETRY__TLS__CA";
     let (ours, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for directory in [&ours, &others] {
@@ -353,7 +353,7 @@ async fn a_collector_behind_tls_gets_traces_from_whom_it_knows_if_its_authority_
 }
 
 #[test]
-fn what_cannot_be_a_collector_is_refused_by_name() {
+fn invalid_collector_options_are_refused_by_name() {
     let refused = |settings: &str| profile_edge::config::from_toml(settings).unwrap_err().to_string();
     for (settings, option) in [
         ("telemetry.endpoint = \"http://10.0.0.1:4318\"", "telemetry.endpoint"),

@@ -292,7 +292,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_profile_arrives_verbatim_with_its_stamp_and_canonical_id() {
+async fn a_profile_is_fetched_verbatim_with_modify_date_and_canonical_id() {
     let it = Harness::start(Options::default()).await;
     let profile = it.found().await;
     assert_eq!(profile.body.expose(), PROFILE);
@@ -325,7 +325,7 @@ async fn a_thousand_fetches_use_one_token() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_token_costs_a_thousand_fetches_one_renewal_and_none_of_them_fails() {
+async fn a_revoked_token_is_renewed_once_for_a_thousand_fetches() {
     let it = Harness::start(Options::default()).await;
     it.found().await;
     it.script.revoke_tokens();
@@ -335,7 +335,7 @@ async fn a_revoked_token_costs_a_thousand_fetches_one_renewal_and_none_of_them_f
 }
 
 #[tokio::test]
-async fn an_expiring_token_is_renewed_ahead_of_time_while_fetches_go_on_with_it() {
+async fn an_expiring_token_is_renewed_early_and_used_meanwhile() {
     let it = Harness::start(Options { expires_in: 20, ..Options::default() }).await;
     it.found().await;
     it.script.hold_tokens.send_replace(true);
@@ -361,7 +361,7 @@ async fn an_expiring_token_is_renewed_ahead_of_time_while_fetches_go_on_with_it(
 }
 
 #[tokio::test]
-async fn a_fetch_that_gives_up_does_not_end_the_renewal() {
+async fn a_cancelled_fetch_does_not_cancel_the_renewal() {
     let it = Harness::start(Options::default()).await;
     it.script.hold_tokens.send_replace(true);
     let error = it.fetch_within(Duration::from_millis(50)).await.unwrap_err();
@@ -374,7 +374,7 @@ async fn a_fetch_that_gives_up_does_not_end_the_renewal() {
 }
 
 #[tokio::test]
-async fn a_failing_token_endpoint_is_not_stormed_and_recovers_by_itself() {
+async fn a_failing_token_endpoint_gets_few_requests_and_recovers() {
     let it = Harness::start(Options::default()).await;
     *it.script.token_failure.lock() = Some(Reply::status(401));
     for _ in 0..50 {
@@ -395,7 +395,7 @@ async fn a_failing_token_endpoint_is_not_stormed_and_recovers_by_itself() {
 }
 
 #[tokio::test]
-async fn one_hiccup_of_the_token_endpoint_fails_no_fetch() {
+async fn one_failure_of_the_token_endpoint_fails_no_fetch() {
     let it = Harness::start(Options::default()).await;
     *it.script.token_failure.lock() = Some(Reply::status(503));
     it.script.hold_tokens.send_replace(true);
@@ -410,7 +410,7 @@ async fn one_hiccup_of_the_token_endpoint_fails_no_fetch() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_rejected_though_new_is_a_denial_and_not_renewed_again_at_once() {
+async fn a_rejected_new_token_is_a_denial_and_not_renewed_at_once() {
     let it = Harness::start(Options::default()).await;
     it.script.revoked.store(usize::MAX, Ordering::SeqCst);
     for _ in 0..20 {
@@ -431,7 +431,7 @@ async fn a_server_error_is_retried_until_genesys_answers() {
 }
 
 #[tokio::test]
-async fn each_answer_means_what_the_table_says() {
+async fn each_status_gives_the_documented_result() {
     let it = Harness::start(Options::default()).await;
     for status in [404, 410] {
         it.script.next.lock().push_back(Reply::status(status));
@@ -476,7 +476,7 @@ async fn no_error_shows_a_body_an_id_or_a_secret() {
 }
 
 #[tokio::test]
-async fn retry_after_is_honoured_and_nothing_leaves_meanwhile() {
+async fn retry_after_is_honoured_and_nothing_is_sent_before() {
     let it = Harness::start(Options::default()).await;
     it.script.next.lock().push_back(Reply { retry_after: Some("30"), ..Reply::status(429) });
     assert_eq!(it.fetch().await.unwrap_err(), Error::Throttled { retry_after: Duration::from_secs(30) });
@@ -493,7 +493,7 @@ async fn retry_after_is_honoured_and_nothing_leaves_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_silent_genesys_is_a_timeout_at_the_deadline() {
+async fn no_answer_from_genesys_is_a_timeout_at_the_deadline() {
     let it = Harness::start(Options::default()).await;
     it.found().await;
     it.script.hold_profiles.send_replace(true);
@@ -507,7 +507,7 @@ async fn a_silent_genesys_is_a_timeout_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_unreachable_long_before_the_deadline() {
+async fn a_refused_connection_fails_before_the_deadline_with_its_cause() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -525,7 +525,7 @@ async fn a_refused_connection_is_unreachable_long_before_the_deadline() {
 }
 
 #[tokio::test]
-async fn the_breaker_opens_and_recovers_by_itself_once_genesys_does() {
+async fn the_breaker_opens_and_recovers_with_genesys() {
     let it = Harness::start(Options::default()).await;
     *it.script.usual.lock() = Reply::status(500);
     let retry_after = loop {
@@ -548,7 +548,7 @@ async fn the_breaker_opens_and_recovers_by_itself_once_genesys_does() {
 }
 
 #[tokio::test]
-async fn a_spent_budget_sends_nothing_and_says_when_to_come_again() {
+async fn a_spent_budget_sends_nothing_and_gives_retry_after() {
     let it = Harness::start(Options { requests_per_minute: 5, ..Options::default() }).await;
     it.all_found(5).await;
     let Err(Error::BudgetSpent { retry_after }) = it.fetch().await else { panic!("the budget is not spent") };
@@ -571,7 +571,7 @@ async fn no_more_requests_are_in_flight_than_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn privileges_are_judged_once_for_each_token_and_before_the_first_profile() {
+async fn privileges_are_checked_once_per_token_before_the_first_profile() {
     let it = Harness::start(Options::default()).await;
     it.all_found(100).await;
     assert_eq!((it.script.tokens(), it.script.judged()), (1, 1));
@@ -583,7 +583,7 @@ async fn privileges_are_judged_once_for_each_token_and_before_the_first_profile(
 }
 
 #[tokio::test]
-async fn a_token_that_may_write_or_may_not_see_fetches_nothing() {
+async fn a_token_with_write_or_without_view_permission_fetches_nothing() {
     for (subject, reason) in [
         (EDITOR, "the token holds the forbidden permission externalContacts:contact:edit"),
         (r#"{"grants":[]}"#, "the token lacks the permission externalContacts:contact:view"),
@@ -611,7 +611,7 @@ async fn a_token_that_may_write_or_may_not_see_fetches_nothing() {
 }
 
 #[tokio::test]
-async fn a_renewal_that_finds_more_than_is_allowed_takes_the_old_token_out_of_use_too() {
+async fn a_renewal_with_forbidden_privileges_stops_the_old_token_too() {
     let it = Harness::start(Options { expires_in: 20, ..Options::default() }).await;
     it.found().await;
     *it.script.subject.lock() = Reply::new(200, EDITOR);
@@ -627,7 +627,7 @@ async fn a_renewal_that_finds_more_than_is_allowed_takes_the_old_token_out_of_us
 }
 
 #[tokio::test]
-async fn a_genesys_that_does_not_tell_is_a_failure_that_may_pass_and_costs_no_further_token() {
+async fn a_failed_privilege_check_is_repeated_with_the_same_token() {
     let it = Harness::start(Options::default()).await;
     *it.script.subject.lock() = Reply::status(503);
     assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
@@ -669,7 +669,7 @@ async fn a_kept_token_that_genesys_rejects_is_replaced() {
 }
 
 #[tokio::test]
-async fn scopes_decide_where_a_token_has_any_and_nothing_more_is_asked() {
+async fn scopes_of_a_token_decide_and_no_document_is_read() {
     for (scope, granted) in [("external-contacts:readonly", true), ("external-contacts cloud.cust.write", false)] {
         let it = Harness::start(Options::default()).await;
         *it.script.scope.lock() = scope;

@@ -1,7 +1,7 @@
-//! Random histories of one key, on every store, beside a reference that is nothing but the rules.
+//! Random histories of one key on every store, compared with a reference.
 //!
-//! The reference keeps one key's state in plain fields and does what the port's contract says; the pure rules of
-//! the fence are the crate's own. After every step answer and state must be alike. A history that differs is
+//! The reference keeps the state of one key in plain fields and follows the contract of the port. It uses the crate's
+//! own pure functions for the fence. After every step, answer and state must be equal. A history that differs is
 //! shrunk to its shortest form.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ const TTL: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug)]
 enum Step {
     Lease(Seen),
-    /// Of the leases that were granted, the one at this index, counted round.
+    /// The granted lease at this index, modulo their number.
     Fill(usize),
     Release(usize),
     Apply(Change),
@@ -31,21 +31,21 @@ enum Step {
     Pass(Duration),
 }
 
-/// What a lease is asked for on.
+/// What the reader of a lease request saw.
 #[derive(Clone, Copy, Debug)]
 enum Seen {
     Nothing,
-    /// What stands there, if it has a token.
+    /// The current entry, if it has a token.
     Standing,
-    /// The same, as something that is not served any more.
+    /// The same, as an entry that is not served any more.
     Dead,
-    /// Something that stood there never.
+    /// An entry that never existed.
     Other,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let seen = prop_oneof![Just(Seen::Nothing), Just(Seen::Standing), Just(Seen::Dead), Just(Seen::Other)];
-    // Never so that a sum of them comes close to a lifetime: servers' time goes on by itself.
+    // No sum of them is close to a lifetime, since the time of servers also passes by itself.
     let times = [700, 2_150, 301_000, 3_601_000, 7_201_000];
     prop_oneof![
         4 => seen.prop_map(Step::Lease),
@@ -76,7 +76,7 @@ fn change() -> impl Strategy<Value = Change> {
     })
 }
 
-/// What stands at K, as far as the reference knows it.
+/// The entry, as the reference knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stands {
     Record(Token),
@@ -85,10 +85,10 @@ enum Stands {
     Tombstone(Option<At>, Timestamp),
 }
 
-/// Something, and when it ends.
+/// A value and its end.
 type Until<T> = Option<(T, Timestamp)>;
 
-/// The rules, for one key.
+/// The expected state of one key.
 #[derive(Debug)]
 struct Reference {
     now: Timestamp,
@@ -112,7 +112,7 @@ impl Reference {
         self.seen.retain(|_, end| *end > now);
     }
 
-    /// Answers as `lease` does: `standing` is the token that the store says stands at K.
+    /// Answers like `lease`. `standing` is the token of the store's entry.
     fn lease(&mut self, seen: Seen, standing: Option<Token>, token: Token) -> &'static str {
         let Some((stands, _)) = self.stands else {
             return self.lease_on_nothing(token);
@@ -145,7 +145,7 @@ impl Reference {
         "granted"
     }
 
-    /// Answers as `fill` does: `base` is the token of what the lease was granted beside, if it was.
+    /// Answers like `fill`. `base` is the token of the record for which the lease is a lock, if there is one.
     fn fill(&mut self, token: Token, base: Option<Token>, standing: Option<Token>) -> Filled {
         let locked = self.lock.is_some_and(|(lock, _)| lock == token);
         let may = match base {
@@ -217,14 +217,14 @@ impl Reference {
     }
 }
 
-/// A granted lease, and what it was granted beside.
+/// A granted lease, and the record for which it is a lock.
 struct Granted {
     lease: Option<Lease>,
     token: Token,
     base: Option<Token>,
 }
 
-/// Lives a history on a store and on the reference, and compares after each step.
+/// Runs a history on a store and on the reference, and compares them after each step.
 async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
     let identity = identity(&fixture.tenant(), name);
     let (key, store) = (identity.key(), fixture.store());
@@ -316,14 +316,14 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
     }
 }
 
-/// Lives so many histories on one kind of store.
+/// Runs this many histories on one kind of store.
 fn alike<F: Fixture>(histories: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let fixture = runtime.block_on(F::new());
     let mut runner = TestRunner::new(Config { cases: histories, failure_persistence: None, ..Config::default() });
     let strategy = (proptest::collection::vec(step(), 1..25), any::<u64>());
     let lived = runner.run(&strategy, |(steps, name)| {
-        // A history that fails is lived again while it is shrunk, each time on a key of its own.
+        // A failing history is run again while it is shrunk, each time on its own key.
         let name = format!("customer-{name}-{}", hex::encode(rand::random::<[u8; 8]>()));
         runtime.block_on(live(&fixture, &name, &steps));
         Ok(())
@@ -334,16 +334,16 @@ fn alike<F: Fixture>(histories: u32) {
 }
 
 #[test]
-fn histories_on_the_embedded_store_are_those_of_the_rules() {
+fn histories_on_the_embedded_store_follow_the_rules() {
     alike::<InMemory>(600);
 }
 
 #[test]
-fn histories_on_redis_are_those_of_the_rules() {
+fn histories_on_redis_follow_the_rules() {
     alike::<Alone>(200);
 }
 
 #[test]
-fn histories_on_a_cluster_are_those_of_the_rules() {
+fn histories_on_a_cluster_follow_the_rules() {
     alike::<Clustered>(60);
 }

@@ -73,19 +73,19 @@ impl RedisServer {
         .await;
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub(crate) async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill().await;
         }
     }
 
-    /// Stops it where it stands.
+    /// Pauses it (SIGSTOP).
     pub(crate) async fn pause(&self) {
         self.server.as_ref().unwrap().pause().await;
     }
 
-    /// Lets it go on.
+    /// Continues it.
     pub(crate) async fn unpause(&self) {
         self.server.as_ref().unwrap().unpause().await;
     }
@@ -150,7 +150,7 @@ impl Deployment {
         Self { settings: format!("url = \"{}\"\n", server.url()), servers: vec![server], _sentinels: vec![] }
     }
 
-    /// The settings of an empty database of one's own, on the single server that all tests share.
+    /// The settings of an empty database of its own, on the single server that all tests share.
     pub(crate) async fn database() -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let server = &Self::shared(Setup::Single).await.servers[0];
@@ -161,7 +161,7 @@ impl Deployment {
         format!("url = \"{}/{number}\"\n", server.url())
     }
 
-    /// Starts a deployment of one's own.
+    /// Starts a deployment of its own.
     pub(crate) async fn start(kind: Setup) -> Self {
         match kind {
             Setup::Single => Self::single(RedisServer::start(&[]).await),

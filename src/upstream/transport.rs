@@ -98,7 +98,7 @@ fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 
 enum Cause<'a> {
     /// An error of the operating system or of TLS, whose text is safe.
     Known(&'a dyn StdError),
-    /// Another error. In the texts of h2, what the peer sent stands in brackets.
+    /// Another error. Texts of h2 contain data of the peer in brackets.
     Unknown(&'a dyn StdError),
 }
 

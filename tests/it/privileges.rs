@@ -1,4 +1,4 @@
-//! Privileges: a token that may do too little or too much fetches nothing, and only its tenant is hurt.
+//! Privileges: a token with too few or too many fetches nothing, and only its tenant is affected.
 
 use serde_json::{Value, json};
 

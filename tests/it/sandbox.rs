@@ -1,4 +1,4 @@
-//! The sandbox speaks and behaves as Genesys does, and misbehaves as it is asked to.
+//! The sandbox behaves like Genesys, and fails as configured.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ const TWO: &str = "00000000-0000-4000-8000-000000000002";
 const EDITOR: &str = "sandbox-editor";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A sandbox, and someone who talks to it.
+/// A sandbox and its client.
 struct Play {
     addr: SocketAddr,
     clock: Arc<ManualClock>,
@@ -35,7 +35,7 @@ struct Play {
     http: reqwest::Client,
 }
 
-/// A webhook that keeps what it is sent, after failing as often as it was told to.
+/// A webhook that keeps the events it gets, after a configured number of failures.
 struct Receiver {
     webhook: Webhook,
     events: mpsc::UnboundedReceiver<(HeaderMap, Value)>,
@@ -213,7 +213,7 @@ async fn patch_merges_put_replaces_and_read_only_fields_stay() {
     }
     assert_eq!(play.contact(ONE).await, patched);
 
-    // The clock stands still, and the stamp rises all the same.
+    // The clock is stopped, but the stamp rises.
     let again = play.patch(ONE, json!({})).await;
     assert!(again["modifyDate"].as_str() > patched["modifyDate"].as_str());
 
@@ -313,7 +313,7 @@ async fn wrong_requests_get_the_errors_of_genesys() {
     let message = refused(bare, 401, "authentication.required").await;
     assert_eq!(message, "No authentication bearer token specified in authorization header.");
     refused(play.call(Method::GET, &path, "invented", None).await, 401, "bad.credentials").await;
-    // Who it is comes before what it says.
+    // Authentication is checked before the content.
     refused(play.http.put(&url).body("{").send().await.unwrap(), 401, "authentication.required").await;
 
     let viewer = play.token("sandbox").await;
@@ -706,7 +706,7 @@ async fn events_overtake_each_other_under_jitter() {
         let (_, event) = receiver.next().await;
         posted.push(event["detail"]["eventBody"]["modifyDate"].as_str().unwrap().to_owned());
     }
-    // One order in 20! is the one that they were made in.
+    // Only one order of 20! is the original one.
     assert!(!posted.is_sorted(), "{posted:?}");
     play.stop().await;
     receiver.shutdown.drain(PATIENCE).await;

@@ -24,14 +24,14 @@ use profile_edge::upstream::{Error, Fetched, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Nothing here takes as long; what does has failed.
+/// A test that waits this long has failed.
 const LONG: Duration = Duration::from_secs(20);
 
-/// What a token that may see contacts, and nothing else, is said to be able to do.
+/// The permissions document of a token that may only view contacts.
 const VIEWER: &str =
     r#"{"grants":[{"role":{"policies":[{"domain":"externalContacts","entityName":"contact","actions":["view"]}]}}]}"#;
 
-/// What one that may also change them is said to be able to do.
+/// The permissions document of a token that may also change contacts.
 const EDITOR: &str = r#"{"grants":[{"role":{"policies":[{"domain":"externalContacts","entityName":"contact","actions":["view","edit"]}]}}]}"#;
 
 const PROFILE: &str = r#"{"id":"c-1","modifyDate":"2025-03-04T05:06:07.089Z","firstName":"planted-Ada"}"#;
@@ -68,20 +68,20 @@ impl IntoResponse for Reply {
     }
 }
 
-/// What the scripted Genesys does and has seen. Tokens are `token-1`, `token-2`, …
+/// The behaviour and the requests of the scripted Genesys. Tokens are `token-1`, `token-2`, …
 #[derive(Debug)]
 struct Script {
     /// The next answers to profile requests; afterwards [`Script::usual`].
     next: Mutex<VecDeque<Reply>>,
     usual: Mutex<Reply>,
-    /// The answer of the token endpoint, when it is not a token.
+    /// The answer of the token endpoint instead of a token.
     token_failure: Mutex<Option<Reply>>,
     expires_in: u64,
     /// The scopes in the answer of the token endpoint.
     scope: Mutex<&'static str>,
-    /// What a token is said to be able to do.
+    /// The permissions document of a token.
     subject: Mutex<Reply>,
-    /// How often that was asked.
+    /// How often it was read.
     judged: AtomicUsize,
     /// Tokens up to this one are rejected.
     revoked: AtomicUsize,
@@ -257,7 +257,7 @@ impl Harness {
         }
     }
 
-    /// Fetches, expecting to be told that the token's privileges are wrong, and returns why.
+    /// Fetches, expects that the token's privileges are wrong, and returns the reason.
     async fn refused(&self) -> Arc<str> {
         match self.fetch().await {
             Err(Error::Privileges { reason }) => reason,
@@ -275,14 +275,14 @@ impl Harness {
         value.parse().unwrap()
     }
 
-    /// Ends everything; what the upstream spawned has to end too.
+    /// Stops everything. The tasks of the upstream must end too.
     async fn end(self) {
         assert!(self.controller.drain(LONG).await);
         self.server.abort();
     }
 }
 
-/// Waits until something holds, without end being near.
+/// Waits until a condition holds.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !holds() {
@@ -538,7 +538,7 @@ async fn the_breaker_opens_and_recovers_with_genesys() {
     assert_eq!(it.count("upstream_breaker_state"), 2);
     let asked = it.script.profiles();
     assert!(join_all((0..50).map(|_| it.fetch())).await.iter().all(Result::is_err));
-    assert_eq!(it.script.profiles(), asked, "nothing leaves while it is open");
+    assert_eq!(it.script.profiles(), asked, "no request is sent while it is open");
 
     *it.script.usual.lock() = Reply::profile();
     tokio::time::sleep(retry_after).await;
@@ -597,13 +597,13 @@ async fn a_token_with_write_or_without_view_permission_fetches_nothing() {
         assert_eq!((it.script.profiles(), it.script.tokens(), it.script.judged()), (0, 1, 1));
         assert_eq!(it.count("upstream_requests_total{outcome=\"privileges\"}"), 51);
 
-        // Put right, it is found out after the pause, with the same token.
+        // After the correction, the check after the pause succeeds with the same token.
         *it.script.subject.lock() = Reply::new(200, VIEWER);
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(5)).await;
         tokio::time::resume();
         it.refused().await;
-        until("it was judged again", || it.count("token_privileges_total{outcome=\"ok\"}") == 1).await;
+        until("it was checked again", || it.count("token_privileges_total{outcome=\"ok\"}") == 1).await;
         it.found().await;
         assert_eq!((it.script.tokens(), it.script.judged()), (1, 2));
         it.end().await;
@@ -619,7 +619,7 @@ async fn a_renewal_with_forbidden_privileges_stops_the_old_token_too() {
     tokio::time::advance(Duration::from_millis(10_100)).await;
     tokio::time::resume();
     it.found().await;
-    until("the new token was judged", || it.count("token_privileges_total{outcome=\"refused\"}") == 1).await;
+    until("the new token was checked", || it.count("token_privileges_total{outcome=\"refused\"}") == 1).await;
     let asked = it.script.profiles();
     it.refused().await;
     assert_eq!(it.script.profiles(), asked);
@@ -633,9 +633,9 @@ async fn a_failed_privilege_check_is_repeated_with_the_same_token() {
     assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
     *it.script.subject.lock() = Reply::new(200, r#"{"message":"planted-message"}"#);
     let deadline = Instant::now() + LONG;
-    // The pause after the failure answers as the failure did.
+    // During the pause fetches get the error of the failure.
     while it.fetch().await.unwrap_err() != (Error::Unusable { reason: "not a description of the token" }) {
-        assert!(Instant::now() < deadline, "never judged again");
+        assert!(Instant::now() < deadline, "it is never checked again");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     *it.script.subject.lock() = Reply::new(200, VIEWER);
@@ -654,9 +654,9 @@ async fn a_kept_token_that_genesys_rejects_is_replaced() {
     assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
     *it.script.subject.lock() = Reply::status(401);
     let deadline = Instant::now() + LONG;
-    // The pause after the failure answers as the failure did.
+    // During the pause fetches get the error of the failure.
     while it.fetch().await.unwrap_err() != (Error::Denied { status: 401 }) {
-        assert!(Instant::now() < deadline, "never judged again");
+        assert!(Instant::now() < deadline, "it is never checked again");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(it.script.tokens(), 2, "the kept one, and at once a new one");

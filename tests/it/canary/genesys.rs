@@ -71,7 +71,7 @@ async fn subject() -> Response {
 }
 
 async fn contact(Path(id): Path<String>) -> Response {
-    let told =
+    let text =
         json!({ "message": format!("{id} is {FIRST_NAME} {LAST_NAME}, {EMAIL}"), "messageParams": { "id": id } });
     match id.strip_prefix(STATUS) {
         None => json_text(StatusCode::OK, &person(&id)),
@@ -82,7 +82,7 @@ async fn contact(Path(id): Path<String>) -> Response {
             StatusCode::OK.into_response()
         }
         Some("302") => (StatusCode::FOUND, [("location", format!("/{EMAIL}?id={id}"))], id).into_response(),
-        Some(status) => json_text(status.parse().unwrap(), &told),
+        Some(status) => json_text(status.parse().unwrap(), &text),
     }
 }
 

@@ -258,8 +258,8 @@ impl Running<'_> {
     pub(super) async fn end(mut self) -> Vec<Place> {
         let mut places = Vec::new();
         for path in ["/metrics", "/readyz"] {
-            let told = self.world.client.get(self.admin(path)).send().await.unwrap().text().await.unwrap();
-            places.push(Place::new(format!("{path} of {}", self.name), told));
+            let text = self.world.client.get(self.admin(path)).send().await.unwrap().text().await.unwrap();
+            places.push(Place::new(format!("{path} of {}", self.name), text));
         }
         self.process.signal("TERM");
         assert_eq!(self.process.ended().await, Some(0), "{}", self.process.log());

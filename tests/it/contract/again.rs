@@ -65,7 +65,7 @@ async fn dead_letter(subscription: &mut Box<dyn Subscription>, count: usize) {
         let delivery = take(subscription).await;
         let reason = match delivery.payload() {
             Payload::Event(_) => Reason::RedeliveredTooOften,
-            Payload::Undecodable(told) => told.reason,
+            Payload::Undecodable(undecodable) => undecodable.reason,
         };
         delivery.dead_letter(reason).await.unwrap();
     }

@@ -340,7 +340,7 @@ mod cases {
         assert!(letters[0].since.is_some() && !letters[0].id.is_empty());
         match &letters[0].payload {
             Payload::Event(kept) => assert_eq!(**kept, event(0)),
-            Payload::Undecodable(told) => panic!("{told:?}"),
+            Payload::Undecodable(undecodable) => panic!("{undecodable:?}"),
         }
     }
 
@@ -357,14 +357,14 @@ mod cases {
 
         let opened = fixture.open().await;
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
-        let told = |payload: &Payload| match payload {
-            Payload::Undecodable(told) => Some((told.length, told.reason)),
+        let undecodable = |payload: &Payload| match payload {
+            Payload::Undecodable(undecodable) => Some((undecodable.length, undecodable.reason)),
             Payload::Event(_) => None,
         };
         let mut seen = Vec::new();
         for _ in 0..3 {
             let delivery = take(&mut subscription).await;
-            match told(delivery.payload()) {
+            match undecodable(delivery.payload()) {
                 Some((length, reason)) => {
                     seen.push((length, reason.as_str()));
                     delivery.dead_letter(reason).await.unwrap();
@@ -378,7 +378,7 @@ mod cases {
         assert_eq!(seen, expected);
         holds(&opened, 0, 2).await;
         let letters = opened.dead_letters.list(10).await.unwrap();
-        let mut kept: Vec<_> = letters.iter().filter_map(|letter| told(&letter.payload)).collect();
+        let mut kept: Vec<_> = letters.iter().filter_map(|letter| undecodable(&letter.payload)).collect();
         kept.sort_unstable_by_key(|(length, _)| *length);
         assert_eq!(kept.iter().map(|(length, reason)| (*length, reason.as_str())).collect::<Vec<_>>(), expected);
         assert!(letters.iter().all(|letter| expected.iter().any(|(_, reason)| letter.reason == *reason)));

@@ -101,21 +101,21 @@ async fn scripts_decide_like_the_pure_functions() {
     for history in 0..300 {
         let mut random: StdRng = rand::SeedableRng::seed_from_u64(history);
         let key = identity(&redis.tenant(), &format!("customer-{history}")).key();
-        let mut told = Vec::new();
+        let mut history = Vec::new();
         for _ in 0..random.random_range(1..9) {
             let change = any_change(&mut random);
-            told.push(change);
+            history.push(change);
             let answers = [apply(&redis, &key, &change).await, apply(&memory, &key, &change).await];
-            assert_eq!(answers[0], answers[1], "{told:#?}");
+            assert_eq!(answers[0], answers[1], "{history:#?}");
             let states = [state(&redis, &key).await, state(&memory, &key).await];
-            assert_eq!(states[0], states[1], "{told:#?}");
+            assert_eq!(states[0], states[1], "{history:#?}");
             if random.random_bool(0.2) {
                 redis.evict(&key).await;
                 memory.evict(&key).await;
             }
             if random.random_bool(0.3) {
                 let leased = [contend(&redis, &key).await, contend(&memory, &key).await];
-                assert_eq!(leased[0], leased[1], "{told:#?}");
+                assert_eq!(leased[0], leased[1], "{history:#?}");
             }
             let pause = Duration::from_millis(random.random_range(0..2_000));
             redis.clock.advance(pause);
@@ -175,9 +175,9 @@ async fn contend(fixture: &impl Fixture, key: &Key) -> String {
     let lease = fixture.store().lease(key, &Base::Absent, Token::draw(), Duration::from_secs(60)).await.unwrap();
     match lease {
         LeaseAnswer::Granted(lease) => {
-            let told = format!("granted {:?} {:?}", lease.held(), lease.fence());
+            let granted = format!("granted {:?} {:?}", lease.held(), lease.fence());
             lease.keep_until_it_runs_out();
-            told
+            granted
         }
         LeaseAnswer::Held { .. } => "held".to_owned(),
         LeaseAnswer::Changed(_) => "changed".to_owned(),

@@ -57,7 +57,7 @@ impl Gates {
     pub(super) fn release(&self, actor: usize, step: &'static str) {
         let mut waiting = self.waiting.lock();
         let found = waiting.iter().position(|waiting| (waiting.actor, waiting.step) == (actor, step));
-        let waiting = waiting.remove(found.expect("someone stands there"));
+        let waiting = waiting.remove(found.expect("an actor waits there"));
         let now = self.tick();
         // An actor that was cancelled at its gate is skipped.
         let _ = waiting.pass.send(now);

@@ -30,7 +30,7 @@ enum Chance {
 
 /// The entries of the customers when a run starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stand {
+enum InitialEntry {
     Nothing,
     Fresh,
     Stale,
@@ -58,7 +58,7 @@ struct Plan {
     lookups: Vec<(usize, &'static str)>,
     events: Vec<Planned>,
     aliases: Vec<(&'static str, &'static str)>,
-    stand: Stand,
+    initial: InitialEntry,
     chances: Vec<Chance>,
     fills_anyway: bool,
 }
@@ -77,7 +77,7 @@ fn plan(lookups: &[(usize, &'static str)], events: &[Planned]) -> Plan {
         lookups: lookups.to_vec(),
         events: events.to_vec(),
         aliases: vec![],
-        stand: Stand::Nothing,
+        initial: InitialEntry::Nothing,
         chances: vec![],
         fills_anyway: false,
     }
@@ -135,7 +135,7 @@ fn judge(plan: &Plan, history: &History) -> Option<String> {
                         let _ = writeln!(broken, "lookup {} was served what an event had made old", seen.lookup);
                     }
                     if older && !answer.unsettled {
-                        let _ = writeln!(broken, "lookup {} was not told that it may be old", seen.lookup);
+                        let _ = writeln!(broken, "lookup {} got an old profile without a label", seen.lookup);
                     }
                 }
             }
@@ -184,19 +184,19 @@ fn a_lookup_and_two_updates_in_any_order() {
 
 #[test]
 fn a_refresh_and_an_update() {
-    let stale = Plan { stand: Stand::Stale, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) };
+    let stale = Plan { initial: InitialEntry::Stale, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) };
     holds("refresh", &stale);
 }
 
 #[test]
 fn a_fresh_record_and_an_update() {
-    holds("fresh", &Plan { stand: Stand::Fresh, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) });
+    holds("fresh", &Plan { initial: InitialEntry::Fresh, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) });
 }
 
 #[test]
 fn an_eviction_at_any_moment() {
     holds("eviction", &Plan { chances: vec![Chance::Evict], ..plan(&[(0, ADA)], &[update(2)]) });
-    let stale = Plan { stand: Stand::Stale, ..plan(&[(0, ADA)], &[update(2)]) };
+    let stale = Plan { initial: InitialEntry::Stale, ..plan(&[(0, ADA)], &[update(2)]) };
     holds("eviction under a refresh", &Plan { chances: vec![Chance::Evict], ..stale });
 }
 
@@ -224,14 +224,14 @@ fn a_deletion_and_a_late_older_update() {
 fn an_alias_and_an_event_for_the_canonical_customer() {
     let aliases = vec![(ALIAS, ADA)];
     holds("alias", &Plan { aliases: aliases.clone(), ..plan(&[(0, ALIAS)], &[update(2)]) });
-    let fresh = Plan { stand: Stand::Fresh, aliases, ..plan(&[(0, ALIAS), (1, ADA)], &[update(2)]) };
+    let fresh = Plan { initial: InitialEntry::Fresh, aliases, ..plan(&[(0, ALIAS), (1, ADA)], &[update(2)]) };
     holds("pointer", &fresh);
 }
 
 #[test]
 fn a_consumer_that_crashes_between_two_keys() {
     let both = Planned { customers: vec![ADA, ALIAS], crashes: true, ..update(2) };
-    holds("crash", &Plan { stand: Stand::Fresh, ..plan(&[(0, ADA)], &[both]) });
+    holds("crash", &Plan { initial: InitialEntry::Fresh, ..plan(&[(0, ADA)], &[both]) });
 }
 
 /// The exploration can fail: it detects a fill that ignores its lease.

@@ -25,7 +25,7 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
 
 use super::gates::{BEGIN, Gated, Gates};
-use super::{Chance, Plan, Stand};
+use super::{Chance, InitialEntry, Plan};
 
 pub(super) const TENANT: &str = "10001";
 const LEASE: Duration = Duration::from_secs(2);
@@ -259,13 +259,13 @@ impl<'a> World<'a> {
     }
 
     async fn prepare(&self) {
-        match self.plan.stand {
-            Stand::Nothing => {}
-            Stand::Fresh | Stand::Stale => {
+        match self.plan.initial {
+            InitialEntry::Nothing => {}
+            InitialEntry::Fresh | InitialEntry::Stale => {
                 for (_, customer) in &self.plan.lookups {
                     self.alone(0, customer).await.unwrap();
                 }
-                if self.plan.stand == Stand::Stale {
+                if self.plan.initial == InitialEntry::Stale {
                     self.pass(TTL).await;
                 }
             }

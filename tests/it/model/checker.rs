@@ -81,16 +81,16 @@ fn retrace(
         let taken = found.drain(..).find(|(_, state, _)| fingerprint(state) == wanted);
         // Each state of the trace is a successor of the one before.
         let (step, reached, _) = taken.expect("a way that was gone can be gone again");
-        tell(&mut trace, setup, &step, &reached);
+        write_step(&mut trace, setup, &step, &reached);
         steps.push(step);
         state = reached;
     }
-    tell(&mut trace, setup, &step, end);
+    write_step(&mut trace, setup, &step, end);
     steps.push(step);
     Counterexample { invariant, steps, trace }
 }
 
-fn tell(trace: &mut String, setup: &Setup, step: &Step, state: &State) {
+fn write_step(trace: &mut String, setup: &Setup, step: &Step, state: &State) {
     let keys = &state.store[..usize::from(setup.keys)];
     let _ = write!(trace, "  {step:?}\n      Genesys {}, shown {}", state.current, state.shown);
     for slot in keys {

@@ -145,7 +145,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
     if !matches!(without, Without::Lock | Without::TokenOfTheBase | Without::SameTombstone) {
         slot.lock = Token::NONE;
     }
-    let stands = matches!(slot.entry, Entry::Tombstone { .. });
+    let is_tombstone = matches!(slot.entry, Entry::Tombstone { .. });
     match effect.place {
         Place::Bury(at) => {
             slot.entry = Entry::Tombstone {
@@ -155,7 +155,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
                 late: forgotten && replayed,
             };
         }
-        Place::KeepTombstone if stands => {}
+        Place::KeepTombstone if is_tombstone => {}
         Place::Clear | Place::KeepTombstone => {
             let skips = effect.outrun && without == Without::DeleteWhenOutrun;
             if !skips && without != Without::FenceBeforeDelete {

@@ -124,8 +124,8 @@ pub(super) fn judge_answer(setup: &Setup, state: &State, lookup: &Lookup, answer
     let named = setup.naming(lookup.asked);
     let read_before = lookup.before & !read.after;
     let stale = read_before & setup.newer(read.version);
-    let told = lookup.before & known;
-    let deletions = told & setup.newer(read.version) & setup.among(|happening| happening.kind == Kind::Deleted);
+    let announced = lookup.before & known;
+    let deletions = announced & setup.newer(read.version) & setup.among(|happening| happening.kind == Kind::Deleted);
     let later = setup.after(deletions) & state.store[usize::from(lookup.at)].applied;
     let older = if by_alias {
         let excused = if labelled { !named } else { 0 };
@@ -138,7 +138,7 @@ pub(super) fn judge_answer(setup: &Setup, state: &State, lookup: &Lookup, answer
     let served_deleted = setup.exists(read.version) && deletions != 0 && later == 0;
     older
         | Broken::when(read_before & named != 0, Invariant::NothingReadBefore)
-        | Broken::when(!labelled && shows_newer(setup, lookup.at, told, read.version), Invariant::SettledLabel)
+        | Broken::when(!labelled && shows_newer(setup, lookup.at, announced, read.version), Invariant::SettledLabel)
         | Broken::when(served_deleted, Invariant::DeletedNotServed)
         | Broken::when(!labelled && stored && read.version < lookup.bar, Invariant::NoBackwards)
 }
@@ -146,8 +146,8 @@ pub(super) fn judge_answer(setup: &Setup, state: &State, lookup: &Lookup, answer
 /// Checks a tombstone as the answer of a lookup.
 pub(super) fn judge_tombstone(setup: &Setup, state: &State, lookup: &Lookup, deletion: Version, late: bool) -> Broken {
     let slot = &state.store[usize::from(lookup.at)];
-    let told = if late { lookup.before } else { lookup.before & slot.known };
-    let overtaken = told & setup.newer(deletion) != 0;
+    let announced = if late { lookup.before } else { lookup.before & slot.known };
+    let overtaken = announced & setup.newer(deletion) != 0;
     Broken::when(overtaken || deletion < slot.revived, Invariant::RecreationShows)
 }
 
@@ -157,8 +157,8 @@ pub(super) fn judge_state(setup: &Setup, state: &State) -> Broken {
     for key in 0..setup.keys {
         let slot = &state.store[usize::from(key)];
         if let Entry::Record { read, lasting: true, .. } = slot.entry {
-            let told = slot.known & setup.naming(key);
-            broken |= Broken::when(shows_newer(setup, key, told, read.version), Invariant::Settlement);
+            let announced = slot.known & setup.naming(key);
+            broken |= Broken::when(shows_newer(setup, key, announced, read.version), Invariant::Settlement);
         }
     }
     for (delivery, event) in state.deliveries.iter().zip(setup.deliveries) {

@@ -26,7 +26,7 @@ pub(super) fn reduce(setup: &Setup, state: &mut State) -> Broken {
     for process in 0..setup.processes {
         for place in 0..setup.leaders {
             let leader = close(setup, state, process, place);
-            if leader.stage == Stage::Free || leader.open || stands(setup, state, &leader) {
+            if leader.stage == Stage::Free || leader.open || can_store(setup, state, &leader) {
                 continue;
             }
             let awaited = state.lookups[process].iter().any(|lookup| lookup.waits_for(place));
@@ -59,7 +59,7 @@ fn close(setup: &Setup, state: &mut State, process: usize, place: usize) -> Lead
 }
 
 /// Returns whether a leader's fill may still be stored.
-fn stands(setup: &Setup, state: &State, leader: &Leader) -> bool {
+fn can_store(setup: &Setup, state: &State, leader: &Leader) -> bool {
     let slot = &state.store[usize::from(leader.key)];
     match leader.task {
         Task::Fill => slot.entry.token() == leader.token,

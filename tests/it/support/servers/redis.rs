@@ -2,7 +2,7 @@
 //!
 //! Where [`NAMED`] is set, it names the single server that tests share. It must be there for tests alone, and allow
 //! 256 databases (`redis-server --databases 256`): each test empties one before it begins. Tests that kill their
-//! servers, or need several, start their own all the same.
+//! servers, or need several, still start their own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +20,7 @@ const NAMED: &str = "PROFILE_EDGE_TEST_REDIS_URL";
 /// One Redis server.
 pub(crate) struct RedisServer {
     pub(crate) port: u16,
-    /// Where it is, if it is not one of ours.
+    /// Its address, if the tests did not start it.
     named: Option<String>,
     directory: TempDir,
     arguments: Vec<String>,
@@ -170,7 +170,7 @@ impl Deployment {
         }
     }
 
-    /// A cluster of three masters, each with so many replicas.
+    /// A cluster of three masters, each with this many replicas.
     pub(crate) async fn cluster(replicas: usize) -> Self {
         let mut servers = Vec::new();
         for _ in 0..3 * (1 + replicas) {
@@ -196,7 +196,7 @@ impl Deployment {
         Self { servers, settings, _sentinels: vec![] }
     }
 
-    /// A master, a replica, and a sentinel that needs nobody's consent to fail over.
+    /// A master, a replica, and a sentinel that can fail over alone.
     async fn sentinel() -> Self {
         let master = RedisServer::start(&[]).await;
         let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]).await;

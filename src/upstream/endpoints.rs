@@ -1,20 +1,20 @@
-//! Where Genesys is, for one tenant: its region or its two base URLs, and the path of a profile.
+//! The URLs of one tenant's Genesys: a region or two base URLs, and the path of a profile.
 //!
-//! Everything that can be wrong with them is found here, before any request is made.
+//! All errors in them are found here, before the first request.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
 use crate::domain::CustomerId;
 
-use super::privileges::Introspection;
+use super::privileges::IntrospectionUrls;
 use super::{Error, Expand};
 
 /// The part of a path template that is replaced by the customer id.
 const PLACEHOLDER: &str = "{customer_id}";
 
-/// What is percent-encoded in a customer id: everything but the unreserved characters (RFC 3986
-/// section 2.3), so that an id is always exactly one path segment, and reaches Genesys as it is.
+/// The characters of a customer id that are percent-encoded: all but the unreserved ones (RFC 3986 section 2.3). So an
+/// id is always exactly one path segment, and Genesys decodes it to the same id.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The regions of Genesys Cloud and their domains, as the official SDKs list them.
@@ -39,18 +39,18 @@ const REGIONS: [(&str, &str); 18] = [
     ("eusc_de_east_1", "edee1.eusc-pure.cloud"),
 ];
 
-/// A value of the configuration cannot work. Holds no secret.
+/// An invalid option. It holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct ConfigError {
     /// The option, such as `tenant.upstream.region`.
     pub field: &'static str,
-    /// What is wrong with it, and what was expected.
+    /// Why it is invalid, and what is expected.
     pub reason: String,
 }
 
 impl ConfigError {
-    /// Says what is wrong with an option.
+    /// Creates the error of an option.
     pub(super) fn new(field: &'static str, reason: impl Into<String>) -> Self {
         Self { field, reason: reason.into() }
     }
@@ -66,11 +66,11 @@ pub struct BaseUrls {
 }
 
 impl BaseUrls {
-    /// Finds them: by the region, or as given.
+    /// Derives them from the region, or takes the given URLs.
     ///
     /// # Errors
     ///
-    /// Neither or both are given, the region is unknown, or a URL is no base for a path.
+    /// Neither or both are given, the region is unknown, or a path cannot be appended to a URL.
     pub(super) fn find(region: Option<&str>, api: Option<&Url>, login: Option<&Url>) -> Result<Self, ConfigError> {
         const REGION: &str = "tenant.upstream.region";
         const API: &str = "tenant.upstream.api_url";
@@ -94,7 +94,7 @@ impl BaseUrls {
         }
     }
 
-    /// Tells whether either of the two needs TLS.
+    /// Returns whether one of the two needs TLS.
     pub(super) fn need_tls(&self) -> bool {
         [&self.api, &self.login].iter().any(|url| url.scheme() == "https")
     }
@@ -105,17 +105,17 @@ impl BaseUrls {
             .map_err(|error| ConfigError::new("tenant.upstream.login_url", error.to_string()))
     }
 
-    /// Returns where a token's privileges are told.
-    pub(super) fn introspection(&self) -> Result<Introspection, ConfigError> {
+    /// Returns the URLs of the documents about a token.
+    pub(super) fn introspection(&self) -> Result<IntrospectionUrls, ConfigError> {
         let url = |path| {
             Url::parse(&format!("{}{path}", trimmed(&self.api)))
                 .map_err(|error| ConfigError::new("tenant.upstream.api_url", error.to_string()))
         };
-        Ok(Introspection { token: url("/api/v2/tokens/me")?, subject: url("/api/v2/authorization/subjects/me")? })
+        Ok(IntrospectionUrls { token: url("/api/v2/tokens/me")?, subject: url("/api/v2/authorization/subjects/me")? })
     }
 }
 
-/// Makes the URL of a profile.
+/// Builds the URL of a profile.
 #[derive(Clone, Debug)]
 pub(super) struct ProfileUrl {
     before: String,
@@ -123,12 +123,11 @@ pub(super) struct ProfileUrl {
 }
 
 impl ProfileUrl {
-    /// Takes a path template apart.
+    /// Parses a path template.
     ///
     /// # Errors
     ///
-    /// The template does not start with `/`, does not hold the placeholder exactly once, or makes
-    /// no URL.
+    /// The template does not start with `/`, has a fragment, or does not hold the placeholder exactly once.
     pub(super) fn new(api: &Url, template: &str) -> Result<Self, ConfigError> {
         let bad = |reason: &str| ConfigError::new("tenant.upstream.profile_path", reason);
         if !template.starts_with('/') {
@@ -145,13 +144,13 @@ impl ProfileUrl {
         }
     }
 
-    /// Returns the URL of this customer's profile, with what it is to be expanded with.
+    /// Returns the URL of this customer's profile, with the fields to expand.
     pub(super) fn of(&self, customer: &CustomerId, expand: Option<&Expand>) -> Result<Url, Error> {
         let segment = utf8_percent_encode(customer.expose(), SEGMENT);
         let url = format!("{}{segment}{}", self.before, self.after);
-        // The base is a URL and an encoded segment fits any place in one, so this does not happen;
-        // the parse error would repeat the customer id, so it goes no further.
-        let mut url = Url::parse(&url).map_err(|_| Error::Unreachable)?;
+        // The base is a URL and the segment is encoded, so this does not fail. The parse error is dropped because it
+        // would repeat the customer id.
+        let mut url = Url::parse(&url).map_err(|_| Error::Unreachable(None))?;
         if let Some(expand) = expand {
             url.query_pairs_mut().append_pair("expand", expand.as_str());
         }
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_stands_for_both_urls() {
+    fn a_region_gives_both_urls() {
         let urls = BaseUrls::find(Some("eu_central_1"), None, None).unwrap();
         assert_eq!(
             urls,
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn every_region_makes_urls() {
+    fn every_region_gives_urls() {
         for (region, domain) in REGIONS {
             let urls = BaseUrls::find(Some(region), None, None).unwrap();
             assert_eq!(urls.api.host_str(), Some(format!("api.{domain}").as_str()));
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_is_no_base_is_refused() {
+    fn a_url_that_is_not_a_base_is_refused() {
         let good = url("https://gateway.example/login/");
         for bad in ["ftp://h", "data:,x", "https://user@h", "https://:pass@h", "https://h?a=b", "https://h#f"] {
             let error = BaseUrls::find(None, Some(&url(bad)), Some(&good)).unwrap_err();
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_expanded_is_added_to_the_query() {
+    fn fields_to_expand_are_added_to_the_query() {
         let expanded = |template| {
             let expand = Expand::parse("expand=b,a").unwrap();
             ProfileUrl::new(&url("http://h"), template).unwrap().of(&"c".parse().unwrap(), expand.as_ref()).unwrap()
@@ -285,7 +284,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_id_is_one_segment_that_decodes_to_itself(id in "[^\\p{Cc}/\\\\?#%]{1,60}") {
+        fn every_id_is_one_segment_and_decodes_to_itself(id in "[^\\p{Cc}/\\\\?#%]{1,60}") {
             prop_assume!(id != "." && id != "..");
             let url = url(&profile_url("http://h", "/c/{customer_id}/x", &id));
             let segments: Vec<_> = url.path_segments().unwrap().collect();

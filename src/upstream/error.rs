@@ -1,63 +1,81 @@
-//! Why a fetch has no answer, by whose fault it is and when to come again.
+//! Why a fetch has no answer: whose fault it is, and when a retry makes sense.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::transport::TransportFailure;
+
 /// A fetch has no answer. No variant holds any part of a profile or a customer id.
+///
+/// The text may be shown to callers. The source, if there is one, names a host and is for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Genesys answered 200 with something that is no profile.
+    /// Genesys sent an answer that cannot be used, such as a 200 without a profile.
     #[error("genesys answered with something unusable: {reason}")]
     Unusable {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// Genesys refused us: 401 after a renewed token, 403, or the token endpoint refused the client.
+    /// Genesys denied access: 401 with a renewed token, 403, or the token endpoint rejected the client.
     #[error("genesys refused access with status {status}")]
     Denied {
-        /// Genesys' status.
+        /// The status of the answer.
         status: u16,
     },
-    /// Our token may do too little or too much, so nothing is asked with it.
+    /// The token lacks a required privilege or holds a forbidden one, so nothing is fetched with it.
     #[error("the privileges of this tenant's token at genesys are wrong")]
     Privileges {
-        /// The configured rules that are broken, for operators.
+        /// The configured rules that the token breaks, for operators.
         reason: Arc<str>,
     },
     /// Genesys limits our rate (429).
     #[error("genesys limits the rate, retry after {}s", retry_after.as_secs())]
     Throttled {
-        /// What Genesys' `Retry-After` said.
+        /// The value of `Retry-After`.
         retry_after: Duration,
     },
-    /// Our own budget of requests per minute is spent.
+    /// The tenant's own budget of requests per minute is spent.
     #[error("the request budget of this tenant is spent")]
     BudgetSpent {
-        /// When the next request fits.
+        /// Until the budget allows the next request.
         retry_after: Duration,
     },
-    /// The breaker is open: recent requests failed.
+    /// The circuit breaker is open: recent requests failed.
     #[error("genesys has been failing, requests are suspended")]
     BreakerOpen {
-        /// When the next request is let through.
+        /// Until the breaker allows the next request.
         retry_after: Duration,
     },
-    /// Genesys answered with a server error, or another status that may pass.
+    /// Genesys answered with a server error, or another temporary one.
     #[error("genesys failed with status {status}")]
     Failed {
-        /// Genesys' status.
+        /// The status of the answer.
         status: u16,
     },
-    /// No connection, or it broke.
+    /// No connection could be made, or it broke.
     #[error("genesys is unreachable")]
-    Unreachable,
-    /// No answer in time.
+    Unreachable(#[source] Option<TransportFailure>),
+    /// No answer arrived in time.
     #[error("genesys did not answer in time")]
-    Timeout,
+    Timeout(#[source] Option<TransportFailure>),
 }
 
 impl Error {
-    /// Returns when it is worth asking again, where something says so.
+    /// Returns whether the failure may be gone a moment later, so that a retry makes sense.
+    pub(super) const fn is_temporary(&self) -> bool {
+        match self {
+            Self::Failed { .. } | Self::Unreachable(_) => true,
+            Self::Unusable { .. }
+            | Self::Denied { .. }
+            | Self::Privileges { .. }
+            | Self::Throttled { .. }
+            | Self::BudgetSpent { .. }
+            | Self::BreakerOpen { .. }
+            | Self::Timeout(_) => false,
+        }
+    }
+
+    /// Returns how long to wait before the next request, if that is known.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -68,8 +86,8 @@ impl Error {
             | Self::Denied { .. }
             | Self::Privileges { .. }
             | Self::Failed { .. }
-            | Self::Unreachable
-            | Self::Timeout => None,
+            | Self::Unreachable(_)
+            | Self::Timeout(_) => None,
         }
     }
 }

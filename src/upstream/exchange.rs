@@ -1,7 +1,6 @@
-//! One exchange with Genesys over HTTP: the client, the bounded answer, what a status means.
+//! One exchange with Genesys over HTTP: the client, the bounded response, and what a status means.
 //!
-//! Nothing of a URL, a header or a body gets into an [`Error`]: a URL holds the customer id, an
-//! answer may repeat it.
+//! An [`Error`] holds no path, query, header or body: a URL holds the customer id, and a response may repeat it.
 
 use std::time::Duration;
 
@@ -11,25 +10,25 @@ use reqwest::{Client, RequestBuilder, Response, redirect};
 use tokio::time::Instant;
 
 use super::Error;
+use super::transport::{self, TransportFailure};
 
-/// How we name ourselves.
+/// The `User-Agent` of every request.
 const USER_AGENT: &str = concat!("profile-edge/", env!("CARGO_PKG_VERSION"));
 
-/// The longest that a `Retry-After` is honoured: daily limits name hours.
+/// The longest `Retry-After` that is honoured. Daily limits name hours.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Makes an HTTP client.
+/// Creates an HTTP client.
 ///
-/// With `tls` it trusts the certificate authorities of this machine, goes through the proxy that the
-/// environment names, and cannot be made where there are no authorities. Without, it needs none, and
-/// speaks plain HTTP straight to its host, which in practice is the sandbox on loopback.
+/// With `tls` it trusts the certificate authorities of this machine and uses the proxy that the environment names;
+/// on a machine without authorities this fails. Without `tls` it needs no authorities and no proxy: it speaks plain
+/// HTTP, in practice with the sandbox on loopback.
 ///
-/// Redirections are answers, never followed: a token must not travel to another host. An HTTP/2
-/// connection is probed, because a dead one would take all requests with it until TCP gives up,
-/// a quarter of an hour later.
+/// Redirections are not followed, so that a token is never sent to another host. HTTP/2 connections are probed:
+/// without probes a dead connection fails all requests until TCP gives up after a quarter of an hour.
 pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
-    // reqwest takes the process' provider and panics without one. An error says that there is one
-    // already, installed by an earlier client or by whoever embeds us; either will do.
+    // reqwest uses the provider of the process and panics without one. An error only means that one is
+    // installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
         .user_agent(USER_AGENT)
@@ -42,52 +41,57 @@ pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
     if tls { builder.build() } else { builder.tls_certs_only([]).no_proxy().build() }
 }
 
-/// An answer of Genesys.
-pub(super) struct Answer {
-    /// Its status.
+/// A response of Genesys.
+pub(super) struct GenesysResponse {
+    /// The status.
     pub(super) status: StatusCode,
-    /// Its headers.
+    /// The headers.
     pub(super) headers: HeaderMap,
-    /// Its body, read only with status 200.
+    /// The body, which is read only with status 200.
     pub(super) body: Bytes,
 }
 
-impl Answer {
-    /// Sends a request and reads the answer, a body of at most `limit` bytes, until `deadline`.
-    pub(super) async fn to(request: RequestBuilder, limit: usize, deadline: Instant) -> Result<Self, Error> {
+impl GenesysResponse {
+    /// Sends a request and reads the response, with a body of at most `limit` bytes, until `deadline`.
+    pub(super) async fn receive(request: RequestBuilder, limit: usize, deadline: Instant) -> Result<Self, Error> {
+        let (client, request) = request.build_split();
+        let request = request.map_err(|error| failed("", &error))?;
+        let host = transport::host(request.url());
         let exchange = async {
-            let mut response = request.send().await.map_err(broken)?;
-            let body =
-                if response.status() == StatusCode::OK { read(&mut response, limit).await? } else { Bytes::new() };
+            let mut response = client.execute(request).await.map_err(|error| failed(&host, &error))?;
+            let body = match response.status() {
+                StatusCode::OK => read(&mut response, limit, &host).await?,
+                _ => Bytes::new(),
+            };
             Ok(Self { status: response.status(), headers: std::mem::take(response.headers_mut()), body })
         };
-        tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Error::Timeout))
+        let exchange = tokio::time::timeout_at(deadline, exchange).await;
+        exchange.unwrap_or_else(|_| Err(Error::Timeout(Some(TransportFailure::deadline(&host)))))
     }
 
-    /// Says what a status means that is neither the answer asked for nor one with a meaning of its
-    /// own to the caller.
+    /// Returns the error of a response without the expected content.
     ///
-    /// Only a server error and 408 may pass by themselves. Any other status (a redirection, another
-    /// success, a 4xx) comes again however often the request is repeated.
-    pub(super) fn refusal(&self) -> Error {
+    /// A server error and 408 are temporary. Any other status (a redirection, another success, a 4xx) is not: a
+    /// retry would get it again.
+    pub(super) fn error(&self) -> Error {
         match self.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { status: self.status.as_u16() },
             StatusCode::TOO_MANY_REQUESTS => Error::Throttled { retry_after: retry_after(&self.headers) },
             StatusCode::REQUEST_TIMEOUT => Error::Failed { status: self.status.as_u16() },
             status if status.is_server_error() => Error::Failed { status: status.as_u16() },
             status if status.is_redirection() => Error::Unusable { reason: "a redirection" },
-            status if status.is_client_error() => Error::Unusable { reason: "it holds the request to be wrong" },
-            _ => Error::Unusable { reason: "a success without what was asked for" },
+            status if status.is_client_error() => Error::Unusable { reason: "it rejects the request as wrong" },
+            _ => Error::Unusable { reason: "a success status without the expected content" },
         }
     }
 }
 
-async fn read(response: &mut Response, limit: usize) -> Result<Bytes, Error> {
+async fn read(response: &mut Response, limit: usize, host: &str) -> Result<Bytes, Error> {
     let too_large = Error::Unusable { reason: "the body is too large" };
     let announced = response.content_length().unwrap_or(0);
     let announced = usize::try_from(announced).ok().filter(|length| *length <= limit).ok_or(too_large.clone())?;
     let mut body = BytesMut::with_capacity(announced);
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| failed(host, &error))? {
         if body.len() + chunk.len() > limit {
             return Err(too_large);
         }
@@ -96,18 +100,16 @@ async fn read(response: &mut Response, limit: usize) -> Result<Bytes, Error> {
     Ok(body.freeze())
 }
 
-/// Says what became of a request that got no whole answer. The cause is told at debug level, without
-/// its URL: it tells a bad certificate from a refused connection.
-fn broken(error: reqwest::Error) -> Error {
-    let answer = if error.is_timeout() { Error::Timeout } else { Error::Unreachable };
-    let error = error.without_url();
-    tracing::debug!(cause = &error as &dyn std::error::Error, "request to genesys broke off");
-    answer
+/// Returns the error of a request without a whole response. It is logged here at debug level, since a retry may
+/// hide it from the caller.
+fn failed(host: &str, error: &reqwest::Error) -> Error {
+    let failure = transport::describe(host, error);
+    tracing::debug!(cause = %failure, "request to genesys failed");
+    if error.is_timeout() { Error::Timeout(Some(failure)) } else { Error::Unreachable(Some(failure)) }
 }
 
-/// Reads `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date, which is measured against the
-/// answer's own `Date` and so needs no clock of ours to agree. At least a second, also when it is
-/// missing or says nothing.
+/// Reads `Retry-After` (RFC 9110 section 10.2.3): seconds or a date. A date is compared with the response's own
+/// `Date`, so the local clock does not matter. Returns at least a second, also for a missing or invalid value.
 fn retry_after(headers: &HeaderMap) -> Duration {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let date = |text: &str| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
@@ -125,26 +127,26 @@ fn retry_after(headers: &HeaderMap) -> Duration {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, headers: &[(header::HeaderName, &str)]) -> Answer {
+    fn response(status: u16, headers: &[(header::HeaderName, &str)]) -> GenesysResponse {
         let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-        Answer { status: StatusCode::from_u16(status).unwrap(), headers, body: Bytes::new() }
+        GenesysResponse { status: StatusCode::from_u16(status).unwrap(), headers, body: Bytes::new() }
     }
 
     fn throttled(headers: &[(header::HeaderName, &str)]) -> Duration {
-        answer(429, headers).refusal().retry_after().unwrap()
+        response(429, headers).error().retry_after().unwrap()
     }
 
     #[test]
-    fn a_status_says_what_to_do() {
-        let refusal = |status| answer(status, &[]).refusal();
+    fn each_status_has_its_error() {
+        let error = |status| response(status, &[]).error();
         for status in [401, 403] {
-            assert_eq!(refusal(status), Error::Denied { status });
+            assert_eq!(error(status), Error::Denied { status });
         }
         for status in [408, 500, 502, 503, 504] {
-            assert_eq!(refusal(status), Error::Failed { status });
+            assert_eq!(error(status), Error::Failed { status });
         }
         for status in [204, 206, 302, 304, 400, 406, 415] {
-            assert!(matches!(refusal(status), Error::Unusable { .. }), "{status}");
+            assert!(matches!(error(status), Error::Unusable { .. }), "{status}");
         }
     }
 
@@ -165,9 +167,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_without_tls_needs_no_certificate_authority_and_refuses_https() {
+    async fn the_plain_client_needs_no_certificate_authority_and_fails_https() {
         let request = client(false).unwrap().get("https://127.0.0.1:1/");
         let deadline = Instant::now() + Duration::from_secs(5);
-        assert_eq!(Answer::to(request, 1, deadline).await.err(), Some(Error::Unreachable));
+        let error = GenesysResponse::receive(request, 1, deadline).await.err();
+        assert!(matches!(error, Some(Error::Unreachable(Some(_)))), "{error:?}");
     }
 }

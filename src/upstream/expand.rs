@@ -1,30 +1,30 @@
-//! What a profile may be asked to be expanded with.
+//! The `expand` parameter of a profile request.
 
 use url::form_urlencoded;
 
-/// The most names that are passed on.
+/// The most names in one request.
 const MAX_NAMES: usize = 16;
 
 /// The longest name, in bytes.
 const MAX_NAME: usize = 64;
 
-/// Names of what is to be expanded (`externalOrganization`, `identifiers`, …), sorted, each once. Which there
-/// are is for Genesys to know.
+/// The names of fields to expand (`externalOrganization`, `identifiers`, …), sorted, without duplicates. Genesys decides
+/// which names exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expand(String);
 
-/// An `expand` is not a list of names.
+/// The `expand` parameter is not a list of names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be up to 16 names of letters, joined by commas")]
 pub struct InvalidExpand;
 
 impl Expand {
-    /// Reads the `expand` of a query; `None` if there is none. It may be given more than once, and its commas
-    /// may be encoded: the SDKs do not agree on it.
+    /// Parses the `expand` parameter of a query; `None` without one. It may occur more than once, and its commas may be
+    /// percent-encoded, since the SDKs differ.
     ///
     /// # Errors
     ///
-    /// A name has anything but letters, or there are too many.
+    /// A name contains other characters than letters, or there are too many names.
     pub fn parse(query: &str) -> Result<Option<Self>, InvalidExpand> {
         let mut names = Vec::new();
         let values = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "expand");
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn however_it_is_written_it_is_the_same() {
+    fn all_spellings_of_expand_are_the_same() {
         for query in ["expand=b,a", "expand=a%2Cb", "expand=a&expand=b", "x=1&expand=b,a,b&expand=", "%65xpand=a,b"] {
             assert_eq!(parse(query).as_deref(), Some("a,b"), "{query}");
         }
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_are_passed_on() {
+    fn invalid_names_are_rejected() {
         let many: String = (b'a'..=b'q').map(|letter| format!("expand={}&", char::from(letter))).collect();
         for query in [
             "expand=a.b",

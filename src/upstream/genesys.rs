@@ -1,14 +1,13 @@
-//! The Genesys adapter: one tenant's profiles over the External Contacts API.
+//! The Genesys adapter: the profiles of one tenant through the External Contacts API.
 //!
-//! One fetch is one request, with one exception: a 401 renews the token once and asks once more. It
-//! is bounded by the deadline and by nothing else; what keeps Genesys safe from us stands in front
-//! of it, in [`guard`](super::guard).
+//! One fetch is one request, with one exception: after a 401 it renews the token once and repeats the request. Only the
+//! deadline limits it. The limits that protect Genesys are in [`guard`](super::guard), which wraps this adapter.
 //!
-//! | Genesys answers | the fetch answers |
+//! | Genesys answers | the fetch returns |
 //! |---|---|
 //! | 200 with a JSON object | [`Fetched::Found`], the bytes verbatim |
 //! | 404, 410 | [`Fetched::Absent`] |
-//! | 401 with a renewed token, 403 | [`Error::Denied`] |
+//! | 401 also with a renewed token, 403 | [`Error::Denied`] |
 //! | 429 | [`Error::Throttled`] |
 //! | 408, 5xx | [`Error::Failed`] |
 //! | anything else | [`Error::Unusable`] |
@@ -25,51 +24,51 @@ use url::Url;
 use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
 
 use super::endpoints::ProfileUrl;
-use super::exchange::Answer;
+use super::exchange::GenesysResponse;
 use super::token::Token;
-use super::tokens::Tokens;
+use super::tokens::TokenCache;
 use super::{Error, Expand, Fetched, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.
 const MAX_PROFILE: usize = 1024 * 1024;
 
-/// One tenant's Genesys.
+/// The Genesys of one tenant.
 #[derive(Debug)]
 pub(super) struct Genesys {
     client: Client,
     profile_url: ProfileUrl,
-    tokens: Tokens,
+    tokens: TokenCache,
 }
 
 impl Genesys {
-    /// Makes the adapter; nothing is sent before the first fetch.
-    pub(super) const fn new(client: Client, profile_url: ProfileUrl, tokens: Tokens) -> Self {
+    /// Creates the adapter. It sends nothing before the first fetch.
+    pub(super) const fn new(client: Client, profile_url: ProfileUrl, tokens: TokenCache) -> Self {
         Self { client, profile_url, tokens }
     }
 
-    async fn ask(&self, token: &Token, url: &Url, deadline: Instant) -> Result<Answer, Error> {
+    async fn request(&self, token: &Token, url: &Url, deadline: Instant) -> Result<GenesysResponse, Error> {
         let request = self
             .client
             .get(url.clone())
             .header(header::AUTHORIZATION, token.header())
             .header(header::ACCEPT, "application/json");
-        Answer::to(request, MAX_PROFILE, deadline).await
+        GenesysResponse::receive(request, MAX_PROFILE, deadline).await
     }
 
     async fn get(&self, url: &Url, deadline: Instant) -> Result<Fetched, Error> {
         let token = self.tokens.get(deadline).await?;
-        let mut answer = self.ask(&token, url, deadline).await?;
-        if answer.status == StatusCode::UNAUTHORIZED {
+        let mut response = self.request(&token, url, deadline).await?;
+        if response.status == StatusCode::UNAUTHORIZED {
             let renewed = self.tokens.replace(&token, deadline).await?;
-            answer = self.ask(&renewed, url, deadline).await?;
-            if answer.status == StatusCode::UNAUTHORIZED {
-                self.tokens.distrust(&renewed);
+            response = self.request(&renewed, url, deadline).await?;
+            if response.status == StatusCode::UNAUTHORIZED {
+                self.tokens.reject(&renewed);
             }
         }
-        match answer.status {
-            StatusCode::OK => read_profile(answer.body).map(Fetched::Found),
+        match response.status {
+            StatusCode::OK => read_profile(response.body).map(Fetched::Found),
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
-            _ => Err(answer.refusal()),
+            _ => Err(response.error()),
         }
     }
 }
@@ -91,31 +90,31 @@ impl Upstream for Genesys {
     }
 }
 
-/// The two fields of a profile that the cache must know; the others are checked and skipped.
+/// The two fields of a profile that the cache needs. The others are checked and skipped.
 ///
-/// They are taken raw, since another path template may answer with a numeric `id`: that is no
-/// customer id of ours, but no reason to refuse the profile either.
+/// They are raw, because with another path template `id` may be a number. That is not a customer id, but the profile
+/// is valid all the same.
 #[derive(Deserialize)]
-struct Stamped<'a> {
+struct ProfileHead<'a> {
     #[serde(borrow, default)]
     id: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "modifyDate")]
     modify_date: Option<&'a RawValue>,
 }
 
-/// Reads a profile, proving that all of it is one JSON object.
+/// Parses a profile and checks that the whole body is one JSON object.
 fn read_profile(body: Bytes) -> Result<Profile, Error> {
     let unusable = |reason| Error::Unusable { reason };
-    // Skipped strings are not checked to be UTF-8 by the parser, so the whole is checked first.
+    // The parser does not check the UTF-8 of skipped strings, so all of it is checked first.
     let text = std::str::from_utf8(&body).map_err(|_| unusable("the body is not UTF-8"))?;
-    // A derived struct would also be read from an array.
+    // A derived struct can also be parsed from an array.
     if !text.trim_ascii_start().starts_with('{') {
-        return Err(unusable("the body is no JSON object"));
+        return Err(unusable("the body is not a JSON object"));
     }
-    let stamped: Stamped<'_> = serde_json::from_str(text).map_err(|_| unusable("the body is malformed JSON"))?;
+    let head: ProfileHead<'_> = serde_json::from_str(text).map_err(|_| unusable("the body is malformed JSON"))?;
     let text_of = |raw: Option<&RawValue>| serde_json::from_str::<String>(raw?.get()).ok();
-    let modified = text_of(stamped.modify_date).and_then(|date| date.parse::<Modified>().ok());
-    let canonical = text_of(stamped.id).and_then(|id| id.parse::<CustomerId>().ok());
+    let modified = text_of(head.modify_date).and_then(|date| date.parse::<Modified>().ok());
+    let canonical = text_of(head.id).and_then(|id| id.parse::<CustomerId>().ok());
     Ok(Profile { body: ProfileBody::new(body), modified, canonical })
 }
 
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_kept_verbatim_with_its_stamp_and_canonical_id() {
+    fn a_profile_is_kept_verbatim_with_modify_date_and_canonical_id() {
         let body = " {\"id\":\"c-\\u0031\", \"x\":[{\"id\":\"other\"}], \"modifyDate\":\"2025-03-04T05:06:07.089Z\"}\n";
         let profile = read(body).unwrap();
         assert_eq!(profile.body.expose(), body);
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_tell_nothing_are_no_reason_to_refuse_a_profile() {
+    fn a_profile_with_unknown_field_values_is_valid() {
         for body in ["{}", r#"{"id":7,"modifyDate":"today"}"#, r#"{"id":null,"modifyDate":null}"#, r#"{"id":"a/b"}"#] {
             let profile = read(body).unwrap();
             assert_eq!((profile.modified, profile.canonical), (None, None), "{body}");
@@ -171,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_object_is_a_profile_and_any_cut_of_it_is_not(keys in proptest::collection::vec("[a-z]{3,8}", 1..6), cut in 0usize..500) {
+        fn any_object_is_a_profile_and_a_truncated_one_is_not(keys in proptest::collection::vec("[a-z]{3,8}", 1..6), cut in 0usize..500) {
             let object: serde_json::Map<_, _> = keys.into_iter().map(|key| (key.clone(), key.into())).collect();
             let json = serde_json::to_string(&object).unwrap();
             let cut = cut % json.len();

@@ -1,21 +1,20 @@
-//! What keeps Genesys safe from us: a decorator of the upstream port, one per tenant.
+//! Protects Genesys from overload: a decorator of the upstream port, one per tenant.
 //!
-//! Each attempt goes through, in this order:
+//! Each attempt passes these checks, in this order:
 //!
-//! 1. **Silence and breaker**: while Genesys' `Retry-After` has not passed, or the [`Breaker`] is
-//!    open, nothing is sent and the answer is immediate.
-//! 2. **Budget**: at most so many attempts per minute, refused at once when it is spent. It holds a
-//!    minute's worth, so a burst after a quiet minute is possible. The second request that a 401
-//!    costs and the requests for and about tokens are rare, and not counted.
-//! 3. **Permit**: at most so many requests in flight; waiting for one is bounded by the deadline.
-//! 4. **Silence and breaker** again, now for good: what waited at 3 while Genesys began to fail must
-//!    not fall upon it.
+//! 1. **`Retry-After` and breaker**: before `Retry-After` has passed, and while the [`Breaker`] is open, nothing is
+//!    sent and the attempt fails at once.
+//! 2. **Budget**: the number of attempts per minute is limited; above it an attempt fails at once. A burst of a whole
+//!    minute's budget is possible. The repeated request after a 401, and requests for and about tokens, are rare and
+//!    not counted.
+//! 3. **Permit**: the number of requests in flight is limited. An attempt waits for a permit until its deadline.
+//! 4. **`Retry-After` and breaker** again, because Genesys may have failed while the attempt waited.
 //!
-//! Server errors and broken connections are retried, at most [`RETRIES`] times, with exponential
-//! backoff and jitter, and only if the time that remains holds the wait and another attempt as long
-//! as the last. Refusals, absences and nonsense are not: they would come again.
+//! Server errors and broken connections are retried, at most [`RETRIES`] times, with exponential backoff and jitter,
+//! and only if enough time remains for the wait and for another attempt as long as the last. Denials, absences and
+//! unusable answers are not retried, since a retry would get them again.
 //!
-//! A fetch that is cancelled gives back whatever it held: its permit, and its right to probe.
+//! A cancelled fetch returns its permit and its right to be the breaker's probe.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +24,6 @@ use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-use metrics::Gauge;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -36,26 +34,27 @@ use crate::spans;
 use crate::supervise::Backoff;
 
 use super::breaker::{Breaker, Level, Pass, Verdict};
+use super::breaker_gauge::BreakerGauge;
 use super::{Error, Expand, Fetched, Upstream};
 
-/// How many times an attempt is repeated.
+/// How many times an attempt is retried.
 const RETRIES: usize = 2;
 
-/// The wait before the first retry; jitter makes it 25 to 75 ms, and each further one is twice as long.
+/// The wait before the first retry: 25 to 75 ms with jitter. The next wait is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 
-/// What one tenant may ask of its Genesys.
+/// The limits on the requests of one tenant.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct UpstreamLimits {
     /// The longest that one fetch may take, retries included.
     pub(super) timeout: Duration,
-    /// How many requests may be under way at once; at least 1.
+    /// The most requests in flight; at least 1.
     pub(super) max_in_flight: usize,
-    /// How many attempts may be made per minute.
+    /// The most attempts per minute.
     pub(super) per_minute: Quota,
 }
 
-/// Guards the Genesys of one tenant.
+/// Limits the requests of one tenant; see the module's head.
 #[derive(Debug)]
 pub(super) struct Guard<U> {
     inner: U,
@@ -63,29 +62,29 @@ pub(super) struct Guard<U> {
     timeout: Duration,
     permits: Semaphore,
     budget: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<std::time::Instant>>,
-    gate: Mutex<Gate>,
-    lamp: BreakerGauge,
+    admission: Mutex<AdmissionState>,
+    gauge: BreakerGauge,
     metrics: Arc<Metrics>,
 }
 
-/// What a fetch asks for.
+/// The arguments of a fetch.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct FetchRequest<'a> {
     customer: &'a CustomerId,
     expand: Option<&'a Expand>,
 }
 
-/// What decides whether anything may be sent at all.
+/// Decides whether a request may be sent.
 #[derive(Debug)]
-struct Gate {
+struct AdmissionState {
     breaker: Breaker,
-    /// Genesys asked for silence until then.
-    silent_until: Option<Instant>,
+    /// No request may be sent until then: `Retry-After`.
+    throttled_until: Option<Instant>,
 }
 
-impl Gate {
+impl AdmissionState {
     fn check(&self, now: Instant) -> Result<(), Error> {
-        if let Some(until) = self.silent_until
+        if let Some(until) = self.throttled_until
             && now < until
         {
             return Err(Error::Throttled { retry_after: until.duration_since(now) });
@@ -94,7 +93,7 @@ impl Gate {
     }
 }
 
-/// The right to make one request. Dropped without an outcome (a cancelled fetch) it is given back.
+/// The right to send one request. If it is dropped without an outcome (a cancelled fetch), it is returned.
 #[must_use]
 struct Admission<'a, U> {
     guard: &'a Guard<U>,
@@ -104,36 +103,44 @@ struct Admission<'a, U> {
 
 impl<U> Drop for Admission<'_, U> {
     fn drop(&mut self) {
-        self.guard.at_gate(|gate, now| gate.breaker.settle(self.pass, self.verdict, now));
+        self.guard.with_admission(|state, now| state.breaker.settle(self.pass, self.verdict, now));
     }
 }
 
 impl<U> Guard<U> {
-    /// Puts a guard in front of `inner`.
-    pub(super) fn new(inner: U, tenant: TenantId, limits: Limits, lamp: BreakerGauge, metrics: Arc<Metrics>) -> Self {
+    /// Wraps `inner`.
+    pub(super) fn new(
+        inner: U,
+        tenant: TenantId,
+        limits: UpstreamLimits,
+        gauge: BreakerGauge,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             inner,
             tenant,
             timeout: limits.timeout,
             permits: Semaphore::new(limits.max_in_flight),
             budget: RateLimiter::direct_with_clock(limits.per_minute, TokioClock),
-            gate: Mutex::new(Gate { breaker: Breaker::new(Instant::now()), silent_until: None }),
-            lamp,
+            admission: Mutex::new(AdmissionState { breaker: Breaker::new(Instant::now()), throttled_until: None }),
+            gauge,
             metrics,
         }
     }
 
-    /// Does something at the gate and shows what became of the breaker.
-    fn at_gate<T>(&self, act: impl FnOnce(&mut Gate, Instant) -> T) -> T {
-        let mut gate = self.gate.lock();
-        let before = gate.breaker.level();
-        let answer = act(&mut gate, Instant::now());
-        let after = gate.breaker.level();
+    /// Runs `act` under the lock. Logs and shows a change of the breaker.
+    fn with_admission<T>(&self, act: impl FnOnce(&mut AdmissionState, Instant) -> T) -> T {
+        let mut state = self.admission.lock();
+        let before = state.breaker.level();
+        let answer = act(&mut state, Instant::now());
+        let after = state.breaker.level();
         if before != after {
-            self.lamp.show(after);
+            self.gauge.show(after);
             match after {
                 Level::Open => tracing::warn!(tenant = %self.tenant, "upstream breaker is open: genesys keeps failing"),
-                Level::HalfOpen => tracing::debug!(tenant = %self.tenant, "upstream breaker lets a probe through"),
+                Level::HalfOpen => {
+                    tracing::debug!(tenant = %self.tenant, "upstream breaker is half-open: one request passes as a probe")
+                }
                 Level::Closed => tracing::info!(tenant = %self.tenant, "upstream breaker is closed: genesys answers"),
             }
         }
@@ -145,67 +152,68 @@ impl<U> Guard<U> {
     }
 
     fn admit(&self) -> Result<Admission<'_, U>, Error> {
-        let pass = self.at_gate(|gate, now| {
-            gate.check(now)?;
-            gate.breaker.admit(now).map_err(|retry_after| Error::BreakerOpen { retry_after })
+        let pass = self.with_admission(|state, now| {
+            state.check(now)?;
+            state.breaker.admit(now).map_err(|retry_after| Error::BreakerOpen { retry_after })
         })?;
         Ok(Admission { guard: self, pass, verdict: Verdict::Unknown })
     }
 
-    /// Says what an outcome tells about Genesys. Silence tells something only if Genesys was given a
-    /// fair time, a quarter of the longest: a fetch that came with its deadline almost over must not
-    /// open the breaker of a healthy Genesys.
-    fn verdict(&self, outcome: &Result<Fetched, Error>, patience: Duration) -> Verdict {
+    /// Returns what an outcome shows about Genesys. A timeout counts as a failure only if Genesys had at least a quarter
+    /// of `timeout` to answer: a fetch that started just before its deadline must not open the breaker.
+    fn verdict(&self, outcome: &Result<Fetched, Error>, allowed: Duration) -> Verdict {
         match outcome {
             Ok(_)
             | Err(Error::Unusable { .. } | Error::Denied { .. } | Error::Privileges { .. } | Error::Throttled { .. }) => {
                 Verdict::Answers
             }
-            Err(Error::Failed { .. } | Error::Unreachable) => Verdict::Fails,
-            Err(Error::Timeout) if patience >= self.timeout / 4 => Verdict::Fails,
-            Err(Error::Timeout | Error::BudgetSpent { .. } | Error::BreakerOpen { .. }) => Verdict::Unknown,
+            Err(Error::Failed { .. } | Error::Unreachable(_)) => Verdict::Fails,
+            Err(Error::Timeout(_)) if allowed >= self.timeout / 4 => Verdict::Fails,
+            Err(Error::Timeout(_) | Error::BudgetSpent { .. } | Error::BreakerOpen { .. }) => Verdict::Unknown,
         }
     }
 }
 
 impl<U: Upstream> Guard<U> {
-    async fn attempt(&self, asked: Asked<'_>, deadline: Instant) -> Result<Fetched, Error> {
-        self.at_gate(|gate, now| gate.check(now))?;
+    async fn attempt(&self, request: FetchRequest<'_>, deadline: Instant) -> Result<Fetched, Error> {
+        self.with_admission(|state, now| state.check(now))?;
         if Instant::now() >= deadline {
-            return Err(Error::Timeout);
+            return Err(Error::Timeout(None));
         }
         self.spend()?;
         let permit = tokio::time::timeout_at(deadline, self.permits.acquire()).await;
-        // The semaphore is never closed, so what fails is the waiting.
-        let _permit = permit.ok().and_then(Result::ok).ok_or(Error::Timeout)?;
+        // The semaphore is never closed, so an error means that the deadline has passed.
+        let _permit = permit.ok().and_then(Result::ok).ok_or(Error::Timeout(None))?;
         let mut admission = self.admit()?;
 
         let began = Instant::now();
-        let fetch = match asked.expand {
-            None => self.inner.fetch(&self.tenant, asked.customer, deadline),
-            Some(expand) => self.inner.fetch_expanded(&self.tenant, asked.customer, expand, deadline),
+        let fetch = match request.expand {
+            None => self.inner.fetch(&self.tenant, request.customer, deadline),
+            Some(expand) => self.inner.fetch_expanded(&self.tenant, request.customer, expand, deadline),
         };
-        let outcome = tokio::time::timeout_at(deadline, fetch).await.unwrap_or(Err(Error::Timeout));
+        let outcome = tokio::time::timeout_at(deadline, fetch).await.unwrap_or(Err(Error::Timeout(None)));
         observe(&self.metrics.upstream_duration, began.elapsed());
         admission.verdict = self.verdict(&outcome, deadline.duration_since(began));
         if let Err(Error::Throttled { retry_after }) = &outcome {
-            self.at_gate(|gate, now| gate.silent_until = gate.silent_until.max(Some(now + *retry_after)));
+            self.with_admission(|state, now| {
+                state.throttled_until = state.throttled_until.max(Some(now + *retry_after))
+            });
         }
         outcome
     }
 
-    /// Makes one attempt, and more where that is worth it.
-    async fn run(&self, asked: Asked<'_>, deadline: Instant) -> Result<Fetched, Error> {
+    /// Makes one attempt, and retries if that makes sense.
+    async fn run(&self, request: FetchRequest<'_>, deadline: Instant) -> Result<Fetched, Error> {
         let deadline = deadline.min(Instant::now() + self.timeout);
         let mut backoff = Backoff::new(FIRST_WAIT, self.timeout);
         let mut retries_left = RETRIES;
         loop {
             let began = Instant::now();
-            let outcome = self.attempt(asked, deadline).await;
+            let outcome = self.attempt(request, deadline).await;
             self.metrics.upstream_requests.with(label(&outcome)).increment(1);
-            let may_pass = outcome.as_ref().is_err_and(may_pass);
+            let is_temporary = outcome.as_ref().is_err_and(Error::is_temporary);
             let wait = backoff.next_delay();
-            if !may_pass || retries_left == 0 || Instant::now() + wait + began.elapsed() >= deadline {
+            if !is_temporary || retries_left == 0 || Instant::now() + wait + began.elapsed() >= deadline {
                 spans::attempted(1 + RETRIES - retries_left);
                 return outcome;
             }
@@ -218,7 +226,7 @@ impl<U: Upstream> Guard<U> {
 #[async_trait]
 impl<U: Upstream> Upstream for Guard<U> {
     async fn fetch(&self, _tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
-        self.run(Asked { customer, expand: None }, deadline).await
+        self.run(FetchRequest { customer, expand: None }, deadline).await
     }
 
     async fn fetch_expanded(
@@ -228,21 +236,7 @@ impl<U: Upstream> Upstream for Guard<U> {
         expand: &Expand,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.run(Asked { customer, expand: Some(expand) }, deadline).await
-    }
-}
-
-/// Tells whether a failure may have passed a moment later.
-const fn may_pass(error: &Error) -> bool {
-    match error {
-        Error::Failed { .. } | Error::Unreachable => true,
-        Error::Unusable { .. }
-        | Error::Denied { .. }
-        | Error::Privileges { .. }
-        | Error::Throttled { .. }
-        | Error::BudgetSpent { .. }
-        | Error::BreakerOpen { .. }
-        | Error::Timeout => false,
+        self.run(FetchRequest { customer, expand: Some(expand) }, deadline).await
     }
 }
 
@@ -258,12 +252,12 @@ pub(super) const fn label(outcome: &Result<Fetched, Error>) -> UpstreamOutcome {
         Err(Error::BudgetSpent { .. }) => UpstreamOutcome::BudgetSpent,
         Err(Error::BreakerOpen { .. }) => UpstreamOutcome::BreakerOpen,
         Err(Error::Failed { .. }) => UpstreamOutcome::Failed,
-        Err(Error::Unreachable) => UpstreamOutcome::Unreachable,
-        Err(Error::Timeout) => UpstreamOutcome::Timeout,
+        Err(Error::Unreachable(_)) => UpstreamOutcome::Unreachable,
+        Err(Error::Timeout(_)) => UpstreamOutcome::Timeout,
     }
 }
 
-/// Tokio's clock, for the rate limiter: tests can pause it.
+/// The clock of tokio for the rate limiter. Tests can pause it.
 #[derive(Clone, Copy, Debug)]
 struct TokioClock;
 
@@ -272,30 +266,6 @@ impl Clock for TokioClock {
 
     fn now(&self) -> Self::Instant {
         Instant::now().into_std()
-    }
-}
-
-/// One tenant's lamp on the board of all breakers, whose gauge shows the worst of them.
-#[derive(Clone, Debug)]
-pub(super) struct BreakerGauge {
-    board: Arc<Mutex<Vec<Level>>>,
-    place: usize,
-    gauge: Gauge,
-}
-
-impl BreakerGauge {
-    /// Makes a board of this many lamps, all closed.
-    pub(super) fn board(lamps: usize, gauge: &Gauge) -> impl Iterator<Item = Self> {
-        let board = Arc::new(Mutex::new(vec![Level::Closed; lamps]));
-        let gauge = gauge.clone();
-        (0..lamps).map(move |place| Self { board: Arc::clone(&board), place, gauge: gauge.clone() })
-    }
-
-    /// Shows a level. The gauge is set under the lock, so that the last to set it saw all lamps.
-    fn show(&self, level: Level) {
-        let mut board = self.board.lock();
-        board[self.place] = level;
-        self.gauge.set(board.iter().max().copied().unwrap_or_default().value());
     }
 }
 

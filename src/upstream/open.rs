@@ -1,7 +1,7 @@
-//! Picks the upstream adapter of each tenant.
+//! Opens the upstream of each tenant.
 //!
-//! Every tenant has an adapter and, in front of it, a guard and a judge of its token's privileges, of its own;
-//! all share the connections of at most two clients, one for `https` and one for plain `http`.
+//! Every tenant has its own adapter, wrapped by its own guard and its own check of the token's privileges. All share the
+//! connections of at most two HTTP clients, one for `https` and one for plain `http`.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -20,14 +20,15 @@ use crate::domain::{CustomerId, Secret, TenantId};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
+use super::breaker_gauge::BreakerGauge;
 use super::endpoints::ProfileUrl;
-use super::entitled::Entitled;
 use super::genesys::Genesys;
-use super::guard::{BreakerGauge, Guard, Limits};
-use super::privileges::{Introspection, Permission, Privileges, Rules, Scope};
-use super::token::Credentials;
-use super::tokens::Tokens;
-use super::traced::Traced;
+use super::guard::{Guard, UpstreamLimits};
+use super::privilege_gate::PrivilegeGate;
+use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
+use super::token::ClientCredentials;
+use super::tokens::TokenCache;
+use super::traced::TracedUpstream;
 use super::{Error, Expand, Fetched, Upstream, exchange};
 
 pub use super::endpoints::{BaseUrls, ConfigError};
@@ -36,10 +37,10 @@ pub use super::endpoints::{BaseUrls, ConfigError};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The longest that one fetch may take, retries included; below `lookup.lease_ttl`.
+    /// The time limit of one fetch, retries included; below `lookup.lease_ttl`.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// How many requests may be under way at once, per tenant.
+    /// The most requests in flight, per tenant.
     pub max_in_flight: usize,
 }
 
@@ -47,7 +48,7 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TenantConfig {
-    /// A Genesys region such as `us_east_1`; instead of the two URLs.
+    /// A Genesys region such as `us_east_1`. It replaces the two URLs.
     #[serde(default)]
     pub region: Option<String>,
     /// The base URL of the API.
@@ -56,26 +57,26 @@ pub struct TenantConfig {
     /// The base URL of the token endpoint.
     #[serde(default)]
     pub login_url: Option<Url>,
-    /// The OAuth client.
+    /// The id of the OAuth client.
     pub client_id: String,
-    /// Its secret.
+    /// The secret of the OAuth client.
     pub client_secret: Secret,
     /// The path of a profile; `{customer_id}` is replaced by the percent-encoded id.
     #[serde(default = "default_profile_path")]
     pub profile_path: String,
-    /// The budget of requests, per process.
+    /// The most requests per minute and process.
     #[serde(default = "default_requests_per_minute")]
     pub requests_per_minute: u32,
-    /// What the client must be permitted at Genesys.
+    /// The permissions that the client must hold at Genesys.
     #[serde(default = "default_required_permissions")]
     pub required_permissions: Vec<Permission>,
-    /// What it must not be permitted.
+    /// The permissions that it must not hold.
     #[serde(default = "default_forbidden_permissions")]
     pub forbidden_permissions: Vec<Permission>,
-    /// The scopes that its token must have.
+    /// The scopes that its token must hold.
     #[serde(default)]
     pub required_scopes: Vec<Scope>,
-    /// The scopes that its token must not have.
+    /// The scopes that its token must not hold.
     #[serde(default = "default_forbidden_scopes")]
     pub forbidden_scopes: Vec<Scope>,
 }
@@ -96,22 +97,22 @@ fn default_forbidden_permissions() -> Vec<Permission> {
     permissions_to(&["add", "edit", "delete"])
 }
 
-/// Permissions to do this to contacts; each is one, so none is left out.
+/// Returns the permissions for these actions on contacts. All are valid, so none is left out.
 fn permissions_to(actions: &[&str]) -> Vec<Permission> {
     actions.iter().filter_map(|action| format!("externalContacts:contact:{action}").try_into().ok()).collect()
 }
 
 fn default_forbidden_scopes() -> Vec<Scope> {
-    // It is a scope, so it is not left out.
+    // The scope is valid, so it is not left out.
     Scope::try_from("cloud.cust.write".to_owned()).into_iter().collect()
 }
 
 impl Config {
-    /// Checks what no type can.
+    /// Checks what the types do not.
     ///
     /// # Errors
     ///
-    /// Names the first option that cannot work.
+    /// Returns the first invalid option.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
             return Err(ConfigError::new("upstream.timeout", "must be above 0s and at most 60s"));
@@ -124,17 +125,17 @@ impl Config {
 }
 
 impl TenantConfig {
-    /// Checks what no type can.
+    /// Checks what the types do not.
     ///
     /// # Errors
     ///
-    /// Names the first option that cannot work.
+    /// Returns the first invalid option.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        Parts::of(self).map(drop)
+        TenantSettings::parse(self).map(drop)
     }
 
-    fn rules(&self) -> Rules {
-        Rules {
+    fn privilege_policy(&self) -> PrivilegePolicy {
+        PrivilegePolicy {
             required_permissions: self.required_permissions.clone(),
             forbidden_permissions: self.forbidden_permissions.clone(),
             required_scopes: self.required_scopes.clone(),
@@ -142,28 +143,27 @@ impl TenantConfig {
         }
     }
 
-    /// Returns the base URLs of the API and of the token endpoint, for whoever judges which links
-    /// may be plain.
+    /// Returns the base URLs of the API and of the token endpoint.
     ///
     /// # Errors
     ///
-    /// Neither or both of a region and URLs are given, or one of them cannot work.
+    /// Neither or both of a region and URLs are given, or one of them is invalid.
     pub fn base_urls(&self) -> Result<BaseUrls, ConfigError> {
         BaseUrls::find(self.region.as_deref(), self.api_url.as_ref(), self.login_url.as_ref())
     }
 }
 
-/// A tenant's configuration, understood.
-struct Parts {
+/// The parsed configuration of a tenant.
+struct TenantSettings {
     needs_tls: bool,
     token_url: Url,
     profile_url: ProfileUrl,
-    introspection: Introspection,
+    introspection: IntrospectionUrls,
     per_minute: Quota,
 }
 
-impl Parts {
-    fn of(config: &TenantConfig) -> Result<Self, ConfigError> {
+impl TenantSettings {
+    fn parse(config: &TenantConfig) -> Result<Self, ConfigError> {
         let urls = config.base_urls()?;
         let profile_url = ProfileUrl::new(&urls.api, &config.profile_path)?;
         if config.client_id.is_empty() {
@@ -173,29 +173,32 @@ impl Parts {
             return Err(ConfigError::new("tenant.upstream.client_secret", "must not be empty"));
         }
         let per_minute = NonZeroU32::new(config.requests_per_minute).map(Quota::per_minute).ok_or_else(|| {
-            ConfigError::new("tenant.upstream.requests_per_minute", "must be at least 1: there is no unlimited Genesys")
+            ConfigError::new(
+                "tenant.upstream.requests_per_minute",
+                "must be at least 1: Genesys always limits requests",
+            )
         })?;
         let (token_url, introspection) = (urls.token()?, urls.introspection()?);
         Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, introspection, per_minute })
     }
 }
 
-/// The clients that tenants share, each made when the first tenant needs it: the one for TLS cannot
-/// be made on a machine without certificate authorities, and a sandbox on loopback needs none.
+/// The HTTP clients that tenants share. Each is created when the first tenant needs it: the one for TLS needs a machine
+/// with certificate authorities, and a sandbox on loopback does not need TLS.
 #[derive(Default)]
-struct Clients {
+struct HttpClients {
     plain: Option<Client>,
     tls: Option<Client>,
 }
 
-impl Clients {
+impl HttpClients {
     fn get(&mut self, tls: bool) -> Result<Client, ConfigError> {
         let slot = if tls { &mut self.tls } else { &mut self.plain };
         let client = match slot.take() {
             Some(client) => client,
             None => exchange::client(tls).map_err(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                ConfigError::new("tenant.upstream", format!("cannot make an HTTP client: {cause}"))
+                ConfigError::new("tenant.upstream", format!("cannot create an HTTP client: {cause}"))
             })?,
         };
         Ok(slot.insert(client).clone())
@@ -204,77 +207,82 @@ impl Clients {
 
 /// What [`open`] returns.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedUpstream {
     /// Fetches profiles.
     pub upstream: Arc<dyn Upstream>,
-    /// Tells which tenants are refused.
+    /// Reports the tenants whose tokens are refused.
     pub standing: Standing,
 }
 
-/// Tells which tenants have a token whose privileges are wrong. Cloning is cheap.
+/// Reports the tenants whose tokens have wrong privileges. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct Standing(Arc<Tenants>);
+pub struct Standing(Arc<TenantUpstreams>);
 
 impl Standing {
-    /// Returns the tenants that are refused, and why.
+    /// Returns the tenants whose tokens are refused, with the reason.
     #[must_use]
     pub fn refusals(&self) -> Vec<(TenantId, Arc<str>)> {
-        let of =
-            |(tenant, upstream): (&TenantId, &Entitled<Guard<Genesys>>)| Some((tenant.clone(), upstream.refusal()?));
+        let of = |(tenant, upstream): (&TenantId, &PrivilegeGate<Guard<Genesys>>)| {
+            Some((tenant.clone(), upstream.refusal()?))
+        };
         self.0.0.iter().filter_map(of).collect()
     }
 }
 
-/// Makes the upstream of all tenants. Nothing is sent before the first fetch.
+/// Creates the upstream of all tenants. It sends nothing before the first fetch.
 ///
 /// # Errors
 ///
-/// An option cannot work, or a tenant needs TLS and this machine has no certificate authorities.
+/// An option is invalid, or a tenant needs TLS and this machine has no certificate authorities.
 pub fn open<'a>(
     config: &Config,
     tenants: impl IntoIterator<Item = (TenantId, &'a TenantConfig)>,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
-) -> Result<Opened, ConfigError> {
+) -> Result<OpenedUpstream, ConfigError> {
     config.validate()?;
     let tenants: HashMap<_, _> = tenants.into_iter().collect();
-    let lamps: Vec<_> = BreakerGauge::board(tenants.len(), &metrics.upstream_breaker_state).collect();
-    let mut clients = Clients::default();
-    let guarded = tenants.into_iter().zip(lamps).map(|((tenant, options), lamp)| {
-        let parts = Parts::of(options)?;
-        let client = clients.get(parts.needs_tls)?;
-        let credentials = Credentials {
+    let gauges: Vec<_> = BreakerGauge::for_tenants(tenants.len(), &metrics.upstream_breaker_state).collect();
+    let mut clients = HttpClients::default();
+    let guarded = tenants.into_iter().zip(gauges).map(|((tenant, options), gauge)| {
+        let settings = TenantSettings::parse(options)?;
+        let client = clients.get(settings.needs_tls)?;
+        let credentials = ClientCredentials {
             tenant: tenant.clone(),
-            url: parts.token_url,
+            url: settings.token_url,
             client_id: options.client_id.clone(),
             client_secret: options.client_secret.clone(),
         };
-        let limits =
-            Limits { timeout: config.timeout, max_in_flight: config.max_in_flight, per_minute: parts.per_minute };
-        let privileges = Privileges::new(client.clone(), options.rules(), parts.introspection);
+        let limits = UpstreamLimits {
+            timeout: config.timeout,
+            max_in_flight: config.max_in_flight,
+            per_minute: settings.per_minute,
+        };
+        let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), settings.introspection);
         let metrics = || Arc::clone(metrics);
-        let tokens = Tokens::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys = Genesys::new(client, parts.profile_url, tokens.clone());
-        let guard = Guard::new(genesys, tenant.clone(), limits, lamp, metrics());
-        Ok((tenant, Entitled::new(guard, tokens, metrics())))
+        let tokens =
+            TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
+        let genesys = Genesys::new(client, settings.profile_url, tokens.clone());
+        let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
+        Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
-    let tenants = Arc::new(Tenants(guarded.collect::<Result<_, ConfigError>>()?));
-    Ok(Opened { upstream: Arc::new(Traced::new(Arc::clone(&tenants))), standing: Standing(tenants) })
+    let tenants = Arc::new(TenantUpstreams(guarded.collect::<Result<_, ConfigError>>()?));
+    Ok(OpenedUpstream { upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))), standing: Standing(tenants) })
 }
 
 /// The upstreams of all tenants.
 #[derive(Debug)]
-struct Tenants(HashMap<TenantId, Entitled<Guard<Genesys>>>);
+struct TenantUpstreams(HashMap<TenantId, PrivilegeGate<Guard<Genesys>>>);
 
-impl Tenants {
-    /// A lookup of an unknown tenant is turned away before it gets here; there is no Genesys to reach for it.
-    fn of(&self, tenant: &TenantId) -> Result<&Entitled<Guard<Genesys>>, Error> {
-        self.0.get(tenant).ok_or(Error::Unreachable)
+impl TenantUpstreams {
+    /// Lookups of unknown tenants are refused before they get here, so the error does not occur.
+    fn of(&self, tenant: &TenantId) -> Result<&PrivilegeGate<Guard<Genesys>>, Error> {
+        self.0.get(tenant).ok_or(Error::Unreachable(None))
     }
 }
 
 #[async_trait]
-impl Upstream for Arc<Tenants> {
+impl Upstream for Arc<TenantUpstreams> {
     async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
         self.of(tenant)?.fetch(tenant, customer, deadline).await
     }
@@ -324,14 +332,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_about_them_privileges_are_to_see_contacts_and_nothing_else() {
-        let rules = tenant_config(|_| ()).rules();
+    fn by_default_a_token_must_view_contacts_and_do_nothing_else() {
+        let rules = tenant_config(|_| ()).privilege_policy();
         assert_eq!((rules.required_permissions.len(), rules.forbidden_permissions.len()), (1, 3));
         assert_eq!((rules.required_scopes.len(), rules.forbidden_scopes.len()), (0, 1));
     }
 
     #[test]
-    fn limits_that_would_stop_everything_are_refused() {
+    fn limits_that_block_all_requests_are_refused() {
         let field = |timeout, max_in_flight| Config { timeout, max_in_flight }.validate().unwrap_err().field;
         assert_eq!(field(Duration::ZERO, 1), "upstream.timeout");
         assert_eq!(field(Duration::MAX, 1), "upstream.timeout");

@@ -1,4 +1,4 @@
-//! A bearer token, and how it is asked for: client credentials (RFC 6749 section 4.4).
+//! A bearer token, and the request for it: client credentials (RFC 6749 section 4.4).
 
 use std::fmt;
 use std::time::Duration;
@@ -12,33 +12,33 @@ use url::Url;
 use crate::domain::{Secret, TenantId};
 
 use super::Error;
-use super::exchange::Answer;
+use super::exchange::GenesysResponse;
 
-/// A token is renewed when less than this remains of it.
+/// A token is renewed when its remaining lifetime is below this.
 const AHEAD: Duration = Duration::from_secs(60);
 
-/// The lifetime of a token whose answer tells none (it should, RFC 6749 section 5.1): the shortest
-/// that Genesys can be configured to give.
+/// The lifetime in seconds if the response names none (it should, RFC 6749 section 5.1): the shortest that Genesys can
+/// be configured with.
 const DEFAULT_LIFETIME: u64 = 300;
 
-/// The longest lifetime that is believed: above Genesys' longest, two days.
+/// The longest accepted lifetime in seconds. The longest of Genesys is two days.
 const MAX_LIFETIME: u64 = 7 * 24 * 60 * 60;
 
-/// The largest answer of a token endpoint, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
+/// The largest response of a token endpoint, in bytes.
+const MAX_RESPONSE: usize = 64 * 1024;
 
 /// A bearer token (RFC 6750). It cannot be printed.
 pub(super) struct Token {
     header: HeaderValue,
-    /// From when another is asked for.
+    /// When it is to be renewed.
     pub(super) renew_at: Instant,
-    /// From when it is no good.
+    /// When it expires.
     pub(super) expires_at: Instant,
     scope: Box<str>,
 }
 
 impl Token {
-    /// Returns the scopes that its answer named.
+    /// Returns the scopes that the token response named.
     pub(super) fn scopes(&self) -> impl Iterator<Item = &str> {
         self.scope.split_ascii_whitespace()
     }
@@ -55,41 +55,41 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Who asks for tokens, and where.
+/// The OAuth client of a tenant, and its token endpoint.
 #[derive(Debug)]
-pub(super) struct Credentials {
-    /// The tenant that the client belongs to; for the log.
+pub(super) struct ClientCredentials {
+    /// The tenant of the client, for the log.
     pub(super) tenant: TenantId,
     /// The token endpoint.
     pub(super) url: Url,
-    /// The OAuth client.
+    /// The id of the client.
     pub(super) client_id: String,
-    /// Its secret.
+    /// The secret of the client.
     pub(super) client_secret: Secret,
 }
 
-impl Credentials {
-    /// Asks for a token, until `deadline`.
-    pub(super) async fn ask(&self, client: &Client, deadline: Instant) -> Result<Token, Error> {
-        // Genesys' own clients encode id and secret as they are, not form-encoded first as RFC 6749
-        // section 2.3.1 has it; for the characters that Genesys issues both are the same.
+impl ClientCredentials {
+    /// Requests a token until `deadline`.
+    pub(super) async fn request_token(&self, client: &Client, deadline: Instant) -> Result<Token, Error> {
+        // The SDKs of Genesys do not form-encode id and secret first, as RFC 6749 section 2.3.1 says. For the
+        // characters that Genesys issues there is no difference.
         let request = client
             .post(self.url.clone())
             .basic_auth(&self.client_id, Some(self.client_secret.expose()))
             .form(&[("grant_type", "client_credentials")]);
-        let asked_at = Instant::now();
-        let answer = Answer::to(request, MAX_ANSWER, deadline).await?;
-        match answer.status {
-            StatusCode::OK => read_token(&answer.body, asked_at),
-            StatusCode::BAD_REQUEST => Err(Error::Denied { status: answer.status.as_u16() }),
-            _ => Err(answer.refusal()),
+        let requested_at = Instant::now();
+        let response = GenesysResponse::receive(request, MAX_RESPONSE, deadline).await?;
+        match response.status {
+            StatusCode::OK => read_token(&response.body, requested_at),
+            StatusCode::BAD_REQUEST => Err(Error::Denied { status: response.status.as_u16() }),
+            _ => Err(response.error()),
         }
     }
 }
 
-/// An access token answer (RFC 6749 section 5.1).
+/// An access token response (RFC 6749 section 5.1).
 #[derive(Deserialize)]
-struct TokenAnswer {
+struct TokenResponse {
     access_token: String,
     token_type: Option<String>,
     expires_in: Option<u64>,
@@ -97,20 +97,20 @@ struct TokenAnswer {
     scope: Option<String>,
 }
 
-/// Reads an access token answer. Its lifetime counts from when it was asked for, the earliest moment
-/// at which it can have begun.
-fn read_token(body: &[u8], asked_at: Instant) -> Result<Token, Error> {
-    const UNUSABLE: Error = Error::Unusable { reason: "no token where one was asked for" };
-    let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| UNUSABLE)?;
-    let is_bearer = answer.token_type.is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"));
-    if !is_bearer || answer.access_token.is_empty() {
+/// Parses an access token response. The lifetime counts from the request, the earliest moment at which it can have
+/// started.
+fn read_token(body: &[u8], requested_at: Instant) -> Result<Token, Error> {
+    const UNUSABLE: Error = Error::Unusable { reason: "not a bearer token" };
+    let response: TokenResponse = serde_json::from_slice(body).map_err(|_| UNUSABLE)?;
+    let is_bearer = response.token_type.is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"));
+    if !is_bearer || response.access_token.is_empty() {
         return Err(UNUSABLE);
     }
-    let mut header = HeaderValue::try_from(format!("Bearer {}", answer.access_token)).map_err(|_| UNUSABLE)?;
+    let mut header = HeaderValue::try_from(format!("Bearer {}", response.access_token)).map_err(|_| UNUSABLE)?;
     header.set_sensitive(true);
-    let lifetime = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFETIME).clamp(1, MAX_LIFETIME));
-    let expires_at = asked_at + lifetime;
-    let scope = answer.scope.unwrap_or_default().into_boxed_str();
+    let lifetime = Duration::from_secs(response.expires_in.unwrap_or(DEFAULT_LIFETIME).clamp(1, MAX_LIFETIME));
+    let expires_at = requested_at + lifetime;
+    let scope = response.scope.unwrap_or_default().into_boxed_str();
     Ok(Token { header, renew_at: expires_at - AHEAD.min(lifetime / 2), expires_at, scope })
 }
 
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_no_bearer_token_is_unusable() {
+    fn a_response_without_a_bearer_token_is_unusable() {
         for body in [
             "",
             "{}",
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scopes_of_an_answer_are_read() {
+    fn the_scopes_of_a_response_are_parsed() {
         let scopes = |body: &str| read(body).unwrap().scopes().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(scopes(r#"{"access_token":"t","scope":"a b:c"}"#), ["a", "b:c"]);
         for none in
@@ -160,7 +160,7 @@ mod tests {
         {
             assert!(scopes(none).is_empty(), "{none}");
         }
-        assert!(read(r#"{"access_token":"t","scope":["cloud.cust.write"]}"#).is_err(), "scopes that cannot be judged");
+        assert!(read(r#"{"access_token":"t","scope":["cloud.cust.write"]}"#).is_err(), "scopes that cannot be checked");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The span of each fetch: a decorator of the upstream port.
 //!
-//! Nothing of the trace goes to Genesys: it is another organisation's, and a `traceparent` would tell it which of our
-//! requests belong together.
+//! No `traceparent` is sent to Genesys. It belongs to another organisation, which must not learn which requests belong
+//! together.
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -13,14 +13,14 @@ use crate::spans;
 use super::guard::label;
 use super::{Error, Expand, Fetched, Upstream};
 
-/// An upstream whose fetches are spans.
+/// An upstream that records each fetch as a span.
 #[derive(Debug)]
-pub(super) struct Traced<U> {
+pub(super) struct TracedUpstream<U> {
     inner: U,
 }
 
-impl<U> Traced<U> {
-    /// Stands in front of `inner`.
+impl<U> TracedUpstream<U> {
+    /// Wraps `inner`.
     pub(super) const fn new(inner: U) -> Self {
         Self { inner }
     }
@@ -34,7 +34,7 @@ async fn traced(tenant: &TenantId, fetch: impl Future<Output = Result<Fetched, E
 }
 
 #[async_trait]
-impl<U: Upstream> Upstream for Traced<U> {
+impl<U: Upstream> Upstream for TracedUpstream<U> {
     async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
         traced(tenant, self.inner.fetch(tenant, customer, deadline)).await
     }

@@ -1,4 +1,4 @@
-//! What the store forgot after it was acknowledged is applied again from the journal.
+//! Effects that the store lost after their acknowledgement are applied again from the journal.
 
 use serde_json::json;
 
@@ -7,10 +7,10 @@ use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::{Deployment, Setup};
 use crate::support::{customer, eventually};
 
-/// A server that starts again without its last writes has forgotten an event that was applied: the record that
-/// the event had evicted stands again.
+/// A server that restarts without its last writes has lost the effect of an event: the record that the event deleted is
+/// back.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_restarted_redis_forgot_is_applied_again_from_the_journal() {
+async fn effects_lost_by_a_redis_restart_are_applied_from_the_journal() {
     let mut deployment = Deployment::start(Setup::Single).await;
     let rabbit = RabbitServer::shared().await;
     let vhost = rabbit.vhost().await;
@@ -25,7 +25,7 @@ async fn what_a_restarted_redis_forgot_is_applied_again_from_the_journal() {
         assert_eq!(edge.look_up(id).await.status, 200);
     }
     let mut connection = deployment.servers[0].connect().await.unwrap();
-    // From here on nothing reaches the disk.
+    // From here on nothing is written to the disk.
     let stop = redis::cmd("CONFIG").arg("SET").arg("appendonly").arg("no").exec_async(&mut connection).await;
     stop.unwrap();
     assert_eq!(edge.post_event(&flat(&changed)).await.status(), 202);

@@ -1,8 +1,7 @@
-//! Outages under load: what happens to lookups and events when Redis or RabbitMQ fails while both go on.
+//! Outages under load: lookups and events while Redis or RabbitMQ fails.
 //!
-//! Ingest and lookups run in this process, the consumer in one of its own, so that its use of the processor can be
-//! told. How long an outage lasts is said, in seconds, by `PROFILE_EDGE_TEST_OUTAGE`; `.ci/nightly` asks for longer
-//! ones.
+//! Ingest and lookups run in this process, and the consumer in its own, so that its processor time can be measured.
+//! `PROFILE_EDGE_TEST_OUTAGE` sets the length of an outage in seconds; `.ci/nightly` sets longer ones.
 
 use std::time::Duration;
 
@@ -19,8 +18,8 @@ use crate::support::servers::redis::{Deployment, RedisServer, Setup};
 
 const WORK_QUEUE: &str = "profile-edge.invalidations.0";
 
-/// The share of one processor that a consumer may use while it can do nothing; it uses a hundredth of that where
-/// nobody else needs the machine.
+/// The share of one processor that a consumer may use while it has nothing to do. On an idle machine it uses a hundredth
+/// of that.
 const NEAR_IDLE: f64 = 0.2;
 
 /// How long an outage lasts.
@@ -60,7 +59,7 @@ impl Site {
         answer.ok()?.text().await.ok()
     }
 
-    /// Lets an outage last, and checks that the consumer does nothing meanwhile.
+    /// Waits for the length of an outage, and checks that the consumer is idle meanwhile.
     async fn sits_idle(&self) {
         let (began, used) = (Instant::now(), self.consumer.processor_time());
         sleep(outage()).await;
@@ -70,7 +69,7 @@ impl Site {
         assert!(share < NEAR_IDLE, "the consumer used {share} of a processor while it could do nothing");
     }
 
-    /// Checks, once the load is over, that nothing accepted is lost and that nobody is told anything old.
+    /// Checks after the load that no accepted event is lost and that no lookup returns an old profile.
     async fn lost_nothing(&self, load: &Load<'_>, redis: &RedisServer) {
         println!("{}", load.summary());
         load.everyone_was_answered_in_time();
@@ -94,8 +93,8 @@ enum Trouble {
     Stalled,
 }
 
-/// Redis goes away under load and comes back: lookups go to Genesys or are told to come again, events are accepted all
-/// the while, and every one of them is applied afterwards.
+/// Redis fails under load and recovers: lookups go to Genesys or get a 503, events are accepted all the time, and every
+/// one of them is applied afterwards.
 async fn redis_is(trouble: Trouble) {
     let mut redis = RedisServer::start(&[]).await;
     let proxy = Proxy::to(redis.port).await;
@@ -132,23 +131,23 @@ async fn redis_is(trouble: Trouble) {
     };
     load.during(story).await;
     let bypassed = load.lookups().iter().filter(|lookup| lookup.told.contains("detail=store-unavailable")).count();
-    assert!(bypassed > 0, "{trouble:?}: lookups go on without the store");
+    assert!(bypassed > 0, "{trouble:?}: lookups continue without the store");
     site.lost_nothing(&load, &redis).await;
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_killed_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+async fn killing_redis_under_load_loses_no_event_and_blocks_no_lookup() {
     redis_is(Trouble::Killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_stopped_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+async fn stopping_redis_under_load_loses_no_event_and_blocks_no_lookup() {
     redis_is(Trouble::Stopped).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_to_redis_stalled_under_load_costs_no_event_and_no_lookup_more_than_a_bounded_refusal() {
+async fn stalling_redis_under_load_loses_no_event_and_blocks_no_lookup() {
     redis_is(Trouble::Stalled).await;
 }
 
@@ -160,10 +159,10 @@ enum BrokerTrouble {
     QueueDeleted,
 }
 
-/// The broker fails under load in one way after the other: senders are told to come again, lookups know nothing of
-/// it, and what was accepted before, during and after is applied.
+/// The broker fails under load in several ways: senders get a 503, lookups are not affected, and events that were
+/// accepted before, during and after are applied.
 #[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_killed_stopped_alarmed_and_robbed_under_load_loses_nothing_that_it_confirmed() {
+async fn rabbitmq_failures_under_load_lose_no_confirmed_event() {
     let redis = Deployment::start(Setup::Single).await;
     let mut broker = RabbitServer::start("").await;
     let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);
@@ -203,10 +202,10 @@ async fn rabbitmq_killed_stopped_alarmed_and_robbed_under_load_loses_nothing_tha
     site.stop().await;
 }
 
-/// Two nodes of three are killed one after the other, each while it is the one that matters: the node that the service
-/// is connected to, and then the leader of the work queue. Both times the service goes on with the others by itself.
+/// Two nodes of three are killed one after the other: the node that the service is connected to, and then the leader of
+/// the work queue. Both times the service continues with the other nodes.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_of_three_nodes_killed_under_load_loses_nothing_and_the_next_link_is_taken() {
+async fn killing_one_of_three_nodes_under_load_loses_nothing() {
     let redis = Deployment::start(Setup::Single).await;
     let mut cluster = RabbitCluster::start().await;
     let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);
@@ -216,7 +215,7 @@ async fn one_of_three_nodes_killed_under_load_loses_nothing_and_the_next_link_is
     let load = Load::on(&site.front).await;
     let story = async {
         load.accepts(200).await;
-        // Links are tried in their order, so this is where both processes publish to.
+        // URLs are tried in their order, so both processes publish to this node.
         cluster.nodes[0].kill().await;
         site.consumer.says("the connection to the broker is down").await;
         load.accepts(400).await;

@@ -1,4 +1,4 @@
-//! Privileges: a token that may do too little or too much fetches nothing, and only its tenant is hurt.
+//! Privileges: a token with too few or too many fetches nothing, and only its tenant is affected.
 
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ async fn refused_for(edge: &Edge, tenant: &str, what: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_may_write_makes_no_profile_call_and_other_tenants_go_on() {
+async fn a_write_permission_blocks_fetches_of_its_tenant_only() {
     let genesys = Edge::start().await;
     let edge = Edge::start_with(&two_tenants(genesys.sandbox_address())).await;
     for n in 1..=5 {
@@ -54,7 +54,7 @@ async fn a_token_that_may_write_makes_no_profile_call_and_other_tenants_go_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_without_sight_makes_no_profile_call_until_its_privileges_are_put_right() {
+async fn missing_view_permission_blocks_fetches() {
     let edge = Edge::start().await;
     for (permissions, why) in [
         (json!([]), "lacks the permission externalContacts:contact:view"),
@@ -86,7 +86,7 @@ async fn a_token_without_sight_makes_no_profile_call_until_its_privileges_are_pu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn permissions_that_are_not_asked_for_are_not_looked_at() {
+async fn permissions_without_rules_are_not_checked() {
     let genesys = Edge::start().await;
     let unasked = two_tenants(genesys.sandbox_address()).replacen(
         "client_id",

@@ -1,5 +1,5 @@
-//! The protocol's promises step by step, through the doors of the real application: what happens at Genesys and
-//! which events come, in which order, is up to the test.
+//! The promises of the protocol step by step, through the HTTP interface of the real application. The test decides what
+//! happens at Genesys and which events arrive, in which order.
 
 use std::time::Duration;
 
@@ -15,23 +15,23 @@ use crate::support::{customer, eventually};
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
 
 on_every_pairing!(
-    a_deleted_customer_stays_deleted_under_older_events_and_many_lookups,
-    a_created_customer_is_served_again_also_when_the_deletion_comes_late,
-    an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_read,
-    an_event_between_the_fetch_of_an_alias_and_its_fill_is_seen_by_all,
-    two_close_updates_in_the_wrong_order_and_twice_end_with_the_newer,
-    what_genesys_still_shows_of_the_past_is_labelled_and_short_lived,
+    a_deleted_customer_stays_deleted_despite_older_events,
+    a_recreated_customer_is_served_despite_a_late_deletion,
+    an_event_for_the_canonical_customer_updates_every_alias,
+    an_event_between_fetch_and_fill_of_an_alias_is_not_lost,
+    reordered_duplicate_updates_end_with_the_newer_profile,
+    outdated_reads_of_genesys_are_labelled_and_short_lived,
 );
 
-/// An application whose events are the test's own: its sandbox posts none.
+/// An application whose sandbox posts no events: the test sends them.
 async fn own_events(pairing: Pairing, settings: &str) -> Edge {
     let edge = Edge::start_on(pairing, &format!("{QUICK}{settings}")).await;
     edge.behave(json!({ "events": false })).await;
     edge
 }
 
-/// Posts an event of a kind that happened so many seconds after noon, and waits until it was applied.
-async fn tell(edge: &Edge, customer: &str, kind: &str, second: u32) {
+/// Posts an event of a kind that happened this many seconds after noon, and waits until it was applied.
+async fn post_event(edge: &Edge, customer: &str, kind: &str, second: u32) {
     let short = kind.strip_prefix("customer.").unwrap();
     let before = effects(edge, short).await;
     let event = json!({ "tenantId": "10001", "customerId": customer, "eventType": kind,
@@ -40,18 +40,18 @@ async fn tell(edge: &Edge, customer: &str, kind: &str, second: u32) {
     eventually(kind, || async { (effects(edge, short).await > before).then_some(()) }).await;
 }
 
-/// How many events of a kind had an effect, in whatever order they came.
+/// Returns how many events of a kind had an effect, in any order.
 async fn effects(edge: &Edge, kind: &str) -> f64 {
     let series = |outcome| format!("profile_edge_consumer_events_total{{kind=\"{kind}\",outcome=\"{outcome}\"}}");
     edge.metric(&series("applied")).await + edge.metric(&series("outrun")).await
 }
 
-async fn a_deleted_customer_stays_deleted_under_older_events_and_many_lookups(pairing: Pairing) {
+async fn a_deleted_customer_stays_deleted_despite_older_events(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let one = customer(1);
     assert_eq!(edge.look_up(&one).await.status, 200);
-    tell(&edge, &one, "customer.deleted", 10).await;
-    tell(&edge, &one, "customer.updated", 5).await;
+    post_event(&edge, &one, "customer.deleted", 10).await;
+    post_event(&edge, &one, "customer.updated", 5).await;
     let before = edge.calls().await.0;
     let answers = join_all((0..300).map(|_| edge.look_up(&one))).await;
     assert!(answers.iter().all(|answer| answer.status == 410), "{:?}", answers[0]);
@@ -59,18 +59,18 @@ async fn a_deleted_customer_stays_deleted_under_older_events_and_many_lookups(pa
     edge.stop().await;
 }
 
-async fn a_created_customer_is_served_again_also_when_the_deletion_comes_late(pairing: Pairing) {
+async fn a_recreated_customer_is_served_despite_a_late_deletion(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let (one, two) = (customer(1), customer(2));
-    tell(&edge, &one, "customer.deleted", 10).await;
+    post_event(&edge, &one, "customer.deleted", 10).await;
     assert_eq!(edge.look_up(&one).await.status, 410);
-    tell(&edge, &one, "customer.created", 20).await;
+    post_event(&edge, &one, "customer.created", 20).await;
     assert_eq!(edge.look_up(&one).await.status, 200);
 
     assert_eq!(edge.look_up(&two).await.status, 200);
-    tell(&edge, &two, "customer.created", 20).await;
-    tell(&edge, &two, "customer.deleted", 10).await;
-    // The late deletion evicts, and does not bury.
+    post_event(&edge, &two, "customer.created", 20).await;
+    post_event(&edge, &two, "customer.deleted", 10).await;
+    // The late deletion deletes the entry, and writes no tombstone.
     let again = edge.look_up(&two).await;
     assert_eq!(again.status, 200);
     assert!(again.cache_status.contains("fwd=miss"), "{}", again.cache_status);
@@ -85,7 +85,7 @@ async fn merge(edge: &Edge, one: &str, other: &str) -> String {
     merged["id"].as_str().unwrap().to_owned()
 }
 
-async fn an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_read(pairing: Pairing) {
+async fn an_event_for_the_canonical_customer_updates_every_alias(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let (a, b) = (customer(1), customer(2));
     let c = merge(&edge, &a, &b).await;
@@ -93,7 +93,7 @@ async fn an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_
         assert_eq!(edge.look_up(id).await.json()["id"], c.as_str());
     }
     edge.change(&c, json!({ "firstName": "Changed" })).await;
-    tell(&edge, &c, "customer.updated", 10).await;
+    post_event(&edge, &c, "customer.updated", 10).await;
     let before = edge.calls().await.0;
     for id in [&a, &b, &c] {
         assert_eq!(edge.look_up(id).await.json()["firstName"], "Changed");
@@ -102,7 +102,7 @@ async fn an_event_for_the_canonical_customer_alone_shows_at_every_alias_for_one_
     edge.stop().await;
 }
 
-async fn an_event_between_the_fetch_of_an_alias_and_its_fill_is_seen_by_all(pairing: Pairing) {
+async fn an_event_between_fetch_and_fill_of_an_alias_is_not_lost(pairing: Pairing) {
     let edge = own_events(pairing, "").await;
     let (a, b) = (customer(1), customer(2));
     let c = merge(&edge, &a, &b).await;
@@ -111,7 +111,7 @@ async fn an_event_between_the_fetch_of_an_alias_and_its_fill_is_seen_by_all(pair
     let overtake = async {
         edge.faults.reached(Fault::PauseBeforeFill, 1).await;
         edge.change(&c, json!({ "firstName": "Changed" })).await;
-        tell(&edge, &c, "customer.updated", 10).await;
+        post_event(&edge, &c, "customer.updated", 10).await;
         edge.faults.disarm(Fault::PauseBeforeFill);
     };
     let (through, ()) = tokio::join!(slow, overtake);
@@ -122,7 +122,7 @@ async fn an_event_between_the_fetch_of_an_alias_and_its_fill_is_seen_by_all(pair
     edge.stop().await;
 }
 
-/// Changes a customer at Genesys and returns the event that tells of it.
+/// Changes a customer at Genesys and returns its event.
 async fn changed(edge: &Edge, id: &str, name: &str) -> Value {
     let path = format!("/api/v2/externalcontacts/contacts/{id}");
     let response = edge.sandbox(Method::PATCH, &path).json(&json!({ "firstName": name })).send().await.unwrap();
@@ -134,16 +134,16 @@ fn is_unsettled(answer: &Looked) -> bool {
     answer.cache_status.contains("detail=unsettled")
 }
 
-async fn two_close_updates_in_the_wrong_order_and_twice_end_with_the_newer(pairing: Pairing) {
+async fn reordered_duplicate_updates_end_with_the_newer_profile(pairing: Pairing) {
     let edge = own_events(pairing, "[lookup]\nunsettled_ttl = \"200ms\"\n").await;
     let one = customer(1);
     assert_eq!(edge.look_up(&one).await.status, 200);
-    // Genesys' reads follow its writes a while later.
+    // Reads at Genesys lag behind its writes.
     edge.behave(json!({ "read_lag": "700ms" })).await;
     let (first, second) = (changed(&edge, &one, "First").await, changed(&edge, &one, "Second").await);
     assert_eq!(edge.post_event(&second).await.status(), 202);
     eventually("the newer", || async { (effects(&edge, "updated").await >= 1.0).then_some(()) }).await;
-    // From here on nothing but the newer one is ever given without the label.
+    // From here on only the newer one is returned without the label.
     for event in [&first, &second, &first] {
         assert_eq!(edge.post_event(event).await.status(), 202);
         let seen = edge.look_up(&one).await;
@@ -162,7 +162,7 @@ async fn two_close_updates_in_the_wrong_order_and_twice_end_with_the_newer(pairi
     edge.stop().await;
 }
 
-async fn what_genesys_still_shows_of_the_past_is_labelled_and_short_lived(pairing: Pairing) {
+async fn outdated_reads_of_genesys_are_labelled_and_short_lived(pairing: Pairing) {
     let edge = own_events(pairing, "[lookup]\nunsettled_ttl = \"200ms\"\n").await;
     let one = customer(1);
     let old = edge.look_up(&one).await.json()["firstName"].clone();
@@ -174,7 +174,7 @@ async fn what_genesys_still_shows_of_the_past_is_labelled_and_short_lived(pairin
     let labelled = edge.look_up(&one).await;
     assert_eq!(labelled.json()["firstName"], old);
     assert!(is_unsettled(&labelled), "{}", labelled.cache_status);
-    // It is kept, and asked for again and again: each copy is labelled, and none is served for long.
+    // It is stored and looked up repeatedly: each copy is labelled, and none is served for long.
     eventually("several reads", || async {
         assert!(is_unsettled(&edge.look_up(&one).await));
         (edge.calls().await.0 >= before + 4).then_some(())
@@ -190,9 +190,9 @@ async fn what_genesys_still_shows_of_the_past_is_labelled_and_short_lived(pairin
     edge.stop().await;
 }
 
-/// A customer in steady demand is fetched anew before its record ends: nobody waits, and each refresh is one call.
+/// A customer in steady demand is refreshed before its record expires: no lookup waits, and each refresh is one call.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_for_the_refresh_of_a_customer_in_steady_demand() {
+async fn no_lookup_waits_for_the_refresh_of_a_customer_in_demand() {
     let settings = "[lookup]\nttl = \"3s\"\nttl_jitter = 0.0\n[sandbox]\nlatency = \"300ms\"\n";
     let edge = Edge::start_with(settings).await;
     let one = customer(1);

@@ -1,4 +1,4 @@
-//! The sandbox speaks and behaves as Genesys does, and misbehaves as it is asked to.
+//! The sandbox behaves like Genesys, and fails as configured.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ const TWO: &str = "00000000-0000-4000-8000-000000000002";
 const EDITOR: &str = "sandbox-editor";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A sandbox, and someone who talks to it.
+/// A sandbox and its client.
 struct Play {
     addr: SocketAddr,
     clock: Arc<ManualClock>,
@@ -35,7 +35,7 @@ struct Play {
     http: reqwest::Client,
 }
 
-/// A webhook that keeps what it is sent, after failing as often as it was told to.
+/// A webhook that keeps the events it gets, after a configured number of failures.
 struct Receiver {
     webhook: Webhook,
     events: mpsc::UnboundedReceiver<(HeaderMap, Value)>,
@@ -194,7 +194,7 @@ async fn a_contact_is_shaped_as_at_genesys_and_the_same_at_each_start() {
 }
 
 #[tokio::test]
-async fn a_patch_merges_a_put_replaces_and_neither_touches_what_is_read_only() {
+async fn patch_merges_put_replaces_and_read_only_fields_stay() {
     let play = play(None).await;
     let before = play.contact(ONE).await;
     let patched = play
@@ -213,7 +213,7 @@ async fn a_patch_merges_a_put_replaces_and_neither_touches_what_is_read_only() {
     }
     assert_eq!(play.contact(ONE).await, patched);
 
-    // The clock stands still, and the stamp rises all the same.
+    // The clock is stopped, but the stamp rises.
     let again = play.patch(ONE, json!({})).await;
     assert!(again["modifyDate"].as_str() > patched["modifyDate"].as_str());
 
@@ -246,7 +246,7 @@ async fn a_created_contact_can_be_read_and_a_deleted_one_cannot() {
 }
 
 #[tokio::test]
-async fn a_merge_makes_a_canonical_contact_that_its_ancestors_lead_to() {
+async fn a_merge_creates_a_canonical_contact_for_its_ancestors() {
     let play = play(None).await;
     let (one, two) = (play.contact(ONE).await, play.contact(TWO).await);
     let merged = play
@@ -285,7 +285,7 @@ async fn a_merge_makes_a_canonical_contact_that_its_ancestors_lead_to() {
 }
 
 #[tokio::test]
-async fn a_merge_that_cannot_be_is_refused() {
+async fn an_impossible_merge_is_refused() {
     let play = play(None).await;
     let path = format!("{CONTACTS}/merge");
     let many: Vec<_> = (1..=26).map(|n| format!("00000000-0000-4000-8000-{n:012}")).collect();
@@ -305,7 +305,7 @@ async fn a_merge_that_cannot_be_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_wrongly_is_refused_in_genesys_words() {
+async fn wrong_requests_get_the_errors_of_genesys() {
     let play = play(None).await;
     let path = format!("{CONTACTS}/{ONE}");
     let url = format!("http://{}{path}", play.addr);
@@ -313,7 +313,7 @@ async fn what_is_asked_for_wrongly_is_refused_in_genesys_words() {
     let message = refused(bare, 401, "authentication.required").await;
     assert_eq!(message, "No authentication bearer token specified in authorization header.");
     refused(play.call(Method::GET, &path, "invented", None).await, 401, "bad.credentials").await;
-    // Who it is comes before what it says.
+    // Authentication is checked before the content.
     refused(play.http.put(&url).body("{").send().await.unwrap(), 401, "authentication.required").await;
 
     let viewer = play.token("sandbox").await;
@@ -339,7 +339,7 @@ async fn what_is_asked_for_wrongly_is_refused_in_genesys_words() {
 }
 
 #[tokio::test]
-async fn a_contact_does_not_outgrow_its_bound_by_many_small_changes() {
+async fn many_small_changes_cannot_exceed_the_size_limit_of_a_contact() {
     let play = play(None).await;
     play.patch(ONE, json!({ "one": "x".repeat(300_000) })).await;
     let other = json!({ "other": "x".repeat(300_000) });
@@ -350,7 +350,7 @@ async fn a_contact_does_not_outgrow_its_bound_by_many_small_changes() {
 }
 
 #[tokio::test]
-async fn a_client_gets_a_token_by_basic_or_by_form_and_a_stranger_gets_none() {
+async fn clients_get_tokens_by_basic_or_form_and_others_get_none() {
     let play = play(None).await;
     let token = play.token("editor").await;
     let path = format!("{CONTACTS}/{ONE}");
@@ -402,7 +402,7 @@ async fn a_token_ends_with_its_lifetime_or_its_revocation() {
 }
 
 #[tokio::test]
-async fn a_token_tells_whose_it_is_and_what_it_may_do() {
+async fn the_client_and_permissions_of_a_token_can_be_read() {
     let play = play(None).await;
     let token = play.token("sandbox").await;
     let me: Value = play.call(Method::GET, "/api/v2/tokens/me", &token, None).await.json().await.unwrap();
@@ -429,7 +429,7 @@ async fn a_token_tells_whose_it_is_and_what_it_may_do() {
 }
 
 #[tokio::test]
-async fn reads_fail_as_they_are_told_to_and_writes_do_not() {
+async fn reads_fail_as_configured_and_writes_do_not() {
     let play = play(None).await;
     play.behave(json!({ "fail_status": 500 })).await;
     refused(play.get(ONE).await, 500, "internal.server.error").await;
@@ -469,7 +469,7 @@ async fn a_rate_limit_refuses_the_rest_of_its_minute() {
 }
 
 #[tokio::test]
-async fn the_read_side_lags_until_its_time_or_until_the_lag_is_taken_away() {
+async fn the_read_side_lags_until_the_time_passes_or_the_lag_is_removed() {
     let play = play(None).await;
     let before = play.contact(ONE).await;
     play.behave(json!({ "read_lag": "10s" })).await;
@@ -496,7 +496,7 @@ async fn the_read_side_lags_until_its_time_or_until_the_lag_is_taken_away() {
 }
 
 #[tokio::test]
-async fn a_read_can_be_overtaken_by_a_change_while_its_answer_is_under_way() {
+async fn a_change_can_overtake_a_read_before_its_answer_is_sent() {
     let play = play(None).await;
     play.behave(json!({ "latency": 400 })).await;
     let before = Instant::now();
@@ -530,7 +530,7 @@ async fn a_stop_does_not_wait_for_latency() {
 }
 
 #[tokio::test]
-async fn reads_are_counted_by_the_id_that_was_asked_for_whatever_came_of_them() {
+async fn reads_are_counted_by_requested_id_whatever_their_result() {
     let play = play(None).await;
     for id in [ONE, ONE, TWO, "nobody"] {
         play.get(id).await;
@@ -544,7 +544,7 @@ async fn reads_are_counted_by_the_id_that_was_asked_for_whatever_came_of_them() 
 }
 
 #[tokio::test]
-async fn a_wrong_behaviour_is_refused_by_name_and_changes_nothing() {
+async fn an_invalid_behaviour_is_refused_by_name_and_changes_nothing() {
     let play = play(None).await;
     let unknown = play.call(Method::POST, "/sandbox/behaviour", "", Some(json!({ "latency": 5, "lateness": 1 }))).await;
     let message = refused(unknown, 400, "bad.request").await;
@@ -645,7 +645,7 @@ async fn a_merge_is_announced_for_the_canonical_contact_and_for_each_ancestor() 
 }
 
 #[tokio::test]
-async fn an_event_is_retried_until_the_webhook_takes_it_and_copies_keep_its_id() {
+async fn an_event_is_retried_until_accepted_and_copies_keep_its_id() {
     let mut receiver = receiver(2).await;
     let play = play(Some(receiver.webhook.clone())).await;
     play.behave(json!({ "events": false })).await;
@@ -661,7 +661,7 @@ async fn an_event_is_retried_until_the_webhook_takes_it_and_copies_keep_its_id()
 }
 
 #[tokio::test]
-async fn the_answer_to_a_write_names_its_events_and_the_counts_tell_what_became_of_them() {
+async fn a_write_names_its_events_and_counters_show_their_results() {
     let mut receiver = receiver(1).await;
     let play = play(Some(receiver.webhook.clone())).await;
     play.behave(json!({ "event_duplicates": 1 })).await;
@@ -706,14 +706,14 @@ async fn events_overtake_each_other_under_jitter() {
         let (_, event) = receiver.next().await;
         posted.push(event["detail"]["eventBody"]["modifyDate"].as_str().unwrap().to_owned());
     }
-    // One order in 20! is the one that they were made in.
+    // Only one order of 20! is the original one.
     assert!(!posted.is_sorted(), "{posted:?}");
     play.stop().await;
     receiver.shutdown.drain(PATIENCE).await;
 }
 
 #[tokio::test]
-async fn a_profile_tells_when_it_was_read_where_that_is_asked_for() {
+async fn a_profile_shows_its_read_time_on_request() {
     let play = play(None).await;
     assert!(play.contact(ONE).await.get("sandboxReadAt").is_none());
     play.behave(json!({ "stamp_reads": true })).await;
@@ -737,7 +737,7 @@ impl std::io::Write for Log {
 }
 
 #[tokio::test]
-async fn a_stop_drops_undelivered_events_and_says_how_many_and_not_whose() {
+async fn a_stop_drops_undelivered_events_and_logs_only_their_number() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -758,7 +758,7 @@ async fn a_stop_drops_undelivered_events_and_says_how_many_and_not_whose() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_told_to_the_caller() {
+async fn a_port_in_use_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (_controller, shutdown) = Shutdown::new();
     let listen = taken.local_addr().unwrap().into();

@@ -1,4 +1,4 @@
-//! Stampedes over several processes: whatever the crowd, Genesys is asked once.
+//! Stampedes over several processes: however many lookups, Genesys gets one request.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::{customer, eventually};
 
 const PROCESSES: usize = 3;
 const CROWD: usize = 10_000;
-/// As many requests as one connection may have under way (HTTP/2, the server's limit).
+/// The most concurrent requests of one connection (HTTP/2, the server's limit).
 const STREAMS: usize = 200;
 
 /// A customer that Genesys does not know.
@@ -28,7 +28,7 @@ struct Crowded {
     processes: Vec<(Process, u16)>,
     /// For each process, connections enough for its share of the crowd.
     clients: Vec<Vec<Client>>,
-    /// How often Genesys had been asked before the test began.
+    /// The requests to Genesys before the test started.
     before: u64,
     _directories: Vec<TempDir>,
 }
@@ -36,7 +36,7 @@ struct Crowded {
 impl Crowded {
     async fn start(latency: &str, deadline: &str) -> Self {
         let deployment = Deployment::start(Setup::Single).await;
-        // What is judged is the crowd, not how busy this machine is.
+        // The limits are wide, since the test is not about the load of this machine.
         let store = "[store]\nkind = \"redis\"\ntimeout = \"5s\"\n[store.redis]\n";
         let store = format!("{store}{}", deployment.settings);
         let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
@@ -66,7 +66,7 @@ impl Crowded {
         crowded
     }
 
-    /// How often Genesys was asked.
+    /// Returns the number of requests to Genesys.
     async fn calls(&self) -> u64 {
         self.edge.calls().await.0 - self.before
     }
@@ -78,7 +78,7 @@ impl Crowded {
         looked(request.query(&[("tenantId", "10001"), ("customerId", customer)]).send().await.unwrap()).await
     }
 
-    /// Everybody asks at once.
+    /// Sends all lookups at once.
     async fn crowd(&self, customer: &str) {
         let all = (0..CROWD).map(|n| self.look_up(n % PROCESSES, n / PROCESSES, customer));
         for answer in join_all(all).await {
@@ -89,14 +89,14 @@ impl Crowded {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_lookups_over_three_processes_cost_one_call_also_after_an_event() {
+async fn ten_thousand_lookups_in_three_processes_cost_one_call() {
     // The last of ten thousand may wait long for a busy machine.
     let crowded = Crowded::start("300ms", "30s").await;
     let one = customer(1);
     crowded.crowd(&one).await;
     assert_eq!(crowded.calls().await, 1);
 
-    // The event falls somewhere into the next crowd: one call more, whenever it is.
+    // The event arrives at some moment of the next lookups: one more call, whenever it is.
     let event = async { crowded.edge.post_event(&flat(&one)).await.status() };
     let ((), status) = tokio::join!(crowded.crowd(&one), event);
     assert_eq!(status, 202);
@@ -107,7 +107,7 @@ async fn ten_thousand_lookups_over_three_processes_cost_one_call_also_after_an_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_of_the_lease_that_is_killed_costs_no_more_than_the_leases_time() {
+async fn a_killed_lease_holder_delays_lookups_by_at_most_the_lease_ttl() {
     let mut crowded = Crowded::start("1500ms", "1500ms").await;
     let one = customer(1);
     tokio::select! {
@@ -126,16 +126,16 @@ async fn a_holder_of_the_lease_that_is_killed_costs_no_more_than_the_leases_time
         (answer.status == 200).then(Instant::now)
     })
     .await;
-    // The lease was 2 s from the beginning of the fetch.
+    // The lease lasts 2 s from the start of the fetch.
     assert!(served - killed < Duration::from_secs(4), "{:?}", served - killed);
     assert_eq!(crowded.calls().await, 2);
     crowded.processes[0].0.ended().await;
     crowded.edge.stop().await;
 }
 
-/// A lookup that waits for another process' fetch learns of it by the announcement, and asks Redis little.
+/// A lookup that waits for the fetch of another process is woken by the announcement, and sends few commands to Redis.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_that_waits_for_another_process_asks_redis_fewer_than_ten_times() {
+async fn a_lookup_waiting_for_another_process_sends_few_redis_commands() {
     let crowded = Crowded::start("700ms", "1500ms").await;
     let one = customer(1);
     let counted = crate::redis::overheard(&crowded.deployment, async {
@@ -149,7 +149,7 @@ async fn a_lookup_that_waits_for_another_process_asks_redis_fewer_than_ten_times
         assert!(followed.cache_status.contains("collapsed"), "{}", followed.cache_status);
     })
     .await;
-    // The leader's are a look, the lease and the fill.
+    // The leader sends a read, the lease and the fill.
     let all: u32 = counted.values().sum();
     assert!(all - 3 < 10, "{counted:?}");
     assert_eq!(counted["SUBSCRIBE"], 1, "{counted:?}");

@@ -1,5 +1,5 @@
-//! Traces, as a collector gets them from the real binary: what they hold, how they go on through the queue, and that
-//! nothing that happens to the collector happens to a request.
+//! Traces, as a collector gets them from the real binary: their content, their way through the queue, and that failures
+//! of the collector do not affect requests.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::support::{customer, eventually, tls};
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CAUSE: &str = "00f067aa0ba902b7";
 
-/// The trace context of whoever asks, recorded there.
+/// The trace context of a caller that records its trace.
 fn traceparent() -> String {
     format!("00-{TRACE}-{CAUSE}-01")
 }
@@ -63,7 +63,7 @@ async fn status(request: RequestBuilder) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_goes_on_with_its_callers_trace_and_holds_its_fetch() {
+async fn a_lookup_continues_the_callers_trace_and_contains_its_fetch() {
     let collector = Collector::start(Manner::Takes).await;
     let headers = ("PROFILE_EDGE__TELEMETRY__HEADERS__X-COLLECTOR-KEY", "let-me-in");
     let edge = Traced::start(&collector.endpoint(), &[headers]).await;
@@ -87,7 +87,7 @@ async fn a_lookup_goes_on_with_its_callers_trace_and_holds_its_fetch() {
     assert_eq!((fetch.attribute("outcome"), fetch.attribute("attempts")), ("found", "1"));
     assert!(fetch.nanos <= lead.nanos && fetch.nanos <= lookup.nanos, "{fetch:?} {lookup:?}");
 
-    // A hit is one span. A trace context that is none, or that is named twice, begins a trace anew.
+    // A hit is one span. An invalid or repeated trace context starts a new trace.
     let broken = ["00-0-0-01".to_owned(), traceparent().to_uppercase(), format!("ff{}", &traceparent()[2..])];
     for (n, context) in broken.iter().enumerate() {
         let request = edge.lookup(&one).header("traceparent", context).header("X-Request-Id", format!("broken-{n}"));
@@ -101,7 +101,7 @@ async fn a_lookup_goes_on_with_its_callers_trace_and_holds_its_fetch() {
     assert_eq!(status(twice.header("X-Request-Id", "twice")).await, 200);
     let twice = collector.span("lookup", |span| span.attribute("request_id") == "twice").await;
     assert_eq!(twice.parent, "");
-    // One that says that it is not recorded is not recorded here.
+    // A trace that the caller does not record is not recorded here.
     let unrecorded = format!("00-{}-{CAUSE}-00", "a".repeat(32));
     assert_eq!(status(edge.lookup(&one).header("traceparent", unrecorded)).await, 200);
 
@@ -113,7 +113,7 @@ async fn a_lookup_goes_on_with_its_callers_trace_and_holds_its_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_prove_itself_makes_nothing_be_recorded() {
+async fn unauthenticated_requests_are_not_recorded() {
     let collector = Collector::start(Manner::Takes).await;
     let edge = Traced::start(&collector.endpoint(), &[]).await;
     let stranger = edge.client.get(format!("http://127.0.0.1:{}/api/v1/profile", edge.ports.public));
@@ -129,7 +129,7 @@ async fn who_does_not_prove_itself_makes_nothing_be_recorded() {
     assert!(!spans.iter().any(|span| span.trace == TRACE || span.name == "webhook"), "{spans:?}");
 }
 
-/// Posts an event as a source that traces, and follows it to its effect.
+/// Posts an event with a trace context, and follows it to its effect.
 async fn follow(collector: &Collector, client: &Client, ingest: u16, event: &str) {
     let body = json!({ "tenantId": "10001", "customerId": customer(7), "eventId": event });
     let request = client.post(format!("http://127.0.0.1:{ingest}/webhooks/10001")).header("X-API-Key", "demo-secret");
@@ -152,7 +152,7 @@ async fn follow(collector: &Collector, client: &Client, ingest: u16, event: &str
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_trace_runs_from_the_webhook_through_the_embedded_queue_to_the_effect() {
+async fn one_trace_spans_webhook_embedded_queue_and_effect() {
     let collector = Collector::start(Manner::Takes).await;
     let edge = Traced::start(&collector.endpoint(), &[]).await;
     follow(&collector, &edge.client, edge.ports.public, "event-e").await;
@@ -160,7 +160,7 @@ async fn one_trace_runs_from_the_webhook_through_the_embedded_queue_to_the_effec
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_trace_runs_from_the_webhook_through_rabbitmq_to_the_effect_in_another_process() {
+async fn one_trace_spans_webhook_rabbitmq_and_effect_in_another_process() {
     let (collector, client, directory) =
         (Collector::start(Manner::Takes).await, client(), tempfile::tempdir().unwrap());
     let shared = Pairing::RedisAndRabbit.settings().await;
@@ -191,7 +191,7 @@ async fn one_trace_runs_from_the_webhook_through_rabbitmq_to_the_effect_in_anoth
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_are_told_and_nothing_personal_is_in_a_trace() {
+async fn failures_are_recorded_and_traces_hold_no_personal_data() {
     const RAW_ID: &str = "CANARY-CUSTOMER-4711";
     let collector = Collector::start(Manner::Takes).await;
     let edge =
@@ -208,7 +208,7 @@ async fn failures_are_told_and_nothing_personal_is_in_a_trace() {
     assert_eq!(status(edge.lookup(RAW_ID)).await, 404);
     behave(json!({ "fail_status": 500 })).await;
     assert_eq!(status(edge.lookup(&customer(2))).await, 503);
-    // Told by a task of its own, which goes on when the lookup has ended.
+    // Its own task logs it, which continues after the end of the lookup.
     for n in 10.. {
         status(edge.lookup(&customer(n)).header("X-Request-Id", "request-2")).await;
         if edge.process.log().contains("breaker is open") {
@@ -262,12 +262,12 @@ async fn failures_are_told_and_nothing_personal_is_in_a_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_stalls_fails_or_is_down_costs_no_lookup_and_is_told_once() {
+async fn a_failing_collector_fails_no_lookup_and_is_logged_once() {
     let collector = Collector::start(Manner::Stalls).await;
     let edge = Traced::start(&collector.endpoint(), &[("PROFILE_EDGE__TELEMETRY__TIMEOUT", "100ms")]).await;
     let dropped = "profile_edge_trace_spans_total{outcome=\"dropped\"}";
     let exported = "profile_edge_trace_spans_total{outcome=\"exported\"}";
-    // More than the queue holds, while nothing is taken out of it.
+    // More spans than the queue holds, while it is not emptied.
     let lookups = (0..8).map(|n| {
         let request = edge.lookup(&customer(n + 1));
         async move {
@@ -296,7 +296,7 @@ async fn a_collector_that_stalls_fails_or_is_down_costs_no_lookup_and_is_told_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_process_stops_in_time_with_a_collector_that_stalls() {
+async fn the_process_stops_in_time_with_a_stalled_collector() {
     let collector = Collector::start(Manner::Stalls).await;
     let limits = [("PROFILE_EDGE__TELEMETRY__TIMEOUT", "60s"), ("PROFILE_EDGE__SHUTDOWN__DEADLINE", "2s")];
     let edge = Traced::start(&collector.endpoint(), &limits).await;
@@ -309,7 +309,7 @@ async fn the_process_stops_in_time_with_a_collector_that_stalls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_no_collector_to_be_reached_the_process_serves_and_stops() {
+async fn the_process_serves_and_stops_without_a_reachable_collector() {
     let port = crate::support::process::free_port();
     let edge = Traced::start(&format!("http://127.0.0.1:{port}"), &[]).await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
@@ -319,7 +319,7 @@ async fn with_no_collector_to_be_reached_the_process_serves_and_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_behind_tls_gets_traces_from_whom_it_knows_if_its_authority_is_configured() {
+async fn a_tls_collector_gets_traces_with_the_right_certificates() {
     const CA: &str = "PROFILE_EDGE__TELEMETRY__TLS__CA";
     let (ours, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for directory in [&ours, &others] {
@@ -331,7 +331,7 @@ async fn a_collector_behind_tls_gets_traces_from_whom_it_knows_if_its_authority_
     let client = [("PROFILE_EDGE__TELEMETRY__TLS__CERT", cert.as_str()), ("PROFILE_EDGE__TELEMETRY__TLS__KEY", &key)];
     let collector = Collector::start_behind_tls(ours.path()).await;
 
-    // Another authority, this machine's authorities, and no certificate of our own: nothing is told to the collector.
+    // Another authority, this machine's authorities, and no client certificate: the collector gets nothing.
     for environment in [vec![(CA, other.as_str()), client[0], client[1]], client.to_vec(), vec![(CA, ca.as_str())]] {
         let edge = Traced::start(&collector.endpoint(), &environment).await;
         let before = collector.broken_off();
@@ -353,7 +353,7 @@ async fn a_collector_behind_tls_gets_traces_from_whom_it_knows_if_its_authority_
 }
 
 #[test]
-fn what_cannot_be_a_collector_is_refused_by_name() {
+fn invalid_collector_options_are_refused_by_name() {
     let refused = |settings: &str| profile_edge::config::from_toml(settings).unwrap_err().to_string();
     for (settings, option) in [
         ("telemetry.endpoint = \"http://10.0.0.1:4318\"", "telemetry.endpoint"),

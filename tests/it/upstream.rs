@@ -24,14 +24,14 @@ use profile_edge::upstream::{Error, Fetched, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Nothing here takes as long; what does has failed.
+/// A test that waits this long has failed.
 const LONG: Duration = Duration::from_secs(20);
 
-/// What a token that may see contacts, and nothing else, is said to be able to do.
+/// The permissions document of a token that may only view contacts.
 const VIEWER: &str =
     r#"{"grants":[{"role":{"policies":[{"domain":"externalContacts","entityName":"contact","actions":["view"]}]}}]}"#;
 
-/// What one that may also change them is said to be able to do.
+/// The permissions document of a token that may also change contacts.
 const EDITOR: &str = r#"{"grants":[{"role":{"policies":[{"domain":"externalContacts","entityName":"contact","actions":["view","edit"]}]}}]}"#;
 
 const PROFILE: &str = r#"{"id":"c-1","modifyDate":"2025-03-04T05:06:07.089Z","firstName":"planted-Ada"}"#;
@@ -68,20 +68,20 @@ impl IntoResponse for Reply {
     }
 }
 
-/// What the scripted Genesys does and has seen. Tokens are `token-1`, `token-2`, …
+/// The behaviour and the requests of the scripted Genesys. Tokens are `token-1`, `token-2`, …
 #[derive(Debug)]
 struct Script {
     /// The next answers to profile requests; afterwards [`Script::usual`].
     next: Mutex<VecDeque<Reply>>,
     usual: Mutex<Reply>,
-    /// The answer of the token endpoint, when it is not a token.
+    /// The answer of the token endpoint instead of a token.
     token_failure: Mutex<Option<Reply>>,
     expires_in: u64,
     /// The scopes in the answer of the token endpoint.
     scope: Mutex<&'static str>,
-    /// What a token is said to be able to do.
+    /// The permissions document of a token.
     subject: Mutex<Reply>,
-    /// How often that was asked.
+    /// How often it was read.
     judged: AtomicUsize,
     /// Tokens up to this one are rejected.
     revoked: AtomicUsize,
@@ -257,7 +257,7 @@ impl Harness {
         }
     }
 
-    /// Fetches, expecting to be told that the token's privileges are wrong, and returns why.
+    /// Fetches, expects that the token's privileges are wrong, and returns the reason.
     async fn refused(&self) -> Arc<str> {
         match self.fetch().await {
             Err(Error::Privileges { reason }) => reason,
@@ -275,14 +275,14 @@ impl Harness {
         value.parse().unwrap()
     }
 
-    /// Ends everything; what the upstream spawned has to end too.
+    /// Stops everything. The tasks of the upstream must end too.
     async fn end(self) {
         assert!(self.controller.drain(LONG).await);
         self.server.abort();
     }
 }
 
-/// Waits until something holds, without end being near.
+/// Waits until a condition holds.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !holds() {
@@ -292,7 +292,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_profile_arrives_verbatim_with_its_stamp_and_canonical_id() {
+async fn a_profile_is_fetched_verbatim_with_modify_date_and_canonical_id() {
     let it = Harness::start(Options::default()).await;
     let profile = it.found().await;
     assert_eq!(profile.body.expose(), PROFILE);
@@ -325,7 +325,7 @@ async fn a_thousand_fetches_use_one_token() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_token_costs_a_thousand_fetches_one_renewal_and_none_of_them_fails() {
+async fn a_revoked_token_is_renewed_once_for_a_thousand_fetches() {
     let it = Harness::start(Options::default()).await;
     it.found().await;
     it.script.revoke_tokens();
@@ -335,7 +335,7 @@ async fn a_revoked_token_costs_a_thousand_fetches_one_renewal_and_none_of_them_f
 }
 
 #[tokio::test]
-async fn an_expiring_token_is_renewed_ahead_of_time_while_fetches_go_on_with_it() {
+async fn an_expiring_token_is_renewed_early_and_used_meanwhile() {
     let it = Harness::start(Options { expires_in: 20, ..Options::default() }).await;
     it.found().await;
     it.script.hold_tokens.send_replace(true);
@@ -361,10 +361,11 @@ async fn an_expiring_token_is_renewed_ahead_of_time_while_fetches_go_on_with_it(
 }
 
 #[tokio::test]
-async fn a_fetch_that_gives_up_does_not_end_the_renewal() {
+async fn a_cancelled_fetch_does_not_cancel_the_renewal() {
     let it = Harness::start(Options::default()).await;
     it.script.hold_tokens.send_replace(true);
-    assert_eq!(it.fetch_within(Duration::from_millis(50)).await.unwrap_err(), Error::Timeout);
+    let error = it.fetch_within(Duration::from_millis(50)).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
     until("the renewal is under way", || it.script.tokens() == 1).await;
     it.script.hold_tokens.send_replace(false);
     it.found().await;
@@ -373,7 +374,7 @@ async fn a_fetch_that_gives_up_does_not_end_the_renewal() {
 }
 
 #[tokio::test]
-async fn a_failing_token_endpoint_is_not_stormed_and_recovers_by_itself() {
+async fn a_failing_token_endpoint_gets_few_requests_and_recovers() {
     let it = Harness::start(Options::default()).await;
     *it.script.token_failure.lock() = Some(Reply::status(401));
     for _ in 0..50 {
@@ -394,7 +395,7 @@ async fn a_failing_token_endpoint_is_not_stormed_and_recovers_by_itself() {
 }
 
 #[tokio::test]
-async fn one_hiccup_of_the_token_endpoint_fails_no_fetch() {
+async fn one_failure_of_the_token_endpoint_fails_no_fetch() {
     let it = Harness::start(Options::default()).await;
     *it.script.token_failure.lock() = Some(Reply::status(503));
     it.script.hold_tokens.send_replace(true);
@@ -409,7 +410,7 @@ async fn one_hiccup_of_the_token_endpoint_fails_no_fetch() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_rejected_though_new_is_a_denial_and_not_renewed_again_at_once() {
+async fn a_rejected_new_token_is_a_denial_and_not_renewed_at_once() {
     let it = Harness::start(Options::default()).await;
     it.script.revoked.store(usize::MAX, Ordering::SeqCst);
     for _ in 0..20 {
@@ -430,7 +431,7 @@ async fn a_server_error_is_retried_until_genesys_answers() {
 }
 
 #[tokio::test]
-async fn each_answer_means_what_the_table_says() {
+async fn each_status_gives_the_documented_result() {
     let it = Harness::start(Options::default()).await;
     for status in [404, 410] {
         it.script.next.lock().push_back(Reply::status(status));
@@ -475,7 +476,7 @@ async fn no_error_shows_a_body_an_id_or_a_secret() {
 }
 
 #[tokio::test]
-async fn retry_after_is_honoured_and_nothing_leaves_meanwhile() {
+async fn retry_after_is_honoured_and_nothing_is_sent_before() {
     let it = Harness::start(Options::default()).await;
     it.script.next.lock().push_back(Reply { retry_after: Some("30"), ..Reply::status(429) });
     assert_eq!(it.fetch().await.unwrap_err(), Error::Throttled { retry_after: Duration::from_secs(30) });
@@ -492,12 +493,13 @@ async fn retry_after_is_honoured_and_nothing_leaves_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_silent_genesys_is_a_timeout_at_the_deadline() {
+async fn no_answer_from_genesys_is_a_timeout_at_the_deadline() {
     let it = Harness::start(Options::default()).await;
     it.found().await;
     it.script.hold_profiles.send_replace(true);
     let began = Instant::now();
-    assert_eq!(it.fetch_within(Duration::from_millis(100)).await.unwrap_err(), Error::Timeout);
+    let error = it.fetch_within(Duration::from_millis(100)).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
     assert!(began.elapsed() >= Duration::from_millis(100));
     it.script.hold_profiles.send_replace(false);
     it.found().await;
@@ -505,20 +507,25 @@ async fn a_silent_genesys_is_a_timeout_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_unreachable_long_before_the_deadline() {
+async fn a_refused_connection_fails_before_the_deadline_with_its_cause() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let (metrics, (_controller, shutdown)) = (Metrics::new(), Shutdown::new());
     let upstream = open_at(&url, &Options::default(), &metrics, &shutdown);
     let error = upstream.fetch(&tenant(), &customer("c"), Instant::now() + LONG).await.unwrap_err();
-    assert_eq!(error, Error::Unreachable);
+    let Error::Unreachable(Some(failure)) = error else { panic!("{error:?}") };
+    let address = url.strip_prefix("http://").unwrap();
+    assert_eq!(failure.to_string(), format!("{address}: connect: Connection refused (os error 111)"));
     let unknown: TenantId = "unknown".parse().unwrap();
-    assert_eq!(upstream.fetch(&unknown, &customer("c"), Instant::now() + LONG).await.unwrap_err(), Error::Unreachable);
+    assert_eq!(
+        upstream.fetch(&unknown, &customer("c"), Instant::now() + LONG).await.unwrap_err(),
+        Error::Unreachable(None)
+    );
 }
 
 #[tokio::test]
-async fn the_breaker_opens_and_recovers_by_itself_once_genesys_does() {
+async fn the_breaker_opens_and_recovers_with_genesys() {
     let it = Harness::start(Options::default()).await;
     *it.script.usual.lock() = Reply::status(500);
     let retry_after = loop {
@@ -531,7 +538,7 @@ async fn the_breaker_opens_and_recovers_by_itself_once_genesys_does() {
     assert_eq!(it.count("upstream_breaker_state"), 2);
     let asked = it.script.profiles();
     assert!(join_all((0..50).map(|_| it.fetch())).await.iter().all(Result::is_err));
-    assert_eq!(it.script.profiles(), asked, "nothing leaves while it is open");
+    assert_eq!(it.script.profiles(), asked, "no request is sent while it is open");
 
     *it.script.usual.lock() = Reply::profile();
     tokio::time::sleep(retry_after).await;
@@ -541,7 +548,7 @@ async fn the_breaker_opens_and_recovers_by_itself_once_genesys_does() {
 }
 
 #[tokio::test]
-async fn a_spent_budget_sends_nothing_and_says_when_to_come_again() {
+async fn a_spent_budget_sends_nothing_and_gives_retry_after() {
     let it = Harness::start(Options { requests_per_minute: 5, ..Options::default() }).await;
     it.all_found(5).await;
     let Err(Error::BudgetSpent { retry_after }) = it.fetch().await else { panic!("the budget is not spent") };
@@ -564,7 +571,7 @@ async fn no_more_requests_are_in_flight_than_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn privileges_are_judged_once_for_each_token_and_before_the_first_profile() {
+async fn privileges_are_checked_once_per_token_before_the_first_profile() {
     let it = Harness::start(Options::default()).await;
     it.all_found(100).await;
     assert_eq!((it.script.tokens(), it.script.judged()), (1, 1));
@@ -576,7 +583,7 @@ async fn privileges_are_judged_once_for_each_token_and_before_the_first_profile(
 }
 
 #[tokio::test]
-async fn a_token_that_may_write_or_may_not_see_fetches_nothing() {
+async fn a_token_with_write_or_without_view_permission_fetches_nothing() {
     for (subject, reason) in [
         (EDITOR, "the token holds the forbidden permission externalContacts:contact:edit"),
         (r#"{"grants":[]}"#, "the token lacks the permission externalContacts:contact:view"),
@@ -590,13 +597,13 @@ async fn a_token_that_may_write_or_may_not_see_fetches_nothing() {
         assert_eq!((it.script.profiles(), it.script.tokens(), it.script.judged()), (0, 1, 1));
         assert_eq!(it.count("upstream_requests_total{outcome=\"privileges\"}"), 51);
 
-        // Put right, it is found out after the pause, with the same token.
+        // After the correction, the check after the pause succeeds with the same token.
         *it.script.subject.lock() = Reply::new(200, VIEWER);
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(5)).await;
         tokio::time::resume();
         it.refused().await;
-        until("it was judged again", || it.count("token_privileges_total{outcome=\"ok\"}") == 1).await;
+        until("it was checked again", || it.count("token_privileges_total{outcome=\"ok\"}") == 1).await;
         it.found().await;
         assert_eq!((it.script.tokens(), it.script.judged()), (1, 2));
         it.end().await;
@@ -604,7 +611,7 @@ async fn a_token_that_may_write_or_may_not_see_fetches_nothing() {
 }
 
 #[tokio::test]
-async fn a_renewal_that_finds_more_than_is_allowed_takes_the_old_token_out_of_use_too() {
+async fn a_renewal_with_forbidden_privileges_stops_the_old_token_too() {
     let it = Harness::start(Options { expires_in: 20, ..Options::default() }).await;
     it.found().await;
     *it.script.subject.lock() = Reply::new(200, EDITOR);
@@ -612,7 +619,7 @@ async fn a_renewal_that_finds_more_than_is_allowed_takes_the_old_token_out_of_us
     tokio::time::advance(Duration::from_millis(10_100)).await;
     tokio::time::resume();
     it.found().await;
-    until("the new token was judged", || it.count("token_privileges_total{outcome=\"refused\"}") == 1).await;
+    until("the new token was checked", || it.count("token_privileges_total{outcome=\"refused\"}") == 1).await;
     let asked = it.script.profiles();
     it.refused().await;
     assert_eq!(it.script.profiles(), asked);
@@ -620,17 +627,15 @@ async fn a_renewal_that_finds_more_than_is_allowed_takes_the_old_token_out_of_us
 }
 
 #[tokio::test]
-async fn a_genesys_that_does_not_tell_is_a_failure_that_may_pass_and_costs_no_further_token() {
+async fn a_failed_privilege_check_is_repeated_with_the_same_token() {
     let it = Harness::start(Options::default()).await;
     *it.script.subject.lock() = Reply::status(503);
     assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
     *it.script.subject.lock() = Reply::new(200, r#"{"message":"planted-message"}"#);
     let deadline = Instant::now() + LONG;
-    // The pause after the failure answers as the failure did.
-    while it.fetch().await.unwrap_err()
-        != (Error::Unusable { reason: "no description of a token where one was asked for" })
-    {
-        assert!(Instant::now() < deadline, "never judged again");
+    // During the pause fetches get the error of the failure.
+    while it.fetch().await.unwrap_err() != (Error::Unusable { reason: "not a description of the token" }) {
+        assert!(Instant::now() < deadline, "it is never checked again");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     *it.script.subject.lock() = Reply::new(200, VIEWER);
@@ -649,9 +654,9 @@ async fn a_kept_token_that_genesys_rejects_is_replaced() {
     assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
     *it.script.subject.lock() = Reply::status(401);
     let deadline = Instant::now() + LONG;
-    // The pause after the failure answers as the failure did.
+    // During the pause fetches get the error of the failure.
     while it.fetch().await.unwrap_err() != (Error::Denied { status: 401 }) {
-        assert!(Instant::now() < deadline, "never judged again");
+        assert!(Instant::now() < deadline, "it is never checked again");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(it.script.tokens(), 2, "the kept one, and at once a new one");
@@ -664,7 +669,7 @@ async fn a_kept_token_that_genesys_rejects_is_replaced() {
 }
 
 #[tokio::test]
-async fn scopes_decide_where_a_token_has_any_and_nothing_more_is_asked() {
+async fn scopes_of_a_token_decide_and_no_document_is_read() {
     for (scope, granted) in [("external-contacts:readonly", true), ("external-contacts cloud.cust.write", false)] {
         let it = Harness::start(Options::default()).await;
         *it.script.scope.lock() = scope;

@@ -23,7 +23,7 @@ LEAKS = [
     base64.b64encode(b"zephyrina.canary@example.com").decode(), EMAIL.encode().hex(),
 ]  # fmt: skip
 HARMLESS = [
-    "ready", "request to genesys broke off", "moved an invalid delivery to the dead letters", "10.244.132.117:5672",
+    "ready", "request to genesys failed", "moved an invalid delivery to the dead letters", "10.244.132.117:5672",
     "192.168.100.200", "2026-11-24T10:00:00.123Z", "1.234567891s", "400 events in 1.5 s", "src/consumer/worker.rs:132:17",
     "operation timed out after 20s", "http://genesys.example:443", "profile_edge::http::serve", "2026-11-24",
 ]  # fmt: skip

@@ -71,8 +71,8 @@ impl Problem {
             Failure::Upstream(Error::BudgetSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "budget_spent"),
             Failure::Upstream(Error::BreakerOpen { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "breaker_open"),
             Failure::Upstream(Error::Failed { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_failed"),
-            Failure::Upstream(Error::Unreachable) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unreachable"),
-            Failure::Upstream(Error::Timeout) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_timeout"),
+            Failure::Upstream(Error::Unreachable(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unreachable"),
+            Failure::Upstream(Error::Timeout(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_timeout"),
             Failure::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
             Failure::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };

@@ -55,7 +55,9 @@ impl LookupApi {
     ) -> Problem {
         let problem = Problem::of_failure(failure);
         let key = self.hasher.identify(tenant, customer).key();
-        tracing::warn!(%key, caller = %caller.name, code = problem.code(), error = %failure, "lookup failed");
+        // Host, phase and cause of a failed request to Genesys.
+        let cause = std::error::Error::source(failure).map(tracing::field::display);
+        tracing::warn!(%key, caller = %caller.name, code = problem.code(), error = %failure, cause, "lookup failed");
         problem
     }
 }

@@ -1,4 +1,4 @@
-//! A Genesys that gives planted tokens and planted people, and that says in its errors whom it was asked for.
+//! A fake Genesys with planted tokens and people. Its errors name the requested customer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::plants::{ADDRESS, EMAIL, FIRST_NAME, GENESYS_TOKEN, LAST_NAME, PHONE, UUID};
 
-/// Whoever has this in the id is answered with the status that follows.
+/// An id with this prefix gets the status that follows it.
 const STATUS: &str = "CANARY-CUSTOMER-4711-";
 
-/// A running Genesys; it ends when this is dropped.
+/// A running fake Genesys, which stops when this is dropped.
 pub(super) struct Genesys {
     pub(super) address: SocketAddr,
     _running: DropGuard,
@@ -43,12 +43,12 @@ impl Genesys {
     }
 }
 
-/// The id of a customer for whom Genesys has this answer.
+/// Returns the id of a customer for which Genesys gives this answer.
 pub(super) fn with_status(status: &str) -> String {
     format!("{STATUS}{status}")
 }
 
-/// Everything that is known of a person.
+/// All data of a person.
 pub(super) fn person(id: &str) -> Value {
     json!({
         "id": id, "firstName": FIRST_NAME, "lastName": LAST_NAME, "workEmail": EMAIL, "workPhone": { "e164": PHONE },
@@ -71,7 +71,7 @@ async fn subject() -> Response {
 }
 
 async fn contact(Path(id): Path<String>) -> Response {
-    let told =
+    let text =
         json!({ "message": format!("{id} is {FIRST_NAME} {LAST_NAME}, {EMAIL}"), "messageParams": { "id": id } });
     match id.strip_prefix(STATUS) {
         None => json_text(StatusCode::OK, &person(&id)),
@@ -82,7 +82,7 @@ async fn contact(Path(id): Path<String>) -> Response {
             StatusCode::OK.into_response()
         }
         Some("302") => (StatusCode::FOUND, [("location", format!("/{EMAIL}?id={id}"))], id).into_response(),
-        Some(status) => json_text(status.parse().unwrap(), &told),
+        Some(status) => json_text(status.parse().unwrap(), &text),
     }
 }
 

@@ -1,9 +1,9 @@
-//! Planted personal data and secrets must not come out anywhere but in answers to whom they are for.
+//! Planted personal data and secrets must not leak: only answers to authorised callers may hold them.
 //!
-//! Everything is run, by real processes at their loudest, about planted people and with planted secrets (`plants.rs`):
-//! every shape, scheme and answer, panics, reloads, operators' commands, failing starts (`run.rs`, `operations.rs`).
-//! Then every place where something could have come out is looked at (`places.rs`) for every plant in every form in which
-//! programs write bytes. That the look finds what is there is seen by a leak on purpose.
+//! Real processes at their highest log level run everything with planted people and secrets (`plants.rs`): every shape,
+//! scheme and answer, panics, reloads, commands of operators, failing starts (`run.rs`, `operations.rs`). Then every
+//! possible output (`places.rs`) is searched for every plant in every encoding that programs use. A deliberate leak shows
+//! that the search finds plants.
 
 mod genesys;
 mod operations;
@@ -23,7 +23,7 @@ async fn look_up(running: &Running<'_>, customer: &str) -> u16 {
     request.query(&[("tenantId", "10002"), ("customerId", customer)]).send().await.unwrap().status().as_u16()
 }
 
-/// Starts with a lookup that panics; returns what came out.
+/// Starts with a lookup that panics. Returns the output.
 async fn panicking(world: &World) -> Vec<Place> {
     let running = world.start("what panics", "PanicInLookup").await;
     assert_eq!(look_up(&running, FREE_ID).await, 500);
@@ -38,27 +38,27 @@ fn nothing_leaks(plants: &Plants, places: &[Place]) {
     assert!(leaks.is_empty(), "{} leaks: {leaks:#?}", leaks.len());
 }
 
-fn planted(told: &run::Told) -> Plants {
+fn planted(record: &run::RunRecord) -> Plants {
     let mut plants = Plants::all();
-    for token in &told.tokens {
+    for token in &record.tokens {
         plants.plant("a token of ours", token.as_bytes());
     }
     plants
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_personal_and_no_secret_comes_out_of_a_run_of_everything_in_one_process() {
+async fn no_personal_data_or_secret_leaks_from_one_process() {
     let world = World::on(Backing::Embedded).await;
     let mut places = operations::starts_that_fail(&world).await;
     places.extend(panicking(&world).await);
     let running = world.start("everything", "").await;
-    let mut told = run::everything(&running).await;
-    places.append(&mut told.refusals);
+    let mut record = run::everything(&running).await;
+    places.append(&mut record.refusals);
     places.extend(operations::commands(&running).await);
     places.extend(running.end().await);
     let audit = places.iter().find(|place| place.name == "stdout of everything").unwrap();
     assert!(audit.bytes.split(|byte| *byte == b'\n').count() > 50, "the audit is on standard output");
-    // Files, the queue's among them; but not those that the secrets are configured in.
+    // All files, also those of the queue, except those that configure the secrets.
     let queue = world.path().join("data/queue");
     assert!(std::fs::metadata(queue.join("queue.redb")).unwrap().len() > 1_000);
     places.extend(places::files(&queue));
@@ -69,11 +69,11 @@ async fn nothing_personal_and_no_secret_comes_out_of_a_run_of_everything_in_one_
     places.extend(operations::dead_letters(&world).await);
     places.extend(running.end().await);
     places.extend(places::spans(&world));
-    nothing_leaks(&planted(&told), &places);
+    nothing_leaks(&planted(&record), &places);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_personal_and_no_secret_comes_out_of_a_run_of_everything_on_redis_and_rabbitmq() {
+async fn no_personal_data_or_secret_leaks_with_redis_and_rabbitmq() {
     let world = World::on(Backing::servers().await).await;
     let Backing::Servers(servers) = &world.backing else { unreachable!("it was asked for") };
     let mut places = operations::starts_that_fail(&world).await;
@@ -82,12 +82,12 @@ async fn nothing_personal_and_no_secret_comes_out_of_a_run_of_everything_on_redi
     broker.tap().await;
     let running = world.start("everything", "").await;
     broker.inject().await;
-    let mut told = run::everything(&running).await;
+    let mut record = run::everything(&running).await;
     running.dead_letters(places::junk().len() as f64).await;
-    places.append(&mut told.refusals);
+    places.append(&mut record.refusals);
     places.extend(operations::commands(&running).await);
     running.settled().await;
-    // One who stays, sealed.
+    // One record that stays, sealed.
     eventually("a cached profile", || async { (look_up(&running, UUID).await == 200).then_some(()) }).await;
     places.extend(running.end().await);
 
@@ -98,8 +98,8 @@ async fn nothing_personal_and_no_secret_comes_out_of_a_run_of_everything_on_redi
     places.extend(places::of_redis(servers).await);
     places.extend(broker.contents().await);
     broker.forget().await;
-    let mut plants = planted(&told);
-    // With keyed hashes nobody can find out by trying who is a customer.
+    let mut plants = planted(&record);
+    // With keyed hashes nobody can test by trial whether a person is a customer.
     for customer in [UUID, FREE_ID, SPACED_ID] {
         plants.plant_digest(customer);
     }

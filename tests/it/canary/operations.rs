@@ -1,4 +1,4 @@
-//! What operators do about planted people, rightly and wrongly, and starts that fail.
+//! Commands of operators about planted people, valid and invalid, and starts that fail.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::plants::{
 };
 use super::world::{Backing, Running, World};
 
-/// The operators' commands, from the command line and past it; returns what they printed.
+/// Runs the commands of operators, by the command line and by HTTP. Returns what they printed.
 pub(super) async fn commands(running: &Running<'_>) -> Vec<Place> {
     let world = running.world;
     let mut places = Vec::new();
@@ -76,7 +76,7 @@ pub(super) async fn dead_letters(world: &World) -> Vec<Place> {
     places
 }
 
-/// Configurations that cannot be used, and servers that are not there or do not want us; returns what was printed.
+/// Starts with invalid configurations and with servers that are down or refuse access. Returns what was printed.
 pub(super) async fn starts_that_fail(world: &World) -> Vec<Place> {
     let good = world.settings();
     let with = |from: &str, to: &str| good.replacen(from, to, 1);
@@ -108,7 +108,7 @@ pub(super) async fn starts_that_fail(world: &World) -> Vec<Place> {
             let (ended, mut printed) = world.command(&[command], &more, "").await;
             let text = String::from_utf8_lossy(&printed.bytes).into_owned();
             let (_, changed) = settings.lines().zip(good.lines()).find(|(new, old)| new != old).unwrap();
-            assert!(ended == Some(code), "{ended:?} in place of {changed:?}: {text}");
+            assert!(ended == Some(code), "{ended:?} instead of {code}, with {changed:?}: {text}");
             printed.name = format!("what {command} said in place of {changed:?}");
             places.push(printed);
         }

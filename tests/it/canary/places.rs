@@ -1,4 +1,4 @@
-//! The places that are looked at when a run has ended: what stands in queues, in Redis and in files.
+//! The places that are searched after a run: queues, Redis and files.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use super::world::{Servers, World};
 
 const TAP: &str = "canary.tap";
 
-/// What is no event, or none of ours: all of it about planted people.
+/// Messages that are not events, or not valid ones, all about planted people.
 pub(super) fn junk() -> Vec<Vec<u8>> {
     let later = json!({ "v": 4711, "id": FREE_ID, "customer": person(UUID) });
     let almost = json!({ "v": 1, "id": FREE_ID, "tenant": EMAIL, "keys": [UUID], "kind": FREE_ID });
@@ -32,7 +32,7 @@ pub(super) fn junk() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A link to the broker beside the process.
+/// A connection of the test to the broker.
 pub(super) struct Broker<'a> {
     servers: &'a Servers,
     channel: Channel,
@@ -47,7 +47,7 @@ impl<'a> Broker<'a> {
         Self { servers, channel, _connection: connection }
     }
 
-    /// From now on every message to a work queue is kept in a queue beside it.
+    /// Copies every message to a work queue into another queue from now on.
     pub(super) async fn tap(&self) {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(TAP.into(), options, FieldTable::default()).await.unwrap();
@@ -55,7 +55,7 @@ impl<'a> Broker<'a> {
         self.channel.queue_bind(TAP.into(), "profile-edge.events".into(), "#".into(), options, none).await.unwrap();
     }
 
-    /// Puts junk into the work queue, past everything of ours, with plants in its properties too.
+    /// Publishes junk to the work queue directly, with plants also in its properties.
     pub(super) async fn inject(&self) {
         for bytes in junk() {
             let mut headers = FieldTable::default();
@@ -67,7 +67,7 @@ impl<'a> Broker<'a> {
         }
     }
 
-    /// Reads so many messages of a queue, or all that it says that it has.
+    /// Reads this many messages of a queue, or all that it reports.
     async fn read(&self, queue: &str, count: Option<u32>) -> Vec<Place> {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await.unwrap();
@@ -89,7 +89,7 @@ impl<'a> Broker<'a> {
         read
     }
 
-    /// Every message there is: of the work queue as it went by, of the journal, and of the dead letters.
+    /// Returns all messages: copies of those in the work queue, the journal and the dead letters.
     pub(super) async fn contents(&self) -> Vec<Place> {
         let work = self.read(TAP, None).await;
         assert!(work.len() > 15, "{}", work.len());
@@ -107,10 +107,10 @@ impl<'a> Broker<'a> {
     }
 }
 
-/// The keys of Redis, their values, and the files that it writes.
+/// Returns the keys of Redis, their values and its files.
 pub(super) async fn of_redis(servers: &Servers) -> Vec<Place> {
     let mut redis = servers.redis().await;
-    // Compressed, a value would hide what is in it.
+    // Compression would hide the content of a value.
     redis::cmd("CONFIG").arg(&["SET", "rdbcompression", "no"]).exec_async(&mut redis).await.unwrap();
     let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
     let mut places = vec![Place::new("the keys of Redis", keys.join(&b'\n'))];
@@ -122,7 +122,7 @@ pub(super) async fn of_redis(servers: &Servers) -> Vec<Place> {
         places.push(Place::new(format!("the value of {}", String::from_utf8_lossy(&key)), value));
     }
     assert!(records > 0, "some profile is in Redis, sealed");
-    // What nobody sealed is found in the file: the look is one.
+    // A value in clear text is found in the file, so the search works.
     let () = redis.set("canary-in-clear", "what is in clear").await.unwrap();
     redis::cmd("SAVE").exec_async(&mut redis).await.unwrap();
     let folder: Vec<String> = redis::cmd("CONFIG").arg(&["GET", "dir"]).query_async(&mut redis).await.unwrap();
@@ -133,7 +133,7 @@ pub(super) async fn of_redis(servers: &Servers) -> Vec<Place> {
     places
 }
 
-/// All files below a directory.
+/// Returns all files below a directory.
 pub(super) fn files(directory: &Path) -> Vec<Place> {
     let mut places = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {
@@ -141,14 +141,14 @@ pub(super) fn files(directory: &Path) -> Vec<Place> {
         if path.is_dir() {
             places.extend(files(&path));
         } else if let Ok(bytes) = std::fs::read(&path) {
-            // A socket cannot be read, and what is removed meanwhile is no place any more.
+            // Sockets cannot be read, and a file may be removed meanwhile.
             places.push(Place::new(path.display().to_string(), bytes));
         }
     }
     places
 }
 
-/// Every span that the collector took, as it came.
+/// Returns every request that the collector received.
 pub(super) fn spans(world: &World) -> Vec<Place> {
     for name in ["lookup", "lead", "fetch", "webhook", "publish", "apply"] {
         assert!(world.collector.spans().iter().any(|span| span.name == name), "a span {name} was exported");
@@ -156,7 +156,7 @@ pub(super) fn spans(world: &World) -> Vec<Place> {
     world.collector.requests().into_iter().map(|(_, body)| Place::new("a batch of spans", body)).collect()
 }
 
-/// Puts junk into the embedded queue while nobody has it open.
+/// Puts junk into the embedded queue while it is closed.
 pub(super) fn inject_into_file(directory: &Path) {
     let events = redb::TableDefinition::<u64, &[u8]>::new("events");
     let file = redb::Database::create(directory.join("queue.redb")).unwrap();

@@ -1,43 +1,42 @@
-//! What is planted, and the check that looks for it: which plant is in which place, in which form.
+//! The plants, and the search for them: which plant is in which place, in which form.
 //!
-//! A plant is found as it is and in each form in which programs write bytes: in either case, escaped, percent-encoded,
-//! in hex, in base64 wherever it begins in what was encoded, and as a list of numbers. All forms are compared without
-//! regard to case; they are long enough for that to find nothing by chance.
+//! A plant is found verbatim and in each encoding that programs use: escaped, percent-encoded, in hex, in base64 at any
+//! offset, and as a list of numbers. The comparison ignores case. The forms are long enough to exclude matches by chance.
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
-/// Who is planted. All of it is unmistakable, so that a hit is a leak.
+/// The planted person. All values are unique, so that every hit is a leak.
 pub(super) const FIRST_NAME: &str = "Zephyrina";
 pub(super) const LAST_NAME: &str = "Canaryname-Østergård";
 pub(super) const EMAIL: &str = "zephyrina.canary@example.com";
 pub(super) const PHONE: &str = "+15550199871";
 pub(super) const ADDRESS: &str = "17 Canarybird Lane";
-/// As whom Genesys knows her.
+/// Her id at Genesys.
 pub(super) const UUID: &str = "c4a4a7e0-cafe-4bad-8ace-0123456789ab";
-/// As whom the CRM knows her, and as whom it knows somebody else.
+/// Her id in the CRM, and the id of another person.
 pub(super) const FREE_ID: &str = "CANARY-CUSTOMER-4711";
 pub(super) const SPACED_ID: &str = "kanarie klant ø 4712";
 
-/// What senders of events prove themselves by.
+/// The credentials of senders of events.
 pub(super) const API_KEY: &str = "canary-webhook-api-key";
 pub(super) const PASSWORD: &str = "canary-webhook:password";
 pub(super) const BEARER: &str = "canary-webhook-bearer";
 pub(super) const HUB_SECRET: &str = "canary-webhook-hub-secret";
 pub(super) const STANDARD_SECRET: &[u8] = b"canary-standard-webhooks-secret";
-/// A secret that comes with a reload.
+/// A secret that a reload adds.
 pub(super) const NEXT_SECRET: &str = "canary-next-webhook-key";
 
-/// What callers and operators prove themselves by, and what nobody does.
+/// The credentials of callers and operators, and a wrong one.
 pub(super) const CALLER_KEY: &str = "canary-caller-key-desktop";
 pub(super) const NARROW_KEY: &str = "canary-caller-key-narrow";
 pub(super) const SLOW_KEY: &str = "canary-caller-key-slow";
 pub(super) const ADMIN_KEY: &str = "canary-operators-key";
 pub(super) const WRONG: &str = "canary-wrong-credential";
 
-/// What we prove ourselves by.
+/// The credentials of profile-edge itself.
 pub(super) const CLIENT_SECRET: &str = "canary-genesys-client-secret";
 pub(super) const GENESYS_TOKEN: &str = "canary-genesys-access-token";
 pub(super) const REDIS_PASSWORD: &str = "canary-redis-password";
@@ -50,13 +49,13 @@ pub(super) const HASH_KEY: &[u8; 32] = b"canary-key-of-customers-digests.";
 pub(super) const SEALING_KEY: &[u8; 32] = b"canary-key-that-seals-records...";
 pub(super) const AUDIT_KEY: &[u8; 32] = b"canary-key-of-the-audits-chain..";
 
-/// What `application/x-www-form-urlencoded` and most programs leave as it is (RFC 3986 section 2.3).
+/// The characters that `application/x-www-form-urlencoded` and most programs do not encode (RFC 3986 section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The shortest form that is looked for.
+/// The shortest form that is searched.
 const SHORTEST: usize = 8;
 
-/// Where something may have come out.
+/// A place where a plant may have leaked.
 #[derive(Clone)]
 pub(super) struct Place {
     pub(super) name: String,
@@ -69,7 +68,7 @@ impl Place {
     }
 }
 
-/// A plant that is where it must not be.
+/// A plant in a place where it must not be.
 #[derive(Debug)]
 pub(super) struct Leak {
     pub(super) what: String,
@@ -79,17 +78,17 @@ pub(super) struct Leak {
     around: String,
 }
 
-/// Everything that is planted.
+/// All plants.
 pub(super) struct Plants(Vec<Plant>);
 
 struct Plant {
     what: String,
-    /// How it may be written, each with the name of the form.
+    /// Its forms, with their names.
     forms: Vec<(&'static str, String)>,
 }
 
 impl Plants {
-    /// Everything of the above.
+    /// Creates all of the above.
     pub(super) fn all() -> Self {
         let mut plants = Self(Vec::new());
         for (what, text) in [
@@ -132,17 +131,17 @@ impl Plants {
         plants
     }
 
-    /// Plants one thing more.
+    /// Adds a plant.
     pub(super) fn plant(&mut self, what: impl Into<String>, bytes: &[u8]) {
         let forms = forms(bytes);
         assert!(forms.iter().all(|(_, form)| form.len() >= SHORTEST), "{forms:?}");
         self.0.push(Plant { what: what.into(), forms });
     }
 
-    /// Plants what anybody could compute of a customer's id: its digest without a key.
+    /// Adds what anybody could compute from a customer id: its digest without a key.
     pub(super) fn plant_digest(&mut self, customer: &str) {
         let digest = Sha256::digest(customer.as_bytes());
-        // As much of it as stands in a key.
+        // The part of it that a key holds.
         self.plant(format!("the plain digest of {customer}"), &digest[..16]);
     }
 
@@ -165,7 +164,7 @@ impl Plants {
     }
 }
 
-/// Lower-cases what is ASCII, and makes a character of each byte, so that all bytes are text.
+/// Converts each byte to a character, ASCII in lower case, so that all bytes are text.
 fn fold(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| char::from(byte.to_ascii_lowercase())).collect()
 }
@@ -176,14 +175,14 @@ fn around(text: &str, at: usize, length: usize) -> String {
     format!("{before}>>>{}<<<{}", &text[at..at + length], after.collect::<String>())
 }
 
-/// Returns how bytes may be written, without regard to case.
+/// Returns the forms of bytes, in lower case.
 fn forms(bytes: &[u8]) -> Vec<(&'static str, String)> {
     let mut forms = vec![("as it is", bytes.to_vec()), ("hex", hex::encode(bytes).into_bytes())];
     let mut add = |form, text: String| forms.push((form, text.into_bytes()));
     for (engine, name) in [(STANDARD_NO_PAD, "base64"), (URL_SAFE_NO_PAD, "base64url")] {
         for before in 0..3 {
-            // What is encoded begins with `before` bytes that are not ours, and goes on after ours: of the text only
-            // the characters count that are ours alone.
+            // The encoded data has `before` other bytes in front of the plant and more after it: only the characters
+            // that depend on the plant alone are compared.
             let encoded = engine.encode([&[0; 3][..before], bytes].concat());
             let (begin, end) = ((before * 8).div_ceil(6), (before + bytes.len()) * 8 / 6);
             add(name, encoded[begin..end].to_owned());
@@ -211,7 +210,7 @@ fn forms(bytes: &[u8]) -> Vec<(&'static str, String)> {
     forms
 }
 
-/// Escapes whatever is not ASCII as JSON does (RFC 8259 section 7).
+/// Escapes what is not ASCII as JSON does (RFC 8259 section 7).
 fn json_escaped(text: &str) -> String {
     let units = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
     text.chars().map(|c| if c.is_ascii() { c.to_string() } else { units(c) }).collect()
@@ -223,8 +222,8 @@ pub(super) fn base64(key: &[u8]) -> String {
 }
 
 #[test]
-fn a_planted_leak_is_found_in_every_form_and_named() {
-    /// In base64 it has a sign that the two alphabets do not share.
+fn a_planted_leak_is_found_and_named_in_every_form() {
+    /// Its base64 has a character that differs between the two alphabets.
     const ODD: &str = "odd?>?>?>ways";
     let mut plants = Plants::all();
     plants.plant("what is odd", ODD.as_bytes());

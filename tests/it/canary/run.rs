@@ -1,4 +1,4 @@
-//! A run of everything: every shape, every scheme, every answer, right and wrong, about planted people.
+//! A run of everything: every shape, scheme and answer, valid and invalid, about planted people.
 
 use std::collections::BTreeSet;
 
@@ -21,23 +21,23 @@ use super::world::{Running, webhooks};
 
 const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 
-/// What the answers to a run were, and what is planted by them.
+/// The answers of a run, and the plants that they added.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct RunRecord {
     statuses: BTreeSet<u16>,
     details: BTreeSet<String>,
-    /// Answers that are no profile: nothing of what was asked stands in them.
+    /// Answers without a profile: they must not repeat the request.
     pub(super) refusals: Vec<Place>,
-    /// Tokens that were given out.
+    /// The issued tokens.
     pub(super) tokens: Vec<String>,
 }
 
-impl Told {
-    /// Sends a request, and keeps what is to be looked at.
+impl RunRecord {
+    /// Sends a request, and keeps the parts to be searched.
     async fn ask(&mut self, request: RequestBuilder) -> (u16, String) {
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
-        let detail = answer.headers().get("cache-status").map(|told| told.to_str().unwrap().to_owned());
+        let detail = answer.headers().get("cache-status").map(|record| record.to_str().unwrap().to_owned());
         let headers = format!("{:?}", answer.headers());
         let text = answer.text().await.unwrap();
         self.statuses.insert(status);
@@ -50,29 +50,29 @@ impl Told {
 
     /// # Panics
     ///
-    /// Some answer was never given: then not everything was run.
+    /// Some answer never occurred, so the run was not complete.
     pub(super) fn is_everything(&self) {
         for status in [200, 202, 304, 400, 401, 403, 404, 405, 410, 413, 415, 429, 431, 502, 503] {
             assert!(self.statuses.contains(&status), "{status} was never answered: {:?}", self.statuses);
         }
         for detail in ["; hit", "fwd=miss", "detail=negative", "detail=tombstone", "fwd=stale", "fwd=bypass"] {
-            assert!(self.details.iter().any(|told| told.contains(detail)), "never {detail}: {:?}", self.details);
+            assert!(self.details.iter().any(|record| record.contains(detail)), "never {detail}: {:?}", self.details);
         }
     }
 }
 
-/// Everything at the public door and at Genesys.
-pub(super) async fn everything(running: &Running<'_>) -> Told {
-    let mut told = Told::default();
-    events(running, &mut told).await;
+/// Runs all requests at the public listener and at Genesys.
+pub(super) async fn everything(running: &Running<'_>) -> RunRecord {
+    let mut record = RunRecord::default();
+    events(running, &mut record).await;
     running.settled().await;
-    answers(running, &mut told).await;
-    nonsense(running, &mut told).await;
-    sandbox(running, &mut told).await;
-    reloads(running, &mut told).await;
+    answers(running, &mut record).await;
+    nonsense(running, &mut record).await;
+    sandbox(running, &mut record).await;
+    reloads(running, &mut record).await;
     running.settled().await;
-    told.is_everything();
-    told
+    record.is_everything();
+    record
 }
 
 fn lookup(running: &Running<'_>, tenant: &str, customer: &str) -> RequestBuilder {
@@ -80,11 +80,11 @@ fn lookup(running: &Running<'_>, tenant: &str, customer: &str) -> RequestBuilder
     request.query(&[("tenantId", tenant), ("customerId", customer)]).header("X-API-Key", CALLER_KEY)
 }
 
-/// Waits for a status, since a busy machine may not make it in time at once.
-async fn reaches(told: &mut Told, status: u16, request: RequestBuilder) -> String {
-    let told = tokio::sync::Mutex::new(told);
+/// Waits for a status, because a busy machine may miss deadlines at first.
+async fn reaches(record: &mut RunRecord, status: u16, request: RequestBuilder) -> String {
+    let record = tokio::sync::Mutex::new(record);
     eventually(&format!("{status} to {request:?}"), || async {
-        let (got, text) = told.lock().await.ask(request.try_clone().unwrap()).await;
+        let (got, text) = record.lock().await.ask(request.try_clone().unwrap()).await;
         (got == status).then_some(text)
     })
     .await
@@ -94,7 +94,7 @@ fn mac(key: &[u8], text: &str) -> [u8; 32] {
     Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(text).finalize().into_bytes().into()
 }
 
-/// How a sender proves itself in each scheme, by these secrets.
+/// Returns the headers of each signature scheme for these secrets.
 fn proofs(body: &str, secrets: [&str; 4], standard: &[u8]) -> Vec<Vec<(&'static str, String)>> {
     let [api_key, password, bearer, hub] = secrets;
     let basic = base64(format!("eventbridge:{password}").as_bytes());
@@ -132,7 +132,7 @@ fn eventbridge(detail: &Value) -> Value {
             "region": "us-east-1", "resources": [EMAIL], "detail": detail })
 }
 
-/// Events of every shape and kind, and what is none.
+/// Returns events of every shape and kind, and invalid ones.
 fn shapes() -> Vec<Value> {
     let flat = |kind: &str, id: &str| {
         json!({ "tenantId": "10001", "customerId": id, "eventType": kind, "eventId": format!("change-of-{id}"),
@@ -182,52 +182,53 @@ fn shapes() -> Vec<Value> {
     ]
 }
 
-async fn events(running: &Running<'_>, told: &mut Told) {
+async fn events(running: &Running<'_>, record: &mut RunRecord) {
     let right = [API_KEY, PASSWORD, BEARER, HUB_SECRET];
     for shape in shapes() {
         let body = shape.to_string();
-        told.ask(webhook(running, &body, &proofs(&body, right, STANDARD_SECRET)[0])).await;
+        record.ask(webhook(running, &body, &proofs(&body, right, STANDARD_SECRET)[0])).await;
     }
     let body = json!({ "tenantId": "10001", "customerId": FREE_ID, "eventId": format!("{EMAIL} {PHONE}") }).to_string();
     for head in proofs(&body, right, STANDARD_SECRET) {
-        let (status, text) = told.ask(webhook(running, &body, &head)).await;
+        let (status, text) = record.ask(webhook(running, &body, &head)).await;
         assert_eq!(status, 202, "{head:?}: {text}");
     }
     for head in proofs(&body, [WRONG; 4], WRONG.as_bytes()) {
-        assert_eq!(told.ask(webhook(running, &body, &head)).await.0, 401, "{head:?}");
+        assert_eq!(record.ask(webhook(running, &body, &head)).await.0, 401, "{head:?}");
     }
     let binary = [("x-api-key", API_KEY), ("ce-specversion", "1.0"), ("ce-id", FREE_ID), ("ce-source", EMAIL)];
     let binary = binary.map(|(name, value)| (name, value.to_owned())).to_vec();
     let binary = [binary, vec![("ce-type", "customer.updated".to_owned())]].concat();
-    assert_eq!(told.ask(webhook(running, &json!({ "customerId": FREE_ID }).to_string(), &binary)).await.0, 202);
+    assert_eq!(record.ask(webhook(running, &json!({ "customerId": FREE_ID }).to_string(), &binary)).await.0, 202);
 
     let key = [("x-api-key", API_KEY.to_owned())];
     let broken = format!("{{\"tenantId\":\"10001\",\"customerId\":\"{FREE_ID}\",{LAST_NAME}");
-    told.ask(webhook(running, &broken, &key)).await;
-    told.ask(webhook(running, &EMAIL.repeat(1 << 16), &key)).await;
-    told.ask(running.world.client.post(running.url("/webhooks/10001")).header("content-type", "text/csv").body(EMAIL))
+    record.ask(webhook(running, &broken, &key)).await;
+    record.ask(webhook(running, &EMAIL.repeat(1 << 16), &key)).await;
+    record
+        .ask(running.world.client.post(running.url("/webhooks/10001")).header("content-type", "text/csv").body(EMAIL))
         .await;
-    // Who mistakes the places of things.
+    // Values in the wrong places.
     for path in [format!("/webhooks/{FREE_ID}"), format!("/webhooks/{EMAIL}"), "/webhook/customer-updated".to_owned()] {
         let request = running.world.client.post(running.url(&path)).header("x-api-key", API_KEY);
-        told.ask(request.json(&json!({ "tenantId": FREE_ID, "customerId": EMAIL }))).await;
+        record.ask(request.json(&json!({ "tenantId": FREE_ID, "customerId": EMAIL }))).await;
     }
 }
 
-async fn answers(running: &Running<'_>, told: &mut Told) {
+async fn answers(running: &Running<'_>, record: &mut RunRecord) {
     let client = &running.world.client;
     for id in [UUID, FREE_ID, SPACED_ID] {
         for _ in 0..2 {
-            let text = reaches(told, 200, lookup(running, "10002", id)).await;
+            let text = reaches(record, 200, lookup(running, "10002", id)).await;
             assert!(text.contains(EMAIL), "the planted profile is answered");
         }
         let asked = json!({ "tenantId": "10002", "customerId": id });
         let url = running.url("/api/v1/profile");
         for request in [client.get(&url), client.post(&url)] {
-            told.ask(request.bearer_auth(CALLER_KEY).json(&asked)).await;
+            record.ask(request.bearer_auth(CALLER_KEY).json(&asked)).await;
         }
-        told.ask(lookup(running, "10002", id).query(&[("fields", "id,workPhone.e164")])).await;
-        told.ask(lookup(running, "10002", id).header("if-none-match", "*")).await;
+        record.ask(lookup(running, "10002", id).query(&[("fields", "id,workPhone.e164")])).await;
+        record.ask(lookup(running, "10002", id).header("if-none-match", "*")).await;
     }
     let narrow = |fields: &str| {
         client.get(running.url("/api/v1/profile")).header("X-API-Key", NARROW_KEY).query(&[
@@ -236,32 +237,32 @@ async fn answers(running: &Running<'_>, told: &mut Told) {
             ("fields", fields),
         ])
     };
-    told.ask(narrow("id")).await;
-    assert_eq!(told.ask(narrow("firstName")).await.0, 403);
-    reaches(told, 404, lookup(running, "10001", FREE_ID)).await;
-    reaches(told, 404, lookup(running, "10001", FREE_ID)).await;
-    assert_eq!(told.ask(lookup(running, FREE_ID, FREE_ID)).await.0, 403);
-    // Whatever Genesys answers, and says with it.
+    record.ask(narrow("id")).await;
+    assert_eq!(record.ask(narrow("firstName")).await.0, 403);
+    reaches(record, 404, lookup(running, "10001", FREE_ID)).await;
+    reaches(record, 404, lookup(running, "10001", FREE_ID)).await;
+    assert_eq!(record.ask(lookup(running, FREE_ID, FREE_ID)).await.0, 403);
+    // Every answer of Genesys.
     let kinds = ["400", "404", "410", "413", "415", "302", "500", "503", "merged", "malformed", "silent"];
     for kind in kinds.iter().chain(&["401", "403", "429"]) {
-        told.ask(lookup(running, "10002", &with_status(kind))).await;
+        record.ask(lookup(running, "10002", &with_status(kind))).await;
     }
-    // Stale, while Genesys answers nobody: the breaker is open by now, or opens.
-    reaches(told, 200, lookup(running, "10003", FREE_ID)).await;
+    // Stale answers while Genesys fails: the breaker is open, or opens.
+    reaches(record, 200, lookup(running, "10003", FREE_ID)).await;
     let failing = with_status("500");
-    let told = tokio::sync::Mutex::new(told);
+    let record = tokio::sync::Mutex::new(record);
     eventually("something stale", || async {
         let failing = (0..5).map(|_| lookup(running, "10003", &failing).send());
         join_all(failing).await;
-        let mut told = told.lock().await;
-        told.ask(lookup(running, "10003", FREE_ID)).await;
-        told.details.iter().any(|told| told.contains("fwd=stale")).then_some(())
+        let mut record = record.lock().await;
+        record.ask(lookup(running, "10003", FREE_ID)).await;
+        record.details.iter().any(|record| record.contains("fwd=stale")).then_some(())
     })
     .await;
 }
 
-/// Credentials, requests and paths of every kind of wrong, and the route for SDKs.
-async fn nonsense(running: &Running<'_>, told: &mut Told) {
+/// Sends invalid credentials, requests and paths, and uses the route for SDKs.
+async fn nonsense(running: &Running<'_>, record: &mut RunRecord) {
     let client = &running.world.client;
     let url = running.url("/api/v1/profile");
     let query = [("tenantId", "10001"), ("customerId", FREE_ID)];
@@ -292,10 +293,10 @@ async fn nonsense(running: &Running<'_>, told: &mut Told) {
             .header("traceparent", format!("00-{FREE_ID}-01"))
             .header("tracestate", format!("crm={FREE_ID}")),
     ] {
-        told.ask(request).await;
+        record.ask(request).await;
     }
     let slow = || client.get(&url).query(&[("tenantId", "10002"), ("customerId", UUID)]).header("X-API-Key", SLOW_KEY);
-    reaches(told, 429, slow()).await;
+    reaches(record, 429, slow()).await;
 
     for (path, id, secret) in [
         ("/oauth/token", "desktop", CALLER_KEY),
@@ -304,40 +305,40 @@ async fn nonsense(running: &Running<'_>, told: &mut Told) {
         ("/oauth/token", EMAIL, CALLER_KEY),
     ] {
         let form = [("grant_type", "client_credentials"), ("client_id", id), ("client_secret", secret)];
-        let (status, text) = told.ask(client.post(running.url(path)).form(&form)).await;
+        let (status, text) = record.ask(client.post(running.url(path)).form(&form)).await;
         let basic = client.post(running.url(path)).basic_auth(id, Some(secret));
-        told.ask(basic.form(&[("grant_type", "client_credentials"), ("scope", EMAIL)])).await;
-        told.ask(client.post(running.url(path)).form(&[("grant_type", EMAIL)])).await;
+        record.ask(basic.form(&[("grant_type", "client_credentials"), ("scope", EMAIL)])).await;
+        record.ask(client.post(running.url(path)).form(&[("grant_type", EMAIL)])).await;
         if status == 200 {
             let answer: Value = serde_json::from_str(&text).unwrap();
-            told.tokens.push(answer["access_token"].as_str().unwrap().to_owned());
+            record.tokens.push(answer["access_token"].as_str().unwrap().to_owned());
         }
     }
-    let token = told.tokens[0].clone();
+    let token = record.tokens[0].clone();
     let contact = |id: &str| {
         let request = client.get(running.url(&format!("{CONTACTS}/{id}"))).header("X-Tenant-Id", "10002");
         request.bearer_auth(&token)
     };
-    reaches(told, 200, contact(UUID)).await;
-    reaches(told, 200, contact(UUID).query(&[("expand", "division")])).await;
-    told.ask(contact(UUID).header("X-Tenant-Id", EMAIL)).await;
-    told.ask(contact(FREE_ID)).await;
-    told.ask(contact(UUID).bearer_auth(format!("{token}x"))).await;
-    told.ask(client.patch(running.url(&format!("{CONTACTS}/{UUID}"))).bearer_auth(&token).json(&person(UUID))).await;
+    reaches(record, 200, contact(UUID)).await;
+    reaches(record, 200, contact(UUID).query(&[("expand", "division")])).await;
+    record.ask(contact(UUID).header("X-Tenant-Id", EMAIL)).await;
+    record.ask(contact(FREE_ID)).await;
+    record.ask(contact(UUID).bearer_auth(format!("{token}x"))).await;
+    record.ask(client.patch(running.url(&format!("{CONTACTS}/{UUID}"))).bearer_auth(&token).json(&person(UUID))).await;
 
-    // What is not even HTTP.
+    // Input that is not HTTP.
     for rude in [format!("GET /{EMAIL} HTTP/9.9\r\n\r\n"), format!("{LAST_NAME}: {EMAIL}\r\n{FREE_ID}\r\n\r\n")] {
         let mut raw = tokio::net::TcpStream::connect(("127.0.0.1", running.world.ports.public)).await.unwrap();
         raw.write_all(rude.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        // It may be cut off instead of answered.
+        // The connection may be closed without an answer.
         let _ = raw.read_to_end(&mut answer).await;
-        told.refusals.push(Place::new("the answer to what is not HTTP", answer));
+        record.refusals.push(Place::new("the answer to what is not HTTP", answer));
     }
 }
 
-/// The sandbox: changes with their events, and everything that it can do wrong.
-async fn sandbox(running: &Running<'_>, told: &mut Told) {
+/// Uses the sandbox: changes with their events, and all its faults.
+async fn sandbox(running: &Running<'_>, record: &mut RunRecord) {
     let client = &running.world.client;
     let sandbox = |method: Method, path: &str, body: &Value| {
         let url = format!("http://127.0.0.1:{}{path}", running.world.ports.sandbox);
@@ -347,7 +348,7 @@ async fn sandbox(running: &Running<'_>, told: &mut Told) {
     let mut patch = person("");
     patch.as_object_mut().unwrap().retain(|name, _| matches!(name.as_str(), "firstName" | "lastName" | "workEmail"));
     assert_eq!(sandbox(Method::PATCH, &contact, &patch).await.unwrap().status(), 200);
-    reaches(told, 200, lookup(running, "10001", &customer(1))).await;
+    reaches(record, 200, lookup(running, "10001", &customer(1))).await;
     for (n, wrong) in (10..).zip([
         json!({ "fail_status": 500 }),
         json!({ "fail_status": 503, "retry_after": 0 }),
@@ -358,16 +359,16 @@ async fn sandbox(running: &Running<'_>, told: &mut Told) {
         json!({ EMAIL: FIRST_NAME }),
     ]) {
         sandbox(Method::POST, "/sandbox/behaviour", &wrong).await.unwrap();
-        told.ask(lookup(running, "10001", &customer(n))).await;
-        told.ask(lookup(running, "10001", FREE_ID)).await;
+        record.ask(lookup(running, "10001", &customer(n))).await;
+        record.ask(lookup(running, "10001", FREE_ID)).await;
     }
-    reaches(told, 200, lookup(running, "10001", &customer(20))).await;
+    reaches(record, 200, lookup(running, "10001", &customer(20))).await;
     sandbox(Method::DELETE, &contact, &Value::Null).await.unwrap();
-    reaches(told, 410, lookup(running, "10001", &customer(1))).await;
+    reaches(record, 410, lookup(running, "10001", &customer(1))).await;
 }
 
-/// Another secret, and files that cannot be used.
-async fn reloads(running: &Running<'_>, told: &mut Told) {
+/// Reloads with another secret, and with invalid files.
+async fn reloads(running: &Running<'_>, record: &mut RunRecord) {
     let good = running.world.settings().replace(&webhooks(""), &webhooks(&format!(", \"{NEXT_SECRET}\"")));
     let broken = good.replace("[[tenant.webhook]]\n", &format!("[[tenant.webhook]]\nsecrets {NEXT_SECRET}\n"));
     let wrong = good.replace("secrets = [", &format!("secrets = \"{NEXT_SECRET}\" # ["));
@@ -382,6 +383,6 @@ async fn reloads(running: &Running<'_>, told: &mut Told) {
         .await;
     }
     let body = json!({ "tenantId": "10001", "customerId": FREE_ID }).to_string();
-    let (status, text) = told.ask(webhook(running, &body, &[("x-api-key", NEXT_SECRET.to_owned())])).await;
+    let (status, text) = record.ask(webhook(running, &body, &[("x-api-key", NEXT_SECRET.to_owned())])).await;
     assert_eq!(status, 202, "{text}");
 }

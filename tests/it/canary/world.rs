@@ -1,4 +1,4 @@
-//! A profile-edge as a process, with every plant in its configuration, and what it runs on.
+//! A profile-edge process with every plant in its configuration, and its servers.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -22,10 +22,10 @@ use super::plants::{
     OTLP_AUTHORIZATION, PASSWORD, Place, REDIS_PASSWORD, SEALING_KEY, SLOW_KEY, STANDARD_SECRET, TOKEN_KEY, base64,
 };
 
-/// Everything as loud as it can be.
+/// The most verbose log level.
 const LOUD: [(&str, &str); 2] = [("RUST_LOG", "trace"), ("PROFILE_EDGE__LOG__FORMAT", "json")];
 
-/// What a process runs on, beside itself.
+/// The servers of a process.
 pub(super) enum Backing {
     /// Nothing. The audit goes to standard output.
     Embedded,
@@ -86,7 +86,7 @@ impl Backing {
 }
 
 impl Servers {
-    /// The link of the planted user.
+    /// The URL of the planted user.
     pub(super) fn url(&self) -> String {
         let (mut url, user): (url::Url, _) = (self.rabbit.url(&self.vhost).parse().unwrap(), &self.vhost);
         url.set_username(user).unwrap();
@@ -106,7 +106,7 @@ impl World {
         let world = Self {
             directory: tempfile::tempdir().unwrap(),
             client: Client::builder().pool_max_idle_per_host(0).build().unwrap(),
-            // Last, for what listens meanwhile may take a port that is drawn already.
+            // Last, because listeners started meanwhile may take a port that was chosen already.
             ports: Ports::draw(),
             genesys,
             collector,
@@ -116,7 +116,7 @@ impl World {
         world
     }
 
-    /// The configuration of everything; a secret each in the text, in the environment and in a file.
+    /// The complete configuration. One secret each is in the text, in the environment and in a file.
     pub(super) fn settings(&self) -> String {
         let (sandbox, genesys) = (format!("127.0.0.1:{}", self.ports.sandbox), self.genesys.address);
         std::fs::write(self.directory.path().join("client-secret"), format!("{CLIENT_SECRET}\n")).unwrap();
@@ -174,7 +174,7 @@ impl World {
         ]
     }
 
-    /// Runs a command of the binary, with this on standard input; returns its exit code and what it printed.
+    /// Runs a command of the binary with this standard input. Returns its exit code and output.
     pub(super) async fn command(&self, arguments: &[&str], more: &[(&str, &str)], input: &str) -> (Option<i32>, Place) {
         let listens = [
             ("PROFILE_EDGE__ADMIN__LISTEN", format!("127.0.0.1:{}", self.ports.admin)),
@@ -193,7 +193,7 @@ impl World {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        // A command that reads nothing may be gone already.
+        // A command that reads nothing may have ended already.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
         let Output { status, stdout, stderr } = child.wait_with_output().await.unwrap();
         (status.code(), Place::new(format!("what {arguments:?} printed"), [stdout, stderr].concat()))
@@ -204,7 +204,7 @@ impl World {
     }
 }
 
-/// The ways in which senders of tenant 10001 prove themselves; `more` are api keys beside the first.
+/// The signature schemes of tenant 10001. `more` are further API keys.
 pub(super) fn webhooks(more: &str) -> String {
     let standard = base64(STANDARD_SECRET);
     format!(
@@ -246,7 +246,7 @@ impl Running<'_> {
         .await;
     }
 
-    /// Waits until there are so many dead letters.
+    /// Waits until there are this many dead letters.
     pub(super) async fn dead_letters(&self, count: f64) {
         eventually("the dead letters", || async {
             (self.sum("profile_edge_dead_letters", "").await >= count).then_some(())
@@ -254,12 +254,12 @@ impl Running<'_> {
         .await;
     }
 
-    /// Ends the process, and returns what it has told: its log, its standard output, its metrics and its readiness.
+    /// Stops the process. Returns its log, its standard output, its metrics and its readiness.
     pub(super) async fn end(mut self) -> Vec<Place> {
         let mut places = Vec::new();
         for path in ["/metrics", "/readyz"] {
-            let told = self.world.client.get(self.admin(path)).send().await.unwrap().text().await.unwrap();
-            places.push(Place::new(format!("{path} of {}", self.name), told));
+            let text = self.world.client.get(self.admin(path)).send().await.unwrap().text().await.unwrap();
+            places.push(Place::new(format!("{path} of {}", self.name), text));
         }
         self.process.signal("TERM");
         assert_eq!(self.process.ended().await, Some(0), "{}", self.process.log());

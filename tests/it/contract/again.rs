@@ -1,4 +1,4 @@
-//! The contract of what is handed out once more: the journal, what is restored from it, and dead letters.
+//! The contract of redelivery: the journal, events restored from it, and dead letters.
 
 #![expect(clippy::unwrap_used, reason = "test code that no attribute marks as such: a panic is the failure")]
 
@@ -14,12 +14,12 @@ use super::queue::{Fixture, event, events, holds, soon, take};
 macro_rules! contract {
     ($($adapter:ident: $fixture:ty),+) => {
         $(contract!(@cases $adapter, $fixture,
-            the_journal_tells_every_event_once_whether_settled_or_not,
-            the_journal_goes_on_over_a_reopening,
-            what_is_restored_comes_again_as_such_and_is_told_once,
-            redriven_events_come_again_and_what_is_no_event_stays,
-            chosen_dead_letters_are_redriven_or_purged_and_the_others_stay,
-            whoever_looks_at_dead_letters_sees_all_of_them,
+            the_journal_returns_every_event_once_settled_or_not,
+            the_journal_continues_after_reopening,
+            restored_events_are_marked_and_returned_once,
+            redriven_events_are_redelivered_and_undecodable_ones_stay,
+            only_chosen_dead_letters_are_redriven_or_purged,
+            a_listing_of_dead_letters_is_complete,
         );)+
     };
     (@cases $adapter:ident, $fixture:ty, $($case:ident,)+) => {
@@ -38,19 +38,19 @@ contract!(
     rabbitmq_on_three_nodes: crate::contract::rabbit::OnThreeNodes
 );
 
-/// Returns the ids that the journal tells, from the beginning.
+/// Returns the ids in the journal, from the beginning.
 async fn journal(opened: &Opened) -> Vec<String> {
     let mut journal = soon(opened.queue.journal(Timestamp::from_millis(0))).await.unwrap().unwrap();
     let mut ids = Vec::new();
     while let Some(events) = soon(journal.next()).await.unwrap() {
         ids.extend(events.iter().map(|event| event.id.to_string()));
     }
-    assert!(soon(journal.next()).await.unwrap().is_none(), "an end is an end");
+    assert!(soon(journal.next()).await.unwrap().is_none(), "the journal ended before");
     ids.sort_unstable();
     ids
 }
 
-/// Takes the next delivery, which is handed out once more, settles it, and returns its id and why it came.
+/// Takes and settles the next redelivery. Returns its id and its reason.
 async fn again(subscription: &mut Box<dyn Subscription>) -> (String, Redelivery) {
     let delivery = take(subscription).await;
     let Payload::Event(event) = delivery.payload() else { panic!("{delivery:?}") };
@@ -60,18 +60,18 @@ async fn again(subscription: &mut Box<dyn Subscription>) -> (String, Redelivery)
     again
 }
 
-async fn bury(subscription: &mut Box<dyn Subscription>, count: usize) {
+async fn dead_letter(subscription: &mut Box<dyn Subscription>, count: usize) {
     for _ in 0..count {
         let delivery = take(subscription).await;
         let reason = match delivery.payload() {
             Payload::Event(_) => Reason::RedeliveredTooOften,
-            Payload::Undecodable(told) => told.reason,
+            Payload::Undecodable(undecodable) => undecodable.reason,
         };
         delivery.dead_letter(reason).await.unwrap();
     }
 }
 
-async fn the_journal_tells_every_event_once_whether_settled_or_not<F: Fixture>() {
+async fn the_journal_returns_every_event_once_settled_or_not<F: Fixture>() {
     let opened = F::new().await.open().await;
     assert_eq!(journal(&opened).await, <[String; 0]>::default());
     opened.publisher.publish(&events(0..600)).await.unwrap();
@@ -82,15 +82,15 @@ async fn the_journal_tells_every_event_once_whether_settled_or_not<F: Fixture>()
         take(&mut subscription).await.ack().await.unwrap();
     }
     let held = take(&mut subscription).await;
-    bury(&mut subscription, 1).await;
-    // Settled, out, given up on, or waiting.
+    dead_letter(&mut subscription, 1).await;
+    // Settled, delivered, dead-lettered, or waiting.
     let mut all: Vec<String> = (0..600).map(|n: u32| n.to_string()).collect();
     all.sort_unstable();
     assert_eq!(journal(&opened).await, all);
     drop(held);
 }
 
-async fn the_journal_goes_on_over_a_reopening<F: Fixture>() {
+async fn the_journal_continues_after_reopening<F: Fixture>() {
     let fixture = F::new().await;
     for round in 0..3_u32 {
         let opened = fixture.open().await;
@@ -106,7 +106,7 @@ async fn the_journal_goes_on_over_a_reopening<F: Fixture>() {
     }
 }
 
-async fn what_is_restored_comes_again_as_such_and_is_told_once<F: Fixture>() {
+async fn restored_events_are_marked_and_returned_once<F: Fixture>() {
     let opened = F::new().await.open().await;
     opened.publisher.publish(&events(0..2)).await.unwrap();
     let mut subscription = opened.queue.subscribe(1).await.unwrap();
@@ -133,7 +133,7 @@ async fn what_is_restored_comes_again_as_such_and_is_told_once<F: Fixture>() {
     assert_eq!(came, [restored("0"), ("0".to_owned(), replayed), restored("1")]);
     assert_eq!(journal(&opened).await, ["0", "1"]);
 
-    // Once more, and no more than before.
+    // A second time, with the same result.
     opened.queue.restore(SystemClock::shared().now()).await.unwrap();
     for _ in 0..3 {
         again(&mut subscription).await;
@@ -141,15 +141,15 @@ async fn what_is_restored_comes_again_as_such_and_is_told_once<F: Fixture>() {
     holds(&opened, 0, 0).await;
 }
 
-async fn redriven_events_come_again_and_what_is_no_event_stays<F: Fixture>() {
+async fn redriven_events_are_redelivered_and_undecodable_ones_stay<F: Fixture>() {
     let fixture = F::new().await;
-    // The work queues stand once it was open.
+    // The work queues exist once it was open.
     fixture.open().await.closer.close().await.unwrap();
     fixture.inject(b"not an event").await;
     let opened = fixture.open().await;
     opened.publisher.publish(&events(0..300)).await.unwrap();
     let mut subscription = opened.queue.subscribe(1).await.unwrap();
-    bury(&mut subscription, 301).await;
+    dead_letter(&mut subscription, 301).await;
     holds(&opened, 0, 301).await;
     let redriven = soon(opened.dead_letters.redrive(&Which::All)).await.unwrap();
     assert_eq!(redriven, Redriven { events: 300, kept: 1 });
@@ -165,11 +165,11 @@ async fn redriven_events_come_again_and_what_is_no_event_stays<F: Fixture>() {
     assert_eq!(opened.dead_letters.redrive(&Which::All).await.unwrap(), Redriven { events: 0, kept: 1 });
 }
 
-async fn whoever_looks_at_dead_letters_sees_all_of_them<F: Fixture>() {
+async fn a_listing_of_dead_letters_is_complete<F: Fixture>() {
     let opened = F::new().await.open().await;
     opened.publisher.publish(&events(0..70)).await.unwrap();
     let mut subscription = opened.queue.subscribe(1).await.unwrap();
-    bury(&mut subscription, 70).await;
+    dead_letter(&mut subscription, 70).await;
     holds(&opened, 0, 70).await;
     let lists = (0..6).map(|_| opened.dead_letters.list(1_000));
     for letters in futures_util::future::join_all(lists).await {
@@ -177,23 +177,23 @@ async fn whoever_looks_at_dead_letters_sees_all_of_them<F: Fixture>() {
     }
     let replayed = Redelivery::Replayed(ReplayId::fresh());
     opened.publisher.publish(&[Event { again: Some(replayed), ..event("replayed") }]).await.unwrap();
-    bury(&mut subscription, 1).await;
+    dead_letter(&mut subscription, 1).await;
     holds(&opened, 0, 71).await;
     assert_eq!(opened.dead_letters.redrive(&Which::All).await.unwrap(), Redriven { events: 71, kept: 0 });
     let mut reasons = BTreeMap::new();
     for _ in 0..71 {
         let (id, why) = again(&mut subscription).await;
         *reasons.entry(why.as_str()).or_insert(0) += 1;
-        assert_eq!(id == "replayed", why == replayed, "a replay stays one");
+        assert_eq!(id == "replayed", why == replayed, "a replay stays a replay");
     }
     assert_eq!(reasons, BTreeMap::from([("redriven", 70), ("replayed", 1)]));
 }
 
-async fn chosen_dead_letters_are_redriven_or_purged_and_the_others_stay<F: Fixture>() {
+async fn only_chosen_dead_letters_are_redriven_or_purged<F: Fixture>() {
     let opened = F::new().await.open().await;
     opened.publisher.publish(&events(0..4)).await.unwrap();
     let mut subscription = opened.queue.subscribe(1).await.unwrap();
-    bury(&mut subscription, 4).await;
+    dead_letter(&mut subscription, 4).await;
     holds(&opened, 0, 4).await;
     let letters = opened.dead_letters.list(10).await.unwrap();
     let called = |wanted: &str| {

@@ -1,7 +1,7 @@
-//! Random histories of one key, on every store, beside a reference that is nothing but the rules.
+//! Random histories of one key on every store, compared with a reference.
 //!
-//! The reference keeps one key's state in plain fields and does what the port's contract says; the pure rules of
-//! the fence are the crate's own. After every step answer and state must be alike. A history that differs is
+//! The reference keeps the state of one key in plain fields and follows the contract of the port. It uses the crate's
+//! own pure functions for the fence. After every step, answer and state must be equal. A history that differs is
 //! shrunk to its shortest form.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ const TTL: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug)]
 enum Step {
     Lease(Seen),
-    /// Of the leases that were granted, the one at this index, counted round.
+    /// The granted lease at this index, modulo their number.
     Fill(usize),
     Release(usize),
     Apply(Change),
@@ -31,21 +31,21 @@ enum Step {
     Pass(Duration),
 }
 
-/// What a lease is asked for on.
+/// What the reader of a lease request saw.
 #[derive(Clone, Copy, Debug)]
 enum Seen {
     Nothing,
-    /// What stands there, if it has a token.
-    Standing,
-    /// The same, as something that is not served any more.
+    /// The current entry, if it has a token.
+    Current,
+    /// The same, as an entry that is not served any more.
     Dead,
-    /// Something that stood there never.
+    /// An entry that never existed.
     Other,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let seen = prop_oneof![Just(Seen::Nothing), Just(Seen::Standing), Just(Seen::Dead), Just(Seen::Other)];
-    // Never so that a sum of them comes close to a lifetime: servers' time goes on by itself.
+    let seen = prop_oneof![Just(Seen::Nothing), Just(Seen::Current), Just(Seen::Dead), Just(Seen::Other)];
+    // No sum of them is close to a lifetime, since the time of servers also passes by itself.
     let times = [700, 2_150, 301_000, 3_601_000, 7_201_000];
     prop_oneof![
         4 => seen.prop_map(Step::Lease),
@@ -76,23 +76,23 @@ fn change() -> impl Strategy<Value = Change> {
     })
 }
 
-/// What stands at K, as far as the reference knows it.
+/// The entry, as the reference knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stands {
+enum KnownEntry {
     Record(Token),
     Lease(Token),
     /// Its token was drawn by the store, and is read from there.
     Tombstone(Option<At>, Timestamp),
 }
 
-/// Something, and when it ends.
+/// A value and its end.
 type Until<T> = Option<(T, Timestamp)>;
 
-/// The rules, for one key.
+/// The expected state of one key.
 #[derive(Debug)]
 struct Reference {
     now: Timestamp,
-    stands: Until<Stands>,
+    entry: Until<KnownEntry>,
     fence: Until<Fence>,
     lock: Until<Token>,
     seen: BTreeMap<[u8; 16], Timestamp>,
@@ -100,36 +100,36 @@ struct Reference {
 
 impl Reference {
     fn at(now: Timestamp) -> Self {
-        Self { now, stands: None, fence: None, lock: None, seen: BTreeMap::new() }
+        Self { now, entry: None, fence: None, lock: None, seen: BTreeMap::new() }
     }
 
     fn pass(&mut self, time: Duration) {
         self.now = self.now.plus(time);
         let now = self.now;
-        self.stands = self.stands.filter(|(_, end)| *end > now);
+        self.entry = self.entry.filter(|(_, end)| *end > now);
         self.fence = self.fence.take().filter(|(_, end)| *end > now);
         self.lock = self.lock.filter(|(_, end)| *end > now);
         self.seen.retain(|_, end| *end > now);
     }
 
-    /// Answers as `lease` does: `standing` is the token that the store says stands at K.
-    fn lease(&mut self, seen: Seen, standing: Option<Token>, token: Token) -> &'static str {
-        let Some((stands, _)) = self.stands else {
+    /// Answers like `lease`. `current` is the token of the store's entry.
+    fn lease(&mut self, seen: Seen, current: Option<Token>, token: Token) -> &'static str {
+        let Some((entry, _)) = self.entry else {
             return self.lease_on_nothing(token);
         };
-        let asked = matches!(seen, Seen::Standing | Seen::Dead) && standing.is_some();
-        match stands {
-            Stands::Lease(_) => "held",
-            Stands::Record(_) | Stands::Tombstone(..) if asked && self.lock.is_some() => "held",
-            Stands::Record(_) | Stands::Tombstone(..) if asked => {
+        let asked = matches!(seen, Seen::Current | Seen::Dead) && current.is_some();
+        match entry {
+            KnownEntry::Lease(_) => "held",
+            KnownEntry::Record(_) | KnownEntry::Tombstone(..) if asked && self.lock.is_some() => "held",
+            KnownEntry::Record(_) | KnownEntry::Tombstone(..) if asked => {
                 if matches!(seen, Seen::Dead) {
-                    self.stands = Some((Stands::Lease(token), self.now.plus(LEASE)));
+                    self.entry = Some((KnownEntry::Lease(token), self.now.plus(LEASE)));
                 } else {
                     self.lock = Some((token, self.now.plus(LEASE)));
                 }
                 "granted"
             }
-            Stands::Record(_) | Stands::Tombstone(..) => "changed",
+            KnownEntry::Record(_) | KnownEntry::Tombstone(..) => "changed",
         }
     }
 
@@ -137,26 +137,26 @@ impl Reference {
         if let Some((fence, _)) = self.fence.as_ref().filter(|(fence, _)| fence.says_deleted()) {
             let end = fence.raised.plus(LIFETIMES.tombstone_ttl);
             if end > self.now {
-                self.stands = Some((Stands::Tombstone(fence.at, fence.raised), end));
+                self.entry = Some((KnownEntry::Tombstone(fence.at, fence.raised), end));
                 return "changed";
             }
         }
-        self.stands = Some((Stands::Lease(token), self.now.plus(LEASE)));
+        self.entry = Some((KnownEntry::Lease(token), self.now.plus(LEASE)));
         "granted"
     }
 
-    /// Answers as `fill` does: `base` is the token of what the lease was granted beside, if it was.
-    fn fill(&mut self, token: Token, base: Option<Token>, standing: Option<Token>) -> Filled {
+    /// Answers like `fill`. `base` is the token of the record for which the lease is a lock, if there is one.
+    fn fill(&mut self, token: Token, base: Option<Token>, current: Option<Token>) -> Filled {
         let locked = self.lock.is_some_and(|(lock, _)| lock == token);
         let may = match base {
-            None => self.stands.is_some_and(|(stands, _)| stands == Stands::Lease(token)),
-            Some(base) => locked && standing == Some(base),
+            None => self.entry.is_some_and(|(entry, _)| entry == KnownEntry::Lease(token)),
+            Some(base) => locked && current == Some(base),
         };
         if may {
             if let Some((fence, _)) = self.fence.as_mut().filter(|(fence, _)| base.is_some() && fence.says_deleted()) {
                 (fence.newest, fence.doubt) = (Newest::Contested, true);
             }
-            self.stands = Some((Stands::Record(token), self.now.plus(TTL)));
+            self.entry = Some((KnownEntry::Record(token), self.now.plus(TTL)));
         }
         if locked {
             self.lock = None;
@@ -167,8 +167,8 @@ impl Reference {
     fn release(&mut self, token: Token, base: Option<Token>) {
         if base.is_some() {
             self.lock = self.lock.filter(|(lock, _)| *lock != token);
-        } else if self.stands.is_some_and(|(stands, _)| stands == Stands::Lease(token)) {
-            self.stands = None;
+        } else if self.entry.is_some_and(|(entry, _)| entry == KnownEntry::Lease(token)) {
+            self.entry = None;
         }
     }
 
@@ -176,10 +176,10 @@ impl Reference {
         if self.seen.contains_key(change.event.as_bytes()) {
             return Applied::Duplicate;
         }
-        let standing = self.stands.map(|(stands, _)| stands);
-        let tombstone = match standing {
-            Some(Stands::Tombstone(at, _)) => Some(at),
-            Some(Stands::Record(_) | Stands::Lease(_)) | None => None,
+        let current = self.entry.map(|(entry, _)| entry);
+        let tombstone = match current {
+            Some(KnownEntry::Tombstone(at, _)) => Some(at),
+            Some(KnownEntry::Record(_) | KnownEntry::Lease(_)) | None => None,
         };
         let is_remembered = change.of.is_some_and(|of| self.seen.contains_key(of.as_bytes()));
         let fence = self.fence.as_ref().map(|(fence, _)| fence);
@@ -191,10 +191,10 @@ impl Reference {
         self.lock = None;
         match raised.place {
             Place::KeepTombstone if tombstone.is_some() => {}
-            Place::Clear | Place::KeepTombstone => self.stands = None,
+            Place::Clear | Place::KeepTombstone => self.entry = None,
             Place::Bury(at) => {
                 let end = self.now.plus(LIFETIMES.tombstone_ttl);
-                self.stands = Some((Stands::Tombstone(at, self.now), end));
+                self.entry = Some((KnownEntry::Tombstone(at, self.now), end));
             }
         }
         let of = change.of.iter().filter(|_| raised.whole && (is_remembered || !change.force));
@@ -204,50 +204,50 @@ impl Reference {
         if raised.outrun {
             return Applied::Outrun;
         }
-        Applied::Applied { had_entry: matches!(standing, Some(Stands::Record(_) | Stands::Tombstone(..))) }
+        Applied::Applied { had_entry: matches!(current, Some(KnownEntry::Record(_) | KnownEntry::Tombstone(..))) }
     }
 
     fn state(&self) -> String {
         format!(
             "{:?} {:?} {}",
-            self.stands.map(|(stands, _)| stands),
+            self.entry.map(|(entry, _)| entry),
             self.fence.as_ref().map(|(f, _)| f),
             self.lock.is_some()
         )
     }
 }
 
-/// A granted lease, and what it was granted beside.
+/// A granted lease, and the record for which it is a lock.
 struct Granted {
     lease: Option<Lease>,
     token: Token,
     base: Option<Token>,
 }
 
-/// Lives a history on a store and on the reference, and compares after each step.
+/// Runs a history on a store and on the reference, and compares them after each step.
 async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
     let identity = identity(&fixture.tenant(), name);
     let (key, store) = (identity.key(), fixture.store());
     let mut reference = Reference::at(fixture.clock().now());
     let mut leases: Vec<Granted> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
-        let standing = store.get(&key).await.unwrap().and_then(|entry| entry.token());
+        let current = store.get(&key).await.unwrap().and_then(|entry| entry.token());
         let chosen = |index: &usize, leases: &mut Vec<Granted>| {
             let free: Vec<usize> = (0..leases.len()).filter(|n| leases[*n].lease.is_some()).collect();
             let index = *free.get(index % free.len().max(1))?;
             let granted = &mut leases[index];
             Some((granted.lease.take()?, granted.token, granted.base))
         };
-        let (told, expected) = match step {
+        let (answer, expected) = match step {
             Step::Lease(seen) => {
                 let token = Token::draw();
-                let base = match (seen, standing) {
-                    (Seen::Standing, Some(standing)) => Base::Token(standing),
-                    (Seen::Dead, Some(standing)) => Base::Dead(standing),
+                let base = match (seen, current) {
+                    (Seen::Current, Some(current)) => Base::Token(current),
+                    (Seen::Dead, Some(current)) => Base::Dead(current),
                     (Seen::Other, _) => Base::Token(Token::draw()),
-                    (Seen::Nothing, _) | (Seen::Standing | Seen::Dead, None) => Base::Absent,
+                    (Seen::Nothing, _) | (Seen::Current | Seen::Dead, None) => Base::Absent,
                 };
-                let told = match store.lease(&key, &base, token, LEASE).await.unwrap() {
+                let answer = match store.lease(&key, &base, token, LEASE).await.unwrap() {
                     LeaseAnswer::Granted(lease) => {
                         let beside = lease.witness();
                         let base = (beside != token).then_some(beside);
@@ -257,7 +257,7 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
                     LeaseAnswer::Held { .. } => "held",
                     LeaseAnswer::Changed(_) => "changed",
                 };
-                (told.to_owned(), reference.lease(*seen, standing, token).to_owned())
+                (answer.to_owned(), reference.lease(*seen, current, token).to_owned())
             }
             Step::Fill(index) => {
                 let Some((lease, token, base)) = chosen(index, &mut leases) else { continue };
@@ -271,8 +271,8 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
                     grace: Duration::ZERO,
                     settled: true,
                 };
-                let told = store.fill(lease, record).await.unwrap();
-                (format!("{told:?}"), format!("{:?}", reference.fill(token, base, standing)))
+                let answer = store.fill(lease, record).await.unwrap();
+                (format!("{answer:?}"), format!("{:?}", reference.fill(token, base, current)))
             }
             Step::Release(index) => {
                 let Some((lease, token, base)) = chosen(index, &mut leases) else { continue };
@@ -281,15 +281,15 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
                 (String::new(), String::new())
             }
             Step::Apply(change) => {
-                let told = match change.kind {
+                let answer = match change.kind {
                     Kind::Deleted => store.write_tombstone(&key, change).await,
                     Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, change).await,
                 };
-                (format!("{:?}", told.unwrap()), format!("{:?}", reference.apply(change)))
+                (format!("{:?}", answer.unwrap()), format!("{:?}", reference.apply(change)))
             }
             Step::Evict => {
                 fixture.evict(&key).await;
-                reference.stands = None;
+                reference.entry = None;
                 (String::new(), String::new())
             }
             Step::Pass(time) => {
@@ -298,15 +298,15 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
                 (String::new(), String::new())
             }
         };
-        assert_eq!(told, expected, "step {number} of {steps:#?}");
+        assert_eq!(answer, expected, "step {number} of {steps:#?}");
         let found = fixture.inspect().inspect(&key).await.unwrap();
-        let stands = found.entry.map(|entry| match entry {
-            Entry::Record(record) => Stands::Record(record.token),
-            Entry::Leased(leased) => Stands::Lease(leased.token),
-            Entry::Tombstone(tombstone) => Stands::Tombstone(tombstone.at, tombstone.written_at),
+        let entry = found.entry.map(|entry| match entry {
+            Entry::Record(record) => KnownEntry::Record(record.token),
+            Entry::Leased(leased) => KnownEntry::Lease(leased.token),
+            Entry::Tombstone(tombstone) => KnownEntry::Tombstone(tombstone.at, tombstone.written_at),
             Entry::Corrupt(_) => panic!("unreadable"),
         });
-        let state = format!("{stands:?} {:?} {}", found.fence.as_ref(), found.lock.is_some());
+        let state = format!("{entry:?} {:?} {}", found.fence.as_ref(), found.lock.is_some());
         assert_eq!(state, reference.state(), "after step {number} of {steps:#?}");
     }
     for Granted { lease, .. } in leases {
@@ -316,14 +316,14 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
     }
 }
 
-/// Lives so many histories on one kind of store.
+/// Runs this many histories on one kind of store.
 fn alike<F: Fixture>(histories: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let fixture = runtime.block_on(F::new());
     let mut runner = TestRunner::new(Config { cases: histories, failure_persistence: None, ..Config::default() });
     let strategy = (proptest::collection::vec(step(), 1..25), any::<u64>());
     let lived = runner.run(&strategy, |(steps, name)| {
-        // A history that fails is lived again while it is shrunk, each time on a key of its own.
+        // A failing history is run again while it is shrunk, each time on its own key.
         let name = format!("customer-{name}-{}", hex::encode(rand::random::<[u8; 8]>()));
         runtime.block_on(live(&fixture, &name, &steps));
         Ok(())
@@ -334,16 +334,16 @@ fn alike<F: Fixture>(histories: u32) {
 }
 
 #[test]
-fn histories_on_the_embedded_store_are_those_of_the_rules() {
+fn histories_on_the_embedded_store_follow_the_rules() {
     alike::<InMemory>(600);
 }
 
 #[test]
-fn histories_on_redis_are_those_of_the_rules() {
+fn histories_on_redis_follow_the_rules() {
     alike::<Alone>(200);
 }
 
 #[test]
-fn histories_on_a_cluster_are_those_of_the_rules() {
+fn histories_on_a_cluster_follow_the_rules() {
     alike::<Clustered>(60);
 }

@@ -28,16 +28,16 @@ use profile_edge::shutdown::Shutdown;
 
 use crate::support::eventually;
 
-/// Longer than anything here takes: a test that waits so long has failed.
+/// A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One queue's data, which can be opened again and again.
+/// The data of one queue, which can be opened repeatedly.
 #[async_trait]
 pub(super) trait Fixture: Send + Sync + Sized {
-    /// How many random histories are worth their time.
+    /// The number of random histories.
     const HISTORIES: u32;
 
-    /// Makes a queue without events.
+    /// Creates a queue without events.
     async fn new() -> Self;
 
     /// Opens the queue; it must not be open.
@@ -91,19 +91,19 @@ pub(super) async fn open(config: &Config) -> Opened {
 macro_rules! queue_contract {
     ($($adapter:ident: $fixture:ty),+) => {
         $(queue_contract!(@cases $adapter, $fixture,
-            nothing_unsettled_is_lost_over_a_reopening,
-            what_was_acknowledged_does_not_come_again,
-            at_most_prefetch_deliveries_are_out,
-            a_cancelled_call_takes_nothing,
-            a_dropped_delivery_comes_again_with_its_count_raised,
-            a_retried_delivery_comes_again_after_others,
-            counts_survive_a_reopening,
+            unsettled_events_survive_reopening,
+            acknowledged_events_are_not_redelivered,
+            at_most_prefetch_deliveries_are_unsettled,
+            a_cancelled_call_takes_no_delivery,
+            a_dropped_delivery_is_redelivered_with_a_higher_count,
+            a_retried_delivery_is_redelivered_after_others,
+            redelivery_counts_survive_reopening,
             a_dead_letter_leaves_the_queue_and_is_kept,
-            undecodable_bytes_are_delivered_as_such,
+            undecodable_bytes_are_delivered_as_undecodable,
             a_new_subscription_gets_everything_unsettled,
             an_event_published_later_wakes_the_subscription,
-            concurrent_publishers_lose_and_double_nothing,
-            a_closed_queue_says_so,
+            concurrent_publishers_lose_and_duplicate_nothing,
+            a_closed_queue_returns_an_error,
         );)+
     };
     (@cases $adapter:ident, $fixture:ty, $($case:ident,)+) => {
@@ -167,7 +167,7 @@ pub(super) async fn take(subscription: &mut Box<dyn Subscription>) -> Delivery {
     soon(subscription.next()).await.expect("the queue is open")
 }
 
-/// Waits until the queue holds so many events and dead letters: a broker counts a little later.
+/// Waits until the queue holds this many events and dead letters. A broker counts with a delay.
 pub(super) async fn holds(opened: &Opened, events: u64, dead_letters: u64) {
     let what = format!("{events} events and {dead_letters} dead letters");
     eventually(&what, || async {
@@ -191,7 +191,7 @@ pub(super) async fn take_ids(subscription: &mut Box<dyn Subscription>, count: us
 mod cases {
     use super::*;
 
-    pub(super) async fn nothing_unsettled_is_lost_over_a_reopening<F: Fixture>() {
+    pub(super) async fn unsettled_events_survive_reopening<F: Fixture>() {
         let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events(0..5)).await.unwrap();
@@ -208,7 +208,7 @@ mod cases {
         assert_eq!(ids, ["0", "1", "2", "3", "4"]);
     }
 
-    pub(super) async fn what_was_acknowledged_does_not_come_again<F: Fixture>() {
+    pub(super) async fn acknowledged_events_are_not_redelivered<F: Fixture>() {
         let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events(0..4)).await.unwrap();
@@ -227,7 +227,7 @@ mod cases {
         assert_eq!(id(&take(&mut subscription).await), "3");
     }
 
-    pub(super) async fn at_most_prefetch_deliveries_are_out<F: Fixture>() {
+    pub(super) async fn at_most_prefetch_deliveries_are_unsettled<F: Fixture>() {
         let opened = F::new().await.open().await;
         opened.publisher.publish(&events(0..6)).await.unwrap();
         let mut subscription = opened.queue.subscribe(3).await.unwrap();
@@ -239,7 +239,7 @@ mod cases {
             delivery
         };
         let settle = async {
-            // Round trips through the whole queue: time enough for a fourth that should not come.
+            // Round trips through the whole queue, which give a wrong fourth delivery enough time.
             for more in 6..16 {
                 opened.publisher.publish(&events([more])).await.unwrap();
                 opened.queue.ping().await.unwrap();
@@ -251,7 +251,7 @@ mod cases {
         assert_eq!(id(&fourth), "3");
     }
 
-    pub(super) async fn a_cancelled_call_takes_nothing<F: Fixture>() {
+    pub(super) async fn a_cancelled_call_takes_no_delivery<F: Fixture>() {
         let opened = F::new().await.open().await;
         let mut subscription = opened.queue.subscribe(10).await.unwrap();
         for round in 0..50 {
@@ -276,7 +276,7 @@ mod cases {
         }
     }
 
-    pub(super) async fn a_dropped_delivery_comes_again_with_its_count_raised<F: Fixture>() {
+    pub(super) async fn a_dropped_delivery_is_redelivered_with_a_higher_count<F: Fixture>() {
         let opened = F::new().await.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
@@ -289,7 +289,7 @@ mod cases {
         holds(&opened, 0, 0).await;
     }
 
-    pub(super) async fn a_retried_delivery_comes_again_after_others<F: Fixture>() {
+    pub(super) async fn a_retried_delivery_is_redelivered_after_others<F: Fixture>() {
         let opened = F::new().await.open().await;
         opened.publisher.publish(&events(0..4)).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
@@ -305,7 +305,7 @@ mod cases {
         assert_eq!(order.iter().map(|(id, _)| id.as_str()).collect::<BTreeSet<_>>(), ["0", "1", "2", "3"].into());
     }
 
-    pub(super) async fn counts_survive_a_reopening<F: Fixture>() {
+    pub(super) async fn redelivery_counts_survive_reopening<F: Fixture>() {
         let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
@@ -340,11 +340,11 @@ mod cases {
         assert!(letters[0].since.is_some() && !letters[0].id.is_empty());
         match &letters[0].payload {
             Payload::Event(kept) => assert_eq!(**kept, event(0)),
-            Payload::Undecodable(told) => panic!("{told:?}"),
+            Payload::Undecodable(undecodable) => panic!("{undecodable:?}"),
         }
     }
 
-    pub(super) async fn undecodable_bytes_are_delivered_as_such<F: Fixture>() {
+    pub(super) async fn undecodable_bytes_are_delivered_as_undecodable<F: Fixture>() {
         let fixture = F::new().await;
         let opened = fixture.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
@@ -357,14 +357,14 @@ mod cases {
 
         let opened = fixture.open().await;
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
-        let told = |payload: &Payload| match payload {
-            Payload::Undecodable(told) => Some((told.length, told.reason)),
+        let undecodable = |payload: &Payload| match payload {
+            Payload::Undecodable(undecodable) => Some((undecodable.length, undecodable.reason)),
             Payload::Event(_) => None,
         };
         let mut seen = Vec::new();
         for _ in 0..3 {
             let delivery = take(&mut subscription).await;
-            match told(delivery.payload()) {
+            match undecodable(delivery.payload()) {
                 Some((length, reason)) => {
                     seen.push((length, reason.as_str()));
                     delivery.dead_letter(reason).await.unwrap();
@@ -378,7 +378,7 @@ mod cases {
         assert_eq!(seen, expected);
         holds(&opened, 0, 2).await;
         let letters = opened.dead_letters.list(10).await.unwrap();
-        let mut kept: Vec<_> = letters.iter().filter_map(|letter| told(&letter.payload)).collect();
+        let mut kept: Vec<_> = letters.iter().filter_map(|letter| undecodable(&letter.payload)).collect();
         kept.sort_unstable_by_key(|(length, _)| *length);
         assert_eq!(kept.iter().map(|(length, reason)| (*length, reason.as_str())).collect::<Vec<_>>(), expected);
         assert!(letters.iter().all(|letter| expected.iter().any(|(_, reason)| letter.reason == *reason)));
@@ -415,7 +415,7 @@ mod cases {
         }
     }
 
-    pub(super) async fn concurrent_publishers_lose_and_double_nothing<F: Fixture>() {
+    pub(super) async fn concurrent_publishers_lose_and_duplicate_nothing<F: Fixture>() {
         const PUBLISHERS: u32 = 64;
         const EACH: u32 = 50;
         let opened = F::new().await.open().await;
@@ -444,7 +444,7 @@ mod cases {
         holds(&opened, 0, 0).await;
     }
 
-    pub(super) async fn a_closed_queue_says_so<F: Fixture>() {
+    pub(super) async fn a_closed_queue_returns_an_error<F: Fixture>() {
         let opened = F::new().await.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
@@ -486,7 +486,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A queue under a random history, beside a model of what it must hold.
+/// A queue under a random history, with a model of its expected content.
 struct History<F> {
     fixture: F,
     opened: Opened,
@@ -553,15 +553,15 @@ impl<F: Fixture> History<F> {
         (!self.held.is_empty()).then(|| self.held.swap_remove(index % self.held.len()))
     }
 
-    /// Takes one, if there must be one to take; it must be unsettled and not out.
+    /// Takes one delivery if there must be one. It must be unsettled and not taken already.
     async fn take(&mut self) {
         if self.held.len() == Self::PREFETCH || self.held.len() == self.unsettled.len() {
             return;
         }
         let delivery = take(&mut self.subscription).await;
         let taken = id(&delivery);
-        assert!(self.unsettled.contains(&taken), "{taken} came again after it was settled");
-        assert!(self.held.iter().all(|held| id(held) != taken), "{taken} came while it was out");
+        assert!(self.unsettled.contains(&taken), "{taken} was redelivered after it was settled");
+        assert!(self.held.iter().all(|held| id(held) != taken), "{taken} was delivered twice at once");
         self.held.push(delivery);
     }
 
@@ -587,7 +587,7 @@ impl<F: Fixture> History<F> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_publish_of_many_is_all_or_nothing_when_the_embedded_queue_is_full() {
+async fn a_publish_to_a_full_embedded_queue_is_all_or_nothing() {
     let size = wire::encode(&event(1)).len() as u64;
     let directory = tempfile::tempdir().unwrap();
     let opened = open_embedded(directory.path(), size * 3).await;
@@ -609,8 +609,8 @@ async fn a_publish_of_many_is_all_or_nothing_when_the_embedded_queue_is_full() {
 /// Set for the child of the crash test: the directory of its queue.
 const CRASH_DIRECTORY: &str = "PROFILE_EDGE_TEST_CRASH_DIRECTORY";
 
-/// Starts this very test again as a child that publishes, kills it with SIGKILL at a random moment, and
-/// looks for every event that the child saw confirmed.
+/// Starts this test again as a child that publishes, kills it with SIGKILL at a random moment, and looks for every
+/// event whose confirmation the child saw.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_confirmed_event_survives_a_kill() {
     if let Ok(directory) = std::env::var(CRASH_DIRECTORY) {
@@ -645,7 +645,7 @@ async fn confirmed_by_a_killed_child(directory: &Path, enough: usize) -> Vec<Str
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut confirmed = Vec::new();
     let mut line = String::new();
-    // What was written before the kill is read to its end; a line cut short by the kill does not count.
+    // Reads all complete lines that were written before the kill.
     while soon(output.read_line(&mut line)).await.unwrap() > 0 {
         if let Some(id) = line.strip_prefix("confirmed ").and_then(|rest| rest.strip_suffix('\n')) {
             confirmed.push(id.to_owned());

@@ -9,10 +9,10 @@ use profile_edge::queue::open::{Config, Kind, Opened};
 use super::queue::{Fixture, open};
 use crate::support::servers::rabbit::{RabbitCluster, RabbitServer};
 
-/// A virtual host of one's own on the node that all tests share.
+/// An own virtual host on the node that all tests share.
 pub(crate) struct Alone(Place);
 
-/// A virtual host of one's own on the three nodes that all tests share: queues have a member on each.
+/// An own virtual host on the three nodes that all tests share. Queues have a member on each node.
 pub(crate) struct OnThreeNodes(Place);
 
 struct Place {

@@ -21,7 +21,7 @@ pub(crate) type Alone = InRedis<0>;
 pub(crate) type Clustered = InRedis<1>;
 pub(crate) type BehindSentinel = InRedis<2>;
 
-/// A store of one's own, by its tenant, in the servers that all tests share.
+/// A store with its own tenant, on the servers that all tests share.
 pub(crate) struct InRedis<const KIND: u8> {
     store: Arc<Redis>,
     clock: Arc<ManualClock>,
@@ -68,7 +68,7 @@ impl<const KIND: u8> Fixture for InRedis<KIND> {
         Arc::clone(&self.clock) as SharedClock
     }
 
-    /// Takes the time off what is left to each key of this fixture's tenant.
+    /// Shortens the remaining lifetime of each key of this tenant.
     async fn pass(&self, time: Duration) {
         self.clock.advance(time);
         for server in &self.servers {
@@ -77,7 +77,7 @@ impl<const KIND: u8> Fixture for InRedis<KIND> {
                 redis::cmd("KEYS").arg(format!("*{}*", self.tenant)).query_async(&mut server).await.unwrap();
             for key in keys {
                 let left: i64 = redis::cmd("PTTL").arg(&key).query_async(&mut server).await.unwrap();
-                assert!(left > 0, "{key} lives without end");
+                assert!(left > 0, "{key} has no expiry");
                 let left = left - i64::try_from(time.as_millis()).unwrap();
                 // A replica follows its master and refuses this.
                 let _ = redis::cmd("PEXPIRE").arg(&key).arg(left.max(0)).query_async::<i64>(&mut server).await;
@@ -87,35 +87,35 @@ impl<const KIND: u8> Fixture for InRedis<KIND> {
 
     async fn evict(&self, key: &Key) {
         for server in &self.servers {
-            // One of a cluster's nodes has the key; the others say so.
+            // One node of a cluster has the key; the others redirect.
             let _ = redis::cmd("DEL").arg(key.as_str()).query_async::<i64>(&mut server.clone()).await;
         }
     }
 }
 
-/// Scripts decide inside Redis what `fence::raise` decides in this process; here both live through the same
-/// random histories, and must answer and end alike.
+/// The scripts decide in Redis what `fence::raise` decides in this process. Both run the same random histories and must
+/// give equal answers and states.
 #[tokio::test]
-async fn scripts_decide_as_the_pure_rules_do() {
+async fn scripts_decide_like_the_pure_functions() {
     let (redis, memory) = (Alone::new().await, InMemory::new().await);
     for history in 0..300 {
         let mut random: StdRng = rand::SeedableRng::seed_from_u64(history);
         let key = identity(&redis.tenant(), &format!("customer-{history}")).key();
-        let mut told = Vec::new();
+        let mut history = Vec::new();
         for _ in 0..random.random_range(1..9) {
             let change = any_change(&mut random);
-            told.push(change);
+            history.push(change);
             let answers = [apply(&redis, &key, &change).await, apply(&memory, &key, &change).await];
-            assert_eq!(answers[0], answers[1], "{told:#?}");
+            assert_eq!(answers[0], answers[1], "{history:#?}");
             let states = [state(&redis, &key).await, state(&memory, &key).await];
-            assert_eq!(states[0], states[1], "{told:#?}");
+            assert_eq!(states[0], states[1], "{history:#?}");
             if random.random_bool(0.2) {
                 redis.evict(&key).await;
                 memory.evict(&key).await;
             }
             if random.random_bool(0.3) {
                 let leased = [contend(&redis, &key).await, contend(&memory, &key).await];
-                assert_eq!(leased[0], leased[1], "{told:#?}");
+                assert_eq!(leased[0], leased[1], "{history:#?}");
             }
             let pause = Duration::from_millis(random.random_range(0..2_000));
             redis.clock.advance(pause);
@@ -157,7 +157,7 @@ async fn apply(fixture: &impl Fixture, key: &Key, change: &Change) -> String {
     format!("{:?}", applied.unwrap())
 }
 
-/// What stands at a key and beside it, but for tokens, which are drawn.
+/// The entry of a key with its fence and lock, without the random tokens.
 async fn state(fixture: &impl Fixture, key: &Key) -> String {
     let found = fixture.inspect().inspect(key).await.unwrap();
     let entry = match found.entry {
@@ -170,14 +170,14 @@ async fn state(fixture: &impl Fixture, key: &Key) -> String {
     format!("{entry} {:?} {}", found.fence, found.lock.is_some())
 }
 
-/// Asks for a lease, and leaves it standing if it is granted.
+/// Requests a lease, and keeps it if it is granted.
 async fn contend(fixture: &impl Fixture, key: &Key) -> String {
     let lease = fixture.store().lease(key, &Base::Absent, Token::draw(), Duration::from_secs(60)).await.unwrap();
     match lease {
         LeaseAnswer::Granted(lease) => {
-            let told = format!("granted {:?} {:?}", lease.held(), lease.fence());
+            let granted = format!("granted {:?} {:?}", lease.held(), lease.fence());
             lease.keep_until_it_runs_out();
-            told
+            granted
         }
         LeaseAnswer::Held { .. } => "held".to_owned(),
         LeaseAnswer::Changed(_) => "changed".to_owned(),

@@ -1,4 +1,4 @@
-//! The seals around a store, under the store's contract.
+//! The sealing decorator under the contract of the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::store::Fixture;
 
-/// Another store under test, with seals around it.
+/// Another store under test, wrapped by the sealing decorator.
 pub(crate) struct Sealing<F> {
     inner: F,
     sealed: Arc<Sealed<Whole>>,

@@ -1,4 +1,4 @@
-//! The contract of the store port: the rules of DESIGN section 2, one by one.
+//! The contract of the store port: the rules of the consistency protocol (`src/README.md`), one by one.
 //!
 //! An adapter is done when it passes: implement [`Fixture`] for it and name it in `store_contract!`.
 
@@ -31,17 +31,17 @@ const DEDUP: Duration = Duration::from_secs(3600);
 const TOMBSTONE: Duration = Duration::from_secs(7200);
 pub(crate) const LIFETIMES: Lifetimes = Lifetimes { dedup_window: DEDUP, tombstone_ttl: TOMBSTONE };
 const SETTLE: Duration = Duration::from_secs(600);
-/// Longer than anything here takes: a test that waits so long has failed.
+/// A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A store under test, with power over its time and its memory.
+/// A store under test whose time and evictions the test controls.
 #[async_trait]
 pub(crate) trait Fixture: Send + Sync {
     async fn new() -> Self
     where
         Self: Sized;
 
-    /// A tenant that nobody else uses.
+    /// A tenant that no other test uses.
     fn tenant(&self) -> String {
         "10001".to_owned()
     }
@@ -55,7 +55,7 @@ pub(crate) trait Fixture: Send + Sync {
     /// Lets time pass for the store.
     async fn pass(&self, time: Duration);
 
-    /// Removes what stands at K, as an eviction does.
+    /// Removes the entry, as an eviction does.
     async fn evict(&self, key: &Key);
 }
 
@@ -139,7 +139,7 @@ impl<F: Fixture> Case<F> {
         self.store.fill(lease, record).await.unwrap()
     }
 
-    /// Fills K and returns the token of the record.
+    /// Fills the entry and returns the token of the record.
     async fn filled(&self, body: &str) -> Token {
         let lease = self.leased().await;
         let token = lease.token();
@@ -208,7 +208,7 @@ fn modified(kind: Kind, millis: i64) -> Change {
     Change { stamps: Stamps { modified: Some(modified), at: Some(At::from_modified(modified)) }, ..event(kind) }
 }
 
-/// A replay of an event that an operator wants.
+/// A replay of an event by an operator.
 fn replay(of: Change) -> Change {
     Change {
         event: event(of.kind).event,
@@ -240,48 +240,48 @@ macro_rules! store_contract {
 store_contract!(
     in_memory: InMemory, in_redis: Alone, in_a_cluster: Clustered, behind_a_sentinel: BehindSentinel,
     sealed_in_memory: Sealing<InMemory>, sealed_in_redis: Sealing<Alone> => [
-    a_fill_under_ones_own_lease_is_stored,
+    a_fill_with_its_own_lease_is_stored,
     only_one_of_many_readers_gets_the_lease,
     a_late_fill_is_refused_after_an_event,
-    a_late_fill_is_refused_after_a_deletion_and_the_tombstone_stays,
+    a_late_fill_does_not_replace_a_tombstone,
     a_late_fill_is_refused_after_an_eviction,
-    a_late_fill_is_refused_once_the_lease_has_run_out_and_another_was_granted,
+    a_late_fill_is_refused_after_another_lease_was_granted,
     a_released_lease_is_free_for_the_next,
     a_refresh_leaves_the_record_in_place_until_it_fills,
-    a_refresh_is_refused_after_an_event_even_when_the_same_content_was_filled_again,
-    a_refresh_of_a_record_that_went_away_leases_the_key,
-    a_dead_record_is_replaced_by_the_lease_unless_someone_refreshes_it,
-    only_one_refreshes_a_record,
-    a_lease_for_what_no_longer_stands_there_answers_what_does,
+    a_refresh_is_refused_after_an_event_and_an_identical_fill,
+    a_refresh_of_a_removed_record_leases_the_key,
+    a_lease_replaces_a_dead_record_that_is_not_being_refreshed,
+    only_one_refresh_of_a_record_runs,
+    a_lease_on_a_replaced_entry_returns_the_current_one,
     a_fill_for_another_customer_is_rejected,
     an_event_applied_twice_is_a_duplicate_and_changes_nothing,
     an_event_is_remembered_for_the_dedup_window_only,
-    an_outrun_event_still_evicts,
+    an_outrun_event_still_deletes_the_entry,
     a_deletion_stops_fills_until_a_later_event,
     an_older_or_equal_update_leaves_a_tombstone,
-    a_deletion_that_was_outrun_leaves_no_tombstone,
-    a_deletion_and_a_creation_at_one_time_leave_no_tombstone_and_doubt,
-    without_any_time_a_creation_removes_a_tombstone_and_an_update_does_not,
+    an_outrun_deletion_writes_no_tombstone,
+    a_deletion_and_a_creation_at_one_time_leave_doubt,
+    without_a_time_only_a_creation_removes_a_tombstone,
     force_removes_a_tombstone,
-    a_replayed_deletion_without_a_fence_evicts_and_does_not_bury,
-    a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt,
-    a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one,
-    what_is_handed_out_once_more_does_not_swallow_its_first_delivery,
-    no_deletion_that_is_handed_out_once_more_hides_a_living_customer,
-    an_evicted_tombstone_is_put_back,
-    a_verified_profile_replaces_that_very_tombstone_and_it_does_not_come_back,
+    a_replayed_deletion_without_a_fence_writes_no_tombstone,
+    a_replay_of_a_known_event_deletes_again_without_doubt,
+    a_replay_restores_no_deleted_customer_and_deletes_no_later_one,
+    a_redelivery_does_not_make_the_first_delivery_a_duplicate,
+    a_redelivered_deletion_does_not_hide_an_existing_customer,
+    an_evicted_tombstone_is_written_again,
+    a_verified_profile_replaces_its_tombstone_for_good,
     a_verification_is_refused_after_another_event,
-    a_tombstone_lasts_its_time,
-    a_lease_is_judged_by_the_fence,
-    a_waiter_is_woken_by_a_fill_an_event_and_a_release,
-    a_waiter_stops_at_its_deadline_and_when_nothing_is_awaited,
+    a_tombstone_lasts_for_its_ttl,
+    a_lease_judges_profiles_by_the_fence,
+    a_fill_an_event_and_a_release_wake_a_waiter,
+    a_waiter_stops_at_its_deadline_and_without_a_lease,
     a_record_expires_on_time,
-    negative_answers_and_pointers_are_kept,
-    tenants_do_not_meet,
+    negative_answers_and_pointers_are_stored,
+    tenants_are_separate,
     an_inspection_shows_no_body,
 ]);
 
-async fn a_fill_under_ones_own_lease_is_stored<F: Fixture>(case: Case<F>) {
+async fn a_fill_with_its_own_lease_is_stored<F: Fixture>(case: Case<F>) {
     assert!(case.get().await.is_none());
     let lease = case.leased().await;
     assert!(matches!(case.get().await, Some(Entry::Leased(leased)) if leased.token == lease.token()));
@@ -312,7 +312,7 @@ async fn a_late_fill_is_refused_after_an_event<F: Fixture>(case: Case<F>) {
     assert!(case.get().await.is_none());
 }
 
-async fn a_late_fill_is_refused_after_a_deletion_and_the_tombstone_stays<F: Fixture>(case: Case<F>) {
+async fn a_late_fill_does_not_replace_a_tombstone<F: Fixture>(case: Case<F>) {
     let lease = case.leased().await;
     case.apply(event(Kind::Deleted)).await;
     assert_eq!(case.fill(lease, "{}").await, Filled::Refused);
@@ -326,7 +326,7 @@ async fn a_late_fill_is_refused_after_an_eviction<F: Fixture>(case: Case<F>) {
     assert!(case.get().await.is_none());
 }
 
-async fn a_late_fill_is_refused_once_the_lease_has_run_out_and_another_was_granted<F: Fixture>(case: Case<F>) {
+async fn a_late_fill_is_refused_after_another_lease_was_granted<F: Fixture>(case: Case<F>) {
     let late = case.leased().await;
     case.fixture.pass(LEASE + Duration::from_millis(1)).await;
     let next = case.leased().await;
@@ -355,7 +355,7 @@ async fn a_refresh_leaves_the_record_in_place_until_it_fills<F: Fixture>(case: C
     assert_eq!(case.body().await.as_deref(), Some("{\"n\":2}"));
 }
 
-async fn a_refresh_is_refused_after_an_event_even_when_the_same_content_was_filled_again<F: Fixture>(case: Case<F>) {
+async fn a_refresh_is_refused_after_an_event_and_an_identical_fill<F: Fixture>(case: Case<F>) {
     let token = case.filled("{\"n\":1}").await;
     let refresh = case.leased_on(&Base::Token(token)).await;
     assert_eq!(case.apply(event(Kind::Updated)).await, applied(true));
@@ -364,7 +364,7 @@ async fn a_refresh_is_refused_after_an_event_even_when_the_same_content_was_fill
     assert_eq!(case.body().await.as_deref(), Some("{\"n\":1}"));
 }
 
-async fn a_refresh_of_a_record_that_went_away_leases_the_key<F: Fixture>(case: Case<F>) {
+async fn a_refresh_of_a_removed_record_leases_the_key<F: Fixture>(case: Case<F>) {
     let token = case.filled("{}").await;
     case.fixture.evict(&case.key).await;
     let lease = case.leased_on(&Base::Token(token)).await;
@@ -372,7 +372,7 @@ async fn a_refresh_of_a_record_that_went_away_leases_the_key<F: Fixture>(case: C
     assert_eq!(case.fill(lease, "{}").await, Filled::Stored);
 }
 
-async fn a_dead_record_is_replaced_by_the_lease_unless_someone_refreshes_it<F: Fixture>(case: Case<F>) {
+async fn a_lease_replaces_a_dead_record_that_is_not_being_refreshed<F: Fixture>(case: Case<F>) {
     let token = case.filled("{\"n\":1}").await;
     let refresh = case.leased_on(&Base::Token(token)).await;
     assert!(matches!(case.lease_on(&Base::Dead(token)).await, LeaseAnswer::Held { seen, .. } if seen == token));
@@ -380,12 +380,12 @@ async fn a_dead_record_is_replaced_by_the_lease_unless_someone_refreshes_it<F: F
     let lease = case.leased_on(&Base::Dead(token)).await;
     assert_eq!(lease.witness(), lease.token());
     assert!(matches!(case.get().await, Some(Entry::Leased(leased)) if leased.token == lease.token()));
-    // What it replaced may end meanwhile: the fill does not depend on it.
+    // The record that it replaced may expire meanwhile: the fill does not depend on it.
     assert_eq!(case.fill(lease, "{\"n\":2}").await, Filled::Stored);
     assert_eq!(case.body().await.as_deref(), Some("{\"n\":2}"));
 }
 
-async fn only_one_refreshes_a_record<F: Fixture>(case: Case<F>) {
+async fn only_one_refresh_of_a_record_runs<F: Fixture>(case: Case<F>) {
     let token = case.filled("{}").await;
     let refresh = case.leased_on(&Base::Token(token)).await;
     match case.lease_on(&Base::Token(token)).await {
@@ -402,7 +402,7 @@ async fn only_one_refreshes_a_record<F: Fixture>(case: Case<F>) {
     assert_eq!(case.body().await.as_deref(), Some("{\"n\":2}"));
 }
 
-async fn a_lease_for_what_no_longer_stands_there_answers_what_does<F: Fixture>(case: Case<F>) {
+async fn a_lease_on_a_replaced_entry_returns_the_current_one<F: Fixture>(case: Case<F>) {
     let token = case.filled("{}").await;
     let other = Token::draw();
     for base in [Base::Absent, Base::Token(other), Base::Dead(other), Base::Corrupt(Bytes::from_static(b"x"))] {
@@ -438,7 +438,7 @@ async fn an_event_is_remembered_for_the_dedup_window_only<F: Fixture>(case: Case
     assert_eq!(case.apply(change).await, Applied::Applied { had_entry: false });
 }
 
-async fn an_outrun_event_still_evicts<F: Fixture>(case: Case<F>) {
+async fn an_outrun_event_still_deletes_the_entry<F: Fixture>(case: Case<F>) {
     case.apply(modified(Kind::Updated, 2_000)).await;
     case.filled("{}").await;
     assert_eq!(case.apply(modified(Kind::Updated, 1_000)).await, Applied::Outrun);
@@ -464,7 +464,7 @@ async fn an_older_or_equal_update_leaves_a_tombstone<F: Fixture>(case: Case<F>) 
     assert!(case.is_tombstone().await);
 }
 
-async fn a_deletion_that_was_outrun_leaves_no_tombstone<F: Fixture>(case: Case<F>) {
+async fn an_outrun_deletion_writes_no_tombstone<F: Fixture>(case: Case<F>) {
     case.apply(at(Kind::Updated, 11)).await;
     case.filled("{}").await;
     assert_eq!(case.apply(at(Kind::Deleted, 10)).await, Applied::Outrun);
@@ -472,7 +472,7 @@ async fn a_deletion_that_was_outrun_leaves_no_tombstone<F: Fixture>(case: Case<F
     assert!(case.leased().await.fence().unwrap().doubt);
 }
 
-async fn a_deletion_and_a_creation_at_one_time_leave_no_tombstone_and_doubt<F: Fixture>(case: Case<F>) {
+async fn a_deletion_and_a_creation_at_one_time_leave_doubt<F: Fixture>(case: Case<F>) {
     for (first, second) in [(Kind::Deleted, Kind::Created), (Kind::Created, Kind::Deleted)] {
         let case = Case::<F>::new().await;
         case.apply(at(first, 10)).await;
@@ -485,7 +485,7 @@ async fn a_deletion_and_a_creation_at_one_time_leave_no_tombstone_and_doubt<F: F
     drop(case);
 }
 
-async fn without_any_time_a_creation_removes_a_tombstone_and_an_update_does_not<F: Fixture>(case: Case<F>) {
+async fn without_a_time_only_a_creation_removes_a_tombstone<F: Fixture>(case: Case<F>) {
     case.apply(event(Kind::Deleted)).await;
     case.apply(event(Kind::Updated)).await;
     assert!(case.is_tombstone().await);
@@ -501,14 +501,14 @@ async fn force_removes_a_tombstone<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
 }
 
-async fn a_replayed_deletion_without_a_fence_evicts_and_does_not_bury<F: Fixture>(case: Case<F>) {
+async fn a_replayed_deletion_without_a_fence_writes_no_tombstone<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
     case.apply(Change { again: Some(Redelivery::Restored), ..at(Kind::Deleted, 10) }).await;
     assert!(case.get().await.is_none());
     case.filled("{}").await;
 }
 
-async fn a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt<F: Fixture>(case: Case<F>) {
+async fn a_replay_of_a_known_event_deletes_again_without_doubt<F: Fixture>(case: Case<F>) {
     let change = modified(Kind::Updated, 2_000);
     case.apply(change).await;
     case.filled("{}").await;
@@ -522,8 +522,8 @@ async fn a_replay_of_a_remembered_event_evicts_once_more_and_casts_no_doubt<F: F
     assert_eq!(case.body().await.as_deref(), Some("{}"));
 }
 
-async fn a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one<F: Fixture>(case: Case<F>) {
-    // Without any time only the order of arrival tells that the deletion was the later.
+async fn a_replay_restores_no_deleted_customer_and_deletes_no_later_one<F: Fixture>(case: Case<F>) {
+    // Without a time only the order of arrival shows that the deletion was later.
     let (created, deleted) = (event(Kind::Created), event(Kind::Deleted));
     case.apply(created).await;
     case.apply(deleted).await;
@@ -539,7 +539,7 @@ async fn a_replay_neither_revives_a_deleted_customer_nor_buries_a_later_one<F: F
     case.filled("{}").await;
 }
 
-async fn what_is_handed_out_once_more_does_not_swallow_its_first_delivery<F: Fixture>(case: Case<F>) {
+async fn a_redelivery_does_not_make_the_first_delivery_a_duplicate<F: Fixture>(case: Case<F>) {
     for (millis, again) in
         [(10, Redelivery::Restored), (20, Redelivery::Redriven), (30, Redelivery::Replayed(ReplayId::fresh()))]
     {
@@ -553,31 +553,31 @@ async fn what_is_handed_out_once_more_does_not_swallow_its_first_delivery<F: Fix
         }
         case.filled("{}").await;
         case.apply(copy).await;
-        assert!(case.get().await.is_none(), "{again:?} evicts and does not bury");
+        assert!(case.get().await.is_none(), "{again:?} deletes the entry and writes no tombstone");
         case.apply(deletion).await;
         assert!(case.is_tombstone().await, "{again:?}");
         assert_eq!(case.apply(deletion).await, Applied::Duplicate);
     }
     let forced = Change { force: true, ..event(Kind::Updated) };
     case.apply(replay(forced)).await;
-    assert!(case.is_tombstone().await, "what was forced once is not forced again");
+    assert!(case.is_tombstone().await, "a redelivery of a forced event has no effect");
     case.apply(forced).await;
     assert!(case.get().await.is_none());
 }
 
-async fn no_deletion_that_is_handed_out_once_more_hides_a_living_customer<F: Fixture>(case: Case<F>) {
+async fn a_redelivered_deletion_does_not_hide_an_existing_customer<F: Fixture>(case: Case<F>) {
     let again = |of: Change, again| match again {
         Redelivery::Replayed(_) => replay(of),
         Redelivery::Restored | Redelivery::Redriven => Change { again: Some(again), ..of },
     };
     for why in [Redelivery::Restored, Redelivery::Redriven, Redelivery::Replayed(ReplayId::fresh())] {
-        // Without any time, and twice over, as two consumers may have it.
+        // Without a time, and twice, as with two consumers.
         let (deleted, created) = (event(Kind::Deleted), event(Kind::Created));
         for change in [deleted, created, deleted, created] {
             case.apply(again(change, why)).await;
             assert!(!case.is_tombstone().await, "{why:?}");
         }
-        // A creation that overtook its first delivery leaves nothing for that to do.
+        // After a creation that was applied first, its first delivery has no effect.
         case.apply(event(Kind::Deleted)).await;
         let late = event(Kind::Created);
         case.apply(again(late, why)).await;
@@ -586,7 +586,7 @@ async fn no_deletion_that_is_handed_out_once_more_hides_a_living_customer<F: Fix
     }
 }
 
-async fn an_evicted_tombstone_is_put_back<F: Fixture>(case: Case<F>) {
+async fn an_evicted_tombstone_is_written_again<F: Fixture>(case: Case<F>) {
     case.apply(at(Kind::Deleted, 10)).await;
     case.fixture.evict(&case.key).await;
     match case.lease_on(&Base::Absent).await {
@@ -598,7 +598,7 @@ async fn an_evicted_tombstone_is_put_back<F: Fixture>(case: Case<F>) {
     assert!(case.is_tombstone().await);
 }
 
-async fn a_verified_profile_replaces_that_very_tombstone_and_it_does_not_come_back<F: Fixture>(case: Case<F>) {
+async fn a_verified_profile_replaces_its_tombstone_for_good<F: Fixture>(case: Case<F>) {
     let deletion = at(Kind::Deleted, 10);
     case.apply(deletion).await;
     let tombstone = case.get().await.unwrap().token().unwrap();
@@ -620,7 +620,7 @@ async fn a_verification_is_refused_after_another_event<F: Fixture>(case: Case<F>
     assert!(case.is_tombstone().await);
 }
 
-async fn a_tombstone_lasts_its_time<F: Fixture>(case: Case<F>) {
+async fn a_tombstone_lasts_for_its_ttl<F: Fixture>(case: Case<F>) {
     case.apply(at(Kind::Deleted, 10)).await;
     case.fixture.pass(TOMBSTONE - Duration::from_secs(1)).await;
     assert!(case.is_tombstone().await);
@@ -628,7 +628,7 @@ async fn a_tombstone_lasts_its_time<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
 }
 
-async fn a_lease_is_judged_by_the_fence<F: Fixture>(case: Case<F>) {
+async fn a_lease_judges_profiles_by_the_fence<F: Fixture>(case: Case<F>) {
     case.apply(modified(Kind::Updated, 2_000)).await;
     let lease = case.leased().await;
     let clock = case.fixture.clock();
@@ -643,7 +643,7 @@ async fn a_lease_is_judged_by_the_fence<F: Fixture>(case: Case<F>) {
     case.store.release(lease).await.unwrap();
 }
 
-async fn a_waiter_is_woken_by_a_fill_an_event_and_a_release<F: Fixture>(case: Case<F>) {
+async fn a_fill_an_event_and_a_release_wake_a_waiter<F: Fixture>(case: Case<F>) {
     for wake in 0..3 {
         let case = Case::<F>::new().await;
         let lease = case.leased().await;
@@ -665,7 +665,7 @@ async fn a_waiter_is_woken_by_a_fill_an_event_and_a_release<F: Fixture>(case: Ca
     drop(case);
 }
 
-async fn a_waiter_stops_at_its_deadline_and_when_nothing_is_awaited<F: Fixture>(case: Case<F>) {
+async fn a_waiter_stops_at_its_deadline_and_without_a_lease<F: Fixture>(case: Case<F>) {
     let lease = case.leased().await;
     let deadline = Instant::now() + Duration::from_millis(20);
     timeout(PATIENCE, case.store.wait(&case.key, lease.witness(), deadline)).await.unwrap();
@@ -688,7 +688,7 @@ async fn a_record_expires_on_time<F: Fixture>(case: Case<F>) {
     assert!(case.get().await.is_none());
 }
 
-async fn negative_answers_and_pointers_are_kept<F: Fixture>(case: Case<F>) {
+async fn negative_answers_and_pointers_are_stored<F: Fixture>(case: Case<F>) {
     let lease = case.leased().await;
     let record = case.record(lease.token(), Content::Negative);
     assert_eq!(case.store.fill(lease, record).await.unwrap(), Filled::Stored);
@@ -704,7 +704,7 @@ async fn negative_answers_and_pointers_are_kept<F: Fixture>(case: Case<F>) {
     assert!(matches!(pointer.content, Content::Pointer(to) if to == canonical));
 }
 
-async fn tenants_do_not_meet<F: Fixture>(case: Case<F>) {
+async fn tenants_are_separate<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
     let other = identity(&format!("{}-other", case.fixture.tenant()), "ada").key();
     assert!(case.store.get(&other).await.unwrap().is_none());

@@ -1,5 +1,4 @@
-//! Gates: every step of a lookup or an event that touches what others see waits at one, until the schedule lets
-//! it through.
+//! Gates: every step of a lookup or an event that accesses shared state waits at a gate until the schedule opens it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,16 +11,16 @@ use profile_edge::store::{Applied, Base, Change, Entry, Error, Filled, Lease, Le
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// The step with which a lookup begins.
+/// The first step of a lookup.
 pub(super) const BEGIN: &str = "begin";
 
-/// The gates of one run, and who stands before them.
+/// The gates of one run, and the actors that wait at them.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
     waiting: Mutex<Vec<Waiting>>,
-    /// How many have been let through: the time of a run.
+    /// How many steps have passed: the time of a run.
     step: Mutex<usize>,
-    /// A lookup has begun: its first look belongs to that step.
+    /// A lookup has started: its first read belongs to that step.
     begun: AtomicBool,
 }
 
@@ -33,38 +32,38 @@ struct Waiting {
 }
 
 impl Gates {
-    /// Waits to be let through; returns the time.
+    /// Waits until the gate opens. Returns the time.
     pub(super) async fn pass(&self, actor: usize, step: &'static str) -> usize {
         let (pass, passed) = oneshot::channel();
         self.waiting.lock().push(Waiting { actor, step, pass });
         passed.await.expect("a run lets everyone through")
     }
 
-    /// Waits to begin a lookup; returns the time.
+    /// Waits to start a lookup. Returns the time.
     pub(super) async fn begin(&self, actor: usize) -> usize {
         let now = self.pass(actor, BEGIN).await;
         self.begun.store(true, Ordering::Relaxed);
         now
     }
 
-    /// Who stands before a gate, in an order that does not depend on who came first.
+    /// Returns the actors that wait, in an order that does not depend on their arrival.
     pub(super) fn waiting(&self) -> Vec<(usize, &'static str)> {
         let mut waiting = self.waiting.lock();
         waiting.sort_by_key(|waiting| (waiting.actor, waiting.step));
         waiting.iter().map(|waiting| (waiting.actor, waiting.step)).collect()
     }
 
-    /// Lets through one that stands before this gate.
+    /// Opens this gate for one actor.
     pub(super) fn release(&self, actor: usize, step: &'static str) {
         let mut waiting = self.waiting.lock();
         let found = waiting.iter().position(|waiting| (waiting.actor, waiting.step) == (actor, step));
-        let waiting = waiting.remove(found.expect("someone stands there"));
+        let waiting = waiting.remove(found.expect("an actor waits there"));
         let now = self.tick();
-        // Whoever was cancelled at its gate needs no pass.
+        // An actor that was cancelled at its gate is skipped.
         let _ = waiting.pass.send(now);
     }
 
-    /// Lets time go on by a step of something else.
+    /// Advances the time by a step of another part.
     pub(super) fn tick(&self) -> usize {
         let mut step = self.step.lock();
         *step += 1;
@@ -72,14 +71,14 @@ impl Gates {
     }
 }
 
-/// A store each of whose steps is a gate of one actor's; what comes back waits once more, so that the world can
-/// change while an answer is under way.
+/// A store whose every step is a gate of one actor. The answer waits at a second gate, so that the state can change
+/// while it is under way.
 #[derive(Debug)]
 pub(super) struct Gated {
     pub(super) store: Arc<dyn Store>,
     pub(super) gates: Arc<Gates>,
     pub(super) actor: usize,
-    /// Fills without asking whether its lease still stands: the fault that everybody builds first.
+    /// Fills without a check of its lease: a common fault.
     pub(super) fills_anyway: bool,
 }
 

@@ -1,10 +1,10 @@
 //! Every interleaving of a few lookups and events over the real lookup flow, the real consumer and the embedded
-//! store: each await point at which they touch what others see is a gate, and all orders of passing the gates
-//! are tried, with time paused.
+//! store. Each await point at which they access shared state is a gate. All orders of passing the gates are tried, with
+//! time paused.
 //!
-//! A run is judged by DESIGN's promise: a lookup that began after an event was applied gets something at least as
-//! new, or fetched after it; what is older says so; and when all has come to rest everybody sees the newest. The
-//! model in `model/` proves the protocol; this proves the code that speaks it.
+//! Each run must keep the promise of the protocol: a lookup that started after an event was applied gets a profile that
+//! is at least as new, or was fetched after it; older ones are labelled; and in the end every lookup sees the newest.
+//! The model in `model/` checks the protocol. These tests check its code.
 
 mod gates;
 mod world;
@@ -17,36 +17,36 @@ use profile_edge::metrics::Metrics;
 
 use world::{History, World, version_and_fetch};
 
-/// What may happen once, at any moment.
+/// A disturbance that may happen once, at any moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chance {
-    /// K of the first lookup's customer goes.
+    /// The entry of the first lookup's customer is evicted.
     Evict,
-    /// So much time passes that every lease that stands has run out.
+    /// Enough time passes for every lease to expire.
     LeasesRunOut,
-    /// Genesys' reads show what was written; until then they show what was before.
+    /// Reads at Genesys show the last write. Until then they show the state before.
     ReadsCatchUp,
 }
 
-/// What stands at the customers' keys when a run begins.
+/// The entries of the customers when a run starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stand {
+enum InitialEntry {
     Nothing,
     Fresh,
     Stale,
 }
 
-/// An event: a change at Genesys, and what tells of it.
+/// A change at Genesys and its event.
 #[derive(Clone, Debug)]
 struct Planned {
     /// The customers that it names; the first is the one that changed.
     customers: Vec<&'static str>,
     kind: Kind,
-    /// The version that its change makes; `None` for an event of the past.
+    /// The version after the change; `None` for an event of the past.
     version: Option<u32>,
     /// Its stamps.
     at: i64,
-    /// Its first delivery may end anywhere on the way.
+    /// Its first delivery may stop at any step.
     crashes: bool,
 }
 
@@ -54,11 +54,11 @@ struct Planned {
 #[derive(Clone, Debug)]
 struct Plan {
     processes: usize,
-    /// In which process, and for whom.
+    /// The process and the customer of each.
     lookups: Vec<(usize, &'static str)>,
     events: Vec<Planned>,
     aliases: Vec<(&'static str, &'static str)>,
-    stand: Stand,
+    initial: InitialEntry,
     chances: Vec<Chance>,
     fills_anyway: bool,
 }
@@ -77,7 +77,7 @@ fn plan(lookups: &[(usize, &'static str)], events: &[Planned]) -> Plan {
         lookups: lookups.to_vec(),
         events: events.to_vec(),
         aliases: vec![],
-        stand: Stand::Nothing,
+        initial: InitialEntry::Nothing,
         chances: vec![],
         fills_anyway: false,
     }
@@ -109,7 +109,7 @@ fn explore(plan: &Plan) -> (usize, Option<String>) {
     }
 }
 
-/// Says how a history breaks the promise, if it does.
+/// Returns how a history breaks the promise, if it does.
 fn judge(plan: &Plan, history: &History) -> Option<String> {
     let newest = plan.events.iter().filter_map(|event| event.version).max().unwrap_or(1);
     let deletes = plan.events.iter().any(|event| event.kind == Kind::Deleted);
@@ -135,7 +135,7 @@ fn judge(plan: &Plan, history: &History) -> Option<String> {
                         let _ = writeln!(broken, "lookup {} was served what an event had made old", seen.lookup);
                     }
                     if older && !answer.unsettled {
-                        let _ = writeln!(broken, "lookup {} was not told that it may be old", seen.lookup);
+                        let _ = writeln!(broken, "lookup {} got an old profile without a label", seen.lookup);
                     }
                 }
             }
@@ -154,7 +154,7 @@ fn judge(plan: &Plan, history: &History) -> Option<String> {
     (!broken.is_empty()).then_some(broken)
 }
 
-/// Explores a plan whose every schedule must keep the promise, and says how many there were.
+/// Explores a plan, of which every schedule must keep the promise, and prints the number of schedules.
 fn holds(name: &str, plan: &Plan) {
     let (runs, broken) = explore(plan);
     println!("{name}: {runs} schedules");
@@ -184,24 +184,24 @@ fn a_lookup_and_two_updates_in_any_order() {
 
 #[test]
 fn a_refresh_and_an_update() {
-    let stale = Plan { stand: Stand::Stale, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) };
+    let stale = Plan { initial: InitialEntry::Stale, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) };
     holds("refresh", &stale);
 }
 
 #[test]
 fn a_fresh_record_and_an_update() {
-    holds("fresh", &Plan { stand: Stand::Fresh, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) });
+    holds("fresh", &Plan { initial: InitialEntry::Fresh, ..plan(&[(0, ADA), (1, ADA)], &[update(2)]) });
 }
 
 #[test]
 fn an_eviction_at_any_moment() {
     holds("eviction", &Plan { chances: vec![Chance::Evict], ..plan(&[(0, ADA)], &[update(2)]) });
-    let stale = Plan { stand: Stand::Stale, ..plan(&[(0, ADA)], &[update(2)]) };
+    let stale = Plan { initial: InitialEntry::Stale, ..plan(&[(0, ADA)], &[update(2)]) };
     holds("eviction under a refresh", &Plan { chances: vec![Chance::Evict], ..stale });
 }
 
 #[test]
-fn a_lease_that_runs_out_at_any_moment() {
+fn a_lease_that_expires_at_any_moment() {
     let chances = vec![Chance::LeasesRunOut];
     holds("leases run out", &Plan { chances: chances.clone(), ..plan(&[(0, ADA)], &[update(2)]) });
     holds("leases run out under others", &Plan { chances, ..plan(&[(0, ADA), (1, ADA)], &[]) });
@@ -213,7 +213,7 @@ fn reads_that_lag_behind_the_event() {
 }
 
 #[test]
-fn a_deletion_and_an_older_update_that_comes_late() {
+fn a_deletion_and_a_late_older_update() {
     let deleted = Planned { kind: Kind::Deleted, version: None, at: 9, ..update(2) };
     let late = Planned { version: None, at: 5, ..update(2) };
     holds("deletion", &plan(&[(0, ADA), (1, ADA)], std::slice::from_ref(&deleted)));
@@ -224,19 +224,19 @@ fn a_deletion_and_an_older_update_that_comes_late() {
 fn an_alias_and_an_event_for_the_canonical_customer() {
     let aliases = vec![(ALIAS, ADA)];
     holds("alias", &Plan { aliases: aliases.clone(), ..plan(&[(0, ALIAS)], &[update(2)]) });
-    let fresh = Plan { stand: Stand::Fresh, aliases, ..plan(&[(0, ALIAS), (1, ADA)], &[update(2)]) };
+    let fresh = Plan { initial: InitialEntry::Fresh, aliases, ..plan(&[(0, ALIAS), (1, ADA)], &[update(2)]) };
     holds("pointer", &fresh);
 }
 
 #[test]
 fn a_consumer_that_crashes_between_two_keys() {
     let both = Planned { customers: vec![ADA, ALIAS], crashes: true, ..update(2) };
-    holds("crash", &Plan { stand: Stand::Fresh, ..plan(&[(0, ADA)], &[both]) });
+    holds("crash", &Plan { initial: InitialEntry::Fresh, ..plan(&[(0, ADA)], &[both]) });
 }
 
-/// The exploration can fail: a fill that does not mind its lease is found out.
+/// The exploration can fail: it detects a fill that ignores its lease.
 #[test]
-fn a_fill_without_its_lease_is_found_out() {
+fn a_fill_without_its_lease_is_detected() {
     let (runs, broken) = explore(&Plan { fills_anyway: true, ..plan(&[(0, ADA)], &[update(2)]) });
     let broken = broken.expect("a history that breaks the promise");
     println!("found after {runs} schedules:\n{broken}");

@@ -1,4 +1,4 @@
-//! One run: some lookups, some events, a Genesys, and a schedule that says who takes the next step.
+//! One run: some lookups, some events, a Genesys, and a schedule that gives the actor of each step.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
 
 use super::gates::{BEGIN, Gated, Gates};
-use super::{Chance, Plan, Stand};
+use super::{Chance, InitialEntry, Plan};
 
 pub(super) const TENANT: &str = "10001";
 const LEASE: Duration = Duration::from_secs(2);
@@ -34,10 +34,10 @@ const GRACE: Duration = Duration::from_secs(600);
 /// The first actor among lookups, and among events; below them are the processes.
 const LOOKUPS: usize = 10;
 const EVENTS: usize = 20;
-/// Turns that every task gets after a step, so that all come to their next gate.
+/// How often every task is polled after a step, so that all reach their next gate.
 const TURNS: usize = 24;
 
-/// What a lookup saw: from when on, and the answer.
+/// A lookup: its start and its answer.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) lookup: usize,
@@ -48,14 +48,14 @@ pub(super) struct Seen {
 /// Everything that happened in a run.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// The steps, as they were taken.
+    /// The steps in their order.
     pub(super) steps: Vec<String>,
     pub(super) seen: Vec<Seen>,
-    /// When each event had taken effect at all of its keys.
+    /// When each event had its effect at all its keys.
     pub(super) applied: HashMap<usize, usize>,
-    /// When each fetch had been sent, by its number, which stands in the profile.
+    /// When each fetch was sent, by its number, which is in the profile.
     pub(super) sent: Vec<usize>,
-    /// What a lookup of each process sees when everything has come to rest.
+    /// The answer of a lookup of each process at the end.
     pub(super) last: Vec<Result<Answer, Failure>>,
 }
 
@@ -99,7 +99,7 @@ impl Genesys {
     }
 }
 
-/// The way of one actor's process to Genesys.
+/// The connection of one actor's process to Genesys.
 #[derive(Debug)]
 struct Line {
     genesys: Arc<Genesys>,
@@ -121,7 +121,7 @@ impl Upstream for Line {
         Ok(fetched)
     }
 
-    /// Expanded answers are never kept; no lookup of a plan asks for one.
+    /// Expanded answers are never stored, and no lookup of a plan requests one.
     async fn fetch_expanded(
         &self,
         _: &TenantId,
@@ -129,7 +129,7 @@ impl Upstream for Line {
         _: &Expand,
         _: Instant,
     ) -> Result<Fetched, upstream::Error> {
-        Err(upstream::Error::Unreachable)
+        Err(upstream::Error::Unreachable(None))
     }
 }
 
@@ -203,8 +203,8 @@ impl<'a> World<'a> {
         Arc::new(Gated { store, gates, actor, fills_anyway: self.plan.fills_anyway })
     }
 
-    /// Runs the plan under a schedule: the index of whoever takes each step. Beyond its end the first one does.
-    /// Returns what happened, and of how many each step was chosen.
+    /// Runs the plan under a schedule: the index of the actor of each step. After its end the first actor continues.
+    /// Returns the history, and the number of choices at each step.
     pub(super) async fn run(self, schedule: &[usize]) -> (History, Vec<usize>) {
         let mut history = History::default();
         self.prepare().await;
@@ -235,7 +235,7 @@ impl<'a> World<'a> {
         }
         history.applied.clone_from(&applied.lock());
         self.genesys.catch_up();
-        // What was kept unsettled has its end.
+        // Unsettled records expire.
         self.pass(LEASE).await;
         for process in 0..self.plan.processes {
             history.last.push(self.alone(process, self.plan.lookups[0].1).await);
@@ -244,14 +244,14 @@ impl<'a> World<'a> {
         (history, widths)
     }
 
-    /// Who may take a step. Of lookups that are alike the first begins first: the other order is the same history
-    /// with other names.
+    /// Returns the actors that can take a step. Of equal lookups the first starts first: the other order is the same
+    /// history with other names.
     fn waiting(&self) -> Vec<(usize, &'static str)> {
         let mut waiting = self.gates.waiting();
         let alike = self.plan.lookups.windows(2).all(|pair| pair[0].1 == pair[1].1);
         let first = waiting.iter().position(|(_, step)| *step == BEGIN);
         if let Some(first) = first.filter(|_| alike) {
-            // Those who begin stand together, behind the processes; events are behind them.
+            // Lookups that start are ordered after the processes, and events after them.
             let others = waiting.iter().skip(first + 1).take_while(|(_, step)| *step == BEGIN).count();
             waiting.drain(first + 1..first + 1 + others);
         }
@@ -259,13 +259,13 @@ impl<'a> World<'a> {
     }
 
     async fn prepare(&self) {
-        match self.plan.stand {
-            Stand::Nothing => {}
-            Stand::Fresh | Stand::Stale => {
+        match self.plan.initial {
+            InitialEntry::Nothing => {}
+            InitialEntry::Fresh | InitialEntry::Stale => {
                 for (_, customer) in &self.plan.lookups {
                     self.alone(0, customer).await.unwrap();
                 }
-                if self.plan.stand == Stand::Stale {
+                if self.plan.initial == InitialEntry::Stale {
                     self.pass(TTL).await;
                 }
             }
@@ -282,8 +282,7 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Changes a customer at Genesys, and applies the event of it as the consumer does; once more if it crashes
-    /// half-way.
+    /// Changes a customer at Genesys and applies the event as the consumer does; twice if the first time crashes.
     fn apply(&self, number: usize, applied: &Arc<Mutex<HashMap<usize, usize>>>) -> JoinHandle<()> {
         let planned = self.plan.events[number].clone();
         let (gates, genesys, applied) = (Arc::clone(&self.gates), Arc::clone(&self.genesys), Arc::clone(applied));
@@ -297,7 +296,7 @@ impl<'a> World<'a> {
             let event = event(number, &planned.customers, planned.kind, planned.at);
             if planned.crashes {
                 let mut first = Box::pin(consumer::apply(store.as_ref(), &event));
-                // It comes as far as its second key, and is gone.
+                // It reaches its second key and crashes.
                 let stopped = async {
                     gates.pass(actor, "crash").await;
                 };
@@ -326,7 +325,7 @@ impl<'a> World<'a> {
         tokio::time::advance(time).await;
     }
 
-    /// Looks a customer up while nobody else takes a step.
+    /// Looks a customer up while no other actor takes a step.
     async fn alone(&self, process: usize, customer: &'static str) -> Result<Answer, Failure> {
         let lookup = self.lookups[process].clone();
         let task =

@@ -1,8 +1,8 @@
 //! An explicit-state checker: breadth first, so that a counterexample is a shortest one.
 //!
-//! A state that was met is remembered by a fingerprint of 128 bits (FNV-1a); that two of a hundred million
-//! states share one, and one of them is passed over, has a chance below 10⁻²². Beside it stands the
-//! fingerprint of the state before it, from which a trace is found again.
+//! A visited state is stored as a fingerprint of 128 bits (FNV-1a). The chance that two of a hundred million states
+//! share one, so that one of them is skipped, is below 10⁻²². The fingerprint of the previous state is stored too, so
+//! that a trace can be built.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -79,18 +79,18 @@ fn retrace(
     for wanted in way.into_iter().rev() {
         successors(setup, &state, &mut found);
         let taken = found.drain(..).find(|(_, state, _)| fingerprint(state) == wanted);
-        // Each state of the way was met as a successor of the one before.
+        // Each state of the trace is a successor of the one before.
         let (step, reached, _) = taken.expect("a way that was gone can be gone again");
-        tell(&mut trace, setup, &step, &reached);
+        write_step(&mut trace, setup, &step, &reached);
         steps.push(step);
         state = reached;
     }
-    tell(&mut trace, setup, &step, end);
+    write_step(&mut trace, setup, &step, end);
     steps.push(step);
     Counterexample { invariant, steps, trace }
 }
 
-fn tell(trace: &mut String, setup: &Setup, step: &Step, state: &State) {
+fn write_step(trace: &mut String, setup: &Setup, step: &Step, state: &State) {
     let keys = &state.store[..usize::from(setup.keys)];
     let _ = write!(trace, "  {step:?}\n      Genesys {}, shown {}", state.current, state.shown);
     for slot in keys {

@@ -13,7 +13,7 @@ use super::setup::{Events, Failover, REDRIVEN, Setup, Version};
 use super::state::{Did, Entry, Fence, Slot, State, Token, Way};
 use super::steps::{Run, Step};
 
-/// The only moment that the model knows; every fence stands within its settle window.
+/// The only time in the model: every fence is within its settle window.
 const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 const SETTLE_WINDOW: Duration = Duration::from_secs(600);
 
@@ -21,7 +21,7 @@ pub(super) fn steps(run: &mut Run<'_>) {
     for (place, event) in run.setup.deliveries.iter().enumerate() {
         if event & REDRIVEN != 0 {
             let event = event & !REDRIVEN;
-            // What is replayed on purpose is in the journal, settled or not.
+            // An event that an operator replays is in the journal, settled or not.
             if run.from.current > event {
                 delivery(run, place, event);
             }
@@ -60,7 +60,7 @@ fn delivery(run: &mut Run<'_>, place: usize, event: u8) {
     }
 }
 
-/// Tells whether a replica has the effect, where an acknowledgement waits for that (rule 12).
+/// Returns whether a replica has the effect, where an acknowledgement waits for that (*failover*).
 fn is_replicated(run: &Run<'_>, event: u8, duplicate: bool) -> bool {
     let waits = run.setup.trouble.failover == Failover::Waits
         && !run.is_without(Without::ReplicaWait)
@@ -72,9 +72,9 @@ fn is_replicated(run: &Run<'_>, event: u8, duplicate: bool) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
     Announced,
-    /// The journal gives back what a store may have lost: a duplicate where it has not.
+    /// It is restored from the journal after a possible loss. Without a loss it is a duplicate.
     Restored,
-    /// An operator wants its effect once more.
+    /// An operator wants its effect again.
     Replayed,
 }
 
@@ -122,12 +122,12 @@ fn visit(run: &mut Run<'_>, place: usize, event: u8, key: u8) {
     if duplicate && run.is_without(Without::EveryKeyVisited) {
         delivery.visited = run.setup.history[usize::from(event)].names;
     }
-    // Only a rule taken away, and one that does not bear on it, makes the order of duplicates matter.
+    // The order of duplicates matters only if a rule about it is removed.
     delivery.duplicate &= run.is_without(Without::DuplicateWaits);
     run.reach(Step::Apply { delivery: place, key }, state, Broken::default());
 }
 
-/// Applies an event at a key, in one step: the fence, K, the mark. Answers whether it is a duplicate.
+/// Applies an event at a key in one step: the fence, the entry, the mark. Returns whether it is a duplicate.
 fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw: Token) -> bool {
     let (without, replayed) = (setup.without, cause != Cause::Announced);
     let mark = mark(event, cause);
@@ -142,10 +142,10 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
     let forgotten = slot.fence.is_none() && !matches!(slot.entry, Entry::Tombstone { .. });
     let effect = effect(setup, slot, event, cause);
     slot.fence = Some(effect.fence);
-    if !matches!(without, Without::Lock | Without::TokenOfTheBase | Without::VeryTombstone) {
+    if !matches!(without, Without::Lock | Without::TokenOfTheBase | Without::SameTombstone) {
         slot.lock = Token::NONE;
     }
-    let stands = matches!(slot.entry, Entry::Tombstone { .. });
+    let is_tombstone = matches!(slot.entry, Entry::Tombstone { .. });
     match effect.place {
         Place::Bury(at) => {
             slot.entry = Entry::Tombstone {
@@ -155,7 +155,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
                 late: forgotten && replayed,
             };
         }
-        Place::KeepTombstone if stands => {}
+        Place::KeepTombstone if is_tombstone => {}
         Place::Clear | Place::KeepTombstone => {
             let skips = effect.outrun && without == Without::DeleteWhenOutrun;
             if !skips && without != Without::FenceBeforeDelete {
@@ -167,7 +167,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
         slot.seen |= mark | self::mark(event, Cause::Announced);
     }
     slot.applied |= bit;
-    // A deletion that does not bury what its first delivery would have buried binds nobody.
+    // A redelivered deletion that writes no tombstone, where its first delivery would have, requires nothing.
     if effect.whole {
         slot.known |= bit;
     }
@@ -181,7 +181,7 @@ struct Effect {
     whole: bool,
 }
 
-/// Raises the fence by the function that the stores use, less the rule that is taken away.
+/// Raises the fence with the function of the stores, without the removed rule.
 fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
     let happening = setup.history[usize::from(event)];
     let without = setup.without;
@@ -203,9 +203,9 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
         kind: happening.kind,
         stamps,
         again: match cause {
-            Cause::Restored | Cause::Replayed if without == Without::ReplayDoesNotBury => None,
+            Cause::Restored | Cause::Replayed if without == Without::ReplayWritesNoTombstone => None,
             Cause::Restored => Some(Redelivery::Restored),
-            // Its id is in its mark.
+            // The id is in its mark.
             Cause::Replayed => Some(Redelivery::Redriven),
             Cause::Announced => None,
         },
@@ -239,7 +239,7 @@ fn remove_rule(without: Without, known: Option<Fence>, change: &Change, raised: 
         known.and_then(|known| known.at.at()).zip(change.stamps.at).is_some_and(|(a, b)| a.compare(b).is_eq());
     let deletes = change.kind == Kind::Deleted;
     let was_deleted = known.is_some_and(|known| known.newest == Did::Deletion);
-    let bury = |raised: &mut Raised| {
+    let write_tombstone = |raised: &mut Raised| {
         raised.fence.newest = Newest::Deletion;
         raised.fence.doubt = false;
         raised.place = Place::Bury(raised.fence.at);
@@ -248,8 +248,10 @@ fn remove_rule(without: Without, known: Option<Fence>, change: &Change, raised: 
         Without::HighestModified => raised.fence.modified = change.stamps.modified.or(raised.fence.modified),
         Without::HighestAt => raised.fence.at = change.stamps.at.or(raised.fence.at),
         Without::DoubtOfTies | Without::DoubtOfDeletions => raised.fence.doubt = false,
-        Without::BuryOnlyTheNewest if deletes => bury(raised),
-        Without::DoubtOfEqualCreation if same_time && raised.fence.newest == Newest::Contested => bury(raised),
+        Without::TombstoneOnlyByTheNewest if deletes => write_tombstone(raised),
+        Without::DoubtOfEqualCreation if same_time && raised.fence.newest == Newest::Contested => {
+            write_tombstone(raised)
+        }
         Without::DeletionBeatsUpdate if same_time && raised.fence.newest == Newest::Deletion => {
             raised.fence.newest = Newest::Update;
             raised.place = Place::Clear;
@@ -290,7 +292,7 @@ impl Fence {
     }
 }
 
-/// Returns for which versions a fill under this fence is settled, one bit each (rule 7).
+/// Returns for which versions a fill under this fence is settled, one bit each (*unsettled*).
 pub(super) fn settles(setup: &Setup, fence: Option<Fence>, key: u8) -> u8 {
     let Some(mut fence) = fence.map(|fence| fence.as_in_the_store()) else { return u8::MAX };
     if setup.without == Without::UnsettledUnderDoubt {
@@ -309,12 +311,12 @@ pub(super) fn settles(setup: &Setup, fence: Option<Fence>, key: u8) -> u8 {
     settled
 }
 
-/// Puts an evicted tombstone back where the fence says "deleted" (rule 8).
+/// Puts an evicted tombstone back where the fence says "deleted" (*tombstone*).
 pub(super) fn put_back(setup: &Setup, state: &mut State, key: u8) -> Option<Version> {
     let token = state.draw();
     let slot = &mut state.store[usize::from(key)];
     let fence = slot.fence.filter(|fence| fence.newest == Did::Deletion)?;
-    if setup.without == Without::TombstonePutBack {
+    if setup.without == Without::TombstoneWrittenAgain {
         return None;
     }
     slot.entry = Entry::Tombstone { token, at: fence.at, deletion: fence.deletion, late: false };

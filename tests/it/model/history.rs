@@ -9,8 +9,7 @@ use super::state::Store;
 /// The unit of the model's stamps, in milliseconds.
 const TICK: i64 = 100;
 
-/// A time of Genesys' clocks as the model keeps it: in ticks, 0 for none; told in whole seconds if the
-/// high bit is set.
+/// A time of Genesys in ticks, 0 for none. If the high bit is set, its precision is a second.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub(super) struct Stamp(u8);
 
@@ -73,7 +72,7 @@ const fn deleted(ticks: u8) -> Happening {
     happening(Kind::Deleted, Stamp::NONE, Stamp::ticks(ticks))
 }
 
-/// Deletions are told to the second: the update that came before seems to be later, to the millisecond.
+/// Deletions have a precision of a second: an earlier update, in milliseconds, seems to be later.
 pub(super) const COARSE: &[Happening] =
     &[updated(102), happening(Kind::Deleted, Stamp::NONE, Stamp::whole_second(100))];
 
@@ -83,7 +82,7 @@ pub(super) const SAME_SECOND: &[Happening] = &[
     happening(Kind::Created, Stamp::ticks(105), Stamp::whole_second(100)),
 ];
 
-/// Restored: the profile is there again with the `modifyDate` that it had.
+/// Restored: the profile exists again with its old `modifyDate`.
 pub(super) const RESTORED: &[Happening] = &[deleted(20), happening(Kind::Created, Stamp::ticks(10), Stamp::ticks(30))];
 
 /// Two changes with one `modifyDate`.
@@ -98,7 +97,7 @@ pub(super) const SKEWED: &[Happening] = &[
     happening(Kind::Updated, Stamp::ticks(30), Stamp::ticks(3)),
 ];
 
-/// A sender that tells no time.
+/// A sender that gives no time.
 pub(super) const NO_TIME: &[Happening] = &[updated(20), happening(Kind::Updated, Stamp::NONE, Stamp::NONE)];
 
 pub(super) const UPDATED_TWICE: &[Happening] = &[updated(20), updated(30)];
@@ -123,7 +122,7 @@ impl Setup {
         place.map_or(Version::MAX, |place| u8::try_from(place + 1).unwrap())
     }
 
-    /// Tells whether a read at this version finds that the key is an alias.
+    /// Returns whether a read at this version finds that the key is an alias.
     pub(super) fn is_alias(&self, key: u8, version: Version) -> bool {
         self.keys > 1 && key == ALIAS && version >= self.merge()
     }
@@ -133,7 +132,7 @@ impl Setup {
         self.among(|happening| happening.names & (1 << key) != 0)
     }
 
-    /// Returns the events for which something holds.
+    /// Returns the events that satisfy a condition.
     pub(super) fn among(&self, holds: impl Fn(&Happening) -> bool) -> Events {
         let mut events = 0;
         for (place, happening) in self.history.iter().enumerate() {
@@ -142,7 +141,7 @@ impl Setup {
         events
     }
 
-    /// Tells whether a read at this version finds a customer.
+    /// Returns whether a read at this version finds a customer.
     pub(super) fn exists(&self, version: Version) -> bool {
         if version == 0 { self.born } else { self.history[self.made(version)].kind != Kind::Deleted }
     }
@@ -162,7 +161,7 @@ impl Setup {
         self.modified(key, version).modified()
     }
 
-    /// Returns the events whose effect has taken place at all the keys that they name.
+    /// Returns the events that had their effect at all keys that they name.
     pub(super) fn effective(&self, store: &Store) -> Events {
         let mut events = Events::MAX;
         for key in 0..self.keys {
@@ -171,8 +170,8 @@ impl Setup {
         events & self.among(|_| true)
     }
 
-    /// Returns the events that concern who looks a customer up by this key, of those given: those that name
-    /// it, and once it is known to be an alias those that name the canonical customer.
+    /// Returns which of these events matter to a lookup by this key: those that name it, and once it is a known alias
+    /// also those that name the canonical customer.
     pub(super) fn concerning(&self, key: u8, events: Events) -> Events {
         let merged = self.among(|happening| happening.kind == Kind::Merged) & events;
         let aliased = if key == ALIAS && merged != 0 { self.after(merged) } else { 0 };

@@ -7,37 +7,36 @@ use profile_edge::domain::Kind;
 use super::setup::{ALIAS, Events, REDRIVEN, Setup, Version};
 use super::state::{Entry, Lookup, Read, State, Way};
 
-/// What must hold. "Applied" is: has taken effect at every key that it names.
+/// What must hold. An event is "applied" when it had its effect at every key that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Invariant {
-    /// For every event applied before a lookup began, its answer is at least as new as that event or was
-    /// read at Genesys after that event's delete.
+    /// The answer of a lookup is at least as new as every event that was applied before the lookup started, or was read
+    /// at Genesys after that event's delete.
     NoStaleAnswer,
-    /// The same, for an answer that was taken from another lookup's leader.
+    /// The same, for an answer from the leader of another lookup.
     JoinedNeverOlder,
-    /// The same, for a lookup by an alias; what names the canonical customer alone counts once the merge was
-    /// applied, and may then be missing only from an answer that says `unsettled`.
+    /// The same, for a lookup by an alias. Events that name only the canonical customer count once the merge was
+    /// applied. After that only an `unsettled` answer may lack them.
     AliasNeverOlder,
-    /// No answer was read at Genesys before the delete of an event that was applied before the lookup began,
+    /// No answer was read at Genesys before the delete of an event that was applied before the lookup started,
     /// however new it is.
     NothingReadBefore,
-    /// An answer older than an event that was applied before the lookup began, as far as stamps can tell, says
+    /// An answer that is, by its stamps, older than an event applied before the lookup started has the label
     /// `unsettled` (or `bypass`).
     SettledLabel,
-    /// What is kept for its full TTL is as new as all that was announced, as far as stamps can tell.
+    /// What is stored for its full TTL is, by its stamps, as new as all announced events.
     Settlement,
     /// A deleted customer's profile is not served until an event later than the deletion was applied.
     DeletedNotServed,
-    /// A tombstone does not answer once an event later than its deletion was applied, or a later profile was
-    /// put in its place.
+    /// A tombstone is not served after an event later than its deletion was applied, or a later profile replaced it.
     RecreationShows,
-    /// A lookup that began after another had its profile, unlabelled, does not answer an older one unlabelled.
+    /// A lookup that started after another got an unlabelled profile does not return an older one without a label.
     NoBackwards,
-    /// Nobody is granted a lease while another leader's fill would still be stored.
+    /// No lease is granted while the fill of another leader would still be stored.
     OneFetchPerLease,
-    /// An acknowledged event has taken effect at its key.
+    /// An acknowledged event had its effect at its key.
     EveryEventApplied,
-    /// An acknowledged event has taken effect at each of several keys.
+    /// An acknowledged event had its effect at each of several keys.
     EveryKeyVisited,
 }
 
@@ -104,29 +103,29 @@ impl BitOrAssign for Broken {
     }
 }
 
-/// What a lookup is answered with.
+/// The answer of a lookup.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answer {
     pub(super) read: Read,
-    /// It says `unsettled` or `bypass`.
+    /// It has the label `unsettled` or `bypass`.
     pub(super) labelled: bool,
-    /// It was taken from another lookup's leader.
+    /// It is from the leader of another lookup.
     pub(super) joined: bool,
-    /// It comes out of the store, or stands there now.
+    /// It is from the store, or is stored there now.
     pub(super) stored: bool,
-    /// What the store knew of when it judged the answer.
+    /// The events that the store knew when it judged the answer.
     pub(super) known: Events,
 }
 
-/// Judges a profile, or "no such customer", as the answer of a lookup.
+/// Checks a profile, or "no such customer", as the answer of a lookup.
 pub(super) fn judge_answer(setup: &Setup, state: &State, lookup: &Lookup, answer: Answer) -> Broken {
     let Answer { read, labelled, joined, stored, known } = answer;
     let by_alias = setup.keys > 1 && lookup.asked == ALIAS;
     let named = setup.naming(lookup.asked);
     let read_before = lookup.before & !read.after;
     let stale = read_before & setup.newer(read.version);
-    let told = lookup.before & known;
-    let deletions = told & setup.newer(read.version) & setup.among(|happening| happening.kind == Kind::Deleted);
+    let announced = lookup.before & known;
+    let deletions = announced & setup.newer(read.version) & setup.among(|happening| happening.kind == Kind::Deleted);
     let later = setup.after(deletions) & state.store[usize::from(lookup.at)].applied;
     let older = if by_alias {
         let excused = if labelled { !named } else { 0 };
@@ -139,27 +138,27 @@ pub(super) fn judge_answer(setup: &Setup, state: &State, lookup: &Lookup, answer
     let served_deleted = setup.exists(read.version) && deletions != 0 && later == 0;
     older
         | Broken::when(read_before & named != 0, Invariant::NothingReadBefore)
-        | Broken::when(!labelled && tells_newer(setup, lookup.at, told, read.version), Invariant::SettledLabel)
+        | Broken::when(!labelled && shows_newer(setup, lookup.at, announced, read.version), Invariant::SettledLabel)
         | Broken::when(served_deleted, Invariant::DeletedNotServed)
         | Broken::when(!labelled && stored && read.version < lookup.bar, Invariant::NoBackwards)
 }
 
-/// Judges a tombstone as the answer of a lookup.
+/// Checks a tombstone as the answer of a lookup.
 pub(super) fn judge_tombstone(setup: &Setup, state: &State, lookup: &Lookup, deletion: Version, late: bool) -> Broken {
     let slot = &state.store[usize::from(lookup.at)];
-    let told = if late { lookup.before } else { lookup.before & slot.known };
-    let overtaken = told & setup.newer(deletion) != 0;
+    let announced = if late { lookup.before } else { lookup.before & slot.known };
+    let overtaken = announced & setup.newer(deletion) != 0;
     Broken::when(overtaken || deletion < slot.revived, Invariant::RecreationShows)
 }
 
-/// Judges what stands.
+/// Checks the entries of the store.
 pub(super) fn judge_state(setup: &Setup, state: &State) -> Broken {
     let mut broken = Broken::default();
     for key in 0..setup.keys {
         let slot = &state.store[usize::from(key)];
         if let Entry::Record { read, lasting: true, .. } = slot.entry {
-            let told = slot.known & setup.naming(key);
-            broken |= Broken::when(tells_newer(setup, key, told, read.version), Invariant::Settlement);
+            let announced = slot.known & setup.naming(key);
+            broken |= Broken::when(shows_newer(setup, key, announced, read.version), Invariant::Settlement);
         }
     }
     for (delivery, event) in state.deliveries.iter().zip(setup.deliveries) {
@@ -176,11 +175,11 @@ pub(super) fn judge_state(setup: &Setup, state: &State) -> Broken {
     broken
 }
 
-/// Tells whether these events show that what a key holds at a version is old.
+/// Returns whether these events show that the content of a key at a version is old.
 ///
-/// Where the profile has the very `modified` of a later event, they show it only once all events with that
-/// `modified`, and the deletions in between, are among them: before, nothing tells the two apart.
-fn tells_newer(setup: &Setup, key: u8, events: Events, version: Version) -> bool {
+/// If the profile has the same `modified` as a later event, they show it only once they include all events with that
+/// `modified` and the deletions between them. Before, nothing distinguishes the two.
+fn shows_newer(setup: &Setup, key: u8, events: Events, version: Version) -> bool {
     let newer = events & setup.newer(version);
     if newer == 0 {
         return false;

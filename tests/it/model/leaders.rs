@@ -1,4 +1,4 @@
-//! Leaders: they fetch, fill by comparison, and land.
+//! Leaders: they fetch, fill by comparison, and complete.
 
 use profile_edge::domain::At;
 
@@ -12,7 +12,7 @@ use super::steps::{Run, Step};
 
 pub(super) fn steps(run: &mut Run<'_>, process: usize, place: usize) {
     let leader = run.from.leaders[process][place];
-    let it = Landing { process, place, leader };
+    let it = Completion { process, place, leader };
     match leader.stage {
         Stage::Free => return,
         Stage::Forming => run.change(Step::Send { process, leader: place }, |state| {
@@ -48,7 +48,7 @@ pub(super) fn steps(run: &mut Run<'_>, process: usize, place: usize) {
     }
 }
 
-/// Tells whether a fill by this leader would be stored now (rules 1 and 4).
+/// Returns whether a fill by this leader would be stored now (*lease-is-the-value*, *compare-the-read-record*).
 pub(super) fn may_fill(run: &Run<'_>, state: &State, leader: &Leader) -> bool {
     let slot = &state.store[usize::from(leader.key)];
     let without = run.setup.without;
@@ -61,21 +61,21 @@ pub(super) fn may_fill(run: &Run<'_>, state: &State, leader: &Leader) -> bool {
         Task::Refresh if without == Without::TokenOfTheBase => {
             matches!(slot.entry, Entry::Record { read, .. } if read.version == leader.base_version)
         }
-        Task::Verify(_) if without == Without::VeryTombstone => matches!(slot.entry, Entry::Tombstone { .. }),
+        Task::Verify(_) if without == Without::SameTombstone => matches!(slot.entry, Entry::Tombstone { .. }),
         Task::Refresh | Task::Verify(_) => locked && slot.entry.token() == leader.base,
     }
 }
 
-/// A leader about to land.
+/// A leader about to complete.
 #[derive(Clone, Copy)]
-pub(super) struct Landing {
+pub(super) struct Completion {
     pub(super) process: usize,
     pub(super) place: usize,
     pub(super) leader: Leader,
 }
 
-impl Landing {
-    /// The leader is gone; whoever waited for it becomes something else.
+impl Completion {
+    /// The leader is gone. Lookups that waited for it continue in another way.
     fn leave(self, state: &mut State, with: impl Fn(&mut Lookup)) {
         state.leaders[self.process][self.place] = Leader::default();
         for lookup in &mut state.lookups[self.process] {
@@ -85,7 +85,7 @@ impl Landing {
         }
     }
 
-    /// Answers whoever waited.
+    /// Answers the lookups that waited.
     fn answer(self, setup: &Setup, state: &mut State, labelled: bool, stored: bool) -> Broken {
         let mut broken = Broken::default();
         for place in 0..setup.lookups {
@@ -99,7 +99,7 @@ impl Landing {
         broken
     }
 
-    /// Sends whoever waited on to the canonical key.
+    /// Sends the lookups that waited to the canonical key.
     fn send_on(self, setup: &Setup, state: &mut State) -> Broken {
         let mut broken = Broken::default();
         let canonical = 1 - self.leader.key;
@@ -108,7 +108,7 @@ impl Landing {
             if !lookup.waits_for(self.place) {
                 continue;
             }
-            if setup.without == Without::AliasTellsNothing && matches!(lookup.phase, Phase::Joined(_)) {
+            if setup.without == Without::AliasAnswersNobody && matches!(lookup.phase, Phase::Joined(_)) {
                 let (read, known) = (self.leader.read, self.leader.known);
                 let answer = Answer { read, labelled: false, joined: true, stored: false, known };
                 broken |= end(setup, state, self.process, place, answer);
@@ -125,7 +125,7 @@ impl Landing {
     }
 
     /// Ends the flight of a fill that will be refused.
-    pub(super) fn land_refused(self, setup: &Setup, state: &mut State) -> Broken {
+    pub(super) fn complete_refused(self, setup: &Setup, state: &mut State) -> Broken {
         let broken =
             if self.finds_alias(setup) { self.send_on(setup, state) } else { self.answer(setup, state, true, false) };
         state.leaders[self.process][self.place] = Leader::default();
@@ -143,7 +143,7 @@ impl Landing {
             Task::Bypass => Some(false),
             Task::Fill | Task::Refresh => Some(may_fill(run, &state, &leader)),
             Task::Verify(deleted) if is_later(run, &leader, deleted) => Some(may_fill(run, &state, &leader)),
-            // The lock stays, so that nobody asks again soon.
+            // The lock stays, so that no other request follows soon.
             Task::Verify(_) => None,
         };
         if let Some(stored) = verdict {
@@ -188,7 +188,7 @@ impl Landing {
         }
     }
 
-    /// The store takes the fill and does not answer: those who wait are told what was fetched.
+    /// The store applies the fill but does not answer. The lookups that wait get the fetched profile.
     fn land_unanswered(self, run: &mut Run<'_>) {
         let mut state = *run.from;
         let broken = if self.finds_alias(run.setup) {
@@ -200,7 +200,7 @@ impl Landing {
         run.reach(Step::FillUnanswered { process: self.process, leader: self.place }, state, broken);
     }
 
-    /// Genesys fails: the lease is given back, and whoever waited fails.
+    /// Genesys fails: the lease is released, and the lookups that waited fail.
     fn fail(self, run: &mut Run<'_>) {
         let mut state = *run.from;
         let leader = self.leader;
@@ -220,7 +220,7 @@ impl Landing {
     }
 }
 
-/// Tells whether a profile was modified after a deletion (rule 8).
+/// Returns whether a profile was modified after a deletion (*tombstone*).
 fn is_later(run: &Run<'_>, leader: &Leader, deleted: Stamp) -> bool {
     let fetched = run.setup.fetched(leader.key, leader.read.version);
     fetched.zip(deleted.at()).is_some_and(|(modified, at)| At::from_modified(modified).compare(at).is_gt())

@@ -1,9 +1,9 @@
-//! Lookups: they look, lead, join, wait, and are answered.
+//! Lookups: they read the entry, lead, join, wait, and get an answer.
 //!
-//! A look and what it leads to (a hit, a lease, a seat) are one step. That is no loss: a lease is asked for
-//! with what was seen, so one that was asked for later answers as a later look would; and a seat that is
-//! taken later is the same seat. Of time, only what it can do is left: whatever stands may run out, and a
-//! record may be taken as fresh, as stale or as both at any moment.
+//! A read and its result (a hit, a lease, a flight joined) are one step. No behaviour is lost by that: a lease is
+//! requested with what was read, so a later request answers as a later read would, and a later join gives the same
+//! result. Time is reduced to its effects: any entry may expire, and a record may be fresh, stale or both at any
+//! moment.
 
 use super::events::{put_back, settles};
 use super::history::Stamp;
@@ -49,7 +49,7 @@ fn lookup(run: &mut Run<'_>, process: usize, place: usize) {
     }
 }
 
-/// A lookup that looks.
+/// A lookup that reads the entry.
 #[derive(Clone, Copy)]
 struct Looker {
     process: usize,
@@ -133,7 +133,7 @@ impl Looker {
         }
     }
 
-    /// Nothing stands at K: asks for the lease.
+    /// There is no entry: requests the lease.
     fn contend(self, run: &mut Run<'_>) {
         let mut state = *run.from;
         if let Some(deletion) = put_back(run.setup, &mut state, self.lookup.at) {
@@ -152,7 +152,7 @@ impl Looker {
         self.lead(run, Task::Fill, Token::NONE);
     }
 
-    /// What only a removed witness rule offers.
+    /// What is possible only without the *witness* rule.
     fn take_leftovers(self, run: &mut Run<'_>) {
         if run.is_without(Without::Witness) {
             self.join(run, None);
@@ -176,7 +176,7 @@ impl Looker {
         }
     }
 
-    /// Joins the flight of its process that started at what it saw, or else waits and looks again.
+    /// Joins the flight of its process with the same witness. Otherwise waits and reads again.
     fn follow(self, run: &mut Run<'_>, seen: Token) {
         let witness = if run.is_without(Without::Witness) { None } else { Some(seen) };
         if !self.join(run, witness) {
@@ -222,7 +222,7 @@ impl Looker {
         run.reach(self.step(took), state, Broken::when(fetched_twice, Invariant::OneFetchPerLease));
     }
 
-    /// Makes the leader of a lease with the fence as it stands.
+    /// Creates the leader of a lease with the current fence.
     fn lease(self, run: &Run<'_>, state: &mut State, place: usize, task: Task, base: Token) -> Token {
         let slot = &state.store[usize::from(self.lookup.at)];
         let token = state.draw();
@@ -246,7 +246,7 @@ impl Looker {
         token
     }
 
-    /// Goes past the store: with a leader of its process whose request has not been sent, or as one.
+    /// Bypasses the store: joins a leader of its process whose request has not been sent, or becomes one.
     fn pass_by(self, run: &mut Run<'_>) {
         let (process, lookup, key) = (self.process, self.place, self.lookup.at);
         let step = |joins| Step::PassBy { process, lookup, key, joins };
@@ -268,7 +268,7 @@ impl Looker {
     }
 }
 
-/// Lets a lookup look again, as one that begins now: of it, more is asked than of one that began earlier.
+/// Lets a lookup read again as if it started now, which is stricter than an earlier start.
 pub(super) fn look_again(lookup: &mut Lookup) {
     let Lookup { asked, at, settles, .. } = *lookup;
     *lookup = if at == asked && settles.is_none() {

@@ -1,56 +1,56 @@
-//! What can be taken out of the protocol, one rule at a time.
+//! The parts of the protocol that the model can leave out, one at a time.
 
-/// A rule of DESIGN section 2 that the model does without.
+/// A part of a rule that the model leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Without {
     /// The protocol as it is.
     Nothing,
 
-    // Rule 1: the lease is the value; K is read from the primary only.
-    /// A fill stores whatever stands at K.
+    // lease-is-the-value; the entry is read from the primary only.
+    /// A fill stores without any comparison.
     FillComparison,
-    /// A fill stores where any lease stands.
+    /// A fill stores over any lease, not only its own.
     OwnToken,
-    /// A lease command that was repeated by its client may arrive a second time, with the same token.
+    /// A lease command that its client repeated may arrive a second time, with the same token.
     TokenForOneAttempt,
-    /// A lease is granted over one that stands.
+    /// A lease is granted although there is another one.
     LeaseExclusion,
-    /// K is read from the replica.
+    /// The entry is read from the replica.
     PrimaryReads,
 
-    // Rule 2: the witness rule.
+    // witness.
     /// A lookup joins whichever flight its process has for the key.
     Witness,
-    /// A leader whose fill was refused answers those who come later, too.
+    /// A leader whose fill was refused also answers later lookups.
     RefusedServesOnlyJoined,
-    /// Past the store, a lookup joins a leader whose request has been sent.
+    /// Without the store, a lookup joins a leader whose request has been sent.
     JoinBeforeSending,
 
-    // Rule 3: the order of an event.
-    /// K is deleted, and the fence raised in a second step.
+    // invalidate-before-ack.
+    /// The entry is deleted, and the fence is raised in a second step.
     FenceBeforeDelete,
-    /// The event is marked as applied, and takes effect in a second step.
+    /// The event is marked as applied, and has its effect in a second step.
     EffectBeforeMark,
-    /// The event is acknowledged, and takes effect afterwards.
+    /// The event is acknowledged, and has its effect afterwards.
     EffectBeforeAck,
-    /// An event that a later one has outrun does not delete.
+    /// An outrun event does not delete the entry.
     DeleteWhenOutrun,
-    /// A consumer that meets a duplicate visits no further key.
+    /// A consumer visits no further key after a duplicate.
     EveryKeyVisited,
 
-    // Rule 4: a refresh compares the very record that it read.
-    /// A refresh compares the content, and the lock is not compared either (it is economy).
+    // compare-the-read-record.
+    /// A refresh compares the content, and not the lock either, which only saves requests.
     TokenOfTheBase,
-    /// Economy, not a rule: a fill does not compare the lock, an event does not delete it.
+    /// Not needed for the promise: a fill does not compare the lock, and an event does not delete it.
     Lock,
 
-    // Rule 5: two stamps, never mixed; `at` at the coarser precision.
-    /// Fills are judged by `at`.
+    // two-stamps; `at` at the coarser precision.
+    /// Fills are compared by `at`.
     StampsApart,
-    /// Times that were told in seconds are compared in milliseconds.
+    /// Times given in seconds are compared in milliseconds.
     CoarserPrecision,
 
-    // Rule 6: what the fence remembers, for how long, and how a fill comes to know it.
+    // fence: what it remembers, for how long, and how a fill gets it.
     /// The fence remembers the last `modified` that arrived, not the highest.
     HighestModified,
     /// The fence remembers the last `at` that arrived, not the highest.
@@ -61,54 +61,54 @@ pub(super) enum Without {
     DoubtOfDeletions,
     /// The fence may be gone before the last redelivery.
     FenceOutlivesRedelivery,
-    /// The fence is read before the lease is asked for.
+    /// The fence is read before the lease is requested.
     FenceOfTheLease,
 
-    // Rule 7: unsettled fills.
+    // unsettled.
     /// Every fill counts as settled.
     UnsettledFills,
     /// A profile that equals the fence counts as settled under doubt.
     UnsettledUnderDoubt,
     /// An answer without `modified` counts as settled.
     UnsettledWhenMissing,
-    /// An unsettled fill is kept as long as any other.
+    /// An unsettled fill has the full TTL.
     ShortUnsettled,
 
-    // Rule 8: burials.
-    /// A deletion buries whatever the fence knows.
-    BuryOnlyTheNewest,
+    // tombstone.
+    /// A deletion writes a tombstone whatever the fence knows.
+    TombstoneOnlyByTheNewest,
     /// On equal `at` an update beats a deletion.
     DeletionBeatsUpdate,
     /// On equal `at` a deletion beats a creation, without doubt.
     DoubtOfEqualCreation,
     /// An evicted tombstone is not put back.
-    TombstonePutBack,
-    /// A replayed deletion that finds no fence buries.
-    ReplayDoesNotBury,
+    TombstoneWrittenAgain,
+    /// A replayed deletion without a fence writes a tombstone.
+    ReplayWritesNoTombstone,
     /// An older update removes a tombstone.
     OlderUpdateLeavesTombstone,
     /// A later event leaves a tombstone.
     LaterEventRemovesTombstone,
-    /// A verification takes any profile.
+    /// A verification accepts any profile.
     VerifiedIsLater,
-    /// A verified profile replaces any tombstone (and the lock is not compared: it is economy).
-    VeryTombstone,
-    /// A verified profile leaves the fence saying "deleted".
+    /// A verified profile replaces any tombstone, and the lock is not compared, which only saves requests.
+    SameTombstone,
+    /// The fence still says "deleted" after a verified profile.
     VerifiedOverrules,
 
-    // Rule 9: merges.
-    /// A profile is stored under the alias that was asked for.
+    // pointer.
+    /// A profile is stored under the requested alias.
     CanonicalKeyOnly,
     /// A leader that finds an alias gives its followers the profile.
-    AliasTellsNothing,
+    AliasAnswersNobody,
     /// A merge evicts only the canonical customer.
     EveryNameEvicted,
 
-    // Rule 10: dedup is economy.
-    /// Economy, not a rule: applied events are not remembered.
+    // dedup.
+    /// Not needed for the promise: applied events are not remembered.
     Dedup,
 
-    // Rule 12: failover.
+    // failover.
     /// The journal is not replayed.
     JournalReplay,
     /// Events are acknowledged before the replica has their effect.

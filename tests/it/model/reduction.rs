@@ -1,22 +1,22 @@
-//! What keeps the number of states down, and why no counterexample is lost by it.
+//! Reduces the number of states without losing a counterexample.
 //!
-//! All of this is left out where a rule is taken away (the rule may be what makes it true), and where a
-//! failover may bring a token back.
+//! There is no reduction where a rule is removed (the reduction may depend on the rule), and where a failover may
+//! restore a token.
 //!
-//! - A leader whose lease is void, whom nobody can join and for whom nobody waits changes nothing but itself.
-//! - One for whom somebody waits reads and answers at once. A later read would be newer and follow more
-//!   events, and its answer be judged more mildly.
-//! - A flight that started at something that is gone can be joined by nobody.
-//! - An answer older than a lookup's `bar` can only come from what was read already, since reads do not go
-//!   back and `bar` itself was read.
+//! - A leader without a valid lease that no lookup can join or waits for changes only itself.
+//! - Such a leader for which a lookup waits reads and answers at once. A later read would be newer and follow more
+//!   events, so the check of its answer would be less strict.
+//! - No lookup can join a flight whose witness is gone.
+//! - An answer older than a lookup's `bar` can only come from an earlier read, since reads do not go backwards and
+//!   `bar` itself was read.
 
 use super::invariants::Broken;
-use super::leaders::Landing;
+use super::leaders::Completion;
 use super::mutations::Without;
 use super::setup::{Failover, Setup, Version};
 use super::state::{Entry, Leader, Read, Stage, State, Task};
 
-/// Removes what cannot matter any more, and tells what the answers that are given by it break.
+/// Removes what cannot matter any more. Returns the invariants that the resulting answers break.
 pub(super) fn reduce(setup: &Setup, state: &mut State) -> Broken {
     let whole = matches!(setup.without, Without::Nothing | Without::Lock | Without::Dedup);
     if !whole || !setup.reduced || setup.trouble.failover != Failover::Never {
@@ -26,7 +26,7 @@ pub(super) fn reduce(setup: &Setup, state: &mut State) -> Broken {
     for process in 0..setup.processes {
         for place in 0..setup.leaders {
             let leader = close(setup, state, process, place);
-            if leader.stage == Stage::Free || leader.open || stands(setup, state, &leader) {
+            if leader.stage == Stage::Free || leader.open || can_store(setup, state, &leader) {
                 continue;
             }
             let awaited = state.lookups[process].iter().any(|lookup| lookup.waits_for(place));
@@ -35,7 +35,8 @@ pub(super) fn reduce(setup: &Setup, state: &mut State) -> Broken {
             } else {
                 let now = Read { version: state.shown, after: setup.read_after(&state.store, leader.key) };
                 let read = if leader.stage == Stage::Fetching { now } else { leader.read };
-                broken |= Landing { process, place, leader: Leader { read, ..leader } }.land_refused(setup, state);
+                broken |=
+                    Completion { process, place, leader: Leader { read, ..leader } }.complete_refused(setup, state);
             }
         }
     }
@@ -57,15 +58,15 @@ fn close(setup: &Setup, state: &mut State, process: usize, place: usize) -> Lead
     *leader
 }
 
-/// Tells whether a leader's fill may still be stored.
-fn stands(setup: &Setup, state: &State, leader: &Leader) -> bool {
+/// Returns whether a leader's fill may still be stored.
+fn can_store(setup: &Setup, state: &State, leader: &Leader) -> bool {
     let slot = &state.store[usize::from(leader.key)];
     match leader.task {
         Task::Fill => slot.entry.token() == leader.token,
         Task::Refresh | Task::Verify(_) => {
             slot.entry.token() == leader.base && (slot.lock == leader.token || setup.without == Without::Lock)
         }
-        // It waits for nothing of the store; but its request may not have been sent.
+        // It does not depend on the store, but its request may not have been sent.
         Task::Bypass => leader.stage == Stage::Forming,
     }
 }

@@ -1,4 +1,4 @@
-//! What the runs print, and the one place that runs many configurations at once.
+//! Runs many configurations at once and prints the results.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ pub(super) fn explore_all(setups: &[Setup], watched: Broken) -> usize {
         }
     });
     let results = results.into_inner().unwrap();
-    assert_eq!(results.len(), setups.len(), "every configuration was explored");
+    assert_eq!(results.len(), setups.len(), "not every configuration was explored");
     let sum = |count: fn(&Explored) -> usize| results.iter().map(|(_, explored)| count(explored)).sum::<usize>();
     let states = sum(|explored| explored.states);
     println!(
@@ -44,9 +44,9 @@ pub(super) fn explore_all(setups: &[Setup], watched: Broken) -> usize {
     states
 }
 
-/// Explores a configuration without one of its rules, until the invariant named breaks; prints the row.
+/// Explores a configuration without one of its rules until the named invariant breaks, and prints the row.
 ///
-/// Panics if it never does.
+/// Panics if it never breaks.
 pub(super) fn expect_broken(removal: &Removal) {
     let Removal { rule, setup, breaks, .. } = removal;
     let explored = explore(setup, Broken::only(*breaks));
@@ -54,7 +54,7 @@ pub(super) fn expect_broken(removal: &Removal) {
         panic!("without {:?}, {} keeps {breaks:?} in all {} states", setup.without, setup.name, explored.states);
     };
     let (without, steps) = (setup.without, broken.steps.len());
-    println!("model: rule {rule} without {without:?}: {breaks:?} broken in {steps} steps ({})", setup.name);
+    println!("model: {rule}, without {without:?}: {breaks:?} broken in {steps} steps ({})", setup.name);
 }
 
 fn line(setup: &Setup, explored: &Explored) -> String {

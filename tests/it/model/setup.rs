@@ -6,46 +6,46 @@ use super::mutations::Without;
 /// A version of the customer at Genesys: how many changes it has seen.
 pub(super) type Version = u8;
 
-/// A set of events, one bit each; an event's bit is its place in the history.
+/// A set of events, one bit each. The bit of an event is its index in the history.
 pub(super) type Events = u8;
 
-/// The key that a merge makes an alias, where there are two.
+/// The key that a merge makes an alias, if there are two keys.
 pub(super) const ALIAS: u8 = 0;
 
-/// Processes, lookups of a process and leaders of a process, at most.
+/// The most processes, lookups of a process and leaders of a process.
 pub(super) const MOST: (usize, usize, usize) = (2, 2, 2);
 
-/// Deliveries, at most.
+/// The most deliveries.
 pub(super) const DELIVERIES: usize = 4;
 
-/// Marks a delivery that an operator makes of an event once more, whether it has been settled or not.
+/// Marks a delivery of an event that an operator has replayed, settled or not.
 pub(super) const REDRIVEN: u8 = 0x80;
 
-/// What may go wrong, beside what always may: the expiry or eviction of K, late reads, reordering.
+/// The failures that may occur, besides expiry or eviction of the entry, late reads and reordering, which always may.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Trouble {
-    /// Processes are killed, leaders lost, deliveries returned before their acknowledgement; callers go away.
+    /// Processes are killed, leaders dropped, deliveries returned before their acknowledgement; callers disconnect.
     pub(super) crashes: bool,
     /// The fence is evicted.
     pub(super) fence: bool,
     /// The marks of applied events are evicted.
     pub(super) seen: bool,
-    /// The lock of a refresh runs out or is evicted.
+    /// The lock of a refresh expires or is evicted.
     pub(super) lock: bool,
-    /// The store does not answer a lookup, or not its fill.
+    /// The store does not answer a lookup, or its fill.
     pub(super) unreachable: bool,
     /// A replica lags behind and takes over, once.
     pub(super) failover: Failover,
 }
 
-/// What bounds a failover that forgets acknowledged writes (rule 12).
+/// What limits a failover that loses acknowledged writes (*failover*).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Failover {
     #[default]
     Never,
     /// Events are acknowledged when the replica has their effect.
     Waits,
-    /// Events are applied anew from the journal.
+    /// Events are applied again from the journal.
     Replays,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Setup {
     /// Whether the customer exists at the beginning.
     pub(super) born: bool,
     pub(super) history: &'static [Happening],
-    /// How often each event is sent: the index of the event of each delivery, or [`REDRIVEN`] and the index.
+    /// The deliveries: for each the index of its event, or [`REDRIVEN`] and the index.
     pub(super) deliveries: &'static [u8],
     pub(super) keys: u8,
     pub(super) processes: usize,
@@ -66,7 +66,7 @@ pub(super) struct Setup {
     pub(super) refresh: bool,
     /// A tombstone may be verified.
     pub(super) verify: bool,
-    /// Leave out what cannot matter any more (see `reduction`).
+    /// Whether to leave out what cannot matter any more (see `reduction`).
     pub(super) reduced: bool,
     pub(super) trouble: Trouble,
     pub(super) without: Without,
@@ -95,7 +95,7 @@ const CRASHES: Trouble = Trouble { crashes: true, ..QUIET };
 
 const EVICTS: Trouble = Trouble { crashes: true, fence: true, seen: true, lock: true, ..QUIET };
 
-/// Every late fill is followed to its end, joined or not: nothing is left out.
+/// Follows every late fill to its end, joined or not: nothing is left out.
 pub(super) const FILLS: Setup =
     Setup { name: "fills: an update, unreduced", reduced: false, trouble: CRASHES, ..PLAIN };
 
@@ -139,8 +139,8 @@ pub(super) const EVICTION: Setup = Setup {
     ..PLAIN
 };
 
-pub(super) const BURIAL: Setup = Setup {
-    name: "burial: deleted and created again, marks lost",
+pub(super) const RECREATION: Setup = Setup {
+    name: "tombstone: deleted and created again, marks lost",
     history: history::RECREATED,
     deliveries: &[0, 1],
     refresh: true,
@@ -268,7 +268,7 @@ pub(super) const SMALL: [Setup; 22] = [
     LATE_UPDATE,
     FILLS,
     REFRESH,
-    BURIAL,
+    RECREATION,
     DELETED_AGAIN,
     COARSE_TIMES,
     ONE_SECOND,
@@ -285,7 +285,7 @@ const fn doubled(setup: Setup) -> Setup {
     Setup { lookups: 2, leaders: 2, ..setup }
 }
 
-/// The configurations of a night.
+/// The configurations of the nightly run.
 pub(super) const LARGE: [Setup; 8] = [
     Setup { name: "large: unreduced, two lookups each", ..doubled(FILLS) },
     Setup { name: "large: eviction of every key, two lookups each", lookups: 2, ..EVICTION },
@@ -294,7 +294,7 @@ pub(super) const LARGE: [Setup; 8] = [
         trouble: Trouble { fence: false, ..EVICTS },
         ..doubled(ORDER)
     },
-    Setup { name: "large: burials verified, every key lost", verify: true, trouble: EVICTS, ..BURIAL },
+    Setup { name: "large: tombstones verified, every key lost", verify: true, trouble: EVICTS, ..RECREATION },
     Setup {
         name: "large: deleted again, marks lost",
         refresh: true,

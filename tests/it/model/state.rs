@@ -1,15 +1,15 @@
 //! A state of the model, and its canonical form.
 //!
-//! States that differ only in the names of tokens, processes, lookups or leaders are one state: tokens are
-//! renamed in the order in which they stand, and what is alike is sorted ([`State::canonical`]). Fields
-//! marked *ghost* are not in the system: they remember what an invariant asks about.
+//! States that differ only in the names of tokens, processes, lookups or leaders are one state: tokens are renamed in
+//! the order in which they occur, and equivalent parts are sorted ([`State::canonical`]). Fields marked *ghost* are not
+//! part of the system: they record what the invariants need.
 
 use profile_edge::store::fence::Newest;
 
 use super::history::Stamp;
 use super::setup::{DELIVERIES, Events, MOST, Version};
 
-/// Names a write at a key. Only equality counts; [`Token::NONE`] is no token.
+/// Identifies a write at a key. Only equality matters. [`Token::NONE`] means no token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub(super) struct Token(pub(super) u8);
 
@@ -24,13 +24,13 @@ pub(super) struct Read {
     pub(super) after: Events,
 }
 
-/// What stands at K.
+/// The entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub(super) enum Entry {
     #[default]
     Nothing,
     Leased(Token),
-    /// A profile, or "no such customer": the read tells which. `lasting` is the full TTL with grace.
+    /// A profile, or "no such customer", depending on the read. `lasting`: with the full TTL and grace.
     Record {
         token: Token,
         read: Read,
@@ -110,7 +110,7 @@ impl From<Did> for Newest {
     }
 }
 
-/// One key with all that stands beside it.
+/// One key with its fence, lock and marks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub(super) struct Slot {
     pub(super) entry: Entry,
@@ -118,18 +118,18 @@ pub(super) struct Slot {
     pub(super) lock: Token,
     /// The marks of applied events; those of replayed ones in the upper half.
     pub(super) seen: u8,
-    /// Ghost: the events whose effect took place here.
+    /// Ghost: the events that had their effect here.
     pub(super) applied: Events,
     /// Ghost: those of them that the store can still know of.
     pub(super) known: Events,
-    /// Ghost: the newest version by which a verification replaced a tombstone whose fence stood.
+    /// Ghost: the newest version with which a verification replaced a tombstone that had a fence.
     pub(super) revived: Version,
 }
 
 /// A store: the primary, or its replica.
 pub(super) type Store = [Slot; 2];
 
-/// The way of one sending of an event.
+/// The progress of one delivery of an event.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub(super) struct Delivery {
     pub(super) stage: Way,
@@ -137,7 +137,7 @@ pub(super) struct Delivery {
     pub(super) visited: u8,
     /// The keys where a first step was done and the second was not (only where a removed rule splits them).
     pub(super) half: u8,
-    /// All visits said `Duplicate`.
+    /// All visits returned `Duplicate`.
     pub(super) duplicate: bool,
     pub(super) replayed: bool,
 }
@@ -157,11 +157,11 @@ pub(super) struct Leader {
     pub(super) task: Task,
     pub(super) key: u8,
     pub(super) token: Token,
-    /// What the fill replaces where that is not the lease.
+    /// What the fill replaces, if that is not the lease.
     pub(super) base: Token,
     /// The content of the base (only where a removed rule compares that).
     pub(super) base_version: Version,
-    /// What the lease's fence says of each version: a bit is set where it is settled.
+    /// The versions that are settled under the lease's fence, one bit each.
     pub(super) settles: u8,
     /// Others of its process may join.
     pub(super) open: bool,
@@ -175,27 +175,27 @@ pub(super) enum Stage {
     /// No leader.
     #[default]
     Free,
-    /// The request has not been sent (only where the store is passed by).
+    /// The request has not been sent (only without the store).
     Forming,
     /// Genesys has not read yet.
     Fetching,
     Fetched,
-    /// The fill is on its way; those who waited have been told.
+    /// The fill is under way. The lookups that waited have their answer.
     Unanswered,
-    /// Refused, and yet waiting for others to serve (only where a removed rule keeps it).
+    /// Refused, but still answers later lookups (only if a rule is removed).
     Lingering,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub(super) enum Task {
-    /// Its lease stands at K.
+    /// Its lease is the entry.
     #[default]
     Fill,
-    /// Its lease stands beside K.
+    /// Its lease is the lock beside the entry.
     Refresh,
     /// The same, over a tombstone of this time.
     Verify(Stamp),
-    /// Past the store.
+    /// Without the store.
     Bypass,
 }
 
@@ -208,7 +208,7 @@ pub(super) struct Lookup {
     pub(super) at: u8,
     /// A fence read before the lease: a token's view of it (only where a removed rule reads it so).
     pub(super) settles: Option<u8>,
-    /// Ghost: the events that had been applied, as far as they concern it, when it began.
+    /// Ghost: the events that had been applied, as far as they concern it, when it started.
     pub(super) before: Events,
     /// Ghost: the newest version that an earlier lookup had answered.
     pub(super) bar: Version,
@@ -223,12 +223,12 @@ pub(super) enum Phase {
     Looking,
     /// Waits for a leader of its process that it started.
     Leads(u8),
-    /// Waits for another's.
+    /// Waits for a leader of another lookup.
     Joined(u8),
 }
 
 impl Lookup {
-    /// Tells whether it waits for the leader at this place of its process.
+    /// Returns whether it waits for the leader at this place of its process.
     pub(super) fn waits_for(&self, place: usize) -> bool {
         match self.phase {
             Phase::Leads(leader) | Phase::Joined(leader) => usize::from(leader) == place,
@@ -255,7 +255,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Returns a token that stands nowhere.
+    /// Returns an unused token.
     pub(super) fn draw(&self) -> Token {
         let mut taken = 0u32;
         self.clone_tokens(|token| taken |= 1 << token.0);
@@ -297,10 +297,10 @@ impl State {
         });
     }
 
-    /// Returns the one state that stands for all that differ from this in names only.
+    /// Returns the state that represents all states that differ only in names.
     pub(super) fn canonical(mut self) -> Self {
         self.rename_tokens();
-        // The larger first: a place that is not used, or not there, is the least and stays last.
+        // In descending order: unused places are the smallest and stay last.
         for process in 0..MOST.0 {
             if self.leaders[process][0] < self.leaders[process][1] {
                 self.leaders[process].swap(0, 1);

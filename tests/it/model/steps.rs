@@ -1,5 +1,5 @@
-//! The steps: everything that can happen next in a state. Genesys and what goes wrong are here, events in
-//! `events`, lookups and their leaders in `lookups`.
+//! The steps: everything that can happen next in a state. Genesys and failures are here, events in `events`, lookups
+//! and their leaders in `lookups`.
 
 use super::invariants::{Broken, judge_state};
 use super::mutations::Without;
@@ -8,14 +8,14 @@ use super::setup::{Events, Failover, Setup};
 use super::state::{Entry, Phase, Stage, State, Token, Way};
 use super::{events, lookups};
 
-/// One step; a process, lookup, leader or delivery is named by its place in the state before.
+/// One step. A process, lookup, leader or delivery is named by its index in the state before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// The customer changes at Genesys, and the event is sent.
     Change,
     /// Genesys' read side shows one more change.
     Show,
-    /// What stands at K runs out or is evicted.
+    /// The entry expires or is evicted.
     ExpireEntry {
         key: u8,
     },
@@ -50,19 +50,19 @@ pub(super) enum Step {
     Acknowledge {
         delivery: usize,
     },
-    /// A consumer is lost, or gives the delivery back.
+    /// A consumer is lost, or returns the delivery.
     GiveBack {
         delivery: usize,
     },
 
-    /// A lookup looks, and (see [`Took`]) goes on.
+    /// A lookup reads the entry and continues (see [`Took`]).
     Look {
         process: usize,
         lookup: usize,
         key: u8,
         took: Took,
     },
-    /// Its caller goes away, or its deadline passes.
+    /// Its caller disconnects, or its deadline passes.
     Abandon {
         process: usize,
         lookup: usize,
@@ -74,7 +74,7 @@ pub(super) enum Step {
         key: u8,
         joins: bool,
     },
-    /// A leader past the store sends its request.
+    /// A leader without the store sends its request.
     Send {
         process: usize,
         leader: usize,
@@ -84,22 +84,22 @@ pub(super) enum Step {
         process: usize,
         leader: usize,
     },
-    /// Genesys fails; the lease is given back.
+    /// Genesys fails, and the lease is released.
     Fail {
         process: usize,
         leader: usize,
     },
-    /// A leader is lost; its lease stands.
+    /// A leader is dropped. Its lease remains.
     Lose {
         process: usize,
         leader: usize,
     },
-    /// A leader fills and lands.
+    /// A leader fills and completes.
     Fill {
         process: usize,
         leader: usize,
     },
-    /// The store takes the fill but does not answer in time; the leader lands.
+    /// The store applies the fill but does not answer in time. The leader completes.
     FillUnanswered {
         process: usize,
         leader: usize,
@@ -111,7 +111,7 @@ pub(super) enum Step {
     },
 }
 
-/// What a look led to.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Took {
     /// An answer.
@@ -124,7 +124,7 @@ pub(super) enum Took {
     Lease,
     /// The lock of the record, to refresh it.
     Lock,
-    /// A place in a flight.
+    /// A flight to wait for.
     Seat,
     /// A wait.
     Wait,
@@ -132,7 +132,7 @@ pub(super) enum Took {
     Leftover,
 }
 
-/// What follows from a state: the step, the state after it, and what the step broke.
+/// A successor of a state: the step, the state after it, and the broken invariants.
 pub(super) type Found = Vec<(Step, State, Broken)>;
 
 /// Collects the successors of one state.
@@ -152,7 +152,7 @@ impl Run<'_> {
         self.setup.without == rule
     }
 
-    /// Reaches what one change of the state leads to.
+    /// Adds the successor that one change of the state gives.
     pub(super) fn change(&mut self, step: Step, with: impl FnOnce(&mut State)) {
         let mut state = *self.from;
         with(&mut state);
@@ -237,7 +237,7 @@ fn losses_at(run: &mut Run<'_>, key: u8) {
     }
 }
 
-/// The events that a key without its fence still tells of: the deletion whose tombstone stands there.
+/// The events that a key without its fence still shows: the deletion of its tombstone.
 fn still_known(setup: &Setup, entry: Entry) -> Events {
     match entry {
         Entry::Tombstone { deletion, .. } => setup.among(|_| true) & !setup.newer(deletion),
@@ -245,13 +245,13 @@ fn still_known(setup: &Setup, entry: Entry) -> Events {
     }
 }
 
-/// The replica takes over: what it had not heard of is as if it had never been.
+/// The replica takes over: what it has not received is lost.
 fn fail_over(setup: &Setup, state: &mut State) {
     state.store = state.replica;
     state.failed_over = true;
     state.bar = Default::default();
     let kept = setup.effective(&state.store);
-    // A lookup that is under way may still answer with what was lost.
+    // A lookup under way may still answer with what was lost.
     for lookup in state.lookups.iter_mut().flatten().filter(|lookup| lookup.phase != Phase::Idle) {
         (lookup.before, lookup.bar) = (0, 0);
     }

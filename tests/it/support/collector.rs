@@ -1,4 +1,4 @@
-//! A small real OpenTelemetry collector: takes traces over OTLP, HTTP with protobuf, and keeps them.
+//! A small OpenTelemetry collector: it receives traces by OTLP over HTTP with protobuf, and keeps them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,7 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{eventually, tls};
 
-/// What a collector does with a batch.
+/// How a collector handles a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
     Takes,
@@ -33,7 +33,7 @@ pub(crate) enum Manner {
     Stalls,
 }
 
-/// A span as it was taken.
+/// A received span.
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
     pub(crate) name: String,
@@ -45,7 +45,7 @@ pub(crate) struct Span {
     /// Of the resource.
     pub(crate) service: String,
     pub(crate) is_error: bool,
-    /// From its begin to its end.
+    /// The duration in nanoseconds.
     pub(crate) nanos: u64,
 }
 
@@ -101,7 +101,7 @@ impl Listener for Encrypted {
     }
 }
 
-/// A running collector; it ends when this is dropped.
+/// A running collector, which stops when this is dropped.
 pub(crate) struct Collector {
     endpoint: String,
     taken: Arc<Taken>,
@@ -115,7 +115,8 @@ impl Collector {
         Self::serve(listener, endpoint, Taken::by(manner))
     }
 
-    /// Starts one that presents the server of a directory (`tls::certificates`), and asks for its client.
+    /// Starts a collector with the server certificate of a directory (`tls::certificates`) that requires a client
+    /// certificate.
     pub(crate) async fn start_behind_tls(directory: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("https://{}", listener.local_addr().unwrap());
@@ -145,17 +146,17 @@ impl Collector {
         *self.taken.manner.lock() = manner;
     }
 
-    /// How many requests have come, whatever became of them.
+    /// Returns how many requests arrived, whatever their result.
     pub(crate) fn asked(&self) -> usize {
         self.taken.requests.lock().len()
     }
 
-    /// How many connections ended before they were encrypted.
+    /// Returns how many connections ended before the TLS handshake was complete.
     pub(crate) fn broken_off(&self) -> usize {
         self.taken.broken_off.load(Ordering::Relaxed)
     }
 
-    /// All requests, each as its headers and its body.
+    /// Returns the headers and body of all requests.
     pub(crate) fn requests(&self) -> Vec<(HeaderMap, Bytes)> {
         self.taken.requests.lock().clone()
     }
@@ -164,7 +165,7 @@ impl Collector {
         self.taken.spans.lock().clone()
     }
 
-    /// Waits for a span of this name that is as wanted.
+    /// Waits for a span with this name that matches.
     pub(crate) async fn span(&self, name: &str, wanted: impl Fn(&Span) -> bool) -> Span {
         eventually(&format!("the span {name}"), || async {
             self.taken.spans.lock().iter().find(|span| span.name == name && wanted(span)).cloned()

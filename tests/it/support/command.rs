@@ -1,4 +1,4 @@
-//! Commands of the binary that are about a running application.
+//! Commands of the binary against a running application.
 
 use std::process::Stdio;
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::PATIENCE;
 use super::edge::Edge;
 
-/// What a command printed, and how it ended.
+/// The output and exit code of a command.
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
@@ -18,14 +18,14 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// The last line that it printed, of a command that ended well.
+    /// Returns the last line that a successful command printed.
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, Some(0), "{}", self.err);
         serde_json::from_str(self.out.lines().next_back().unwrap()).unwrap()
     }
 }
 
-/// Makes a command for an application, with pipes.
+/// Creates a command for an application, with pipes.
 pub(crate) fn command(edge: &Edge, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
     command.args(arguments).args(["--admin", &format!("http://{}", edge.admin)]);
@@ -33,12 +33,12 @@ pub(crate) fn command(edge: &Edge, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command with nothing on its standard input.
+/// Runs a command with empty standard input.
 pub(crate) async fn run(edge: &Edge, arguments: &[&str]) -> Said {
     run_with(edge, arguments, "").await
 }
 
-/// Runs a command with this on its standard input.
+/// Runs a command with this standard input.
 pub(crate) async fn run_with(edge: &Edge, arguments: &[&str], input: &str) -> Said {
     let mut child = command(edge, arguments).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();

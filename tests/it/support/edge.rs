@@ -29,7 +29,7 @@ pub(crate) struct Edge {
     _data: TempDir,
 }
 
-/// Which adapters an application runs on.
+/// The adapters of an application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pairing {
     /// Everything in this process.
@@ -41,7 +41,7 @@ pub(crate) enum Pairing {
 }
 
 impl Pairing {
-    /// Settings that point at a database and a virtual host of one's own, on the servers that all tests share.
+    /// Returns settings with an own database and virtual host, on the servers that all tests share.
     pub(crate) async fn settings(self) -> String {
         let store = async || format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", Deployment::database().await);
         match self {
@@ -61,7 +61,7 @@ pub(crate) fn on_rabbit(url: &str) -> String {
     format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurl = \"{url}\"\n")
 }
 
-/// What a lookup answered.
+/// The answer of a lookup.
 #[derive(Debug)]
 pub(crate) struct Looked {
     pub(crate) status: u16,
@@ -81,20 +81,20 @@ impl Looked {
 }
 
 impl Edge {
-    /// Starts the demo on free ports, with a quick sandbox.
+    /// Starts the demo on free ports, with a fast sandbox.
     pub(crate) async fn start() -> Self {
         Self::start_with("[sandbox]\nlatency = \"0ms\"\n").await
     }
 
-    /// Starts on these adapters with these settings on top.
+    /// Starts with these adapters and additional settings.
     pub(crate) async fn start_on(pairing: Pairing, settings: &str) -> Self {
         Self::start_with(&format!("{settings}{}", pairing.settings().await)).await
     }
 
-    /// Starts with these settings (TOML) on top of free ports and a directory of its own.
+    /// Starts with these settings (TOML), on free ports and in its own directory.
     pub(crate) async fn start_with(settings: &str) -> Self {
         let data = tempfile::tempdir().unwrap();
-        // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
+        // A client needs a TLS provider, also for plain HTTP.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let faults = Faults::default();
         let loaded = config::from_toml(&layout(&data, settings)).unwrap();
@@ -110,7 +110,7 @@ impl Edge {
         }
     }
 
-    /// Stops in good order.
+    /// Shuts down gracefully.
     pub(crate) async fn stop(mut self) {
         assert!(self.app.take().unwrap().stop().await, "the drain met its deadline");
     }
@@ -123,7 +123,7 @@ impl Edge {
         self.sandbox.expect("this configuration has a sandbox")
     }
 
-    /// What the readiness probe says.
+    /// Returns the answer of the readiness probe.
     pub(crate) async fn ready(&self) -> Value {
         let url = format!("http://{}/readyz", self.admin);
         self.client.get(url).send().await.unwrap().json().await.unwrap()
@@ -137,7 +137,7 @@ impl Edge {
         .await;
     }
 
-    /// Waits until readiness names nothing as down.
+    /// Waits until readiness names no dependency as down.
     pub(crate) async fn is_whole(&self) {
         eventually("ready", || async { (self.ready().await["degraded"] == json!([])).then_some(()) }).await;
     }
@@ -185,16 +185,16 @@ impl Edge {
         assert!(response.status().is_success(), "{}", response.text().await.unwrap());
     }
 
-    /// How often the sandbox was asked for profiles, and for tokens.
+    /// Returns how many requests for profiles and for tokens the sandbox got.
     pub(crate) async fn calls(&self) -> (u64, u64) {
         let calls: Value = self.sandbox(Method::GET, "/sandbox/calls").send().await.unwrap().json().await.unwrap();
         (calls["total"].as_u64().unwrap(), calls["tokens"].as_u64().unwrap())
     }
 
-    /// The present value of a metric: a series as it stands in the scrape, labels included.
+    /// Returns the current value of a series, named as in the scrape, labels included.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         let url = format!("http://{}/metrics", self.admin);
-        // A connection that was kept may be one that its idle time has just ended.
+        // An idle connection may have been closed just now.
         let scrape = self.client.get(url).header("connection", "close");
         let text = scrape.send().await.unwrap().text().await.unwrap();
         let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
@@ -206,7 +206,7 @@ impl Edge {
         eventually(series, || async { (self.metric(series).await >= least).then_some(()) }).await;
     }
 
-    /// Waits until so many events of a kind were applied.
+    /// Waits until this many events of a kind were applied.
     pub(crate) async fn applied(&self, kind: &str, least: f64) {
         let series = format!("profile_edge_consumer_events_total{{kind=\"{kind}\",outcome=\"applied\"}}");
         self.metric_reaches(&series, least).await;
@@ -223,7 +223,7 @@ pub(crate) async fn looked(response: Response) -> Looked {
     }
 }
 
-/// Settings of a process of its own kind whose Genesys is another one's sandbox.
+/// Returns the settings of a process whose Genesys is the sandbox of another process.
 pub(crate) fn on_sandbox_of(address: SocketAddr) -> String {
     format!(
         r#"
@@ -252,7 +252,7 @@ fn layout(data: &TempDir, settings: &str) -> String {
         queue.display().to_string(),
         audit.display().to_string()
     );
-    // The given tables may open the same tables again, so both are merged as values.
+    // Both texts may have the same tables, so they are merged as values.
     let mut merged: toml::Table = own.parse().unwrap();
     merge(&mut merged, settings.parse().unwrap());
     merged.to_string()

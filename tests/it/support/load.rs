@@ -1,8 +1,8 @@
 //! Load: lookups and events at a steady rate while something happens, with a record of every answer.
 //!
-//! The pace does not depend on the answers (an open loop): what is slow piles up, as it does in the field. Each event
-//! follows a change at Genesys, so that whether it was applied can be seen in two ways: by its own mark in Redis, and
-//! by the answer of the next lookup, which must be what Genesys has.
+//! The rate does not depend on the answers (an open loop), so slow requests accumulate as in production. Each event
+//! follows a change at Genesys. So there are two ways to see that it was applied: its mark in Redis, and the answer of
+//! the next lookup, which must equal the profile at Genesys.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,22 +21,22 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::edge::Edge;
 use super::{PATIENCE, customer, eventually};
 
-/// How many lookups, and how many events, are sent in a second.
+/// The lookups, and the events, per second.
 const RATE: u32 = 200;
 
-/// How many customers they are about.
+/// The number of customers.
 const CUSTOMERS: u32 = 400;
 
-/// What an Architect flow waits for a lookup.
+/// How long an Architect flow waits for a lookup.
 const PATIENCE_OF_A_CALLER: Duration = Duration::from_secs(2);
 
 /// A webhook waits for the broker for `queue.amqp.publish_timeout`, two seconds.
 const PATIENCE_OF_A_SENDER: Duration = Duration::from_secs(3);
 
-/// No answer takes so long; what does is a failure.
+/// An answer that takes this long is a failure.
 const LOST: Duration = Duration::from_secs(10);
 
-/// Lookups and events against one front.
+/// Lookups and events against one process.
 pub(crate) struct Load<'a> {
     edge: &'a Edge,
     record: Mutex<Record>,
@@ -48,7 +48,7 @@ struct Record {
     events: Vec<Event>,
 }
 
-/// What a lookup was answered.
+/// The answer of a lookup.
 #[derive(Clone, Debug)]
 pub(crate) struct Lookup {
     pub(crate) status: u16,
@@ -57,14 +57,14 @@ pub(crate) struct Lookup {
     pub(crate) told: String,
 }
 
-/// An event that was posted, and what its sender was told.
+/// A posted event and its answer.
 #[derive(Clone, Debug)]
 struct Event {
     customer: u32,
     number: u32,
     status: u16,
     took: Duration,
-    /// The problem, where it was not accepted.
+    /// The problem, if it was not accepted.
     told: String,
 }
 
@@ -77,7 +77,7 @@ impl Event {
         self.status == 202
     }
 
-    /// The key in Redis that says that this event was applied.
+    /// The key in Redis that marks this event as applied.
     fn mark(&self) -> String {
         let body = Self::body(self.customer, self.number).to_string();
         let Ok(Item::Announced(announced)) =
@@ -92,7 +92,7 @@ impl Event {
 }
 
 impl<'a> Load<'a> {
-    /// Prepares a load: every customer is in the cache, and the sandbox announces nothing by itself.
+    /// Prepares a load: every customer is in the cache, and the sandbox posts no events itself.
     pub(crate) async fn on(edge: &'a Edge) -> Self {
         edge.behave(json!({ "events": false })).await;
         let load = Self { edge, record: Mutex::default() };
@@ -104,11 +104,11 @@ impl<'a> Load<'a> {
         load
     }
 
-    /// Keeps the load up until the story is over, then waits for every answer that is still due.
+    /// Sends the load until the scenario ends, then waits for all open answers.
     pub(crate) async fn during(&self, story: impl Future<Output = ()>) {
         let mut story = std::pin::pin!(story);
         let mut ticks = interval(Duration::from_secs(1) / RATE);
-        // A machine that stood still is not made to catch up: thousands at once would be another test.
+        // After a pause of the machine the missed requests are not sent: thousands at once would be another test.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut flights = FuturesUnordered::new();
         let mut number = 0;
@@ -140,7 +140,7 @@ impl<'a> Load<'a> {
         Lookup { status: looked.status, took: started.elapsed(), told }
     }
 
-    /// Changes a customer at Genesys, and posts the event of it.
+    /// Changes a customer at Genesys, and posts the event.
     async fn change(&self, number: u32) -> Event {
         let customer = number % CUSTOMERS + 1;
         self.edge.change(&super::customer(customer), json!({ "firstName": format!("Name {number}") })).await;
@@ -153,12 +153,12 @@ impl<'a> Load<'a> {
         Event { customer, number, status, took, told }
     }
 
-    /// How many events were accepted so far.
+    /// Returns how many events were accepted so far.
     pub(crate) fn accepted(&self) -> usize {
         self.record.lock().events.iter().filter(|event| event.is_accepted()).count()
     }
 
-    /// Waits until so many more events have been accepted than now.
+    /// Waits until this many more events have been accepted.
     pub(crate) async fn accepts(&self, more: usize) {
         let (before, enough) = (self.accepted(), self.accepted() + more);
         let waiting = eventually("", || async { (self.accepted() >= enough).then_some(()) });
@@ -174,8 +174,8 @@ impl<'a> Load<'a> {
         self.record.lock().lookups.clone()
     }
 
-    /// Checks that every lookup was answered with a profile. A machine that the tests keep busy may make one in fifty
-    /// miss its deadline; nothing else is an excuse.
+    /// Checks that every lookup was answered with a profile. On a busy machine one in fifty may miss its deadline; no other
+    /// failure is allowed.
     pub(crate) fn lookups_were_served(&self) {
         let lookups = self.lookups();
         let (late, refused): (Vec<_>, Vec<_>) = lookups
@@ -186,9 +186,9 @@ impl<'a> Load<'a> {
         assert!(late.len() * 50 <= lookups.len(), "{} of {} lookups missed their deadline", late.len(), lookups.len());
     }
 
-    /// Checks that every lookup was answered with a profile, or told to come again, and every sender likewise, within
-    /// what a caller waits. A machine that the tests keep busy may hold up one answer in fifty for longer, none for
-    /// ever: the service's own deadline is that of `lookup.deadline`.
+    /// Checks that every lookup and every event was answered, or refused with 503, within the time that a caller waits. On
+    /// a busy machine one answer in fifty may be later, but none may be missing: the limit of the service is
+    /// `lookup.deadline`.
     pub(crate) fn everyone_was_answered_in_time(&self) {
         let record = self.record.lock();
         let lookups = record.lookups.iter().map(|lookup| (lookup.took, PATIENCE_OF_A_CALLER));
@@ -210,7 +210,7 @@ impl<'a> Load<'a> {
         let count = missing.len();
         while !missing.is_empty() {
             let looked = missing.len();
-            // Patience is for progress: it begins anew with every mark that is found.
+            // The time limit starts again with every mark that is found.
             missing = eventually(&format!("{looked} of {count} accepted events are applied"), || async {
                 let mut there = redis::pipe();
                 for mark in &missing {
@@ -225,7 +225,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Checks that every customer whose last event was accepted is answered as Genesys has it.
+    /// Checks that lookups return the profile at Genesys for every customer whose last event was accepted.
     pub(crate) async fn answers_are_current(&self) {
         let mut last = BTreeMap::new();
         for event in &self.record.lock().events {
@@ -243,7 +243,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Tells what happened, for whoever reads the output of the tests.
+    /// Prints a summary.
     pub(crate) fn summary(&self) -> String {
         let record = self.record.lock();
         let mut lookups = BTreeMap::<String, u32>::new();

@@ -1,4 +1,4 @@
-//! What the tests start, and how they wait.
+//! Fixtures of the tests, and how they wait.
 
 pub(crate) mod collector;
 pub(crate) mod command;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How long a condition may take to come true before its test fails; generous, for slow machines.
+/// How long a test waits for a condition before it fails. It is long, for slow machines.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Customer `n` of the sandbox.
@@ -21,7 +21,7 @@ pub(crate) fn customer(n: u32) -> String {
     format!("00000000-0000-4000-8000-{n:012}")
 }
 
-/// Asks again until the answer is `Some`.
+/// Polls until the answer is `Some`.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! The real binary as a process of its own, to be signalled and killed.
+//! The real binary as its own process, which tests can signal and kill.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the binary with these arguments and this environment, in a directory of its own.
+    /// Starts the binary with these arguments and this environment, in its own directory.
     pub(crate) fn start(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::start_with(directory, arguments, environment, |_| true)
     }
 
-    /// Starts it likewise, and hands each line of its log to `keep`, which tells whether it is kept.
+    /// Starts it in the same way, and keeps the lines of its log for which `keep` returns true.
     pub(crate) fn start_with(
         directory: &Path,
         arguments: &[&str],
@@ -36,7 +36,7 @@ impl Process {
         Self::start_onto(directory, arguments, environment, Stdio::null(), keep)
     }
 
-    /// Starts it likewise, with this standard output.
+    /// Starts it in the same way, with this standard output.
     pub(crate) fn start_onto(
         directory: &Path,
         arguments: &[&str],
@@ -81,7 +81,7 @@ impl Process {
         .await
     }
 
-    /// Its number.
+    /// Returns the process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("it has not been waited for")
     }
@@ -95,21 +95,21 @@ impl Process {
 
     /// Returns how much time of a processor the process has used so far (`proc_pid_stat(5)`: utime and stime).
     pub(crate) fn processor_time(&self) -> Duration {
-        /// Linux counts in hundredths of a second here, whatever its own clock does (`USER_HZ`).
+        /// Linux counts hundredths of a second here (`USER_HZ`).
         const TICK: Duration = Duration::from_millis(10);
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id().unwrap())).unwrap();
-        // The second field is the program's name in brackets, which may hold anything; utime is the fourteenth.
+        // The second field is the program's name in brackets, which may hold any character. utime is the fourteenth.
         let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
         fields.skip(11).take(2).map(|ticks| TICK * ticks.parse::<u32>().unwrap()).sum()
     }
 
-    /// Waits for the end and returns the exit code; `None` when a signal ended it.
+    /// Waits for the end and returns the exit code; `None` after a signal.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
         timeout(PATIENCE, self.child.wait()).await.expect("the process ends").unwrap().code()
     }
 }
 
-/// The real binary's ports, drawn before it starts.
+/// The ports of the real binary, chosen before it starts.
 pub(crate) struct Ports {
     pub(crate) public: u16,
     pub(crate) admin: u16,
@@ -134,7 +134,7 @@ impl Ports {
         self.start_onto(directory, more, Stdio::null())
     }
 
-    /// Starts it likewise, with this standard output.
+    /// Starts it in the same way, with this standard output.
     pub(crate) fn start_onto(&self, directory: &Path, more: &[(&str, &str)], stdout: Stdio) -> Process {
         let environment = self.environment();
         let own = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -171,9 +171,9 @@ pub(crate) fn configuration(directory: &Path, text: &str) -> PathBuf {
     path
 }
 
-/// Returns a port that was free a moment ago, and that nobody gets by chance: it is none of those from which the system
-/// serves whoever asks for any port or connects to somebody, and none that was returned before. Nor is the one that lies
-/// 10,000 above, where the nodes of a Redis Cluster speak with each other.
+/// Returns a port that was free a moment ago and that no other program gets by chance: it is outside the ephemeral range
+/// of the system and was not returned before. The same holds for the port 10,000 above it, which is the bus port of a
+/// Redis Cluster node.
 pub(crate) fn free_port() -> u16 {
     static RETURNED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {

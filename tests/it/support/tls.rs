@@ -1,4 +1,4 @@
-//! Certificates for links that are encrypted, and clients that believe them.
+//! Certificates for encrypted connections, and clients that trust them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// A certificate authority, and what it signed for a server and for a client, as PEM files.
+/// A certificate authority, with a certificate for a server and one for a client, as PEM files.
 pub(crate) fn certificates(directory: &Path) {
     let named = |name: &str| {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
@@ -34,7 +34,7 @@ pub(crate) fn certificates(directory: &Path) {
     }
 }
 
-/// The beginnings of a client that believes the authorities of these directories, and no other.
+/// Returns a client builder that trusts only the authorities of these directories.
 pub(crate) fn believer(directories: &[&Path]) -> ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let authority =
@@ -42,7 +42,7 @@ pub(crate) fn believer(directories: &[&Path]) -> ClientBuilder {
     reqwest::Client::builder().tls_certs_only(directories.iter().map(authority))
 }
 
-/// A connection to a listener that presents the server of a directory, for a protocol (RFC 7301).
+/// Connects to a listener with the server certificate of a directory, for a protocol (RFC 7301).
 pub(crate) async fn connect(directory: &Path, listener: SocketAddr, protocol: &str) -> TlsStream<TcpStream> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -54,7 +54,7 @@ pub(crate) async fn connect(directory: &Path, listener: SocketAddr, protocol: &s
     stream
 }
 
-/// What presents the server of a directory, and asks for its client.
+/// Returns an acceptor with the server certificate of a directory that requests a client certificate.
 pub(crate) fn server(directory: &Path) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(directory)), Arc::clone(&provider));
@@ -71,13 +71,13 @@ fn roots(directory: &Path) -> RootCertStore {
     roots
 }
 
-/// What the client of a directory presents.
+/// Returns the client certificate of a directory.
 pub(crate) fn identity(directory: &Path) -> Identity {
     let read = |name| std::fs::read_to_string(directory.join(name)).unwrap();
     Identity::from_pem(format!("{}{}", read("client.key"), read("client.pem")).as_bytes()).unwrap()
 }
 
-/// Settings of a table whose listener presents the server of a directory.
+/// Returns the settings of a listener with the server certificate of a directory.
 pub(crate) fn listener(table: &str, directory: &Path) -> String {
     let path = |name: &str| directory.join(name).display().to_string();
     format!("[{table}.tls]\ncert = {:?}\nkey = {:?}\n", path("server.pem"), path("server.key"))

@@ -1,4 +1,4 @@
-//! Private servers for tests: each on ports and in a directory of its own, and gone when the test process is.
+//! Private servers for tests. Each has its own ports and directory, and stops with the test process.
 //!
 //! A server is a process of this machine, or, where `PROFILE_EDGE_TEST_SERVERS` is `containers`, a container
 //! on the engine of this machine, which shares its network and the directory of temporary files. Containers that a test
@@ -29,7 +29,7 @@ pub(crate) struct Program {
     pub(crate) command: Vec<String>,
 }
 
-/// A server that runs.
+/// A running server.
 pub(crate) enum Server {
     /// A process. It ends with this value, and with the test process even if that is killed: a shell
     /// between the two kills the server when its standard input, which only the test process holds, closes.
@@ -72,10 +72,10 @@ impl Server {
 
     async fn container(directory: &Path, program: &Program) -> Self {
         let path = directory.display().to_string();
-        // All of it, since certificates are in directories of their own.
+        // The whole directory of temporary files, since certificates are in other directories.
         let mount = std::env::temp_dir().display().to_string();
         let (name, tag) = program.image;
-        // What the server leaves in the directory must be the tests' own to remove.
+        // The tests must be able to remove the files of the server.
         let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(directory).unwrap());
         let container = GenericImage::new(name, tag)
             .with_entrypoint("/usr/bin/env")
@@ -90,7 +90,7 @@ impl Server {
         Self::Container(Box::new(container))
     }
 
-    /// Stops the server where it stands.
+    /// Pauses the server (SIGSTOP).
     pub(crate) async fn pause(&self) {
         match self {
             Self::Process { pid, .. } => signal("STOP", pid),
@@ -98,7 +98,7 @@ impl Server {
         }
     }
 
-    /// Lets a stopped server go on.
+    /// Continues a paused server.
     pub(crate) async fn unpause(&self) {
         match self {
             Self::Process { pid, .. } => signal("CONT", pid),
@@ -114,7 +114,7 @@ impl Server {
     pub(crate) async fn run(&self, command: &[String]) -> String {
         match self {
             Self::Process { .. } => {
-                // Whoever waits for it must not hold up what else goes on in its test.
+                // The wait must not block other tasks of the test.
                 let done = tokio::process::Command::new(&command[0]).args(&command[1..]).output().await.unwrap();
                 assert!(done.status.success(), "{command:?}: {done:?}");
                 String::from_utf8(done.stdout).unwrap()
@@ -130,7 +130,7 @@ impl Server {
         }
     }
 
-    /// Ends the server at once; it has ended when this returns.
+    /// Kills the server. It has ended when this returns.
     pub(crate) async fn kill(mut self) {
         match &mut self {
             Self::Process { .. } => {}

@@ -1,4 +1,4 @@
-//! A link that can be broken: a TCP proxy in front of a server.
+//! A TCP proxy in front of a server, to break connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What the link does with what it is given.
+/// How the proxy handles data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// Passes it on.
+    /// Forwards it.
     Whole,
-    /// Holds it back, in both directions, without an error.
+    /// Stops forwarding in both directions, without an error.
     Stalled,
-    /// Ends every connection, old and new.
+    /// Closes every connection, old and new.
     Broken,
 }
 
-/// A proxy in front of one server; it ends with this value.
+/// A proxy in front of one server. It stops when this is dropped.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     link: Arc<watch::Sender<Link>>,
@@ -41,7 +41,7 @@ impl Proxy {
         Self { address, link, accepting }
     }
 
-    /// Changes what the link does.
+    /// Changes how the proxy handles data.
     pub(crate) fn set(&self, link: Link) {
         self.link.send_replace(link);
     }

@@ -1,8 +1,7 @@
 //! Private RabbitMQ servers: one node alone, and a cluster of three.
 //!
-//! Where [`NAMED`] and [`NAMED_API`] are set, they name the one node that tests share: its user makes and uses a
-//! virtual host for each test, and so must be an administrator. Tests that stop their broker, or configure it, start
-//! their own all the same.
+//! [`NAMED`] and [`NAMED_API`] can name the one node that tests share. Its user creates a virtual host for each test, so
+//! it must be an administrator. Tests that stop or configure their broker still start their own.
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
@@ -33,10 +32,10 @@ const START: Duration = Duration::from_secs(120);
 /// user of their own.
 const FIND: &str = "for at in /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin; do [ -x $at/$0 ] && exec $at/$0 \"$@\"; done";
 
-/// The secret by which the nodes of a cluster know each other. Every node listens on loopback alone.
+/// The Erlang cookie of the nodes of a cluster. Every node listens on loopback only.
 const COOKIE: &[u8] = b"PROFILEEDGETESTS";
 
-/// A port mapper (epmd) of the tests' own, so that nothing outlives them.
+/// A port mapper (epmd) of the tests, which ends with them.
 struct Mapper {
     port: u16,
     _directory: TempDir,
@@ -62,13 +61,13 @@ pub(crate) struct RabbitServer {
     mapper: Option<Arc<Mapper>>,
     directory: TempDir,
     server: Option<Server>,
-    /// Where it is, if it is not one of ours: the link, the API, and the user and password of both.
+    /// Its address, if the tests did not start it: the URL, the API, and the user and password of both.
     named: Option<(Url, String)>,
     client: reqwest::Client,
 }
 
 impl RabbitServer {
-    /// The node that the tests of this process share; each uses a virtual host of its own.
+    /// Returns the node that the tests of this process share. Each test uses its own virtual host.
     pub(crate) async fn shared() -> &'static Self {
         static SHARED: OnceCell<RabbitServer> = OnceCell::const_new();
         SHARED
@@ -101,7 +100,7 @@ impl RabbitServer {
         broker
     }
 
-    /// Starts a node of one's own, with more lines of configuration.
+    /// Starts a node of its own, with more lines of configuration.
     pub(crate) async fn start(more: &str) -> Self {
         Self::start_with(None, more).await
     }
@@ -127,7 +126,7 @@ impl RabbitServer {
         started
     }
 
-    /// Makes a node that does not run yet.
+    /// Creates a node that does not run yet.
     fn prepare(name: &str, mapper: Arc<Mapper>, tls_port: Option<u16>, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (port, management) = (free_port(), free_port());
@@ -157,19 +156,19 @@ impl RabbitServer {
         }
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub(crate) async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill().await;
         }
     }
 
-    /// Stops it where it stands.
+    /// Pauses it (SIGSTOP).
     pub(crate) async fn pause(&self) {
         self.server.as_ref().unwrap().pause().await;
     }
 
-    /// Lets it go on.
+    /// Continues it.
     pub(crate) async fn unpause(&self) {
         self.server.as_ref().unwrap().unpause().await;
     }
@@ -196,7 +195,7 @@ impl RabbitServer {
         Some(answer.json().await.unwrap_or(Value::Null))
     }
 
-    /// Makes a virtual host, and returns its name.
+    /// Creates a virtual host, and returns its name.
     ///
     /// A node that has just started may refuse, and one that has just joined a cluster may never run what was made
     /// in that moment: then another is made.
@@ -238,7 +237,7 @@ impl RabbitServer {
         }
     }
 
-    /// Publishes bytes, past everything of ours.
+    /// Publishes bytes directly.
     pub(crate) async fn publish(&self, vhost: &str, exchange: &str, routing_key: &str, bytes: &[u8]) {
         use base64::Engine;
         let payload = base64::engine::general_purpose::STANDARD.encode(bytes);
@@ -273,7 +272,7 @@ impl RabbitServer {
             ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
             ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
             ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", more.to_owned()),
-            // The node takes the place of its start script, and so is what gets our signals.
+            // The node replaces its start script, so it receives our signals.
             ("RUNNING_UNDER_SYSTEMD", "true".to_owned()),
         ]
         .map(|(name, value)| format!("{name}={value}"))
@@ -287,13 +286,13 @@ pub(crate) struct RabbitCluster {
 }
 
 impl RabbitCluster {
-    /// The cluster that the tests of this process share, for those that do it no harm.
+    /// Returns the cluster that the tests of this process share, for tests that do not damage it.
     pub(crate) async fn shared() -> &'static Self {
         static SHARED: OnceCell<RabbitCluster> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
     }
 
-    /// Starts a cluster of one's own.
+    /// Starts a cluster of its own.
     pub(crate) async fn start() -> Self {
         let mapper = Arc::new(Mapper::start().await);
         let names = ["edge-0@localhost", "edge-1@localhost", "edge-2@localhost"];
@@ -301,7 +300,7 @@ impl RabbitCluster {
         for (n, name) in (1..).zip(names) {
             peers += &format!("cluster_formation.classic_config.nodes.{n} = {name}\n");
         }
-        // The first looks for nobody, the others for the first: were all to look at once, each would wait.
+        // The first does not join others, and the others join the first. If all joined at once, each would wait.
         let mut nodes: Vec<RabbitServer> = names
             .iter()
             .zip(["", &peers, &peers])
@@ -319,7 +318,7 @@ impl RabbitCluster {
         started
     }
 
-    /// Returns the links to a virtual host, one for each node, in their order.
+    /// Returns the URLs of a virtual host, one for each node, in their order.
     pub(crate) fn urls(&self, vhost: &str) -> Vec<String> {
         self.nodes.iter().map(|node| node.url(vhost)).collect()
     }
@@ -343,8 +342,8 @@ fn program(command: impl IntoIterator<Item = String>) -> Program {
 }
 
 fn client() -> reqwest::Client {
-    // Tests that only speak plain HTTP need a TLS provider all the same to build a client.
+    // A client needs a TLS provider, also for plain HTTP.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // Tests have a runtime each: a connection that was kept would outlive its own.
+    // Each test has its own runtime, which a pooled connection would outlive.
     reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap()
 }

@@ -2,7 +2,7 @@
 //!
 //! Where [`NAMED`] is set, it names the single server that tests share. It must be there for tests alone, and allow
 //! 256 databases (`redis-server --databases 256`): each test empties one before it begins. Tests that kill their
-//! servers, or need several, start their own all the same.
+//! servers, or need several, still start their own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +20,7 @@ const NAMED: &str = "PROFILE_EDGE_TEST_REDIS_URL";
 /// One Redis server.
 pub(crate) struct RedisServer {
     pub(crate) port: u16,
-    /// Where it is, if it is not one of ours.
+    /// Its address, if the tests did not start it.
     named: Option<String>,
     directory: TempDir,
     arguments: Vec<String>,
@@ -73,19 +73,19 @@ impl RedisServer {
         .await;
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub(crate) async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill().await;
         }
     }
 
-    /// Stops it where it stands.
+    /// Pauses it (SIGSTOP).
     pub(crate) async fn pause(&self) {
         self.server.as_ref().unwrap().pause().await;
     }
 
-    /// Lets it go on.
+    /// Continues it.
     pub(crate) async fn unpause(&self) {
         self.server.as_ref().unwrap().unpause().await;
     }
@@ -150,7 +150,7 @@ impl Deployment {
         Self { settings: format!("url = \"{}\"\n", server.url()), servers: vec![server], _sentinels: vec![] }
     }
 
-    /// The settings of an empty database of one's own, on the single server that all tests share.
+    /// The settings of an empty database of its own, on the single server that all tests share.
     pub(crate) async fn database() -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let server = &Self::shared(Setup::Single).await.servers[0];
@@ -161,7 +161,7 @@ impl Deployment {
         format!("url = \"{}/{number}\"\n", server.url())
     }
 
-    /// Starts a deployment of one's own.
+    /// Starts a deployment of its own.
     pub(crate) async fn start(kind: Setup) -> Self {
         match kind {
             Setup::Single => Self::single(RedisServer::start(&[]).await),
@@ -170,7 +170,7 @@ impl Deployment {
         }
     }
 
-    /// A cluster of three masters, each with so many replicas.
+    /// A cluster of three masters, each with this many replicas.
     pub(crate) async fn cluster(replicas: usize) -> Self {
         let mut servers = Vec::new();
         for _ in 0..3 * (1 + replicas) {
@@ -196,7 +196,7 @@ impl Deployment {
         Self { servers, settings, _sentinels: vec![] }
     }
 
-    /// A master, a replica, and a sentinel that needs nobody's consent to fail over.
+    /// A master, a replica, and a sentinel that can fail over alone.
     async fn sentinel() -> Self {
         let master = RedisServer::start(&[]).await;
         let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]).await;

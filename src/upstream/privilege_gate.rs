@@ -1,9 +1,9 @@
-//! Turns fetches away whose token may do too little or too much: a decorator of the upstream port.
+//! Refuses fetches while the privileges of the token are wrong: a decorator of the upstream port.
 //!
-//! It stands in front of the guard, so that an answer that needs no request spends no budget and waits for
-//! nothing. The first fetch of all passes, and learns the judgement with everyone who waits for the token;
-//! from a refusal on, every fetch is told so at once, and one in each pause has the token judged again behind
-//! its back. A tenant whose privileges were put right is therefore served again after one more refusal.
+//! It wraps the guard, so that a refusal uses no budget and does not wait. The first fetch passes and gets the result
+//! of the check together with all fetches that wait for the token. After a refusal every fetch fails at once, and one
+//! in each pause starts another check in the background. After the privileges have been corrected, a tenant is
+//! therefore served again after one more refused fetch.
 
 use std::sync::Arc;
 
@@ -13,20 +13,20 @@ use tokio::time::Instant;
 use crate::domain::{CustomerId, TenantId};
 use crate::metrics::{Metrics, UpstreamOutcome};
 
-use super::tokens::Tokens;
+use super::tokens::TokenCache;
 use super::{Error, Expand, Fetched, Upstream};
 
-/// The upstream of one tenant, for as long as its token is not refused.
+/// The upstream of one tenant, which is available while its token is not refused.
 #[derive(Debug)]
-pub(super) struct Entitled<U> {
+pub(super) struct PrivilegeGate<U> {
     inner: U,
-    tokens: Tokens,
+    tokens: TokenCache,
     metrics: Arc<Metrics>,
 }
 
-impl<U> Entitled<U> {
-    /// Stands in front of `inner`, which fetches with these tokens.
-    pub(super) const fn new(inner: U, tokens: Tokens, metrics: Arc<Metrics>) -> Self {
+impl<U> PrivilegeGate<U> {
+    /// Wraps `inner`, which fetches with these tokens.
+    pub(super) const fn new(inner: U, tokens: TokenCache, metrics: Arc<Metrics>) -> Self {
         Self { inner, tokens, metrics }
     }
 
@@ -35,17 +35,17 @@ impl<U> Entitled<U> {
         self.tokens.refusal()
     }
 
-    /// Lets a fetch through, unless the token is refused.
+    /// Returns the inner upstream unless the token is refused.
     fn admit(&self) -> Result<&U, Error> {
         let Some(reason) = self.tokens.refusal() else { return Ok(&self.inner) };
-        self.tokens.reconsider();
+        self.tokens.recheck();
         self.metrics.upstream_requests.with(UpstreamOutcome::Privileges).increment(1);
         Err(Error::Privileges { reason })
     }
 }
 
 #[async_trait]
-impl<U: Upstream> Upstream for Entitled<U> {
+impl<U: Upstream> Upstream for PrivilegeGate<U> {
     async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
         self.admit()?.fetch(tenant, customer, deadline).await
     }

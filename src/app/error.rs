@@ -3,8 +3,8 @@
 use crate::http::auth::callers::InvalidCaller;
 use crate::http::auth::jwt::InvalidSecret;
 use crate::http::server::config::BindError;
-use crate::http::server::tls;
-use crate::{audit, ingest, queue, store, upstream};
+use crate::invalid::InvalidSetting;
+use crate::{audit, queue, store};
 
 /// The application could not start.
 #[derive(Debug, thiserror::Error)]
@@ -21,21 +21,12 @@ pub enum Error {
     /// The audit could not begin.
     #[error(transparent)]
     Audit(#[from] audit::open::Error),
-    /// A tenant's upstream is misconfigured.
+    /// A setting cannot be used.
     #[error(transparent)]
-    Upstream(#[from] upstream::open::ConfigError),
-    /// A tenant's webhook is misconfigured.
-    #[error(transparent)]
-    Webhook(#[from] ingest::authenticate::ConfigError),
+    Setting(#[from] InvalidSetting),
     /// A caller is misconfigured.
     #[error(transparent)]
     Caller(#[from] InvalidCaller),
-    /// A listener's TLS is misconfigured.
-    #[error(transparent)]
-    Tls(#[from] tls::ConfigError),
-    /// The sealing keys are misconfigured.
-    #[error(transparent)]
-    Sealing(#[from] store::sealed::keyring::ConfigError),
     /// What tokens are signed with is misconfigured.
     #[error("http.token_secret: {0}")]
     TokenSecret(#[from] InvalidSecret),

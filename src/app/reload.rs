@@ -79,8 +79,8 @@ impl Made {
             sources: Sources::new(served.map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice())))?,
             keyring: keyring(config, &tenants)?,
             admin_key: config.admin.key_digest(),
-            public_tls: config.http.tls.load("http.tls")?,
-            admin_tls: config.admin.tls.load("admin.tls")?,
+            public_tls: config.http.tls.load("http.tls").map_err(|error| error.within("http.tls"))?,
+            admin_tls: config.admin.tls.load("admin.tls").map_err(|error| error.within("admin.tls"))?,
         })
     }
 }
@@ -125,7 +125,7 @@ impl Doors {
 /// Makes the keyring of a configuration; an empty one where records are kept in clear.
 fn keyring(config: &Config, tenants: &[TenantId]) -> Result<Keyring, Error> {
     Ok(match &config.store.sealing {
-        Some(sealing) => Keyring::new(sealing, tenants)?,
+        Some(sealing) => Keyring::new(sealing, tenants).map_err(|error| error.within("store.sealing"))?,
         None => Keyring::default(),
     })
 }

@@ -31,7 +31,7 @@ pub(super) async fn run<F>(config: Config, again: F) -> Exit
 where
     F: Fn() -> Result<Config, Errors> + Clone + Send + 'static,
 {
-    let telemetry = match Telemetry::open(&config.telemetry) {
+    let telemetry = match Telemetry::open(&config.telemetry).map_err(|error| error.within("telemetry")) {
         Ok(telemetry) => telemetry,
         Err(error) => {
             logging::init(&config.log);
@@ -125,12 +125,7 @@ fn exit_of(error: &app::Error) -> Exit {
     match error {
         app::Error::Queue(queue::Error::Misconfigured { .. }) => Exit::Usage,
         app::Error::Bind(_) | app::Error::Audit(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
-        app::Error::Upstream(_)
-        | app::Error::Webhook(_)
-        | app::Error::Caller(_)
-        | app::Error::Sealing(_)
-        | app::Error::TokenSecret(_)
-        | app::Error::Tls(_) => Exit::Usage,
+        app::Error::Setting(_) | app::Error::Caller(_) | app::Error::TokenSecret(_) => Exit::Usage,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use url::{Host, Url};
 
+use crate::invalid::InvalidSetting;
 use crate::store::sealed::keyring;
 use crate::{queue, store};
 
@@ -77,7 +78,7 @@ fn times(config: &Config, found: &mut Vec<Problem>) {
         found.push(Problem::new("http.max_in_flight", "must be at least 1"));
     }
     if let Err(error) = config.upstream.validate() {
-        found.push(Problem::new(error.field, error.reason));
+        found.push(invalid("upstream", error));
     }
 }
 
@@ -127,11 +128,11 @@ fn listeners(config: &Config, found: &mut Vec<Problem>) {
             found.push(Problem::new(path, reason));
         }
         if let Err(error) = tls.load(section) {
-            found.push(Problem::new(format!("{section}.{}", error.field), error.reason));
+            found.push(invalid(section, error));
         }
     }
     if let Err(error) = config.http.limits.validate() {
-        found.push(Problem::new(format!("http.limits.{}", error.field), error.reason));
+        found.push(invalid("http.limits", error));
     }
     let mut all = named.to_vec();
     if config.runs_sandbox() {
@@ -157,7 +158,7 @@ fn listeners(config: &Config, found: &mut Vec<Problem>) {
 
 fn sealing(config: &Config, found: &mut Vec<Problem>) {
     if let Some(Err(error)) = config.store.sealing.as_ref().map(keyring::Config::validate) {
-        found.push(Problem::new(format!("store.sealing.{}", error.field), error.reason));
+        found.push(invalid("store.sealing", error));
     }
 }
 
@@ -166,7 +167,7 @@ fn redis(config: &Config, found: &mut Vec<Problem>) {
         return;
     }
     if let Err(error) = config.store.redis.validate() {
-        found.push(Problem::new(error.field, error.reason));
+        found.push(invalid("store.redis", error));
     }
     let path = if config.store.redis.urls.is_empty() { "store.redis.url" } else { "store.redis.urls" };
     for url in config.store.redis.addresses().iter().flatten() {
@@ -180,7 +181,7 @@ fn amqp(config: &Config, found: &mut Vec<Problem>) {
     }
     let amqp = &config.queue.amqp;
     if let Err(error) = amqp.validate() {
-        found.push(Problem::new(error.field, error.reason));
+        found.push(invalid("queue.amqp", error));
     }
     let path = if amqp.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
     for url in amqp.addresses().iter().flatten() {
@@ -190,7 +191,7 @@ fn amqp(config: &Config, found: &mut Vec<Problem>) {
 
 fn telemetry(config: &Config, found: &mut Vec<Problem>) {
     if let Err(error) = config.telemetry.validate() {
-        found.push(Problem::new(error.field, error.reason));
+        found.push(invalid("telemetry", error));
     }
     if let Some(endpoint) = &config.telemetry.endpoint {
         plain_link(config, "telemetry.endpoint", endpoint, "https", found);
@@ -199,8 +200,14 @@ fn telemetry(config: &Config, found: &mut Vec<Problem>) {
 
 fn audit(config: &Config, found: &mut Vec<Problem>) {
     if let Err(error) = config.audit.validate() {
-        found.push(Problem::new(format!("audit.{}", error.field), error.reason));
+        found.push(invalid("audit", error));
     }
+}
+
+/// Returns the problem of a setting, which its module knows by the path below `section`.
+fn invalid(section: &str, error: InvalidSetting) -> Problem {
+    let InvalidSetting { field, reason } = error.within(section);
+    Problem::new(field, reason)
 }
 
 /// Refuses a link to another host that is not encrypted.
@@ -224,8 +231,7 @@ fn tenants(config: &Config, found: &mut Vec<Problem>) {
         upstream(config, index, tenant, found);
         for (number, webhook) in tenant.webhooks.iter().enumerate() {
             if let Err(error) = webhook.validate() {
-                let path = format!("tenant[{index}].webhook[{number}].{}", error.field);
-                found.push(Problem::new(path, error.reason));
+                found.push(invalid(&format!("tenant[{index}].webhook[{number}]"), error));
             }
         }
     }
@@ -239,8 +245,7 @@ fn upstream(config: &Config, index: usize, tenant: &Tenant, found: &mut Vec<Prob
         return;
     };
     if let Err(error) = upstream.validate() {
-        let path = error.field.replacen("tenant.", &format!("tenant[{index}]."), 1);
-        found.push(Problem::new(path, error.reason));
+        found.push(invalid(&format!("tenant[{index}].upstream"), error));
     }
     if let Ok(urls) = upstream.base_urls() {
         for (name, url) in [("api_url", &urls.api), ("login_url", &urls.login)] {

@@ -20,11 +20,12 @@ const CRATES: [(&str, &[&str]); 12] = [
 ];
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` know every door.
-const IMPORTS: [(&str, &[&str]); 23] = [
-    ("audit", &["clock", "domain", "metrics", "shutdown"]),
+const IMPORTS: [(&str, &[&str]); 24] = [
+    ("audit", &["clock", "domain", "invalid", "metrics", "shutdown"]),
     ("clock", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
+    ("invalid", &[]),
     ("logging", &["spans"]),
     ("metrics", &["domain", "roles"]),
     ("shutdown", &[]),
@@ -32,12 +33,12 @@ const IMPORTS: [(&str, &[&str]); 23] = [
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
     ("spans", &["domain", "metrics"]),
-    ("telemetry", &["domain", "metrics", "shutdown", "spans", "tls"]),
+    ("telemetry", &["domain", "invalid", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
-    ("store", &["clock", "domain", "metrics", "reload", "shutdown", "tls"]),
-    ("queue", &["clock", "domain", "metrics", "shutdown", "spans", "tls"]),
-    ("upstream", &["clock", "domain", "metrics", "shutdown", "spans"]),
-    ("ingest", &["clock", "domain", "metrics", "queue", "reload", "spans"]),
+    ("store", &["clock", "domain", "invalid", "metrics", "reload", "shutdown", "tls"]),
+    ("queue", &["clock", "domain", "invalid", "metrics", "shutdown", "spans", "tls"]),
+    ("upstream", &["clock", "domain", "invalid", "metrics", "shutdown", "spans"]),
+    ("ingest", &["clock", "domain", "invalid", "metrics", "queue", "reload", "spans"]),
     ("consumer", &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store"]),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
     ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store"]),
@@ -49,6 +50,7 @@ const IMPORTS: [(&str, &[&str]); 23] = [
             "clock",
             "domain",
             "ingest",
+            "invalid",
             "lookup",
             "metrics",
             "operate",
@@ -68,6 +70,7 @@ const IMPORTS: [(&str, &[&str]); 23] = [
             "domain",
             "http",
             "ingest",
+            "invalid",
             "logging",
             "lookup",
             "queue",

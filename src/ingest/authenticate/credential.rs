@@ -7,8 +7,9 @@ use subtle::{Choice, ConstantTimeEq};
 use zeroize::Zeroizing;
 
 use crate::domain::Secret;
+use crate::invalid::InvalidSetting;
 
-use super::{ConfigError, LENIENT, joined, only};
+use super::{LENIENT, joined, only};
 
 /// The SHA-256 of each valid credential: of equal length whatever the credentials' lengths.
 #[derive(Clone)]
@@ -28,11 +29,11 @@ impl Digests {
     }
 
     /// Takes secrets that are presented behind a username and a colon.
-    pub(super) fn of_user(username: Option<&str>, secrets: &[Secret]) -> Result<Self, ConfigError> {
-        let username = username.ok_or_else(|| ConfigError::new("username", "is missing: \"basic\" needs it"))?;
+    pub(super) fn of_user(username: Option<&str>, secrets: &[Secret]) -> Result<Self, InvalidSetting> {
+        let username = username.ok_or_else(|| InvalidSetting::new("username", "is missing: \"basic\" needs it"))?;
         // RFC 7617 section 2. Without a colon in the username the joined text is unambiguous.
         if username.is_empty() || username.contains(':') || username.contains(char::is_control) {
-            return Err(ConfigError::new("username", "must not be empty, hold a colon or a control character"));
+            return Err(InvalidSetting::new("username", "must not be empty, hold a colon or a control character"));
         }
         let digest = |secret: &Secret| {
             Sha256::new().chain_update(username).chain_update(":").chain_update(secret.expose()).finalize().into()

@@ -26,6 +26,7 @@ use serde::Deserialize;
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::domain::{Secret, Timestamp};
+use crate::invalid::InvalidSetting;
 
 use super::shapes::SenderId;
 use credential::Digests;
@@ -79,16 +80,6 @@ pub enum Scheme {
     StandardWebhooks,
 }
 
-/// A webhook's configuration is unusable.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("tenant.webhook.{field}: {reason}")]
-pub struct ConfigError {
-    /// Which field of it.
-    pub field: &'static str,
-    /// What is expected of it.
-    pub reason: String,
-}
-
 /// One scheme, ready to judge.
 #[derive(Clone, Debug)]
 pub enum Authenticator {
@@ -126,30 +117,24 @@ impl Config {
     ///
     /// No secret, an unusable one, a header that is no header's name, a username that cannot be sent or is
     /// missing, or an option that belongs to another scheme.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         Authenticator::new(self).map(drop)
     }
 
     /// Refuses the options that belong to another scheme.
-    fn belongs(&self) -> Result<(), ConfigError> {
+    fn belongs(&self) -> Result<(), InvalidSetting> {
         if self.header.is_some() && self.scheme != Scheme::ApiKey {
-            return Err(ConfigError::new("header", "belongs to the scheme \"api-key\" only"));
+            return Err(InvalidSetting::new("header", "belongs to the scheme \"api-key\" only"));
         }
         if self.username.is_some() && self.scheme != Scheme::Basic {
-            return Err(ConfigError::new("username", "belongs to the scheme \"basic\" only"));
+            return Err(InvalidSetting::new("username", "belongs to the scheme \"basic\" only"));
         }
         Ok(())
     }
 
-    fn api_key_header(&self) -> Result<HeaderName, ConfigError> {
+    fn api_key_header(&self) -> Result<HeaderName, InvalidSetting> {
         let Some(header) = &self.header else { return Ok(API_KEY) };
-        header.parse().map_err(|_| ConfigError::new("header", "must be the name of an HTTP header"))
-    }
-}
-
-impl ConfigError {
-    fn new(field: &'static str, reason: &str) -> Self {
-        Self { field, reason: reason.to_owned() }
+        header.parse().map_err(|_| InvalidSetting::new("header", "must be the name of an HTTP header"))
     }
 }
 
@@ -159,13 +144,13 @@ impl Authenticator {
     /// # Errors
     ///
     /// As [`Config::validate`].
-    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+    pub fn new(config: &Config) -> Result<Self, InvalidSetting> {
         let secrets = &config.secrets;
         if secrets.is_empty() {
-            return Err(ConfigError::new("secrets", "at least one is needed"));
+            return Err(InvalidSetting::new("secrets", "at least one is needed"));
         }
         if secrets.iter().any(Secret::is_empty) {
-            return Err(ConfigError::new("secrets", "must not be empty"));
+            return Err(InvalidSetting::new("secrets", "must not be empty"));
         }
         config.belongs()?;
         Ok(match config.scheme {

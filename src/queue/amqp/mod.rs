@@ -68,7 +68,7 @@ use publisher::{Message, Publisher, Publishing};
 use replay::{Order, Replayer};
 use topology::Topology;
 
-pub use config::{Config, ConfigError};
+pub use config::Config;
 
 /// The longest that closing takes, when the broker does not answer.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);

@@ -35,6 +35,7 @@ use tokio::time::Instant;
 
 use crate::clock::SharedClock;
 use crate::domain::{At, Key, Kind, Modified, Redelivery};
+use crate::invalid::InvalidSetting;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
@@ -43,7 +44,7 @@ use super::{
     Record, ReplicationHistory, Store, Token,
 };
 
-use config::{Config, ConfigError, Place};
+use config::{Config, Place};
 use connection::{Failure, Link};
 use pubsub::Announcements;
 use scripts::{APPLY, FILL, INSPECT, LEASE, Names, RELEASE, Script};
@@ -75,7 +76,7 @@ impl Redis {
         clock: SharedClock,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
-        let refuse = |error: ConfigError| Error::Rejected { reason: error.to_string() };
+        let refuse = |error: InvalidSetting| Error::Rejected { reason: error.within("store.redis").to_string() };
         let place = config.place().map_err(refuse)?;
         let certificates = config.certificates().map_err(refuse)?;
         // A WAIT may take as long again as its script.

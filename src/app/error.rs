@@ -1,5 +1,7 @@
 //! Why the application could not start.
 
+use std::time::Duration;
+
 use crate::http::auth::callers::InvalidCaller;
 use crate::http::auth::jwt::InvalidSecret;
 use crate::http::server::config::BindError;
@@ -18,16 +20,26 @@ pub enum Error {
     /// The store could not be opened.
     #[error("the store could not be opened: {0}")]
     Store(#[from] store::Error),
-    /// The audit could not begin.
+    /// A dependency did not answer within `startup_timeout`.
+    #[error("{dependency} did not answer within startup_timeout ({}): {cause}", humantime::format_duration(*.limit))]
+    NoAnswer {
+        /// What was waited for.
+        dependency: &'static str,
+        /// How long.
+        limit: Duration,
+        /// What each of its addresses answers now.
+        cause: String,
+    },
+    /// The audit could not start.
     #[error(transparent)]
     Audit(#[from] audit::open::Error),
     /// A setting cannot be used.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
-    /// A caller is misconfigured.
+    /// A caller cannot be used.
     #[error(transparent)]
     Caller(#[from] InvalidCaller),
-    /// What tokens are signed with is misconfigured.
+    /// The key that signs tokens cannot be used.
     #[error("http.token_secret: {0}")]
     TokenSecret(#[from] InvalidSecret),
 }

@@ -147,6 +147,11 @@ fn domain(region: &str) -> Result<&'static str, String> {
     if let Some((_, domain)) = REGIONS.iter().find(|(name, _)| *name == region) {
         return Ok(domain);
     }
+    if let Some((name, _)) =
+        REGIONS.iter().find(|(_, domain)| region == *domain || region.ends_with(&format!(".{domain}")))
+    {
+        return Err(format!("must be the name of a region, not its domain: use {name}"));
+    }
     let likeness = |name: &str| strsim::jaro_winkler(name, region);
     let nearest = REGIONS.iter().map(|(name, _)| *name).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     Err(format!("no such region; the nearest is {}", nearest.unwrap_or_default()))
@@ -206,6 +211,20 @@ mod tests {
     fn an_unknown_region_names_the_nearest() {
         let error = BaseUrls::find(Some("eu-central-1"), None, None).unwrap_err();
         assert_eq!(error.to_string(), "region: no such region; the nearest is eu_central_1");
+    }
+
+    #[test]
+    fn a_domain_or_an_aws_name_for_a_region_is_answered_with_the_region() {
+        for (given, region) in [
+            ("mypurecloud.com", "us_east_1"),
+            ("api.mypurecloud.de", "eu_central_1"),
+            ("mypurecloud.com.au", "ap_southeast_2"),
+            ("usw2.pure.cloud", "us_west_2"),
+            ("us-east-1", "us_east_1"),
+        ] {
+            let error = BaseUrls::find(Some(given), None, None).unwrap_err();
+            assert!(error.reason.ends_with(&format!(" {region}")), "{given}: {error}");
+        }
     }
 
     #[test]

@@ -198,7 +198,7 @@ async fn a_hangup_with_a_bad_file_changes_nothing_and_says_so() {
     for (settings, named) in &bad {
         service.reload(settings, "error").await;
         let log = service.process.log();
-        let line = log.lines().rfind(|line| line.contains("the running one stays")).unwrap();
+        let line = log.lines().rfind(|line| line.contains("keeping the running one")).unwrap();
         assert!(line.contains(named), "{line}");
         assert!(!line.contains("planted"), "{line}");
         assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 200, "{named}");

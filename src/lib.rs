@@ -15,6 +15,7 @@ pub mod domain;
 pub mod faults;
 pub mod http;
 pub mod ingest;
+pub mod invalid;
 pub mod logging;
 pub mod lookup;
 pub mod metrics;

@@ -95,7 +95,7 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
     };
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = if as_text {
-        lines.with_ansi(std::io::stderr().is_terminal()).boxed()
+        lines.with_ansi(std::io::stderr().is_terminal() && !is_plain()).boxed()
     } else {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
@@ -103,6 +103,12 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
     if tracing_subscriber::registry().with(layers).try_init().is_ok() {
         panic::set_hook(Box::new(log_panic));
     }
+}
+
+/// Returns whether the environment asks for text without colours (<https://no-color.org>).
+fn is_plain() -> bool {
+    let var = |name| std::env::var_os(name).unwrap_or_default();
+    !var("NO_COLOR").is_empty() || var("TERM") == "dumb"
 }
 
 /// The most that is written of anything.

@@ -1,9 +1,9 @@
-//! The door of profile-edge; everything is behind [`profile_edge::cli`].
+//! The entry point; see [`profile_edge::cli`].
 
 use std::process::ExitCode;
 
-/// The system's allocator has one lock for each of its arenas, and what one thread frees another has often made: with
-/// it a hit costs a fifth more (perf, glibc 2.36). mimalloc is as quick as this one, and takes 20 MiB more.
+/// The allocator of the system has one lock for each arena, and memory is often freed by another thread: with it a hit costs
+/// a fifth more (perf, glibc 2.36). mimalloc is as fast as jemalloc, and uses 20 MiB more.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

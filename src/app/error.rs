@@ -1,10 +1,12 @@
 //! Why the application could not start.
 
+use std::time::Duration;
+
 use crate::http::auth::callers::InvalidCaller;
 use crate::http::auth::jwt::InvalidTokenSecret;
 use crate::http::server::config::BindError;
-use crate::http::server::tls;
-use crate::{audit, ingest, queue, store, upstream};
+use crate::invalid::InvalidSetting;
+use crate::{audit, queue, store};
 
 /// The application could not start.
 #[derive(Debug, thiserror::Error)]
@@ -18,25 +20,26 @@ pub enum Error {
     /// The store could not be opened.
     #[error("the store could not be opened: {0}")]
     Store(#[from] store::Error),
-    /// The audit could not begin.
+    /// A dependency did not answer within `startup_timeout`.
+    #[error("{dependency} did not answer within startup_timeout ({}): {cause}", humantime::format_duration(*.limit))]
+    NoAnswer {
+        /// What was waited for.
+        dependency: &'static str,
+        /// How long.
+        limit: Duration,
+        /// What each of its addresses answers now.
+        cause: String,
+    },
+    /// The audit could not start.
     #[error(transparent)]
     Audit(#[from] audit::open::Error),
-    /// A tenant's upstream is misconfigured.
+    /// A setting cannot be used.
     #[error(transparent)]
-    Upstream(#[from] upstream::open::ConfigError),
-    /// A tenant's webhook is misconfigured.
-    #[error(transparent)]
-    Webhook(#[from] ingest::authenticate::ConfigError),
-    /// A caller is misconfigured.
+    Setting(#[from] InvalidSetting),
+    /// A caller cannot be used.
     #[error(transparent)]
     Caller(#[from] InvalidCaller),
-    /// A listener's TLS is misconfigured.
-    #[error(transparent)]
-    Tls(#[from] tls::ConfigError),
-    /// The sealing keys are misconfigured.
-    #[error(transparent)]
-    Sealing(#[from] store::sealed::keyring::ConfigError),
-    /// What tokens are signed with is misconfigured.
+    /// The key that signs tokens cannot be used.
     #[error("http.token_secret: {0}")]
     TokenSecret(#[from] InvalidTokenSecret),
 }

@@ -1,4 +1,4 @@
-//! The probe: asks every dependency about once a second how it is, for readiness and for the gauges.
+//! The probe: checks every dependency about once a second, for readiness and for the gauges.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::{queue, store, upstream};
 /// How often dependencies are probed and gauges refreshed.
 pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// Asks the dependencies how they are.
+/// Checks the dependencies.
 #[derive(Debug)]
 pub(super) struct Probe {
-    pub(super) standing: upstream::open::Standing,
+    pub(super) refused: upstream::open::Standing,
     pub(super) readiness: Arc<Readiness>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) audit: Audit,
@@ -26,26 +26,26 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Asks again and again, until shutdown.
+    /// Checks at an interval, until shutdown.
     pub(super) async fn run(self, shutdown: Shutdown) {
         let mut ticks = interval(PROBE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.requested() => return,
-                _ = ticks.tick() => self.ask().await,
+                _ = ticks.tick() => self.check().await,
             }
         }
     }
 
-    /// Asks once.
-    pub(super) async fn ask(&self) {
+    /// Checks once.
+    pub(super) async fn check(&self) {
         self.readiness.store(self.store.ping().await.is_ok(), &self.metrics);
         if let Some(queue) = &self.queue {
             self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
         }
         self.readiness.audit(self.audit.works(), &self.metrics);
-        let refusals = self.standing.refusals().into_iter();
+        let refusals = self.refused.refusals().into_iter();
         self.readiness.upstreams(refusals.map(|(tenant, reason)| (tenant.to_string(), reason.to_string())));
         self.metrics.upkeep();
     }

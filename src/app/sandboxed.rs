@@ -1,4 +1,4 @@
-//! The sandbox inside this process: Genesys for whoever tries things.
+//! The sandbox in this process, which simulates Genesys.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use crate::http::server::config::{BindError, bind};
 use crate::sandbox::{self, Sandbox};
 use crate::shutdown::Shutdown;
 
-/// Opens a plain door on loopback for the events of this process' own sandbox where the public one speaks TLS: the
-/// sandbox has no reason to trust that certificate.
-pub(super) async fn open_backstage(config: &Config) -> Result<Option<TcpListener>, BindError> {
+/// Binds a plain listener on loopback for the events of the sandbox, if the public listener uses TLS: the sandbox does not
+/// trust its certificate.
+pub(super) async fn bind_sandbox_webhook(config: &Config) -> Result<Option<TcpListener>, BindError> {
     if !(config.runs_sandbox() && config.http.tls.is_on()) {
         return Ok(None);
     }
     bind((Ipv4Addr::LOCALHOST, 0).into(), "sandbox.enabled").await.map(Some)
 }
 
-/// Starts the sandbox, if it is wanted, and points the demo tenant at where it really listens.
+/// Starts the sandbox, if it is enabled, and sets its address as the upstream of the demo's tenant.
 pub(super) async fn start_sandbox(
     config: &mut Config,
     public: SocketAddr,

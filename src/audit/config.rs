@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use crate::domain::Secret;
+use crate::invalid::InvalidSetting;
 
 use super::chain::Hasher;
 
@@ -74,36 +75,27 @@ pub enum Fsync {
     Every(Duration),
 }
 
-/// A setting is unusable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    /// Which.
-    pub field: &'static str,
-    /// What is expected of it.
-    pub reason: &'static str,
-}
-
 impl Config {
     /// Checks what types cannot say.
     ///
     /// # Errors
     ///
     /// Names the first setting that is unusable.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         if self.key.is_some() && self.key_material().is_none() {
-            return Err(ConfigError { field: "key", reason: "must be base64 of 32 bytes or more" });
+            return Err(InvalidSetting::new("key", "must be base64 of 32 bytes or more"));
         }
         if self.sink == Sink::File && self.path.file_name().is_none() {
-            return Err(ConfigError { field: "path", reason: "must name a file" });
+            return Err(InvalidSetting::new("path", "must name a file"));
         }
         if self.max_bytes < ByteSize::kib(64) {
-            return Err(ConfigError { field: "max_bytes", reason: "must be at least 64KiB" });
+            return Err(InvalidSetting::new("max_bytes", "must be at least 64KiB"));
         }
         if !BUFFERS.contains(&self.buffer) {
-            return Err(ConfigError { field: "buffer", reason: "must be from 1000 to 1000000" });
+            return Err(InvalidSetting::new("buffer", "must be from 1000 to 1000000"));
         }
         if self.sink == Sink::None && self.strict {
-            return Err(ConfigError { field: "strict", reason: "needs a sink: \"stdout\" or \"file\"" });
+            return Err(InvalidSetting::new("strict", "needs a sink: \"stdout\" or \"file\""));
         }
         Ok(())
     }

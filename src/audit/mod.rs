@@ -54,7 +54,7 @@ use tokio::time::timeout;
 use crate::clock::SharedClock;
 use crate::domain::Timestamp;
 
-pub use config::{Config, ConfigError, Fsync, Lookups, Sink};
+pub use config::{Config, Fsync, Lookups, Sink};
 pub use record::{Applied, Decision, DeniedWebhook, Lookup, Operation, Reason, Record, Verdict};
 
 use shared::Shared;

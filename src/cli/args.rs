@@ -1,9 +1,10 @@
-//! What can be asked for on the command line.
+//! The arguments of the command line.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 use url::Url;
 
 use crate::audit::chain::RecordHash;
@@ -21,11 +22,11 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Runs the service (the default); with no configuration, a demo that needs nothing installed.
+    /// Runs the service (the default). Without a configuration, runs a demo that needs nothing installed.
     Run(RunArgs),
-    /// Runs a stand-alone sandbox Genesys.
+    /// Runs only the sandbox, which simulates Genesys.
     Sandbox(SandboxArgs),
-    /// Validates the configuration and prints it, secrets redacted, each value with where it came from.
+    /// Checks the configuration and prints every setting with its origin; secrets are redacted.
     CheckConfig {
         #[command(flatten)]
         config: ConfigArgs,
@@ -33,13 +34,13 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Reads a caller key on standard input and prints the value for `key_sha256`.
+    /// Reads a key from standard input and prints the value for `key_sha256`.
     HashKey,
     /// Exits 0 when the local service is ready, 69 when it is not.
     Healthcheck {
         #[command(flatten)]
         config: ConfigArgs,
-        /// The admin listener; by default the configured one.
+        /// The URL of the admin listener; the configured one by default.
         #[arg(long, value_name = "URL")]
         admin: Option<String>,
         #[command(flatten)]
@@ -47,60 +48,68 @@ pub(super) enum Command {
     },
     /// Prints the OpenAPI 3.1 document.
     Openapi,
-    /// Tells the state of one customer's key, never its contents.
+    /// Prints a completion script for a shell.
+    Completions {
+        /// The shell.
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Prints the manual page, in the format of roff.
+    Man,
+    /// Shows the state of one customer's cache entry, never its contents.
     Inspect(TargetArgs),
-    /// Publishes an event about a customer, as if Genesys had sent it.
+    /// Removes one customer from the cache, by publishing an event as if Genesys had sent it.
     Invalidate {
         #[command(flatten)]
         target: TargetArgs,
-        /// Remove a tombstone too.
+        /// Also remove the mark of a deleted customer (tombstone).
         #[arg(long)]
         force: bool,
     },
-    /// Checks the record of who saw what.
+    /// Checks the audit records of who saw what.
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Tells what could not be applied, and why; puts it back, or removes it.
+    /// Lists events that could not be applied; puts them back into the queue or removes them.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
-    /// Applies events of the journal once more.
+    /// Applies events of the journal again.
     Replay(ReplayArgs),
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
-    /// Lists the oldest.
+    /// Lists the oldest dead letters.
     List {
         #[command(flatten)]
         service: ServiceArgs,
-        /// How many at most, up to 1000.
+        /// The maximum number of dead letters, up to 1000.
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Shows one, with its event where there is one.
+    /// Shows one dead letter and its event, if it holds one.
     Show {
-        /// Its id, as `list` tells it.
+        /// The id, as printed by `list`.
         id: String,
         #[command(flatten)]
         service: ServiceArgs,
     },
-    /// Puts events back into the queue, to be applied once more; what holds no event stays.
+    /// Puts events back into the queue, to be applied again; dead letters that hold no event are kept.
     Redrive {
-        /// Which, as `list` tells them.
-        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        /// The ids, as printed by `list`; or use --all.
+        #[arg(value_name = "ID", conflicts_with = "all")]
         ids: Vec<String>,
-        /// All that are there.
+        /// All dead letters.
         #[arg(long)]
         all: bool,
         #[command(flatten)]
         service: ServiceArgs,
     },
-    /// Removes dead letters for good; asks first at a terminal.
+    /// Removes dead letters permanently; asks for confirmation at a terminal.
     Purge {
-        /// Which, as `list` tells them; by default all.
+        /// The ids, as printed by `list`; all dead letters by default.
         #[arg(value_name = "ID")]
         ids: Vec<String>,
-        /// Do not ask.
+        /// Do not ask for confirmation; needed without a terminal.
         #[arg(long, short)]
         yes: bool,
         #[command(flatten)]
@@ -120,19 +129,19 @@ impl DeadLetters {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ReplayArgs {
-    /// From which time of receipt on: how long ago, as 2h, or as in RFC 3339, as 2026-03-04T05:12:47Z.
+    /// Replay events received since then: a duration ago (2h), or a time (RFC 3339, 2026-03-04T05:12:47Z).
     #[arg(long, value_name = "TIME")]
     pub(super) since: String,
-    /// Up to which, that one left out; by default now.
+    /// Replay events received before then; now by default.
     #[arg(long, value_name = "TIME")]
     pub(super) until: Option<String>,
-    /// Of one tenant only.
+    /// Replay events of this tenant only.
     #[arg(long)]
     pub(super) tenant: Option<String>,
-    /// How many events a second at most, up to 100000 [default: 1000].
+    /// The maximum number of events per second, up to 100000 [default: 1000].
     #[arg(long, value_name = "N")]
     pub(super) rate: Option<u32>,
-    /// Only tell what would be replayed.
+    /// Only report what would be replayed.
     #[arg(long)]
     pub(super) dry_run: bool,
     #[command(flatten)]
@@ -141,15 +150,15 @@ pub(super) struct ReplayArgs {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
-    /// Checks that no record was changed, removed or moved; exits 1 and names the first line that is not in order.
+    /// Checks that no record was changed, removed or moved; otherwise exits 1 and names the first bad line.
     Verify {
         /// The files, oldest first: audit.jsonl.* audit.jsonl.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// The hash of a record that must be there, as the log told it: finds what was cut off at the end.
+        /// The hash of a record that must exist, as written to the log; detects records that were cut off at the end.
         #[arg(long, value_name = "HASH")]
         expect_head: Option<RecordHash>,
-        /// Where audit.key is configured.
+        // The file that holds audit.key.
         #[command(flatten)]
         config: ConfigArgs,
         /// One JSON object on a line.
@@ -158,12 +167,12 @@ pub(super) enum AuditCommand {
     },
 }
 
-/// The running service that a command is for.
+/// The running service that a command is sent to.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ServiceArgs {
     #[command(flatten)]
     pub(super) config: ConfigArgs,
-    /// The admin listener; by default the configured one.
+    /// The URL of the admin listener; the configured one by default.
     #[arg(long, value_name = "URL")]
     pub(super) admin: Option<String>,
     #[command(flatten)]
@@ -173,17 +182,17 @@ pub(super) struct ServiceArgs {
     pub(super) json: bool,
 }
 
-/// How to speak to an admin listener that speaks TLS.
+/// How to connect to an admin listener that uses TLS.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct TlsArgs {
-    /// Who must have signed the admin listener's certificate (PEM); by default this machine's authorities, and for the
-    /// configured listener its own certificate.
+    /// The CA bundle (PEM) that verifies the admin listener; by default the CAs of this machine, or for the configured
+    /// listener its own certificate.
     #[arg(long, value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
-    /// The certificate (PEM) to show, where the listener asks for one.
+    /// The client certificate (PEM), if the listener asks for one.
     #[arg(long, value_name = "FILE", requires = "key")]
     pub(super) cert: Option<PathBuf>,
-    /// The key (PEM) of --cert.
+    /// The private key (PEM) of --cert.
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub(super) key: Option<PathBuf>,
 }
@@ -208,29 +217,29 @@ pub(super) struct RunArgs {
 pub(super) struct TargetArgs {
     #[command(flatten)]
     pub(super) service: ServiceArgs,
-    /// The tenant.
+    /// The id of the tenant.
     #[arg(long)]
     pub(super) tenant: String,
-    /// The customer; `-` reads the id from standard input, so that it stays out of the shell's history.
+    /// The id of the customer; `-` reads it from standard input, which keeps it out of the history of the shell.
     #[arg(long, allow_hyphen_values = true)]
     pub(super) customer: String,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SandboxArgs {
-    /// Where it listens.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8082")]
+    /// The address to listen on.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8082", value_parser = socket_addr)]
     pub(super) listen: SocketAddr,
-    /// How many invented customers it starts with.
+    /// The number of simulated customers.
     #[arg(long, default_value_t = 1000)]
     pub(super) customers: u32,
-    /// How long each of its answers takes.
+    /// The latency of every answer.
     #[arg(long, default_value = "150ms")]
     pub(super) latency: humantime::Duration,
-    /// Where it posts its events; needs --webhook-key.
+    /// The webhook that receives the events; needs --webhook-key.
     #[arg(long, value_name = "URL")]
     pub(super) webhook_url: Option<Url>,
-    /// What it presents there as `X-API-Key`.
+    /// The secret to send to the webhook as `X-API-Key`.
     #[arg(long, value_name = "KEY", env = "PROFILE_EDGE_WEBHOOK_KEY", hide_env_values = true)]
     pub(super) webhook_key: Option<String>,
 }
@@ -238,5 +247,33 @@ pub(super) struct SandboxArgs {
 impl SandboxArgs {
     pub(super) const fn log(&self) -> logging::Config {
         logging::Config { level: Level::Info, format: Format::Auto }
+    }
+}
+
+fn socket_addr(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8082; a host name cannot be used here")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::UNPREFIXED;
+
+    fn variables(command: &clap::Command, found: &mut Vec<String>) {
+        let named = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
+        found.extend(named.map(str::to_owned));
+        for below in command.get_subcommands() {
+            variables(below, found);
+        }
+    }
+
+    #[test]
+    fn variables_of_the_command_line_are_not_taken_for_mistyped_options() {
+        let mut found = Vec::new();
+        variables(&Args::command(), &mut found);
+        assert!(found.len() > 2 && found.iter().all(|name| UNPREFIXED.contains(&name.as_str())), "{found:?}");
     }
 }

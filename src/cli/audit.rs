@@ -1,4 +1,4 @@
-//! `profile-edge audit verify`: checks the chain of audit files, and names the first line that is not in order.
+//! `profile-edge audit verify`: checks the hash chain of audit files and names the first bad line.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::audit::verify::{self, BadLine, Error, Report};
 
 use super::{Exit, complain, json_line, print};
 
-/// Checks files, oldest first, and says what was found.
+/// Checks files, oldest first, and prints the result.
 pub(super) fn verify(files: &[PathBuf], hasher: Hasher, expected: Option<RecordHash>, json: bool) -> Exit {
     match verify::files(files, hasher, expected) {
         Ok(report) => print(&if json { as_json(&report) } else { as_text(&report) }),
@@ -44,7 +44,7 @@ fn as_text(report: &Report) -> String {
         text.push_str(&format!("chain {} up to record {}, head {}\n", head.chain, head.seq, head.hash));
     }
     if let Some(beyond) = report.beyond {
-        text.push_str(&format!("the expected head is there, {beyond} records come after it\n"));
+        text.push_str(&format!("the expected head is present, {beyond} records follow it\n"));
     }
     text
 }

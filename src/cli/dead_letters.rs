@@ -11,6 +11,10 @@ use super::{Exit, client_of, complain, finish, first_line, json_line};
 
 /// Runs a command about dead letters.
 pub(super) async fn run(command: DeadLetters) -> Exit {
+    if matches!(&command, DeadLetters::Redrive { ids, all: false, .. } if ids.is_empty()) {
+        complain("dead-letters redrive: name one ID or more (see `dead-letters list`), or use --all");
+        return Exit::Usage;
+    }
     let service = command.service().clone();
     let json = service.json;
     let client = match client_of(service) {
@@ -20,7 +24,11 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
     finish(match command {
         DeadLetters::List { limit, .. } => {
             let form = if json { json_line } else { client::line };
-            client.dead_letters(limit).await.map(|letters| letters.iter().map(form).collect())
+            let letters = client.dead_letters(limit).await;
+            if !json && letters.as_ref().is_ok_and(Vec::is_empty) {
+                complain("no dead letters");
+            }
+            letters.map(|letters| letters.iter().map(form).collect())
         }
         DeadLetters::Show { id, .. } => {
             let form = if json { json_line } else { client::lines };
@@ -40,13 +48,12 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
     })
 }
 
-/// Asks whoever sits at a terminal; returns how it ends if they do not want it.
+/// Asks for confirmation at a terminal; returns how the command ends without it.
 async fn ask(client: &Client, ids: &[String]) -> Option<Exit> {
-    if !std::io::stdin().is_terminal() {
-        return None;
-    }
-    if !std::io::stderr().is_terminal() {
-        complain("nothing was removed: --yes does not ask first");
+    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        complain(
+            "nothing was removed: there is no terminal to ask for confirmation, use --yes to remove without asking",
+        );
         return Some(Exit::Usage);
     }
     let which = match (ids, client.dead_letters(1).await) {
@@ -54,8 +61,7 @@ async fn ask(client: &Client, ids: &[String]) -> Option<Exit> {
         ([], _) => "all dead letters".to_owned(),
         (ids, _) => format!("dead letters {}", ids.join(", ")),
     };
-    // Who is not seen to ask gets no answer, and nothing is removed.
-    let _ = write!(std::io::stderr().lock(), "Remove {which} for good? They cannot be put back then. [y/N] ");
+    let _ = write!(std::io::stderr().lock(), "Remove {which} permanently? They cannot be put back afterwards. [y/N] ");
     if first_line().is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes")) {
         return None;
     }
@@ -67,7 +73,7 @@ fn redriven(answer: &Value) -> String {
     let count = |name: &str| answer[name].as_u64().unwrap_or_default();
     let kept = match count("kept") {
         0 => String::new(),
-        kept => format!(", {kept} stay that hold no event (see `dead-letters list`)"),
+        kept => format!(", {kept} kept because they hold no event (see `dead-letters list`)"),
     };
     format!("{} put back{kept}\n", count("redriven"))
 }

@@ -1,8 +1,7 @@
-//! The command line: parse, load the configuration, call the one thing that was asked for.
+//! The command line: parses the arguments, loads the configuration, runs the command.
 //!
-//! Exit codes: 0, also after a clean drain; 1 what was checked is not in order; 64 configuration or usage error; 69 a
-//! needed dependency is unavailable; 70 internal, also a drain that met its deadline; 130 a replay that was
-//! interrupted.
+//! Exit codes: 0 success, also after a clean drain; 1 a check failed; 64 configuration or usage error; 69 a dependency is
+//! unavailable; 70 internal error, also a drain that did not finish before its deadline; 130 an interrupted replay.
 
 mod args;
 mod audit;
@@ -15,12 +14,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::clock::SystemClock;
-use crate::config::{self, Errors, Loaded};
+use crate::config::{self, LoadErrors, Loaded};
 use crate::domain::Secret;
 use crate::http::routes::openapi;
 use crate::logging;
@@ -31,20 +30,20 @@ use crate::shutdown::{Shutdown, asked_to_stop};
 
 use args::{Args, AuditCommand, Command, ConfigArgs, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
 
-/// Why a command ended.
+/// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// All is well.
+    /// Success.
     Ok,
     /// What was checked is not in order.
     NotInOrder,
-    /// The configuration or the command line is at fault.
+    /// The configuration or the command line is wrong.
     Usage,
-    /// Something that is needed does not answer.
+    /// A dependency does not answer.
     Unavailable,
-    /// We are at fault.
+    /// An internal error.
     Internal,
-    /// Whoever asked for it stopped it.
+    /// The user interrupted it.
     Interrupted,
 }
 
@@ -57,7 +56,7 @@ impl From<Exit> for ExitCode {
             Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Internal => 70,
-            // As shells tell a SIGINT.
+            // The code of a shell for SIGINT.
             Exit::Interrupted => 130,
         })
     }
@@ -68,10 +67,10 @@ pub async fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            // Help and version are asked for, not mistaken.
-            let mistaken = error.use_stderr();
+            // Help and version are errors for clap, but not for the user.
+            let is_mistake = error.use_stderr();
             let _ = error.print();
-            return if mistaken { Exit::Usage.into() } else { Exit::Ok.into() };
+            return if is_mistake { Exit::Usage.into() } else { Exit::Ok.into() };
         }
     };
     command(args).await.into()
@@ -82,14 +81,14 @@ async fn command(args: Args) -> Exit {
         Command::Run(run) => match load(&run.config, run.role.as_deref()) {
             Ok(loaded) => {
                 let again = move || read(&run.config, run.role.as_deref()).map(|loaded| loaded.config);
-                run::run(loaded.config, again).await
+                run::run(loaded.config, loaded.warnings, again).await
             }
             Err(exit) => exit,
         },
         Command::Sandbox(sandbox) => run_sandbox(sandbox).await,
         Command::CheckConfig { config, json } => match load(&config, None) {
-            Ok(Loaded { config, report }) => {
-                for warning in config.warnings() {
+            Ok(Loaded { config, report, warnings }) => {
+                for warning in warnings.iter().chain(&config.warnings()) {
                     complain(&format!("warning: {warning}"));
                 }
                 print(&if json { report.json_lines() } else { report.text() })
@@ -97,10 +96,21 @@ async fn command(args: Args) -> Exit {
             Err(exit) => exit,
         },
         Command::HashKey => hash_key(),
-        Command::Healthcheck { config, admin, tls } => match admin_client(&config, admin, tls, |_| Trust::Anyone) {
+        Command::Healthcheck { config, admin, tls } => match admin_client(&config, admin, tls, |_| Trust::Any) {
             Ok(client) => finish(client.ready().await.map(|()| String::new())),
             Err(exit) => exit,
         },
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "profile-edge", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            // Writing to a vector does not fail.
+            let _ = clap_mangen::Man::new(Args::command()).render(&mut page);
+            print(&String::from_utf8_lossy(&page))
+        }
         Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Inspect(target) => operate(target, None).await,
         Command::Invalidate { target, force } => operate(target, Some(force)).await,
@@ -122,13 +132,11 @@ fn load(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, Exit> {
     })
 }
 
-fn read(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, Errors> {
-    let roles = roles.map(|roles| ("PROFILE_EDGE__ROLES".to_owned(), roles.to_owned()));
-    // Variables that are no text cannot be meant for us.
+fn read(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, LoadErrors> {
+    // A variable that is not valid UTF-8 is not one of ours.
     let env =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let env = env.chain(roles);
-    config::load(args.config.as_deref().map(Path::new), env)
+    config::load(args.config.as_deref().map(Path::new), env, roles)
 }
 
 fn hash_key() -> Exit {
@@ -140,13 +148,13 @@ fn hash_key() -> Exit {
     let key = key.strip_suffix(b"\n").unwrap_or(&key);
     let key = key.strip_suffix(b"\r").unwrap_or(key);
     if key.is_empty() {
-        complain("standard input: expected a caller key, got nothing");
+        complain("standard input is empty: expected a key");
         return Exit::Usage;
     }
     print(&format!("{}\n", hex::encode(Sha256::digest(key))))
 }
 
-/// Runs the operators' commands that are about one customer.
+/// Runs a command about one customer.
 async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
     let customer = match target.customer.as_str() {
         "-" => match first_line() {
@@ -181,13 +189,13 @@ fn first_line() -> std::io::Result<String> {
     Ok(line.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-/// Makes a client of the running service that a command is for.
+/// Creates a client of the service that a command is sent to.
 fn client_of(service: ServiceArgs) -> Result<Client, Exit> {
-    admin_client(&service.config, service.admin, service.tls, Trust::Exactly)
+    admin_client(&service.config, service.admin, service.tls, Trust::Certificate)
 }
 
-/// Makes a client of the admin listener: the one that is named, or the configured one, whose own certificate says by
-/// `own` whom to believe.
+/// Creates a client of the admin listener: of the given URL, or of the configured listener, whose certificate is trusted
+/// as `own` says.
 fn admin_client(
     config: &ConfigArgs,
     admin: Option<String>,
@@ -195,7 +203,7 @@ fn admin_client(
     own: impl FnOnce(PathBuf) -> Trust,
 ) -> Result<Client, Exit> {
     let (url, trust) = match admin {
-        Some(url) => (url, Trust::Machine),
+        Some(url) => (url, Trust::System),
         None => {
             let admin = load(config, None)?.config.admin;
             let mut listen = admin.listen;
@@ -203,7 +211,7 @@ fn admin_client(
                 listen.set_ip(Ipv4Addr::LOCALHOST.into());
             }
             let scheme = if admin.tls.is_on() { "https" } else { "http" };
-            (format!("{scheme}://{listen}"), admin.tls.cert.map_or(Trust::Machine, own))
+            (format!("{scheme}://{listen}"), admin.tls.cert.map_or(Trust::System, own))
         }
     };
     let tls = Tls { trust: tls.ca.map_or(trust, Trust::Authority), identity: tls.cert.zip(tls.key) };
@@ -220,7 +228,7 @@ async fn run_sandbox(args: SandboxArgs) -> Exit {
         (Some(url), Some(key)) => Some(Webhook { url, key: Secret::new(key) }),
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => {
-            complain("--webhook-url and --webhook-key go together");
+            complain("--webhook-url and --webhook-key need each other");
             return Exit::Usage;
         }
     };
@@ -256,14 +264,14 @@ const fn exit_of(error: &client::Error) -> Exit {
     }
 }
 
-/// Prints an answer to standard output; a reader that went away is no fault.
+/// Prints a result to standard output; a closed pipe is not an error.
 fn print(text: &str) -> Exit {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     Exit::Ok
 }
 
-/// Tells a person at a terminal what is wrong.
+/// Prints a message to standard error.
 fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "profile-edge: {text}");
 }

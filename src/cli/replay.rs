@@ -1,4 +1,4 @@
-//! `profile-edge replay`: asks for it, shows how far it is, says how it ended. An interrupt stops it.
+//! `profile-edge replay`: requests a replay, shows its progress, prints its result. An interrupt stops it.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::args::ReplayArgs;
 use super::{Exit, client_of, complain, exit_of, json_line, print};
 
-/// The length of the bar, which shows a part of the time.
+/// The length of the bar, which shows the share of the period.
 const WHOLE: u64 = 1_000;
 
 /// Runs a replay.
@@ -20,7 +20,7 @@ pub(super) async fn run(args: ReplayArgs) -> Exit {
         Err(exit) => return exit,
     };
     let order = json!({ "since": since, "until": until, "tenantId": tenant, "rate": rate, "dryRun": dry_run });
-    let bar = if as_json { ProgressBar::hidden() } else { bar() };
+    let bar = if as_json || is_dumb() { ProgressBar::hidden() } else { bar() };
     let mut last = Value::Null;
     let replaying = client.replay(&order, |progress| {
         if as_json {
@@ -29,7 +29,7 @@ pub(super) async fn run(args: ReplayArgs) -> Exit {
         show(&bar, progress);
         last.clone_from(progress);
     });
-    // Going away stops it.
+    // The service stops the replay when the connection closes.
     let ended = tokio::select! {
         ended = replaying => Some(ended),
         _ = tokio::signal::ctrl_c() => None,
@@ -38,11 +38,11 @@ pub(super) async fn run(args: ReplayArgs) -> Exit {
     let end = match ended {
         Some(Ok(end)) => end,
         Some(Err(error)) => {
-            go_on(&error.to_string(), &last);
+            stopped_early(&error.to_string(), &last);
             return exit_of(&error);
         }
         None => {
-            go_on("interrupted", &last);
+            stopped_early("interrupted", &last);
             return Exit::Interrupted;
         }
     };
@@ -52,22 +52,27 @@ pub(super) async fn run(args: ReplayArgs) -> Exit {
     if end["status"] == "done" {
         return Exit::Ok;
     }
-    go_on(&format!("it ended early: {}", end["reason"].as_str().unwrap_or("unknown")), &end);
+    stopped_early(&format!("it ended early: {}", end["reason"].as_str().unwrap_or("unknown")), &end);
     Exit::Unavailable
 }
 
-/// Says what went wrong, and where to go on as far as that is known.
-fn go_on(problem: &str, last: &Value) {
+/// Prints what went wrong, and how to continue if that is known.
+fn stopped_early(problem: &str, last: &Value) {
     match last["resumeSince"].as_str() {
-        Some(since) => complain(&format!("{problem}; {}; go on with --since {since}", counts(last))),
+        Some(since) => complain(&format!("{problem}; {}; continue with --since {since}", counts(last))),
         None => complain(problem),
     }
 }
 
-/// Makes a bar on standard error; it shows nothing where that is no terminal.
+/// Returns whether the terminal cannot move its cursor, which a progress bar needs.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// Creates a bar without colours on standard error; it shows nothing if that is not a terminal.
 fn bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(WHOLE), ProgressDrawTarget::stderr());
-    // The template is a constant, and one.
+    // The template is a constant and valid.
     let style = ProgressStyle::with_template("{bar:32} {percent:>3}%  {msg}  {elapsed}").expect("a template");
     bar.set_style(style);
     bar.enable_steady_tick(Duration::from_millis(250));
@@ -77,17 +82,17 @@ fn bar() -> ProgressBar {
 fn show(bar: &ProgressBar, progress: &Value) {
     let part = progress["fraction"].as_f64().unwrap_or_default().clamp(0.0, 1.0);
     bar.set_position((part * WHOLE as f64) as u64);
-    let waits = if progress["status"] == "waiting" { ", giving way to what waits in the queue" } else { "" };
+    let waits = if progress["status"] == "waiting" { "; waiting for the queue to become shorter" } else { "" };
     bar.set_message(format!("{}{waits}", counts(progress)));
 }
 
-/// Says how many events were meant, and how many replayed.
+/// Returns how many events of the replay were published.
 fn counts(progress: &Value) -> String {
     let count = |name: &str| HumanCount(progress[name].as_u64().unwrap_or_default());
     if progress["dryRun"] == true {
-        format!("{} of {} events would be replayed", count("matched"), count("read"))
+        format!("{} events would be replayed", count("matched"))
     } else {
-        format!("{} of {} events replayed", count("replayed"), count("read"))
+        format!("{} of {} events replayed", count("replayed"), count("matched"))
     }
 }
 

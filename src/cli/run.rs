@@ -1,4 +1,4 @@
-//! `profile-edge run`: start, say how to try it, wait for a signal, drain. On SIGHUP, read the configuration again.
+//! `profile-edge run`: starts, prints how to try the demo, waits for a signal, drains. SIGHUP reloads the configuration.
 
 use std::io::Write;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use crate::app::{self, App};
-use crate::config::{Config, Errors, Problem};
+use crate::config::{Config, LoadErrors, SettingError};
 use crate::faults::Faults;
 use crate::logging::{self, Format};
 use crate::queue;
@@ -17,21 +17,21 @@ use crate::telemetry::Telemetry;
 
 use super::Exit;
 
-/// How long a stand-alone sandbox may take to finish what is under way.
+/// How long a stand-alone sandbox may take to finish work in progress.
 pub(super) const SANDBOX_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The customer of the demo's lines.
+/// The customer in the commands of the demo.
 const CUSTOMER: &str = "00000000-0000-4000-8000-000000000001";
 
 /// How long reading the configuration again may take.
 const RELOAD_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Runs the service until a signal asks it to stop; `again` reads its configuration again.
-pub(super) async fn run<F>(config: Config, again: F) -> Exit
+/// Runs the service until a signal stops it; `again` reads its configuration again.
+pub(super) async fn run<F>(config: Config, warnings: Vec<String>, again: F) -> Exit
 where
-    F: Fn() -> Result<Config, Errors> + Clone + Send + 'static,
+    F: Fn() -> Result<Config, LoadErrors> + Clone + Send + 'static,
 {
-    let telemetry = match Telemetry::open(&config.telemetry) {
+    let telemetry = match Telemetry::open(&config.telemetry).map_err(|error| error.within("telemetry")) {
         Ok(telemetry) => telemetry,
         Err(error) => {
             logging::init(&config.log);
@@ -40,40 +40,37 @@ where
         }
     };
     logging::init_with(&config.log, telemetry.as_ref().map(Telemetry::layer));
-    // The demo is to be looked at, not to be kept.
-    for warning in config.warnings().iter().filter(|_| !config.is_demo) {
+    // The demo is not meant to be secure.
+    let of_settings = if config.is_demo { Vec::new() } else { config.warnings() };
+    for warning in warnings.iter().chain(&of_settings) {
         tracing::warn!("{warning}");
     }
-    // From here on the signal does not end the process; one that comes before it is ready waits until it is.
+    // From here on SIGHUP does not end the process. One that arrives during the start is handled after it.
     let hangups = signal(SignalKind::hangup());
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;
-    let (deadline, limit) = (config.shutdown.deadline, config.startup_timeout);
-    // Listened for from here on, so that a signal during the start ends it in good order too.
+    let deadline = config.shutdown.deadline;
+    // Created here, so that a signal during the start ends the process cleanly too.
     let mut asked = std::pin::pin!(asked_to_stop());
     let started = tokio::select! {
         biased;
         () = &mut asked => {
-            tracing::info!("asked to stop while starting");
+            tracing::info!("a stop signal arrived during the start");
             return Exit::Ok;
         }
-        started = timeout(limit, App::start(config, Faults::from_env())) => started,
+        started = App::start(config, Faults::from_env()) => started,
     };
     let app = match started {
-        Ok(Ok(app)) => app,
-        Ok(Err(error)) => {
+        Ok(app) => app,
+        Err(error) => {
             tracing::error!(%error, "cannot start");
             return exit_of(&error);
-        }
-        Err(_elapsed) => {
-            tracing::error!(startup_timeout = ?limit, "cannot start: a dependency did not answer in time");
-            return Exit::Unavailable;
         }
     };
     if let Some(telemetry) = &telemetry {
         telemetry.count_in(std::sync::Arc::clone(&app.metrics));
     }
     if show_demo {
-        // Nobody is there to read it if standard error is closed; that is no reason to stop.
+        // A closed standard error is no reason to stop.
         let _ = std::io::stderr().lock().write_all(how_to_try(&app).as_bytes());
     }
     tokio::select! {
@@ -91,31 +88,31 @@ where
     tokio::select! {
         finished = stopped => {
             if !finished {
-                tracing::error!(?deadline, "the drain met its deadline");
+                tracing::error!(?deadline, "the drain did not finish before its deadline");
                 return Exit::Internal;
             }
             Exit::Ok
         }
         () = asked_to_stop() => {
-            tracing::error!("asked to stop a second time, ending at once");
+            tracing::error!("a second stop signal arrived, ending at once");
             Exit::Internal
         }
     }
 }
 
-/// Has the application take on its configuration anew at each signal; never returns.
+/// Reloads the configuration on each signal; never returns.
 async fn reload_on<F>(hangups: std::io::Result<Signal>, app: &App, again: F)
 where
-    F: Fn() -> Result<Config, Errors> + Clone + Send + 'static,
+    F: Fn() -> Result<Config, LoadErrors> + Clone + Send + 'static,
 {
     let Ok(mut hangups) = hangups else {
-        tracing::error!("sighup cannot be listened for, the configuration is never read again");
+        tracing::error!("cannot listen for SIGHUP, the configuration is never reloaded");
         return std::future::pending().await;
     };
     loop {
-        // A signal handler's stream has no end.
+        // The stream of a signal has no end.
         let _ = hangups.recv().await;
-        let late = || Err(Errors(vec![Problem::new("", "could not be read in time")]));
+        let late = || Err(SettingError::new("", "could not be read in time").into());
         let read = timeout(RELOAD_DEADLINE, spawn_blocking(again.clone())).await;
         app.reload(read.map_or_else(|_elapsed| late(), |read| read.unwrap_or_else(|_panicked| late())));
     }
@@ -124,17 +121,16 @@ where
 fn exit_of(error: &app::Error) -> Exit {
     match error {
         app::Error::Queue(queue::Error::Misconfigured { .. }) => Exit::Usage,
-        app::Error::Bind(_) | app::Error::Audit(_) | app::Error::Queue(_) | app::Error::Store(_) => Exit::Unavailable,
-        app::Error::Upstream(_)
-        | app::Error::Webhook(_)
-        | app::Error::Caller(_)
-        | app::Error::Sealing(_)
-        | app::Error::TokenSecret(_)
-        | app::Error::Tls(_) => Exit::Usage,
+        app::Error::Bind(_)
+        | app::Error::Audit(_)
+        | app::Error::Queue(_)
+        | app::Error::Store(_)
+        | app::Error::NoAnswer { .. } => Exit::Unavailable,
+        app::Error::Setting(_) | app::Error::Caller(_) | app::Error::TokenSecret(_) => Exit::Usage,
     }
 }
 
-/// Says where the demo listens, and the four lines that show what it does.
+/// Returns the addresses of the demo, and four commands that show what it does.
 fn how_to_try(app: &App) -> String {
     let App { public, admin, .. } = app;
     let Some(sandbox) = app.sandbox else { return String::new() };

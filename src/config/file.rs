@@ -1,4 +1,4 @@
-//! The form that a configuration file has, before tenants take what they leave out from `[lookup]`.
+//! The form of a configuration file, before tenants inherit from `[lookup]` the options that they do not set.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, 
 
 use super::{Config, DemoConfig, KeysConfig, SecurityConfig, Settings, ShutdownConfig, Tenant};
 
-/// A flow, as `roles` names it.
+/// A member of `roles`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Role {
@@ -22,10 +22,10 @@ enum Role {
     Lookup,
 }
 
-/// The file's own form.
+/// A configuration file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct File {
+pub(super) struct ConfigFile {
     roles: Vec<Role>,
     #[serde(with = "humantime_serde")]
     startup_timeout: Duration,
@@ -45,15 +45,15 @@ pub(super) struct File {
     telemetry: telemetry::Config,
     demo: DemoConfig,
     #[serde(default)]
-    tenant: Vec<TenantFile>,
+    tenant: Vec<TenantSection>,
     #[serde(default)]
     caller: Vec<callers::Config>,
 }
 
-/// One `[[tenant]]` as it is written: the times of `[lookup]` may be set anew.
+/// One `[[tenant]]` as it is written: it may override options of `[lookup]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TenantFile {
+struct TenantSection {
     id: TenantId,
     #[serde(default, with = "humantime_serde")]
     ttl: Option<Duration>,
@@ -73,12 +73,12 @@ struct TenantFile {
     webhook: Vec<authenticate::Config>,
 }
 
-impl File {
-    /// Fills in what tenants leave to the common settings.
+impl ConfigFile {
+    /// Creates the configuration; tenants inherit the options of `[lookup]` that they do not set.
     pub(super) fn into_config(self, is_demo: bool, settings: Settings) -> Config {
         let runs = |role| self.roles.contains(&role);
         let roles = Roles { ingest: runs(Role::Ingest), consumer: runs(Role::Consumer), lookup: runs(Role::Lookup) };
-        let tenants = self.tenant.into_iter().map(|tenant| tenant.over(&self.lookup)).collect();
+        let tenants = self.tenant.into_iter().map(|tenant| tenant.with_defaults(&self.lookup)).collect();
         Config {
             roles,
             startup_timeout: self.startup_timeout,
@@ -105,8 +105,8 @@ impl File {
     }
 }
 
-impl TenantFile {
-    fn over(self, common: &lookup::Config) -> Tenant {
+impl TenantSection {
+    fn with_defaults(self, common: &lookup::Config) -> Tenant {
         let lookup = lookup::Config {
             ttl: self.ttl.unwrap_or(common.ttl),
             ttl_jitter: self.ttl_jitter.unwrap_or(common.ttl_jitter),

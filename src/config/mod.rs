@@ -1,21 +1,22 @@
-//! Configuration: the compiled-in defaults, a file over them, the environment over that.
+//! Configuration: compiled-in defaults, which a file overrides, which the environment overrides.
 //!
-//! Every module owns its own `Config`; this one only composes them, and nobody below imports it. Each
-//! option is explained once, in `conf/default.toml`. Arrays of tables replace, never merge; while no
-//! `[[tenant]]` is configured, `conf/demo.toml` provides one.
+//! Every module owns its `Config`; this module only composes them, and no module below imports it. Each option is
+//! explained once, in `conf/default.toml`. Lists of tables replace each other and are never merged. If no `[[tenant]]`
+//! is configured, `conf/demo.toml` provides one.
 
+mod contact;
 mod de;
+mod error;
 mod file;
+mod load;
+mod nearest;
 mod report;
 mod settings;
 mod tree;
 mod validate;
+mod warnings;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -28,31 +29,28 @@ use crate::ingest::authenticate;
 use crate::roles::Roles;
 use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
 
-pub use de::Problem;
-pub use report::Report;
+pub use error::{LoadErrors, SettingError};
+pub use load::{Loaded, from_toml, load};
+pub use report::SettingsReport;
 pub use settings::Settings;
 pub use tree::Origin;
-
-use de::{Context, Reader};
-use file::File;
-use settings::Secrets;
-use tree::Node;
+pub use warnings::UNPREFIXED;
 
 /// The defaults, with every option explained.
 pub const DEFAULTS: &str = include_str!("../../conf/default.toml");
 
-/// What runs while no tenant is configured.
+/// The settings that are added if no tenant is configured.
 pub const DEMO: &str = include_str!("../../conf/demo.toml");
 
 /// The prefix of environment variables that are settings.
 const ENV_PREFIX: &str = "PROFILE_EDGE__";
 
-/// A whole configuration, validated.
+/// A complete and valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The flows that run.
+    /// The flows that this process runs.
     pub roles: Roles,
-    /// How long a needed dependency may take at start.
+    /// How long the start waits for a dependency.
     pub startup_timeout: Duration,
     /// `[shutdown]`.
     pub shutdown: ShutdownConfig,
@@ -84,26 +82,26 @@ pub struct Config {
     pub telemetry: telemetry::Config,
     /// `[demo]`.
     pub demo: DemoConfig,
-    /// `[[tenant]]`, or the demo's.
+    /// `[[tenant]]`, or that of the demo.
     pub tenants: Vec<Tenant>,
-    /// `[[caller]]`, or the demo's.
+    /// `[[caller]]`, or that of the demo.
     pub callers: Vec<callers::Config>,
-    /// No tenant is configured, so that this is the demo.
+    /// Whether this is the demo, because no tenant is configured.
     pub is_demo: bool,
-    /// All of it once more, setting by setting.
+    /// The effective settings, to compare with another configuration.
     pub settings: Settings,
 }
 
 /// One `[[tenant]]`.
 #[derive(Clone, Debug)]
 pub struct Tenant {
-    /// Its id.
+    /// The id.
     pub id: TenantId,
-    /// Its times: `[lookup]`, with what it sets anew.
+    /// `[lookup]`, with the options that the tenant overrides.
     pub lookup: lookup::Config,
-    /// Its Genesys.
+    /// `[tenant.upstream]`.
     pub upstream: Option<upstream::open::TenantConfig>,
-    /// How its sources prove themselves.
+    /// `[[tenant.webhook]]`: how the senders of events authenticate.
     pub webhooks: Vec<authenticate::Config>,
 }
 
@@ -111,7 +109,7 @@ pub struct Tenant {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShutdownConfig {
-    /// How long what is under way may take to finish.
+    /// How long work in progress may take to finish.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
 }
@@ -120,7 +118,7 @@ pub struct ShutdownConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecurityConfig {
-    /// Whether links that leave this machine must be encrypted.
+    /// Whether connections to other hosts must be encrypted.
     pub require_tls: bool,
 }
 
@@ -128,7 +126,7 @@ pub struct SecurityConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DemoConfig {
-    /// Whether the demo's credentials may stand behind a listener that is not on loopback.
+    /// Whether a listener outside loopback may accept the credentials of the demo.
     pub allow_remote: bool,
 }
 
@@ -150,128 +148,24 @@ enum KeyScheme {
     HmacSha256,
 }
 
-/// A configuration, and where each of its values came from.
-#[derive(Debug)]
-pub struct Loaded {
-    /// What runs.
-    pub config: Config,
-    /// The effective settings, for `check-config`.
-    pub report: Report,
-}
-
-/// Everything that is wrong with a configuration.
-#[derive(Debug)]
-pub struct Errors(pub Vec<Problem>);
-
-impl fmt::Display for Errors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.0.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n")?;
-            }
-            write!(f, "{problem}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Errors {}
-
-/// Loads the configuration of a file, if one is given, and of an environment.
-///
-/// # Errors
-///
-/// The file cannot be read or parsed, or a setting is unknown, missing or unusable; each problem names the
-/// setting, where it came from, and what was expected.
-pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Loaded, Errors> {
-    let env: HashMap<String, String> = env.into_iter().collect();
-    let layer = match file {
-        None => None,
-        Some(path) => {
-            let origin = Origin::File(path.display().to_string().into());
-            let refuse = |reason| Errors(vec![Problem { path: String::new(), origin: Some(origin.clone()), reason }]);
-            let text = std::fs::read_to_string(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
-            Some(Node::parse(&text, &origin).map_err(refuse)?)
-        }
-    };
-    compose(layer, &env)
-}
-
-/// Loads a configuration from a text that takes a file's place, without any environment.
-///
-/// # Errors
-///
-/// As [`load`].
-pub fn from_toml(text: &str) -> Result<Loaded, Errors> {
-    let origin = Origin::File("text".into());
-    let layer = Node::parse(text, &origin)
-        .map_err(|reason| Errors(vec![Problem { path: String::new(), origin: Some(origin), reason }]))?;
-    compose(Some(layer), &HashMap::new())
-}
-
-fn compose(file: Option<Node>, env: &HashMap<String, String>) -> Result<Loaded, Errors> {
-    let built_in = |text, origin| Node::parse(text, &origin).map_err(|reason| Errors(vec![Problem::new("", reason)]));
-    let mut tree = built_in(DEFAULTS, Origin::Default)?;
-    let is_demo = file.as_ref().and_then(|file| file.get("tenant")).is_none();
-    if is_demo {
-        tree.overlay(built_in(DEMO, Origin::Demo)?);
-    }
-    if let Some(file) = file {
-        tree.overlay(file);
-    }
-    for (name, value) in env {
-        if let Some(path) = name.strip_prefix(ENV_PREFIX) {
-            let path: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
-            tree.set(&path, value, &Origin::Env(name.as_str().into()));
-        }
-    }
-    let context = Context { env, secrets: RefCell::new(Secrets::new()) };
-    let reader = Reader { node: &tree, path: String::new(), context: &context };
-    let file = File::deserialize(reader).map_err(|problem| Errors(vec![problem]))?;
-    let secrets = context.secrets.into_inner();
-    let config = file.into_config(is_demo, Settings::of(&tree, &secrets));
-    let mut problems = validate::problems(&config);
-    if !problems.is_empty() {
-        for problem in &mut problems {
-            problem.origin = tree.find(&problem.path).and_then(Node::origin).cloned();
-        }
-        return Err(Errors(problems));
-    }
-    Ok(Loaded { config, report: Report::of(&tree, &secrets) })
-}
-
 impl Config {
-    /// Tells whether the sandbox runs inside this process.
+    /// Returns whether the sandbox runs in this process.
     #[must_use]
     pub fn runs_sandbox(&self) -> bool {
         self.sandbox.enabled.unwrap_or(self.is_demo)
     }
 
-    /// Returns what is usable and better otherwise.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        if self.keys.scheme == KeyScheme::Sha256 {
-            found.push(
-                "keys.scheme is \"sha256\": whoever can read the store or the queue can find out by trying whether \
-                 somebody is a customer; \"hmac-sha256\" with a keys.secret prevents it (PCI DSS 3.5.1.1)"
-                    .to_owned(),
-            );
-        }
-        found
-    }
-
-    /// Returns where the sandbox posts its events: the first tenant with a webhook that it can speak.
+    /// Returns where the sandbox posts its events: to the first webhook whose scheme it supports.
     #[must_use]
     pub fn sandbox_webhook(&self, public: SocketAddr) -> Option<sandbox::Webhook> {
         if !self.roles.ingest {
             return None;
         }
         let (tenant, webhook) = self.tenants.iter().find_map(|tenant| {
-            let speaks = |webhook: &&authenticate::Config| {
+            let is_supported = |webhook: &&authenticate::Config| {
                 webhook.scheme == authenticate::Scheme::ApiKey && webhook.header.is_none()
             };
-            tenant.webhooks.iter().find(speaks).map(|webhook| (tenant, webhook))
+            tenant.webhooks.iter().find(is_supported).map(|webhook| (tenant, webhook))
         })?;
         let mut host = public;
         if public.ip().is_unspecified() {
@@ -281,7 +175,7 @@ impl Config {
         Some(sandbox::Webhook { url, key: webhook.secrets.first()?.clone() })
     }
 
-    /// Points the demo's tenant at where the sandbox really listens.
+    /// Sets the address of the sandbox as the upstream of the demo's tenant.
     pub fn point_demo_at(&mut self, sandbox: SocketAddr) {
         if !self.is_demo {
             return;
@@ -295,16 +189,16 @@ impl Config {
 }
 
 impl KeysConfig {
-    /// Returns the schemes in use: the present one first, then the other one while they are changed.
+    /// Returns the key schemes in use: the current one first, then the previous one during a change.
     #[must_use]
     pub fn hashers(&self) -> Vec<KeyHasher> {
         let keyed = |secret: &Secret| secret.key_material().map_or(KeyHasher::Sha256, KeyHasher::HmacSha256);
-        let present = match self.scheme {
+        let current = match self.scheme {
             KeyScheme::Sha256 => KeyHasher::Sha256,
             KeyScheme::HmacSha256 => self.secret.as_ref().map_or(KeyHasher::Sha256, keyed),
         };
-        // The one in use may stand there too; once is enough.
-        let other = self.previous.as_ref().map(keyed).filter(|other| *other != present);
-        std::iter::once(present).chain(other).collect()
+        // Both options may name the same key.
+        let other = self.previous.as_ref().map(keyed).filter(|other| *other != current);
+        std::iter::once(current).chain(other).collect()
     }
 }

@@ -1,19 +1,19 @@
-//! What `check-config` prints: every effective setting and where it came from.
+//! The output of `check-config`: every effective setting and its origin.
 
 use serde_json::json;
 
 use super::settings::Secrets;
 use super::tree::{Node, Origin};
 
-/// The effective settings: each with its value, secrets redacted, and where it came from.
+/// The effective settings with their values, secrets redacted, and their origins.
 #[derive(Clone, Debug)]
-pub struct Report(Vec<(String, String, Origin)>);
+pub struct SettingsReport(Vec<(String, String, Origin)>);
 
-impl Report {
+impl SettingsReport {
     pub(super) fn of(tree: &Node, secrets: &Secrets) -> Self {
         let mut lines = Vec::new();
         tree.walk("", &mut |path, value, origin| {
-            // A list of secrets has its members' paths among them.
+            // The members of a list of secrets have paths of their own.
             let secret = secrets.contains_key(path) || secrets.contains_key(&format!("{path}[0]"));
             let value = if secret { "\"[redacted]\"".to_owned() } else { value };
             lines.push((path.to_owned(), value, origin.clone()));
@@ -21,7 +21,7 @@ impl Report {
         Self(lines)
     }
 
-    /// Returns one `key = value  # from where` line for each setting.
+    /// Returns one `key = value  # origin` line for each setting.
     #[must_use]
     pub fn text(&self) -> String {
         self.0.iter().map(|(path, value, origin)| format!("{path} = {value}  # {origin}\n")).collect()

@@ -1,15 +1,15 @@
-//! What a configuration says, setting by setting, to tell what another one changes.
+//! The effective settings by path, to find what another configuration changes.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::tree::Node;
 
-/// The effective settings by their paths. A secret is kept by its hash only: what it is now, wherever it was read from.
+/// The effective settings by path. Of a secret only the hash is kept, so a changed file of a secret is a difference.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Settings(BTreeMap<String, String>);
 
-/// The SHA-256 of each secret, by its path.
+/// The SHA-256 of each secret, by path.
 pub(super) type Secrets = BTreeMap<String, [u8; 32]>;
 
 impl Settings {
@@ -17,7 +17,7 @@ impl Settings {
         let mut settings: BTreeMap<_, _> =
             secrets.iter().map(|(path, digest)| (path.clone(), hex::encode(digest))).collect();
         tree.walk("", &mut |path, value, _| {
-            // A list of secrets has its members' paths among them.
+            // The members of a list of secrets have paths of their own.
             if !secrets.contains_key(path) && !secrets.contains_key(&format!("{path}[0]")) {
                 settings.insert(path.to_owned(), value);
             }
@@ -25,7 +25,7 @@ impl Settings {
         Self(settings)
     }
 
-    /// Returns the paths of what is different in another configuration, or in one of them only.
+    /// Returns the paths of the settings that differ, or that only one of the two configurations has.
     #[must_use]
     pub fn differences<'a>(&'a self, other: &'a Self) -> Vec<&'a str> {
         let changed = self.0.iter().filter(|(path, value)| other.0.get(*path) != Some(value));
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_or_gone_is_a_difference_and_what_is_only_spelled_out_is_not() {
+    fn an_explicit_default_is_no_difference_an_added_setting_is() {
         let before = config(TENANT).settings;
         let webhook = TENANT.replace("webhook = [{ scheme = \"api-key\", secrets = [\"two\", \"three\"] }]", "");
         assert_eq!(config(&webhook).settings.differences(&before).len(), 3);

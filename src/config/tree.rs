@@ -1,10 +1,10 @@
-//! Settings as a tree: values that know where they came from.
+//! Settings as a tree, in which every value and every table has its origin.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The compiled-in defaults.
@@ -15,6 +15,8 @@ pub enum Origin {
     File(Arc<str>),
     /// An environment variable.
     Env(Arc<str>),
+    /// An option of the command line.
+    Flag(&'static str),
 }
 
 impl fmt::Display for Origin {
@@ -24,6 +26,7 @@ impl fmt::Display for Origin {
             Self::Demo => f.write_str("demo"),
             Self::File(path) => write!(f, "file {path}"),
             Self::Env(name) => write!(f, "env {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
         }
     }
 }
@@ -31,8 +34,8 @@ impl fmt::Display for Origin {
 /// A setting, or a table or list of them.
 #[derive(Clone, Debug)]
 pub(super) enum Node {
-    /// Settings by name.
-    Table(BTreeMap<String, Node>),
+    /// Settings by name, and what defined the table first.
+    Table(BTreeMap<String, Node>, Origin),
     /// Settings in order.
     List(Vec<Node>, Origin),
     /// One setting.
@@ -42,24 +45,24 @@ pub(super) enum Node {
 /// The value of one setting.
 #[derive(Clone, Debug)]
 pub(super) enum Scalar {
-    /// A text.
+    /// A string.
     Text(String),
-    /// A text from the environment, which may stand for a number, a truth value or a list.
+    /// A string from the environment or the command line, which may be a number, a boolean or a list.
     Loose(String),
     /// An integer.
     Integer(i64),
     /// A number.
     Float(f64),
-    /// A truth value.
+    /// A boolean.
     Boolean(bool),
 }
 
 impl Node {
-    /// Makes a tree of a TOML document.
+    /// Parses a TOML document.
     ///
     /// # Errors
     ///
-    /// What the parser says, with line and column, without the line itself: it may hold a secret.
+    /// The message of the parser and the number of the line. The line itself is left out: it may hold a secret.
     pub(super) fn parse(text: &str, origin: &Origin) -> Result<Self, String> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -75,7 +78,8 @@ impl Node {
         let scalar = |scalar| Self::Scalar(scalar, origin.clone());
         match value {
             toml::Value::Table(table) => {
-                Self::Table(table.into_iter().map(|(key, value)| (key, Self::from_value(value, origin))).collect())
+                let members = table.into_iter().map(|(key, value)| (key, Self::from_value(value, origin)));
+                Self::Table(members.collect(), origin.clone())
             }
             toml::Value::Array(items) => {
                 let items = items.into_iter().map(|item| Self::from_value(item, origin)).collect();
@@ -89,10 +93,10 @@ impl Node {
         }
     }
 
-    /// Lays another tree over this one: tables merge, everything else replaces.
+    /// Applies another tree, which overrides this one: tables are merged, everything else is replaced.
     pub(super) fn overlay(&mut self, over: Self) {
         match (self, over) {
-            (Self::Table(below), Self::Table(above)) => {
+            (Self::Table(below, _), Self::Table(above, _)) => {
                 for (key, node) in above {
                     match below.get_mut(&key) {
                         Some(existing) => existing.overlay(node),
@@ -104,10 +108,11 @@ impl Node {
         }
     }
 
-    /// Sets one value by its path, from the environment.
+    /// Overrides one value by its path, with a text of the environment or the command line.
     pub(super) fn set(&mut self, path: &[String], value: &str, origin: &Origin) {
         let leaf = Self::Scalar(Scalar::Loose(value.to_owned()), origin.clone());
-        let nested = path.iter().rev().fold(leaf, |node, key| Self::Table(BTreeMap::from([(key.clone(), node)])));
+        let table = |node, key: &String| Self::Table(BTreeMap::from([(key.clone(), node)]), origin.clone());
+        let nested = path.iter().rev().fold(leaf, table);
         self.overlay(nested);
     }
 
@@ -133,24 +138,24 @@ impl Node {
     #[must_use]
     pub(super) fn get(&self, key: &str) -> Option<&Self> {
         match self {
-            Self::Table(table) => table.get(key),
+            Self::Table(table, _) => table.get(key),
             Self::List(..) | Self::Scalar(..) => None,
         }
     }
 
-    /// Returns where a value came from; of a table, where its first member did.
+    /// Returns the origin of a value; of a table, the origin of its first member, if it has one.
     #[must_use]
-    pub(super) fn origin(&self) -> Option<&Origin> {
+    pub(super) fn origin(&self) -> &Origin {
         match self {
-            Self::Table(table) => table.values().find_map(Self::origin),
-            Self::List(_, origin) | Self::Scalar(_, origin) => Some(origin),
+            Self::Table(table, own) => table.values().next().map_or(own, Self::origin),
+            Self::List(_, origin) | Self::Scalar(_, origin) => origin,
         }
     }
 
     /// Calls `visit` with the path and text of every value, in order of their names.
     pub(super) fn walk(&self, path: &str, visit: &mut impl FnMut(&str, String, &Origin)) {
         match self {
-            Self::Table(table) => {
+            Self::Table(table, _) => {
                 for (key, node) in table {
                     let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                     node.walk(&below, visit);
@@ -175,7 +180,7 @@ impl Node {
             Self::Scalar(Scalar::Integer(integer), _) => integer.to_string(),
             Self::Scalar(Scalar::Float(float), _) => float.to_string(),
             Self::Scalar(Scalar::Boolean(boolean), _) => boolean.to_string(),
-            Self::Table(_) | Self::List(..) => String::new(),
+            Self::Table(..) | Self::List(..) => String::new(),
         }
     }
 }

@@ -26,12 +26,13 @@ use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
 use crate::domain::{Event, EventId, KeyHasher, Shape, TenantId, Traceparent};
+use crate::invalid::InvalidSetting;
 use crate::metrics::{Door, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
 use crate::spans;
 
-use authenticate::{Authenticator, ConfigError, VerifiedRequest};
+use authenticate::{Authenticator, VerifiedRequest};
 use malformed::Malformed;
 use shapes::{Item, Posted};
 
@@ -110,9 +111,10 @@ impl Sources {
     /// The configuration of a webhook is invalid.
     pub fn new<'a>(
         tenants: impl IntoIterator<Item = (TenantId, &'a [authenticate::Config])>,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, InvalidSetting> {
         let source = |(tenant, webhooks): (TenantId, &[authenticate::Config])| {
-            let authenticators = webhooks.iter().map(Authenticator::new).collect::<Result<_, _>>()?;
+            let authenticators = webhooks.iter().map(Authenticator::new).collect::<Result<_, _>>();
+            let authenticators = authenticators.map_err(|error: InvalidSetting| error.within("tenant.webhook"))?;
             Ok((tenant, authenticators))
         };
         Ok(Self(tenants.into_iter().map(source).collect::<Result<_, _>>()?))

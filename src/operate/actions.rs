@@ -1,4 +1,4 @@
-//! What an operator's command does inside the service.
+//! Operators' commands, as the service carries them out.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use crate::queue::{self, DeadLetters, MAX_SEARCHED, Publisher};
 use crate::store::fence::Newest;
 use crate::store::{self, Content, Entry, Inspect, Inspection};
 
-/// The commands, with what they work on.
+/// The commands and the components that they use.
 #[derive(Debug)]
 pub struct Actions {
     /// The configured tenants.
     pub tenants: HashSet<TenantId>,
-    /// How customers become keys: the present scheme first, then what it replaces.
+    /// The key schemes: the current one first, then the previous one during a change.
     pub hashers: Vec<KeyHasher>,
     /// The store.
     pub store: Arc<dyn Inspect>,
-    /// Where events are published; `None` in a process without the roles that use the queue.
+    /// Publishes events; `None` in a process without a role that uses the queue.
     pub publisher: Option<Arc<dyn Publisher>>,
-    /// What could not be applied; `None` likewise.
+    /// The dead letters; `None` in a process without a role that uses the queue.
     pub dead_letters: Option<Arc<dyn DeadLetters>>,
     /// The wall clock.
     pub clock: SharedClock,
@@ -36,19 +36,21 @@ pub enum Error {
     #[error("tenantId: unknown tenant")]
     UnknownTenant,
     /// This process has no queue.
-    #[error("this process only answers lookups and has no queue: ask one with the role ingest or consumer")]
+    #[error(
+        "this process only answers lookups and has no queue: send the command to a process with the role ingest or consumer"
+    )]
     NoQueue,
-    /// There is no such dead letter, or it is not among the oldest that are searched.
+    /// The dead letter does not exist, or is not among the oldest ones, which are searched.
     #[error("id: no such dead letter among the oldest {MAX_SEARCHED}")]
     UnknownDeadLetter,
     /// A dead letter that holds no event cannot be put back.
-    #[error("id: this dead letter holds no event that could be put back, only what is told of it")]
+    #[error("id: this dead letter holds no event that could be put back, only its length and hash")]
     NoEvent,
     /// The queue keeps no journal.
     #[error("this queue keeps no journal: see queue.embedded.journal_max_bytes and journal_retention")]
     NoJournal,
-    /// One replay at a time.
-    #[error("this process carries out another replay: wait for its end, or stop it")]
+    /// Another replay is in progress.
+    #[error("this process runs another replay: wait for its end, or stop it")]
     Busy,
     /// The store failed.
     #[error(transparent)]
@@ -59,7 +61,8 @@ pub enum Error {
 }
 
 impl Actions {
-    /// Tells the state of a customer's key, and of its other one while `[keys]` is changed: never their contents.
+    /// Returns the state of a customer's entry, never its contents; during a change of `[keys]`, also the state of the entry
+    /// under the previous key.
     ///
     /// # Errors
     ///
@@ -78,8 +81,7 @@ impl Actions {
         Ok(self.describe(key.as_str(), &found))
     }
 
-    /// Publishes an event about a customer, as if Genesys had sent it; with `force` it removes a
-    /// tombstone too.
+    /// Publishes an event about a customer, as if Genesys had sent it; with `force` it also removes a tombstone.
     ///
     /// # Errors
     ///
@@ -105,17 +107,17 @@ impl Actions {
         }];
         let publisher = self.publisher.as_ref().ok_or(Error::NoQueue)?;
         queue::traced::publish(publisher.as_ref(), &mut event).await?;
-        tracing::info!(%tenant, event = %id, force, "an operator's invalidation was queued");
+        tracing::info!(%tenant, event = %id, force, "published an operator's invalidation");
         Ok(id)
     }
 
-    /// Returns the digest by which a customer is known; `None` where the tenant is not.
+    /// Returns the digest of a customer; `None` if the tenant is not configured.
     #[must_use]
     pub fn digest(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Digest> {
         self.hasher(tenant).ok().map(|hasher| hasher.identify(tenant, customer).digest())
     }
 
-    /// Tells whether a tenant is configured.
+    /// Returns whether a tenant is configured.
     #[must_use]
     pub fn knows(&self, tenant: &TenantId) -> bool {
         self.tenants.contains(tenant)
@@ -161,7 +163,7 @@ impl Actions {
 }
 
 fn seconds(duration: Duration) -> Value {
-    // Milliseconds are as fine as anything here is known.
+    // Nothing here is known more precisely than to the millisecond.
     (u64::try_from(duration.as_millis()).unwrap_or(u64::MAX) as f64 / 1000.0).into()
 }
 

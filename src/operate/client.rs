@@ -1,4 +1,4 @@
-//! The command line's client of the admin listener.
+//! The client of the admin listener, for the command line.
 
 use std::time::Duration;
 
@@ -9,18 +9,20 @@ use url::Url;
 
 use crate::domain::Secret;
 
+pub use super::client_error::Error;
+
 use super::trust::Tls;
 
-/// The longest that an operator waits for an answer.
+/// The deadline of an ordinary request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest that looking through many dead letters takes, or until a replay begins.
+/// The deadline of a search through many dead letters, and of the start of a replay.
 const LONG: Duration = Duration::from_secs(600);
 
-/// A replay takes as long as it takes: it is silence that ends the wait.
+/// A replay has no deadline of its own; only [`SILENCE`] ends the wait.
 const NO_END: Duration = Duration::from_secs(30 * 86_400);
 
-/// The longest silence of a service that answers.
+/// How long the service may send nothing during a replay.
 const SILENCE: Duration = Duration::from_secs(15);
 
 /// The longest line about a replay, in bytes.
@@ -34,45 +36,19 @@ pub struct Client {
     key: Option<Secret>,
 }
 
-/// A command got no answer that it could use.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// The admin URL is not one.
-    #[error("--admin: expected a URL such as http://127.0.0.1:8081")]
-    Url,
-    /// What TLS needs is not there.
-    #[error("{reason}")]
-    Tls {
-        /// Which file, and what is wrong with it.
-        reason: String,
-    },
-    /// The service is not there, or not able to answer now.
-    #[error("{reason}")]
-    Unavailable {
-        /// What happened, in plain words.
-        reason: String,
-    },
-    /// The service refused the command.
-    #[error("{reason}")]
-    Refused {
-        /// What the service said.
-        reason: String,
-    },
-}
-
 impl Client {
-    /// Makes a client of the listener at `base`, presenting `key` if one is given; `tls` is for an https one.
+    /// Creates a client of the listener at `base`, which sends `key` if one is given; `tls` is used for https.
     ///
     /// # Errors
     ///
-    /// `base` is not an HTTP URL, or what an https one needs cannot be used.
+    /// `base` is not an HTTP URL, or a file of `tls` cannot be used.
     pub fn new(base: &str, key: Option<Secret>, tls: &Tls) -> Result<Self, Error> {
         let base: Url = base.parse().map_err(|_| Error::Url)?;
-        // Another provider may have been installed before; either serves.
+        // Fails if a provider is installed already, which is just as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy();
         match base.scheme() {
-            // A machine without any root certificates can still speak to its own loopback.
+            // Loading the CAs would fail on a machine that has none.
             "http" => http = http.tls_certs_only([]),
             "https" => http = tls.apply(http)?,
             _ => return Err(Error::Url),
@@ -81,13 +57,13 @@ impl Client {
         Ok(Self { http, base, key })
     }
 
-    /// Answers if the service is ready.
+    /// Succeeds if the service is ready.
     ///
     /// # Errors
     ///
-    /// It is not, or is not there.
+    /// The service is not ready or cannot be reached.
     pub async fn ready(&self) -> Result<(), Error> {
-        let answer = self.http.get(self.url("/readyz")).send().await.map_err(|_| self.nobody())?;
+        let answer = self.http.get(self.url("/readyz")).send().await.map_err(|_| self.unreachable())?;
         if answer.status() == StatusCode::OK {
             return Ok(());
         }
@@ -96,42 +72,42 @@ impl Client {
         Err(Error::Unavailable { reason: format!("not ready: {status}") })
     }
 
-    /// Asks for the state of a customer's key.
+    /// Requests the state of a customer's entry.
     ///
     /// # Errors
     ///
-    /// The service is not there, or refuses.
+    /// The service cannot be reached, or refuses the command.
     pub async fn inspect(&self, tenant: &str, customer: &str) -> Result<Value, Error> {
         let body = json!({ "tenantId": tenant, "customerId": customer });
         self.post("/admin/inspect", &body).await
     }
 
-    /// Asks to publish an event about a customer.
+    /// Requests that an event about a customer is published.
     ///
     /// # Errors
     ///
-    /// The service is not there, or refuses.
+    /// The service cannot be reached, or refuses the command.
     pub async fn invalidate(&self, tenant: &str, customer: &str, force: bool) -> Result<Value, Error> {
         let body = json!({ "tenantId": tenant, "customerId": customer, "force": force });
         self.post("/admin/invalidate", &body).await
     }
 
-    /// Asks for the oldest dead letters.
+    /// Requests the oldest dead letters.
     ///
     /// # Errors
     ///
-    /// The service is not there, or refuses.
+    /// The service cannot be reached, or refuses the command.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<Value>, Error> {
         let request = self.http.get(self.url("/admin/dead-letters")).timeout(LONG).query(&[("limit", limit)]);
         let mut answer = self.ask(request).await?;
         Ok(answer["deadLetters"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
-    /// Asks for one dead letter.
+    /// Requests one dead letter.
     ///
     /// # Errors
     ///
-    /// There is none of this id, the service is not there, or refuses.
+    /// There is no dead letter with this id, or the service cannot be reached or refuses the command.
     pub async fn dead_letter(&self, id: &str) -> Result<Value, Error> {
         let mut url = self.url("/admin/dead-letters");
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -140,40 +116,42 @@ impl Client {
         self.ask(self.http.get(url).timeout(LONG)).await
     }
 
-    /// Asks to put dead letters back: those of these ids, or all.
+    /// Requests that dead letters are put back: those with these ids, or all if there are none.
     ///
     /// # Errors
     ///
-    /// One of the ids is not there or no event, the service is not there, or refuses.
+    /// An id is unknown or holds no event, or the service cannot be reached or refuses the command.
     pub async fn redrive(&self, ids: &[String]) -> Result<Value, Error> {
-        self.post_long("/admin/dead-letters/redrive", &letters(ids)).await
+        self.post_long("/admin/dead-letters/redrive", &selection(ids)).await
     }
 
-    /// Asks to remove dead letters for good: those of these ids, or all.
+    /// Requests that dead letters are removed permanently: those with these ids, or all if there are none.
     ///
     /// # Errors
     ///
-    /// One of the ids is not there, the service is not there, or refuses.
+    /// An id is unknown, or the service cannot be reached or refuses the command.
     pub async fn purge(&self, ids: &[String]) -> Result<Value, Error> {
-        self.post_long("/admin/dead-letters/purge", &letters(ids)).await
+        self.post_long("/admin/dead-letters/purge", &selection(ids)).await
     }
 
-    /// Asks for a replay, and returns how it ended; `told` is called with how far it is, about twice a second.
+    /// Requests a replay and returns its last progress; `report` is called with the progress about twice a second.
     ///
     /// # Errors
     ///
-    /// The order is not in order, the service is not there, refuses, or goes away meanwhile.
-    pub async fn replay(&self, order: &Value, mut told: impl FnMut(&Value)) -> Result<Value, Error> {
-        let request = self.http.post(self.url("/admin/replay")).timeout(NO_END).json(order);
+    /// The request is invalid, or the service cannot be reached, refuses it or closes the connection before the end.
+    pub async fn replay(&self, request: &Value, mut report: impl FnMut(&Value)) -> Result<Value, Error> {
+        let request = self.http.post(self.url("/admin/replay")).timeout(NO_END).json(request);
         let mut answer = timeout(LONG, self.send(request)).await.unwrap_or_else(|_elapsed| Err(self.late()))?;
         if !answer.status().is_success() {
             return self.read(answer).await;
         }
         let (mut text, mut last) = (Vec::new(), Value::Null);
-        let gone = || Error::Unavailable { reason: "the service went away before the replay was done".to_owned() };
+        let gone = || Error::Unavailable {
+            reason: "the service closed the connection before the end of the replay".to_owned(),
+        };
         loop {
-            let said = timeout(SILENCE, answer.chunk()).await;
-            let Some(bytes) = said.ok().and_then(Result::ok).ok_or_else(gone)? else { break };
+            let chunk = timeout(SILENCE, answer.chunk()).await;
+            let Some(bytes) = chunk.ok().and_then(Result::ok).ok_or_else(gone)? else { break };
             text.extend_from_slice(&bytes);
             if text.len() > MAX_LINE {
                 return Err(gone());
@@ -181,7 +159,7 @@ impl Client {
             while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = text.drain(..=end).collect();
                 last = serde_json::from_slice(&line).map_err(|_| gone())?;
-                told(&last);
+                report(&last);
             }
         }
         match last["status"].as_str() {
@@ -210,7 +188,7 @@ impl Client {
         request
             .send()
             .await
-            .map_err(|error| if error.is_timeout() && !error.is_connect() { self.late() } else { self.nobody() })
+            .map_err(|error| if error.is_timeout() && !error.is_connect() { self.late() } else { self.unreachable() })
     }
 
     async fn read(&self, answer: Response) -> Result<Value, Error> {
@@ -234,17 +212,17 @@ impl Client {
         Error::Unavailable { reason: format!("profile-edge at {} did not answer in time", self.base) }
     }
 
-    fn nobody(&self) -> Error {
+    fn unreachable(&self) -> Error {
         let reason = format!("no profile-edge answers at {}", self.base);
         Error::Unavailable { reason }
     }
 }
 
-fn letters(ids: &[String]) -> Value {
+fn selection(ids: &[String]) -> Value {
     if ids.is_empty() { json!({ "all": true }) } else { json!({ "ids": ids }) }
 }
 
-/// Formats an answer for people: a line for each value, named by its path.
+/// Formats an answer as text: one line for each value, with its path.
 #[must_use]
 pub fn lines(answer: &Value) -> String {
     let mut lines = Vec::new();
@@ -253,13 +231,13 @@ pub fn lines(answer: &Value) -> String {
     lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
 }
 
-/// Formats one dead letter for people, on one line.
+/// Formats one dead letter as one line of text.
 #[must_use]
 pub fn line(letter: &Value) -> String {
     let text = |name: &str| letter[name].as_str().unwrap_or("-");
     let what = match (letter["eventId"].as_str(), letter["length"].as_u64()) {
         (Some(event), _) => format!("{} of tenant {}, event {event}", text("kind"), text("tenantId")),
-        (None, Some(length)) => format!("{length} bytes that are no event, SHA-256 {}", text("sha256")),
+        (None, Some(length)) => format!("{length} bytes that are not an event, SHA-256 {}", text("sha256")),
         (None, None) => "-".to_owned(),
     };
     format!("{}  {}  {}  {what}\n", text("id"), text("since"), text("reason"))

@@ -1,4 +1,4 @@
-//! Dead letters: what could not be applied, why, and putting it back.
+//! Dead letters: events that could not be applied, the reasons, and putting them back.
 
 use std::collections::BTreeSet;
 
@@ -11,74 +11,75 @@ pub use crate::queue::{MAX_SEARCHED, Which};
 
 use super::actions::{Actions, Error};
 
-/// What was done with dead letters.
+/// The result of a command about dead letters.
 #[derive(Clone, Debug)]
 pub struct Handled {
-    /// How many were put back or removed.
+    /// How many dead letters were put back or removed.
     pub count: u64,
-    /// How many were to be put back, hold no event, and stayed.
+    /// How many were kept because they hold no event.
     pub kept: u64,
-    /// The event, where it was one that was asked for by its id.
+    /// The event, if the command named exactly one dead letter that holds one.
     pub event: Option<EventId>,
 }
 
 impl Actions {
-    /// Lists the oldest dead letters, at most `limit`: what each is, why and since when, never a customer.
+    /// Lists the oldest dead letters, at most `limit`: the event, the reason and the time, never a customer.
     ///
     /// # Errors
     ///
-    /// No queue, or it failed.
+    /// There is no queue, or it failed.
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<Value>, Error> {
         let letters = self.letters()?.list(limit.min(MAX_SEARCHED)).await?;
         Ok(letters.iter().map(summary).collect())
     }
 
-    /// Shows one dead letter whole: an event's wire form has no personal data in it.
+    /// Returns one dead letter with its event, whose wire form holds no personal data.
     ///
     /// # Errors
     ///
-    /// No such dead letter, no queue, or it failed.
+    /// The dead letter does not exist, there is no queue, or the queue failed.
     pub async fn dead_letter(&self, id: &str) -> Result<Value, Error> {
         let letters = self.letters()?.list(MAX_SEARCHED).await?;
         let letter = letters.iter().find(|letter| letter.id == id).ok_or(Error::UnknownDeadLetter)?;
         let mut shown = summary(letter);
         if let Payload::Event(event) = &letter.payload {
-            // What was written as JSON a moment ago is JSON.
+            // The wire form is JSON.
             shown["event"] = serde_json::from_slice(&queue::wire::encode(event)).unwrap_or_default();
         }
         Ok(shown)
     }
 
-    /// Puts events back into the queue; what is no event stays. Where ids are given, all are looked for first.
+    /// Puts events back into the queue; dead letters that hold no event are kept. If ids are given, all of them are looked
+    /// up first.
     ///
     /// # Errors
     ///
-    /// One of the ids is not there or no event (then nothing was done); no queue, or it failed (then some may be back,
-    /// and doing it again is safe).
+    /// An id is unknown or holds no event (nothing was done); there is no queue; or the queue failed (some events may be
+    /// back already, and repeating the command is safe).
     pub async fn redrive(&self, which: &Which) -> Result<Handled, Error> {
-        let meant = self.meant(which).await?;
-        if meant.iter().any(|letter| matches!(letter.payload, Payload::Undecodable(_))) {
+        let selected = self.selected(which).await?;
+        if selected.iter().any(|letter| matches!(letter.payload, Payload::Undecodable(_))) {
             return Err(Error::NoEvent);
         }
         let Redriven { events: count, kept } = self.letters()?.redrive(which).await?;
-        tracing::info!(events = count, kept, "an operator put dead letters back");
-        Ok(Handled { count, kept, event: only_event(&meant) })
+        tracing::info!(events = count, kept, "an operator put dead letters back into the queue");
+        Ok(Handled { count, kept, event: only_event(&selected) })
     }
 
-    /// Removes dead letters for good.
+    /// Removes dead letters permanently.
     ///
     /// # Errors
     ///
-    /// One of the ids is not there (then nothing was done); no queue, or it failed (then some may be gone).
+    /// An id is unknown (nothing was done); there is no queue; or the queue failed (some may be removed already).
     pub async fn purge(&self, which: &Which) -> Result<Handled, Error> {
-        let meant = self.meant(which).await?;
+        let selected = self.selected(which).await?;
         let count = self.letters()?.purge(which).await?;
-        tracing::info!(purged = count, "an operator removed dead letters for good");
-        Ok(Handled { count, kept: 0, event: only_event(&meant) })
+        tracing::info!(purged = count, "an operator removed dead letters permanently");
+        Ok(Handled { count, kept: 0, event: only_event(&selected) })
     }
 
-    /// Finds the dead letters of these ids; none where all are meant.
-    async fn meant(&self, which: &Which) -> Result<Vec<DeadLetter>, Error> {
+    /// Finds the dead letters with these ids; returns none if all are selected.
+    async fn selected(&self, which: &Which) -> Result<Vec<DeadLetter>, Error> {
         let Which::These(ids) = which else { return Ok(Vec::new()) };
         let mut letters = self.letters()?.list(MAX_SEARCHED).await?;
         letters.retain(|letter| ids.contains(&letter.id));

@@ -1,7 +1,8 @@
-//! What operators do: [`actions`], [`dead_letters`] and [`replay`] inside the service, [`client`] on the command line.
+//! Operators' commands: [`actions`], [`dead_letters`] and [`replay`] in the service, [`client`] on the command line.
 
 pub mod actions;
 pub mod client;
+pub mod client_error;
 pub mod dead_letters;
 pub mod replay;
 pub mod trust;

@@ -1,4 +1,4 @@
-//! Whom the command line's client believes to be the service, and how it proves itself.
+//! TLS of the client: which server certificates it trusts, and which certificate it presents.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,35 +10,35 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use super::client::Error;
+use super::client_error::Error;
 
-/// Whom a client believes to be the service.
+/// Which server certificates a client trusts.
 #[derive(Clone, Debug)]
 pub enum Trust {
-    /// Who has a certificate, in the name of the URL, of one of this machine's authorities.
-    Machine,
-    /// Who has a certificate, in the name of the URL, of the authorities in this PEM file.
+    /// Certificates for the name in the URL that a CA of this machine has signed.
+    System,
+    /// Certificates for the name in the URL that a CA in this PEM file has signed.
     Authority(PathBuf),
-    /// Who has the first certificate of this PEM file, whatever its name: for whoever shares the service's files.
-    Exactly(PathBuf),
-    /// Whoever answers; only for a question that gives nothing away.
-    Anyone,
+    /// Only the first certificate of this PEM file, for any name: for a client that has the files of the service.
+    Certificate(PathBuf),
+    /// Any certificate; only for requests that carry no secret.
+    Any,
 }
 
-/// How a client speaks TLS.
+/// How a client uses TLS.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// Whom it believes.
+    /// The server certificates that it trusts.
     pub trust: Trust,
-    /// The certificate and the key that it shows when it is asked for one, as PEM files.
+    /// The client certificate and its private key, as PEM files.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl Tls {
-    /// Makes a client speak TLS like this.
+    /// Applies these settings to a client.
     pub(super) fn apply(&self, client: ClientBuilder) -> Result<ClientBuilder, Error> {
         let client = match &self.trust {
-            Trust::Machine => client,
+            Trust::System => client,
             Trust::Authority(path) => {
                 let found = Certificate::from_pem_bundle(&read(path)?).map_err(|_| unusable(path))?;
                 if found.is_empty() {
@@ -46,8 +46,8 @@ impl Tls {
                 }
                 client.tls_certs_only(found)
             }
-            Trust::Exactly(path) => return Ok(client.tls_backend_preconfigured(self.exactly(path)?)),
-            Trust::Anyone => client.tls_danger_accept_invalid_certs(true),
+            Trust::Certificate(path) => return Ok(client.tls_backend_preconfigured(self.pinned(path)?)),
+            Trust::Any => client.tls_danger_accept_invalid_certs(true),
         };
         let Some((certificate, key)) = &self.identity else { return Ok(client) };
         let mut pem = read(key)?;
@@ -55,12 +55,12 @@ impl Tls {
         Ok(client.identity(Identity::from_pem(&pem).map_err(|_| unusable(certificate))?))
     }
 
-    fn exactly(&self, path: &PathBuf) -> Result<ClientConfig, Error> {
+    fn pinned(&self, path: &PathBuf) -> Result<ClientConfig, Error> {
         let certificate = CertificateDer::from_pem_file(path).map_err(|_| unusable(path))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
         let builder = builder.map_err(|_| unusable(path))?.dangerous();
-        let builder = builder.with_custom_certificate_verifier(Arc::new(Exactly { certificate, provider }));
+        let builder = builder.with_custom_certificate_verifier(Arc::new(PinnedCertificate { certificate, provider }));
         let Some((certificate, key)) = &self.identity else { return Ok(builder.with_no_client_auth()) };
         let chain = CertificateDer::pem_file_iter(certificate).and_then(|found| found.collect::<Result<Vec<_>, _>>());
         let chain = chain.map_err(|_| unusable(certificate))?;
@@ -75,17 +75,17 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
 }
 
 fn unusable(path: &std::path::Path) -> Error {
-    Error::Tls { reason: format!("the file {} does not hold what it should in PEM form", path.display()) }
+    Error::Tls { reason: format!("the file {} does not hold the expected PEM content", path.display()) }
 }
 
-/// Believes the owner of one certificate.
+/// Trusts one certificate only.
 #[derive(Debug)]
-struct Exactly {
+struct PinnedCertificate {
     certificate: CertificateDer<'static>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Exactly {
+impl ServerCertVerifier for PinnedCertificate {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,

@@ -10,8 +10,9 @@ use reqwest::{Certificate, Identity, redirect};
 use url::Url;
 
 use crate::domain::Secret;
+use crate::invalid::InvalidSetting;
 
-use super::{Config, ConfigError};
+use super::Config;
 
 /// How we name ourselves.
 const USER_AGENT: &str = concat!("profile-edge/", env!("CARGO_PKG_VERSION"));
@@ -47,7 +48,7 @@ impl fmt::Display for Refused {
 }
 
 impl Client {
-    pub(super) fn new(config: &Config, endpoint: &Url) -> Result<Self, ConfigError> {
+    pub(super) fn new(config: &Config, endpoint: &Url) -> Result<Self, InvalidSetting> {
         // reqwest takes the process' provider and panics without one; one that is there already will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -60,22 +61,23 @@ impl Client {
             builder = builder.tls_certs_only([]).no_proxy();
         } else if let Some(ca) = &config.tls.ca {
             let found = Certificate::from_pem_bundle(&read("tls.ca", ca)?).ok().filter(|found| !found.is_empty());
-            builder = builder.tls_certs_only(found.ok_or_else(|| ConfigError::new("tls.ca", "holds no certificates"))?);
+            builder =
+                builder.tls_certs_only(found.ok_or_else(|| InvalidSetting::new("tls.ca", "holds no certificates"))?);
         }
         builder = match (&config.tls.cert, &config.tls.key) {
             (None, None) => builder,
             (Some(cert), Some(key)) => {
                 let mut pem = read("tls.key", key)?;
                 pem.extend(read("tls.cert", cert)?);
-                let unusable = |_| ConfigError::new("tls.cert", "does not hold a certificate that fits the key");
+                let unusable = |_| InvalidSetting::new("tls.cert", "does not hold a certificate that fits the key");
                 builder.identity(Identity::from_pem(&pem).map_err(unusable)?)
             }
-            (None, Some(_)) => return Err(ConfigError::new("tls.cert", "is missing: telemetry.tls.key needs it")),
-            (Some(_), None) => return Err(ConfigError::new("tls.key", "is missing: telemetry.tls.cert needs it")),
+            (None, Some(_)) => return Err(InvalidSetting::new("tls.cert", "is missing: telemetry.tls.key needs it")),
+            (Some(_), None) => return Err(InvalidSetting::new("tls.key", "is missing: telemetry.tls.cert needs it")),
         };
         let http = builder.build().map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            ConfigError::new("endpoint", format!("cannot make an HTTP client: {cause}"))
+            InvalidSetting::new("endpoint", format!("cannot make an HTTP client: {cause}"))
         })?;
         Ok(Self { http, url: traces_url(endpoint)?, headers: headers(&config.headers)?, timeout: config.timeout })
     }
@@ -96,8 +98,8 @@ impl Client {
 }
 
 /// Returns where traces are posted below a base URL (OTLP specification, "OTLP/HTTP Request").
-pub(super) fn traces_url(endpoint: &Url) -> Result<Url, ConfigError> {
-    let refuse = |reason: &str| Err(ConfigError::new("endpoint", reason));
+pub(super) fn traces_url(endpoint: &Url) -> Result<Url, InvalidSetting> {
+    let refuse = |reason: &'static str| Err(InvalidSetting::new("endpoint", reason));
     if !matches!(endpoint.scheme(), "http" | "https") || endpoint.host().is_none() {
         return refuse("must be an http or https URL");
     }
@@ -113,22 +115,22 @@ pub(super) fn traces_url(endpoint: &Url) -> Result<Url, ConfigError> {
 }
 
 /// Reads the configured headers.
-pub(super) fn headers(configured: &BTreeMap<String, Secret>) -> Result<HeaderMap, ConfigError> {
+pub(super) fn headers(configured: &BTreeMap<String, Secret>) -> Result<HeaderMap, InvalidSetting> {
     let mut headers = HeaderMap::new();
     for (name, secret) in configured {
         let field = format!("headers.{name}");
         let header = HeaderName::try_from(name.as_str());
-        let header = header.map_err(|_| ConfigError::new(&field, "is not the name of a header"))?;
+        let header = header.map_err(|_| InvalidSetting::new(field.clone(), "is not the name of a header"))?;
         let value = HeaderValue::from_str(secret.expose());
-        let mut value = value.map_err(|_| ConfigError::new(&field, "holds what no header may"))?;
+        let mut value = value.map_err(|_| InvalidSetting::new(field.clone(), "holds what no header may"))?;
         value.set_sensitive(true);
         headers.insert(header, value);
     }
     Ok(headers)
 }
 
-fn read(option: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    let explain = |error| ConfigError::new(option, format!("the file {} cannot be read: {error}", path.display()));
+fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, InvalidSetting> {
+    let explain = |error| InvalidSetting::new(option, format!("the file {} cannot be read: {error}", path.display()));
     std::fs::read(path).map_err(explain)
 }
 
@@ -151,7 +153,7 @@ mod tests {
         for bad in ["grpc://h:1", "http://user:planted@h:1", "http://h:1/?key=planted", "http://h:1/#a", "unix:/run/a"]
         {
             let refused = url(bad).unwrap_err();
-            assert!(refused.starts_with("telemetry.endpoint: ") && !refused.contains("planted"), "{refused}");
+            assert!(refused.starts_with("endpoint: ") && !refused.contains("planted"), "{refused}");
         }
     }
 
@@ -160,7 +162,7 @@ mod tests {
         for (name, value) in [("a b", "planted"), ("authorization", "planted\n")] {
             let configured = BTreeMap::from([(name.to_owned(), Secret::new(value))]);
             let refused = headers(&configured).unwrap_err().to_string();
-            assert!(refused.starts_with(&format!("telemetry.headers.{name}: ")) && !refused.contains("planted"));
+            assert!(refused.starts_with(&format!("headers.{name}: ")) && !refused.contains("planted"));
         }
     }
 }

@@ -38,6 +38,7 @@ use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
 use crate::domain::Secret;
+use crate::invalid::InvalidSetting;
 use crate::metrics::Metrics;
 use crate::shutdown::{Controller, Shutdown};
 use crate::{spans, tls};
@@ -79,16 +80,6 @@ pub enum Protocol {
     HttpProtobuf,
 }
 
-/// Telemetry is misconfigured.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {reason}")]
-pub struct ConfigError {
-    /// The option.
-    pub field: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
 /// Where spans are counted, once the metrics are there.
 type Counts = Arc<OnceLock<Arc<Metrics>>>;
 
@@ -100,27 +91,21 @@ pub struct Telemetry {
     counts: Counts,
 }
 
-impl ConfigError {
-    fn new(field: &str, reason: impl Into<String>) -> Self {
-        Self { field: format!("telemetry.{field}"), reason: reason.into() }
-    }
-}
-
 impl Config {
     /// Checks what no type can.
     ///
     /// # Errors
     ///
     /// Names the first option that cannot work.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         if !(0.0..=1.0).contains(&self.sample_ratio) {
-            return Err(ConfigError::new("sample_ratio", "must be from 0 to 1"));
+            return Err(InvalidSetting::new("sample_ratio", "must be from 0 to 1"));
         }
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
-            return Err(ConfigError::new("timeout", "must be above 0s and at most 60s"));
+            return Err(InvalidSetting::new("timeout", "must be above 0s and at most 60s"));
         }
         if self.service_name.is_empty() {
-            return Err(ConfigError::new("service_name", "must not be empty"));
+            return Err(InvalidSetting::new("service_name", "must not be empty"));
         }
         self.endpoint.as_ref().map_or(Ok(()), |endpoint| client::traces_url(endpoint).map(drop))?;
         client::headers(&self.headers).map(drop)
@@ -133,7 +118,7 @@ impl Telemetry {
     /// # Errors
     ///
     /// An option, or a file that one names, cannot be used.
-    pub fn open(config: &Config) -> Result<Option<Self>, ConfigError> {
+    pub fn open(config: &Config) -> Result<Option<Self>, InvalidSetting> {
         let Some(endpoint) = &config.endpoint else { return Ok(None) };
         config.validate()?;
         let client = client::Client::new(config, endpoint)?;

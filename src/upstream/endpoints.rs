@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
 use crate::domain::CustomerId;
+use crate::invalid::InvalidSetting;
 
 use super::privileges::IntrospectionUrls;
 use super::{Error, Expand};
@@ -39,23 +40,6 @@ const REGIONS: [(&str, &str); 18] = [
     ("eusc_de_east_1", "edee1.eusc-pure.cloud"),
 ];
 
-/// An invalid option. It holds no secret.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {reason}")]
-pub struct ConfigError {
-    /// The option, such as `tenant.upstream.region`.
-    pub field: &'static str,
-    /// Why it is invalid, and what is expected.
-    pub reason: String,
-}
-
-impl ConfigError {
-    /// Creates the error of an option.
-    pub(super) fn new(field: &'static str, reason: impl Into<String>) -> Self {
-        Self { field, reason: reason.into() }
-    }
-}
-
 /// The two base URLs of a tenant's Genesys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrls {
@@ -71,26 +55,26 @@ impl BaseUrls {
     /// # Errors
     ///
     /// Neither or both are given, the region is unknown, or a path cannot be appended to a URL.
-    pub(super) fn find(region: Option<&str>, api: Option<&Url>, login: Option<&Url>) -> Result<Self, ConfigError> {
-        const REGION: &str = "tenant.upstream.region";
-        const API: &str = "tenant.upstream.api_url";
-        const LOGIN: &str = "tenant.upstream.login_url";
+    pub(super) fn find(region: Option<&str>, api: Option<&Url>, login: Option<&Url>) -> Result<Self, InvalidSetting> {
+        const REGION: &str = "region";
+        const API: &str = "api_url";
+        const LOGIN: &str = "login_url";
         match (region, api, login) {
             (Some(region), None, None) => {
-                let domain = domain(region).map_err(|reason| ConfigError::new(REGION, reason))?;
+                let domain = domain(region).map_err(|reason| InvalidSetting::new(REGION, reason))?;
                 let base = |host| {
                     let url = format!("https://{host}.{domain}");
-                    Url::parse(&url).map_err(|error| ConfigError::new(REGION, error.to_string()))
+                    Url::parse(&url).map_err(|error| InvalidSetting::new(REGION, error.to_string()))
                 };
                 Ok(Self { api: base("api")?, login: base("login")? })
             }
             (None, Some(api), Some(login)) => {
                 Ok(Self { api: checked_base(API, api)?, login: checked_base(LOGIN, login)? })
             }
-            (Some(_), _, _) => Err(ConfigError::new(REGION, "give a region, or api_url and login_url, not both")),
-            (None, None, None) => Err(ConfigError::new(REGION, "give a region, or api_url and login_url")),
-            (None, None, Some(_)) => Err(ConfigError::new(API, "is missing: login_url alone is not enough")),
-            (None, Some(_), None) => Err(ConfigError::new(LOGIN, "is missing: api_url alone is not enough")),
+            (Some(_), _, _) => Err(InvalidSetting::new(REGION, "give a region, or api_url and login_url, not both")),
+            (None, None, None) => Err(InvalidSetting::new(REGION, "give a region, or api_url and login_url")),
+            (None, None, Some(_)) => Err(InvalidSetting::new(API, "is missing: login_url alone is not enough")),
+            (None, Some(_), None) => Err(InvalidSetting::new(LOGIN, "is missing: api_url alone is not enough")),
         }
     }
 
@@ -100,16 +84,16 @@ impl BaseUrls {
     }
 
     /// Returns the URL of the token endpoint (RFC 6749 section 3.2).
-    pub(super) fn token(&self) -> Result<Url, ConfigError> {
+    pub(super) fn token(&self) -> Result<Url, InvalidSetting> {
         Url::parse(&format!("{}/oauth/token", trimmed(&self.login)))
-            .map_err(|error| ConfigError::new("tenant.upstream.login_url", error.to_string()))
+            .map_err(|error| InvalidSetting::new("login_url", error.to_string()))
     }
 
     /// Returns the URLs of the documents about a token.
-    pub(super) fn introspection(&self) -> Result<IntrospectionUrls, ConfigError> {
+    pub(super) fn introspection(&self) -> Result<IntrospectionUrls, InvalidSetting> {
         let url = |path| {
             Url::parse(&format!("{}{path}", trimmed(&self.api)))
-                .map_err(|error| ConfigError::new("tenant.upstream.api_url", error.to_string()))
+                .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
         };
         Ok(IntrospectionUrls { token: url("/api/v2/tokens/me")?, subject: url("/api/v2/authorization/subjects/me")? })
     }
@@ -128,8 +112,8 @@ impl ProfileUrl {
     /// # Errors
     ///
     /// The template does not start with `/`, has a fragment, or does not hold the placeholder exactly once.
-    pub(super) fn new(api: &Url, template: &str) -> Result<Self, ConfigError> {
-        let bad = |reason: &str| ConfigError::new("tenant.upstream.profile_path", reason);
+    pub(super) fn new(api: &Url, template: &str) -> Result<Self, InvalidSetting> {
+        let bad = |reason: &'static str| InvalidSetting::new("profile_path", reason);
         if !template.starts_with('/') {
             return Err(bad("must start with '/'"));
         }
@@ -162,13 +146,18 @@ fn domain(region: &str) -> Result<&'static str, String> {
     if let Some((_, domain)) = REGIONS.iter().find(|(name, _)| *name == region) {
         return Ok(domain);
     }
+    if let Some((name, _)) =
+        REGIONS.iter().find(|(_, domain)| region == *domain || region.ends_with(&format!(".{domain}")))
+    {
+        return Err(format!("must be the name of a region, not its domain: use {name}"));
+    }
     let likeness = |name: &str| strsim::jaro_winkler(name, region);
     let nearest = REGIONS.iter().map(|(name, _)| *name).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     Err(format!("no such region; the nearest is {}", nearest.unwrap_or_default()))
 }
 
-fn checked_base(field: &'static str, url: &Url) -> Result<Url, ConfigError> {
-    let bad = |reason: &str| Err(ConfigError::new(field, reason));
+fn checked_base(field: &'static str, url: &Url) -> Result<Url, InvalidSetting> {
+    let bad = |reason: &'static str| Err(InvalidSetting::new(field, reason));
     if !matches!(url.scheme(), "http" | "https") {
         bad("must be an http or https URL")
     } else if !url.username().is_empty() || url.password().is_some() {
@@ -220,18 +209,32 @@ mod tests {
     #[test]
     fn an_unknown_region_names_the_nearest() {
         let error = BaseUrls::find(Some("eu-central-1"), None, None).unwrap_err();
-        assert_eq!(error.to_string(), "tenant.upstream.region: no such region; the nearest is eu_central_1");
+        assert_eq!(error.to_string(), "region: no such region; the nearest is eu_central_1");
+    }
+
+    #[test]
+    fn a_domain_or_an_aws_name_for_a_region_is_answered_with_the_region() {
+        for (given, region) in [
+            ("mypurecloud.com", "us_east_1"),
+            ("api.mypurecloud.de", "eu_central_1"),
+            ("mypurecloud.com.au", "ap_southeast_2"),
+            ("usw2.pure.cloud", "us_west_2"),
+            ("us-east-1", "us_east_1"),
+        ] {
+            let error = BaseUrls::find(Some(given), None, None).unwrap_err();
+            assert!(error.reason.ends_with(&format!(" {region}")), "{given}: {error}");
+        }
     }
 
     #[test]
     fn a_region_and_urls_exclude_each_other() {
         let (api, login) = (url("http://127.0.0.1:1"), url("http://127.0.0.1:2"));
         let field = |region, api, login| BaseUrls::find(region, api, login).unwrap_err().field;
-        assert_eq!(field(None, None, None), "tenant.upstream.region");
-        assert_eq!(field(Some("us_east_1"), Some(&api), Some(&login)), "tenant.upstream.region");
-        assert_eq!(field(Some("us_east_1"), None, Some(&login)), "tenant.upstream.region");
-        assert_eq!(field(None, Some(&api), None), "tenant.upstream.login_url");
-        assert_eq!(field(None, None, Some(&login)), "tenant.upstream.api_url");
+        assert_eq!(field(None, None, None), "region");
+        assert_eq!(field(Some("us_east_1"), Some(&api), Some(&login)), "region");
+        assert_eq!(field(Some("us_east_1"), None, Some(&login)), "region");
+        assert_eq!(field(None, Some(&api), None), "login_url");
+        assert_eq!(field(None, None, Some(&login)), "api_url");
         assert!(!BaseUrls::find(None, Some(&api), Some(&login)).unwrap().need_tls());
     }
 
@@ -240,7 +243,7 @@ mod tests {
         let good = url("https://gateway.example/login/");
         for bad in ["ftp://h", "data:,x", "https://user@h", "https://:pass@h", "https://h?a=b", "https://h#f"] {
             let error = BaseUrls::find(None, Some(&url(bad)), Some(&good)).unwrap_err();
-            assert_eq!(error.field, "tenant.upstream.api_url", "{bad}");
+            assert_eq!(error.field, "api_url", "{bad}");
         }
     }
 
@@ -257,7 +260,7 @@ mod tests {
     fn a_bad_template_is_refused() {
         for template in ["", "contacts/{customer_id}", "/contacts", "/{customer_id}/{customer_id}", "/#{customer_id}"] {
             let error = ProfileUrl::new(&url("http://h"), template).unwrap_err();
-            assert_eq!(error.field, "tenant.upstream.profile_path", "{template}");
+            assert_eq!(error.field, "profile_path", "{template}");
         }
     }
 

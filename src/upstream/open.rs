@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::domain::{CustomerId, Secret, TenantId};
+use crate::invalid::InvalidSetting;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
@@ -31,7 +32,7 @@ use super::tokens::TokenCache;
 use super::traced::TracedUpstream;
 use super::{Error, Expand, Fetched, Upstream, exchange};
 
-pub use super::endpoints::{BaseUrls, ConfigError};
+pub use super::endpoints::BaseUrls;
 
 /// `[upstream]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -113,12 +114,12 @@ impl Config {
     /// # Errors
     ///
     /// Returns the first invalid option.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
-            return Err(ConfigError::new("upstream.timeout", "must be above 0s and at most 60s"));
+            return Err(InvalidSetting::new("timeout", "must be above 0s and at most 60s"));
         }
         if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_in_flight) {
-            return Err(ConfigError::new("upstream.max_in_flight", "must be at least 1"));
+            return Err(InvalidSetting::new("max_in_flight", "must be at least 1"));
         }
         Ok(())
     }
@@ -130,7 +131,7 @@ impl TenantConfig {
     /// # Errors
     ///
     /// Returns the first invalid option.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         TenantSettings::parse(self).map(drop)
     }
 
@@ -148,7 +149,7 @@ impl TenantConfig {
     /// # Errors
     ///
     /// Neither or both of a region and URLs are given, or one of them is invalid.
-    pub fn base_urls(&self) -> Result<BaseUrls, ConfigError> {
+    pub fn base_urls(&self) -> Result<BaseUrls, InvalidSetting> {
         BaseUrls::find(self.region.as_deref(), self.api_url.as_ref(), self.login_url.as_ref())
     }
 }
@@ -163,18 +164,18 @@ struct TenantSettings {
 }
 
 impl TenantSettings {
-    fn parse(config: &TenantConfig) -> Result<Self, ConfigError> {
+    fn parse(config: &TenantConfig) -> Result<Self, InvalidSetting> {
         let urls = config.base_urls()?;
         let profile_url = ProfileUrl::new(&urls.api, &config.profile_path)?;
         if config.client_id.is_empty() {
-            return Err(ConfigError::new("tenant.upstream.client_id", "must not be empty"));
+            return Err(InvalidSetting::new("client_id", "must not be empty"));
         }
         if config.client_secret.is_empty() {
-            return Err(ConfigError::new("tenant.upstream.client_secret", "must not be empty"));
+            return Err(InvalidSetting::new("client_secret", "must not be empty"));
         }
         let per_minute = NonZeroU32::new(config.requests_per_minute).map(Quota::per_minute).ok_or_else(|| {
-            ConfigError::new(
-                "tenant.upstream.requests_per_minute",
+            InvalidSetting::new(
+                "requests_per_minute",
                 "must be at least 1: Genesys always limits requests",
             )
         })?;
@@ -192,13 +193,13 @@ struct HttpClients {
 }
 
 impl HttpClients {
-    fn get(&mut self, tls: bool) -> Result<Client, ConfigError> {
+    fn get(&mut self, tls: bool) -> Result<Client, InvalidSetting> {
         let slot = if tls { &mut self.tls } else { &mut self.plain };
         let client = match slot.take() {
             Some(client) => client,
             None => exchange::client(tls).map_err(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                ConfigError::new("tenant.upstream", format!("cannot create an HTTP client: {cause}"))
+                InvalidSetting::new("tenant.upstream", format!("cannot create an HTTP client: {cause}"))
             })?,
         };
         Ok(slot.insert(client).clone())
@@ -239,13 +240,13 @@ pub fn open<'a>(
     tenants: impl IntoIterator<Item = (TenantId, &'a TenantConfig)>,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
-) -> Result<OpenedUpstream, ConfigError> {
-    config.validate()?;
+) -> Result<OpenedUpstream, InvalidSetting> {
+    config.validate().map_err(|error| error.within("upstream"))?;
     let tenants: HashMap<_, _> = tenants.into_iter().collect();
     let gauges: Vec<_> = BreakerGauge::for_tenants(tenants.len(), &metrics.upstream_breaker_state).collect();
     let mut clients = HttpClients::default();
     let guarded = tenants.into_iter().zip(gauges).map(|((tenant, options), gauge)| {
-        let settings = TenantSettings::parse(options)?;
+        let settings = TenantSettings::parse(options).map_err(|error| error.within("tenant.upstream"))?;
         let client = clients.get(settings.needs_tls)?;
         let credentials = ClientCredentials {
             tenant: tenant.clone(),
@@ -266,7 +267,7 @@ pub fn open<'a>(
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
-    let tenants = Arc::new(TenantUpstreams(guarded.collect::<Result<_, ConfigError>>()?));
+    let tenants = Arc::new(TenantUpstreams(guarded.collect::<Result<_, InvalidSetting>>()?));
     Ok(OpenedUpstream { upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))), standing: Standing(tenants) })
 }
 
@@ -323,11 +324,11 @@ mod tests {
     #[test]
     fn a_bad_option_is_named() {
         let field = |edit: fn(&mut TenantConfig)| tenant_config(edit).validate().unwrap_err().field;
-        assert_eq!(field(|config| config.region = None), "tenant.upstream.region");
-        assert_eq!(field(|config| config.client_id.clear()), "tenant.upstream.client_id");
-        assert_eq!(field(|config| config.client_secret = Secret::new("")), "tenant.upstream.client_secret");
-        assert_eq!(field(|config| config.profile_path.clear()), "tenant.upstream.profile_path");
-        assert_eq!(field(|config| config.requests_per_minute = 0), "tenant.upstream.requests_per_minute");
+        assert_eq!(field(|config| config.region = None), "region");
+        assert_eq!(field(|config| config.client_id.clear()), "client_id");
+        assert_eq!(field(|config| config.client_secret = Secret::new("")), "client_secret");
+        assert_eq!(field(|config| config.profile_path.clear()), "profile_path");
+        assert_eq!(field(|config| config.requests_per_minute = 0), "requests_per_minute");
         assert_eq!(tenant_config(|_| ()).validate(), Ok(()));
     }
 
@@ -341,9 +342,9 @@ mod tests {
     #[test]
     fn limits_that_block_all_requests_are_refused() {
         let field = |timeout, max_in_flight| Config { timeout, max_in_flight }.validate().unwrap_err().field;
-        assert_eq!(field(Duration::ZERO, 1), "upstream.timeout");
-        assert_eq!(field(Duration::MAX, 1), "upstream.timeout");
-        assert_eq!(field(Duration::from_secs(1), 0), "upstream.max_in_flight");
-        assert_eq!(field(Duration::from_secs(1), usize::MAX), "upstream.max_in_flight");
+        assert_eq!(field(Duration::ZERO, 1), "timeout");
+        assert_eq!(field(Duration::MAX, 1), "timeout");
+        assert_eq!(field(Duration::from_secs(1), 0), "max_in_flight");
+        assert_eq!(field(Duration::from_secs(1), usize::MAX), "max_in_flight");
     }
 }

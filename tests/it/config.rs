@@ -54,9 +54,20 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
     let scheme = |scheme: &str| TENANT.replace("hub-signature", scheme);
     let (nobody, username) = (scheme("basic"), scheme("bearer\"\nusername = \"edge"));
     let (unsigned, unknown) = (scheme("standard-webhooks"), scheme("hub-signatures"));
-    let mistakes: [(&str, &str, &str); 30] = [
+    let domain = TENANT.replace("us_east_1", "mypurecloud.com");
+    let one_webhook = TENANT.replace("[[tenant.webhook]]", "[tenant.webhook]");
+    let mistakes: [(&str, &str, &str); 39] = [
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
+        ("[lokup]", "lokup", "the nearest is `lookup`"),
+        ("[tenant]\nid = \"10001\"", "tenant", "write [[tenant]]"),
+        ("[caller]\nname = \"a\"", "caller", "write [[caller]]"),
+        (&one_webhook, "tenant[0].webhook", "write [[tenant.webhook]]"),
+        ("[[lookup]]\nttl = \"1s\"", "lookup", "must be a table, not a list"),
+        (&domain, "tenant[0].upstream.region", "use us_east_1"),
+        ("http.listen = \"localhost:8080\"", "http.listen", "127.0.0.1:8080"),
+        ("admin.listen = \"127.0.0.1\"", "admin.listen", "an IP address and a port"),
+        ("store.kind = \"rediss\"", "store.kind", "the nearest is \"redis\""),
         ("lookup.ttl = \"soon\"", "lookup.ttl", "must be"),
         ("lookup.ttl = 300", "lookup.ttl", "must be"),
         ("lookup.ttl = \"0s\"", "lookup.ttl", "longer than zero"),
@@ -90,7 +101,10 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         let output = check(directory.path(), mistake, &[], &SECRETS);
         let complaint = text(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{mistake}: {complaint}");
-        assert!(complaint.contains("edge.toml") && complaint.contains(key), "{mistake}: {complaint}");
+        assert!(
+            !complaint.contains("default: ") && complaint.contains("edge.toml") && complaint.contains(key),
+            "{mistake}: {complaint}"
+        );
         assert!(complaint.contains(reason), "{mistake}: {complaint}");
     }
 }
@@ -171,10 +185,11 @@ fn no_secret_is_shown_whether_the_configuration_is_right_or_wrong() {
 }
 
 #[test]
-fn plain_hashes_of_customer_ids_are_warned_of_on_standard_error_alone() {
+fn plain_hashes_of_customer_ids_cause_a_warning_on_standard_error() {
     let directory = tempfile::tempdir().unwrap();
     let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [b'k'; 32]);
-    let keyed = format!("keys = {{ scheme = \"hmac-sha256\", secret = \"{key}\", previous = \"sha256\" }}\n{TENANT}");
+    let keys = format!("keys = {{ scheme = \"hmac-sha256\", secret = \"{key}\", previous = \"sha256\" }}");
+    let keyed = format!("{keys}\n{TENANT}{}", caller("*"));
     for (settings, is_warned) in [(TENANT, true), (&keyed, false), ("", true)] {
         for more in [&[][..], &["--json"]] {
             let output = check(directory.path(), settings, more, &SECRETS);
@@ -189,7 +204,7 @@ fn plain_hashes_of_customer_ids_are_warned_of_on_standard_error_alone() {
 }
 
 #[test]
-fn the_environment_lies_over_the_file_and_the_file_over_the_defaults() {
+fn the_environment_overrides_the_file_and_the_file_the_defaults() {
     let directory = tempfile::tempdir().unwrap();
     let settings = "[lookup]\nttl = \"7m\"\ngrace = \"8m\"\n";
     let environment = [
@@ -210,8 +225,75 @@ fn the_environment_lies_over_the_file_and_the_file_over_the_defaults() {
     assert!(complaint.contains("PROFILE_EDGE__LOOKUP__TLL") && complaint.contains("`ttl`"), "{complaint}");
 }
 
+/// A caller with this field.
+fn caller(field: &str) -> String {
+    let key = "a".repeat(64);
+    format!("[[caller]]\nname = \"ivr\"\nkey_sha256 = \"{key}\"\ntenants = [\"10001\"]\nfields = [\"{field}\"]\n")
+}
+
 #[test]
-fn a_tenant_of_ones_own_replaces_the_demo() {
+fn settings_that_are_probably_a_mistake_cause_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let no_webhook = TENANT.split("[[tenant.webhook]]").next().unwrap().to_owned() + &caller("*");
+    let with = |field: &str| format!("{TENANT}{}", caller(field));
+    let placeholder = with("*").replace(&"a".repeat(64), &"0".repeat(64));
+    for (settings, warning) in [
+        (&no_webhook, "tenant[0] (\"10001\") has no [[tenant.webhook]]"),
+        (&TENANT.to_owned(), "tenant[0] (\"10001\") is not in the tenants of any [[caller]]"),
+        (&with("frstName"), "the field \"frstName\", so caller \"ivr\" never gets it; the nearest is \"firstName\""),
+        (&with("workPhone.e146"), "the nearest is \"workPhone.e164\""),
+        (&placeholder, "caller[0].key_sha256 is a placeholder"),
+    ] {
+        let output = check(directory.path(), settings, &[], &SECRETS);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stderr).contains(warning), "{warning}: {}", text(&output.stderr));
+    }
+    let output = check(directory.path(), &with("customFields.tier_text"), &[], &SECRETS);
+    assert_eq!(text(&output.stderr).lines().count(), 1, "keys.scheme only: {}", text(&output.stderr));
+}
+
+#[test]
+fn a_variable_with_one_underscore_causes_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let environment =
+        [("PROFILE_EDGE_LOOKUP_TTL", "9m"), ("PROFILE_EDGE_TEST_NOTHING", "1"), ("PROFILE_EDGE_CONFIG", "no")];
+    let complaint = text(&check(directory.path(), "", &[], &environment).stderr);
+    assert!(complaint.contains("PROFILE_EDGE_LOOKUP_TTL is not an option"), "{complaint}");
+    assert!(complaint.contains("the nearest is PROFILE_EDGE__LOOKUP__TTL"), "{complaint}");
+    assert!(!complaint.contains("NOTHING") && !complaint.contains("EDGE_CONFIG"), "{complaint}");
+}
+
+#[test]
+fn the_template_of_the_defaults_can_be_uncommented_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let (settings, template) = DEFAULTS.split_at(DEFAULTS.find("# # A tenant is one").unwrap());
+    let uncommented = template.lines().map(|line| line.strip_prefix("# ").unwrap_or_default());
+    let settings = settings.to_owned() + &uncommented.collect::<Vec<_>>().join("\n");
+    let secrets = [("GENESYS_SECRET_10001", "planted"), ("WEBHOOK_SECRET_10001", "planted")];
+    let output = check(directory.path(), &settings, &[], &secrets);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    for option in ["tenant[0].ttl = \"120s\"", "tenant[0].webhook[0].scheme", "caller[0].requests_per_second = 50"] {
+        assert!(printed.contains(option), "{option}: {printed}");
+    }
+    assert!(text(&output.stderr).contains("caller[0].key_sha256 is a placeholder"));
+    assert_eq!(check(directory.path(), &settings, &[], &[]).status.code(), Some(64), "it has no secrets of its own");
+}
+
+#[test]
+fn the_minimal_example_needs_nothing_but_its_secrets() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [b'k'; 32]);
+    let secrets = [("KEYS_SECRET", key.as_str()), ("GENESYS_CLIENT_SECRET", "planted"), ("WEBHOOK_SECRET", "planted")];
+    let minimal = include_str!("../../conf/minimal.toml");
+    let output = check(directory.path(), minimal, &[], &secrets);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr).lines().count(), 1, "the placeholder only: {}", text(&output.stderr));
+    assert_eq!(check(directory.path(), minimal, &[], &[]).status.code(), Some(64));
+}
+
+#[test]
+fn a_configured_tenant_replaces_the_demo() {
     let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "w");
     let loaded = config::from_toml(&format!("{own}\n")).unwrap().config;
     assert!(!loaded.is_demo && !loaded.runs_sandbox() && loaded.callers.is_empty());
@@ -222,7 +304,7 @@ fn a_tenant_of_ones_own_replaces_the_demo() {
 }
 
 #[test]
-fn a_tenants_own_times_lie_over_the_common_ones() {
+fn times_of_a_tenant_override_the_common_ones() {
     let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "w");
     let own = own.replace("id = \"10001\"\n", "id = \"10001\"\nttl = \"60s\"\n");
     let tenant = &config::from_toml(&own).unwrap().config.tenants[0];
@@ -232,7 +314,7 @@ fn a_tenants_own_times_lie_over_the_common_ones() {
 
 /// An option that is not in `conf/default.toml` would be one that nobody can find.
 #[test]
-fn the_defaults_document_every_option_they_set_and_those_without_a_default() {
+fn the_defaults_document_every_option() {
     let optional = [
         "key_sha256",
         "secret",
@@ -255,7 +337,8 @@ fn the_defaults_document_every_option_they_set_and_those_without_a_default() {
         "keys.k1",
     ];
     for option in optional {
-        let commented = |line: &str| line.trim_start().starts_with(&format!("# {option} = "));
+        let commented =
+            |line: &str| line.starts_with('#') && line.trim_start_matches("# ").starts_with(&format!("{option} = "));
         assert!(DEFAULTS.lines().any(commented), "{option}");
     }
     let set: BTreeSet<&str> = DEFAULTS
@@ -279,6 +362,12 @@ fn usage_errors_end_with_64_and_help_with_0() {
     assert_eq!(run(&["--no-such-flag"]).status.code(), Some(64));
     assert_eq!(run(&["run", "--config", "no-such-file.toml"]).status.code(), Some(64));
     assert_eq!(run(&["--role", "cook"]).status.code(), Some(64));
+    let complaint = text(&run(&["--role", "lookups"]).stderr);
+    assert!(complaint.contains("flag --role: ") && complaint.contains("the nearest is \"lookup\""), "{complaint}");
+    let complaint = text(&run(&["sandbox", "--listen", "localhost:8082"]).stderr);
+    assert!(complaint.contains("127.0.0.1:8082"), "{complaint}");
+    assert!(text(&run(&["completions", "bash"]).stdout).contains("dead-letters"));
+    assert!(text(&run(&["man"]).stdout).starts_with(".ie"));
     assert_eq!(run(&["--help"]).status.code(), Some(0));
     assert_eq!(run(&["hash-key"]).status.code(), Some(64));
     let document: serde_json::Value = serde_json::from_slice(&run(&["openapi"]).stdout).unwrap();
@@ -297,7 +386,7 @@ fn example_of(secret: &str) -> String {
 }
 
 #[test]
-fn the_production_example_is_complete_but_for_its_secrets() {
+fn the_production_example_needs_nothing_but_its_secrets() {
     let directory = tempfile::tempdir().unwrap();
     let (secrets, certificates) = (directory.path().join("secrets"), directory.path().join("certificates"));
     std::fs::create_dir(&secrets).unwrap();
@@ -334,7 +423,7 @@ fn the_production_example_is_complete_but_for_its_secrets() {
 }
 
 #[test]
-fn the_settings_of_the_compose_stacks_are_in_order() {
+fn the_configuration_of_the_compose_stacks_is_valid() {
     let directory = tempfile::tempdir().unwrap();
     let output = check(directory.path(), include_str!("../../compose/conf/profile-edge.toml"), &[], &[]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));

@@ -1,4 +1,4 @@
-//! The operators' commands against a running service, through its admin listener.
+//! The operators' commands, sent to the admin listener of a running service.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use crate::support::edge::{Edge, Pairing, on_sandbox_of};
 use crate::support::servers::redis::Deployment;
 
 on_every_pairing!(
-    inspect_tells_the_state_of_a_key_and_never_its_contents,
+    inspect_shows_the_state_of_an_entry_and_never_its_contents,
     invalidate_evicts_and_force_removes_a_tombstone,
 );
 
@@ -21,7 +21,7 @@ fn json(said: &Said) -> Value {
     serde_json::from_str(&said.out).unwrap()
 }
 
-async fn inspect_tells_the_state_of_a_key_and_never_its_contents(pairing: Pairing) {
+async fn inspect_shows_the_state_of_an_entry_and_never_its_contents(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
     let one = customer(1);
     let inspect = ["inspect", "--tenant", "10001", "--customer", "-", "--json"];
@@ -57,7 +57,7 @@ async fn invalidate_evicts_and_force_removes_a_tombstone(pairing: Pairing) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn inspect_and_invalidate_reach_both_keys_of_a_customer_while_they_are_changed() {
+async fn inspect_and_invalidate_use_both_keys_during_a_key_change() {
     let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", Deployment::database().await);
     let before = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
     let secret = "a2V5LWtleS1rZXkta2V5LWtleS1rZXkta2V5LWtleS0=";
@@ -70,7 +70,7 @@ async fn inspect_and_invalidate_reach_both_keys_of_a_customer_while_they_are_cha
         [&state, &state["previous"]].map(|state| state["kind"].as_str().unwrap_or("none").to_owned())
     };
     before.look_up(&one).await;
-    assert!(after.look_up(&one).await.is_hit(), "what is kept under the other key is served");
+    assert!(after.look_up(&one).await.is_hit(), "the entry under the previous key is served");
     assert_eq!(kinds(&before).await, ["profile", "none"]);
     assert_eq!(kinds(&after).await, ["absent", "profile"]);
 
@@ -79,7 +79,7 @@ async fn inspect_and_invalidate_reach_both_keys_of_a_customer_while_they_are_cha
     after.applied("updated", 1.0).await;
     assert_eq!(kinds(&after).await, ["absent", "absent"]);
     assert!(!after.look_up(&one).await.is_hit());
-    assert_eq!(kinds(&after).await, ["profile", "absent"], "nothing is written under the other key");
+    assert_eq!(kinds(&after).await, ["profile", "absent"], "nothing is written under the previous key");
     after.stop().await;
     before.stop().await;
 }
@@ -97,6 +97,14 @@ async fn mistakes_and_outages_have_exit_codes() {
         assert_eq!(output.code, Some(64), "{arguments:?}");
         assert!(!output.err.is_empty());
     }
+    let listed = run_with(&edge, &["dead-letters", "list"], "").await;
+    assert_eq!((listed.code, listed.out.as_str()), (Some(0), ""));
+    assert!(listed.err.contains("no dead letters"), "{}", listed.err);
+    let listed = run_with(&edge, &["dead-letters", "list", "--json"], "").await;
+    assert_eq!((listed.code, listed.out.as_str(), listed.err.as_str()), (Some(0), "", ""));
+    let purged = run_with(&edge, &["dead-letters", "purge"], "").await;
+    assert_eq!(purged.code, Some(64));
+    assert!(purged.err.contains("nothing was removed") && purged.err.contains("--yes"), "{}", purged.err);
     let gone = format!("127.0.0.1:{}", crate::support::process::free_port());
     // A sandbox by itself is asked in the same way.
     for (address, code) in [(gone, 69), (edge.sandbox_address().to_string(), 0)] {

@@ -1,4 +1,4 @@
-//! The binary as a new user and an operator meet it: start, signals, crashes, a port in use.
+//! The binary as a new user or an operator runs it: start, signals, crashes, a port in use.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn client() -> reqwest::Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_starts_with_nothing_prints_how_to_try_it_and_drains_on_interrupt() {
+async fn without_configuration_it_shows_the_demo_and_drains_on_interrupt() {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
     let mut process = ports.start(directory.path(), &[]);
     assert_eq!(ports.ready(&client).await["status"], "ready");
@@ -88,7 +88,7 @@ async fn a_port_in_use_is_a_clear_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_process_on_the_same_queue_is_refused_in_plain_words() {
+async fn a_second_process_on_the_same_queue_is_a_clear_error() {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
     let mut first = ports.start(directory.path(), &[]);
     ports.ready(&client).await;
@@ -99,9 +99,29 @@ async fn a_second_process_on_the_same_queue_is_refused_in_plain_words() {
     assert_eq!(first.ended().await, Some(0));
 }
 
-/// A signal while a dependency is still waited for ends the process as one later does.
 #[tokio::test]
-async fn a_signal_during_the_start_ends_it_in_good_order() {
+async fn a_dependency_that_does_not_answer_is_named_with_its_address() {
+    let (directory, ports) = (tempfile::tempdir().unwrap(), Ports::draw());
+    let address = format!("127.0.0.1:{}", free_port());
+    let (redis, amqp) = (format!("redis://planted@{address}"), format!("amqp://planted:planted@{address}"));
+    for (dependency, settings) in [
+        ("the store (Redis)", [("PROFILE_EDGE__STORE__KIND", "redis"), ("PROFILE_EDGE__STORE__REDIS__URL", &redis)]),
+        ("the queue (RabbitMQ)", [("PROFILE_EDGE__QUEUE__KIND", "amqp"), ("PROFILE_EDGE__QUEUE__AMQP__URL", &amqp)]),
+    ] {
+        let settings = [settings[0], settings[1], ("PROFILE_EDGE__STARTUP_TIMEOUT", "500ms")];
+        let mut process = ports.start(directory.path(), &settings);
+        assert_eq!(process.ended().await, Some(69), "{}", process.log());
+        let complaint = process.says("cannot start").await;
+        for part in [dependency, address.as_str(), "refused", "500ms"] {
+            assert!(process.log().contains(part), "{part}: {complaint}");
+        }
+        assert!(!process.log().contains("planted"), "{}", process.log());
+    }
+}
+
+/// A signal during the wait for a dependency ends the process like a later signal.
+#[tokio::test]
+async fn a_signal_during_the_start_ends_the_process_cleanly() {
     let (directory, ports) = (tempfile::tempdir().unwrap(), Ports::draw());
     let nobody = format!("redis://127.0.0.1:{}", free_port());
     let store = [("PROFILE_EDGE__STORE__KIND", "redis"), ("PROFILE_EDGE__STORE__REDIS__URL", nobody.as_str())];

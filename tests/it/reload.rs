@@ -200,7 +200,7 @@ async fn a_reload_of_a_bad_file_changes_nothing_and_logs_why() {
     for (settings, named) in &bad {
         service.reload(settings, "error").await;
         let log = service.process.log();
-        let line = log.lines().rfind(|line| line.contains("the running one stays")).unwrap();
+        let line = log.lines().rfind(|line| line.contains("keeping the running one")).unwrap();
         assert!(line.contains(named), "{line}");
         assert!(!line.contains("planted"), "{line}");
         assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 200, "{named}");

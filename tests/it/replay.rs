@@ -102,7 +102,7 @@ async fn one_replay_runs_at_a_time_and_ends_with_its_client() {
     assert!(interrupted.unwrap().success());
     let said = ended(child).await;
     assert_eq!(said.code, Some(130), "{}", said.err);
-    assert!(said.err.contains("interrupted; ") && said.err.contains("go on with --since 20"), "{}", said.err);
+    assert!(said.err.contains("interrupted; ") && said.err.contains("continue with --since 20"), "{}", said.err);
     eventually("another replay can start", || async {
         let said = run(&edge, &["replay", "--since", "1h", "--dry-run"]).await;
         (said.code == Some(0)).then_some(())
@@ -120,7 +120,7 @@ async fn a_replay_ended_by_a_drain_reports_where_to_continue() {
     let said = ended(child).await;
     assert_eq!(said.code, Some(69), "{}", said.err);
     assert!(said.err.contains("the service drains; "), "{}", said.err);
-    assert!(said.err.contains("go on with --since 20"), "{}", said.err);
+    assert!(said.err.contains("continue with --since 20"), "{}", said.err);
     assert!(said.out.contains("of 60 events replayed"), "{}", said.out);
 }
 
@@ -169,9 +169,11 @@ async fn invalid_replay_and_dead_letter_commands_name_the_mistake() {
         (&edge, &["replay", "--since", "1h", "--tenant", "20002"], "unknown tenant"),
         (&edge, &["replay"], "--since"),
         (&edge, &["dead-letters", "redrive"], "ID"),
+        (&edge, &["dead-letters", "redrive"], "--all"),
+        (&edge, &["dead-letters", "purge"], "--yes"),
         (&edge, &["dead-letters", "redrive", "1", "--all"], "--all"),
         (&edge, &["dead-letters", "redrive", "1"], "no such dead letter"),
-        (&edge, &["dead-letters", "purge", "1"], "no such dead letter"),
+        (&edge, &["dead-letters", "purge", "1", "--yes"], "no such dead letter"),
         (&bare, &["replay", "--since", "1h"], "keeps no journal"),
     ] {
         let said = run(edge, arguments).await;
@@ -214,7 +216,7 @@ async fn redriven_deletions_write_no_tombstone_and_purge_removes_the_rest() {
     let said = run(&edge, &["dead-letters", "redrive", "--all"]).await;
     assert_eq!(
         (said.code, said.out.as_str()),
-        (Some(0), "3 put back, 1 stay that hold no event (see `dead-letters list`)\n")
+        (Some(0), "3 put back, 1 kept because they hold no event (see `dead-letters list`)\n")
     );
     edge.applied("updated", 2.0).await;
     edge.applied("deleted", 1.0).await;
@@ -229,7 +231,7 @@ async fn redriven_deletions_write_no_tombstone_and_purge_removes_the_rest() {
     let said = run(&edge, &["dead-letters", "redrive", junk]).await;
     assert_eq!(said.code, Some(64));
     assert!(said.err.contains("holds no event"), "{}", said.err);
-    let said = run(&edge, &["dead-letters", "purge"]).await;
+    let said = run(&edge, &["dead-letters", "purge", "--yes"]).await;
     assert_eq!((said.code, said.out.as_str()), (Some(0), "1 removed\n"));
     assert!(letters().await.is_empty());
     edge.stop().await;

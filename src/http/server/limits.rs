@@ -5,6 +5,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+use crate::invalid::InvalidSetting;
+
 /// The number of file descriptors that stay free for everything else: Redis, RabbitMQ, the queue's files, operators.
 const RESERVED_FILES: u64 = 1024;
 
@@ -31,24 +33,14 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// An option of `[http.limits]` is invalid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("http.limits.{field}: {reason}")]
-pub struct ConfigError {
-    /// The option.
-    pub field: &'static str,
-    /// What is expected.
-    pub reason: &'static str,
-}
-
 impl ConnectionLimits {
     /// Checks the ranges of the options.
     ///
     /// # Errors
     ///
     /// Returns the first option that is out of range.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let refuse = |field, reason| Err(ConfigError { field, reason });
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
+        let refuse = |field, reason| Err(InvalidSetting::new(field, reason));
         if self.max_connections < 16 {
             return refuse("max_connections", "must be at least 16");
         }

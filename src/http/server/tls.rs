@@ -13,6 +13,8 @@ use rustls::server::{ServerConfig, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, version};
 use serde::Deserialize;
 
+use crate::invalid::InvalidSetting;
+
 /// The TLS files of a listener; all are PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,18 +44,6 @@ pub enum ClientCert {
     Optional,
 }
 
-/// A TLS option of a listener is invalid.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{section}.{field}: {reason}")]
-pub struct ConfigError {
-    /// The table of the option: `http.tls` or `admin.tls`.
-    pub section: &'static str,
-    /// The option.
-    pub field: &'static str,
-    /// What is expected.
-    pub reason: String,
-}
-
 impl Config {
     /// Returns whether the listener uses TLS.
     #[must_use]
@@ -66,11 +56,11 @@ impl Config {
     /// # Errors
     ///
     /// A file is missing, unreadable or has the wrong contents, or the key does not match the certificate.
-    pub fn load(&self, section: &'static str) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
+    pub fn load(&self, section: &'static str) -> Result<Option<Arc<ServerConfig>>, InvalidSetting> {
         if !self.is_on() {
             return Ok(None);
         }
-        let refuse = |field: &'static str, reason: String| ConfigError { section, field, reason };
+        let refuse = |field: &'static str, reason: String| InvalidSetting::new(field, reason);
         let needed = |field: &'static str, path: &Option<PathBuf>| {
             path.clone().ok_or_else(|| refuse(field, format!("is missing: the other options of {section} need it")))
         };

@@ -4,8 +4,9 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::domain::Secret;
+use crate::invalid::InvalidSetting;
 
-use super::{ConfigError, any_match};
+use super::any_match;
 
 /// The SHA-256 of each valid credential: all have the same length.
 #[derive(Clone)]
@@ -25,11 +26,11 @@ impl CredentialDigests {
     }
 
     /// Hashes secrets that are sent after a username and a colon.
-    pub(super) fn of_user(username: Option<&str>, secrets: &[Secret]) -> Result<Self, ConfigError> {
-        let username = username.ok_or_else(|| ConfigError::new("username", "is missing: \"basic\" needs it"))?;
+    pub(super) fn of_user(username: Option<&str>, secrets: &[Secret]) -> Result<Self, InvalidSetting> {
+        let username = username.ok_or_else(|| InvalidSetting::new("username", "is missing: \"basic\" needs it"))?;
         // RFC 7617 section 2. A colon in the username would make the joined text ambiguous.
         if username.is_empty() || username.contains(':') || username.contains(char::is_control) {
-            return Err(ConfigError::new("username", "must not be empty, hold a colon or a control character"));
+            return Err(InvalidSetting::new("username", "must not be empty, hold a colon or a control character"));
         }
         let digest = |secret: &Secret| {
             Sha256::new().chain_update(username).chain_update(":").chain_update(secret.expose()).finalize().into()

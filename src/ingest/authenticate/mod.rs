@@ -25,6 +25,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::authorization::{Authorization, LENIENT_BASE64 as LENIENT};
 use crate::domain::{Secret, Timestamp};
+use crate::invalid::InvalidSetting;
 
 use super::shapes::SenderId;
 use credential::CredentialDigests;
@@ -69,16 +70,6 @@ pub enum Scheme {
     StandardWebhooks,
 }
 
-/// The configuration of a webhook is invalid.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("tenant.webhook.{field}: {reason}")]
-pub struct ConfigError {
-    /// The invalid field.
-    pub field: &'static str,
-    /// What is expected.
-    pub reason: String,
-}
-
 /// One configured scheme with its secrets.
 #[derive(Clone, Debug)]
 pub enum Authenticator {
@@ -116,30 +107,24 @@ impl Config {
     ///
     /// There is no secret, or an invalid one; the header name or the username is invalid; the username is missing; or
     /// an option belongs to another scheme.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         Authenticator::new(self).map(drop)
     }
 
     /// Refuses options of another scheme.
-    fn check_options(&self) -> Result<(), ConfigError> {
+    fn check_options(&self) -> Result<(), InvalidSetting> {
         if self.header.is_some() && self.scheme != Scheme::ApiKey {
-            return Err(ConfigError::new("header", "belongs to the scheme \"api-key\" only"));
+            return Err(InvalidSetting::new("header", "belongs to the scheme \"api-key\" only"));
         }
         if self.username.is_some() && self.scheme != Scheme::Basic {
-            return Err(ConfigError::new("username", "belongs to the scheme \"basic\" only"));
+            return Err(InvalidSetting::new("username", "belongs to the scheme \"basic\" only"));
         }
         Ok(())
     }
 
-    fn api_key_header(&self) -> Result<HeaderName, ConfigError> {
+    fn api_key_header(&self) -> Result<HeaderName, InvalidSetting> {
         let Some(header) = &self.header else { return Ok(API_KEY) };
-        header.parse().map_err(|_| ConfigError::new("header", "must be the name of an HTTP header"))
-    }
-}
-
-impl ConfigError {
-    fn new(field: &'static str, reason: &str) -> Self {
-        Self { field, reason: reason.to_owned() }
+        header.parse().map_err(|_| InvalidSetting::new("header", "must be the name of an HTTP header"))
     }
 }
 
@@ -149,13 +134,13 @@ impl Authenticator {
     /// # Errors
     ///
     /// As [`Config::validate`].
-    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+    pub fn new(config: &Config) -> Result<Self, InvalidSetting> {
         let secrets = &config.secrets;
         if secrets.is_empty() {
-            return Err(ConfigError::new("secrets", "at least one is needed"));
+            return Err(InvalidSetting::new("secrets", "at least one is needed"));
         }
         if secrets.iter().any(Secret::is_empty) {
-            return Err(ConfigError::new("secrets", "must not be empty"));
+            return Err(InvalidSetting::new("secrets", "must not be empty"));
         }
         config.check_options()?;
         Ok(match config.scheme {

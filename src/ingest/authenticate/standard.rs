@@ -16,8 +16,9 @@ use subtle::{Choice, ConstantTimeEq};
 use zeroize::Zeroizing;
 
 use crate::domain::{Secret, Timestamp};
+use crate::invalid::InvalidSetting;
 
-use super::{ConfigError, LENIENT, any_match, only};
+use super::{LENIENT, any_match, only};
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -45,11 +46,11 @@ impl std::fmt::Debug for StandardWebhooks {
 
 impl StandardWebhooks {
     /// Decodes the secrets.
-    pub(super) fn new(secrets: &[Secret]) -> Result<Self, ConfigError> {
+    pub(super) fn new(secrets: &[Secret]) -> Result<Self, InvalidSetting> {
         let key = |secret: &Secret| {
             let encoded = secret.expose().strip_prefix(PREFIX).unwrap_or(secret.expose());
             let key = LENIENT.decode(encoded).ok().map(Zeroizing::new).filter(|key| key.len() >= SHORTEST_KEY);
-            key.ok_or_else(|| ConfigError::new("secrets", "must be \"whsec_\" and base64 of 16 bytes or more"))
+            key.ok_or_else(|| InvalidSetting::new("secrets", "must be \"whsec_\" and base64 of 16 bytes or more"))
         };
         secrets.iter().map(key).collect::<Result<_, _>>().map(Self)
     }

@@ -1,27 +1,26 @@
-//! Replay: events of the journal take effect once more.
+//! Replay: events of the journal take effect again.
 //!
-//! # What it promises
+//! # Guarantees
 //!
-//! Every event that was received from `since` up to `until`, and is kept, is published again under the id of this
-//! replay; so the dedup window does not swallow it, and a redelivery of it has no second effect. It evicts its
-//! customers and leaves alone what later events announced (see [`fence::repeat`](crate::store::fence::repeat)). Doing
-//! it again, or in part, harms nobody.
+//! Every kept event that was received from `since` until `until` is published again, with the id of the replay. So the
+//! dedup window does not drop it, and its redelivery has no second effect. It evicts its customers, and keeps what later
+//! events announced (see [`fence::repeat`](crate::store::fence::repeat)). A repeated or partial replay does no harm.
 //!
-//! # The steps
+//! # Steps
 //!
-//! [`Replays::prepare`] checks that it can be done and holds the one place; [`Prepared::begin`] starts the task. That
-//! reads a page of the journal, picks, waits its turn (the rate; and while much waits in the queue, so that what is
-//! announced now does not wait behind it), and publishes, durably. Whoever holds the [`Running`] sees how far it is;
-//! when that is dropped, or the service drains, it stops between two publishes.
+//! [`Replays::prepare`] checks that the replay is possible and takes the one slot; [`Prepared::begin`] starts the
+//! task. The task reads a page of the journal, selects events, waits for the rate and for a short queue, so that new
+//! events do not wait behind old ones, and publishes durably. The holder of [`Running`] sees the progress. When it
+//! is dropped, or the service drains, the replay stops between two publishes.
 //!
-//! # What each end leaves behind
+//! # After an early end
 //!
-//! Everything up to `reached` is published. What comes later in the journal may be of a slightly earlier time, so going
-//! on begins a minute before.
+//! Everything up to `reached` is published. Later entries of the journal may have a slightly earlier time, so the next
+//! replay starts one minute before.
 
-pub mod order;
+mod progress;
+pub mod request;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,143 +38,72 @@ use crate::supervise::Backoff;
 
 use super::actions::Error;
 
-use order::Order;
+pub use progress::{Progress, Status};
+use request::Order;
 
-/// How many events are published at once at most.
+/// The maximum number of events in one publish.
 const CHUNK: usize = 256;
 
-/// With more than this waiting in the queue, a replay waits too.
+/// A replay waits while the queue holds more events than this.
 const BACKLOG: u64 = 5_000;
 
-/// How often it looks at what waits.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a replay checks the length of the queue.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a queue that takes nothing is tried again.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How much earlier than what was reached one goes on.
-const OVERLAP: Duration = Duration::from_secs(60);
+/// How long a publish is retried.
+const RETRY_FOR: Duration = Duration::from_secs(60);
 
 /// Replays, one at a time.
 #[derive(Debug)]
 pub struct Replays {
-    /// What keeps a journal; `None` in a process without the roles that use the queue.
+    /// The queue with the journal; `None` in a process without a role that uses the queue.
     pub queue: Option<Arc<dyn Queue>>,
-    /// Where events are published; `None` likewise.
+    /// Publishes the events; `None` in a process without a role that uses the queue.
     pub publisher: Option<Arc<dyn Publisher>>,
-    /// The wall clock, which the journal's times are of.
+    /// The wall clock, which is also the clock of the journal.
     pub clock: SharedClock,
-    /// Where to count.
+    /// Counts replayed events.
     pub metrics: Arc<Metrics>,
-    /// Ends a replay; tracks it.
+    /// Ends and tracks the task of a replay.
     pub shutdown: Shutdown,
-    /// The one place.
-    pub place: Arc<Mutex<()>>,
+    /// Held by the one replay that may run.
+    pub slot: Arc<Mutex<()>>,
 }
 
-/// A replay that can begin.
-#[must_use = "nothing is replayed before it begins"]
+/// A replay that is ready to begin.
+#[must_use = "nothing is replayed until it begins"]
 #[derive(Debug)]
 pub struct Prepared {
-    /// Its id, which the audit names too.
+    /// The id, which the audit records too.
     pub id: ReplayId,
-    work: Work,
+    task: ReplayTask,
     shutdown: Shutdown,
-    place: OwnedMutexGuard<()>,
+    slot: OwnedMutexGuard<()>,
 }
 
-/// A replay that is under way; dropping this stops it.
+/// A replay in progress; dropping this stops it.
 #[derive(Debug)]
 pub struct Running {
-    /// How far it is.
+    /// The progress.
     pub progress: watch::Receiver<Progress>,
     _stop: DropGuard,
 }
 
-/// How far a replay is.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Progress {
-    replay_id: String,
-    /// How it is.
-    pub status: Status,
-    dry_run: bool,
-    since: String,
-    until: String,
-    /// Events of the journal that were looked at.
-    read: u64,
-    /// Those of them that are meant.
-    matched: u64,
-    /// Those of them that were published again.
-    pub replayed: u64,
-    /// Those that are meant, by kind.
-    kinds: BTreeMap<&'static str, u64>,
-    /// The time of receipt that it has come to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reached: Option<String>,
-    /// The part of the time that it has come through, from 0 to 1.
-    fraction: f64,
-    /// Why it ended early.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    /// Where to go on, if it ends early.
-    resume_since: String,
-}
-
-/// How a replay is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Status {
-    /// It goes on.
-    Running,
-    /// It gives way to what waits in the queue.
-    Waiting,
-    /// All is done.
-    Done,
-    /// Somebody stopped it.
-    Stopped,
-    /// Something that it needs does not work.
-    Failed,
-}
-
-impl Status {
-    /// Returns the name.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Waiting => "waiting",
-            Self::Done => "done",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// Tells whether it is over.
-    #[must_use]
-    pub const fn is_over(self) -> bool {
-        match self {
-            Self::Running | Self::Waiting => false,
-            Self::Done | Self::Stopped | Self::Failed => true,
-        }
-    }
-}
-
 impl Replays {
-    /// Begins to read the journal, and holds the one place.
+    /// Opens the journal and takes the one slot.
     ///
     /// # Errors
     ///
-    /// There is no queue or no journal, another replay is under way, or the queue failed.
-    pub async fn prepare(&self, order: Order) -> Result<Prepared, Error> {
+    /// There is no queue or no journal, another replay is in progress, or the queue failed.
+    pub async fn prepare(&self, request: Order) -> Result<Prepared, Error> {
         let (queue, publisher) = self.queue.as_ref().zip(self.publisher.as_ref()).ok_or(Error::NoQueue)?;
-        let place = Arc::clone(&self.place).try_lock_owned().map_err(|_| Error::Busy)?;
-        let journal = queue.journal(order.since).await?.ok_or(Error::NoJournal)?;
+        let slot = Arc::clone(&self.slot).try_lock_owned().map_err(|_| Error::Busy)?;
+        let journal = queue.journal(request.since).await?.ok_or(Error::NoJournal)?;
         let id = ReplayId::fresh();
-        let progress = Progress::of(&order, id);
-        let work = Work {
+        let progress = Progress::of(&request, id);
+        let task = ReplayTask {
             id,
-            order,
+            request,
             journal,
             queue: Arc::clone(queue),
             publisher: Arc::clone(publisher),
@@ -183,59 +111,39 @@ impl Replays {
             progress: watch::Sender::new(progress),
             reached: None,
             turn: Instant::now(),
-            looked: None,
+            checked: None,
         };
-        Ok(Prepared { id, work, shutdown: self.shutdown.clone(), place })
+        Ok(Prepared { id, task, shutdown: self.shutdown.clone(), slot })
     }
 }
 
 impl Prepared {
-    /// Begins.
+    /// Starts the task.
     #[must_use]
     pub fn begin(self) -> Running {
-        let Self { mut work, shutdown, place, .. } = self;
+        let Self { mut task, shutdown, slot, .. } = self;
         let stop = CancellationToken::new();
-        let running = Running { progress: work.progress.subscribe(), _stop: stop.clone().drop_guard() };
+        let running = Running { progress: task.progress.subscribe(), _stop: stop.clone().drop_guard() };
         let draining = shutdown.clone();
         shutdown.spawn(async move {
             let ended = tokio::select! {
                 biased;
-                () = stop.cancelled() => Err((Status::Stopped, "whoever asked for it went away".to_owned())),
+                () = stop.cancelled() => Err((Status::Stopped, "the client closed the connection".to_owned())),
                 () = draining.requested() => Err((Status::Stopped, "the service drains".to_owned())),
-                done = work.run() => done.map_err(|error| (Status::Failed, error.to_string())),
+                done = task.run() => done.map_err(|error| (Status::Failed, error.to_string())),
             };
-            work.end(ended);
-            drop(place);
+            task.end(ended);
+            drop(slot);
         });
         running
     }
 }
 
-impl Progress {
-    fn of(order: &Order, id: ReplayId) -> Self {
-        Self {
-            replay_id: id.to_string(),
-            status: Status::Running,
-            dry_run: order.dry_run,
-            since: order.since.to_string(),
-            until: order.until.to_string(),
-            read: 0,
-            matched: 0,
-            replayed: 0,
-            kinds: BTreeMap::new(),
-            reached: None,
-            fraction: 0.0,
-            reason: None,
-            resume_since: order.since.to_string(),
-        }
-    }
-}
-
-/// The task's own state.
+/// The state of the task.
 #[derive(Debug)]
-struct Work {
+struct ReplayTask {
     id: ReplayId,
-    order: Order,
+    request: Order,
     journal: Box<dyn Journal>,
     queue: Arc<dyn Queue>,
     publisher: Arc<dyn Publisher>,
@@ -244,34 +152,36 @@ struct Work {
     reached: Option<Timestamp>,
     /// When the rate allows the next publish.
     turn: Instant,
-    /// When it looked at what waits.
-    looked: Option<Instant>,
+    /// When the length of the queue was checked last.
+    checked: Option<Instant>,
 }
 
-impl Work {
+impl ReplayTask {
     async fn run(&mut self) -> Result<(), queue::Error> {
-        let (id, order) = (self.id, &self.order);
-        let (tenant, rate, dry_run) = (order.tenant.as_ref().map(tracing::field::display), order.rate, order.dry_run);
-        tracing::info!(replay = %id, since = %order.since, until = %order.until, tenant, rate, dry_run, "a replay begins");
+        let (id, request) = (self.id, &self.request);
+        let (tenant, rate, dry_run) =
+            (request.tenant.as_ref().map(tracing::field::display), request.rate, request.dry_run);
+        tracing::info!(replay = %id, since = %request.since, until = %request.until, tenant, rate, dry_run, "a replay started");
         while let Some(events) = self.journal.next().await? {
-            self.progress.send_modify(|progress| progress.read += events.len() as u64);
-            let meant: Vec<Event> = events.into_iter().filter(|event| self.order.wants(event)).collect();
-            let at_once = usize::try_from(self.order.rate / 10).map_or(CHUNK, |tenth| tenth.clamp(1, CHUNK));
-            for chunk in meant.chunks(at_once) {
+            let read = events.len() as u64;
+            let selected: Vec<Event> = events.into_iter().filter(|event| self.request.selects(event)).collect();
+            self.progress.send_modify(|progress| progress.count(read, &selected));
+            let at_once = usize::try_from(self.request.rate / 10).map_or(CHUNK, |tenth| tenth.clamp(1, CHUNK));
+            for chunk in selected.chunks(at_once) {
                 self.replay(chunk).await?;
             }
         }
         Ok(())
     }
 
-    /// Publishes some events again, when it is their turn.
+    /// Publishes some events again, as soon as the rate and the queue allow it.
     async fn replay(&mut self, chunk: &[Event]) -> Result<(), queue::Error> {
         let mut replayed = 0;
-        if !self.order.dry_run {
+        if !self.request.dry_run {
             self.give_way().await;
             sleep_until(self.turn).await;
             let share = Duration::from_secs(1).saturating_mul(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
-            self.turn = self.turn.max(Instant::now()) + share / self.order.rate;
+            self.turn = self.turn.max(Instant::now()) + share / self.request.rate;
             let again = Some(Redelivery::Replayed(self.id));
             let events: Vec<Event> = chunk.iter().map(|event| Event { again, ..event.clone() }).collect();
             self.publish(&events).await?;
@@ -280,36 +190,30 @@ impl Work {
         }
         self.reached = self.reached.max(chunk.iter().map(|event| event.received_at).max());
         self.progress.send_modify(|progress| {
-            progress.matched += chunk.len() as u64;
             progress.replayed += replayed;
-            for event in chunk {
-                *progress.kinds.entry(event.kind.as_str()).or_default() += 1;
-            }
             if let Some(reached) = self.reached {
-                progress.reached = Some(reached.to_string());
-                progress.resume_since = resume_since(reached, &self.order).to_string();
-                progress.fraction = self.order.fraction(reached);
+                progress.advance(reached, &self.request);
             }
         });
         Ok(())
     }
 
-    /// Waits while so much waits in the queue that what is announced now would wait long.
+    /// Waits while the queue is so long that new events would wait long.
     async fn give_way(&mut self) {
-        while self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
-            self.looked = Some(Instant::now());
-            // A queue that does not tell is none to wait for; publishing says more.
+        while self.checked.is_none_or(|checked| checked.elapsed() >= CHECK_EVERY) {
+            self.checked = Some(Instant::now());
+            // If the length is unknown, publishing finds out what is wrong.
             let is_long = self.queue.depth().await.is_ok_and(|depth| depth.events > BACKLOG);
             self.progress.send_modify(|progress| {
                 progress.status = if is_long { Status::Waiting } else { Status::Running };
             });
             if is_long {
-                sleep(LOOK_EVERY).await;
+                sleep(CHECK_EVERY).await;
             }
         }
     }
 
-    /// Publishes until it is durable: what was durable in vain before is the same replay of the same events.
+    /// Publishes, and retries until the events are durable; a repeated publish has the same ids, so it has no second effect.
     async fn publish(&mut self, events: &[Event]) -> Result<(), queue::Error> {
         let (mut backoff, give_up) = (Backoff::default(), Instant::now() + PATIENCE);
         loop {
@@ -328,28 +232,14 @@ impl Work {
     }
 
     fn end(self, ended: Result<(), (Status, String)>) {
-        self.progress.send_modify(|progress| match &ended {
-            Ok(()) => {
-                progress.status = Status::Done;
-                progress.fraction = 1.0;
-            }
-            Err((status, reason)) => {
-                progress.status = *status;
-                progress.reason = Some(reason.clone());
-            }
-        });
-        let Progress { matched, replayed, ref resume_since, .. } = *self.progress.borrow();
+        self.progress.send_modify(|progress| progress.end(&ended));
+        let progress = self.progress.borrow();
+        let (matched, replayed, resume_since) = (progress.matched, progress.replayed, &progress.resume_since);
         match ended {
-            Ok(()) => tracing::info!(replay = %self.id, matched, replayed, "a replay is done"),
+            Ok(()) => tracing::info!(replay = %self.id, matched, replayed, "a replay is complete"),
             Err((_, reason)) => {
                 tracing::warn!(replay = %self.id, matched, replayed, reason, resume_since, "a replay ended early")
             }
         }
     }
-}
-
-/// Returns where one goes on who has come to a time.
-fn resume_since(reached: Timestamp, order: &Order) -> Timestamp {
-    let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX);
-    Timestamp::from_millis(reached.as_millis().saturating_sub(overlap)).max(order.since)
 }

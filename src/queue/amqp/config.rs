@@ -6,6 +6,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::domain::Secret;
+use crate::invalid::InvalidSetting;
 use crate::tls::Files;
 
 /// The largest number of work queues.
@@ -35,44 +36,34 @@ pub struct Config {
     pub journal_retention: Duration,
 }
 
-/// An option of `[queue.amqp]` is not usable.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {reason}")]
-pub struct ConfigError {
-    /// The path of the option.
-    pub field: &'static str,
-    /// What is expected. It never contains the value, which may contain a password.
-    pub reason: &'static str,
-}
-
 impl Config {
     /// Checks what the types cannot express.
     ///
     /// # Errors
     ///
     /// The first option that is not usable.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let refuse = |field, reason| Err(ConfigError { field, reason });
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
+        let refuse = |field, reason| Err(InvalidSetting::new(field, reason));
         let encrypted = self.addresses()?.iter().all(|url| url.scheme() == "amqps");
         match (&self.tls.cert, &self.tls.key) {
-            (Some(_), None) => return refuse("queue.amqp.tls.key", "is missing: tls.cert needs it"),
-            (None, Some(_)) => return refuse("queue.amqp.tls.cert", "is missing: tls.key needs it"),
+            (Some(_), None) => return refuse("tls.key", "is missing: tls.cert needs it"),
+            (None, Some(_)) => return refuse("tls.cert", "is missing: tls.key needs it"),
             (None, None) | (Some(_), Some(_)) => {}
         }
         if self.tls.is_any() && !encrypted {
-            return refuse("queue.amqp.tls", "needs amqps:// addresses");
+            return refuse("tls", "needs amqps:// addresses");
         }
         if !(1..=MAX_SHARDS).contains(&self.shards) {
-            return refuse("queue.amqp.shards", "must be from 1 to 256");
+            return refuse("shards", "must be from 1 to 256");
         }
         if self.prefetch < self.shards {
-            return refuse("queue.amqp.prefetch", "must be from 1 to 65535, and not below queue.amqp.shards");
+            return refuse("prefetch", "must be from 1 to 65535, and not below queue.amqp.shards");
         }
         if self.publish_timeout.is_zero() {
-            return refuse("queue.amqp.publish_timeout", "must be longer than zero");
+            return refuse("publish_timeout", "must be longer than zero");
         }
         if self.journal_retention < Duration::from_secs(1) {
-            return refuse("queue.amqp.journal_retention", "must be one second or longer");
+            return refuse("journal_retention", "must be one second or longer");
         }
         Ok(())
     }
@@ -82,12 +73,12 @@ impl Config {
     /// # Errors
     ///
     /// One of them is not an `amqp://` or `amqps://` URL.
-    pub fn addresses(&self) -> Result<Vec<Url>, ConfigError> {
-        let field = if self.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
+    pub fn addresses(&self) -> Result<Vec<Url>, InvalidSetting> {
+        let field = if self.urls.is_empty() { "url" } else { "urls" };
         let reason = "must be amqp://user:password@host:port/vhost or amqps://";
         let parse = |url: &Secret| {
             let url = Url::parse(url.expose()).ok().filter(|url| matches!(url.scheme(), "amqp" | "amqps"));
-            url.filter(Url::has_host).ok_or(ConfigError { field, reason })
+            url.filter(Url::has_host).ok_or_else(|| InvalidSetting::new(field, reason))
         };
         self.node_urls().iter().map(parse).collect()
     }
@@ -102,7 +93,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn refused(edit: impl FnOnce(&mut Config)) -> Option<&'static str> {
+    fn refused(edit: impl FnOnce(&mut Config)) -> Option<String> {
         let mut config = Config {
             url: Secret::new("amqp://guest:planted@127.0.0.1:5672/%2f"),
             urls: Vec::new(),
@@ -115,27 +106,27 @@ mod tests {
         edit(&mut config);
         config.validate().err().map(|error| {
             assert!(!error.to_string().contains("planted"), "{error}");
-            error.field
+            error.field.into_owned()
         })
     }
 
     #[test]
     fn an_unusable_option_is_reported_with_its_path() {
         assert_eq!(refused(|_| ()), None);
-        assert_eq!(refused(|config| config.tls.cert = Some("c.pem".into())), Some("queue.amqp.tls.key"));
-        assert_eq!(refused(|config| config.tls.ca = Some("c.pem".into())), Some("queue.amqp.tls"));
-        assert_eq!(refused(|config| config.shards = 0), Some("queue.amqp.shards"));
-        assert_eq!(refused(|config| config.shards = 257), Some("queue.amqp.shards"));
-        assert_eq!(refused(|config| config.prefetch = 0), Some("queue.amqp.prefetch"));
-        assert_eq!(refused(|config| config.publish_timeout = Duration::ZERO), Some("queue.amqp.publish_timeout"));
-        assert_eq!(refused(|config| config.journal_retention = Duration::ZERO), Some("queue.amqp.journal_retention"));
+        assert_eq!(refused(|config| config.tls.cert = Some("c.pem".into())).as_deref(), Some("tls.key"));
+        assert_eq!(refused(|config| config.tls.ca = Some("c.pem".into())).as_deref(), Some("tls"));
+        assert_eq!(refused(|config| config.shards = 0).as_deref(), Some("shards"));
+        assert_eq!(refused(|config| config.shards = 257).as_deref(), Some("shards"));
+        assert_eq!(refused(|config| config.prefetch = 0).as_deref(), Some("prefetch"));
+        assert_eq!(refused(|config| config.publish_timeout = Duration::ZERO).as_deref(), Some("publish_timeout"));
+        assert_eq!(refused(|config| config.journal_retention = Duration::ZERO).as_deref(), Some("journal_retention"));
     }
 
     #[test]
     fn an_invalid_url_is_refused_without_being_shown() {
         for bad in ["planted", "http://planted@host", "amqp:planted", "amqp://u:planted@host:port"] {
-            assert_eq!(refused(|config| config.url = Secret::new(bad)), Some("queue.amqp.url"), "{bad}");
-            assert_eq!(refused(|config| config.urls = vec![Secret::new(bad)]), Some("queue.amqp.urls"), "{bad}");
+            assert_eq!(refused(|config| config.url = Secret::new(bad)).as_deref(), Some("url"), "{bad}");
+            assert_eq!(refused(|config| config.urls = vec![Secret::new(bad)]).as_deref(), Some("urls"), "{bad}");
         }
     }
 }

@@ -74,7 +74,7 @@ use replay::ReplayRequest;
 use subscription::AmqpSubscription;
 use topology::Topology;
 
-pub use config::{Config, ConfigError};
+pub use config::Config;
 
 /// The longest time for closing, if the broker does not answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

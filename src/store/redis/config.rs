@@ -7,6 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::domain::Secret;
+use crate::invalid::InvalidSetting;
 use crate::tls::Files;
 
 /// `[store.redis]`.
@@ -41,22 +42,6 @@ pub enum Mode {
     Sentinel,
 }
 
-/// An option of `[store.redis]` is invalid.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {reason}")]
-pub struct ConfigError {
-    /// The path of the option.
-    pub field: &'static str,
-    /// What is expected. The value is left out because it may hold a password.
-    pub reason: String,
-}
-
-impl ConfigError {
-    fn new(field: &'static str, reason: impl Into<String>) -> Self {
-        Self { field, reason: reason.into() }
-    }
-}
-
 /// The parsed addresses of Redis.
 #[derive(Debug)]
 pub(super) enum Endpoints {
@@ -71,7 +56,7 @@ impl Config {
     /// # Errors
     ///
     /// The first option that is invalid.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         self.endpoints().map(drop)?;
         self.certificates().map(drop)
     }
@@ -81,59 +66,59 @@ impl Config {
     /// # Errors
     ///
     /// An address is not a `redis://` or `rediss://` URL.
-    pub fn addresses(&self) -> Result<Vec<Url>, ConfigError> {
-        let field = if self.urls.is_empty() { "store.redis.url" } else { "store.redis.urls" };
+    pub fn addresses(&self) -> Result<Vec<Url>, InvalidSetting> {
+        let field = if self.urls.is_empty() { "url" } else { "urls" };
         let all = if self.urls.is_empty() { std::slice::from_ref(&self.url) } else { &self.urls };
         let parse = |secret: &Secret| {
             let url = Url::parse(secret.expose()).ok().filter(|url| matches!(url.scheme(), "redis" | "rediss"));
-            url.filter(Url::has_host).ok_or_else(|| ConfigError::new(field, "must be redis://host:port or rediss://"))
+            url.filter(Url::has_host)
+                .ok_or_else(|| InvalidSetting::new(field, "must be redis://host:port or rediss://"))
         };
         all.iter().map(parse).collect()
     }
 
-    pub(super) fn endpoints(&self) -> Result<Endpoints, ConfigError> {
+    pub(super) fn endpoints(&self) -> Result<Endpoints, InvalidSetting> {
         let mut nodes = Vec::new();
         for address in self.addresses()? {
             let info = address.into_connection_info();
-            nodes.push(info.map_err(|error| ConfigError::new("store.redis.url", error.category().to_owned()))?);
+            nodes.push(info.map_err(|error| InvalidSetting::new("url", error.category().to_owned()))?);
         }
         match (self.mode, self.urls.is_empty(), &self.master_name) {
             (None, true, None) => Ok(Endpoints::Single(nodes.swap_remove(0))),
             (None, false, _) => {
-                Err(ConfigError::new("store.redis.mode", "is missing: must be \"cluster\" or \"sentinel\""))
+                Err(InvalidSetting::new("mode", "is missing: must be \"cluster\" or \"sentinel\""))
             }
-            (Some(_), true, _) => Err(ConfigError::new("store.redis.urls", "is missing: store.redis.mode needs it")),
+            (Some(_), true, _) => Err(InvalidSetting::new("urls", "is missing: store.redis.mode needs it")),
             (Some(Mode::Cluster), false, None) => Ok(Endpoints::Cluster(nodes)),
             (Some(Mode::Sentinel), false, Some(name)) => Ok(Endpoints::Sentinel(nodes, name.clone())),
             (Some(Mode::Sentinel), false, None) => {
-                Err(ConfigError::new("store.redis.master_name", "is missing: mode \"sentinel\" needs it"))
+                Err(InvalidSetting::new("master_name", "is missing: mode \"sentinel\" needs it"))
             }
             (None | Some(Mode::Cluster), _, Some(_)) => {
-                Err(ConfigError::new("store.redis.master_name", "belongs to mode \"sentinel\" only"))
+                Err(InvalidSetting::new("master_name", "belongs to mode \"sentinel\" only"))
             }
         }
     }
 
     /// Reads the certificates, if any are configured.
-    pub(super) fn certificates(&self) -> Result<Option<TlsCertificates>, ConfigError> {
+    pub(super) fn certificates(&self) -> Result<Option<TlsCertificates>, InvalidSetting> {
         let read = |field, path: &PathBuf| {
             std::fs::read(path).map_err(|error| {
-                ConfigError::new(field, format!("the file {} cannot be read: {error}", path.display()))
+                InvalidSetting::new(field, format!("the file {} cannot be read: {error}", path.display()))
             })
         };
         let client_tls = match (&self.tls.cert, &self.tls.key) {
             (None, None) => None,
-            (Some(cert), Some(key)) => Some(ClientTlsConfig {
-                client_cert: read("store.redis.tls.cert", cert)?,
-                client_key: read("store.redis.tls.key", key)?,
-            }),
-            (Some(_), None) => return Err(ConfigError::new("store.redis.tls.key", "is missing: tls.cert needs it")),
-            (None, Some(_)) => return Err(ConfigError::new("store.redis.tls.cert", "is missing: tls.key needs it")),
+            (Some(cert), Some(key)) => {
+                Some(ClientTlsConfig { client_cert: read("tls.cert", cert)?, client_key: read("tls.key", key)? })
+            }
+            (Some(_), None) => return Err(InvalidSetting::new("tls.key", "is missing: tls.cert needs it")),
+            (None, Some(_)) => return Err(InvalidSetting::new("tls.cert", "is missing: tls.key needs it")),
         };
-        let root_cert = self.tls.ca.as_ref().map(|ca| read("store.redis.tls.ca", ca)).transpose()?;
+        let root_cert = self.tls.ca.as_ref().map(|ca| read("tls.ca", ca)).transpose()?;
         let any = client_tls.is_some() || root_cert.is_some();
         if any && !self.addresses()?.iter().all(|url| url.scheme() == "rediss") {
-            return Err(ConfigError::new("store.redis.tls", "needs rediss:// addresses"));
+            return Err(InvalidSetting::new("tls", "needs rediss:// addresses"));
         }
         Ok(any.then_some(TlsCertificates { client_tls, root_cert }))
     }

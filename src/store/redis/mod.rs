@@ -40,6 +40,7 @@ use tokio::time::Instant;
 
 use crate::clock::SharedClock;
 use crate::domain::Key;
+use crate::invalid::InvalidSetting;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
@@ -48,7 +49,7 @@ use super::{
     Lifetimes, Record, ReplicationHistory, Store, Token,
 };
 
-use config::{Config, ConfigError, Endpoints};
+use config::{Config, Endpoints};
 use connection::RedisConnection;
 use error::CommandError;
 use pubsub::Announcements;
@@ -82,7 +83,7 @@ impl Redis {
         clock: SharedClock,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
-        let refuse = |error: ConfigError| Error::Rejected { reason: error.to_string() };
+        let refuse = |error: InvalidSetting| Error::Rejected { reason: error.within("store.redis").to_string() };
         let endpoints = config.endpoints().map_err(refuse)?;
         let certificates = config.certificates().map_err(refuse)?;
         // A WAIT may take as long as its script did.

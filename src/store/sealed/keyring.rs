@@ -32,6 +32,7 @@ use xaes_256_gcm::{Nonce, Tag, Xaes256Gcm};
 use zeroize::Zeroizing;
 
 use crate::domain::{Key, Secret, TenantId};
+use crate::invalid::InvalidSetting;
 use crate::store::{Ciphertext, Content, Record, encoding};
 
 /// The version of the format, which is part of the associated data.
@@ -57,16 +58,6 @@ pub struct Config {
     pub active: String,
     /// Every key that opens, by its name.
     pub keys: BTreeMap<String, Secret>,
-}
-
-/// The configuration of a keyring is invalid.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("store.sealing.{field}: {reason}")]
-pub struct ConfigError {
-    /// The setting, below `[store.sealing]`.
-    pub field: String,
-    /// What is wrong with it.
-    pub reason: &'static str,
 }
 
 /// The keys that open records, and the one that seals them. Without keys records stay in clear.
@@ -105,7 +96,7 @@ impl Config {
     /// # Errors
     ///
     /// A name or key is invalid, or the active key is not among the keys.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         Keyring::new(self, &[]).map(drop)
     }
 }
@@ -116,10 +107,10 @@ impl Keyring {
     /// # Errors
     ///
     /// As [`Config::validate`].
-    pub fn new(config: &Config, tenants: &[TenantId]) -> Result<Self, ConfigError> {
+    pub fn new(config: &Config, tenants: &[TenantId]) -> Result<Self, InvalidSetting> {
         let mut keys = Vec::new();
         for (name, secret) in &config.keys {
-            let refuse = |reason| ConfigError { field: format!("keys.{name}"), reason };
+            let refuse = |reason| InvalidSetting::new(format!("keys.{name}"), reason);
             let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
             if !(1..=LONGEST_NAME).contains(&name.len()) || !name.bytes().all(allowed) {
                 return Err(refuse("a key's name must be 1 to 32 characters of A-Z, a-z, 0-9, '_' and '-'"));
@@ -129,7 +120,7 @@ impl Keyring {
             keys.push(SealingKey { name: name.clone(), material, derived });
         }
         let active = keys.iter().position(|key| key.name == config.active);
-        let missing = || ConfigError { field: "active".to_owned(), reason: "must name one of store.sealing.keys" };
+        let missing = || InvalidSetting::new("active", "must name one of store.sealing.keys");
         Ok(Self { active: active.ok_or_else(missing)?, keys })
     }
 

@@ -29,7 +29,7 @@ pub(super) async fn commands(running: &Running<'_>) -> Vec<Place> {
         (&["replay", "--since", "1h", "--tenant", "CANARY-TENANT"], "", 64),
         (&["dead-letters", "redrive", "--all"], "", 0),
         (&["dead-letters", "redrive", FREE_ID], "", 64),
-        (&["dead-letters", "purge", EMAIL], "", 64),
+        (&["dead-letters", "purge", EMAIL, "--yes"], "", 64),
         (&["healthcheck"], "", 0),
         (&["hash-key"], CALLER_KEY, 0),
         (&["check-config"], "", 0),

@@ -22,7 +22,7 @@ use crate::http::request::{body, json};
 use crate::http::response::problem::Problem;
 use crate::operate::actions;
 use crate::operate::dead_letters::{Handled, MAX_SEARCHED, Which};
-use crate::operate::replay::order::Order;
+use crate::operate::replay::request::Order;
 use crate::operate::replay::{Prepared, Progress, Running};
 
 use super::{AdminApi, CommandOutcome, CommandTarget};

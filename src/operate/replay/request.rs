@@ -1,44 +1,44 @@
-//! What is to be replayed, as an operator says it.
+//! The request of a replay.
 
 use crate::domain::{Event, TenantId, Timestamp};
 
-/// How many events a second are replayed unless something else is asked for.
+/// The default rate, in events per second.
 pub const DEFAULT_RATE: u32 = 1_000;
 
-/// The most that may be asked for.
+/// The highest rate, in events per second.
 pub const MAX_RATE: u32 = 100_000;
 
-/// What is to be replayed.
+/// Which events are replayed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// From which time of receipt on.
+    /// The earliest time of receipt.
     pub since: Timestamp,
-    /// Up to which, that one left out.
+    /// The end of the period, exclusive.
     pub until: Timestamp,
-    /// Of which tenant; `None`: of all.
+    /// The tenant; `None` for all tenants.
     pub tenant: Option<TenantId>,
-    /// How many events a second at most, from 1 to [`MAX_RATE`].
+    /// The maximum number of events per second, from 1 to [`MAX_RATE`].
     pub rate: u32,
-    /// Only say what it would be.
+    /// Whether to report only what would be replayed.
     pub dry_run: bool,
 }
 
-/// What is wrong with an order.
+/// A field of a request is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {expected}")]
-pub struct Mistake {
-    /// Where.
+pub struct InvalidRequest {
+    /// The field.
     pub field: &'static str,
-    /// What was expected.
+    /// What is expected.
     pub expected: String,
 }
 
 impl Order {
-    /// Makes an order of what somebody wrote: times are a duration before `now`, as `2h`, or RFC 3339.
+    /// Parses a request; a time is a duration before `now`, such as `2h`, or an RFC 3339 time.
     ///
     /// # Errors
     ///
-    /// What is wrong, by the name of its field.
+    /// A field is invalid.
     pub fn parse(
         since: &str,
         until: Option<&str>,
@@ -46,45 +46,45 @@ impl Order {
         rate: Option<u32>,
         dry_run: bool,
         now: Timestamp,
-    ) -> Result<Self, Mistake> {
-        let mistake = |field, expected: &str| Mistake { field, expected: expected.to_owned() };
-        let order = Self {
+    ) -> Result<Self, InvalidRequest> {
+        let invalid = |field, expected: &str| InvalidRequest { field, expected: expected.to_owned() };
+        let request = Self {
             since: moment("since", since, now)?,
             until: until.map_or(Ok(now), |until| moment("until", until, now))?,
             tenant,
             rate: rate.unwrap_or(DEFAULT_RATE),
             dry_run,
         };
-        if order.since >= now {
-            return Err(mistake("since", "expected a time that has passed"));
+        if request.since >= now {
+            return Err(invalid("since", "expected a time in the past"));
         }
-        if order.until <= order.since {
-            return Err(mistake("until", "expected a time after since"));
+        if request.until <= request.since {
+            return Err(invalid("until", "expected a time after since"));
         }
-        if !(1..=MAX_RATE).contains(&order.rate) {
-            return Err(mistake("rate", &format!("expected a number of events a second from 1 to {MAX_RATE}")));
+        if !(1..=MAX_RATE).contains(&request.rate) {
+            return Err(invalid("rate", &format!("expected a number of events a second from 1 to {MAX_RATE}")));
         }
-        Ok(order)
+        Ok(request)
     }
 
-    /// Tells whether an event is meant.
-    pub(super) fn wants(&self, event: &Event) -> bool {
+    /// Returns whether the request selects an event.
+    pub(super) fn selects(&self, event: &Event) -> bool {
         (self.since..self.until).contains(&event.received_at)
             && self.tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant)
     }
 
-    /// Returns the part of the time that lies before a moment.
+    /// Returns the share of the period that is before a time, from 0 to 1.
     pub(super) fn fraction(&self, reached: Timestamp) -> f64 {
         let whole = self.until.since(self.since).as_secs_f64();
         (reached.since(self.since).as_secs_f64() / whole).clamp(0.0, 1.0)
     }
 }
 
-fn moment(field: &'static str, text: &str, now: Timestamp) -> Result<Timestamp, Mistake> {
+fn moment(field: &'static str, text: &str, now: Timestamp) -> Result<Timestamp, InvalidRequest> {
     let ago = humantime::parse_duration(text).ok().and_then(|ago| i64::try_from(ago.as_millis()).ok());
     let ago = ago.map(|ago| now.as_millis().saturating_sub(ago));
     let time = ago.or_else(|| Some(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
-    time.map(Timestamp::from_millis).ok_or_else(|| Mistake {
+    time.map(Timestamp::from_millis).ok_or_else(|| InvalidRequest {
         field,
         expected: "expected how long ago, such as \"2h\", or a time as in RFC 3339, such as \"2026-03-04T05:12:47Z\""
             .to_owned(),
@@ -97,13 +97,13 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_500);
 
-    fn parsed(since: &str, until: Option<&str>) -> Result<(i64, i64), Mistake> {
-        let order = Order::parse(since, until, None, None, false, NOW)?;
-        Ok((order.since.as_millis(), order.until.as_millis()))
+    fn parsed(since: &str, until: Option<&str>) -> Result<(i64, i64), InvalidRequest> {
+        let request = Order::parse(since, until, None, None, false, NOW)?;
+        Ok((request.since.as_millis(), request.until.as_millis()))
     }
 
     #[test]
-    fn times_are_how_long_ago_or_as_in_rfc_3339() {
+    fn times_are_durations_ago_or_rfc_3339() {
         let now = NOW.as_millis();
         assert_eq!(parsed("2h", None), Ok((now - 7_200_000, now)));
         assert_eq!(parsed("1day 30m", Some("10s")), Ok((now - 88_200_000, now - 10_000)));
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_names_its_field() {
+    fn an_invalid_request_names_the_field() {
         for (since, until, field) in [
             ("yesterday", None, "since"),
             ("", None, "since"),

@@ -1,0 +1,211 @@
+//! The components of a running process, and how they are connected.
+
+use std::sync::Arc;
+
+use axum::Router;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+
+use crate::audit::Audit;
+use crate::clock::SharedClock;
+use crate::config::Config;
+use crate::consumer::losses::Losses;
+use crate::consumer::worker::Worker;
+use crate::domain::KeyHasher;
+use crate::faults::Faults;
+use crate::http::auth::authenticate::CallerAuth;
+use crate::http::auth::jwt::TokenSigner;
+use crate::http::routes::admin::AdminApi;
+use crate::http::routes::lookup_api::LookupApi;
+use crate::http::routes::{contact, oauth_token, openapi, profile, webhook};
+use crate::http::server::service::{DirectRoute, HttpService};
+use crate::http::server::{self, limits};
+use crate::ingest::Ingest;
+use crate::lookup::{self, Lookup};
+use crate::metrics::{Listener, Metrics};
+use crate::operate::actions::Actions;
+use crate::operate::replay::Replays;
+use crate::readiness::Readiness;
+use crate::reload::Reloadable;
+use crate::shutdown::Shutdown;
+use crate::{queue, store, upstream};
+
+use super::Error;
+use super::probe::Probe;
+use super::reload::AccessControl;
+
+/// How many connections the admin listener may have open; operators, scrapers and probes need few.
+const ADMIN_CONNECTIONS: usize = 512;
+
+/// The components of a running process.
+pub(super) struct Components {
+    pub(super) config: Config,
+    pub(super) access: AccessControl,
+    pub(super) hashers: Vec<KeyHasher>,
+    pub(super) clock: SharedClock,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) audit: Audit,
+    pub(super) faults: Faults,
+    pub(super) shutdown: Shutdown,
+    pub(super) readiness: Arc<Readiness>,
+    /// `None` if no role of this process uses it.
+    pub(super) queue: Option<queue::open::Opened>,
+    pub(super) store: store::open::Opened,
+}
+
+impl Components {
+    /// Creates the lookup flow, and what reports the tenants whose tokens are refused.
+    pub(super) fn lookup(&self) -> Result<(Lookup, upstream::open::Standing), Error> {
+        let tenants = self.config.tenants.iter();
+        let upstreams = tenants.clone().filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
+        let upstream = upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?;
+        let lookup = Lookup::new(lookup::Parts {
+            store: Arc::clone(&self.store.store),
+            upstream: upstream.upstream,
+            hasher: self.hasher(),
+            previous: self.hashers.get(1).cloned(),
+            tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
+            settle_window: self.config.consumer.settle_window,
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            faults: self.faults.clone(),
+        });
+        Ok((lookup, upstream.standing))
+    }
+
+    /// Creates the public routes, and the handler of lookups, if this process has the role.
+    pub(super) fn public_routes(&self, lookup: Lookup) -> Result<(Router, Option<Arc<dyn DirectRoute>>), Error> {
+        let roles = self.config.roles;
+        let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
+        let mut routes = openapi::routes();
+        if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
+            let ingest = Ingest::new(
+                self.access.sources.clone(),
+                self.hashers.clone(),
+                Arc::clone(&queue.publisher),
+                Arc::clone(&self.clock),
+                Arc::clone(&self.metrics),
+            );
+            routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body));
+        }
+        let mut lookups: Option<Arc<dyn DirectRoute>> = None;
+        if roles.lookup {
+            let auth = self.caller_auth()?;
+            let api = Arc::new(LookupApi {
+                lookup,
+                auth: Arc::clone(&auth),
+                audit: self.audit.clone(),
+                hasher: self.hasher(),
+                clock: Arc::clone(&self.clock),
+                max_body,
+            });
+            routes = routes.merge(profile::routes(Arc::clone(&api)));
+            routes = routes.merge(contact::routes(Arc::clone(&api))).merge(oauth_token::routes(auth));
+            lookups = Some(api);
+        }
+        Ok((routes, lookups))
+    }
+
+    fn caller_auth(&self) -> Result<Arc<CallerAuth>, Error> {
+        let http = &self.config.http;
+        let tokens = TokenSigner::new(http.token_secret.as_ref(), http.token_lifetime, Arc::clone(&self.clock))?;
+        Ok(Arc::new(CallerAuth::new(self.access.callers.clone(), tokens, Arc::clone(&self.metrics))))
+    }
+
+    pub(super) fn ops(&self) -> Arc<AdminApi> {
+        Arc::new(AdminApi {
+            actions: Actions {
+                tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
+                hashers: self.hashers.clone(),
+                store: Arc::clone(&self.store.inspect),
+                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                dead_letters: self.queue.as_ref().map(|queue| Arc::clone(&queue.dead_letters)),
+                clock: Arc::clone(&self.clock),
+            },
+            replays: Replays {
+                queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                clock: Arc::clone(&self.clock),
+                metrics: Arc::clone(&self.metrics),
+                shutdown: self.shutdown.clone(),
+                slot: Arc::default(),
+            },
+            audit: self.audit.clone(),
+            readiness: Arc::clone(&self.readiness),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            key: self.access.admin_key.clone(),
+        })
+    }
+
+    pub(super) fn service(&self, routes: Router, is_tls: bool) -> HttpService {
+        HttpService::new(routes, self.config.http.max_in_flight, is_tls, Arc::clone(&self.metrics))
+    }
+
+    /// Serves a listener until shutdown.
+    pub(super) fn serve(
+        &self,
+        socket: TcpListener,
+        listener: Listener,
+        service: HttpService,
+        tls: Option<Reloadable<ServerConfig>>,
+    ) {
+        let http = &self.config.http;
+        let wanted = match listener {
+            Listener::Public => http.limits.max_connections,
+            Listener::Admin => http.limits.max_connections.min(ADMIN_CONNECTIONS),
+        };
+        let options = server::ServerOptions {
+            listener,
+            connections: limits::connections_that_fit(wanted),
+            limits: http.limits.clone(),
+            tls,
+            metrics: Arc::clone(&self.metrics),
+        };
+        self.shutdown.spawn(server::serve(socket, service, options, self.shutdown.clone()));
+    }
+
+    /// Starts to consume events, if this process has the role.
+    pub(super) fn consume(&self) {
+        let Some(queue) = self.queue.as_ref().filter(|_| self.config.roles.consumer) else { return };
+        let worker = Worker {
+            queue: Arc::clone(&queue.queue),
+            store: Arc::clone(&self.store.store),
+            probe: Arc::clone(&self.store.inspect),
+            audit: self.audit.clone(),
+            concurrency: self.config.consumer.concurrency,
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            faults: self.faults.clone(),
+        };
+        self.shutdown.spawn(worker.run());
+        let losses = Losses {
+            store: Arc::clone(&self.store.inspect),
+            queue: Arc::clone(&queue.queue),
+            clock: Arc::clone(&self.clock),
+            shutdown: self.shutdown.clone(),
+        };
+        self.shutdown.spawn(losses.run());
+    }
+
+    /// Checks the dependencies once, then at an interval until shutdown.
+    pub(super) async fn probe(&self, refused: upstream::open::Standing) {
+        let probe = Probe {
+            refused,
+            readiness: Arc::clone(&self.readiness),
+            metrics: Arc::clone(&self.metrics),
+            audit: self.audit.clone(),
+            store: Arc::clone(&self.store.inspect),
+            queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+        };
+        probe.check().await;
+        self.shutdown.spawn(probe.run(self.shutdown.clone()));
+    }
+
+    /// Returns the key scheme of lookups, which is the current one.
+    fn hasher(&self) -> KeyHasher {
+        self.hashers.first().cloned().unwrap_or(KeyHasher::Sha256)
+    }
+}

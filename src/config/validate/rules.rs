@@ -1,0 +1,47 @@
+//! Rules that several sections share.
+
+use url::{Host, Url};
+
+use crate::invalid::InvalidSetting;
+
+use super::super::Config;
+use super::super::error::SettingError;
+
+pub(super) fn jitter(path: &str, jitter: f64, found: &mut Vec<SettingError>) {
+    if !(0.0..=0.5).contains(&jitter) {
+        found.push(SettingError::new(path, "must be from 0 to 0.5"));
+    }
+}
+
+/// Returns the error of a setting of `section`.
+pub(super) fn invalid(section: &str, error: InvalidSetting) -> SettingError {
+    let InvalidSetting { field, reason } = error.within(section);
+    SettingError::new(field, reason)
+}
+
+/// Refuses a connection to another host that is not encrypted.
+pub(super) fn plain_link(config: &Config, path: &str, url: &Url, encrypted: &str, found: &mut Vec<SettingError>) {
+    if config.security.require_tls && url.scheme() != encrypted && !is_loopback(url) {
+        let reason = format!(
+            "is a plain {} connection to another host: use {encrypted}, or set security.require_tls = false",
+            url.scheme()
+        );
+        found.push(SettingError::new(path, reason));
+    }
+}
+
+pub(super) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        // If the URL standard does not know the scheme, an IP address is parsed as a domain.
+        Some(Host::Domain(name)) => {
+            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}

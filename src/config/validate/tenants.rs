@@ -1,0 +1,105 @@
+//! Checks of `[[tenant]]` and `[[caller]]`.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+use sha2::{Digest, Sha256};
+
+use crate::http::auth::field_set::FieldSet;
+
+use super::super::error::SettingError;
+use super::super::{Config, Tenant};
+use super::rules::{invalid, is_sha256, jitter, plain_link};
+
+/// The secrets of the demo.
+const DEMO_KEY: &str = "demo-key";
+const DEMO_SECRET: &str = "demo-secret";
+
+pub(super) fn check(config: &Config, found: &mut Vec<SettingError>) {
+    tenants(config, found);
+    callers(config, found);
+    demo(config, found);
+}
+
+fn tenants(config: &Config, found: &mut Vec<SettingError>) {
+    let mut ids = HashSet::new();
+    for (index, tenant) in config.tenants.iter().enumerate() {
+        if !ids.insert(&tenant.id) {
+            found.push(SettingError::new(format!("tenant[{index}].id"), "another tenant has the same id"));
+        }
+        jitter(&format!("tenant[{index}].ttl_jitter"), tenant.lookup.ttl_jitter, found);
+        upstream(config, index, tenant, found);
+        for (number, webhook) in tenant.webhooks.iter().enumerate() {
+            if let Err(error) = webhook.validate() {
+                found.push(invalid(&format!("tenant[{index}].webhook[{number}]"), error));
+            }
+        }
+    }
+}
+
+fn upstream(config: &Config, index: usize, tenant: &Tenant, found: &mut Vec<SettingError>) {
+    let Some(upstream) = &tenant.upstream else {
+        if config.roles.lookup {
+            found.push(SettingError::new(
+                format!("tenant[{index}].upstream"),
+                "is missing: the role \"lookup\" needs it",
+            ));
+        }
+        return;
+    };
+    if let Err(error) = upstream.validate() {
+        found.push(invalid(&format!("tenant[{index}].upstream"), error));
+    }
+    if let Ok(urls) = upstream.base_urls() {
+        for (name, url) in [("api_url", &urls.api), ("login_url", &urls.login)] {
+            plain_link(config, &format!("tenant[{index}].upstream.{name}"), url, "https", found);
+        }
+    }
+}
+
+fn callers(config: &Config, found: &mut Vec<SettingError>) {
+    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    for (index, caller) in config.callers.iter().enumerate() {
+        let mut refuse = |field: &str, reason: String| {
+            found.push(SettingError::new(format!("caller[{index}].{field}"), reason));
+        };
+        if let Err(reason) = caller.validate_name() {
+            refuse("name", reason.to_owned());
+        }
+        if !names.insert(&caller.name) {
+            refuse("name", "another caller has the same name".to_owned());
+        }
+        if !is_sha256(&caller.key_sha256) {
+            refuse("key_sha256", "must be 64 hex digits, as profile-edge hash-key prints them".to_owned());
+        } else if !keys.insert(caller.key_sha256.to_ascii_lowercase()) {
+            refuse("key_sha256", "another caller has the same key".to_owned());
+        }
+        for tenant in &caller.tenants {
+            if !config.tenants.iter().any(|known| known.id == *tenant) {
+                refuse("tenants", format!("{tenant} is not a configured tenant"));
+            }
+        }
+        let fields = FieldSet::parse(caller.fields.iter().map(String::as_str));
+        if let Err(error) = fields {
+            refuse("fields", error.to_string());
+        }
+    }
+}
+
+/// Refuses the credentials of the demo, which everybody knows, on a listener that other hosts can reach.
+fn demo(config: &Config, found: &mut Vec<SettingError>) {
+    let reachable = |listen: SocketAddr| !listen.ip().is_loopback();
+    if config.demo.allow_remote || !reachable(config.http.listen) {
+        return;
+    }
+    let demo_key = hex::encode(Sha256::digest(DEMO_KEY));
+    let has_key = config.callers.iter().any(|caller| caller.key_sha256.eq_ignore_ascii_case(&demo_key));
+    let mut webhooks = config.tenants.iter().flat_map(|tenant| &tenant.webhooks);
+    let has_secret =
+        webhooks.any(|webhook| webhook.secrets.iter().any(|secret| secret.matches(DEMO_SECRET.as_bytes())));
+    if has_key || has_secret {
+        let reason = "is not on loopback while the credentials of the demo, which everybody knows, are configured: configure your own \
+                      tenants and callers, or set demo.allow_remote = true";
+        found.push(SettingError::new("http.listen", reason));
+    }
+}

@@ -1,0 +1,152 @@
+//! What can be used, and is probably a mistake.
+
+use std::collections::HashSet;
+
+use super::nearest::nearest;
+use super::{Config, DEFAULTS, ENV_PREFIX, KeyScheme, contact};
+
+/// What all our environment variables begin with.
+const OURS: &str = "PROFILE_EDGE_";
+
+/// Variables that are not options of the file. A name that ends in `_` is a prefix.
+pub const UNPREFIXED: [&str; 8] = [
+    "PROFILE_EDGE_ADMIN_KEY",
+    "PROFILE_EDGE_COMMIT",
+    "PROFILE_EDGE_CONFIG",
+    "PROFILE_EDGE_FAULTS",
+    "PROFILE_EDGE_MODEL",
+    "PROFILE_EDGE_ORACLE_",
+    "PROFILE_EDGE_TEST_",
+    "PROFILE_EDGE_WEBHOOK_KEY",
+];
+
+impl Config {
+    /// Returns a warning for every setting that can be used, but not for what its author expects of it.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.keys.scheme == KeyScheme::Sha256 {
+            found.push(
+                "keys.scheme is \"sha256\": anyone who can read the store or the queue can find out by trial whether \
+                 a person is a customer; \"hmac-sha256\" with a keys.secret prevents it (PCI DSS 3.5.1.1)"
+                    .to_owned(),
+            );
+        }
+        self.unconnected_tenants(&mut found);
+        for (index, caller) in self.callers.iter().enumerate() {
+            if caller.key_sha256.bytes().all(|digit| digit == b'0') {
+                found.push(format!(
+                    "caller[{index}].key_sha256 is a placeholder, so caller \"{}\" is refused: set it to the output of \
+                     `profile-edge hash-key`",
+                    caller.name
+                ));
+            }
+            for field in caller.fields.iter().filter(|field| !contact::has_field(field)) {
+                let near = contact::nearest_field(field).map(|near| format!("; the nearest is \"{near}\""));
+                found.push(format!(
+                    "caller[{index}].fields: no Genesys contact has the field \"{field}\", so caller \"{}\" never \
+                     gets it{}",
+                    caller.name,
+                    near.unwrap_or_default()
+                ));
+            }
+        }
+        found
+    }
+
+    /// Finds tenants that no events arrive for, and tenants that no caller can read.
+    fn unconnected_tenants(&self, found: &mut Vec<String>) {
+        for (index, tenant) in self.tenants.iter().enumerate() {
+            let id = &tenant.id;
+            if self.roles.ingest && tenant.webhooks.is_empty() {
+                found.push(format!(
+                    "tenant[{index}] (\"{id}\") has no [[tenant.webhook]]: its events are refused, so a change at \
+                     Genesys is visible only when the cached profile expires (lookup.ttl)"
+                ));
+            }
+            if self.roles.lookup && !self.callers.iter().any(|caller| caller.tenants.contains(id)) {
+                found.push(format!(
+                    "tenant[{index}] (\"{id}\") is not in the tenants of any [[caller]]: nobody can look up its \
+                     customers"
+                ));
+            }
+        }
+    }
+}
+
+/// Returns a warning for every variable that looks like an option and is none; `used` names those that secrets are read
+/// from.
+pub(super) fn of_environment<'a>(names: impl Iterator<Item = &'a str>, used: &HashSet<String>) -> Vec<String> {
+    let is_known = |name: &str, known: &str| name == known || known.ends_with('_') && name.starts_with(known);
+    let is_mistake = |name: &&str| {
+        let is_ours = name.starts_with(OURS) && !name.starts_with(ENV_PREFIX);
+        is_ours && !used.contains(*name) && !UNPREFIXED.iter().any(|known| is_known(name, known))
+    };
+    let variables = variables();
+    let mut mistakes: Vec<&str> = names.filter(is_mistake).collect();
+    mistakes.sort_unstable();
+    let describe = |name: &str| {
+        // Only the underscores may differ, so they are not compared.
+        let plain = |name: &str| name.replace("__", "_");
+        let same = variables.iter().find(|known| plain(known) == plain(name)).map(String::as_str);
+        let near = same.or_else(|| nearest(name, variables.iter().map(String::as_str)));
+        let near = near.map(|near| format!("; the nearest is {near}")).unwrap_or_default();
+        format!("the environment variable {name} is not an option and has no effect{near}")
+    };
+    mistakes.into_iter().map(describe).collect()
+}
+
+/// Returns the variables of all options of `conf/default.toml`, including those that have no default.
+fn variables() -> Vec<String> {
+    let mut section = String::new();
+    let mut found = Vec::new();
+    for line in DEFAULTS.lines().map(|line| line.trim_start_matches("# ")) {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            name.clone_into(&mut section);
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+            && !section.starts_with('[')
+            && !section.starts_with("tenant")
+        {
+            let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+            found.push(format!("{ENV_PREFIX}{}", path.to_ascii_uppercase().replace('.', "__")));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warning_of(name: &str) -> Option<String> {
+        of_environment(std::iter::once(name), &HashSet::from(["PROFILE_EDGE_SECRET_1".to_owned()])).pop()
+    }
+
+    #[test]
+    fn a_variable_with_one_underscore_is_answered_with_the_option() {
+        for (name, option) in [
+            ("PROFILE_EDGE_LOOKUP_TTL", "PROFILE_EDGE__LOOKUP__TTL"),
+            ("PROFILE_EDGE_ROLES", "PROFILE_EDGE__ROLES"),
+            ("PROFILE_EDGE_STORE_REDIS_URL", "PROFILE_EDGE__STORE__REDIS__URL"),
+            ("PROFILE_EDGE_ADMIN_KEY_SHA256", "PROFILE_EDGE__ADMIN__KEY_SHA256"),
+            ("PROFILE_EDGE_LOKUP_TTL", "PROFILE_EDGE__LOOKUP__TTL"),
+        ] {
+            let warning = warning_of(name).unwrap();
+            assert!(warning.contains(name) && warning.ends_with(&format!("the nearest is {option}")), "{warning}");
+        }
+    }
+
+    #[test]
+    fn options_and_variables_with_another_purpose_are_not_warned_of() {
+        for name in [
+            "PROFILE_EDGE__LOOKUP__TTL",
+            "PROFILE_EDGE_CONFIG",
+            "PROFILE_EDGE_TEST_REDIS_URL",
+            "PROFILE_EDGE_SECRET_1",
+            "PATH",
+        ] {
+            assert_eq!(warning_of(name), None);
+        }
+    }
+}

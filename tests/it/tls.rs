@@ -30,7 +30,7 @@ async fn look_up(edge: &Edge, client: reqwest::ClientBuilder) -> reqwest::Result
     client.build().unwrap().get(url).header("X-API-Key", "demo-key").send().await
 }
 
-/// Sends a ClientHello with this highest version (RFC 5246 section 7.4.1.2), and returns the version of the answer.
+/// Sends a `ClientHello` with this highest version (RFC 5246 section 7.4.1.2), and returns the version of the answer.
 async fn say_hello(edge: &Edge, version: [u8; 2]) -> Vec<u8> {
     let mut hello = version.to_vec();
     hello.extend_from_slice(&[7; 32]);

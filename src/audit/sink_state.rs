@@ -1,4 +1,4 @@
-//! How the sink is, as the writer and those who hand in records see it.
+//! The state of the sink, which the writer and the senders of records share.
 
 use std::io;
 use std::sync::Arc;
@@ -9,21 +9,20 @@ use tokio::time::Instant;
 
 use crate::metrics::{AuditOutcome, Metrics};
 
-use super::record::{Dropped, Record};
+use super::record::Record;
 
-/// How long one write may take before the sink is taken for stalled: a write into a pipe that nobody reads does not
-/// end.
+/// How long one write may take before the sink counts as stalled: a write into a pipe without a reader never ends.
 const STALLED_AFTER: Duration = Duration::from_millis(400);
 
-/// What the writer and those who hand in records share.
+/// The state that the writer and the senders of records share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SinkState {
     pub(super) metrics: Arc<Metrics>,
-    born: Instant,
-    /// Milliseconds since `born`, plus one, when the present write began; 0: none is under way.
+    created: Instant,
+    /// Milliseconds from `created` to the start of the current write, plus one; 0 while there is no write.
     writing_since: AtomicU64,
     failing: AtomicBool,
-    /// Records were dropped that no record tells of yet.
+    /// Records were dropped, and no record reports them yet.
     dropping: AtomicBool,
     closing: AtomicBool,
     lookups: AtomicU64,
@@ -31,11 +30,25 @@ pub(super) struct Shared {
     others: AtomicU64,
 }
 
-impl Shared {
+/// The number of dropped records, by type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DroppedRecords {
+    pub(super) lookups: u64,
+    pub(super) events: u64,
+    pub(super) others: u64,
+}
+
+impl DroppedRecords {
+    pub(super) const fn total(self) -> u64 {
+        self.lookups + self.events + self.others
+    }
+}
+
+impl SinkState {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
-            born: Instant::now(),
+            created: Instant::now(),
             writing_since: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             dropping: AtomicBool::new(false),
@@ -47,32 +60,32 @@ impl Shared {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes that a write begins or has ended.
-    pub(super) fn busy(&self, busy: bool) {
-        self.writing_since.store(if busy { self.now() + 1 } else { 0 }, Ordering::Release);
+    /// Marks the start or the end of a write.
+    pub(super) fn set_writing(&self, writing: bool) {
+        self.writing_since.store(if writing { self.now() + 1 } else { 0 }, Ordering::Release);
     }
 
-    /// Notes whether the sink took what it was given; a change is logged.
-    pub(super) fn works(&self, failure: Option<&io::Error>) {
+    /// Stores whether the last write failed, and logs a change.
+    pub(super) fn set_failure(&self, failure: Option<&io::Error>) {
         let was_failing = self.failing.swap(failure.is_some(), Ordering::AcqRel);
         match (was_failing, failure) {
-            (false, Some(error)) => tracing::error!(%error, "audit records cannot be written, trying again"),
+            (false, Some(error)) => tracing::error!(%error, "audit records cannot be written, retrying"),
             (true, None) => tracing::info!("audit records can be written again"),
             (true, Some(_)) | (false, None) => {}
         }
     }
 
-    /// Tells whether the sink takes records, as far as is known.
+    /// Returns whether the sink accepts records, as far as is known.
     pub(super) fn is_working(&self) -> bool {
         let since = self.writing_since.load(Ordering::Acquire);
         let stalled = since > 0 && self.now().saturating_sub(since - 1) >= STALLED_AFTER.as_millis() as u64;
         !stalled && !self.failing.load(Ordering::Acquire) && !self.dropping.load(Ordering::Acquire)
     }
 
-    /// Counts a record for which there was no room; the first is logged.
+    /// Counts a record that the full channel rejected; logs the first one.
     pub(super) fn drop_one(&self, record: &Record) {
         let count = match record {
             Record::Lookup(_) => &self.lookups,
@@ -82,22 +95,22 @@ impl Shared {
         count.fetch_add(1, Ordering::AcqRel);
         self.metrics.audit_records.with(AuditOutcome::Dropped).increment(1);
         if !self.dropping.swap(true, Ordering::AcqRel) {
-            tracing::error!("audit records are dropped: the sink does not take them");
+            tracing::error!("audit records are dropped: the sink does not accept them");
         }
     }
 
-    /// Counts something that was refused because it could not be recorded.
+    /// Counts an action that was refused because it could not be recorded.
     pub(super) fn refuse_one(&self) {
         self.metrics.audit_records.with(AuditOutcome::Refused).increment(1);
     }
 
-    /// Takes how many records were dropped, to be recorded.
-    pub(super) fn take_dropped(&self) -> Dropped {
+    /// Returns and resets the number of dropped records.
+    pub(super) fn take_dropped(&self) -> DroppedRecords {
         if !self.dropping.swap(false, Ordering::AcqRel) {
-            return Dropped::default();
+            return DroppedRecords::default();
         }
         let take = |count: &AtomicU64| count.swap(0, Ordering::AcqRel);
-        Dropped { lookups: take(&self.lookups), events: take(&self.events), others: take(&self.others) }
+        DroppedRecords { lookups: take(&self.lookups), events: take(&self.events), others: take(&self.others) }
     }
 
     pub(super) fn close(&self) {

@@ -121,8 +121,6 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
-
     use super::cap;
 
     #[test]
@@ -131,10 +129,10 @@ mod tests {
         for library in
             ["hyper", "h2", "reqwest::connect", "rustls::client", "redis", "log", "tokio_util", "not_there_yet"]
         {
-            assert!(!cap.would_enable(library, &Level::INFO), "{library}");
-            assert!(cap.would_enable(library, &Level::WARN), "{library}");
+            assert!(!cap.would_enable(library, &tracing::Level::INFO), "{library}");
+            assert!(cap.would_enable(library, &tracing::Level::WARN), "{library}");
         }
-        assert!(!cap.would_enable("lapin::channel", &Level::ERROR));
-        assert!(cap.would_enable("profile_edge::http", &Level::TRACE));
+        assert!(!cap.would_enable("lapin::channel", &tracing::Level::ERROR));
+        assert!(cap.would_enable("profile_edge::http", &tracing::Level::TRACE));
     }
 }

@@ -214,16 +214,16 @@ pub fn observe(histogram: &Histogram, duration: Duration) {
 
 /// Returns whether a metric belongs to one of these flows, or to no flow in particular.
 fn is_of(name: &str, roles: Roles) -> bool {
-    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if begins(&["lookup_", "upstream_", "token_", "fills_", "refreshes_"]) {
+    let has_prefix = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if has_prefix(&["lookup_", "upstream_", "token_", "fills_", "refreshes_"]) {
         roles.lookup
-    } else if begins(&["ingest_"]) {
+    } else if has_prefix(&["ingest_"]) {
         roles.ingest
-    } else if begins(&["consumer_", "invalidation_", "replayed_"]) {
+    } else if has_prefix(&["consumer_", "invalidation_", "replayed_"]) {
         roles.consumer
-    } else if begins(&["publish_", "outbox_", "queue_", "dead_letters"]) {
+    } else if has_prefix(&["publish_", "outbox_", "queue_", "dead_letters"]) {
         roles.use_the_queue()
-    } else if begins(&["store_", "seal_"]) {
+    } else if has_prefix(&["store_", "seal_"]) {
         roles.use_the_store()
     } else {
         true

@@ -72,7 +72,7 @@ pub(super) struct RecordPosition {
     pub(super) head: ChainHead,
     pub(super) prev: RecordHash,
     /// The record starts a chain or a file, so it may be the first one of its chain that a reader sees.
-    pub(super) begins: bool,
+    pub(super) starts: bool,
 }
 
 /// A line is not a valid record.
@@ -161,7 +161,7 @@ impl Hasher {
         let members: ChainMembers<'_> = serde_json::from_slice(line).map_err(|_| InvalidRecord::Form)?;
         let prev = members.prev.parse().map_err(|_| InvalidRecord::Form)?;
         let head = ChainHead { chain: members.chain, seq: members.seq, hash };
-        Ok(RecordPosition { head, prev, begins: members.kind == CHAIN })
+        Ok(RecordPosition { head, prev, starts: members.kind == CHAIN })
     }
 }
 
@@ -173,7 +173,7 @@ impl fmt::Debug for Hasher {
 
 impl Chain {
     /// Starts a new chain.
-    pub(super) fn begin(hasher: Hasher) -> Self {
+    pub(super) fn start(hasher: Hasher) -> Self {
         let chain = hex::encode(rand::random::<[u8; 8]>());
         Self { hasher, head: ChainHead { chain, seq: 0, hash: RecordHash::NONE } }
     }

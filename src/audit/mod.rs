@@ -52,13 +52,19 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::clock::SharedClock;
-use crate::domain::Timestamp;
 
 pub use config::{Config, ConfigError, Fsync, Lookups, SinkKind};
-pub use record::{Applied, Decision, DeniedWebhook, Lookup, Operation, Reason, Record, Verdict};
+pub use record::{
+    AuditRecord, Decision, DenialReason, DeniedWebhook, EventEffect, EventRecord, LookupRecord, OperatorRecord,
+};
+// Old names, until the call sites change.
+pub use record::{
+    AuditRecord as Record, DenialReason as Reason, EventEffect as Verdict, EventRecord as Applied,
+    LookupRecord as Lookup, OperatorRecord as Operation,
+};
 
 use sink_state::SinkState;
-use writer::Confirm;
+use writer::{Confirm, WriterCommand};
 
 /// How long an event waits for its record, and in strict mode a lookup too.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -76,15 +82,6 @@ struct AuditHandle {
     clock: SharedClock,
     lookups: Lookups,
     strict: bool,
-}
-
-/// A command to the writer.
-#[derive(Debug)]
-enum WriterCommand {
-    /// Appends a record, and confirms it to a waiting caller.
-    Append { time: Timestamp, record: Record, confirm: Option<Confirm> },
-    /// Wakes the writer, so that it notices the shutdown.
-    Wake,
 }
 
 /// The action could not be recorded, and strict mode forbids actions without a record.
@@ -118,7 +115,7 @@ impl Audit {
     }
 
     /// Queues a record without waiting; if the channel is full, drops and counts it.
-    pub fn record(&self, record: Record) {
+    pub fn record(&self, record: AuditRecord) {
         if let Some(handle) = &self.0
             && let Err(record) = handle.send(record, None)
         {
@@ -131,7 +128,7 @@ impl Audit {
     /// # Errors
     ///
     /// The record is not written and the mode is strict. Otherwise it is dropped and counted, or written later.
-    pub async fn settle(&self, record: Record) -> Result<(), Unrecorded> {
+    pub async fn settle(&self, record: AuditRecord) -> Result<(), Unrecorded> {
         let Some(handle) = &self.0 else { return Ok(()) };
         if !handle.state.is_working() {
             if handle.strict {
@@ -175,7 +172,7 @@ impl Audit {
 impl AuditHandle {
     /// Queues a record, or returns it if the channel is full.
     #[expect(clippy::result_large_err, reason = "the caller counts the returned record and drops it")]
-    fn send(&self, record: Record, confirm: Option<Confirm>) -> Result<(), Record> {
+    fn send(&self, record: AuditRecord, confirm: Option<Confirm>) -> Result<(), AuditRecord> {
         let command = WriterCommand::Append { time: self.clock.now(), record, confirm };
         match self.commands.try_send(command) {
             Ok(()) => Ok(()),
@@ -183,16 +180,6 @@ impl AuditHandle {
                 WriterCommand::Append { record, .. } => Err(record),
                 WriterCommand::Wake => Ok(()),
             },
-        }
-    }
-}
-
-impl WriterCommand {
-    /// Returns whether a caller waits for it.
-    const fn is_urgent(&self) -> bool {
-        match self {
-            Self::Append { confirm, .. } => confirm.is_some(),
-            Self::Wake => true,
         }
     }
 }

@@ -56,12 +56,12 @@ pub fn open(config: &Config, clock: &SharedClock, metrics: &Arc<Metrics>, tasks:
         SinkKind::Stdout => OpenSink {
             sink: Box::new(Stdout::new().map_err(Error::Stdout)?),
             first: vec![SystemRecord::began(hasher.as_str(), None)],
-            chain: Chain::begin(hasher),
+            chain: Chain::start(hasher),
             recent: RecentEvents::default(),
         },
         SinkKind::File => {
             let OpenedFile { sink, head, first, recent } = file::open(config, &hasher)?;
-            let chain = head.map_or_else(|| Chain::begin(hasher.clone()), |head| Chain::resume(hasher.clone(), head));
+            let chain = head.map_or_else(|| Chain::start(hasher.clone()), |head| Chain::resume(hasher.clone(), head));
             OpenSink { sink: Box::new(sink), chain, first, recent }
         }
     };

@@ -1,4 +1,4 @@
-//! Recently recorded events: they tell a redelivery with a record from one whose record was lost in a crash.
+//! Recently recorded events: they distinguish a redelivery with a record from one whose record was lost in a crash.
 
 use std::collections::{HashSet, VecDeque};
 

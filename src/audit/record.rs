@@ -20,20 +20,20 @@ pub(super) const EVENT: &str = "event";
 /// One action to record, or one denied attempt.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub enum Record {
+pub enum AuditRecord {
     /// A lookup.
-    Lookup(Lookup),
+    Lookup(LookupRecord),
     /// An applied event.
-    Event(Applied),
+    Event(EventRecord),
     /// A denied webhook request.
     Webhook(DeniedWebhook),
     /// An operator's command.
-    Operator(Operation),
+    Operator(OperatorRecord),
 }
 
 /// A lookup: the caller, the customer and the result.
 #[derive(Clone, Debug, Serialize)]
-pub struct Lookup {
+pub struct LookupRecord {
     /// The request id, the same as in the answer and the log.
     #[serde(skip_serializing_if = "is_unreadable", serialize_with = "header")]
     pub request: Option<HeaderValue>,
@@ -66,13 +66,13 @@ pub enum Decision {
     },
     /// It was denied, for this class of reasons.
     #[serde(serialize_with = "only_reason")]
-    Denied(Reason),
+    Denied(DenialReason),
 }
 
 /// Why a request was denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
+pub enum DenialReason {
     /// The credential is missing or wrong.
     Unauthorized,
     /// The caller may not read this tenant.
@@ -89,21 +89,21 @@ pub enum Reason {
 
 /// An event and its effect.
 #[derive(Clone, Debug)]
-pub struct Applied {
+pub struct EventRecord {
     /// The event.
     pub event: Arc<Event>,
     /// Its effect.
-    pub verdict: Verdict,
+    pub verdict: EventEffect,
 }
 
 /// The effect of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum EventEffect {
     /// It took effect.
     Applied,
     /// Later events were known; its keys were evicted all the same.
     Outrun,
-    /// It had taken effect before. It is recorded, as `recovered`, only if no record names it: then a crash happened
+    /// It had taken effect before. It is recorded, as `recovered`, only if no record names it, because a crash happened
     /// between the effect and its record.
     Duplicate,
 }
@@ -119,12 +119,12 @@ pub struct DeniedWebhook {
     pub tenant: Option<TenantId>,
     /// Why it was denied.
     #[serde(flatten, serialize_with = "denied")]
-    pub reason: Reason,
+    pub reason: DenialReason,
 }
 
 /// An operator's command.
 #[derive(Clone, Debug, Serialize)]
-pub struct Operation {
+pub struct OperatorRecord {
     /// The request id, if the command came as a request.
     #[serde(skip_serializing_if = "is_unreadable", serialize_with = "header")]
     pub request: Option<HeaderValue>,
@@ -149,7 +149,7 @@ pub struct Operation {
     pub count: Option<u64>,
 }
 
-impl Operation {
+impl OperatorRecord {
     /// A denied operator request, whatever the command.
     #[must_use]
     pub const fn denied(request: Option<HeaderValue>) -> Self {
@@ -163,16 +163,16 @@ impl Operation {
     }
 }
 
-impl Applied {
+impl EventRecord {
     /// Returns whether the event took effect again because the store had lost its effect.
     ///
     /// A repeated effect alone proves nothing: an in-memory store forgets everything at a restart.
     pub(super) fn is_restored(&self) -> bool {
-        self.event.again == Some(Redelivery::Restored) && self.verdict != Verdict::Duplicate
+        self.event.again == Some(Redelivery::Restored) && self.verdict != EventEffect::Duplicate
     }
 }
 
-impl Serialize for Applied {
+impl Serialize for EventRecord {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { event, verdict } = self;
         let mut record = serializer.serialize_map(None)?;
@@ -196,7 +196,7 @@ impl Serialize for Applied {
     }
 }
 
-impl Verdict {
+impl EventEffect {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Applied => "applied",
@@ -235,12 +235,12 @@ fn names<S: Serializer>(shown: &Shown, serializer: S) -> Result<S::Ok, S::Error>
     serializer.collect_seq(shown.names())
 }
 
-fn only_reason<S: Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
+fn only_reason<S: Serializer>(reason: &DenialReason, serializer: S) -> Result<S::Ok, S::Error> {
     let mut members = serializer.serialize_map(Some(1))?;
     members.serialize_entry("reason", reason)?;
     members.end()
 }
 
-fn denied<S: Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
+fn denied<S: Serializer>(reason: &DenialReason, serializer: S) -> Result<S::Ok, S::Error> {
     Decision::Denied(*reason).serialize(serializer)
 }

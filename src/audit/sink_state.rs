@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::metrics::{AuditOutcome, Metrics};
 
-use super::record::Record;
+use super::record::AuditRecord;
 
 /// How long one write may take before the sink counts as stalled: a write into a pipe without a reader never ends.
 const STALLED_AFTER: Duration = Duration::from_millis(400);
@@ -86,11 +86,11 @@ impl SinkState {
     }
 
     /// Counts a record that the full channel rejected; logs the first one.
-    pub(super) fn drop_one(&self, record: &Record) {
+    pub(super) fn drop_one(&self, record: &AuditRecord) {
         let count = match record {
-            Record::Lookup(_) => &self.lookups,
-            Record::Event(_) => &self.events,
-            Record::Webhook(_) | Record::Operator(_) => &self.others,
+            AuditRecord::Lookup(_) => &self.lookups,
+            AuditRecord::Event(_) => &self.events,
+            AuditRecord::Webhook(_) | AuditRecord::Operator(_) => &self.others,
         };
         count.fetch_add(1, Ordering::AcqRel);
         self.metrics.audit_records.with(AuditOutcome::Dropped).increment(1);

@@ -20,7 +20,7 @@ use super::open::{OpenSink, open, start};
 use super::recent_events::RecentEvents;
 use super::sinks::{PartialWrite, Sink};
 use super::system_record::{ProcessEvent, SystemRecord};
-use super::verify::{self, BadLine, Error, Fault, Verifier};
+use super::verify::{self, BadLine, Error, RecordFault, Verifier};
 use super::*;
 
 const KEY: [u8; 32] = [7; 32];
@@ -47,8 +47,8 @@ fn event(n: u64) -> Arc<Event> {
     })
 }
 
-fn applied(n: u64, verdict: Verdict) -> Record {
-    Record::Event(Applied { event: event(n), verdict })
+fn applied(n: u64, verdict: EventEffect) -> AuditRecord {
+    AuditRecord::Event(EventRecord { event: event(n), verdict })
 }
 
 /// A running audit and the controller that stops it.
@@ -71,7 +71,7 @@ impl RunningAudit {
         let metrics = Metrics::new();
         let open = OpenSink {
             sink: Box::new(sink),
-            chain: Chain::begin(Hasher::Sha256),
+            chain: Chain::start(Hasher::Sha256),
             first: vec![SystemRecord::began("sha256", None)],
             recent: RecentEvents::default(),
         };
@@ -110,7 +110,7 @@ fn full_files(path: &Path) -> Vec<PathBuf> {
 /// The members of a record and their order are covered by its hash, and log collectors search them.
 #[test]
 fn records_keep_the_order_and_the_form_of_their_members() {
-    let (mut chain, time) = (Chain::begin(Hasher::Sha256), Timestamp::from_millis(1_741_064_767_089));
+    let (mut chain, time) = (Chain::start(Hasher::Sha256), Timestamp::from_millis(1_741_064_767_089));
     let mut line = |record: &dyn Fn(&mut Chain, &mut Vec<u8>)| {
         let mut text = Vec::new();
         record(&mut chain, &mut text);
@@ -122,12 +122,12 @@ fn records_keep_the_order_and_the_form_of_their_members() {
     };
     let key = Digest::from_bytes([0xab; 16]);
     let (request, tenant) = (Some(HeaderValue::from_static("a\"b")), "10001".parse().ok());
-    let denied = Lookup {
+    let denied = LookupRecord {
         request: None,
         caller: None,
         tenant: None,
         key: None,
-        decision: Decision::Denied(Reason::UnknownTenant),
+        decision: Decision::Denied(DenialReason::UnknownTenant),
     };
     let replay = ReplayId::fresh();
     let replayed = Event { again: Some(Redelivery::Replayed(replay)), ..Event::clone(&event(1)) };
@@ -135,7 +135,7 @@ fn records_keep_the_order_and_the_form_of_their_members() {
     let keys: Vec<String> = keys.iter().map(|key| format!("\"{key}\"")).collect();
     let public = [
         (
-            Record::Lookup(Lookup {
+            AuditRecord::Lookup(LookupRecord {
                 request: request.clone(),
                 caller: Some("a\\b".into()),
                 tenant,
@@ -146,20 +146,20 @@ fn records_keep_the_order_and_the_form_of_their_members() {
                 r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","decision":"allowed","result":"hit","fields":["*"]"#
             ),
         ),
-        (Record::Lookup(denied), r#""type":"lookup","decision":"denied","reason":"unknown_tenant""#.to_owned()),
+        (AuditRecord::Lookup(denied), r#""type":"lookup","decision":"denied","reason":"unknown_tenant""#.to_owned()),
         (
-            Record::Event(Applied { event: Arc::new(replayed), verdict: Verdict::Duplicate }),
+            AuditRecord::Event(EventRecord { event: Arc::new(replayed), verdict: EventEffect::Duplicate }),
             format!(
                 r#""type":"event","event":"event-1","digest":"{mark}","tenant":"{of}","keys":[{}],"kind":"updated","shape":"flat","verdict":"recovered","replayed":true,"replay":"{replay}""#,
                 keys.join(",")
             ),
         ),
         (
-            Record::Webhook(DeniedWebhook { request, tenant: None, reason: Reason::ForeignTenant }),
+            AuditRecord::Webhook(DeniedWebhook { request, tenant: None, reason: DenialReason::ForeignTenant }),
             r#""type":"webhook","request":"a\"b","decision":"denied","reason":"foreign_tenant""#.to_owned(),
         ),
         (
-            Record::Operator(Operation { count: Some(3), ..Operation::new(None, "purge", "ok") }),
+            AuditRecord::Operator(OperatorRecord { count: Some(3), ..OperatorRecord::new(None, "purge", "ok") }),
             r#""type":"operator","action":"purge","outcome":"ok","count":3"#.to_owned(),
         ),
     ];
@@ -192,7 +192,7 @@ async fn the_chain_continues_across_restarts_and_files() {
     for start in 0..3 {
         let running = RunningAudit::open(&config).unwrap();
         for n in 0..20 {
-            running.audit.settle(applied(100 * start + n, Verdict::Applied)).await.unwrap();
+            running.audit.settle(applied(100 * start + n, EventEffect::Applied)).await.unwrap();
         }
         running.close().await;
     }
@@ -209,7 +209,7 @@ async fn the_chain_continues_across_restarts_and_files() {
     verify::files(&files[2..], Hasher::Sha256, None).unwrap();
     let missing = verify::files(&[&files[..2], &files[3..]].concat(), Hasher::Sha256, None);
     assert!(
-        matches!(missing, Err(Error::Bad(BadLine { line: 1, fault: Fault::OutOfOrder { .. }, .. }))),
+        matches!(missing, Err(Error::Bad(BadLine { line: 1, fault: RecordFault::OutOfOrder { .. }, .. }))),
         "{missing:?}"
     );
     use std::os::unix::fs::PermissionsExt;
@@ -225,7 +225,7 @@ async fn only_the_newest_full_files_are_kept() {
     let config = Config { max_bytes: bytesize::ByteSize::b(1_000), keep: 2, ..config(&path) };
     let running = RunningAudit::open(&config).unwrap();
     for n in 0..30 {
-        running.audit.settle(applied(n, Verdict::Applied)).await.unwrap();
+        running.audit.settle(applied(n, EventEffect::Applied)).await.unwrap();
     }
     running.close().await;
     let full = full_files(&path);
@@ -239,14 +239,14 @@ async fn an_incomplete_last_record_is_truncated_and_recorded() {
     let path = directory.path().join("audit.jsonl");
     let config = config(&path);
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
     running.close().await;
     let mut text = std::fs::read(&path).unwrap();
     let half = b"{\"v\":1,\"chain\":\"half";
     text.extend_from_slice(half);
     std::fs::write(&path, &text).unwrap();
     let torn = verify::files(std::slice::from_ref(&path), Hasher::Sha256, None);
-    assert!(matches!(torn, Err(Error::Bad(BadLine { fault: Fault::CutOff, .. }))), "{torn:?}");
+    assert!(matches!(torn, Err(Error::Bad(BadLine { fault: RecordFault::CutOff, .. }))), "{torn:?}");
 
     RunningAudit::open(&config).unwrap().close().await;
     verify::files(std::slice::from_ref(&path), Hasher::Sha256, None).unwrap();
@@ -260,13 +260,13 @@ async fn the_chain_continues_after_a_crash_between_two_files() {
     let path = directory.path().join("audit.jsonl");
     let config = config(&path);
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
     running.close().await;
     let full = directory.path().join("audit.jsonl.000001");
     std::fs::rename(&path, &full).unwrap();
 
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+    running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
     running.close().await;
     assert_eq!(
         of_type(&records(&std::fs::read(&path).unwrap()), "event").len(),
@@ -290,7 +290,7 @@ async fn a_different_key_sets_the_file_aside_and_starts_a_new_chain() {
     verify::files(std::slice::from_ref(&full), Hasher::Sha256, None).unwrap();
     verify::files(std::slice::from_ref(&path), Hasher::new(Some(&KEY)), None).unwrap();
     let other = verify::files(std::slice::from_ref(&path), Hasher::new(Some(&[8; 32])), None);
-    assert!(matches!(other, Err(Error::Bad(BadLine { line: 1, fault: Fault::Changed, .. }))), "{other:?}");
+    assert!(matches!(other, Err(Error::Bad(BadLine { line: 1, fault: RecordFault::Changed, .. }))), "{other:?}");
     let first = &records(&std::fs::read(&path).unwrap())[0];
     assert_eq!((&first["mistrusted"], &first["seq"]), (&Value::from("audit.jsonl.000001"), &Value::from(1)));
 }
@@ -312,10 +312,10 @@ async fn a_redelivered_event_is_recorded_once_for_each_reason() {
     let path = directory.path().join("audit.jsonl");
     let again = |again, verdict| {
         let event = Arc::new(Event { again: Some(again), ..Event::clone(&event(1)) });
-        Record::Event(Applied { event, verdict })
+        AuditRecord::Event(EventRecord { event, verdict })
     };
     let (first, second) = (Redelivery::Replayed(ReplayId::fresh()), Redelivery::Replayed(ReplayId::fresh()));
-    let (effect, duplicate) = (Verdict::Applied, Verdict::Duplicate);
+    let (effect, duplicate) = (EventEffect::Applied, EventEffect::Duplicate);
     for restart in 0..2 {
         let running = RunningAudit::open(&config(&path)).unwrap();
         let mut records = vec![
@@ -358,22 +358,22 @@ async fn a_duplicate_event_is_recorded_only_if_no_record_names_it() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(&directory.path().join("audit.jsonl"));
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
     for _ in 0..3 {
-        running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
-        running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
-        running.audit.settle(applied(2, Verdict::Duplicate)).await.unwrap();
+        running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
+        running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
+        running.audit.settle(applied(2, EventEffect::Duplicate)).await.unwrap();
     }
     running.close().await;
     let running = RunningAudit::open(&config).unwrap();
     for n in 1..=3 {
-        running.audit.settle(applied(n, Verdict::Duplicate)).await.unwrap();
+        running.audit.settle(applied(n, EventEffect::Duplicate)).await.unwrap();
     }
     running.close().await;
     let events = of_type(&records(&std::fs::read(&config.path).unwrap()), "event");
-    let told: Vec<(&str, &str)> =
+    let verdicts: Vec<(&str, &str)> =
         events.iter().map(|event| (event["event"].as_str().unwrap(), event["verdict"].as_str().unwrap())).collect();
-    assert_eq!(told, [("event-1", "applied"), ("event-2", "recovered"), ("event-3", "recovered")]);
+    assert_eq!(verdicts, [("event-1", "applied"), ("event-2", "recovered"), ("event-3", "recovered")]);
 }
 
 /// A sink that can fail like a full disk, in the middle of a record.
@@ -423,27 +423,27 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 async fn a_full_disk_drops_and_counts_records_and_reports_them_later() {
     let disk = FullDisk::default();
     let running = RunningAudit::onto(disk.clone(), &config(Path::new("unused")));
-    running.audit.settle(applied(0, Verdict::Applied)).await.unwrap();
+    running.audit.settle(applied(0, EventEffect::Applied)).await.unwrap();
     disk.full.store(true, Ordering::Release);
-    running.audit.record(applied(1, Verdict::Applied));
+    running.audit.record(applied(1, EventEffect::Applied));
     until("the failure is noticed", || !running.audit.works()).await;
     for n in 2..100 {
-        running.audit.settle(applied(n, Verdict::Applied)).await.unwrap();
+        running.audit.settle(applied(n, EventEffect::Applied)).await.unwrap();
     }
     let dropped = running.counted("dropped");
     assert!(dropped > 0, "the buffer holds 16");
     disk.full.store(false, Ordering::Release);
     until("it works again", || running.audit.works()).await;
-    running.audit.settle(applied(100, Verdict::Applied)).await.unwrap();
+    running.audit.settle(applied(100, EventEffect::Applied)).await.unwrap();
     running.close().await;
 
     let text = disk.written.lock().clone();
     let mut verifier = Verifier::new(Hasher::Sha256, None);
     text.split_inclusive(|b| *b == b'\n').for_each(|line| verifier.line(line).unwrap());
     let all = records(&text);
-    let told = of_type(&all, "dropped");
-    let told: u64 = told.iter().map(|told| told["records"].as_u64().unwrap()).sum();
-    assert_eq!(told, dropped);
+    let reports = of_type(&all, "dropped");
+    let reported: u64 = reports.iter().map(|report| report["records"].as_u64().unwrap()).sum();
+    assert_eq!(reported, dropped);
     assert_eq!(of_type(&all, "event").len() as u64, 101 - dropped, "nothing else is missing");
 }
 
@@ -451,17 +451,17 @@ async fn a_full_disk_drops_and_counts_records_and_reports_them_later() {
 async fn in_strict_mode_a_full_disk_refuses_and_drops_nothing() {
     let disk = FullDisk::default();
     let running = RunningAudit::onto(disk.clone(), &Config { strict: true, ..config(Path::new("unused")) });
-    running.audit.settle(applied(0, Verdict::Applied)).await.unwrap();
+    running.audit.settle(applied(0, EventEffect::Applied)).await.unwrap();
     disk.full.store(true, Ordering::Release);
-    assert_eq!(running.audit.settle(applied(1, Verdict::Applied)).await, Err(Unrecorded));
+    assert_eq!(running.audit.settle(applied(1, EventEffect::Applied)).await, Err(Unrecorded));
     for n in 2..100 {
-        assert_eq!(running.audit.settle(applied(n, Verdict::Applied)).await, Err(Unrecorded));
+        assert_eq!(running.audit.settle(applied(n, EventEffect::Applied)).await, Err(Unrecorded));
     }
     assert_eq!((running.counted("dropped"), running.counted("refused")), (0, 99));
     disk.full.store(false, Ordering::Release);
     until("it works again", || running.audit.works()).await;
     // The event is redelivered; its record, which was already in the batch, is not written twice.
-    running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+    running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
     running.close().await;
     let events = of_type(&records(&disk.written.lock()), "event");
     assert_eq!(events.iter().filter(|event| event["event"] == "event-1").count(), 1);

@@ -34,12 +34,12 @@ pub struct BadLine {
     /// The line number, from 1; for records missing at the end, the line after the last one.
     pub line: u64,
     /// Its fault.
-    pub fault: Fault,
+    pub fault: RecordFault,
 }
 
 /// The fault of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum RecordFault {
     /// It has no line end: it was truncated, or is still being written.
     CutOff,
     /// It is not a record.
@@ -93,18 +93,22 @@ impl Verifier {
     /// # Errors
     ///
     /// The fault of the line.
-    pub fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
-        let line = line.strip_suffix(b"\n").ok_or(Fault::CutOff)?;
+    pub fn line(&mut self, line: &[u8]) -> Result<(), RecordFault> {
+        let line = line.strip_suffix(b"\n").ok_or(RecordFault::CutOff)?;
         let position = self.hasher.position(line).map_err(|invalid| match invalid {
-            InvalidRecord::Form => Fault::NoRecord,
-            InvalidRecord::Hash => Fault::Changed,
+            InvalidRecord::Form => RecordFault::NoRecord,
+            InvalidRecord::Hash => RecordFault::Changed,
         })?;
         match self.indices.get(&position.head.chain) {
             Some(index) => {
                 let head = &mut self.heads[*index];
                 if !follows(&position, head) {
                     let (seq, expected) = (position.head.seq, head.seq + 1);
-                    return Err(if seq == expected { Fault::OtherBefore } else { Fault::OutOfOrder { seq, expected } });
+                    return Err(if seq == expected {
+                        RecordFault::OtherBefore
+                    } else {
+                        RecordFault::OutOfOrder { seq, expected }
+                    });
                 }
                 *head = position.head;
                 self.records += 1;
@@ -114,8 +118,8 @@ impl Verifier {
             }
             None => {
                 let is_first = position.head.seq == 1 && position.prev == RecordHash::NONE;
-                if !position.begins || (position.head.seq == 1) != is_first {
-                    return Err(Fault::NoBeginning);
+                if !position.starts || (position.head.seq == 1) != is_first {
+                    return Err(RecordFault::NoBeginning);
                 }
                 self.records += 1;
                 if self.expected == Some(position.head.hash) {
@@ -133,9 +137,9 @@ impl Verifier {
     /// # Errors
     ///
     /// The expected head is missing.
-    pub fn finish(self) -> Result<Report, Fault> {
+    pub fn finish(self) -> Result<Report, RecordFault> {
         if self.expected.is_some() && self.found_at.is_none() {
-            return Err(Fault::HeadMissing);
+            return Err(RecordFault::HeadMissing);
         }
         let beyond = self.found_at.map(|at| self.records - at);
         Ok(Report { records: self.records, heads: self.heads, beyond })
@@ -174,7 +178,7 @@ fn check(path: &Path, verifier: &mut Verifier) -> io::Result<Result<u64, BadLine
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for RecordFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CutOff => f.write_str("it has no line end: it was truncated, or is still being written"),

@@ -18,13 +18,13 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
+use crate::domain::Timestamp;
 use crate::metrics::AuditOutcome;
 
-use super::WriterCommand;
 use super::chain::Chain;
 use super::config::Fsync;
 use super::recent_events::RecentEvents;
-use super::record::Record;
+use super::record::AuditRecord;
 use super::sink_state::SinkState;
 use super::sinks::Sink;
 use super::system_record::{ProcessEvent, SystemRecord};
@@ -47,6 +47,15 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Signals a waiting caller that its record is written.
 pub(super) type Confirm = oneshot::Sender<()>;
 
+/// A command to the writer.
+#[derive(Debug)]
+pub(super) enum WriterCommand {
+    /// Appends a record, and confirms it to a waiting caller.
+    Append { time: Timestamp, record: AuditRecord, confirm: Option<Confirm> },
+    /// Wakes the writer, so that it notices the shutdown.
+    Wake,
+}
+
 /// The thread's own state.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -66,6 +75,16 @@ pub(super) struct Writer {
     pub(super) unsynced_since: Option<Instant>,
     /// When the head was logged last, and its number.
     pub(super) logged_head: (Instant, u64),
+}
+
+impl WriterCommand {
+    /// Returns whether a caller waits for it.
+    const fn is_urgent(&self) -> bool {
+        match self {
+            Self::Append { confirm, .. } => confirm.is_some(),
+            Self::Wake => true,
+        }
+    }
 }
 
 impl Writer {
@@ -111,8 +130,8 @@ impl Writer {
     fn append(&mut self, command: WriterCommand) {
         let WriterCommand::Append { time, record, confirm } = command else { return };
         let known = match &record {
-            Record::Event(applied) => !self.recent.insert(applied.event.mark()) && !applied.is_restored(),
-            Record::Lookup(_) | Record::Webhook(_) | Record::Operator(_) => false,
+            AuditRecord::Event(applied) => !self.recent.insert(applied.event.mark()) && !applied.is_restored(),
+            AuditRecord::Lookup(_) | AuditRecord::Webhook(_) | AuditRecord::Operator(_) => false,
         };
         if !known {
             self.rotate_if_full();

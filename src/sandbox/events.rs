@@ -157,19 +157,19 @@ impl EventPermit<'_> {
         let now = self.events.clock.now();
         for change in changes {
             let body = Bytes::from(change.envelope(now).to_string());
-            let taken = Arc::new(AtomicBool::new(false));
+            let accepted = Arc::new(AtomicBool::new(false));
             sender.announced.fetch_add(1, Ordering::Relaxed);
             announced.0.push(change.id);
             for _ in 0..self.copies {
                 // The permit covers each event and copy; a post without capacity would be unbounded.
                 let Some(slot) = reserved.split(1) else { return announced };
-                let (sender, body, taken) = (Arc::clone(&sender), body.clone(), Arc::clone(&taken));
+                let (sender, body, accepted) = (Arc::clone(&sender), body.clone(), Arc::clone(&accepted));
                 let (shutdown, lag) = (self.events.shutdown.clone(), self.lag + random_part(self.jitter));
                 self.events.shutdown.spawn(async move {
                     tokio::select! {
                         biased;
                         () = shutdown.requested() => { sender.dropped.fetch_add(1, Ordering::Relaxed); }
-                        () = sender.deliver(body, lag, &taken) => {}
+                        () = sender.deliver(body, lag, &accepted) => {}
                     }
                     drop(slot);
                 });
@@ -206,8 +206,8 @@ impl WebhookSender {
         })
     }
 
-    /// Posts an event until it is accepted or given up; the copies of an event share `taken`.
-    async fn deliver(&self, body: Bytes, lag: Duration, taken: &AtomicBool) {
+    /// Posts an event until it is accepted or given up; the copies of an event share `accepted`.
+    async fn deliver(&self, body: Bytes, lag: Duration, accepted: &AtomicBool) {
         sleep(lag).await;
         let mut pauses = ExponentialBackoffBuilder::new()
             .with_initial_interval(Duration::from_millis(250))
@@ -218,7 +218,7 @@ impl WebhookSender {
         for _ in 0..MAX_ATTEMPTS {
             match self.post(body.clone()).await {
                 Ok(()) => {
-                    if !taken.swap(true, Ordering::Relaxed) {
+                    if !accepted.swap(true, Ordering::Relaxed) {
                         self.acknowledged.fetch_add(1, Ordering::Relaxed);
                     }
                     if self.failing.swap(false, Ordering::Relaxed) {

@@ -118,8 +118,8 @@ async fn collect_batch(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>
         tokio::select! {
             () = shutdown.requested() => {}
             () = due => return,
-            taken = queue.recv_many(batch, BATCH - batch.len()) => {
-                if taken == 0 {
+            received = queue.recv_many(batch, BATCH - batch.len()) => {
+                if received == 0 {
                     return;
                 }
                 until = until.or_else(|| Some(Instant::now() + LINGER));

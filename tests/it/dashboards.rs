@@ -139,7 +139,8 @@ fn alerts_are_about_metrics_that_exist_and_say_what_to_do() {
     for rule in rules {
         let name = rule.lines().next().unwrap();
         assert!(name.starts_with("ProfileEdge") && names.insert(name), "{name}: must be ours, and once");
-        for part in ["expr: ", "severity: ", "summary: ", "what_to_do: "] {
+        let runbook = format!("runbook: dashboards/README.md#{}\n", name.to_lowercase());
+        for part in ["expr: ", "severity: ", "summary: ", "what_to_do: ", &runbook] {
             assert!(rule.contains(part), "{name}: has no {part}");
         }
     }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::audit::chain::Chain;
 use crate::audit::system_record::SystemRecord;
-use crate::audit::{DeniedWebhook, Reason, Record};
+use crate::audit::{AuditRecord, DenialReason, DeniedWebhook};
 use crate::domain::Timestamp;
 
 use super::*;
@@ -13,11 +13,11 @@ const KEY: [u8; 32] = [7; 32];
 
 /// Writes a chain of `count` records.
 fn write_chain(hasher: &Hasher, count: u64) -> (Vec<u8>, RecordHash) {
-    let (mut chain, mut text) = (Chain::begin(hasher.clone()), Vec::new());
+    let (mut chain, mut text) = (Chain::start(hasher.clone()), Vec::new());
     chain.append(&mut text, Timestamp::from_millis(0), &SystemRecord::began(hasher.as_str(), None));
     for n in 1..count {
         let tenant = format!("1000{n}").parse().ok();
-        let record = Record::Webhook(DeniedWebhook { request: None, tenant, reason: Reason::Unauthorized });
+        let record = AuditRecord::Webhook(DeniedWebhook { request: None, tenant, reason: DenialReason::Unauthorized });
         let time = Timestamp::from_millis(1_741_064_767_089);
         chain.append(&mut text, time, &record);
     }
@@ -66,7 +66,7 @@ fn text_lines(text: &[u8]) -> usize {
     text.iter().filter(|b| **b == b'\n').count()
 }
 
-fn check(text: &[u8], hasher: &Hasher, expected: RecordHash) -> Result<(), (usize, Fault)> {
+fn check(text: &[u8], hasher: &Hasher, expected: RecordHash) -> Result<(), (usize, RecordFault)> {
     let mut verifier = Verifier::new(hasher.clone(), Some(expected));
     let mut number = 0;
     for line in text.split_inclusive(|b| *b == b'\n') {
@@ -100,7 +100,7 @@ fn a_forged_chain_fails_without_the_key_or_the_known_head() {
     let (keyed, plain) = (Hasher::new(Some(&KEY)), Hasher::Sha256);
     let (_, true_head) = write_chain(&keyed, 1);
     let (forged, forged_head) = write_chain(&plain, 1);
-    assert_eq!(check(&forged, &keyed, true_head), Err((1, Fault::Changed)));
+    assert_eq!(check(&forged, &keyed, true_head), Err((1, RecordFault::Changed)));
     assert_eq!(check(&forged, &plain, forged_head), Ok(()));
-    assert_eq!(check(&forged, &plain, write_chain(&plain, 1).1), Err((2, Fault::HeadMissing)));
+    assert_eq!(check(&forged, &plain, write_chain(&plain, 1).1), Err((2, RecordFault::HeadMissing)));
 }

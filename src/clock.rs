@@ -1,11 +1,10 @@
 //! Time as a port.
 //!
-//! Wall-clock time comes from a [`Clock`] and from nowhere else (a lint bans `SystemTime::now` and
-//! `Instant::now` outside this file), so that a test can drive it. Monotonic waits use
-//! `tokio::time`, which a test can pause.
+//! Wall-clock time comes only from a [`Clock`], so that a test can control it (a lint bans `SystemTime::now` and
+//! `Instant::now` outside this file). Monotonic waits use `tokio::time`, which a test can pause.
 //!
-//! Wall-clock time labels records (`Age`, expiry) and events (`received_at`). It never orders
-//! events: see [`crate::domain::stamps`].
+//! Wall-clock time labels records (`Age`, expiry) and events (`received_at`). It never orders events: see
+//! [`crate::domain::stamps`].
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -15,13 +14,13 @@ use parking_lot::Mutex;
 
 use crate::domain::time::Timestamp;
 
-/// Tells the wall-clock time.
+/// A source of wall-clock time.
 pub trait Clock: Debug + Send + Sync {
     /// Returns the current time, in milliseconds since the Unix epoch.
     fn now(&self) -> Timestamp;
 }
 
-/// A clock that every part of the process shares.
+/// A shared clock.
 pub type SharedClock = Arc<dyn Clock>;
 
 /// The operating system's clock.
@@ -44,12 +43,12 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told to move; for tests and for deterministic tools.
+/// A clock that moves only on request, for tests and deterministic tools.
 #[derive(Debug)]
 pub struct ManualClock(Mutex<Timestamp>);
 
 impl ManualClock {
-    /// Returns a clock that shows `now` until it is advanced.
+    /// Returns a clock that shows `now` until [`Self::advance`].
     #[must_use]
     pub fn at(now: Timestamp) -> Arc<Self> {
         Arc::new(Self(Mutex::new(now)))

@@ -1,7 +1,7 @@
 //! profile-edge: an edge cache for Genesys Cloud customer profiles.
 //!
-//! Three flows over three ports over one domain; data goes one way:
-//! `ingest → queue → consumer → store`, and `lookup → store → upstream → store`.
+//! Three flows (ingest, consumer, lookup) use three ports (queue, store, upstream) and one domain. Data flows in one
+//! direction: `ingest → queue → consumer → store`, and `lookup → store → upstream → store`.
 
 pub mod app;
 pub mod audit;

@@ -1,8 +1,8 @@
 //! Logs: structured, on standard error.
 //!
-//! Text on a terminal, JSON otherwise. Nothing personal is ever handed to a log statement of ours. Libraries print what
-//! passes through them (headers, bodies, frames) when they are asked for details, so of none more than warnings is
-//! written, whatever `RUST_LOG` says: also of those that come with the next dependency.
+//! The format is text on a terminal, else JSON. Our log statements never contain personal data. Libraries can log headers,
+//! bodies and frames at detailed levels, so all libraries, also future ones, are limited to warnings, whatever `RUST_LOG`
+//! says.
 
 use std::io::IsTerminal;
 use std::panic;
@@ -15,45 +15,44 @@ use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::spans;
 
-/// A library that calls every refusal of the broker an error, also those that answer a question of ours; what
-/// matters of it is logged where it is handled.
+/// A library that logs every refusal of the broker as an error, even an expected one. The caller logs the relevant ones.
 const SILENT: &str = "lapin";
 
 /// `[log]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How much of ours is logged; of libraries, warnings only.
+    /// The level of our own log lines; libraries are limited to warnings.
     pub level: Level,
-    /// In which form.
+    /// The format of the log lines.
     pub format: Format,
 }
 
-/// How much is logged.
+/// A log level; each level includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// What needs someone to act.
+    /// Failures that need an operator.
     Error,
-    /// And what went wrong but was handled.
+    /// Failures that were handled.
     Warn,
-    /// And what changed.
+    /// Changes of state.
     Info,
-    /// And what happened.
+    /// Single events.
     Debug,
-    /// And everything else.
+    /// All details.
     Trace,
 }
 
-/// The form of a log line.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// One JSON object on a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
@@ -69,18 +68,18 @@ impl From<Level> for LevelFilter {
     }
 }
 
-/// A part of the subscriber, with a filter of its own.
-pub type Part = Box<dyn Layer<Registry> + Send + Sync>;
+/// A layer of the subscriber with its own filter.
+pub type LogLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Starts logging, for the whole process; a second call does nothing.
+/// Starts logging for the process; a second call does nothing.
 pub fn init(config: &Config) {
     init_with(config, None);
 }
 
-/// Starts logging, and gives the spans of traces, which are no part of log lines, to `traces`.
-pub fn init_with(config: &Config, traces: Option<Part>) {
-    // RUST_LOG may ask for single spans and fields, which costs a lock whenever a span is entered or left; what
-    // is configured asks for levels only.
+/// Starts logging, and passes the spans of traces to `traces`; log lines do not contain them.
+pub fn init_with(config: &Config, traces: Option<LogLayer>) {
+    // RUST_LOG may filter single spans and fields, which costs a lock for each entered span; the configuration filters
+    // by level only.
     let filter: Box<dyn Filter<Registry> + Send + Sync> = match EnvFilter::try_from_default_env() {
         Ok(precise) => Box::new(precise),
         Err(_) => {
@@ -99,7 +98,7 @@ pub fn init_with(config: &Config, traces: Option<Part>) {
     } else {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
-    let layers: Vec<Part> = traces.into_iter().chain([lines.with_filter(filter.and(cap())).boxed()]).collect();
+    let layers: Vec<LogLayer> = traces.into_iter().chain([lines.with_filter(filter.and(cap())).boxed()]).collect();
     if tracing_subscriber::registry().with(layers).try_init().is_ok() {
         panic::set_hook(Box::new(log_panic));
     }
@@ -111,15 +110,15 @@ fn is_plain() -> bool {
     !var("NO_COLOR").is_empty() || var("TERM") == "dumb"
 }
 
-/// The most that is written of anything.
+/// Returns the upper limit of each target.
 fn cap() -> Targets {
     let warnings = Targets::new().with_default(LevelFilter::WARN);
-    // The spans of traces are no log lines.
+    // The spans of traces are not log lines.
     let none = [SILENT, spans::TARGET].map(|target| (target, LevelFilter::OFF));
     warnings.with_target("profile_edge", LevelFilter::TRACE).with_targets(none)
 }
 
-/// Logs where a panic happened; what it said only if that was a constant, for it may hold data.
+/// Logs the location of a panic, and its message only if that is a constant: other messages may contain data.
 fn log_panic(info: &panic::PanicHookInfo<'_>) {
     let location = info.location().map(ToString::to_string).unwrap_or_default();
     let message = info.payload().downcast_ref::<&'static str>().copied().unwrap_or("(not shown)");
@@ -128,20 +127,18 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
-
     use super::cap;
 
     #[test]
-    fn libraries_are_kept_from_details_and_we_are_not() {
+    fn libraries_log_warnings_at_most() {
         let cap = cap();
         for library in
             ["hyper", "h2", "reqwest::connect", "rustls::client", "redis", "log", "tokio_util", "not_there_yet"]
         {
-            assert!(!cap.would_enable(library, &Level::INFO), "{library}");
-            assert!(cap.would_enable(library, &Level::WARN), "{library}");
+            assert!(!cap.would_enable(library, &tracing::Level::INFO), "{library}");
+            assert!(cap.would_enable(library, &tracing::Level::WARN), "{library}");
         }
-        assert!(!cap.would_enable("lapin::channel", &Level::ERROR));
-        assert!(cap.would_enable("profile_edge::http", &Level::TRACE));
+        assert!(!cap.would_enable("lapin::channel", &tracing::Level::ERROR));
+        assert!(cap.would_enable("profile_edge::http", &tracing::Level::TRACE));
     }
 }

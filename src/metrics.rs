@@ -1,15 +1,13 @@
-//! The metrics catalogue: every name and help text stands here, once, and every label set in `labels`.
+//! The metrics catalogue: the only place for metric names and help texts; the label sets are in `labels`.
 //!
-//! Labels are closed sets (enums), so a label can never hold a tenant's data, and every series is
-//! registered at start: a scrape of a fresh process shows zeros instead of holes. The raw `metrics`
-//! macros are banned by lint everywhere else; the rest of the program holds an [`Arc<Metrics>`] and
-//! touches pre-registered handles, so counting costs one atomic operation and no look-up.
+//! Labels are closed sets (enums), so a label can never contain data of a tenant. Every series is registered at start, so
+//! the first scrape shows zeros instead of gaps. A lint bans the raw `metrics` macros; other modules hold an
+//! [`Arc<Metrics>`] with registered handles, so counting costs one atomic operation and no search.
 //!
-//! A process shows the metrics of the flows that it runs ([`Metrics::of`]): a zero for something that is not
-//! there would look like an outage.
+//! A process exports only the metrics of its own flows ([`Metrics::of`]): a zero of a flow that does not run would look
+//! like an outage.
 //!
-//! Each [`Metrics`] has a registry of its own, so that several applications in one test process do
-//! not count into each other.
+//! Each [`Metrics`] has its own registry, so that several applications in one test process count separately.
 
 mod labels;
 
@@ -27,10 +25,10 @@ use crate::roles::Roles;
 
 pub use labels::*;
 
-/// Prefix of every metric of ours; `process_*` come without it.
+/// The prefix of every metric, except the standard `process_*` metrics.
 const PREFIX: &str = "profile_edge_";
 
-/// Bucket bounds of every duration histogram, in seconds: from a hit to an exhausted deadline.
+/// Bucket bounds of every duration histogram, in seconds: from a cache hit to an exceeded deadline.
 const BUCKETS: [f64; 16] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
@@ -72,13 +70,13 @@ macro_rules! catalogue {
                 let handle = recorder.handle();
                 let process = metrics_process::Collector::default();
                 metrics::with_local_recorder(&recorder, || process.describe());
-                let of = |name: &str| -> &dyn Recorder { if is_of(name, roles) { &recorder } else { &NoopRecorder } };
-                $($kind::describe(of($name), $name, $help);)+
-                $(let $field = catalogue!(@make of $kind $name $([$($label: $set),+])?);)+
+                let recorder_of = |name: &str| -> &dyn Recorder { if is_of(name, roles) { &recorder } else { &NoopRecorder } };
+                $($kind::describe(recorder_of($name), $name, $help);)+
+                $(let $field = catalogue!(@make recorder_of $kind $name $([$($label: $set),+])?);)+
                 Self { recorder, handle, process, $($field),+ }
             }
 
-            /// The names of all metrics in the catalogue, as they stand in a scrape.
+            /// The names of all metrics in the catalogue, as in a scrape.
             pub const NAMES: &'static [&'static str] = &[$(concat!("profile_edge_", $name)),+];
         }
     };
@@ -100,41 +98,41 @@ macro_rules! catalogue {
 
 catalogue! {
     lookup_requests: counter "lookup_requests_total" ["result": LookupResult] = "Lookups by result.";
-    lookup_duration: histogram "lookup_duration_seconds" ["result": LookupResult] = "Time of a lookup, by result.";
-    lookup_in_flight: gauge "lookup_in_flight" = "Lookups under way.";
-    lookup_throttled: counter "lookup_throttled_total" = "Requests over their caller's rate.";
-    upstream_requests: counter "upstream_requests_total" ["outcome": UpstreamOutcome] = "Profile requests to Genesys by outcome, each attempt counted.";
-    upstream_duration: histogram "upstream_duration_seconds" = "Time of one profile request to Genesys.";
-    upstream_breaker_state: gauge "upstream_breaker_state" = "Worst breaker over all tenants: 0 closed, 1 half-open, 2 open.";
-    token_renewals: counter "token_renewals_total" ["outcome": Outcome] = "Renewals of an OAuth token.";
-    token_privileges: counter "token_privileges_total" ["outcome": PrivilegeOutcome] = "Judgements of an OAuth token's privileges.";
+    lookup_duration: histogram "lookup_duration_seconds" ["result": LookupResult] = "Duration of a lookup, by result.";
+    lookup_in_flight: gauge "lookup_in_flight" = "Lookups in progress.";
+    lookup_throttled: counter "lookup_throttled_total" = "Requests refused because the caller exceeded its rate.";
+    upstream_requests: counter "upstream_requests_total" ["outcome": UpstreamOutcome] = "Profile requests to Genesys by outcome; each attempt counts.";
+    upstream_duration: histogram "upstream_duration_seconds" = "Duration of one profile request to Genesys.";
+    upstream_breaker_state: gauge "upstream_breaker_state" = "Worst circuit breaker of all tenants: 0 closed, 1 half-open, 2 open.";
+    token_renewals: counter "token_renewals_total" ["outcome": Outcome] = "Renewals of OAuth tokens by outcome.";
+    token_privileges: counter "token_privileges_total" ["outcome": PrivilegeOutcome] = "Checks of the privileges of OAuth tokens by outcome.";
     ingest_events: counter "ingest_events_total" ["shape": Shape, "outcome": IngestOutcome] = "Posted events by shape and outcome.";
-    ingest_duration: histogram "ingest_duration_seconds" = "Time of one webhook request.";
-    publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event was durable.";
-    outbox_events: gauge "outbox_events" = "Events that wait in the local durable queue.";
-    outbox_bytes: gauge "outbox_bytes" = "Size of the events that wait in the local durable queue.";
-    queue_events: gauge "queue_events" = "Events that wait in the queue or are being applied.";
-    replayed_events: counter "replayed_events_total" = "Events that were published again from the journal.";
+    ingest_duration: histogram "ingest_duration_seconds" = "Duration of one webhook request.";
+    publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event is durable.";
+    outbox_events: gauge "outbox_events" = "Events in the local durable queue.";
+    outbox_bytes: gauge "outbox_bytes" = "Size of the events in the local durable queue.";
+    queue_events: gauge "queue_events" = "Events in the queue, waiting or in progress.";
+    replayed_events: counter "replayed_events_total" = "Events republished from the journal.";
     consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";
-    consumer_undecodable: counter "consumer_undecodable_total" = "Deliveries that were no event and went to the dead letters.";
-    consumer_in_flight: gauge "consumer_in_flight" = "Deliveries being applied.";
-    invalidation_lag: histogram "invalidation_lag_seconds" = "Time from an event's acceptance to its effect.";
-    store_operations: counter "store_operations_total" ["op": StoreOp, "outcome": Outcome] = "Operations of the store.";
-    store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Time of one operation of the store.";
-    store_up: gauge "store_up" = "1 when the store answered last, else 0.";
-    queue_up: gauge "queue_up" = "1 when the queue answered last, else 0.";
-    seal_failures: counter "seal_failures_total" = "Stored records that did not open, and so were misses.";
+    consumer_undecodable: counter "consumer_undecodable_total" = "Deliveries that could not be decoded and were dead-lettered.";
+    consumer_in_flight: gauge "consumer_in_flight" = "Deliveries in progress.";
+    invalidation_lag: histogram "invalidation_lag_seconds" = "Time from the acceptance of an event to its effect.";
+    store_operations: counter "store_operations_total" ["op": StoreOp, "outcome": Outcome] = "Store operations by outcome.";
+    store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Duration of one store operation.";
+    store_up: gauge "store_up" = "1 if the store answered the last probe, else 0.";
+    queue_up: gauge "queue_up" = "1 if the queue answered the last probe, else 0.";
+    seal_failures: counter "seal_failures_total" = "Stored records that could not be decrypted and counted as misses.";
     fills: counter "fills_total" ["outcome": FillOutcome] = "Fills by outcome.";
-    refreshes: counter "refreshes_total" ["cause": RefreshCause] = "Fetches in the background, by cause.";
-    dead_letters: gauge "dead_letters" = "Dead letters kept by the queue.";
+    refreshes: counter "refreshes_total" ["cause": RefreshCause] = "Background fetches by cause.";
+    dead_letters: gauge "dead_letters" = "Dead letters in the queue.";
     audit_records: counter "audit_records_total" ["outcome": AuditOutcome] = "Audit records by outcome.";
-    audit_up: gauge "audit_up" = "1 when the audit's sink takes records, else 0.";
-    auth_failures: counter "auth_failures_total" ["door": Door] = "Requests turned away for a missing or wrong credential.";
-    connections: gauge "connections" ["listener": Listener] = "Open connections of clients.";
-    connections_ended: counter "connections_ended_total" ["listener": Listener, "reason": ConnectionEnd] = "Connections of clients that ended, by reason.";
-    config_reloads: counter "config_reloads_total" ["outcome": Outcome] = "Configurations that were read again, by outcome.";
-    trace_spans: counter "trace_spans_total" ["outcome": SpanOutcome] = "Recorded spans that the collector took, and those that were dropped.";
-    panics: counter "panics_total" = "Requests and tasks that ended in a panic.";
+    audit_up: gauge "audit_up" = "1 if the audit sink accepts records, else 0.";
+    auth_failures: counter "auth_failures_total" ["door": Door] = "Requests refused because of a missing or wrong credential.";
+    connections: gauge "connections" ["listener": Listener] = "Open client connections.";
+    connections_ended: counter "connections_ended_total" ["listener": Listener, "reason": ConnectionEnd] = "Ended client connections by reason.";
+    config_reloads: counter "config_reloads_total" ["outcome": Outcome] = "Configuration reloads by outcome.";
+    trace_spans: counter "trace_spans_total" ["outcome": SpanOutcome] = "Recorded spans by outcome: exported or dropped.";
+    panics: counter "panics_total" = "Requests and tasks that panicked.";
 }
 
 impl Metrics {
@@ -144,19 +142,23 @@ impl Metrics {
         Self::of(Roles::ALL)
     }
 
-    /// Registers the part of the catalogue that these flows use in a registry of its own; what is counted in
-    /// the rest is not shown.
+    /// Registers the metrics of these flows in a registry of its own; counts of other metrics are not exported.
     ///
     /// # Panics
     ///
-    /// Never: the bucket bounds, the one thing the builder can refuse, are a non-empty constant.
+    /// Never: the builder can refuse only empty bucket bounds, and the bounds are a constant.
     #[must_use]
     pub fn of(roles: Roles) -> Arc<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)
-            // The bounds are a non-empty constant, and that is all that is checked.
+            // The builder checks only that the bounds are not empty.
             .expect("bucket bounds are not empty");
         let metrics = Self::register(builder.build_recorder(), roles);
+        gauge::describe(
+            &metrics.recorder,
+            "build_info",
+            "Always 1; the labels are the version and commit of the program.",
+        );
         gauge::register(
             &metrics.recorder,
             "build_info",
@@ -169,14 +171,14 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// Renders everything in the Prometheus text format, with the process' own figures.
+    /// Renders all metrics in the Prometheus text format, with the `process_*` metrics.
     #[must_use]
     pub fn render(&self) -> String {
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
         self.handle.render()
     }
 
-    /// Does the registry's housekeeping; to be called every few seconds.
+    /// Runs the maintenance of the registry; the caller must call it every few seconds.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -188,14 +190,14 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Counts something in progress for as long as the returned guard lives.
+/// Increments a gauge until the returned guard is dropped.
 #[must_use]
 pub fn in_progress(gauge: &Gauge) -> InProgress {
     gauge.increment(1.0);
     InProgress(gauge.clone())
 }
 
-/// Lowers a gauge when it is dropped.
+/// Decrements its gauge when dropped.
 #[derive(Debug)]
 pub struct InProgress(Gauge);
 
@@ -210,18 +212,18 @@ pub fn observe(histogram: &Histogram, duration: Duration) {
     histogram.record(duration.as_secs_f64());
 }
 
-/// Tells whether a metric is of a flow that runs, or of no flow in particular.
+/// Returns whether a metric belongs to one of these flows, or to no flow in particular.
 fn is_of(name: &str, roles: Roles) -> bool {
-    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if begins(&["lookup_", "upstream_", "token_", "fills_", "refreshes_"]) {
+    let has_prefix = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if has_prefix(&["lookup_", "upstream_", "token_", "fills_", "refreshes_"]) {
         roles.lookup
-    } else if begins(&["ingest_"]) {
+    } else if has_prefix(&["ingest_"]) {
         roles.ingest
-    } else if begins(&["consumer_", "invalidation_", "replayed_"]) {
+    } else if has_prefix(&["consumer_", "invalidation_", "replayed_"]) {
         roles.consumer
-    } else if begins(&["publish_", "outbox_", "queue_", "dead_letters"]) {
+    } else if has_prefix(&["publish_", "outbox_", "queue_", "dead_letters"]) {
         roles.use_the_queue()
-    } else if begins(&["store_", "seal_"]) {
+    } else if has_prefix(&["store_", "seal_"]) {
         roles.use_the_store()
     } else {
         true
@@ -259,15 +261,33 @@ instrument!(histogram: Histogram, describe_histogram, register_histogram, None::
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn a_fresh_scrape_shows_every_counter_at_zero() {
+    fn the_first_scrape_shows_every_counter_at_zero() {
         let text = Metrics::new().render();
         assert!(text.contains("profile_edge_lookup_requests_total{result=\"hit\"} 0"), "{text}");
         assert!(text.contains("profile_edge_ingest_events_total{shape=\"flat\",outcome=\"queued\"} 0"), "{text}");
         assert!(text.contains("profile_edge_build_info{"), "{text}");
         assert!(text.contains("process_"), "{text}");
+    }
+
+    /// `promtool check metrics` refuses a family without help.
+    #[test]
+    fn every_metric_family_has_help_and_type() {
+        let text = Metrics::new().render();
+        let families = |keyword: &str| -> BTreeSet<&str> {
+            text.lines().filter_map(|line| line.strip_prefix(keyword)?.split(' ').next()).collect()
+        };
+        let (help, types) = (families("# HELP "), families("# TYPE "));
+        assert_eq!(help, types);
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let parts = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+            assert!(types.contains(name) || parts.is_some_and(|family| types.contains(family)), "{line}");
+        }
     }
 
     #[test]

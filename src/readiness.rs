@@ -1,11 +1,10 @@
-//! Readiness: whether this process should get traffic, and what is wrong if it works only in part.
+//! Readiness: whether this process should get traffic, and which dependencies are down.
 //!
-//! A latch for the phases (starting → running → draining), and one flag per dependency, kept by a probe
-//! that asks each dependency about once a second. A dependency that is down makes the process degraded,
-//! not unready: lookups go on without a store, and without a queue. Only a process none of whose roles
-//! can work at all is unready: one that only ingests, without its queue; one that only consumes,
-//! without its queue or its store. A tenant whose token at Genesys is refused is named with the reason; the
-//! others go on.
+//! It has a latch for the phases (starting → running → draining) and a flag for each dependency. A probe updates the
+//! flags about once a second. A dependency that is down makes the process degraded, not unready: lookups work without a
+//! store and without a queue. A process is unready only if none of its roles can work: an ingest process without its
+//! queue, or a consumer process without its queue or its store. A tenant whose token is refused at Genesys is listed
+//! with the reason; other tenants are not affected.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -15,14 +14,14 @@ use parking_lot::Mutex;
 use crate::metrics::Metrics;
 use crate::roles::Roles;
 
-/// Where a process is in its life.
+/// A phase of the life of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Not yet serving.
+    /// It does not serve yet.
     Starting,
-    /// Serving.
+    /// It serves.
     Running,
-    /// Finishing what is under way.
+    /// It finishes the requests in progress.
     Draining,
 }
 
@@ -38,7 +37,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Makes the readiness of a process that is starting.
+    /// Creates the readiness of a starting process.
     #[must_use]
     pub fn starting(roles: Roles) -> Self {
         let up = || AtomicBool::new(true);
@@ -46,7 +45,7 @@ impl Readiness {
         Self { roles, phase, store_up: up(), queue_up: up(), audit_up: up(), refused }
     }
 
-    /// Enters the next phase; phases never go back.
+    /// Enters a phase; an earlier phase than the current one has no effect.
     pub fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::AcqRel);
     }
@@ -61,37 +60,37 @@ impl Readiness {
             .unwrap_or(Phase::Draining)
     }
 
-    /// Notes whether the store answered; a change is logged.
+    /// Stores whether the store answered, and logs a change.
     pub fn store(&self, up: bool, metrics: &Metrics) {
-        note("store", &self.store_up, up);
+        update("store", &self.store_up, up);
         metrics.store_up.set(f64::from(u8::from(up)));
     }
 
-    /// Notes whether the queue answered; a change is logged.
+    /// Stores whether the queue answered, and logs a change.
     pub fn queue(&self, up: bool, metrics: &Metrics) {
-        note("queue", &self.queue_up, up);
+        update("queue", &self.queue_up, up);
         metrics.queue_up.set(f64::from(u8::from(up)));
     }
 
-    /// Notes whether the audit's sink takes records; whoever found out has logged it.
+    /// Stores whether the audit sink accepts records; the audit logs a change itself.
     pub fn audit(&self, up: bool, metrics: &Metrics) {
         self.audit_up.store(up, Ordering::Release);
         metrics.audit_up.set(f64::from(u8::from(up)));
     }
 
-    /// Notes the tenants whose Genesys may not be asked, and why; whoever found out has logged it.
+    /// Stores the tenants whose token was refused, and why; the check of the token logs it.
     pub fn upstreams(&self, refused: impl IntoIterator<Item = (String, String)>) {
         let named = refused.into_iter().map(|(tenant, reason)| (format!("upstream:{tenant}"), reason));
         *self.refused.lock() = named.collect();
     }
 
-    /// Returns the upstreams that may not be asked, as `upstream:{tenant}`, and why.
+    /// Returns the refused upstreams, as `upstream:{tenant}`, with the reason.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
         self.refused.lock().clone()
     }
 
-    /// Returns the dependencies that are down and that this process' roles use.
+    /// Returns the dependencies that are down and used by the roles of this process.
     #[must_use]
     pub fn degraded(&self) -> Vec<&'static str> {
         let mut down = Vec::new();
@@ -107,7 +106,7 @@ impl Readiness {
         down
     }
 
-    /// Tells whether at least one role can work.
+    /// Returns whether at least one role can work.
     #[must_use]
     pub fn can_work(&self) -> bool {
         let (store, queue) = (self.store_up.load(Ordering::Acquire), self.queue_up.load(Ordering::Acquire));
@@ -115,11 +114,11 @@ impl Readiness {
     }
 }
 
-fn note(dependency: &'static str, flag: &AtomicBool, up: bool) {
+fn update(dependency: &'static str, flag: &AtomicBool, up: bool) {
     let was = flag.swap(up, Ordering::AcqRel);
     match (was, up) {
-        (true, false) => tracing::warn!(dependency, "a dependency does not answer"),
-        (false, true) => tracing::info!(dependency, "a dependency answers again"),
+        (true, false) => tracing::warn!(dependency, "dependency does not answer"),
+        (false, true) => tracing::info!(dependency, "dependency answers again"),
         (true, true) | (false, false) => {}
     }
 }
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_upstream_is_named_until_it_no_longer_is() {
+    fn a_refused_upstream_is_listed_until_it_recovers() {
         let readiness = Readiness::starting(Roles::ALL);
         readiness.upstreams([("10001".to_owned(), "it may write".to_owned())]);
         assert_eq!(readiness.refused()["upstream:10001"], "it may write");
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_cannot_work_alone_is_unready() {
+    fn a_process_is_unready_when_none_of_its_roles_can_work() {
         let metrics = Metrics::new();
         let ingest = Readiness::starting(Roles { ingest: true, consumer: false, lookup: false });
         ingest.store(false, &metrics);

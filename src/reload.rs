@@ -1,38 +1,37 @@
-//! What a running process can be given anew: a value behind a handle.
+//! A value that can be replaced at run time, behind a shared handle.
 //!
-//! Whoever uses the value takes it at the start of its work (a request, a handshake) and keeps that one to the end, so
-//! nothing ever sees half of an old and half of a new value, nobody waits for a change, and nothing under way is
-//! cut off by it. Whoever changes it makes the new value first, whole and checked: [`Reloadable::replace`]
-//! cannot fail.
+//! A user loads the value at the start of its work (a request, a handshake) and keeps it to the end. So no work sees a mix
+//! of old and new values, and a change neither blocks nor interrupts work in progress. The new value is built and checked
+//! before the change: [`Reloadable::replace`] cannot fail.
 
 use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 
-/// A handle to a value that can be replaced; cloning shares it.
+/// A handle to a replaceable value; clones share the value.
 pub struct Reloadable<T>(Arc<ArcSwap<T>>);
 
 impl<T> Reloadable<T> {
-    /// Makes a handle to its first value.
+    /// Creates a handle with its first value.
     #[must_use]
     pub fn new(value: impl Into<Arc<T>>) -> Self {
         Self(Arc::new(ArcSwap::new(value.into())))
     }
 
-    /// Returns the present value, for a moment: not to be held across an await.
+    /// Returns the current value for a short use; do not hold the guard across an await.
     #[must_use]
     pub fn load(&self) -> Guard<Arc<T>> {
         self.0.load()
     }
 
-    /// Returns the present value, to keep.
+    /// Returns the current value, to keep.
     #[must_use]
     pub fn keep(&self) -> Arc<T> {
         self.0.load_full()
     }
 
-    /// Puts another value in its place: whoever asks from now on gets that one.
+    /// Replaces the value; later calls of [`Self::load`] and [`Self::keep`] return the new one.
     pub fn replace(&self, value: impl Into<Arc<T>>) {
         self.0.store(value.into());
     }
@@ -45,7 +44,7 @@ impl<T> Clone for Reloadable<T> {
 }
 
 impl<T> fmt::Debug for Reloadable<T> {
-    /// Shows nothing of the value, which may be a secret.
+    /// Hides the value, which may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Reloadable")
     }
@@ -56,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_taken_stays_and_what_is_taken_next_is_new() {
+    fn a_kept_value_stays_and_the_next_load_is_new() {
         let handle = Reloadable::new(1);
         let other = handle.clone();
         let taken = handle.keep();

@@ -1,11 +1,11 @@
-//! The flows that a process runs, together or apart from the others.
+//! The roles of a process: it can run all flows, or some of them.
 
 /// Which flows a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Roles {
-    /// Takes events.
+    /// Accepts events from webhooks.
     pub ingest: bool,
-    /// Applies events.
+    /// Applies events to the store.
     pub consumer: bool,
     /// Answers lookups.
     pub lookup: bool,
@@ -15,13 +15,13 @@ impl Roles {
     /// Every flow.
     pub const ALL: Self = Self { ingest: true, consumer: true, lookup: true };
 
-    /// Tells whether a flow gives events to the queue or takes them.
+    /// Returns whether a flow publishes to the queue or consumes from it.
     #[must_use]
     pub const fn use_the_queue(self) -> bool {
         self.ingest || self.consumer
     }
 
-    /// Tells whether a flow reads or writes the store.
+    /// Returns whether a flow reads or writes the store.
     #[must_use]
     pub const fn use_the_store(self) -> bool {
         self.lookup || self.consumer

@@ -1,9 +1,8 @@
 //! Shutdown as an argument.
 //!
-//! Whoever runs in the background gets a [`Shutdown`]: it learns from it that it is time to go,
-//! and everything it spawns is tracked by it. [`Controller::drain`] asks everyone to go and waits
-//! for them until one deadline; what is still running then is named in the log by its count and left
-//! behind, never waited for without end.
+//! Every background task gets a [`Shutdown`], which signals when to stop and tracks all spawned tasks.
+//! [`Controller::drain`] requests the stop and waits for the tasks until a deadline. The log then reports the number of
+//! tasks that still run; they are abandoned.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,33 +11,33 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Knows when to stop, and keeps track of what is still running. Cloning is cheap.
+/// Signals when to stop, and tracks the running tasks. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     token: CancellationToken,
     tasks: TaskTracker,
 }
 
-/// Ends what a [`Shutdown`] was given to.
+/// Requests the stop of a [`Shutdown`].
 #[derive(Debug)]
 pub struct Controller {
     shutdown: Shutdown,
 }
 
 impl Shutdown {
-    /// Makes a shutdown and the controller that triggers it.
+    /// Creates a shutdown and its controller.
     #[must_use]
     pub fn new() -> (Controller, Self) {
         let shutdown = Self::default();
         (Controller { shutdown: shutdown.clone() }, shutdown)
     }
 
-    /// Waits until it is time to stop. Cancel-safe.
+    /// Waits for the stop request. Cancel-safe.
     pub async fn requested(&self) {
         self.token.cancelled().await;
     }
 
-    /// Tells whether it is time to stop.
+    /// Returns whether the stop was requested.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.token.is_cancelled()
@@ -56,12 +55,12 @@ impl Shutdown {
 
 /// Waits for SIGINT or SIGTERM.
 ///
-/// Where signals cannot be listened for there is nothing to wait for, and it never returns.
+/// If the process cannot listen for signals, it never returns.
 pub async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
-        tracing::error!("signals cannot be listened for");
+        tracing::error!("cannot listen for signals");
         return std::future::pending().await;
     };
     tokio::select! {
@@ -71,9 +70,9 @@ pub async fn asked_to_stop() {
 }
 
 impl Controller {
-    /// Asks everyone to stop and waits until all tracked tasks have ended, at most `deadline` long.
+    /// Requests the stop and waits for all tracked tasks, for at most `deadline`.
     ///
-    /// Returns whether all of them have.
+    /// Returns whether all tasks have ended.
     pub async fn drain(self, deadline: Duration) -> bool {
         self.shutdown.token.cancel();
         self.shutdown.tasks.close();

@@ -1,24 +1,24 @@
-//! The spans of a trace: every name and attribute of theirs stands here, once.
+//! The spans of traces: the only place for their names and attributes.
 //!
 //! # What a trace shows
 //!
 //! | span | parent | attributes |
 //! |---|---|---|
 //! | `lookup` | the caller's `traceparent` | `request_id`, `tenant`, `caller`, `key`, `result` |
-//! | `lead` | the `lookup` that began it | `key`, `cause`: one fetch and fill, for all who wait for it |
-//! | `fetch` | `lead`, or a `lookup` of more than is kept | `tenant`, `outcome`, `attempts`: Genesys is told nothing of the trace |
+//! | `lead` | the `lookup` that started it | `key`, `cause`: one fetch and fill, for all waiting lookups |
+//! | `fetch` | `lead`, or a `lookup` that bypasses the store | `tenant`, `outcome`, `attempts`: requests to Genesys carry no trace context |
 //! | `webhook` | the sender's `traceparent` | `request_id`, `tenant`, `events`, `shape`, `event`, `outcome` |
 //! | `publish` | `webhook` | `tenant`, `events`, `event` |
-//! | `apply` | `publish`, through the queue; of a replay, a link to it | `tenant`, `event`, `kind`, `keys`, `redelivered`, `verdict` |
+//! | `apply` | `publish`, through the queue; a replay has a link to it instead | `tenant`, `event`, `kind`, `keys`, `redelivered`, `verdict` |
 //!
-//! Keys are digests; nothing else of a customer is an attribute, and no log line becomes a part of a span. A
-//! `traceparent` is believed once its sender is: whoever is turned away before that has no trace, only a log line
-//! and a count, and so cannot make us record anything.
+//! Keys are digests; no other customer data is an attribute, and spans contain no log lines. A `traceparent` is used only
+//! after its sender is authenticated: a refused request gets a log line and a count but no trace, so it cannot make the
+//! service record anything.
 //!
 //! # What it costs
 //!
-//! The spans have a target of their own, [`TARGET`]. While nothing is exported nobody is interested in it, and making
-//! such a span is the test of one atomic number; attributes are not even computed.
+//! The spans have their own target, [`TARGET`]. Without an export no subscriber enables it, and creating a span is the
+//! check of one atomic number; attributes are not computed.
 
 use futures_util::future::Either;
 use http::HeaderMap;
@@ -30,25 +30,25 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use crate::domain::{Event, Key, TenantId, Traceparent};
 use crate::metrics::{ConsumerOutcome, IngestOutcome, LabelSet, LookupResult, UpstreamOutcome};
 
-/// The target of all spans that belong to a trace, and of nothing else.
+/// The target of all trace spans, and of nothing else.
 pub const TARGET: &str = "trace::profile_edge";
 
 /// The name of the header.
 const TRACEPARENT: &str = "traceparent";
 
 tokio::task_local! {
-    /// The span of the request that the present task works for, where spans are recorded.
+    /// The request span of the current task, if spans are recorded.
     static REQUEST: Span;
 }
 
 /// Why a customer is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Nothing, or nothing of use, stood in the store.
+    /// The store has no usable entry.
     Miss,
-    /// A record is near its end.
+    /// The record is close to its expiry.
     Refresh,
-    /// A tombstone is old enough to ask whether the customer is there again.
+    /// A tombstone is old enough to check whether the customer exists again.
     Verify,
     /// The store does not answer.
     Bypass,
@@ -65,13 +65,13 @@ impl Cause {
     }
 }
 
-/// Tells whether anybody is interested in spans.
+/// Returns whether spans are recorded.
 #[must_use]
 pub fn are_recorded() -> bool {
     tracing::span_enabled!(target: TARGET, Level::INFO)
 }
 
-/// Returns the trace context of a request, if it names exactly one that is well-formed.
+/// Returns the trace context of a request, if it has exactly one that is well-formed.
 #[must_use]
 pub fn heard(headers: &HeaderMap) -> Option<Traceparent> {
     let mut named = headers.get_all(TRACEPARENT).iter();
@@ -79,7 +79,7 @@ pub fn heard(headers: &HeaderMap) -> Option<Traceparent> {
     value.to_str().ok()?.parse().ok()
 }
 
-/// Returns where in its trace a span is, for whatever it causes elsewhere.
+/// Returns the trace context of a span, to pass to other processes.
 #[must_use]
 pub fn place(span: &Span) -> Option<Traceparent> {
     if span.is_disabled() {
@@ -90,7 +90,7 @@ pub fn place(span: &Span) -> Option<Traceparent> {
     Traceparent::new(context.trace_id().to_bytes(), context.span_id().to_bytes(), context.is_sampled())
 }
 
-/// A caller's lookup.
+/// Creates the span of a lookup.
 #[must_use]
 pub fn lookup(headers: &HeaderMap, tenant: &TenantId, caller: &str) -> Span {
     let span = tracing::info_span!(
@@ -101,7 +101,7 @@ pub fn lookup(headers: &HeaderMap, tenant: &TenantId, caller: &str) -> Span {
     span
 }
 
-/// How a lookup ended; its key is made only for a span that is recorded.
+/// Records the result of a lookup; `key` is called only if the span is recorded.
 pub fn looked_up(span: &Span, result: LookupResult, key: impl FnOnce() -> Key) {
     if !span.is_disabled() {
         span.record("key", display(key())).record("result", result.value());
@@ -109,34 +109,34 @@ pub fn looked_up(span: &Span, result: LookupResult, key: impl FnOnce() -> Key) {
     }
 }
 
-/// Makes a request's span, which its log lines are in, known to whatever the request begins.
+/// Runs the work of a request in its span, and passes the span to the tasks that the request starts.
 pub fn begin<F: Future>(request: Span, work: F) -> impl Future<Output = F::Output> {
     if are_recorded() {
         Either::Left(REQUEST.scope(request.clone(), work.instrument(request)))
     } else {
-        // Then it is the present span of everything.
+        // The request span is then the current span, and tasks find it there.
         Either::Right(work.instrument(request))
     }
 }
 
-/// A task that fetches and fills, on behalf of one or many lookups; its log lines name the request that began it.
+/// Wraps a task that fetches and fills for one or more lookups; its log lines name the request that started it.
 pub fn lead<F: Future>(key: &Key, cause: Cause, task: F) -> impl Future<Output = F::Output> + use<F> {
-    carried(tracing::info_span!(target: TARGET, "lead", %key, cause = cause.as_str()), task)
+    in_request(tracing::info_span!(target: TARGET, "lead", %key, cause = cause.as_str()), task)
 }
 
-/// A task that is a part of the present one.
+/// Wraps a task that is part of the current one.
 pub fn part<F: Future>(task: F) -> impl Future<Output = F::Output> + use<F> {
-    carried(if are_recorded() { Span::current() } else { Span::none() }, task)
+    in_request(if are_recorded() { Span::current() } else { Span::none() }, task)
 }
 
-/// Log lines do not see the spans of a trace, and so do not find the request behind one: it has to be entered too.
-fn carried<F: Future>(span: Span, task: F) -> impl Future<Output = F::Output> + use<F> {
+/// Log lines ignore trace spans and so cannot find the request through them: the request span must be entered too.
+fn in_request<F: Future>(span: Span, task: F) -> impl Future<Output = F::Output> + use<F> {
     let request = REQUEST.try_with(Span::clone);
     let request = request.unwrap_or_else(|_| if are_recorded() { Span::none() } else { Span::current() });
     REQUEST.scope(request.clone(), task.instrument(span)).instrument(request)
 }
 
-/// A fetch from Genesys.
+/// Creates the span of a fetch from Genesys.
 #[must_use]
 pub fn fetch(tenant: &TenantId) -> Span {
     tracing::info_span!(
@@ -144,20 +144,20 @@ pub fn fetch(tenant: &TenantId) -> Span {
     )
 }
 
-/// How many requests the present fetch took.
+/// Records the number of requests of the current fetch.
 pub fn attempted(attempts: usize) {
     if are_recorded() {
         Span::current().record("attempts", attempts);
     }
 }
 
-/// How a fetch ended.
+/// Records the outcome of a fetch.
 pub fn fetched(span: &Span, outcome: UpstreamOutcome) {
     span.record("outcome", outcome.value());
     failed_if(span, !matches!(outcome, UpstreamOutcome::Found | UpstreamOutcome::Absent));
 }
 
-/// A request of a source that has proved itself.
+/// Creates the span of a webhook request from an authenticated source.
 #[must_use]
 pub fn webhook(headers: &HeaderMap, tenant: &TenantId) -> Span {
     let span = tracing::info_span!(
@@ -168,7 +168,7 @@ pub fn webhook(headers: &HeaderMap, tenant: &TenantId) -> Span {
     span
 }
 
-/// What a webhook holds: how many events, and which is the first.
+/// Records the number of events of a webhook request, and the first one.
 pub fn posted(span: &Span, events: &[Event]) {
     span.record("events", events.len());
     if let Some(first) = events.first() {
@@ -176,13 +176,13 @@ pub fn posted(span: &Span, events: &[Event]) {
     }
 }
 
-/// How a webhook ended.
+/// Records the outcome of a webhook request.
 pub fn accepted(span: &Span, outcome: IngestOutcome) {
     span.record("outcome", outcome.value());
     failed_if(span, outcome == IngestOutcome::Unavailable);
 }
 
-/// Making events durable.
+/// Creates the span of a publish.
 #[must_use]
 pub fn publish(events: &[Event]) -> Span {
     let first = events.first();
@@ -192,12 +192,12 @@ pub fn publish(events: &[Event]) -> Span {
     )
 }
 
-/// Whether events became durable.
+/// Records whether the events became durable.
 pub fn published(span: &Span, is_durable: bool) {
     failed_if(span, !is_durable);
 }
 
-/// Applying an event.
+/// Creates the span of an event that is applied.
 #[must_use]
 pub fn apply(event: &Event, redelivered: u32) -> Span {
     let span = tracing::info_span!(
@@ -208,7 +208,7 @@ pub fn apply(event: &Event, redelivered: u32) -> Span {
         && let Some(cause) = event.traceparent.and_then(remote)
     {
         if event.again.is_some() {
-            // What caused it may be days old; its trace is closed.
+            // The original trace may be days old and closed.
             span.add_link(cause);
         } else {
             begin_under(&span, cause);
@@ -217,7 +217,7 @@ pub fn apply(event: &Event, redelivered: u32) -> Span {
     span
 }
 
-/// What applying the present event came to.
+/// Records the effect of the current event.
 pub fn applied(outcome: ConsumerOutcome) {
     if are_recorded() {
         let span = Span::current();
@@ -234,7 +234,7 @@ fn of_request(span: &Span, headers: &HeaderMap) {
         begin_under(span, cause);
     }
     if let Some(place) = place(span) {
-        // The log lines of the request.
+        // For the log lines of the request.
         Span::current().record("trace_id", hex::encode(place.trace_id()));
     }
     if let Some(id) = headers.get("x-request-id").and_then(|id| id.to_str().ok()) {
@@ -244,7 +244,7 @@ fn of_request(span: &Span, headers: &HeaderMap) {
 
 fn begin_under(span: &Span, cause: SpanContext) {
     let context = opentelemetry::Context::new().with_remote_span_context(cause);
-    // It fails for a span that has begun, which this one has not, or that nobody exports.
+    // It fails only for a started span, which this one is not, or for a span that is not exported.
     let _ = span.set_parent(context);
 }
 
@@ -278,11 +278,11 @@ mod tests {
 
     const CAUSE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    /// Keeps what has ended.
+    /// Collects ended spans.
     #[derive(Clone, Debug, Default)]
-    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+    struct SpanCollector(Arc<Mutex<Vec<SpanData>>>);
 
-    impl SpanProcessor for Kept {
+    impl SpanProcessor for SpanCollector {
         fn on_start(&self, _: &mut opentelemetry_sdk::trace::Span, _: &opentelemetry::Context) {}
 
         fn on_end(&self, span: SpanData) {
@@ -298,13 +298,13 @@ mod tests {
         }
     }
 
-    /// Returns what is recorded while something is done.
+    /// Returns the spans that `act` records.
     fn recorded(act: impl FnOnce()) -> Vec<SpanData> {
-        let kept = Kept::default();
-        let provider = SdkTracerProvider::builder().with_span_processor(kept.clone()).build();
+        let collector = SpanCollector::default();
+        let provider = SdkTracerProvider::builder().with_span_processor(collector.clone()).build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_context_activation(false);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), act);
-        std::mem::take(&mut *kept.0.lock())
+        std::mem::take(&mut *collector.0.lock())
     }
 
     fn event(traceparent: Option<&str>) -> Event {
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_applied_in_the_trace_that_published_it_and_a_replay_is_linked_to_it() {
+    fn apply_continues_the_trace_of_publish_and_a_replay_links_to_it() {
         let cause: Traceparent = CAUSE.parse().unwrap();
         let spans = recorded(|| {
             drop(apply(&event(Some(CAUSE)), 0));
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_names_the_span_that_published_it() {
+    fn a_published_event_carries_the_context_of_its_publish_span() {
         let mut named = None;
         let spans = recorded(|| named = place(&publish(&[event(None)])));
         let [published] = &spans[..] else { panic!("{spans:?}") };
@@ -344,13 +344,13 @@ mod tests {
     }
 
     #[test]
-    fn without_anybody_interested_there_is_no_place_in_a_trace() {
+    fn without_recording_a_span_has_no_trace_context() {
         assert!(!are_recorded());
         assert_eq!(place(&publish(&[event(None)])), None);
     }
 
     #[test]
-    fn one_well_formed_trace_context_is_heard_and_nothing_else() {
+    fn only_a_single_well_formed_trace_context_is_accepted() {
         let of = |values: &[&str]| {
             let header = http::HeaderName::from_static(TRACEPARENT);
             heard(&values.iter().map(|value| (header.clone(), value.parse().unwrap())).collect())

@@ -1,26 +1,26 @@
-//! The files of an encrypted link to a server of ours, as they are configured.
+//! The configured files of a TLS connection to a server.
 
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
-/// Who is trusted, and what is presented; all are PEM files.
+/// PEM files: the trusted authorities, and the client certificate.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Files {
-    /// Who must have signed the server's certificate; absent: this machine's authorities.
+    /// The CA bundle for verifying the server certificate; by default the authorities of this machine.
     #[serde(default)]
     pub ca: Option<PathBuf>,
-    /// The client's certificate; needs `key`.
+    /// The client certificate; needs `key`.
     #[serde(default)]
     pub cert: Option<PathBuf>,
-    /// The client's key; needs `cert`.
+    /// The key of the client certificate; needs `cert`.
     #[serde(default)]
     pub key: Option<PathBuf>,
 }
 
 impl Files {
-    /// Tells whether any file is named.
+    /// Returns whether any file is configured.
     #[must_use]
     pub const fn is_any(&self) -> bool {
         self.ca.is_some() || self.cert.is_some() || self.key.is_some()

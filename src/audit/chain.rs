@@ -1,28 +1,33 @@
-//! The chain: each record carries the hash of the one before it.
+//! The hash chain: each record carries the hash of the previous record.
 //!
 //! A record is one line of JSON that ends in `,"prev":"…","hash":"…"}`. `hash` is SHA-256 (FIPS 180-4), or with a key
-//! HMAC-SHA-256 (RFC 2104), over the exact bytes of the line before `,"hash"`; `prev` is the hash of the record before
-//! it, zeros at the start of a chain; `seq` counts from 1. So a record that is changed no longer fits its hash, and
-//! one that is removed, added or moved no longer fits its neighbours. What is cut off at the end leaves a whole
-//! chain: only its head, which was noted elsewhere, tells. Without a key whoever can write the file can also write
-//! another chain: again the head tells; with a key nobody can who has not got it.
+//! HMAC-SHA-256 (RFC 2104), over the exact bytes of the line before `,"hash"`. `prev` is the hash of the previous
+//! record, zeros at the start of a chain; `seq` counts from 1.
+//!
+//! A changed record does not match its hash; a removed, added or moved record does not match its neighbours. Records
+//! removed at the end leave a valid chain: only a head that was stored elsewhere reveals them. Without a key, anyone
+//! who can write the file can also write a new valid chain, and again only a stored head reveals it. With a key, only
+//! the holder of the key can write a valid chain.
 
 use std::fmt;
 use std::str::FromStr;
 
 use hmac::{Hmac, KeyInit, Mac};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::line::Line;
+use crate::domain::Timestamp;
 
-/// What stands between a record's body and its hash.
+use super::record::Text;
+use super::system_record::CHAIN;
+
+/// The bytes between a record's body and its hash.
 const BEFORE_HASH: &[u8] = b",\"hash\":\"";
 
-/// What ends a record.
+/// The bytes after the hash.
 const AFTER_HASH: &[u8] = b"\"}";
 
-/// How many hex digits a hash has.
+/// The number of hex digits of a hash.
 const DIGITS: usize = 64;
 
 /// The hash of a record: 32 bytes, shown as 64 lowercase hex digits.
@@ -34,19 +39,19 @@ pub struct RecordHash([u8; 32]);
 #[error("must be 64 lowercase hex digits")]
 pub struct InvalidHash;
 
-/// Makes hashes of records.
+/// Hashes records.
 #[derive(Clone)]
 pub enum Hasher {
     /// SHA-256.
     Sha256,
-    /// HMAC-SHA-256, ready with its key.
+    /// HMAC-SHA-256, keyed.
     HmacSha256(Box<Hmac<Sha256>>),
 }
 
-/// How far a chain has come.
+/// The last record of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// Which chain: 16 hex digits, drawn when it began.
+pub struct ChainHead {
+    /// The id of the chain: 16 random hex digits.
     pub chain: String,
     /// The number of its last record.
     pub seq: u64,
@@ -54,39 +59,41 @@ pub struct Head {
     pub hash: RecordHash,
 }
 
-/// A chain that is being written.
+/// A chain that records are appended to.
 #[derive(Debug)]
 pub(super) struct Chain {
     hasher: Hasher,
-    head: Head,
+    head: ChainHead,
 }
 
-/// What a record says of its place.
+/// The position of a record in its chain.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) head: Head,
+pub(super) struct RecordPosition {
+    pub(super) head: ChainHead,
     pub(super) prev: RecordHash,
-    /// It may be the first that is seen of its chain: the chain begins with it, or a new file does.
-    pub(super) begins: bool,
+    /// The record starts a chain or a file, so it may be the first one of its chain that a reader sees.
+    pub(super) starts: bool,
 }
 
-/// A line is no record as it was written.
+/// A line is not a valid record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unfit {
-    /// It has not the form of a record.
+pub(super) enum InvalidRecord {
+    /// It does not have the form of a record.
     Form,
-    /// It does not fit its own hash.
+    /// It does not match its own hash.
     Hash,
 }
 
 impl RecordHash {
-    /// What the first record of a chain has before it.
+    /// The `prev` of the first record of a chain.
     pub const NONE: Self = Self([0; 32]);
 }
 
 impl fmt::Display for RecordHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        let mut digits = [0; DIGITS];
+        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
+        f.write_str(std::str::from_utf8(&digits).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -107,10 +114,10 @@ impl FromStr for RecordHash {
 }
 
 impl Hasher {
-    /// Makes the hasher of `audit.key`, or the plain one.
+    /// Creates a hasher, keyed with `audit.key` if there is one.
     #[must_use]
     pub fn new(key: Option<&[u8]>) -> Self {
-        // HMAC takes a key of any length (RFC 2104 section 2), so there is always one.
+        // HMAC takes a key of any length (RFC 2104 section 2), so this never fails.
         let keyed = key.and_then(|key| Hmac::<Sha256>::new_from_slice(key).ok());
         keyed.map_or(Self::Sha256, |mac| Self::HmacSha256(Box::new(mac)))
     }
@@ -131,11 +138,11 @@ impl Hasher {
         })
     }
 
-    /// Reads where a line (without its line end) stands, if it is a record that fits its own hash.
-    pub(super) fn place(&self, line: &[u8]) -> Result<Place, Unfit> {
-        /// What is looked at.
+    /// Returns the position of a record, if the line (without its line end) is one and matches its own hash.
+    pub(super) fn position(&self, line: &[u8]) -> Result<RecordPosition, InvalidRecord> {
+        /// The members that matter here.
         #[derive(Deserialize)]
-        struct Fields<'a> {
+        struct ChainMembers<'a> {
             chain: String,
             seq: u64,
             #[serde(rename = "type")]
@@ -143,17 +150,18 @@ impl Hasher {
             prev: &'a str,
         }
 
-        let rest = line.strip_suffix(AFTER_HASH).ok_or(Unfit::Form)?;
-        let (rest, digits) = rest.split_at_checked(rest.len().wrapping_sub(DIGITS)).ok_or(Unfit::Form)?;
-        let hash = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).ok_or(Unfit::Form)?;
-        let body = rest.strip_suffix(BEFORE_HASH).ok_or(Unfit::Form)?;
+        let rest = line.strip_suffix(AFTER_HASH).ok_or(InvalidRecord::Form)?;
+        let (rest, digits) = rest.split_at_checked(rest.len().wrapping_sub(DIGITS)).ok_or(InvalidRecord::Form)?;
+        let hash =
+            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).ok_or(InvalidRecord::Form)?;
+        let body = rest.strip_suffix(BEFORE_HASH).ok_or(InvalidRecord::Form)?;
         if self.hash(body) != hash {
-            return Err(Unfit::Hash);
+            return Err(InvalidRecord::Hash);
         }
-        let fields: Fields<'_> = serde_json::from_slice(line).map_err(|_| Unfit::Form)?;
-        let prev = fields.prev.parse().map_err(|_| Unfit::Form)?;
-        let head = Head { chain: fields.chain, seq: fields.seq, hash };
-        Ok(Place { head, prev, begins: fields.kind == super::record::CHAIN })
+        let members: ChainMembers<'_> = serde_json::from_slice(line).map_err(|_| InvalidRecord::Form)?;
+        let prev = members.prev.parse().map_err(|_| InvalidRecord::Form)?;
+        let head = ChainHead { chain: members.chain, seq: members.seq, hash };
+        Ok(RecordPosition { head, prev, starts: members.kind == CHAIN })
     }
 }
 
@@ -164,18 +172,18 @@ impl fmt::Debug for Hasher {
 }
 
 impl Chain {
-    /// Begins a chain of its own.
-    pub(super) fn begin(hasher: Hasher) -> Self {
+    /// Starts a new chain.
+    pub(super) fn start(hasher: Hasher) -> Self {
         let chain = hex::encode(rand::random::<[u8; 8]>());
-        Self { hasher, head: Head { chain, seq: 0, hash: RecordHash::NONE } }
+        Self { hasher, head: ChainHead { chain, seq: 0, hash: RecordHash::NONE } }
     }
 
-    /// Goes on with a chain whose head is known.
-    pub(super) const fn resume(hasher: Hasher, head: Head) -> Self {
+    /// Continues a chain after its head.
+    pub(super) const fn resume(hasher: Hasher, head: ChainHead) -> Self {
         Self { hasher, head }
     }
 
-    pub(super) const fn head(&self) -> &Head {
+    pub(super) const fn head(&self) -> &ChainHead {
         &self.head
     }
 
@@ -183,24 +191,36 @@ impl Chain {
         self.hasher.as_str()
     }
 
-    /// Appends a record to `out`, as a whole line; `fill` writes what it says.
-    pub(super) fn append(&mut self, out: &mut Vec<u8>, fill: impl FnOnce(&mut Line<'_>)) {
-        let start = out.len();
-        let seq = self.head.seq + 1;
-        let mut line = Line::begin(out);
-        line.number("v", 1);
-        line.plain("chain", &self.head.chain);
-        line.number("seq", seq);
-        fill(&mut line);
-        line.hex("prev", &self.head.hash.0);
+    /// Appends one record to `out`, as a complete line.
+    pub(super) fn append(&mut self, out: &mut Vec<u8>, time: Timestamp, record: &impl Serialize) {
+        /// A record and its position, in the order of the line.
+        #[derive(Serialize)]
+        struct ChainedRecord<'a, R> {
+            v: u8,
+            chain: &'a str,
+            seq: u64,
+            time: Text<Timestamp>,
+            #[serde(flatten)]
+            record: &'a R,
+            prev: Text<RecordHash>,
+        }
+
+        let (start, seq) = (out.len(), self.head.seq + 1);
+        let (chain, time, prev) = (self.head.chain.as_str(), Text(time), Text(self.head.hash));
+        // A record has no map with other keys than text, and writing into memory cannot fail.
+        let _ = serde_json::to_writer(&mut *out, &ChainedRecord { v: 1, chain, seq, time, record, prev });
+        // The hash is the last member, and covers all others.
+        out.pop();
         let hash = self.hasher.hash(&out[start..]);
-        Line::resume(out).hex("hash", &hash.0);
-        out.extend_from_slice(b"}\n");
+        out.extend_from_slice(BEFORE_HASH);
+        out.extend_from_slice(hash.to_string().as_bytes());
+        out.extend_from_slice(AFTER_HASH);
+        out.push(b'\n');
         (self.head.seq, self.head.hash) = (seq, hash);
     }
 }
 
-/// Tells whether a record stands directly behind another one of its chain.
-pub(super) fn follows(place: &Place, head: &Head) -> bool {
-    place.head.seq == head.seq + 1 && place.prev == head.hash
+/// Returns whether a record directly follows the head of its chain.
+pub(super) fn follows(position: &RecordPosition, head: &ChainHead) -> bool {
+    position.head.seq == head.seq + 1 && position.prev == head.hash
 }

@@ -15,44 +15,44 @@ use crate::invalid::InvalidSetting;
 
 use super::chain::Hasher;
 
-/// How many records may wait, at least and at most: the writer lingers for some milliseconds, and meanwhile a burst of
-/// lookups must fit.
+/// The range of `audit.buffer`: the buffer must hold a burst of lookups while the writer waits some milliseconds for a
+/// batch.
 const BUFFERS: RangeInclusive<usize> = 1_000..=1_000_000;
 
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where records go.
-    pub sink: Sink,
-    /// The file of the file sink.
+    /// The destination of records.
+    pub sink: SinkKind,
+    /// The path of the file sink.
     pub path: PathBuf,
     /// Which lookups are recorded.
     pub lookups: Lookups,
-    /// What the chain is keyed with: base64 of 32 bytes or more.
+    /// The key of the hash chain: base64 of at least 32 bytes.
     #[serde(default)]
     pub key: Option<Secret>,
-    /// Whether what cannot be recorded is refused.
+    /// Whether actions that cannot be recorded are refused.
     pub strict: bool,
-    /// How many records may wait to be written.
+    /// How many records may wait for the writer.
     pub buffer: usize,
     /// When the file sink makes records durable.
     pub fsync: Fsync,
-    /// How large the file may become before the next one is begun.
+    /// The size at which the next file starts.
     pub max_bytes: ByteSize,
-    /// How many full files are kept; 0: all.
+    /// How many full files are kept; 0 keeps all.
     pub keep: usize,
 }
 
-/// Where records go.
+/// The destination of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Sink {
+pub enum SinkKind {
     /// Standard output.
     Stdout,
     /// A file.
     File,
-    /// Nowhere: nothing is recorded.
+    /// No destination: nothing is recorded.
     None,
 }
 
@@ -60,32 +60,32 @@ pub enum Sink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lookups {
-    /// All of them.
+    /// All lookups.
     All,
-    /// Those that were denied.
+    /// Denied lookups only.
     Denied,
 }
 
 /// When the file sink makes records durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fsync {
-    /// Before anyone is told that a record is written; one fsync serves all that wait.
+    /// Before a record counts as written; one fsync serves all waiting callers.
     Always,
-    /// So often.
+    /// At this interval.
     Every(Duration),
 }
 
 impl Config {
-    /// Checks what types cannot say.
+    /// Checks the rules that the types do not express.
     ///
     /// # Errors
     ///
-    /// Names the first setting that is unusable.
+    /// Names the first invalid setting.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         if self.key.is_some() && self.key_material().is_none() {
             return Err(InvalidSetting::new("key", "must be base64 of 32 bytes or more"));
         }
-        if self.sink == Sink::File && self.path.file_name().is_none() {
+        if self.sink == SinkKind::File && self.path.file_name().is_none() {
             return Err(InvalidSetting::new("path", "must name a file"));
         }
         if self.max_bytes < ByteSize::kib(64) {
@@ -94,13 +94,13 @@ impl Config {
         if !BUFFERS.contains(&self.buffer) {
             return Err(InvalidSetting::new("buffer", "must be from 1000 to 1000000"));
         }
-        if self.sink == Sink::None && self.strict {
+        if self.sink == SinkKind::None && self.strict {
             return Err(InvalidSetting::new("strict", "needs a sink: \"stdout\" or \"file\""));
         }
         Ok(())
     }
 
-    /// Makes the hasher of the chain.
+    /// Creates the hasher of the chain.
     #[must_use]
     pub fn hasher(&self) -> Hasher {
         Hasher::new(self.key_material().as_ref().map(|key| key.as_slice()))

@@ -1,71 +1,71 @@
-//! The file sink: one file that is appended to, and full ones behind it, `audit.jsonl.000001` and on.
+//! The file sink: one file for appending, and full files next to it, `audit.jsonl.000001` and up.
 //!
-//! # How
+//! # How it works
 //!
-//! One process at a time: a lock on `audit.jsonl.lock`, which stays where it is when files are renamed. Files can be
-//! read by their owner only. A file that is full is renamed to the next number, so that names sort as time does, and a
-//! new one takes its place; of the full ones the newest `keep` stay.
+//! One process at a time: a lock on `audit.jsonl.lock`, which stays in place when files are renamed. Only the owner can
+//! read the files. A full file is renamed to the next number, so that names sort by time, and a new file replaces it.
+//! The newest `keep` full files are kept.
 //!
 //! # When something fails
 //!
-//! A write that got only so far is undone, so that what stands in the file are whole records. After a crash the last
-//! line may be none: it is cut off at the next start, which is recorded. Between the renaming and the making of the
-//! new file a crash leaves none, and the chain goes on from the newest full one. Where the last record does not fit the
-//! chain (another key, a change by someone), the file is put behind, as if it were full, and a new chain begins.
+//! A partial write is undone, so the file holds complete records. After a crash the last line may be incomplete: the
+//! next start truncates it and records that. A crash between the rename and the creation of the new file leaves no
+//! file; the chain then continues from the newest full file. If the last record does not match the chain (a different
+//! key, or someone changed the file), the file is renamed like a full one, and a new chain starts.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::chain::{Hasher, Head, Unfit};
+use super::chain::{ChainHead, Hasher, InvalidRecord};
 use super::config::Config;
-use super::recent::Recent;
-use super::record::Note;
-use super::sinks::{Interrupted, Sink, write_counted};
+use super::recent_events::RecentEvents;
+use super::sinks::{PartialWrite, Sink, write_counted};
+use super::system_record::SystemRecord;
 use super::tail;
 
-/// Only the owner may read what is recorded.
+/// Only the owner may read and write records.
 const MODE: u32 = 0o600;
 
-/// How many digits the number of a full file has.
+/// The number of digits in the name of a full file.
 const DIGITS: usize = 6;
 
-/// How much of the newest files is looked through for the events that were recorded lately.
-const LATELY: u64 = 32 << 20;
+/// How many bytes of the newest files are searched for recently recorded events.
+const RECENT_BYTES: u64 = 32 << 20;
 
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process writes it.
-    #[error("audit.path: another process has {path}; each process needs a file of its own")]
-    Taken {
+    #[error("audit.path: another process uses {path}; each process needs its own file")]
+    InUse {
         /// The file.
         path: PathBuf,
     },
-    /// The system does not let us.
+    /// An operation of the file system failed.
     #[error("audit.path: {path} cannot be used: {source}")]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// An open file, and what was found.
+/// An open file and its state.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenedFile {
     pub(super) sink: FileSink,
-    /// Where the chain goes on; `None` where a new one begins.
-    pub(super) head: Option<Head>,
-    /// What has to be recorded first.
-    pub(super) notes: Vec<Note>,
-    /// The events that were recorded lately.
-    pub(super) recent: Recent,
+    /// The head of the chain to continue; `None` starts a new chain.
+    pub(super) head: Option<ChainHead>,
+    /// What the writer records first.
+    pub(super) first: Vec<SystemRecord>,
+    /// The recently recorded events.
+    pub(super) recent: RecentEvents,
 }
 
-/// The file that is appended to.
+/// The file for appending.
 #[derive(Debug)]
 pub(super) struct FileSink {
     path: PathBuf,
@@ -73,16 +73,16 @@ pub(super) struct FileSink {
     length: u64,
     max_bytes: u64,
     keep: usize,
-    /// Held as long as the file is.
+    /// Held as long as the file is open.
     _lock: File,
 }
 
-/// Opens the file, and finds the end of its chain.
+/// Opens the file and finds the head of its chain.
 ///
 /// # Errors
 ///
-/// Another process has it, or it cannot be read or written.
-pub(super) fn open(config: &Config, hasher: &Hasher) -> Result<Opened, Error> {
+/// Another process uses it, or it cannot be read or written.
+pub(super) fn open(config: &Config, hasher: &Hasher) -> Result<OpenedFile, Error> {
     let path = &config.path;
     let unusable = |source| Error::Unusable { path: path.clone(), source };
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
@@ -91,15 +91,15 @@ pub(super) fn open(config: &Config, hasher: &Hasher) -> Result<Opened, Error> {
     let lock = lock(path)?;
     let file = append_to(path).map_err(unusable)?;
     if !file.metadata().map_err(unusable)?.is_file() {
-        return Err(unusable(io::Error::other("it is no regular file")));
+        return Err(unusable(io::Error::other("it is not a regular file")));
     }
     let (max_bytes, keep) = (config.max_bytes.as_u64(), config.keep);
     let mut sink = FileSink { path: path.clone(), file, length: 0, max_bytes, keep, _lock: lock };
-    let mut notes = Vec::new();
-    let head = sink.find_head(hasher, &mut notes).map_err(unusable)?;
-    let mut recent = Recent::default();
-    sink.remember(&mut recent).map_err(unusable)?;
-    Ok(Opened { sink, head, notes, recent })
+    let mut first = Vec::new();
+    let head = sink.find_head(hasher, &mut first).map_err(unusable)?;
+    let mut recent = RecentEvents::default();
+    sink.read_recent(&mut recent).map_err(unusable)?;
+    Ok(OpenedFile { sink, head, first, recent })
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
@@ -108,7 +108,7 @@ fn lock(path: &Path) -> Result<File, Error> {
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(&name).map_err(unusable)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Taken { path: path.to_owned() }),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
         Err(std::fs::TryLockError::Error(source)) => Err(unusable(source)),
     }
 }
@@ -122,7 +122,7 @@ fn append_to(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes the names in a file's directory durable.
+/// Makes the directory entry of a file durable.
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
@@ -140,50 +140,52 @@ fn file_name(path: &Path) -> String {
 }
 
 impl FileSink {
-    /// Finds where the chain goes on, having cut off what is no whole record.
-    fn find_head(&mut self, hasher: &Hasher, notes: &mut Vec<Note>) -> io::Result<Option<Head>> {
-        let end = tail::end(&self.file)?;
-        if let Some(torn) = &end.torn {
-            self.file.set_len(torn.at)?;
+    /// Returns the head of the chain, after truncating an incomplete record.
+    fn find_head(&mut self, hasher: &Hasher, first: &mut Vec<SystemRecord>) -> io::Result<Option<ChainHead>> {
+        let tail = tail::read(&self.file)?;
+        if let Some(incomplete) = tail.incomplete {
+            self.file.set_len(incomplete.at)?;
             self.file.sync_all()?;
-            notes.push(Note::Cut { bytes: torn.bytes, sha256: torn.sha256 });
-            tracing::warn!(path = %self.path.display(), bytes = torn.bytes, "the audit file ended in half a record, which was cut off");
+            tracing::warn!(path = %self.path.display(), bytes = incomplete.bytes, "truncated an incomplete record at the end of the audit file");
+            first.push(SystemRecord::Cut { bytes: incomplete.bytes, sha256: incomplete.sha256 });
         }
         self.length = self.file.metadata()?.len();
-        if let Some(last) = &end.last_line {
-            return match hasher.place(last) {
-                Ok(place) => Ok(Some(place.head)),
-                Err(unfit) => self.put_behind(unfit, notes).map(|()| None),
+        if let Some(last) = &tail.last_line {
+            return match hasher.position(last) {
+                Ok(position) => Ok(Some(position.head)),
+                Err(invalid) => self.set_aside(invalid, hasher, first).map(|()| None),
             };
         }
+        let algorithm = hasher.as_str();
         let Some(newest) = self.full_files()?.pop() else {
-            notes.insert(0, Note::Began { mistrusted: None });
+            first.insert(0, SystemRecord::began(algorithm, None));
             return Ok(None);
         };
-        let last = tail::end(&File::open(&newest.1)?)?.last_line;
-        let head = last.and_then(|last| hasher.place(&last).ok()).map(|place| place.head);
+        let last = tail::read(&File::open(&newest.1)?)?.last_line;
+        let head = last.and_then(|last| hasher.position(&last).ok()).map(|position| position.head);
         let after = file_name(&newest.1);
-        notes.insert(
-            0,
-            if head.is_some() { Note::Continued { after } } else { Note::Began { mistrusted: Some(after) } },
-        );
+        let start = match head {
+            Some(_) => SystemRecord::continued(algorithm, after),
+            None => SystemRecord::began(algorithm, Some(after)),
+        };
+        first.insert(0, start);
         Ok(head)
     }
 
-    /// Puts a file behind whose last record is not of our chain: evidence, to be looked at.
-    fn put_behind(&mut self, unfit: Unfit, notes: &mut Vec<Note>) -> io::Result<()> {
+    /// Renames a file whose last record does not belong to this chain, and keeps it as evidence.
+    fn set_aside(&mut self, invalid: InvalidRecord, hasher: &Hasher, first: &mut Vec<SystemRecord>) -> io::Result<()> {
         let name = self.replace()?;
         let path = self.path.display();
-        tracing::error!(%path, put_behind = name, ?unfit, "the audit file does not end in a record of this chain (was it changed, or audit.key?): a new chain begins");
-        notes.insert(0, Note::Began { mistrusted: Some(name) });
+        tracing::error!(%path, renamed_to = name, ?invalid, "the last record of the audit file does not match the chain (was the file or audit.key changed?): starting a new chain");
+        first.insert(0, SystemRecord::began(hasher.as_str(), Some(name)));
         Ok(())
     }
 
-    /// Renames the file to the next number and makes a new one.
+    /// Renames the file to the next number and creates a new one.
     fn replace(&mut self) -> io::Result<String> {
         let number = self.full_files()?.last().map_or(1, |(number, _)| number + 1);
         let full = with_suffix(&self.path, &format!("{number:0DIGITS$}"));
-        // Made first: where there is no room for it, nothing has changed.
+        // The new file is created first: if the disk is full, nothing has changed.
         let next = with_suffix(&self.path, "next");
         let file = append_to(&next)?;
         file.set_len(0)?;
@@ -212,7 +214,7 @@ impl FileSink {
         Ok(found)
     }
 
-    /// Removes the oldest full files beyond those that are kept.
+    /// Removes the oldest full files, all but the newest `keep`.
     fn remove_oldest(&self) -> io::Result<()> {
         if self.keep == 0 {
             return Ok(());
@@ -220,40 +222,40 @@ impl FileSink {
         let full = self.full_files()?;
         for (_, path) in full.iter().take(full.len().saturating_sub(self.keep)) {
             std::fs::remove_file(path)?;
-            tracing::info!(path = %path.display(), "an old audit file was removed (audit.keep)");
+            tracing::info!(path = %path.display(), "removed an old audit file (audit.keep)");
         }
         Ok(())
     }
 
-    /// Reads which events were recorded lately, oldest first.
-    fn remember(&self, recent: &mut Recent) -> io::Result<()> {
+    /// Reads the recently recorded events, oldest first.
+    fn read_recent(&self, recent: &mut RecentEvents) -> io::Result<()> {
         let mut files: Vec<PathBuf> = self.full_files()?.into_iter().map(|(_, path)| path).collect();
         files.push(self.path.clone());
-        let (mut first, mut left) = (files.len(), LATELY);
+        let (mut first, mut left) = (files.len(), RECENT_BYTES);
         while first > 0 && left > 0 {
             first -= 1;
             left = left.saturating_sub(std::fs::metadata(&files[first])?.len());
         }
         for path in &files[first..] {
-            tail::events(&File::open(path)?, LATELY, recent)?;
+            tail::events(&File::open(path)?, RECENT_BYTES, recent)?;
         }
         Ok(())
     }
 }
 
 impl Sink for FileSink {
-    fn write(&mut self, records: &[u8]) -> Result<(), Interrupted> {
+    fn write(&mut self, records: &[u8]) -> Result<(), PartialWrite> {
         match write_counted(&mut self.file, records) {
             Ok(()) => {
                 self.length += records.len() as u64;
                 Ok(())
             }
-            Err(Interrupted { written, error }) => match self.file.set_len(self.length) {
-                Ok(()) => Err(Interrupted { written: 0, error }),
-                // It stays, and the rest of it comes behind it.
+            Err(PartialWrite { written, error }) => match self.file.set_len(self.length) {
+                Ok(()) => Err(PartialWrite { written: 0, error }),
+                // The bytes stay, and the next write continues after them.
                 Err(_) => {
                     self.length += written as u64;
-                    Err(Interrupted { written, error })
+                    Err(PartialWrite { written, error })
                 }
             },
         }
@@ -271,7 +273,7 @@ impl Sink for FileSink {
         self.file.sync_all()?;
         let full = self.replace()?;
         if let Err(error) = self.remove_oldest() {
-            tracing::warn!(%error, "old audit files could not be removed");
+            tracing::warn!(%error, "cannot remove old audit files");
         }
         Ok(full)
     }

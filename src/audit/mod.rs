@@ -1,41 +1,41 @@
-//! Audit: the record of who saw what, and of what was done to it.
+//! Audit: who read which customer, and what happened to the service.
 //!
 //! # What it promises
 //!
-//! One record per lookup (caller, tenant, digest of the customer, decision, result, names of the fields that were
-//! handed out), per applied event, per webhook request that was turned away, per operator's command, and per start and
-//! stop of the process; digests and names, never a value. Each record is one line of JSON; each carries the hash of the
-//! one before it ([`chain`]), so that `profile-edge audit verify` finds what was changed, removed or moved. In a file
-//! the chain goes on across restarts and from file to file; on standard output each start begins a chain of its own.
+//! One record for each lookup (caller, tenant, digest of the customer, decision, result, names of the fields in the
+//! answer), each applied event, each denied webhook request, each operator's command, and each start and stop of the
+//! process. Records hold digests and names, never a value. Each record is one line of JSON and carries the hash of the
+//! previous one ([`chain`]), so `profile-edge audit verify` finds changed, removed and moved records. In a file the chain
+//! continues across restarts and from file to file; on standard output each start begins a new chain.
 //!
 //! # The steps
 //!
-//! Whoever has something to record hands a small value to a bounded channel: no text is made and nothing is waited for
-//! on the path of a request. One thread (`writer`) makes records of them, in the order in which they came.
+//! A request puts a small value into a bounded channel: it formats no text and waits for nothing. One thread (`writer`)
+//! turns the values into records, in the order of arrival.
 //!
-//! An event's record is waited for: effect, record, acknowledgement. A crash before the record brings the event again;
-//! the store then says that it is a duplicate, and as no record names it, it is recorded as `recovered`. An event
-//! whose record is there gets no second one, unless the store had lost its effect. An operator's replay is an event of
-//! its own. So there is never none, and exactly one unless a crash fell into the gap. What is known of earlier records
-//! is the file's own tail: on standard output, or where another process applied the event first, a duplicate may be
-//! recorded once more.
+//! An event waits for its record: effect, record, acknowledgement. After a crash before the record the queue redelivers
+//! the event; the store reports a duplicate, and because no record names the event, it is recorded as `recovered`. An
+//! event with a record gets no second one, unless the store had lost its effect. A replay by an operator counts as a
+//! new event. So each event has at least one record, and exactly one unless a crash happened between effect and record.
+//! Earlier records are known from the tail of the file: on standard output, or if another process applied the event
+//! first, a duplicate may be recorded once more.
 //!
-//! # When the sink takes nothing
+//! # When the sink fails
 //!
-//! A full disk or a stalled pipe: the channel fills up, and from then on records are dropped and counted
+//! With a full disk or a stalled pipe the channel fills up. Then records are dropped and counted
 //! (`audit_records_total{outcome="dropped"}`), readiness names `audit`, and when the sink works again the first record
-//! says how many are missing. Nobody waits for a sink that does not work. In strict mode nothing is dropped: a lookup
-//! is answered only when its record is written, else with 503; an event whose record is not written is given back.
+//! reports how many are missing. No request waits for a failed sink. In strict mode nothing is dropped: a lookup is
+//! answered only after its record is written, else with 503; an event without a record is returned to the queue.
 
 pub mod chain;
 mod config;
 mod file;
-mod line;
 pub mod open;
-mod recent;
+mod recent_events;
 mod record;
-mod shared;
+mod sink_state;
 mod sinks;
+mod system_record;
 mod tail;
 pub mod verify;
 mod writer;
@@ -52,147 +52,134 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::clock::SharedClock;
-use crate::domain::Timestamp;
 
-pub use config::{Config, Fsync, Lookups, Sink};
-pub use record::{Applied, Decision, DeniedWebhook, Lookup, Operation, Reason, Record, Verdict};
+pub use config::{Config, Fsync, Lookups, SinkKind};
+pub use record::{
+    AuditRecord, Decision, DenialReason, DeniedWebhook, EventEffect, EventRecord, LookupRecord, OperatorRecord,
+};
+// Old names, until the call sites change.
+pub use record::{
+    AuditRecord as Record, DenialReason as Reason, EventEffect as Verdict, EventRecord as Applied,
+    LookupRecord as Lookup, OperatorRecord as Operation,
+};
 
-use shared::Shared;
-use writer::Waiting;
+use sink_state::SinkState;
+use writer::{Confirm, WriterCommand};
 
-/// How long an event waits for its record, and in strict mode a lookup.
+/// How long an event waits for its record, and in strict mode a lookup too.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Takes records. Cloning shares it.
+/// Accepts records. Clones share one writer.
 #[derive(Clone, Debug)]
 pub struct Audit(Option<Arc<AuditHandle>>);
 
-/// Where records are handed in.
+/// The sending side of the writer.
 #[derive(Debug)]
 struct AuditHandle {
-    entries: SyncSender<Entry>,
+    commands: SyncSender<WriterCommand>,
     writer: Thread,
-    shared: Arc<Shared>,
+    state: Arc<SinkState>,
     clock: SharedClock,
     lookups: Lookups,
     strict: bool,
 }
 
-/// What the writer is handed.
-#[derive(Debug)]
-enum Entry {
-    /// Something to record.
-    Record { time: Timestamp, record: Record, waiting: Option<Waiting> },
-    /// There is something else to see to.
-    Nudge,
-}
-
-/// Strict mode: what cannot be recorded must not happen.
+/// The action could not be recorded, and strict mode forbids actions without a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it cannot be recorded now, and what is not recorded is refused (audit.strict)")]
+#[error("refused because it cannot be recorded (audit.strict)")]
 pub struct Unrecorded;
 
 impl Audit {
-    /// Returns one that records nothing.
+    /// Returns an audit that records nothing.
     #[must_use]
     pub const fn off() -> Self {
         Self(None)
     }
 
-    /// Tells whether lookups that were allowed are recorded; otherwise nothing needs to be gathered for them.
+    /// Returns whether allowed lookups are recorded too.
     #[must_use]
     pub fn records_all_lookups(&self) -> bool {
-        self.0.as_ref().is_some_and(|desk| desk.lookups == Lookups::All)
+        self.0.as_ref().is_some_and(|handle| handle.lookups == Lookups::All)
     }
 
-    /// Tells whether what cannot be recorded must be refused.
+    /// Returns whether actions that cannot be recorded must be refused.
     #[must_use]
     pub fn is_strict(&self) -> bool {
-        self.0.as_ref().is_some_and(|desk| desk.strict)
+        self.0.as_ref().is_some_and(|handle| handle.strict)
     }
 
-    /// Tells whether the sink takes records.
+    /// Returns whether the sink accepts records.
     #[must_use]
     pub fn works(&self) -> bool {
-        self.0.as_ref().is_none_or(|desk| desk.shared.is_working())
+        self.0.as_ref().is_none_or(|handle| handle.state.is_working())
     }
 
-    /// Hands in a record, without waiting; where there is no room for it, it is dropped and counted.
-    pub fn record(&self, record: Record) {
-        if let Some(desk) = &self.0
-            && let Err(entry) = desk.hand_in(record, None)
+    /// Queues a record without waiting; if the channel is full, drops and counts it.
+    pub fn record(&self, record: AuditRecord) {
+        if let Some(handle) = &self.0
+            && let Err(record) = handle.send(record, None)
         {
-            desk.shared.drop_one(&entry);
+            handle.state.drop_one(&record);
         }
     }
 
-    /// Hands in a record and waits, a bounded time, until it is written.
+    /// Queues a record and waits, for a bounded time, until it is written.
     ///
     /// # Errors
     ///
-    /// It is not, and the mode is strict. Otherwise it is dropped and counted, or written later.
-    pub async fn settle(&self, record: Record) -> Result<(), Unrecorded> {
-        let Some(desk) = &self.0 else { return Ok(()) };
-        if !desk.shared.is_working() {
-            if desk.strict {
-                desk.shared.refuse_one();
+    /// The record is not written and the mode is strict. Otherwise it is dropped and counted, or written later.
+    pub async fn settle(&self, record: AuditRecord) -> Result<(), Unrecorded> {
+        let Some(handle) = &self.0 else { return Ok(()) };
+        if !handle.state.is_working() {
+            if handle.strict {
+                handle.state.refuse_one();
                 return Err(Unrecorded);
             }
             self.record(record);
             return Ok(());
         }
-        let (waiting, written) = oneshot::channel();
-        let answered = match desk.hand_in(record, Some(waiting)) {
+        let (confirm, confirmed) = oneshot::channel();
+        let is_written = match handle.send(record, Some(confirm)) {
             Ok(()) => {
-                desk.writer.unpark();
-                matches!(timeout(PATIENCE, written).await, Ok(Ok(())))
+                handle.writer.unpark();
+                matches!(timeout(PATIENCE, confirmed).await, Ok(Ok(())))
             }
-            Err(entry) => {
-                if !desk.strict {
-                    desk.shared.drop_one(&entry);
+            Err(record) => {
+                if !handle.strict {
+                    handle.state.drop_one(&record);
                 }
                 false
             }
         };
-        if desk.strict && !answered {
-            desk.shared.refuse_one();
+        if handle.strict && !is_written {
+            handle.state.refuse_one();
             return Err(Unrecorded);
         }
         Ok(())
     }
 
-    /// Has the writer write what it was handed, and end.
+    /// Asks the writer to write all queued records and stop.
     pub fn close(&self) {
-        if let Some(desk) = &self.0 {
-            desk.shared.close();
-            // Where there is no room the writer is awake.
-            let _ = desk.entries.try_send(Entry::Nudge);
-            desk.writer.unpark();
+        if let Some(handle) = &self.0 {
+            handle.state.close();
+            // If the channel is full, the writer is awake.
+            let _ = handle.commands.try_send(WriterCommand::Wake);
+            handle.writer.unpark();
         }
     }
 }
 
 impl AuditHandle {
-    /// Hands in a record, or gives it back where there is no room.
-    #[expect(clippy::result_large_err, reason = "what could not be handed in is looked at, and not passed on")]
-    fn hand_in(&self, record: Record, waiting: Option<Waiting>) -> Result<(), Record> {
-        let entry = Entry::Record { time: self.clock.now(), record, waiting };
-        match self.entries.try_send(entry) {
+    /// Queues a record, or returns it if the channel is full.
+    #[expect(clippy::result_large_err, reason = "the caller counts the returned record and drops it")]
+    fn send(&self, record: AuditRecord, confirm: Option<Confirm>) -> Result<(), AuditRecord> {
+        let command = WriterCommand::Append { time: self.clock.now(), record, confirm };
+        match self.commands.try_send(command) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) => match entry {
-                Entry::Record { record, .. } => Err(record),
-                Entry::Nudge => Ok(()),
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => match command {
+                WriterCommand::Append { record, .. } => Err(record),
+                WriterCommand::Wake => Ok(()),
             },
-        }
-    }
-}
-
-impl Entry {
-    /// Tells whether somebody waits for it.
-    const fn is_urgent(&self) -> bool {
-        match self {
-            Self::Record { waiting, .. } => waiting.is_some(),
-            Self::Nudge => true,
         }
     }
 }

@@ -12,16 +12,16 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
 use super::chain::Chain;
-use super::config::{Config, Sink};
-use super::file::{self, Opened};
-use super::recent::Recent;
-use super::record::Note;
-use super::shared::Shared;
-use super::sinks::{self, Stdout};
+use super::config::{Config, SinkKind};
+use super::file::{self, OpenedFile};
+use super::recent_events::RecentEvents;
+use super::sink_state::SinkState;
+use super::sinks::{Sink, Stdout};
+use super::system_record::SystemRecord;
 use super::writer::Writer;
 use super::{Audit, AuditHandle};
 
-/// The audit cannot begin.
+/// The audit cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be used.
@@ -30,81 +30,82 @@ pub enum Error {
     /// Standard output is closed.
     #[error("audit.sink: standard output cannot be used: {0}")]
     Stdout(io::Error),
-    /// There is no thread for the writer.
-    #[error("no thread for the audit: {0}")]
+    /// The thread of the writer cannot be created.
+    #[error("cannot create the thread of the audit writer: {0}")]
     Thread(io::Error),
 }
 
-/// What the writer begins with.
-pub(super) struct Beginning {
-    pub(super) sink: Box<dyn sinks::Sink>,
+/// An open sink and the chain that the writer continues there.
+pub(super) struct OpenSink {
+    pub(super) sink: Box<dyn Sink>,
     pub(super) chain: Chain,
-    pub(super) notes: Vec<Note>,
-    pub(super) recent: Recent,
+    /// What the writer records first.
+    pub(super) first: Vec<SystemRecord>,
+    pub(super) recent: RecentEvents,
 }
 
-/// Opens the sink and starts the writer, which `tasks` tracks until [`Audit::close`] ends it.
+/// Opens the sink and starts the writer. `tasks` tracks the writer until [`Audit::close`] stops it.
 ///
 /// # Errors
 ///
-/// The sink cannot be used, or another process has the file.
+/// The sink cannot be used, or another process uses the file.
 pub fn open(config: &Config, clock: &SharedClock, metrics: &Arc<Metrics>, tasks: &Shutdown) -> Result<Audit, Error> {
     let hasher = config.hasher();
-    let beginning = match config.sink {
-        Sink::None => return Ok(Audit::off()),
-        Sink::Stdout => Beginning {
+    let open = match config.sink {
+        SinkKind::None => return Ok(Audit::off()),
+        SinkKind::Stdout => OpenSink {
             sink: Box::new(Stdout::new().map_err(Error::Stdout)?),
-            chain: Chain::begin(hasher),
-            notes: vec![Note::Began { mistrusted: None }],
-            recent: Recent::default(),
+            first: vec![SystemRecord::began(hasher.as_str(), None)],
+            chain: Chain::start(hasher),
+            recent: RecentEvents::default(),
         },
-        Sink::File => {
-            let Opened { sink, head, notes, recent } = file::open(config, &hasher)?;
-            let chain = head.map_or_else(|| Chain::begin(hasher.clone()), |head| Chain::resume(hasher.clone(), head));
-            Beginning { sink: Box::new(sink), chain, notes, recent }
+        SinkKind::File => {
+            let OpenedFile { sink, head, first, recent } = file::open(config, &hasher)?;
+            let chain = head.map_or_else(|| Chain::start(hasher.clone()), |head| Chain::resume(hasher.clone(), head));
+            OpenSink { sink: Box::new(sink), chain, first, recent }
         }
     };
-    start(config, beginning, clock, metrics, tasks)
+    start(config, open, clock, metrics, tasks)
 }
 
 pub(super) fn start(
     config: &Config,
-    beginning: Beginning,
+    open: OpenSink,
     clock: &SharedClock,
     metrics: &Arc<Metrics>,
     tasks: &Shutdown,
 ) -> Result<Audit, Error> {
-    let (entries, receiver) = sync_channel(config.buffer);
-    let shared = Arc::new(Shared::new(Arc::clone(metrics)));
-    let Beginning { sink, chain, notes, recent } = beginning;
+    let (commands, receiver) = sync_channel(config.buffer);
+    let state = Arc::new(SinkState::new(Arc::clone(metrics)));
+    let OpenSink { sink, chain, first, recent } = open;
     let writer = Writer {
-        entries: receiver,
+        commands: receiver,
         sink,
         chain,
         recent,
         fsync: config.fsync,
         clock: Arc::clone(clock),
-        shared: Arc::clone(&shared),
+        state: Arc::clone(&state),
         pending: Vec::new(),
         pending_records: 0,
         waiting: Vec::new(),
         unsynced_since: None,
-        told: (Instant::now(), 0),
+        logged_head: (Instant::now(), 0),
     };
     let (running, ended) = oneshot::channel::<()>();
     let thread = move || {
         let _running = running;
-        writer.run(&notes);
+        writer.run(&first);
     };
     let thread = std::thread::Builder::new().name("audit-writer".to_owned()).spawn(thread).map_err(Error::Thread)?;
     tasks.spawn(async move {
-        // Nothing is ever sent: it ends when the thread drops its side.
+        // Nothing is ever sent: the wait ends when the thread drops its side.
         let _ = ended.await;
     });
     Ok(Audit(Some(Arc::new(AuditHandle {
-        entries,
+        commands,
         writer: thread.thread().clone(),
-        shared,
+        state,
         clock: Arc::clone(clock),
         lookups: config.lookups,
         strict: config.strict,

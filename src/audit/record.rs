@@ -1,283 +1,202 @@
-//! What a record says: flat members, so that whatever collects logs can search them; names and digests, never a value
-//! of a profile, a customer id, a credential or any part of an attempt that was turned away.
+//! What a record says: flat JSON members, so that any log collector can search them. A record holds names and digests,
+//! never a profile value, a customer id, a credential or any part of a denied attempt.
+//!
+//! The order of the fields here is the order of the members in a record, and the hash chain covers those bytes: existing
+//! members keep their order and form.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
-use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId, Shown, TenantId, Timestamp};
+use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId, Shown, TenantId};
 use crate::metrics::{LabelSet, LookupResult};
 
-use super::line::Line;
-
-/// The type of records about the chain itself, one of which is the first in every file.
-pub(super) const CHAIN: &str = "chain";
-
-/// The type of records about events.
+/// The `type` of records about events.
 pub(super) const EVENT: &str = "event";
 
-/// Something that someone did, or was kept from doing.
-#[derive(Clone, Debug)]
-pub enum Record {
+/// One action to record, or one denied attempt.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum AuditRecord {
     /// A lookup.
-    Lookup(Lookup),
-    /// An event that was applied.
-    Event(Applied),
-    /// A request to a webhook that was turned away.
+    Lookup(LookupRecord),
+    /// An applied event.
+    Event(EventRecord),
+    /// A denied webhook request.
     Webhook(DeniedWebhook),
-    /// What an operator did.
-    Operator(Operation),
+    /// An operator's command.
+    Operator(OperatorRecord),
 }
 
-/// A lookup: who asked for whom, and what came of it.
-#[derive(Clone, Debug)]
-pub struct Lookup {
-    /// The id of the request, as its answer and the log name it.
+/// A lookup: the caller, the customer and the result.
+#[derive(Clone, Debug, Serialize)]
+pub struct LookupRecord {
+    /// The request id, the same as in the answer and the log.
+    #[serde(skip_serializing_if = "is_unreadable", serialize_with = "header")]
     pub request: Option<HeaderValue>,
-    /// The caller, if it has proved itself.
+    /// The authenticated caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<Arc<str>>,
-    /// The tenant, if a configured one was named.
+    /// The tenant, if it is configured.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub tenant: Option<TenantId>,
-    /// The digest of the customer, if one was named.
+    /// The digest of the customer, if the request names one.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub key: Option<Digest>,
-    /// What was decided.
+    /// Whether the lookup was allowed.
+    #[serde(flatten)]
     pub decision: Decision,
 }
 
-/// What was decided about a lookup.
-#[derive(Clone, Debug)]
+/// Whether a lookup was allowed.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "decision", rename_all = "lowercase")]
 pub enum Decision {
-    /// It was allowed, and ended so.
+    /// It was allowed.
     Allowed {
         /// How it ended.
+        #[serde(serialize_with = "label")]
         result: LookupResult,
-        /// What of the profile was handed out.
+        /// The profile fields in the answer.
+        #[serde(rename = "fields", serialize_with = "names")]
         shown: Shown,
     },
-    /// It was denied; why, as a class.
-    Denied(Reason),
+    /// It was denied, for this class of reasons.
+    #[serde(serialize_with = "only_reason")]
+    Denied(DenialReason),
 }
 
-/// Why someone was turned away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// No or a wrong credential.
+/// Why a request was denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DenialReason {
+    /// The credential is missing or wrong.
     Unauthorized,
-    /// Not this tenant.
+    /// The caller may not read this tenant.
     Tenant,
-    /// Not these fields.
+    /// The caller may not read these fields.
     Fields,
-    /// Too often.
+    /// The caller exceeded its rate.
     Rate,
-    /// A tenant that is not configured.
+    /// The tenant is not configured.
     UnknownTenant,
-    /// An event of another tenant.
+    /// The event belongs to another tenant.
     ForeignTenant,
 }
 
-/// An event and what applying it came to.
+/// An event and its effect.
 #[derive(Clone, Debug)]
-pub struct Applied {
+pub struct EventRecord {
     /// The event.
     pub event: Arc<Event>,
-    /// What it came to.
-    pub verdict: Verdict,
+    /// Its effect.
+    pub verdict: EventEffect,
 }
 
-/// What applying an event came to.
+/// The effect of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum EventEffect {
     /// It took effect.
     Applied,
     /// Later events were known; its keys were evicted all the same.
     Outrun,
-    /// It had taken effect before. Recorded, as `recovered`, only if no record says so already: a crash fell between
-    /// the effect and its record.
+    /// It had taken effect before. It is recorded, as `recovered`, only if no record names it, because a crash happened
+    /// between the effect and its record.
     Duplicate,
 }
 
-/// A request to a webhook that was turned away.
-#[derive(Clone, Debug)]
+/// A denied webhook request.
+#[derive(Clone, Debug, Serialize)]
 pub struct DeniedWebhook {
-    /// The id of the request.
+    /// The request id.
+    #[serde(skip_serializing_if = "is_unreadable", serialize_with = "header")]
     pub request: Option<HeaderValue>,
-    /// The tenant, if a configured one was named.
+    /// The tenant, if it is configured.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub tenant: Option<TenantId>,
-    /// Why.
-    pub reason: Reason,
+    /// Why it was denied.
+    #[serde(flatten, serialize_with = "denied")]
+    pub reason: DenialReason,
 }
 
-/// What an operator did.
-#[derive(Clone, Debug)]
-pub struct Operation {
-    /// The id of the request, if it was one.
+/// An operator's command.
+#[derive(Clone, Debug, Serialize)]
+pub struct OperatorRecord {
+    /// The request id, if the command came as a request.
+    #[serde(skip_serializing_if = "is_unreadable", serialize_with = "header")]
     pub request: Option<HeaderValue>,
     /// The command.
     pub action: &'static str,
-    /// How it ended: `ok`, or the stable name of what went wrong.
+    /// How it ended: `ok`, or the stable name of the error.
     pub outcome: &'static str,
-    /// The tenant that it was about.
+    /// The tenant in question.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub tenant: Option<TenantId>,
-    /// The digest of the customer that it was about.
+    /// The digest of the customer in question.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub key: Option<Digest>,
-    /// The event that it made, or that it was about.
+    /// The event that it published or was about.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub event: Option<EventId>,
-    /// The replay that it began or that ended.
+    /// The replay that it started or that ended.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub replay: Option<ReplayId>,
-    /// How many dead letters it put back or removed, or events it published.
+    /// The number of dead letters redriven or removed, or of events published.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
 }
 
-/// What the audit says of itself.
-#[derive(Clone, Debug)]
-pub(super) enum Note {
-    /// A chain begins.
-    Began {
-        /// Why not with the one that was there.
-        mistrusted: Option<String>,
-    },
-    /// A file begins in the middle of a chain.
-    Continued {
-        /// The name of the file before it.
-        after: String,
-    },
-    /// The end of the file was no whole record, and was cut off.
-    Cut {
-        /// How long that was.
-        bytes: u64,
-        /// Its SHA-256.
-        sha256: [u8; 32],
-    },
-    /// Records had to be dropped.
-    Dropped(Dropped),
-    /// The process starts.
-    Started,
-    /// The process stops.
-    Stopped,
-}
-
-/// How many records were dropped, by type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Dropped {
-    pub(super) lookups: u64,
-    pub(super) events: u64,
-    pub(super) others: u64,
-}
-
-impl Reason {
-    /// Returns the name.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unauthorized => "unauthorized",
-            Self::Tenant => "tenant",
-            Self::Fields => "fields",
-            Self::Rate => "rate",
-            Self::UnknownTenant => "unknown_tenant",
-            Self::ForeignTenant => "foreign_tenant",
-        }
-    }
-}
-
-impl Operation {
-    /// An operator who was turned away, whatever it wanted.
+impl OperatorRecord {
+    /// A denied operator request, whatever the command.
     #[must_use]
     pub const fn denied(request: Option<HeaderValue>) -> Self {
         Self::new(request, "none", "unauthorized")
     }
 
-    /// A command and how it ended, about nothing in particular.
+    /// A command and how it ended, without a tenant, key, event or replay.
     #[must_use]
     pub const fn new(request: Option<HeaderValue>, action: &'static str, outcome: &'static str) -> Self {
         Self { request, action, outcome, tenant: None, key: None, event: None, replay: None, count: None }
     }
 }
 
-impl Record {
-    /// Writes what the record says.
-    pub(super) fn write(&self, time: Timestamp, line: &mut Line<'_>) {
-        line.plain("time", time);
-        match self {
-            Self::Lookup(lookup) => lookup.write(line),
-            Self::Event(applied) => applied.write(line),
-            Self::Webhook(denied) => {
-                line.plain("type", "webhook");
-                named(line, denied.request.as_ref());
-                optional(line, "tenant", denied.tenant.as_ref());
-                line.plain("decision", "denied");
-                line.plain("reason", denied.reason.as_str());
-            }
-            Self::Operator(operation) => {
-                line.plain("type", "operator");
-                named(line, operation.request.as_ref());
-                line.plain("action", operation.action);
-                line.plain("outcome", operation.outcome);
-                optional(line, "tenant", operation.tenant.as_ref());
-                optional(line, "key", operation.key.as_ref());
-                optional(line, "event", operation.event.as_ref());
-                optional(line, "replay", operation.replay.as_ref());
-                if let Some(count) = operation.count {
-                    line.number("count", count);
-                }
-            }
-        }
+impl EventRecord {
+    /// Returns whether the event took effect again because the store had lost its effect.
+    ///
+    /// A repeated effect alone proves nothing: an in-memory store forgets everything at a restart.
+    pub(super) fn is_restored(&self) -> bool {
+        self.event.again == Some(Redelivery::Restored) && self.verdict != EventEffect::Duplicate
     }
 }
 
-impl Lookup {
-    fn write(&self, line: &mut Line<'_>) {
-        line.plain("type", "lookup");
-        named(line, self.request.as_ref());
-        if let Some(caller) = &self.caller {
-            line.text("caller", caller);
-        }
-        optional(line, "tenant", self.tenant.as_ref());
-        if let Some(key) = &self.key {
-            line.hex("key", key.as_bytes());
-        }
-        match &self.decision {
-            Decision::Allowed { result, shown } => {
-                line.plain("decision", "allowed");
-                line.plain("result", result.value());
-                line.texts("fields", shown.names());
-            }
-            Decision::Denied(reason) => {
-                line.plain("decision", "denied");
-                line.plain("reason", reason.as_str());
-            }
-        }
-    }
-}
-
-impl Applied {
-    fn write(&self, line: &mut Line<'_>) {
-        line.plain("type", EVENT);
-        line.plain("event", &self.event.id);
-        line.hex("digest", self.event.mark().as_bytes());
-        line.plain("tenant", &self.event.tenant);
-        line.hexes("keys", self.event.keys.iter().map(Digest::as_bytes));
-        line.plain("kind", self.event.kind.as_str());
-        line.plain("shape", self.event.shape.as_str());
-        line.plain("verdict", self.verdict.as_str());
-        match self.event.again {
-            Some(Redelivery::Restored) => line.truth("replayed", true),
-            Some(Redelivery::Redriven) => line.truth("redriven", true),
+impl Serialize for EventRecord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { event, verdict } = self;
+        let mut record = serializer.serialize_map(None)?;
+        record.serialize_entry("event", event.id.as_str())?;
+        record.serialize_entry("digest", &Text(event.mark()))?;
+        record.serialize_entry("tenant", &event.tenant)?;
+        record.serialize_entry("keys", &event.keys.iter().map(Text).collect::<Vec<_>>())?;
+        record.serialize_entry("kind", event.kind.as_str())?;
+        record.serialize_entry("shape", event.shape.as_str())?;
+        record.serialize_entry("verdict", verdict.as_str())?;
+        match event.again {
+            Some(Redelivery::Restored) => record.serialize_entry("replayed", &true)?,
+            Some(Redelivery::Redriven) => record.serialize_entry("redriven", &true)?,
             Some(Redelivery::Replayed(id)) => {
-                line.truth("replayed", true);
-                line.plain("replay", id);
+                record.serialize_entry("replayed", &true)?;
+                record.serialize_entry("replay", &Text(id))?;
             }
             None => {}
         }
-    }
-
-    /// Tells whether it took effect again because the store had lost it. That an event took effect again says nothing
-    /// by itself: a store in memory knows nothing of what was before a restart.
-    pub(super) fn is_restored(&self) -> bool {
-        self.event.again == Some(Redelivery::Restored) && self.verdict != Verdict::Duplicate
+        record.end()
     }
 }
 
-impl Verdict {
+impl EventEffect {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Applied => "applied",
@@ -287,65 +206,41 @@ impl Verdict {
     }
 }
 
-impl Note {
-    /// Writes what the audit says of itself.
-    pub(super) fn write(&self, time: Timestamp, algorithm: &str, line: &mut Line<'_>) {
-        line.plain("time", time);
-        match self {
-            Self::Began { mistrusted } => {
-                line.plain("type", CHAIN);
-                line.plain("action", "began");
-                line.plain("algorithm", algorithm);
-                if let Some(why) = mistrusted {
-                    line.text("mistrusted", why);
-                }
-            }
-            Self::Continued { after } => {
-                line.plain("type", CHAIN);
-                line.plain("action", "continued");
-                line.plain("algorithm", algorithm);
-                line.text("after", after);
-            }
-            Self::Cut { bytes, sha256 } => {
-                line.plain("type", "cut");
-                line.number("bytes", *bytes);
-                line.hex("sha256", sha256);
-            }
-            Self::Dropped(dropped) => {
-                line.plain("type", "dropped");
-                line.number("records", dropped.total());
-                line.number("lookups", dropped.lookups);
-                line.number("events", dropped.events);
-            }
-            Self::Started => {
-                line.plain("type", "process");
-                line.plain("action", "started");
-                line.plain("version", env!("CARGO_PKG_VERSION"));
-                line.number("pid", u64::from(std::process::id()));
-            }
-            Self::Stopped => {
-                line.plain("type", "process");
-                line.plain("action", "stopped");
-            }
-        }
+/// Serializes a value in its text form.
+pub(super) struct Text<T>(pub(super) T);
+
+impl<T: Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
     }
 }
 
-impl Dropped {
-    pub(super) const fn total(self) -> u64 {
-        self.lookups + self.events + self.others
-    }
+fn optional<S: Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(Text).serialize(serializer)
 }
 
-/// Adds the id of a request.
-fn named(line: &mut Line<'_>, request: Option<&HeaderValue>) {
-    if let Some(request) = request.and_then(|request| request.to_str().ok()) {
-        line.text("request", request);
-    }
+fn header<S: Serializer>(value: &Option<HeaderValue>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().and_then(|value| value.to_str().ok()).serialize(serializer)
 }
 
-fn optional(line: &mut Line<'_>, name: &str, value: Option<&impl std::fmt::Display>) {
-    if let Some(value) = value {
-        line.plain(name, value);
-    }
+fn is_unreadable(value: &Option<HeaderValue>) -> bool {
+    value.as_ref().is_none_or(|value| value.to_str().is_err())
+}
+
+fn label<S: Serializer>(value: &LookupResult, serializer: S) -> Result<S::Ok, S::Error> {
+    value.value().serialize(serializer)
+}
+
+fn names<S: Serializer>(shown: &Shown, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(shown.names())
+}
+
+fn only_reason<S: Serializer>(reason: &DenialReason, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut members = serializer.serialize_map(Some(1))?;
+    members.serialize_entry("reason", reason)?;
+    members.end()
+}
+
+fn denied<S: Serializer>(reason: &DenialReason, serializer: S) -> Result<S::Ok, S::Error> {
+    Decision::Denied(*reason).serialize(serializer)
 }

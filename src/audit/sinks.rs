@@ -1,52 +1,52 @@
-//! Where records go: standard output, or a file.
+//! The sink port, its adapter for standard output, and the write that both adapters share.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
-/// Takes records.
+/// Stores records.
 pub(super) trait Sink: fmt::Debug + Send {
-    /// Writes whole records.
+    /// Writes complete records.
     ///
     /// # Errors
     ///
-    /// They were not all written: what was is told, and must not be given again.
-    fn write(&mut self, records: &[u8]) -> Result<(), Interrupted>;
+    /// Not all bytes were written. The caller must not write the first `written` bytes again.
+    fn write(&mut self, records: &[u8]) -> Result<(), PartialWrite>;
 
-    /// Makes durable what was written.
+    /// Makes all written records durable.
     ///
     /// # Errors
     ///
-    /// It may not be.
+    /// The records may not be durable.
     fn sync(&mut self) -> io::Result<()>;
 
-    /// Tells whether the next records should go to a file of their own.
+    /// Returns whether the next records belong into a new file.
     fn is_full(&self) -> bool;
 
-    /// Begins the next file, and returns the name of the full one.
+    /// Starts the next file, and returns the name of the full one.
     ///
     /// # Errors
     ///
-    /// It could not be begun; the full one goes on.
+    /// No new file could be created; the sink continues with the full one.
     fn rotate(&mut self) -> io::Result<String>;
 }
 
-/// Writing ended early.
+/// A write failed before its end.
 #[derive(Debug)]
-pub(super) struct Interrupted {
-    /// How many bytes were written, and stay so.
+pub(super) struct PartialWrite {
+    /// How many bytes were written and remain in the sink.
     pub(super) written: usize,
-    /// Why no more were.
+    /// The cause.
     pub(super) error: io::Error,
 }
 
-/// Standard output, past the buffer that the standard library has for it: what is written is out.
+/// Standard output, without the buffer of the standard library: a finished write has left the process.
 #[derive(Debug)]
 pub(super) struct Stdout(File);
 
 impl Stdout {
-    /// Takes standard output.
+    /// Opens standard output.
     ///
     /// # Errors
     ///
@@ -57,12 +57,12 @@ impl Stdout {
 }
 
 impl Sink for Stdout {
-    fn write(&mut self, records: &[u8]) -> Result<(), Interrupted> {
+    fn write(&mut self, records: &[u8]) -> Result<(), PartialWrite> {
         write_counted(&mut self.0, records)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        // Whoever reads it has it.
+        // The reader is responsible for durability.
         Ok(())
     }
 
@@ -75,15 +75,15 @@ impl Sink for Stdout {
     }
 }
 
-/// Writes everything, or tells how much of it was written.
-pub(super) fn write_counted(file: &mut File, bytes: &[u8]) -> Result<(), Interrupted> {
+/// Writes all bytes, or returns how many were written.
+pub(super) fn write_counted(file: &mut File, bytes: &[u8]) -> Result<(), PartialWrite> {
     let mut written = 0;
     while written < bytes.len() {
         match file.write(&bytes[written..]) {
-            Ok(0) => return Err(Interrupted { written, error: io::ErrorKind::WriteZero.into() }),
+            Ok(0) => return Err(PartialWrite { written, error: io::ErrorKind::WriteZero.into() }),
             Ok(more) => written += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Interrupted { written, error }),
+            Err(error) => return Err(PartialWrite { written, error }),
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What stands at the end of an audit file.
+//! Reads the end of an audit file.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -8,50 +8,50 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::Digest;
 
-use super::recent::Recent;
+use super::recent_events::RecentEvents;
 use super::record::EVENT;
 
-/// The longest line that can be a record: an event names as many keys as fit into a message.
+/// The longest line that can be a record, in bytes: an event names as many keys as fit into a message.
 pub(super) const LONGEST: u64 = 1 << 20;
 
 /// The end of a file.
 #[derive(Debug)]
-pub(super) struct End {
-    /// The last whole line, without its line end.
+pub(super) struct FileTail {
+    /// The last complete line, without its line end.
     pub(super) last_line: Option<Vec<u8>>,
-    /// What stands behind it.
-    pub(super) torn: Option<Torn>,
+    /// The incomplete line behind it.
+    pub(super) incomplete: Option<IncompleteLine>,
 }
 
-/// A line that was not written to its end.
+/// A line without a line end.
 #[derive(Debug)]
-pub(super) struct Torn {
-    /// Where it begins.
+pub(super) struct IncompleteLine {
+    /// Its offset in the file.
     pub(super) at: u64,
-    /// How long it is.
+    /// Its length.
     pub(super) bytes: u64,
-    /// Its SHA-256.
-    pub(super) sha256: [u8; 32],
+    /// Its SHA-256, in hex.
+    pub(super) sha256: String,
 }
 
 /// Reads the end of a file.
-pub(super) fn end(file: &File) -> io::Result<End> {
+pub(super) fn read(file: &File) -> io::Result<FileTail> {
     let length = file.metadata()?.len();
-    // Room for the last line and for half of another one.
+    // Enough for the last line and for half of another one.
     let from = length.saturating_sub(2 * LONGEST);
     let bytes = read_from(file, from)?;
     let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-    let torn = &bytes[whole..];
+    let rest = &bytes[whole..];
     let last_line = bytes[..whole].strip_suffix(b"\n").map(|lines| {
         let start = lines.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         lines[start..].to_vec()
     });
-    let torn = (!torn.is_empty()).then(|| Torn {
+    let incomplete = (!rest.is_empty()).then(|| IncompleteLine {
         at: from + whole as u64,
-        bytes: torn.len() as u64,
-        sha256: Sha256::digest(torn).into(),
+        bytes: rest.len() as u64,
+        sha256: hex::encode(Sha256::digest(rest)),
     });
-    Ok(End { last_line, torn })
+    Ok(FileTail { last_line, incomplete })
 }
 
 fn read_from(mut file: &File, from: u64) -> io::Result<Vec<u8>> {
@@ -61,11 +61,11 @@ fn read_from(mut file: &File, from: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Remembers the events that the last part of a file names.
-pub(super) fn events(mut file: &File, part: u64, recent: &mut Recent) -> io::Result<()> {
-    /// What is looked at.
+/// Adds the events in the last `part` bytes of a file to `recent`.
+pub(super) fn events(mut file: &File, part: u64, recent: &mut RecentEvents) -> io::Result<()> {
+    /// The members that matter here.
     #[derive(Deserialize)]
-    struct Recorded<'a> {
+    struct EventMembers<'a> {
         #[serde(rename = "type")]
         kind: &'a str,
         digest: &'a str,
@@ -80,9 +80,9 @@ pub(super) fn events(mut file: &File, part: u64, recent: &mut Recent) -> io::Res
         if lines.by_ref().take(LONGEST).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
-        // Most lines are about lookups and have no digest; half a line is no JSON.
-        let recorded = serde_json::from_slice::<Recorded<'_>>(&line).ok().filter(|recorded| recorded.kind == EVENT);
-        if let Some(digest) = recorded.and_then(|recorded| recorded.digest.parse::<Digest>().ok()) {
+        // Most records are about lookups and have no digest; an incomplete line is not JSON.
+        let members = serde_json::from_slice::<EventMembers<'_>>(&line).ok().filter(|members| members.kind == EVENT);
+        if let Some(digest) = members.and_then(|members| members.digest.parse::<Digest>().ok()) {
             recent.insert(digest);
         }
     }

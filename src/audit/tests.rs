@@ -1,32 +1,33 @@
-//! The audit over real files and over sinks that fail, without the rest of the process.
+//! The audit on real files and on failing sinks, without the rest of the process.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use http::HeaderValue;
 use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::clock::SystemClock;
-use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId};
-use crate::metrics::Metrics;
+use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId, Shown, Timestamp};
+use crate::metrics::{LookupResult, Metrics};
 use crate::shutdown::{Controller, Shutdown};
 
 use super::chain::{Chain, Hasher};
-use super::config::{Config, Fsync, Lookups, Sink};
-use super::open::{Beginning, open, start};
-use super::recent::Recent;
-use super::record::Note;
-use super::sinks::{self, Interrupted};
-use super::verify::{self, BadLine, Error, Fault, Verifier};
+use super::config::{Config, Fsync, Lookups, SinkKind};
+use super::open::{OpenSink, open, start};
+use super::recent_events::RecentEvents;
+use super::sinks::{PartialWrite, Sink};
+use super::system_record::{ProcessEvent, SystemRecord};
+use super::verify::{self, BadLine, Error, RecordFault, Verifier};
 use super::*;
 
 const KEY: [u8; 32] = [7; 32];
 
 fn config(path: &Path) -> Config {
     Config {
-        sink: Sink::File,
+        sink: SinkKind::File,
         path: path.to_owned(),
         lookups: Lookups::All,
         key: None,
@@ -46,18 +47,18 @@ fn event(n: u64) -> Arc<Event> {
     })
 }
 
-fn applied(n: u64, verdict: Verdict) -> Record {
-    Record::Event(Applied { event: event(n), verdict })
+fn applied(n: u64, verdict: EventEffect) -> AuditRecord {
+    AuditRecord::Event(EventRecord { event: event(n), verdict })
 }
 
-/// An audit that runs, and what ends it.
-struct Running {
+/// A running audit and the controller that stops it.
+struct RunningAudit {
     audit: Audit,
     tasks: Controller,
     metrics: Arc<Metrics>,
 }
 
-impl Running {
+impl RunningAudit {
     fn open(config: &Config) -> Result<Self, super::open::Error> {
         let (tasks, shutdown) = Shutdown::new();
         let metrics = Metrics::new();
@@ -65,16 +66,16 @@ impl Running {
         Ok(Self { audit, tasks, metrics })
     }
 
-    fn onto(sink: impl sinks::Sink + 'static, config: &Config) -> Self {
+    fn onto(sink: impl Sink + 'static, config: &Config) -> Self {
         let (tasks, shutdown) = Shutdown::new();
         let metrics = Metrics::new();
-        let beginning = Beginning {
+        let open = OpenSink {
             sink: Box::new(sink),
-            chain: Chain::begin(Hasher::Sha256),
-            notes: vec![Note::Began { mistrusted: None }],
-            recent: Recent::default(),
+            chain: Chain::start(Hasher::Sha256),
+            first: vec![SystemRecord::began("sha256", None)],
+            recent: RecentEvents::default(),
         };
-        let audit = start(config, beginning, &SystemClock::shared(), &metrics, &shutdown).unwrap();
+        let audit = start(config, open, &SystemClock::shared(), &metrics, &shutdown).unwrap();
         Self { audit, tasks, metrics }
     }
 
@@ -106,15 +107,92 @@ fn full_files(path: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The members of a record and their order are covered by its hash, and log collectors search them.
+#[test]
+fn records_keep_the_order_and_the_form_of_their_members() {
+    let (mut chain, time) = (Chain::start(Hasher::Sha256), Timestamp::from_millis(1_741_064_767_089));
+    let mut line = |record: &dyn Fn(&mut Chain, &mut Vec<u8>)| {
+        let mut text = Vec::new();
+        record(&mut chain, &mut text);
+        let text = String::from_utf8(text).unwrap();
+        let (start, end) = (text.find(",\"time\":").unwrap(), text.find(",\"prev\":").unwrap());
+        assert!(text.starts_with("{\"v\":1,\"chain\":\""), "{text}");
+        assert_eq!(text[end..].len(), ",\"prev\":\"\",\"hash\":\"\"}\n".len() + 128);
+        text[start..end].strip_prefix(",\"time\":\"2025-03-04T05:06:07.089Z\",").unwrap().to_owned()
+    };
+    let key = Digest::from_bytes([0xab; 16]);
+    let (request, tenant) = (Some(HeaderValue::from_static("a\"b")), "10001".parse().ok());
+    let denied = LookupRecord {
+        request: None,
+        caller: None,
+        tenant: None,
+        key: None,
+        decision: Decision::Denied(DenialReason::UnknownTenant),
+    };
+    let replay = ReplayId::fresh();
+    let replayed = Event { again: Some(Redelivery::Replayed(replay)), ..Event::clone(&event(1)) };
+    let (mark, of, keys) = (replayed.mark(), replayed.tenant.clone(), replayed.keys.clone());
+    let keys: Vec<String> = keys.iter().map(|key| format!("\"{key}\"")).collect();
+    let public = [
+        (
+            AuditRecord::Lookup(LookupRecord {
+                request: request.clone(),
+                caller: Some("a\\b".into()),
+                tenant,
+                key: Some(key),
+                decision: Decision::Allowed { result: LookupResult::Hit, shown: Shown::All },
+            }),
+            format!(
+                r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","decision":"allowed","result":"hit","fields":["*"]"#
+            ),
+        ),
+        (AuditRecord::Lookup(denied), r#""type":"lookup","decision":"denied","reason":"unknown_tenant""#.to_owned()),
+        (
+            AuditRecord::Event(EventRecord { event: Arc::new(replayed), verdict: EventEffect::Duplicate }),
+            format!(
+                r#""type":"event","event":"event-1","digest":"{mark}","tenant":"{of}","keys":[{}],"kind":"updated","shape":"flat","verdict":"recovered","replayed":true,"replay":"{replay}""#,
+                keys.join(",")
+            ),
+        ),
+        (
+            AuditRecord::Webhook(DeniedWebhook { request, tenant: None, reason: DenialReason::ForeignTenant }),
+            r#""type":"webhook","request":"a\"b","decision":"denied","reason":"foreign_tenant""#.to_owned(),
+        ),
+        (
+            AuditRecord::Operator(OperatorRecord { count: Some(3), ..OperatorRecord::new(None, "purge", "ok") }),
+            r#""type":"operator","action":"purge","outcome":"ok","count":3"#.to_owned(),
+        ),
+    ];
+    for (record, expected) in public {
+        assert_eq!(line(&|chain, text| chain.append(text, time, &record)), expected);
+    }
+    let system = [
+        (SystemRecord::began("sha256", None), r#""type":"chain","action":"began","algorithm":"sha256""#),
+        (
+            SystemRecord::continued("sha256", "a.jsonl.000001".to_owned()),
+            r#""type":"chain","action":"continued","algorithm":"sha256","after":"a.jsonl.000001""#,
+        ),
+        (SystemRecord::Cut { bytes: 7, sha256: "ab".to_owned() }, r#""type":"cut","bytes":7,"sha256":"ab""#),
+        (
+            SystemRecord::Dropped { records: 6, lookups: 3, events: 2 },
+            r#""type":"dropped","records":6,"lookups":3,"events":2"#,
+        ),
+        (SystemRecord::Process(ProcessEvent::Stopped), r#""type":"process","action":"stopped""#),
+    ];
+    for (record, expected) in system {
+        assert_eq!(line(&|chain, text| chain.append(text, time, &record)), expected);
+    }
+}
+
 #[tokio::test]
-async fn the_chain_goes_on_across_restarts_and_from_file_to_file() {
+async fn the_chain_continues_across_restarts_and_files() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deep/audit.jsonl");
     let config = Config { max_bytes: bytesize::ByteSize::b(2_000), ..config(&path) };
     for start in 0..3 {
-        let running = Running::open(&config).unwrap();
+        let running = RunningAudit::open(&config).unwrap();
         for n in 0..20 {
-            running.audit.settle(applied(100 * start + n, Verdict::Applied)).await.unwrap();
+            running.audit.settle(applied(100 * start + n, EventEffect::Applied)).await.unwrap();
         }
         running.close().await;
     }
@@ -127,11 +205,11 @@ async fn the_chain_goes_on_across_restarts_and_from_file_to_file() {
     assert_eq!((report.heads.len(), report.records), (1, all.len() as u64));
     assert_eq!(of_type(&all, "event").len(), 60);
     assert_eq!(of_type(&all, "process").len(), 6);
-    // From the second on each file says behind which it comes, and without that one it can be checked all the same.
+    // Each later file names the previous one, and can be checked without it.
     verify::files(&files[2..], Hasher::Sha256, None).unwrap();
     let missing = verify::files(&[&files[..2], &files[3..]].concat(), Hasher::Sha256, None);
     assert!(
-        matches!(missing, Err(Error::Bad(BadLine { line: 1, fault: Fault::OutOfOrder { .. }, .. }))),
+        matches!(missing, Err(Error::Bad(BadLine { line: 1, fault: RecordFault::OutOfOrder { .. }, .. }))),
         "{missing:?}"
     );
     use std::os::unix::fs::PermissionsExt;
@@ -145,9 +223,9 @@ async fn only_the_newest_full_files_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
     let config = Config { max_bytes: bytesize::ByteSize::b(1_000), keep: 2, ..config(&path) };
-    let running = Running::open(&config).unwrap();
+    let running = RunningAudit::open(&config).unwrap();
     for n in 0..30 {
-        running.audit.settle(applied(n, Verdict::Applied)).await.unwrap();
+        running.audit.settle(applied(n, EventEffect::Applied)).await.unwrap();
     }
     running.close().await;
     let full = full_files(&path);
@@ -156,88 +234,92 @@ async fn only_the_newest_full_files_are_kept() {
 }
 
 #[tokio::test]
-async fn half_a_record_at_the_end_is_cut_off_and_that_is_recorded() {
+async fn an_incomplete_last_record_is_truncated_and_recorded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
     let config = config(&path);
-    let running = Running::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    let running = RunningAudit::open(&config).unwrap();
+    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
     running.close().await;
     let mut text = std::fs::read(&path).unwrap();
     let half = b"{\"v\":1,\"chain\":\"half";
     text.extend_from_slice(half);
     std::fs::write(&path, &text).unwrap();
     let torn = verify::files(std::slice::from_ref(&path), Hasher::Sha256, None);
-    assert!(matches!(torn, Err(Error::Bad(BadLine { fault: Fault::CutOff, .. }))), "{torn:?}");
+    assert!(matches!(torn, Err(Error::Bad(BadLine { fault: RecordFault::CutOff, .. }))), "{torn:?}");
 
-    Running::open(&config).unwrap().close().await;
+    RunningAudit::open(&config).unwrap().close().await;
     verify::files(std::slice::from_ref(&path), Hasher::Sha256, None).unwrap();
     let cut = of_type(&records(&std::fs::read(&path).unwrap()), "cut");
     assert_eq!((cut.len(), &cut[0]["bytes"]), (1, &Value::from(half.len())));
 }
 
 #[tokio::test]
-async fn a_crash_between_two_files_leaves_a_chain_that_goes_on() {
+async fn the_chain_continues_after_a_crash_between_two_files() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
     let config = config(&path);
-    let running = Running::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    let running = RunningAudit::open(&config).unwrap();
+    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
     running.close().await;
     let full = directory.path().join("audit.jsonl.000001");
     std::fs::rename(&path, &full).unwrap();
 
-    let running = Running::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+    let running = RunningAudit::open(&config).unwrap();
+    running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
     running.close().await;
-    assert_eq!(of_type(&records(&std::fs::read(&path).unwrap()), "event").len(), 0, "it is known from the full file");
+    assert_eq!(
+        of_type(&records(&std::fs::read(&path).unwrap()), "event").len(),
+        0,
+        "the full file already holds the record"
+    );
     let report = verify::files(&[full, path], Hasher::Sha256, None).unwrap();
     assert_eq!(report.heads.len(), 1);
 }
 
 #[tokio::test]
-async fn with_another_key_the_file_is_put_behind_and_a_new_chain_begins() {
+async fn a_different_key_sets_the_file_aside_and_starts_a_new_chain() {
     use base64::Engine;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
-    Running::open(&config(&path)).unwrap().close().await;
+    RunningAudit::open(&config(&path)).unwrap().close().await;
     let key = base64::engine::general_purpose::STANDARD.encode(KEY);
     let keyed = Config { key: Some(crate::domain::Secret::new(key)), ..config(&path) };
-    Running::open(&keyed).unwrap().close().await;
+    RunningAudit::open(&keyed).unwrap().close().await;
     let full = directory.path().join("audit.jsonl.000001");
     verify::files(std::slice::from_ref(&full), Hasher::Sha256, None).unwrap();
     verify::files(std::slice::from_ref(&path), Hasher::new(Some(&KEY)), None).unwrap();
     let other = verify::files(std::slice::from_ref(&path), Hasher::new(Some(&[8; 32])), None);
-    assert!(matches!(other, Err(Error::Bad(BadLine { line: 1, fault: Fault::Changed, .. }))), "{other:?}");
+    assert!(matches!(other, Err(Error::Bad(BadLine { line: 1, fault: RecordFault::Changed, .. }))), "{other:?}");
     let first = &records(&std::fs::read(&path).unwrap())[0];
     assert_eq!((&first["mistrusted"], &first["seq"]), (&Value::from("audit.jsonl.000001"), &Value::from(1)));
 }
 
 #[tokio::test]
-async fn a_second_process_on_the_same_file_is_refused_in_plain_words() {
+async fn a_second_process_on_the_same_file_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(&directory.path().join("audit.jsonl"));
-    let first = Running::open(&config).unwrap();
-    let refused = Running::open(&config).map(drop).unwrap_err().to_string();
-    assert!(refused.contains("another process has") && refused.contains("audit.jsonl"), "{refused}");
+    let first = RunningAudit::open(&config).unwrap();
+    let refused = RunningAudit::open(&config).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("another process uses") && refused.contains("audit.jsonl"), "{refused}");
     first.close().await;
-    Running::open(&config).unwrap().close().await;
+    RunningAudit::open(&config).unwrap().close().await;
 }
 
 #[tokio::test]
-async fn what_is_handed_out_once_more_is_recorded_once_for_each_reason() {
+async fn a_redelivered_event_is_recorded_once_for_each_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
     let again = |again, verdict| {
         let event = Arc::new(Event { again: Some(again), ..Event::clone(&event(1)) });
-        Record::Event(Applied { event, verdict })
+        AuditRecord::Event(EventRecord { event, verdict })
     };
     let (first, second) = (Redelivery::Replayed(ReplayId::fresh()), Redelivery::Replayed(ReplayId::fresh()));
-    let (effect, duplicate) = (Verdict::Applied, Verdict::Duplicate);
+    let (effect, duplicate) = (EventEffect::Applied, EventEffect::Duplicate);
     for restart in 0..2 {
-        let running = Running::open(&config(&path)).unwrap();
+        let running = RunningAudit::open(&config(&path)).unwrap();
         let mut records = vec![
-            // The store had not lost it, and had lost it.
+            // The store still has its effect.
             again(Redelivery::Restored, duplicate),
             again(first, if restart == 0 { effect } else { duplicate }),
             again(first, duplicate),
@@ -254,7 +336,7 @@ async fn what_is_handed_out_once_more_is_recorded_once_for_each_reason() {
         running.close().await;
     }
     let events = of_type(&records(&std::fs::read(&path).unwrap()), "event");
-    let told = |event: &Value| {
+    let members = |event: &Value| {
         let of = |name: &str| event.get(name).cloned().unwrap_or(Value::Null);
         (of("verdict"), of("replayed"), of("replay"))
     };
@@ -268,46 +350,46 @@ async fn what_is_handed_out_once_more_is_recorded_once_for_each_reason() {
         ("recovered".into(), true.into(), id(second)),
         ("applied".into(), true.into(), Value::Null),
     ];
-    assert_eq!(events.iter().map(told).collect::<Vec<_>>(), expected, "{events:#?}");
+    assert_eq!(events.iter().map(members).collect::<Vec<_>>(), expected, "{events:#?}");
 }
 
 #[tokio::test]
-async fn an_event_that_comes_again_is_recorded_only_if_no_record_names_it() {
+async fn a_duplicate_event_is_recorded_only_if_no_record_names_it() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(&directory.path().join("audit.jsonl"));
-    let running = Running::open(&config).unwrap();
-    running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
+    let running = RunningAudit::open(&config).unwrap();
+    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
     for _ in 0..3 {
-        running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
-        running.audit.settle(applied(1, Verdict::Applied)).await.unwrap();
-        running.audit.settle(applied(2, Verdict::Duplicate)).await.unwrap();
+        running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
+        running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
+        running.audit.settle(applied(2, EventEffect::Duplicate)).await.unwrap();
     }
     running.close().await;
-    let running = Running::open(&config).unwrap();
+    let running = RunningAudit::open(&config).unwrap();
     for n in 1..=3 {
-        running.audit.settle(applied(n, Verdict::Duplicate)).await.unwrap();
+        running.audit.settle(applied(n, EventEffect::Duplicate)).await.unwrap();
     }
     running.close().await;
     let events = of_type(&records(&std::fs::read(&config.path).unwrap()), "event");
-    let told: Vec<(&str, &str)> =
+    let verdicts: Vec<(&str, &str)> =
         events.iter().map(|event| (event["event"].as_str().unwrap(), event["verdict"].as_str().unwrap())).collect();
-    assert_eq!(told, [("event-1", "applied"), ("event-2", "recovered"), ("event-3", "recovered")]);
+    assert_eq!(verdicts, [("event-1", "applied"), ("event-2", "recovered"), ("event-3", "recovered")]);
 }
 
-/// A sink that can be made to fail as a full disk does, in the middle of a record.
+/// A sink that can fail like a full disk, in the middle of a record.
 #[derive(Clone, Debug, Default)]
-struct Disk {
+struct FullDisk {
     full: Arc<AtomicBool>,
     written: Arc<Mutex<Vec<u8>>>,
 }
 
-impl sinks::Sink for Disk {
-    fn write(&mut self, records: &[u8]) -> Result<(), Interrupted> {
+impl Sink for FullDisk {
+    fn write(&mut self, records: &[u8]) -> Result<(), PartialWrite> {
         let mut disk = self.written.lock();
         if self.full.load(Ordering::Acquire) {
             let written = records.len().min(10);
             disk.extend_from_slice(&records[..written]);
-            return Err(Interrupted { written, error: io::ErrorKind::StorageFull.into() });
+            return Err(PartialWrite { written, error: io::ErrorKind::StorageFull.into() });
         }
         disk.extend_from_slice(records);
         Ok(())
@@ -326,7 +408,7 @@ impl sinks::Sink for Disk {
     }
 }
 
-/// Waits, in real time and a bounded one, until something is so.
+/// Waits, for a bounded real time, until a condition holds.
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     for _ in 0..60_000 {
         if is_so() {
@@ -338,48 +420,48 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn what_a_full_disk_does_not_take_is_dropped_counted_and_told_of_afterwards() {
-    let disk = Disk::default();
-    let running = Running::onto(disk.clone(), &config(Path::new("unused")));
-    running.audit.settle(applied(0, Verdict::Applied)).await.unwrap();
+async fn a_full_disk_drops_and_counts_records_and_reports_them_later() {
+    let disk = FullDisk::default();
+    let running = RunningAudit::onto(disk.clone(), &config(Path::new("unused")));
+    running.audit.settle(applied(0, EventEffect::Applied)).await.unwrap();
     disk.full.store(true, Ordering::Release);
-    running.audit.record(applied(1, Verdict::Applied));
-    until("it is noticed", || !running.audit.works()).await;
+    running.audit.record(applied(1, EventEffect::Applied));
+    until("the failure is noticed", || !running.audit.works()).await;
     for n in 2..100 {
-        running.audit.settle(applied(n, Verdict::Applied)).await.unwrap();
+        running.audit.settle(applied(n, EventEffect::Applied)).await.unwrap();
     }
     let dropped = running.counted("dropped");
     assert!(dropped > 0, "the buffer holds 16");
     disk.full.store(false, Ordering::Release);
     until("it works again", || running.audit.works()).await;
-    running.audit.settle(applied(100, Verdict::Applied)).await.unwrap();
+    running.audit.settle(applied(100, EventEffect::Applied)).await.unwrap();
     running.close().await;
 
     let text = disk.written.lock().clone();
     let mut verifier = Verifier::new(Hasher::Sha256, None);
     text.split_inclusive(|b| *b == b'\n').for_each(|line| verifier.line(line).unwrap());
     let all = records(&text);
-    let told = of_type(&all, "dropped");
-    let told: u64 = told.iter().map(|told| told["records"].as_u64().unwrap()).sum();
-    assert_eq!(told, dropped);
+    let reports = of_type(&all, "dropped");
+    let reported: u64 = reports.iter().map(|report| report["records"].as_u64().unwrap()).sum();
+    assert_eq!(reported, dropped);
     assert_eq!(of_type(&all, "event").len() as u64, 101 - dropped, "nothing else is missing");
 }
 
 #[tokio::test]
-async fn in_strict_mode_what_a_full_disk_does_not_take_is_refused_and_nothing_is_dropped() {
-    let disk = Disk::default();
-    let running = Running::onto(disk.clone(), &Config { strict: true, ..config(Path::new("unused")) });
-    running.audit.settle(applied(0, Verdict::Applied)).await.unwrap();
+async fn in_strict_mode_a_full_disk_refuses_and_drops_nothing() {
+    let disk = FullDisk::default();
+    let running = RunningAudit::onto(disk.clone(), &Config { strict: true, ..config(Path::new("unused")) });
+    running.audit.settle(applied(0, EventEffect::Applied)).await.unwrap();
     disk.full.store(true, Ordering::Release);
-    assert_eq!(running.audit.settle(applied(1, Verdict::Applied)).await, Err(Unrecorded));
+    assert_eq!(running.audit.settle(applied(1, EventEffect::Applied)).await, Err(Unrecorded));
     for n in 2..100 {
-        assert_eq!(running.audit.settle(applied(n, Verdict::Applied)).await, Err(Unrecorded));
+        assert_eq!(running.audit.settle(applied(n, EventEffect::Applied)).await, Err(Unrecorded));
     }
     assert_eq!((running.counted("dropped"), running.counted("refused")), (0, 99));
     disk.full.store(false, Ordering::Release);
     until("it works again", || running.audit.works()).await;
-    // What was given back comes again; the record that was on its way is not made twice.
-    running.audit.settle(applied(1, Verdict::Duplicate)).await.unwrap();
+    // The event is redelivered; its record, which was already in the batch, is not written twice.
+    running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
     running.close().await;
     let events = of_type(&records(&disk.written.lock()), "event");
     assert_eq!(events.iter().filter(|event| event["event"] == "event-1").count(), 1);

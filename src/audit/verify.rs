@@ -1,11 +1,10 @@
 //! Checks audit files: `profile-edge audit verify`.
 //!
-//! Files are read in the order in which they are given, oldest first: a chain may go on from one to the next. The first
-//! record of a chain that is seen must be one with which a chain or a file begins, so that records that are missing at
-//! the start are found too. A file that was standard output may hold several chains, one for each start of each
-//! process.
+//! Files are read in the given order, oldest first: a chain may continue from one file to the next. The first record of a
+//! chain must be one that starts a chain or a file, so that missing records at the start are found too. A file that was
+//! captured from standard output may hold several chains, one for each start of each process.
 //!
-//! Records cut off at the end leave a chain that is whole: name the head that the log told of, and it must be there.
+//! Records removed at the end leave a valid chain: pass a head that the log has reported, and it must be in the files.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,130 +12,134 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::chain::{Hasher, Head, RecordHash, Unfit, follows};
+use super::chain::{ChainHead, Hasher, InvalidRecord, RecordHash, follows};
 use super::tail::LONGEST;
 
-/// What was found to be in order.
+/// The result of a successful check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// How many records there are.
+    /// The number of records.
     pub records: u64,
-    /// The head of each chain, in the order in which they were met.
-    pub heads: Vec<Head>,
-    /// How many records stand behind the expected head, where one was named.
+    /// The head of each chain, in the order of appearance.
+    pub heads: Vec<ChainHead>,
+    /// The number of records after the expected head, if one was given.
     pub beyond: Option<u64>,
 }
 
-/// The first line that is not in order.
+/// The first invalid line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLine {
-    /// In which file.
+    /// The file.
     pub file: PathBuf,
-    /// Which line, counted from 1; for records that are missing at the end, the one behind the last.
+    /// The line number, from 1; for records missing at the end, the line after the last one.
     pub line: u64,
-    /// What is wrong.
-    pub fault: Fault,
+    /// Its fault.
+    pub fault: RecordFault,
 }
 
-/// What is wrong with a line.
+/// The fault of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It has no line end: it was not written to its end, or was cut off.
+pub enum RecordFault {
+    /// It has no line end: it was truncated, or is still being written.
     CutOff,
-    /// It is no record.
+    /// It is not a record.
     NoRecord,
-    /// It does not fit its own hash.
+    /// It does not match its own hash.
     Changed,
-    /// It is not the one behind the record before it.
+    /// Its number does not follow the previous record.
     OutOfOrder {
         /// Its number.
         seq: u64,
-        /// The number that belongs here.
+        /// The expected number.
         expected: u64,
     },
-    /// It has the right number, and another record stood before it.
+    /// Its number is right, but the previous record was replaced.
     OtherBefore,
-    /// The beginning of its chain is missing.
+    /// The start of its chain is missing.
     NoBeginning,
-    /// The expected head is nowhere.
+    /// The expected head is missing.
     HeadMissing,
 }
 
-/// Files cannot be checked, or are not in order.
+/// Files cannot be read, or are invalid.
 #[derive(Debug)]
 pub enum Error {
     /// A file cannot be read.
     Unreadable(PathBuf, io::Error),
-    /// A line is not in order.
+    /// A line is invalid.
     Bad(BadLine),
 }
 
-/// Checks records one after the other.
+/// Checks records one by one.
 #[derive(Debug)]
 pub struct Verifier {
     hasher: Hasher,
-    heads: Vec<Head>,
-    places: HashMap<String, usize>,
+    heads: Vec<ChainHead>,
+    indices: HashMap<String, usize>,
     records: u64,
     expected: Option<RecordHash>,
     found_at: Option<u64>,
 }
 
 impl Verifier {
-    /// Makes a verifier; `expected` is the hash of a record that must be there.
+    /// Creates a verifier; `expected` is the hash of a record that must exist.
     #[must_use]
     pub fn new(hasher: Hasher, expected: Option<RecordHash>) -> Self {
-        Self { hasher, heads: Vec::new(), places: HashMap::new(), records: 0, expected, found_at: None }
+        Self { hasher, heads: Vec::new(), indices: HashMap::new(), records: 0, expected, found_at: None }
     }
 
     /// Checks the next line, line end included.
     ///
     /// # Errors
     ///
-    /// What is wrong with it.
-    pub fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
-        let line = line.strip_suffix(b"\n").ok_or(Fault::CutOff)?;
-        let place = self.hasher.place(line).map_err(|unfit| match unfit {
-            Unfit::Form => Fault::NoRecord,
-            Unfit::Hash => Fault::Changed,
+    /// The fault of the line.
+    pub fn line(&mut self, line: &[u8]) -> Result<(), RecordFault> {
+        let line = line.strip_suffix(b"\n").ok_or(RecordFault::CutOff)?;
+        let position = self.hasher.position(line).map_err(|invalid| match invalid {
+            InvalidRecord::Form => RecordFault::NoRecord,
+            InvalidRecord::Hash => RecordFault::Changed,
         })?;
-        match self.places.get(&place.head.chain) {
+        match self.indices.get(&position.head.chain) {
             Some(index) => {
                 let head = &mut self.heads[*index];
-                if !follows(&place, head) {
-                    let (seq, expected) = (place.head.seq, head.seq + 1);
-                    return Err(if seq == expected { Fault::OtherBefore } else { Fault::OutOfOrder { seq, expected } });
+                if !follows(&position, head) {
+                    let (seq, expected) = (position.head.seq, head.seq + 1);
+                    return Err(if seq == expected {
+                        RecordFault::OtherBefore
+                    } else {
+                        RecordFault::OutOfOrder { seq, expected }
+                    });
                 }
-                *head = place.head;
+                *head = position.head;
                 self.records += 1;
                 if self.expected == Some(head.hash) {
                     self.found_at = Some(self.records);
                 }
             }
             None => {
-                let is_first = place.head.seq == 1 && place.prev == RecordHash::NONE;
-                if !place.begins || (place.head.seq == 1) != is_first {
-                    return Err(Fault::NoBeginning);
+                let is_first = position.head.seq == 1 && position.prev == RecordHash::NONE;
+                if !position.starts || (position.head.seq == 1) != is_first {
+                    return Err(RecordFault::NoBeginning);
                 }
                 self.records += 1;
-                if self.expected == Some(place.head.hash) {
+                if self.expected == Some(position.head.hash) {
                     self.found_at = Some(self.records);
                 }
-                self.places.insert(place.head.chain.clone(), self.heads.len());
-                self.heads.push(place.head);
+                self.indices.insert(position.head.chain.clone(), self.heads.len());
+                self.heads.push(position.head);
             }
         }
         Ok(())
     }
 
-    /// Checks that nothing is missing at the end.
+    /// Checks that no records are missing at the end.
     ///
     /// # Errors
     ///
-    /// The expected head is nowhere.
-    pub fn finish(self) -> Result<Report, Fault> {
+    /// The expected head is missing.
+    pub fn finish(self) -> Result<Report, RecordFault> {
         if self.expected.is_some() && self.found_at.is_none() {
-            return Err(Fault::HeadMissing);
+            return Err(RecordFault::HeadMissing);
         }
         let beyond = self.found_at.map(|at| self.records - at);
         Ok(Report { records: self.records, heads: self.heads, beyond })
@@ -147,7 +150,7 @@ impl Verifier {
 ///
 /// # Errors
 ///
-/// One cannot be read, or a line is not in order: the first such.
+/// A file cannot be read, or a line is invalid: the first one.
 pub fn files(paths: &[PathBuf], hasher: Hasher, expected: Option<RecordHash>) -> Result<Report, Error> {
     let mut verifier = Verifier::new(hasher, expected);
     let mut end = (PathBuf::new(), 0);
@@ -159,7 +162,7 @@ pub fn files(paths: &[PathBuf], hasher: Hasher, expected: Option<RecordHash>) ->
     verifier.finish().map_err(|fault| Error::Bad(BadLine { file: end.0, line: end.1, fault }))
 }
 
-/// Checks one file, and returns how many lines it has.
+/// Checks one file, and returns its number of lines.
 fn check(path: &Path, verifier: &mut Verifier) -> io::Result<Result<u64, BadLine>> {
     let mut lines = BufReader::with_capacity(1 << 16, File::open(path)?);
     let (mut line, mut number) = (Vec::new(), 0);
@@ -175,21 +178,23 @@ fn check(path: &Path, verifier: &mut Verifier) -> io::Result<Result<u64, BadLine
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for RecordFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CutOff => f.write_str("it has no line end: the rest of it was cut off, or not written yet"),
-            Self::NoRecord => f.write_str("it is no audit record"),
-            Self::Changed => f.write_str("it does not fit its own hash: it was changed, or audit.key is another"),
+            Self::CutOff => f.write_str("it has no line end: it was truncated, or is still being written"),
+            Self::NoRecord => f.write_str("it is not an audit record"),
+            Self::Changed => f.write_str("it does not match its own hash: it was changed, or audit.key differs"),
             Self::OutOfOrder { seq, expected } if seq > expected => {
-                write!(f, "it is record {seq} where {expected} belongs: records before it were removed or moved")
+                write!(f, "it is record {seq} instead of {expected}: records before it were removed or moved")
             }
             Self::OutOfOrder { seq, expected } => {
-                write!(f, "it is record {seq} where {expected} belongs: it was moved or repeated")
+                write!(f, "it is record {seq} instead of {expected}: it was moved or repeated")
             }
-            Self::OtherBefore => f.write_str("another record stood before it: that one was replaced"),
-            Self::NoBeginning => f.write_str("its chain has no beginning here: records before it were removed"),
-            Self::HeadMissing => f.write_str("the expected head is not there: records were cut off or replaced"),
+            Self::OtherBefore => f.write_str("it does not follow the previous record, which was replaced"),
+            Self::NoBeginning => f.write_str("the start of its chain is missing: records before it were removed"),
+            Self::HeadMissing => {
+                f.write_str("the expected head is missing: records at the end were removed or replaced")
+            }
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The writer: one thread that owns the chain and the sink.
 //!
-//! It takes what waits (a bounded batch), makes records of it, writes them at once, makes them durable as
-//! `audit.fsync` says, and answers those who wait: many share one write and one fsync. While nobody waits for an
-//! answer it lingers for a moment, so that lookups cost a write now and then and no wake-up each.
+//! It takes a bounded batch of waiting records, writes it at once, syncs as `audit.fsync` says, and confirms it to the
+//! waiting callers: many records share one write and one fsync. While no caller waits, it delays a batch for some
+//! milliseconds, so that lookups cost few writes and few wake-ups.
 //!
 //! # When the sink fails
 //!
-//! What was taken is kept and written when the sink works again, in its order: nothing that was taken is lost but with
-//! the process. Meanwhile nothing more is taken, and who finds the channel full drops its record, or is refused in
-//! strict mode. What was dropped is recorded first thing afterwards.
+//! The writer keeps its batch and writes it, in order, when the sink works again: records in the batch are lost only
+//! with the process. Meanwhile it takes no more records. When the channel is full, senders drop their records, or in
+//! strict mode refuse the action. Afterwards the first record reports how many were dropped.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -18,124 +18,144 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
+use crate::domain::Timestamp;
 use crate::metrics::AuditOutcome;
 
 use super::chain::Chain;
 use super::config::Fsync;
-use super::recent::Recent;
-use super::record::{Note, Record};
+use super::recent_events::RecentEvents;
+use super::record::AuditRecord;
+use super::sink_state::SinkState;
 use super::sinks::Sink;
-use super::{Entry, Shared};
+use super::system_record::{ProcessEvent, SystemRecord};
 
-/// How many records are written at once, at most.
+/// The most records in one write.
 const BATCH: usize = 1_024;
 
-/// How long records that nobody waits for may be gathered.
+/// How long records without a waiting caller may be collected.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// How long a sink that failed is left alone.
+/// The pause after a failure of the sink.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// How often the head of the chain is told to the log.
+/// How often the head of the chain is logged.
 const HEAD_EVERY: Duration = Duration::from_secs(60);
 
-/// How long the writer may sleep.
+/// The longest sleep of the writer.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Whoever waits for a record to be written.
-pub(super) type Waiting = oneshot::Sender<()>;
+/// Signals a waiting caller that its record is written.
+pub(super) type Confirm = oneshot::Sender<()>;
+
+/// A command to the writer.
+#[derive(Debug)]
+pub(super) enum WriterCommand {
+    /// Appends a record, and confirms it to a waiting caller.
+    Append { time: Timestamp, record: AuditRecord, confirm: Option<Confirm> },
+    /// Wakes the writer, so that it notices the shutdown.
+    Wake,
+}
 
 /// The thread's own state.
 #[derive(Debug)]
 pub(super) struct Writer {
-    pub(super) entries: Receiver<Entry>,
+    pub(super) commands: Receiver<WriterCommand>,
     pub(super) sink: Box<dyn Sink>,
     pub(super) chain: Chain,
-    pub(super) recent: Recent,
+    pub(super) recent: RecentEvents,
     pub(super) fsync: Fsync,
     pub(super) clock: SharedClock,
-    pub(super) shared: Arc<Shared>,
-    /// Records that are not written yet, whole lines, and how many.
+    pub(super) state: Arc<SinkState>,
+    /// Complete lines that are not written yet, and their number.
     pub(super) pending: Vec<u8>,
     pub(super) pending_records: u64,
-    /// Those who wait for what is pending, or for its fsync.
-    pub(super) waiting: Vec<Waiting>,
-    /// When what was written first was, of what is not durable yet.
+    /// The callers that wait for the pending records, or for their fsync.
+    pub(super) waiting: Vec<Confirm>,
+    /// When the first record that is not durable yet was written.
     pub(super) unsynced_since: Option<Instant>,
-    /// When the head was told last, and which.
-    pub(super) told: (Instant, u64),
+    /// When the head was logged last, and its number.
+    pub(super) logged_head: (Instant, u64),
+}
+
+impl WriterCommand {
+    /// Returns whether a caller waits for it.
+    const fn is_urgent(&self) -> bool {
+        match self {
+            Self::Append { confirm, .. } => confirm.is_some(),
+            Self::Wake => true,
+        }
+    }
 }
 
 impl Writer {
-    /// Works until it is told to end, having recorded first what was found at the start.
-    pub(super) fn run(mut self, found: &[Note]) {
-        for note in found {
-            self.note(note);
+    /// Runs until [`SinkState::close`]; records `first` before anything else.
+    pub(super) fn run(mut self, first: &[SystemRecord]) {
+        for record in first {
+            self.append_system(record);
         }
-        self.note(&Note::Started);
+        self.append_system(&SystemRecord::started());
         loop {
             if !self.flush() {
-                if self.shared.is_closing() {
+                if self.state.is_closing() {
                     break;
                 }
                 std::thread::park_timeout(RETRY_AFTER);
                 continue;
             }
-            self.tell_head(HEAD_EVERY);
-            match self.entries.recv_timeout(self.idle()) {
-                Ok(first) => self.gather(first),
-                Err(RecvTimeoutError::Timeout) if !self.shared.is_closing() => self.report_drops(),
+            self.log_head(HEAD_EVERY);
+            match self.commands.recv_timeout(self.idle()) {
+                Ok(first) => self.collect_batch(first),
+                Err(RecvTimeoutError::Timeout) if !self.state.is_closing() => self.report_drops(),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.end();
+        self.finish();
     }
 
-    /// Takes a batch.
-    fn gather(&mut self, first: Entry) {
+    fn collect_batch(&mut self, first: WriterCommand) {
         if !first.is_urgent() {
-            // Who waits for an answer wakes us; a wake-up that came before is not lost.
+            // A waiting caller unparks the thread; an unpark that came before is not lost.
             std::thread::park_timeout(LINGER);
         }
         self.report_drops();
-        self.take(first);
+        self.append(first);
         for _ in 1..BATCH {
-            match self.entries.try_recv() {
-                Ok(entry) => self.take(entry),
+            match self.commands.try_recv() {
+                Ok(command) => self.append(command),
                 Err(_) => return,
             }
         }
     }
 
-    fn take(&mut self, entry: Entry) {
-        let Entry::Record { time, record, waiting } = entry else { return };
+    fn append(&mut self, command: WriterCommand) {
+        let WriterCommand::Append { time, record, confirm } = command else { return };
         let known = match &record {
-            Record::Event(applied) => !self.recent.insert(applied.event.mark()) && !applied.is_restored(),
-            Record::Lookup(_) | Record::Webhook(_) | Record::Operator(_) => false,
+            AuditRecord::Event(applied) => !self.recent.insert(applied.event.mark()) && !applied.is_restored(),
+            AuditRecord::Lookup(_) | AuditRecord::Webhook(_) | AuditRecord::Operator(_) => false,
         };
         if !known {
             self.rotate_if_full();
-            self.chain.append(&mut self.pending, |line| record.write(time, line));
+            self.chain.append(&mut self.pending, time, &record);
             self.pending_records += 1;
         }
-        self.waiting.extend(waiting);
+        self.waiting.extend(confirm);
     }
 
-    fn note(&mut self, note: &Note) {
-        let (time, algorithm) = (self.clock.now(), self.chain.algorithm());
-        self.chain.append(&mut self.pending, |line| note.write(time, algorithm, line));
+    fn append_system(&mut self, record: &SystemRecord) {
+        self.chain.append(&mut self.pending, self.clock.now(), record);
         self.pending_records += 1;
     }
 
     fn report_drops(&mut self) {
-        let dropped = self.shared.take_dropped();
-        if dropped.total() > 0 {
-            tracing::warn!(records = dropped.total(), "audit records had been dropped, the sink takes them again");
-            self.note(&Note::Dropped(dropped));
+        let dropped = self.state.take_dropped();
+        let (records, lookups, events) = (dropped.total(), dropped.lookups, dropped.events);
+        if records > 0 {
+            tracing::warn!(records, "audit records were dropped, the sink accepts records again");
+            self.append_system(&SystemRecord::Dropped { records, lookups, events });
         }
     }
 
-    /// Begins the next file, between two batches.
+    /// Starts the next file, between two batches.
     fn rotate_if_full(&mut self) {
         if !self.pending.is_empty() || !self.sink.is_full() {
             return;
@@ -143,24 +163,24 @@ impl Writer {
         match self.sink.rotate() {
             Ok(after) => {
                 self.unsynced_since = None;
-                self.note(&Note::Continued { after });
+                self.append_system(&SystemRecord::continued(self.chain.algorithm(), after));
             }
-            Err(error) => tracing::warn!(%error, "no new audit file could be begun, the full one goes on"),
+            Err(error) => tracing::warn!(%error, "cannot create a new audit file, continuing with the full one"),
         }
     }
 
-    /// Writes what is pending and syncs what is due; tells whether the sink works.
+    /// Writes the pending records and syncs if it is time; returns whether the sink works.
     fn flush(&mut self) -> bool {
-        self.shared.busy(true);
+        self.state.set_writing(true);
         let done = self.write().and_then(|()| self.sync());
-        self.shared.busy(false);
-        self.shared.works(done.as_ref().err());
+        self.state.set_writing(false);
+        self.state.set_failure(done.as_ref().err());
         if done.is_err() {
             return false;
         }
-        for waiting in self.waiting.drain(..) {
-            // Who no longer waits has gone on without.
-            let _ = waiting.send(());
+        for confirm in self.waiting.drain(..) {
+            // A caller whose wait timed out has gone.
+            let _ = confirm.send(());
         }
         true
     }
@@ -169,11 +189,11 @@ impl Writer {
         if self.pending.is_empty() {
             return Ok(());
         }
-        if let Err(interrupted) = self.sink.write(&self.pending) {
-            self.pending.drain(..interrupted.written);
-            return Err(interrupted.error);
+        if let Err(partial) = self.sink.write(&self.pending) {
+            self.pending.drain(..partial.written);
+            return Err(partial.error);
         }
-        self.shared.metrics.audit_records.with(AuditOutcome::Written).increment(self.pending_records);
+        self.state.metrics.audit_records.with(AuditOutcome::Written).increment(self.pending_records);
         self.pending.clear();
         self.pending_records = 0;
         self.unsynced_since.get_or_insert_with(Instant::now);
@@ -193,9 +213,9 @@ impl Writer {
         Ok(())
     }
 
-    /// How long there is nothing to do by itself.
+    /// Returns how long the writer may wait for the next record.
     fn idle(&self) -> Duration {
-        if self.shared.is_closing() {
+        if self.state.is_closing() {
             return Duration::ZERO;
         }
         match (self.unsynced_since, self.fsync) {
@@ -204,27 +224,27 @@ impl Writer {
         }
     }
 
-    fn tell_head(&mut self, every: Duration) {
+    fn log_head(&mut self, every: Duration) {
         let head = self.chain.head();
-        if head.seq != self.told.1 && self.told.0.elapsed() >= every {
+        if head.seq != self.logged_head.1 && self.logged_head.0.elapsed() >= every {
             tracing::info!(chain = head.chain, seq = head.seq, hash = %head.hash, "head of the audit chain");
-            self.told = (Instant::now(), head.seq);
+            self.logged_head = (Instant::now(), head.seq);
         }
     }
 
-    /// Writes what is left, and makes it durable.
-    fn end(&mut self) {
-        while let Ok(entry) = self.entries.try_recv() {
-            self.take(entry);
+    /// Writes the remaining records and makes them durable.
+    fn finish(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.append(command);
         }
         self.report_drops();
-        self.note(&Note::Stopped);
+        self.append_system(&SystemRecord::Process(ProcessEvent::Stopped));
         self.fsync = Fsync::Always;
         if self.flush() {
-            self.tell_head(Duration::ZERO);
+            self.log_head(Duration::ZERO);
         } else {
-            self.shared.metrics.audit_records.with(AuditOutcome::Dropped).increment(self.pending_records);
-            tracing::error!(records = self.pending_records, "audit records were lost: the sink failed to the end");
+            self.state.metrics.audit_records.with(AuditOutcome::Dropped).increment(self.pending_records);
+            tracing::error!(records = self.pending_records, "audit records were lost: the sink failed until shutdown");
         }
     }
 }

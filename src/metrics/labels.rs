@@ -1,4 +1,4 @@
-//! The label sets of the catalogue: each is closed, so that no series can hold a tenant's data.
+//! The label sets of the catalogue. Each is a closed set, so no series can contain data of a tenant.
 
 use crate::domain::{Kind, Shape};
 
@@ -7,7 +7,7 @@ pub trait LabelSet: Copy + 'static {
     /// All values.
     const ALL: &'static [Self];
 
-    /// Returns the value as it stands in a scrape.
+    /// Returns the value as in a scrape.
     fn value(self) -> &'static str;
 
     /// Returns the position in [`Self::ALL`].
@@ -51,22 +51,22 @@ labels!(
     }
 );
 labels!(
-    /// Whether something worked.
+    /// Whether an operation succeeded.
     Outcome { Ok = "ok", Error = "error" }
 );
 labels!(
-    /// What became of judging a token's privileges.
+    /// The result of a check of a token's privileges.
     PrivilegeOutcome { Ok = "ok", Refused = "refused", Error = "error" }
 );
 labels!(
-    /// What became of a posted event.
+    /// The result of a posted event.
     IngestOutcome {
         Queued = "queued", Ignored = "ignored", Unauthorized = "unauthorized", Malformed = "malformed",
         Foreign = "foreign", Unavailable = "unavailable",
     }
 );
 labels!(
-    /// What became of a delivered event.
+    /// The result of a delivered event.
     ConsumerOutcome {
         Applied = "applied", Duplicate = "duplicate", Outrun = "outrun", Retried = "retried",
         DeadLettered = "dead_lettered",
@@ -80,23 +80,23 @@ labels!(
     }
 );
 labels!(
-    /// What became of a fill.
+    /// The result of a fill.
     FillOutcome { Stored = "stored", Unsettled = "unsettled", Refused = "refused" }
 );
 labels!(
-    /// Why something is fetched that nobody waits for.
+    /// Why a background fetch runs.
     RefreshCause {
-        /// A record near its end.
+        /// The record is close to its expiry.
         Early = "early",
-        /// A tombstone, to see whether the customer is there again.
+        /// A tombstone, to check whether the customer exists again.
         Tombstone = "tombstone",
     }
 );
 labels!(
-    /// What became of an audit record.
+    /// The result of an audit record.
     AuditOutcome {
         Written = "written", Dropped = "dropped",
-        /// Strict mode: what it is about was refused.
+        /// Strict mode: the action was refused.
         Refused = "refused",
     }
 );
@@ -105,7 +105,7 @@ labels!(
     Listener { Public = "public", Admin = "admin" }
 );
 labels!(
-    /// Why a client's connection ended.
+    /// Why the connection of a client ended.
     ConnectionEnd {
         Closed = "closed", Failed = "failed", HandshakeFailed = "handshake_failed",
         HandshakeTimeout = "handshake_timeout", HeaderTimeout = "header_timeout", Idle = "idle", Stalled = "stalled",
@@ -113,11 +113,11 @@ labels!(
     }
 );
 labels!(
-    /// What became of a span that was recorded.
+    /// The result of a recorded span.
     SpanOutcome { Exported = "exported", Dropped = "dropped" }
 );
 labels!(
-    /// A door at which someone was turned away.
+    /// An endpoint that checks credentials.
     Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin", Token = "token" }
 );
 

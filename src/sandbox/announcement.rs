@@ -1,4 +1,4 @@
-//! Announcements: what an event says of a change, and where the change's answer names its events.
+//! The event of a change, and the header of the answer that names the events of a change.
 
 use axum::response::{IntoResponseParts, ResponseParts};
 use http::{HeaderName, HeaderValue};
@@ -7,18 +7,18 @@ use uuid::Uuid;
 
 use crate::domain::Timestamp;
 
-use super::oauth::{ORGANISATION, Role};
+use super::contact::ContactView;
+use super::oauth::{ClientKind, ORGANISATION};
 use super::shapes;
-use super::world::View;
 
-/// The header of a write's answer that names the events it caused, separated by commas.
+/// The header that names the events of a write, separated by commas.
 const EVENTS: HeaderName = HeaderName::from_static("sandbox-events");
 
-/// The ids of the events that a write caused; a part of its answer.
+/// The ids of the events of a write; a part of its answer.
 #[derive(Debug, Default)]
-pub(super) struct Announced(pub(super) Vec<Uuid>);
+pub(super) struct CausedEvents(pub(super) Vec<Uuid>);
 
-impl IntoResponseParts for Announced {
+impl IntoResponseParts for CausedEvents {
     type Error = std::convert::Infallible;
 
     fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
@@ -30,18 +30,18 @@ impl IntoResponseParts for Announced {
     }
 }
 
-/// What is announced of one contact.
-pub(super) struct Change {
-    /// The id of its event, the same in every copy.
+/// The event of one changed contact.
+pub(super) struct ContactEvent {
+    /// The event id, the same in every copy.
     pub(super) id: Uuid,
     topic: String,
     template: &'static str,
     body: Value,
 }
 
-impl Change {
-    /// A contact was created, changed or merged: the contact topic, with the whole contact.
-    pub(super) fn of_contact(view: &View) -> Self {
+impl ContactEvent {
+    /// A contact was created, changed or merged: the contact topic, with the full contact.
+    pub(super) fn of_contact(view: &ContactView) -> Self {
         Self {
             id: Uuid::new_v4(),
             topic: format!("v2.externalcontacts.contacts.{}", view.id),
@@ -51,7 +51,7 @@ impl Change {
     }
 
     /// A contact was deleted: the audit topic.
-    pub(super) fn of_deletion(view: &View, by: Role, at: Timestamp) -> Self {
+    pub(super) fn of_deletion(view: &ContactView, by: ClientKind, at: Timestamp) -> Self {
         Self {
             id: Uuid::new_v4(),
             topic: format!("v2.audits.entitytype.Contact.entityid.{}", view.id),
@@ -65,7 +65,7 @@ impl Change {
         }
     }
 
-    /// Wraps it as EventBridge does: `time` in whole seconds, `detail.timestamp` in milliseconds.
+    /// Wraps the event like EventBridge: `time` in whole seconds, `detail.timestamp` in milliseconds.
     pub(super) fn envelope(&self, now: Timestamp) -> Value {
         let second = Timestamp::from_millis(now.as_millis().div_euclid(1_000) * 1_000).to_string();
         json!({

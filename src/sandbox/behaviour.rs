@@ -1,8 +1,8 @@
-//! Behaviour: how the sandbox is made slow, wrong, strict or forgetful while it runs.
+//! Behaviour: settings that make the running sandbox slow, faulty or strict.
 //!
-//! `POST /sandbox/behaviour` changes the keys that it names and leaves the others; `null` puts a key
-//! back. An update with anything wrong in it changes nothing. Failures, broken JSON and the rate
-//! limit meet reads only: whoever tests an outage must still be able to change a customer in it.
+//! `POST /sandbox/behaviour` changes the given keys and keeps the others; `null` resets a key to its default. An update
+//! with an error changes nothing. Failures, malformed JSON and the rate limit apply to reads only: a test of an outage
+//! must still be able to change a customer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use super::Genesys;
-use super::contacts::Object;
-use super::errors::Refusal;
-use super::oauth::Role;
+use super::SandboxState;
+use super::contacts::JsonObject;
+use super::errors::ApiError;
+use super::oauth::ClientKind;
 
-/// Everything that can be asked of `POST /sandbox/behaviour`.
+/// The keys of `POST /sandbox/behaviour`.
 const KEYS: [&str; 15] = [
     "latency",
     "fail_ratio",
@@ -46,33 +46,33 @@ const MAX_PERMISSIONS: usize = 100;
 /// How the sandbox behaves.
 #[derive(Clone, Debug)]
 pub(super) struct Behaviour {
-    /// How long an answer about contacts takes on its way back.
+    /// The delay of each answer about contacts.
     pub(super) latency: Duration,
     fail_ratio: Option<f64>,
     fail_status: Option<StatusCode>,
     malformed: bool,
     retry_after: Option<u64>,
-    /// How much later than a change reads show it.
+    /// The delay after which reads show a change.
     pub(super) read_lag: Duration,
-    /// Whether a profile that is read tells when it was read.
+    /// Whether a profile in an answer has the time of the read.
     pub(super) stamp_reads: bool,
-    /// How much later than a change its event is posted, at least.
+    /// The minimum delay from a change to its event.
     pub(super) event_lag: Duration,
-    /// How much later than that it may be posted, at random for each copy: so events overtake each other.
+    /// A random extra delay for each copy, so that events overtake each other.
     pub(super) event_jitter: Duration,
-    /// How often an event is posted on top of the first time.
+    /// The number of extra copies of each event.
     pub(super) event_duplicates: usize,
     /// Whether changes post events.
     pub(super) events: bool,
     rate_limit_per_minute: Option<u32>,
-    /// The `sandbox` client's permissions, instead of its own.
+    /// Overrides the permissions of the `sandbox` client.
     pub(super) permissions: Option<Vec<String>>,
-    /// How long a new token lives, in seconds.
+    /// The lifetime of a new token, in seconds.
     pub(super) token_lifetime: u64,
 }
 
 impl Behaviour {
-    /// Returns the behaviour of a sandbox that nothing was asked of.
+    /// Returns the default behaviour.
     pub(super) const fn new(latency: Duration) -> Self {
         Self {
             latency,
@@ -92,9 +92,9 @@ impl Behaviour {
         }
     }
 
-    fn set(&mut self, key: &str, value: &Value, defaults: &Self) -> Result<(), Refusal> {
-        let wrong = |expected| Refusal::bad_request(format!("{key} must be {expected}"));
-        // Null puts the default back, which `new` says once.
+    fn set(&mut self, key: &str, value: &Value, defaults: &Self) -> Result<(), ApiError> {
+        let wrong = |expected| ApiError::bad_request(format!("{key} must be {expected}"));
+        // Null restores the default, which `new` defines.
         macro_rules! set {
             ($field:ident, $parsed:expr, $expected:expr) => {
                 self.$field =
@@ -138,7 +138,7 @@ impl Behaviour {
             "revoke_tokens" => return Err(wrong("true or false")),
             _ => {
                 let (key, known) = (key.chars().take(64).collect::<String>(), KEYS.join(", "));
-                return Err(Refusal::bad_request(format!("unknown key {key:?}; known are {known}")));
+                return Err(ApiError::bad_request(format!("unknown key {key:?}; known keys are {known}")));
             }
         }
         Ok(())
@@ -157,25 +157,25 @@ impl Behaviour {
         })
     }
 
-    /// A status without a ratio fails every read.
+    /// Returns the ratio of failing reads; a status without a ratio fails all of them.
     fn failing(&self) -> f64 {
         self.fail_ratio.unwrap_or(if self.fail_status.is_some() { 1.0 } else { 0.0 })
     }
 }
 
-impl Genesys {
-    /// Decides whether this read is answered with something else than what it asked for.
-    pub(super) fn fault(&self, role: Role) -> Option<Response> {
+impl SandboxState {
+    /// Returns an injected failure instead of the answer to this read, if the behaviour asks for one.
+    pub(super) fn injected_failure(&self, client: ClientKind) -> Option<Response> {
         let behaviour = self.behaviour();
-        let spent = behaviour
+        let exceeded = behaviour
             .rate_limit_per_minute
-            .and_then(|per_minute| self.rate_limit.take(role, per_minute, self.clock.now()).err());
-        if let Some(wait) = spent {
+            .and_then(|per_minute| self.rate_limit.take(client, per_minute, self.clock.now()).err());
+        if let Some(wait) = exceeded {
             let seconds = behaviour.retry_after.unwrap_or_else(|| wait.as_millis().div_ceil(1_000) as u64);
-            Some(Refusal::too_many_requests(seconds).into_response())
+            Some(ApiError::too_many_requests(seconds).into_response())
         } else if rand::random::<f64>() < behaviour.failing() {
             let status = behaviour.fail_status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            Some(Refusal::on_purpose(status, behaviour.retry_after).into_response())
+            Some(ApiError::injected(status, behaviour.retry_after).into_response())
         } else if behaviour.malformed {
             Some(([(header::CONTENT_TYPE, "application/json")], "{\"id\":\"0000000").into_response())
         } else {
@@ -185,25 +185,25 @@ impl Genesys {
 }
 
 /// Answers `GET /sandbox/behaviour`.
-pub(super) async fn show(State(genesys): State<Arc<Genesys>>) -> Json<Value> {
-    Json(genesys.behaviour().shown())
+pub(super) async fn show(State(sandbox): State<Arc<SandboxState>>) -> Json<Value> {
+    Json(sandbox.behaviour().shown())
 }
 
-/// Answers `POST /sandbox/behaviour` with the behaviour from now on.
+/// Answers `POST /sandbox/behaviour` with the new behaviour.
 pub(super) async fn update(
-    State(genesys): State<Arc<Genesys>>,
-    Object(update): Object,
-) -> Result<Json<Value>, Refusal> {
-    let mut present = genesys.behaviour.lock();
-    let mut changed = Behaviour::clone(&present);
+    State(sandbox): State<Arc<SandboxState>>,
+    JsonObject(update): JsonObject,
+) -> Result<Json<Value>, ApiError> {
+    let mut current = sandbox.behaviour.lock();
+    let mut changed = Behaviour::clone(&current);
     for (key, value) in &update {
-        changed.set(key, value, &Behaviour::new(genesys.latency))?;
+        changed.set(key, value, &Behaviour::new(sandbox.latency))?;
     }
     if update.get("revoke_tokens") == Some(&Value::Bool(true)) {
-        genesys.tokens.revoke_all();
+        sandbox.tokens.revoke_all();
     }
-    *present = Arc::new(changed);
-    Ok(Json(present.shown()))
+    *current = Arc::new(changed);
+    Ok(Json(current.shown()))
 }
 
 const DURATION: &str = "a duration of at most a day, such as \"150ms\", or a number of milliseconds";
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_known_key_can_be_put_back_and_every_shown_key_is_known() {
+    fn every_known_key_can_be_reset_and_every_shown_key_is_known() {
         let defaults = Behaviour::new(Duration::from_millis(150));
         for key in KEYS {
             assert!(defaults.clone().set(key, &Value::Null, &defaults).is_ok(), "{key}");

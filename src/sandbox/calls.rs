@@ -1,7 +1,7 @@
-//! Counts: how many reads there were of which contact, how many one client may make in a minute, and
-//! how many events came how far.
+//! Counts: reads of each contact, reads of each client in a minute, and events by state.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -11,18 +11,20 @@ use serde_json::{Value, json};
 
 use crate::domain::{CustomerId, Timestamp};
 
-use super::oauth::Role;
+use super::SandboxState;
+use super::events::EventCounts;
+use super::oauth::ClientKind;
 
-/// How many contacts are counted one by one; the total stays exact beyond that.
+/// The limit of separately counted contacts; the total includes all.
 const MAX_COUNTED: usize = 100_000;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The counts of profile reads since start, by the id that was asked for.
+/// The counts of profile reads since start, by requested id.
 #[derive(Default)]
-pub(super) struct Calls(Mutex<Counts>);
+pub(super) struct Calls(Mutex<CallCounts>);
 
 #[derive(Default)]
-struct Counts {
+struct CallCounts {
     total: u64,
     contacts: HashMap<CustomerId, u64>,
 }
@@ -41,38 +43,36 @@ impl Calls {
 }
 
 /// Answers `GET /sandbox/calls`.
-pub(super) async fn show(State(genesys): State<std::sync::Arc<super::Genesys>>) -> Json<Value> {
-    let counts = genesys.calls.0.lock();
+pub(super) async fn show(State(sandbox): State<Arc<SandboxState>>) -> Json<Value> {
+    let counts = sandbox.calls.0.lock();
     let contacts: serde_json::Map<_, _> =
         counts.contacts.iter().map(|(customer, count)| (customer.expose().to_owned(), Value::from(*count))).collect();
-    Json(json!({ "contacts": contacts, "total": counts.total, "tokens": genesys.tokens.count() }))
+    Json(json!({ "contacts": contacts, "total": counts.total, "tokens": sandbox.tokens.count() }))
 }
 
 /// Answers `GET /sandbox/events`.
-pub(super) async fn events(State(genesys): State<std::sync::Arc<super::Genesys>>) -> Json<Value> {
-    let tally = genesys.events.tally();
-    let (announced, acknowledged, waiting) = (tally.announced, tally.acknowledged, tally.waiting);
+pub(super) async fn events(State(sandbox): State<Arc<SandboxState>>) -> Json<Value> {
+    let EventCounts { announced, acknowledged, waiting } = sandbox.events.counts();
     Json(json!({ "announced": announced, "acknowledged": acknowledged, "waiting": waiting }))
 }
 
-/// What each client has read in the present minute; a minute begins with the first read in it.
+/// The reads of each client in the current minute; a minute starts with its first read.
 #[derive(Default)]
-pub(super) struct RateLimit(Mutex<[Option<Minute>; Role::ALL.len()]>);
+pub(super) struct RateLimit(Mutex<[Option<MinuteWindow>; ClientKind::ALL.len()]>);
 
 #[derive(Clone, Copy)]
-struct Minute {
+struct MinuteWindow {
     began: Timestamp,
     reads: u32,
 }
 
 impl RateLimit {
-    /// Takes one read of this client's `per_minute`; answers how long it has to wait if there is
-    /// none left.
-    pub(super) fn take(&self, role: Role, per_minute: u32, now: Timestamp) -> Result<(), Duration> {
+    /// Counts one read of a client, or returns how long the client must wait if `per_minute` is reached.
+    pub(super) fn take(&self, client: ClientKind, per_minute: u32, now: Timestamp) -> Result<(), Duration> {
         let mut minutes = self.0.lock();
-        let minute = match &mut minutes[role as usize] {
+        let minute = match &mut minutes[client as usize] {
             Some(minute) if now.since(minute.began) < MINUTE => minute,
-            over => over.insert(Minute { began: now, reads: 0 }),
+            over => over.insert(MinuteWindow { began: now, reads: 0 }),
         };
         if minute.reads < per_minute {
             minute.reads += 1;
@@ -88,13 +88,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spent_minute_refuses_until_it_is_over_and_for_its_client_only() {
+    fn the_rate_limit_is_per_client_and_per_minute() {
         let (limit, start) = (RateLimit::default(), Timestamp::from_millis(1_000_000));
-        assert_eq!(limit.take(Role::Sandbox, 2, start), Ok(()));
-        assert_eq!(limit.take(Role::Sandbox, 2, start), Ok(()));
+        assert_eq!(limit.take(ClientKind::Sandbox, 2, start), Ok(()));
+        assert_eq!(limit.take(ClientKind::Sandbox, 2, start), Ok(()));
         let later = start.plus(Duration::from_secs(20));
-        assert_eq!(limit.take(Role::Sandbox, 2, later), Err(Duration::from_secs(40)));
-        assert_eq!(limit.take(Role::Editor, 2, later), Ok(()));
-        assert_eq!(limit.take(Role::Sandbox, 2, start.plus(MINUTE)), Ok(()));
+        assert_eq!(limit.take(ClientKind::Sandbox, 2, later), Err(Duration::from_secs(40)));
+        assert_eq!(limit.take(ClientKind::Editor, 2, later), Ok(()));
+        assert_eq!(limit.take(ClientKind::Sandbox, 2, start.plus(MINUTE)), Ok(()));
     }
 }

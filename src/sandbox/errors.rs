@@ -1,4 +1,4 @@
-//! What a refused request is told: Genesys' `ErrorBody`.
+//! Error answers: the `ErrorBody` of Genesys.
 
 use std::borrow::Cow;
 
@@ -8,20 +8,19 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use uuid::Uuid;
 
-/// The header that names a request at Genesys; an error's `contextId` is the same.
+/// The header with the request id of Genesys; the `contextId` of an error is the same.
 pub(super) const CORRELATION_ID: HeaderName = HeaderName::from_static("inin-correlation-id");
 
-/// A refused request. Nothing that the request held is repeated in it, except the key of a
-/// behaviour that is not known.
+/// An error answer. It repeats no data of the request, except an unknown behaviour key.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: Cow<'static, str>,
     retry_after: Option<u64>,
 }
 
-impl Refusal {
+impl ApiError {
     const fn new(status: StatusCode, code: &'static str, message: &'static str) -> Self {
         Self { status, code, message: Cow::Borrowed(message), retry_after: None }
     }
@@ -33,10 +32,10 @@ impl Refusal {
 
     /// 405.
     pub(super) const fn method_not_allowed() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method.not.allowed", "This resource does not take this method.")
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method.not.allowed", "This resource does not support this method.")
     }
 
-    /// 400, with what was expected.
+    /// 400, with the expectation.
     pub(super) fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self { message: message.into(), ..Self::new(StatusCode::BAD_REQUEST, "bad.request", "") }
     }
@@ -46,7 +45,7 @@ impl Refusal {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "request.entity.too.large",
-            "A contact and a request body may have 512000 bytes.",
+            "A contact or request body must not exceed 512000 bytes.",
         )
     }
 
@@ -59,12 +58,12 @@ impl Refusal {
         )
     }
 
-    /// 401: a token that was never given out, has expired or was revoked.
+    /// 401: the token is unknown, expired or revoked.
     pub(super) const fn bad_credentials() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "bad.credentials", "Invalid login credentials.")
     }
 
-    /// 403, naming the permission.
+    /// 403, with the missing permission.
     pub(super) fn missing_permissions(permission: &'static str) -> Self {
         Self {
             message: format!(
@@ -75,7 +74,7 @@ impl Refusal {
         }
     }
 
-    /// 429 in its present form: a `Retry-After` and no rate-limit headers.
+    /// 429 in the current form of Genesys: a `Retry-After` and no rate-limit headers.
     pub(super) fn too_many_requests(retry_after: u64) -> Self {
         Self {
             message: format!("Rate limit exceeded the maximum. Retry the request in [{retry_after}] seconds").into(),
@@ -84,13 +83,13 @@ impl Refusal {
         }
     }
 
-    /// 503: the sandbox cannot take a change now.
+    /// 503: the sandbox cannot accept a change now.
     pub(super) const fn unavailable(message: &'static str) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "service.unavailable", message)
     }
 
-    /// The failure that was asked for through the behaviour.
-    pub(super) fn on_purpose(status: StatusCode, retry_after: Option<u64>) -> Self {
+    /// A failure that the behaviour asks for.
+    pub(super) fn injected(status: StatusCode, retry_after: Option<u64>) -> Self {
         let code = match status.as_u16() {
             429 => return Self::too_many_requests(retry_after.unwrap_or(1)),
             400 => "bad.request",
@@ -102,11 +101,11 @@ impl Refusal {
             504 => "request.timeout",
             _ => "internal.server.error",
         };
-        Self { retry_after, ..Self::new(status, code, "The sandbox was asked to fail.") }
+        Self { retry_after, ..Self::new(status, code, "The sandbox was configured to fail.") }
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let correlation = Uuid::new_v4().to_string();
         let body = json!({

@@ -1,13 +1,13 @@
-//! The fields of a contact: which of them a writer may set, how large they grow, how they are patched.
+//! The fields of a contact: which are writable, their maximum size, and how a patch applies.
 
 use serde_json::{Map, Value};
 
-use super::errors::Refusal;
+use super::errors::ApiError;
 
-/// The largest contact (its writable fields) and request body, in bytes: Genesys' `request.bytes.max`.
+/// The maximum size of a contact (its writable fields) and of a request body, in bytes: `request.bytes.max` of Genesys.
 pub(super) const MAX_BYTES: usize = 512_000;
 
-/// What Genesys itself decides about a contact; a writer's values for these are ignored.
+/// The fields that Genesys sets itself; values in a request are ignored.
 const READ_ONLY: [&str; 13] = [
     "id",
     "division",
@@ -27,15 +27,15 @@ const READ_ONLY: [&str; 13] = [
 /// The JSON fields of a contact.
 pub(super) type Fields = Map<String, Value>;
 
-/// Refuses with 413 what outgrows [`MAX_BYTES`].
-pub(super) fn fits(fields: Fields) -> Result<Fields, Refusal> {
+/// Refuses fields above [`MAX_BYTES`] with 413.
+pub(super) fn fits(fields: Fields) -> Result<Fields, ApiError> {
     match serde_json::to_vec(&fields) {
         Ok(json) if json.len() <= MAX_BYTES => Ok(fields),
-        _ => Err(Refusal::too_large()),
+        _ => Err(ApiError::too_large()),
     }
 }
 
-/// Drops what a writer has no say in.
+/// Removes the read-only fields.
 pub(super) fn writable(mut fields: Fields) -> Fields {
     fields.retain(|name, _| !READ_ONLY.contains(&name.as_str()));
     fields

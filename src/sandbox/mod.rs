@@ -1,31 +1,32 @@
-//! A small real Genesys on loopback: what a new user plays with, and what the tests drive.
+//! The sandbox: a small imitation of Genesys on loopback, for new users and for the tests.
 //!
-//! It is an HTTP server with the shapes of Genesys Cloud: OAuth client credentials, external
-//! contacts with merges and deletions, errors, rate limits, and an EventBridge event posted to a
-//! webhook for every change. Its people are invented, a pure function of their number, so it starts
-//! at once with a million of them. `/sandbox/behaviour` makes it slow, wrong or strict while it
-//! runs; `/sandbox/calls` tells what reached it, `/sandbox/events` what became of its events, and the
-//! answer to a write names the events it caused in `Sandbox-Events`. None of these needs a token, and
-//! all credentials are known to everyone: it is no place for real data.
+//! It is an HTTP server with the API of Genesys Cloud: OAuth client credentials, external contacts with merges and
+//! deletions, errors, rate limits, and an EventBridge event to a webhook for every change. Its customers are generated
+//! from their number, so it starts immediately with a million of them.
 //!
-//! Nothing is kept across restarts. Memory is bounded: changed contacts, tokens, counted ids and
-//! undelivered events each have their limit, beyond which a write is refused (contacts, events),
-//! the oldest is forgotten (tokens) or only the total counts (ids).
+//! `/sandbox/behaviour` makes the running sandbox slow, faulty or strict; `/sandbox/calls` counts the requests,
+//! `/sandbox/events` the events by state, and the answer to a write names its events in `Sandbox-Events`. None of these
+//! needs a token, and all credentials are public: do not store real data here.
 //!
-//! When shutdown is requested it takes no new connections, sends the answers that are under way
-//! without their latency, and drops undelivered events with one log line that counts them.
+//! Nothing survives a restart. Memory is bounded: changed contacts, tokens, counted ids and undelivered events each have a
+//! limit. Above it a write is refused (contacts, events), the oldest entry is removed (tokens), or only the total counts
+//! (ids).
+//!
+//! On shutdown it accepts no new connections, sends pending answers without their latency, and drops undelivered events
+//! with one log line that counts them.
 
 mod announcement;
 mod behaviour;
 mod calls;
+mod contact;
 mod contacts;
+mod directory;
 mod errors;
 mod events;
 mod fields;
 mod oauth;
 mod people;
 mod shapes;
-mod world;
 
 use std::fmt;
 use std::io;
@@ -51,47 +52,47 @@ use crate::domain::Secret;
 use crate::shutdown::Shutdown;
 
 use behaviour::Behaviour;
-use errors::{CORRELATION_ID, Refusal};
+use errors::{ApiError, CORRELATION_ID};
 
 /// `[sandbox]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Whether it runs inside `profile-edge run`; absent: only while no `[[tenant]]` is configured.
+    /// Whether it runs inside `profile-edge run`; by default only while no `[[tenant]]` is configured.
     #[serde(default)]
     pub enabled: Option<bool>,
-    /// Where it listens.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// How many invented customers it starts with.
+    /// The number of generated customers at start.
     pub customers: u32,
-    /// How long each answer of its API takes.
+    /// The delay of each answer of its API.
     #[serde(with = "humantime_serde")]
     pub latency: Duration,
 }
 
-/// What a sandbox is started with.
+/// The options of a sandbox.
 #[derive(Debug)]
 pub struct Options {
-    /// Where it listens.
+    /// The address or the listener.
     pub listen: Listen,
-    /// How many invented customers it starts with.
+    /// The number of generated customers at start.
     pub customers: u32,
-    /// How long each answer about contacts takes, until `/sandbox/behaviour` says otherwise.
+    /// The delay of each answer about contacts, until `/sandbox/behaviour` changes it.
     pub latency: Duration,
-    /// Where every change is posted; absent: nowhere.
+    /// The webhook for events; without one, changes post no events.
     pub webhook: Option<Webhook>,
 }
 
-/// An address to bind, or a listener that is bound already.
+/// An address to bind, or a bound listener.
 #[derive(Debug)]
 pub enum Listen {
-    /// To be bound by [`Sandbox::start`].
+    /// [`Sandbox::start`] binds it.
     Address(SocketAddr),
     /// Bound by the caller.
     Bound(TcpListener),
 }
 
-/// Where events are posted, authenticated by the header `X-API-Key`.
+/// The target of events, which carry the header `X-API-Key`.
 #[derive(Clone)]
 pub struct Webhook {
     /// The URL, `http` or `https`.
@@ -100,7 +101,7 @@ pub struct Webhook {
     pub key: Secret,
 }
 
-/// A running sandbox; it stops when the shutdown that it was started with is requested.
+/// A running sandbox; it stops when its shutdown is requested.
 #[derive(Debug)]
 pub struct Sandbox {
     /// The address that it listens on.
@@ -108,78 +109,78 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a sandbox; its tasks are tracked by `shutdown`.
+    /// Starts a sandbox; `shutdown` tracks its tasks.
     ///
     /// # Errors
     ///
-    /// When the address cannot be bound (with the system's own error kind, such as `AddrInUse`), or
-    /// when no HTTPS client can be made for the webhook.
+    /// The address cannot be bound (with the error kind of the system, such as `AddrInUse`), or no HTTPS client can be
+    /// created for the webhook.
     pub async fn start(options: Options, clock: SharedClock, shutdown: Shutdown) -> Result<Self, io::Error> {
         let listener = match options.listen {
             Listen::Address(address) => TcpListener::bind(address).await?,
             Listen::Bound(listener) => listener,
         };
         let addr = listener.local_addr()?;
-        let genesys = Arc::new(Genesys {
-            world: world::World::new(options.customers, Arc::clone(&clock)),
+        let sandbox = Arc::new(SandboxState {
+            directory: directory::ContactDirectory::new(options.customers, Arc::clone(&clock)),
             latency: options.latency,
             behaviour: Mutex::new(Arc::new(Behaviour::new(options.latency))),
-            tokens: oauth::Tokens::default(),
+            tokens: oauth::TokenRegistry::default(),
             calls: calls::Calls::default(),
             rate_limit: calls::RateLimit::default(),
-            events: events::Events::new(options.webhook, Arc::clone(&clock), shutdown.clone())
+            events: events::EventSender::new(options.webhook, Arc::clone(&clock), shutdown.clone())
                 .map_err(io::Error::other)?,
             clock,
             shutdown: shutdown.clone(),
         });
-        shutdown.spawn(serve(listener, genesys));
+        shutdown.spawn(serve(listener, sandbox));
         Ok(Self { addr })
     }
 }
 
-/// Everything that the routes share.
-struct Genesys {
-    world: world::World,
-    /// The latency that it was started with.
+/// The state that the routes share.
+struct SandboxState {
+    directory: directory::ContactDirectory,
+    /// The latency at start.
     latency: Duration,
     behaviour: Mutex<Arc<Behaviour>>,
-    tokens: oauth::Tokens,
+    tokens: oauth::TokenRegistry,
     calls: calls::Calls,
     rate_limit: calls::RateLimit,
-    events: events::Events,
+    events: events::EventSender,
     clock: SharedClock,
     shutdown: Shutdown,
 }
 
-impl Genesys {
+impl SandboxState {
     fn behaviour(&self) -> Arc<Behaviour> {
         Arc::clone(&self.behaviour.lock())
     }
 }
 
-async fn serve(listener: TcpListener, genesys: Arc<Genesys>) {
-    // Small answers wait for nobody's acknowledgement.
+async fn serve(listener: TcpListener, sandbox: Arc<SandboxState>) {
+    // Small answers do not wait for an acknowledgement (Nagle).
     let listener = listener.tap_io(|connection| {
         let _ = connection.set_nodelay(true);
     });
-    let stop = genesys.shutdown.clone();
-    let served = axum::serve(listener, router(Arc::clone(&genesys)))
+    let stop = sandbox.shutdown.clone();
+    let served = axum::serve(listener, router(Arc::clone(&sandbox)))
         .with_graceful_shutdown(async move { stop.requested().await })
         .await;
     if let Err(error) = served {
-        tracing::error!(%error, "sandbox stopped serving");
+        tracing::error!(%error, "the sandbox stopped serving");
     }
-    genesys.events.close().await;
+    sandbox.events.close().await;
 }
 
-fn router(genesys: Arc<Genesys>) -> Router {
+fn router(sandbox: Arc<SandboxState>) -> Router {
     let contact = get(contacts::read).put(contacts::replace).patch(contacts::amend).delete(contacts::remove);
     let contacts = Router::new()
         .route("/", post(contacts::create))
         .route("/merge", post(contacts::merge))
         .route("/{id}", contact)
         .route("/{id}/unresolved", get(contacts::read_unresolved))
-        .layer(middleware::from_fn_with_state(Arc::clone(&genesys), delay));
+        .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
     Router::new()
         .nest(shapes::CONTACTS, contacts)
         .route("/oauth/token", post(oauth::token))
@@ -191,25 +192,25 @@ fn router(genesys: Arc<Genesys>) -> Router {
         // For `profile-edge healthcheck --admin`, in a container.
         .route("/readyz", get(async || "ready\n"))
         .route("/sandbox/events", get(calls::events))
-        .fallback(async || Refusal::not_found())
-        .method_not_allowed_fallback(async || Refusal::method_not_allowed())
+        .fallback(async || ApiError::not_found())
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(fields::MAX_BYTES))
         .layer(middleware::map_response(label))
-        .with_state(genesys)
+        .with_state(sandbox)
 }
 
-/// Holds an answer back for the latency that was set when its request arrived.
-async fn delay(State(genesys): State<Arc<Genesys>>, request: Request, next: Next) -> Response {
-    let latency = genesys.behaviour().latency;
+/// Delays an answer by the latency at the time of the request.
+async fn delay(State(sandbox): State<Arc<SandboxState>>, request: Request, next: Next) -> Response {
+    let latency = sandbox.behaviour().latency;
     let answer = next.run(request).await;
     tokio::select! {
         () = tokio::time::sleep(latency) => {}
-        () = genesys.shutdown.requested() => {}
+        () = sandbox.shutdown.requested() => {}
     }
     answer
 }
 
-/// Adds what every answer of Genesys carries.
+/// Adds the headers of every Genesys answer.
 async fn label(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate"));
@@ -235,7 +236,7 @@ impl From<TcpListener> for Listen {
 
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A URL may carry credentials of its own.
+        // A URL may contain credentials.
         write!(f, "Webhook({}://{}, [redacted])", self.url.scheme(), self.url.host_str().unwrap_or_default())
     }
 }

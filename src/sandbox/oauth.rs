@@ -1,8 +1,8 @@
-//! OAuth: clients, the tokens they were given, and what a token may do.
+//! OAuth: clients, their tokens and permissions.
 //!
-//! Two clients are known, by credentials that everyone may know: `sandbox` reads, `editor` also
-//! writes. Tokens are opaque and remembered until they expire, are revoked, or a hundred thousand
-//! newer ones were given out. The bearer [`EDITOR_BEARER`] is a token of `editor` that always works.
+//! There are two clients with public credentials: `sandbox` reads, `editor` also writes. Tokens are opaque and valid until they
+//! expire, are revoked, or a hundred thousand newer ones were issued. The bearer [`EDITOR_BEARER`] is a token of `editor`
+//! that always works.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use url::form_urlencoded;
 
 use crate::domain::Timestamp;
 
-use super::Genesys;
-use super::errors::Refusal;
+use super::SandboxState;
+use super::errors::ApiError;
 use super::shapes;
 
-/// A bearer that always works, for curl.
+/// A bearer token that always works, for curl.
 pub(super) const EDITOR_BEARER: &str = "sandbox-editor";
-/// The organisation that everything belongs to.
+/// The only organisation.
 pub(super) const ORGANISATION: &str = "5a4d0000-0000-4000-8000-000000000001";
 
 /// May read contacts.
@@ -43,31 +43,31 @@ pub(super) const DELETE: &str = "externalContacts:contact:delete";
 /// May merge contacts.
 pub(super) const MERGE: &str = "externalContacts:identity:merge";
 
-/// How many tokens are remembered.
+/// The limit of valid tokens.
 const MAX_TOKENS: usize = 100_000;
 
 /// The OAuth clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Reads, unless the behaviour `permissions` says otherwise.
+pub(super) enum ClientKind {
+    /// Reads, unless the behaviour `permissions` overrides that.
     Sandbox,
     /// Reads and writes.
     Editor,
 }
 
-impl Role {
-    /// All roles.
+impl ClientKind {
+    /// All clients.
     pub(super) const ALL: [Self; 2] = [Self::Sandbox, Self::Editor];
 
-    /// The client id, which is the secret too.
-    const fn client(self) -> &'static str {
+    /// Returns the client id, which is also the secret.
+    const fn credential(self) -> &'static str {
         match self {
             Self::Sandbox => "sandbox",
             Self::Editor => "editor",
         }
     }
 
-    /// The client's id as an entity at Genesys.
+    /// Returns the id of the client as an entity at Genesys.
     pub(super) const fn id(self) -> &'static str {
         match self {
             Self::Sandbox => "5a4d0000-0000-4000-8000-0000000000a1",
@@ -90,66 +90,66 @@ impl Role {
     }
 }
 
-/// The tokens that were given out.
+/// The issued tokens.
 #[derive(Default)]
-pub(super) struct Tokens(Mutex<Given>);
+pub(super) struct TokenRegistry(Mutex<IssuedTokens>);
 
 #[derive(Default)]
-struct Given {
-    grants: HashMap<String, Grant>,
+struct IssuedTokens {
+    grants: HashMap<String, TokenGrant>,
     oldest_first: VecDeque<String>,
     count: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Grant {
-    role: Role,
+struct TokenGrant {
+    kind: ClientKind,
     expires: Timestamp,
 }
 
-impl Tokens {
-    fn give(&self, role: Role, expires: Timestamp) -> String {
+impl TokenRegistry {
+    fn issue(&self, kind: ClientKind, expires: Timestamp) -> String {
         let token = BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
-        let mut given = self.0.lock();
-        if given.oldest_first.len() >= MAX_TOKENS
-            && let Some(oldest) = given.oldest_first.pop_front()
+        let mut issued = self.0.lock();
+        if issued.oldest_first.len() >= MAX_TOKENS
+            && let Some(oldest) = issued.oldest_first.pop_front()
         {
-            given.grants.remove(&oldest);
+            issued.grants.remove(&oldest);
         }
-        given.grants.insert(token.clone(), Grant { role, expires });
-        given.oldest_first.push_back(token.clone());
-        given.count += 1;
+        issued.grants.insert(token.clone(), TokenGrant { kind, expires });
+        issued.oldest_first.push_back(token.clone());
+        issued.count += 1;
         token
     }
 
-    fn role_of(&self, token: &str, now: Timestamp) -> Option<Role> {
+    fn client_of(&self, token: &str, now: Timestamp) -> Option<ClientKind> {
         let grant = self.0.lock().grants.get(token).copied()?;
-        (now < grant.expires).then_some(grant.role)
+        (now < grant.expires).then_some(grant.kind)
     }
 
-    /// Revokes all tokens given out so far.
+    /// Revokes all tokens issued so far.
     pub(super) fn revoke_all(&self) {
-        let mut given = self.0.lock();
-        given.grants.clear();
-        given.oldest_first.clear();
+        let mut issued = self.0.lock();
+        issued.grants.clear();
+        issued.oldest_first.clear();
     }
 
-    /// Returns how many tokens were ever given out.
+    /// Returns the number of tokens issued since start.
     pub(super) fn count(&self) -> u64 {
         self.0.lock().count
     }
 }
 
-/// Who makes a request: the client that its bearer token was given to. A request without a valid
-/// token is refused with 401 before anything else of it is looked at.
-pub(super) struct Client {
-    pub(super) role: Role,
+/// The client of a request, by its bearer token. A request without a valid token is refused with 401 before any other
+/// check.
+pub(super) struct AuthenticatedClient {
+    pub(super) kind: ClientKind,
     permissions: Vec<String>,
 }
 
-impl Client {
-    /// Refuses with 403 unless the client has the permission, itself or by `*` for its action.
-    pub(super) fn require(&self, permission: &'static str) -> Result<(), Refusal> {
+impl AuthenticatedClient {
+    /// Refuses with 403 unless the client has the permission, either exactly or with `*` as its action.
+    pub(super) fn require(&self, permission: &'static str) -> Result<(), ApiError> {
         let by_any_action = |held: &str| {
             let prefix = held.strip_suffix('*').filter(|prefix| prefix.ends_with(':'));
             prefix.is_some_and(|prefix| permission.starts_with(prefix))
@@ -157,33 +157,33 @@ impl Client {
         if self.permissions.iter().any(|held| held == permission || by_any_action(held)) {
             Ok(())
         } else {
-            Err(Refusal::missing_permissions(permission))
+            Err(ApiError::missing_permissions(permission))
         }
     }
 }
 
-impl FromRequestParts<Arc<Genesys>> for Client {
-    type Rejection = Refusal;
+impl FromRequestParts<Arc<SandboxState>> for AuthenticatedClient {
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, genesys: &Arc<Genesys>) -> Result<Self, Refusal> {
-        let token = credentials(&parts.headers, "bearer").ok_or(Refusal::authentication_required())?;
-        let role = if token == EDITOR_BEARER {
-            Role::Editor
+    async fn from_request_parts(parts: &mut Parts, sandbox: &Arc<SandboxState>) -> Result<Self, ApiError> {
+        let token = credentials(&parts.headers, "bearer").ok_or(ApiError::authentication_required())?;
+        let kind = if token == EDITOR_BEARER {
+            ClientKind::Editor
         } else {
-            genesys.tokens.role_of(token, genesys.clock.now()).ok_or(Refusal::bad_credentials())?
+            sandbox.tokens.client_of(token, sandbox.clock.now()).ok_or(ApiError::bad_credentials())?
         };
-        let imposed = (role == Role::Sandbox).then(|| genesys.behaviour().permissions.clone()).flatten();
-        Ok(Self { role, permissions: imposed.unwrap_or_else(|| role.permissions()) })
+        let overridden = (kind == ClientKind::Sandbox).then(|| sandbox.behaviour().permissions.clone()).flatten();
+        Ok(Self { kind, permissions: overridden.unwrap_or_else(|| kind.permissions()) })
     }
 }
 
 /// Answers the token endpoint (RFC 6749 section 4.4), with its errors in the form of section 5.2.
 pub(super) async fn token(
-    State(genesys): State<Arc<Genesys>>,
+    State(sandbox): State<Arc<SandboxState>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    // A body that cannot be read has no fields, and is refused for lacking them.
+    // An unreadable body has no fields, and is refused for that.
     let body = body.unwrap_or_default();
     let form: HashMap<_, _> = form_urlencoded::parse(&body).into_owned().collect();
     let field = |name| form.get(name).map_or("", String::as_str);
@@ -192,7 +192,8 @@ pub(super) async fn token(
         Some(decoded) => decoded.as_ref().map_or(("", ""), |(id, secret)| (id, secret)),
         None => (field("client_id"), field("client_secret")),
     };
-    let Some(role) = Role::ALL.into_iter().find(|role| role.client() == id && role.client() == secret) else {
+    let Some(kind) = ClientKind::ALL.into_iter().find(|kind| kind.credential() == id && kind.credential() == secret)
+    else {
         let mut refused = refused(StatusCode::UNAUTHORIZED, "invalid_client", "client authentication failed");
         refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"sandbox\""));
         return refused;
@@ -202,28 +203,28 @@ pub(super) async fn token(
         "" => return refused(StatusCode::BAD_REQUEST, "invalid_request", "grant_type is missing"),
         _ => return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type", "only client_credentials is supported"),
     }
-    let lifetime = genesys.behaviour().token_lifetime;
-    let token = genesys.tokens.give(role, genesys.clock.now().plus(Duration::from_secs(lifetime)));
+    let lifetime = sandbox.behaviour().token_lifetime;
+    let token = sandbox.tokens.issue(kind, sandbox.clock.now().plus(Duration::from_secs(lifetime)));
     Json(json!({ "access_token": token, "token_type": "bearer", "expires_in": lifetime })).into_response()
 }
 
-/// Answers `GET /api/v2/tokens/me`: whose token this is.
-pub(super) async fn token_info(client: Client) -> Json<Value> {
+/// Answers `GET /api/v2/tokens/me`: the client of the token.
+pub(super) async fn token_info(client: AuthenticatedClient) -> Json<Value> {
     let organisation = json!({ "id": ORGANISATION, "name": "Sandbox" });
     Json(json!({
         "organization": organisation, "homeOrganization": organisation,
         "authorizedScope": [], "clonedUser": null, "dateTokenIdles": null,
         "OAuthClient": {
-            "id": client.role.id(), "name": client.role.client(),
+            "id": client.kind.id(), "name": client.kind.credential(),
             "authorizedGrantType": "CLIENT_CREDENTIALS", "scope": [],
-            "roleDivisions": [{ "roleId": client.role.role_id(), "divisionId": "*" }],
+            "roleDivisions": [{ "roleId": client.kind.role_id(), "divisionId": "*" }],
             "state": "active", "organization": organisation,
         },
     }))
 }
 
-/// Answers `GET /api/v2/authorization/subjects/me`: what this token may do.
-pub(super) async fn subject(client: Client) -> Json<Value> {
+/// Answers `GET /api/v2/authorization/subjects/me`: the permissions of the token.
+pub(super) async fn subject(client: AuthenticatedClient) -> Json<Value> {
     let mut policies: Vec<(&str, &str, Vec<&str>)> = Vec::new();
     for permission in &client.permissions {
         let mut parts = permission.splitn(3, ':');
@@ -239,10 +240,10 @@ pub(super) async fn subject(client: Client) -> Json<Value> {
         .map(|(domain, entity, actions)| json!({ "domain": domain, "entityName": entity, "actions": actions }))
         .collect();
     Json(json!({
-        "id": client.role.id(), "name": client.role.client(),
+        "id": client.kind.id(), "name": client.kind.credential(),
         "grants": [{
             "division": shapes::division(),
-            "role": { "id": client.role.role_id(), "name": client.role.client(), "policies": policies },
+            "role": { "id": client.kind.role_id(), "name": client.kind.credential(), "policies": policies },
         }],
     }))
 }
@@ -253,8 +254,8 @@ fn refused(status: StatusCode, error: &str, description: &str) -> Response {
 
 /// Returns the credentials of the Authorization header, if it has this scheme.
 fn credentials<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
-    let (given, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    given.eq_ignore_ascii_case(scheme).then(|| credentials.trim())
+    let (found, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    found.eq_ignore_ascii_case(scheme).then(|| credentials.trim())
 }
 
 fn decode_basic(encoded: &str) -> Option<(String, String)> {

@@ -1,8 +1,7 @@
-//! Invented people: who customer number `n` is before anyone changes it.
+//! Generated customers: the contact of customer number `n` before its first change.
 //!
-//! A person is a pure function of the number, so a million of them cost nothing until they are
-//! read. Names are from a list, phone numbers from the range that is kept for fiction (555-01xx),
-//! e-mail addresses from `example.com` (RFC 2606).
+//! A contact is a pure function of its number, so a million of them cost nothing until they are read. Names come from a
+//! list, phone numbers from the range reserved for fiction (555-01xx), e-mail addresses from `example.com` (RFC 2606).
 
 use std::time::Duration;
 
@@ -11,13 +10,13 @@ use uuid::Uuid;
 
 use crate::domain::Timestamp;
 
-use super::world::Contact;
+use super::contact::Contact;
 
-/// The first invented customer's id without its last twelve digits, which are the number in decimal.
+/// The id of customer 0; the last twelve digits of an id are the number in decimal.
 const FIRST: u128 = 0x0000_0000_0000_4000_8000_0000_0000_0000;
 const DIGITS: u32 = 12;
 
-/// 2024-01-01T00:00:00Z; nobody was created before.
+/// 2024-01-01T00:00:00Z: the earliest creation date.
 const EPOCH: Timestamp = Timestamp::from_millis(1_704_067_200_000);
 const YEAR_MS: u64 = 365 * 24 * 3_600 * 1_000;
 
@@ -70,7 +69,7 @@ pub(super) fn id_of(number: u32) -> Uuid {
     Uuid::from_u128(FIRST | digits.0)
 }
 
-/// Returns the number of the customer with this id, if it has the form of one.
+/// Returns the customer number of an id, if the id has the form of one.
 pub(super) fn number_of(id: Uuid) -> Option<u32> {
     let digits = id.as_u128().checked_sub(FIRST).filter(|rest| *rest < 1 << (4 * DIGITS))?;
     (0..DIGITS)
@@ -80,12 +79,12 @@ pub(super) fn number_of(id: Uuid) -> Option<u32> {
         .and_then(|number| u32::try_from(number).ok())
 }
 
-/// Invents customer `number`.
+/// Generates customer `number`.
 pub(super) fn person(number: u32) -> Contact {
-    let mut dice = Dice(u64::from(number));
-    let (first, last) = (dice.one_of(&FIRST_NAMES), dice.one_of(&LAST_NAMES));
-    let (city, state, postal_code, area) = *dice.one_of(&CITIES);
-    let line = 100 + dice.roll() % 100;
+    let mut random = SplitMix64(u64::from(number));
+    let (first, last) = (random.one_of(&FIRST_NAMES), random.one_of(&LAST_NAMES));
+    let (city, state, postal_code, area) = *random.one_of(&CITIES);
+    let line = 100 + random.next() % 100;
     let phone = |line: u64| {
         json!({
             "display": format!("+1 {area}-555-0{line}"), "userInput": format!("({area}) 555-0{line}"),
@@ -93,11 +92,11 @@ pub(super) fn person(number: u32) -> Contact {
         })
     };
     let fields = json!({
-        "firstName": first, "lastName": last, "title": dice.one_of(&TITLES),
+        "firstName": first, "lastName": last, "title": random.one_of(&TITLES),
         "workPhone": phone(line), "cellPhone": phone(100 + (line + 1) % 100),
         "workEmail": format!("{}.{}.{number}@example.com", first.to_lowercase(), last.to_lowercase()),
         "address": {
-            "address1": format!("{} Main St", 1 + dice.roll() % 999),
+            "address1": format!("{} Main St", 1 + random.next() % 999),
             "city": city, "state": state, "postalCode": postal_code, "countryCode": "US",
         },
         "externalIds": [{
@@ -107,12 +106,12 @@ pub(super) fn person(number: u32) -> Contact {
             },
             "value": format!("CUST-{number}"),
         }],
-        "surveyOptOut": dice.roll().is_multiple_of(10),
+        "surveyOptOut": random.next().is_multiple_of(10),
         "schema": { "id": "5a4d0000-0000-4000-8000-0000000000c1", "version": 1 },
-        "customFields": { "tier_text": dice.one_of(&TIERS) },
+        "customFields": { "tier_text": random.one_of(&TIERS) },
     });
-    let created = EPOCH.plus(Duration::from_millis(dice.roll() % YEAR_MS / 1_000 * 1_000));
-    let modified = created.plus(Duration::from_millis(dice.roll() % YEAR_MS));
+    let created = EPOCH.plus(Duration::from_millis(random.next() % YEAR_MS / 1_000 * 1_000));
+    let modified = created.plus(Duration::from_millis(random.next() % YEAR_MS));
     Contact::new(id_of(number), object(fields), created, modified)
 }
 
@@ -123,11 +122,11 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// `SplitMix64` (Steele, Lea and Flood, 2014): the same rolls for the same seed, on every machine.
-struct Dice(u64);
+/// A `SplitMix64` generator (Steele, Lea and Flood, 2014): the same sequence for the same seed, on every machine.
+struct SplitMix64(u64);
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -136,7 +135,7 @@ impl Dice {
     }
 
     fn one_of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
-        &choices[(self.roll() % choices.len() as u64) as usize]
+        &choices[(self.next() % choices.len() as u64) as usize]
     }
 }
 
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_always_the_same_and_not_the_neighbour() {
+    fn a_generated_person_is_deterministic() {
         assert_eq!(person(7).fields, person(7).fields);
         assert_ne!(person(7).fields, person(8).fields);
         let phone = person(7).fields["workPhone"]["e164"].as_str().unwrap().to_owned();

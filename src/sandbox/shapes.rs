@@ -1,18 +1,18 @@
-//! The JSON forms of a contact: the API's, and the flatter one of the contact topic.
+//! The JSON forms of a contact: one for the API, and a flatter one for the contact topic.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::contact::ContactView;
 use super::fields::Fields;
-use super::world::View;
 
 /// The path of all contacts.
 pub(super) const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 /// The one division of the sandbox.
 pub(super) const DIVISION: &str = "5a4d0000-0000-4000-8000-0000000000d1";
 
-/// Returns the API's `ExternalContact`.
-pub(super) fn api(view: &View) -> Value {
+/// Returns the `ExternalContact` of the API.
+pub(super) fn api(view: &ContactView) -> Value {
     let contact = &view.contact;
     let mut fields = common(view);
     fields.extend([
@@ -30,8 +30,8 @@ pub(super) fn api(view: &View) -> Value {
     Value::Object(fields)
 }
 
-/// Returns the body of a contact-changed event: the whole contact, with bare ids for references.
-pub(super) fn topic(view: &View) -> Value {
+/// Returns the body of a contact event: the full contact, with plain ids as references.
+pub(super) fn topic(view: &ContactView) -> Value {
     let contact = &view.contact;
     let ids = |ids: &[Uuid]| ids.iter().map(Uuid::to_string).collect::<Value>();
     let mut fields = common(view);
@@ -54,13 +54,13 @@ pub(super) fn division() -> Value {
     json!({ "id": DIVISION, "name": "Home", "selfUri": format!("/api/v2/authorization/divisions/{DIVISION}") })
 }
 
-/// Returns the name by which an audit record calls the contact.
-pub(super) fn full_name(view: &View) -> String {
+/// Returns the name of the contact in an audit record.
+pub(super) fn full_name(view: &ContactView) -> String {
     let part = |name| view.contact.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     format!("{} {}", part("firstName"), part("lastName")).trim().to_owned()
 }
 
-fn common(view: &View) -> Fields {
+fn common(view: &ContactView) -> Fields {
     let contact = &view.contact;
     let mut fields = contact.fields.clone();
     fields.extend([

@@ -1,4 +1,4 @@
-//! The client of a collector: one request per batch, a bounded answer, nothing followed and nothing repeated.
+//! The client of the collector: one request per batch, with a timeout, without redirects and retries.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,42 +14,42 @@ use crate::invalid::InvalidSetting;
 
 use super::Config;
 
-/// How we name ourselves.
+/// The User-Agent of requests to the collector.
 const USER_AGENT: &str = concat!("profile-edge/", env!("CARGO_PKG_VERSION"));
 
 /// Posts batches to one collector.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct CollectorClient {
     http: reqwest::Client,
     url: Url,
     headers: HeaderMap,
     timeout: Duration,
 }
 
-/// Why a batch was not taken; nothing of the collector's answer but its status.
+/// Why a batch was not accepted; of the answer it holds only the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// With this status.
+pub(super) enum PostError {
+    /// The collector answered with this status.
     Status(StatusCode),
-    /// No whole answer in time.
+    /// There was no complete answer in time.
     Timeout,
-    /// No connection, or one that broke off.
+    /// The connection failed.
     Unreachable,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for PostError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Status(status) => write!(f, "it answers {}", status.as_u16()),
+            Self::Status(status) => write!(f, "it answers with status {}", status.as_u16()),
             Self::Timeout => f.write_str("it does not answer in time"),
             Self::Unreachable => f.write_str("it cannot be reached"),
         }
     }
 }
 
-impl Client {
+impl CollectorClient {
     pub(super) fn new(config: &Config, endpoint: &Url) -> Result<Self, InvalidSetting> {
-        // reqwest takes the process' provider and panics without one; one that is there already will do.
+        // reqwest uses the provider of the process, and panics without one; an error means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)
@@ -57,19 +57,19 @@ impl Client {
             .referer(false)
             .pool_max_idle_per_host(1);
         if endpoint.scheme() == "http" {
-            // Needs no authorities, and goes straight to its host.
+            // Plain HTTP needs no CA certificates, and bypasses proxies.
             builder = builder.tls_certs_only([]).no_proxy();
         } else if let Some(ca) = &config.tls.ca {
             let found = Certificate::from_pem_bundle(&read("tls.ca", ca)?).ok().filter(|found| !found.is_empty());
             builder =
-                builder.tls_certs_only(found.ok_or_else(|| InvalidSetting::new("tls.ca", "holds no certificates"))?);
+                builder.tls_certs_only(found.ok_or_else(|| InvalidSetting::new("tls.ca", "contains no certificates"))?);
         }
         builder = match (&config.tls.cert, &config.tls.key) {
             (None, None) => builder,
             (Some(cert), Some(key)) => {
                 let mut pem = read("tls.key", key)?;
                 pem.extend(read("tls.cert", cert)?);
-                let unusable = |_| InvalidSetting::new("tls.cert", "does not hold a certificate that fits the key");
+                let unusable = |_| InvalidSetting::new("tls.cert", "does not contain a certificate for the key");
                 builder.identity(Identity::from_pem(&pem).map_err(unusable)?)
             }
             (None, Some(_)) => return Err(InvalidSetting::new("tls.cert", "is missing: telemetry.tls.key needs it")),
@@ -77,37 +77,36 @@ impl Client {
         };
         let http = builder.build().map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            InvalidSetting::new("endpoint", format!("cannot make an HTTP client: {cause}"))
+            InvalidSetting::new("endpoint", format!("cannot create an HTTP client: {cause}"))
         })?;
         Ok(Self { http, url: traces_url(endpoint)?, headers: headers(&config.headers)?, timeout: config.timeout })
     }
 
     /// Posts one batch.
-    pub(super) async fn post(&self, batch: Vec<u8>) -> Result<(), Refused> {
+    pub(super) async fn post(&self, batch: Vec<u8>) -> Result<(), PostError> {
         let request = self.http.post(self.url.clone()).headers(self.headers.clone());
         let request = request.header(header::CONTENT_TYPE, "application/x-protobuf").timeout(self.timeout).body(batch);
         let answer = request.send().await.map_err(|error| {
             let error = error.without_url();
-            tracing::debug!(cause = &error as &dyn std::error::Error, "request to the collector broke off");
-            if error.is_timeout() { Refused::Timeout } else { Refused::Unreachable }
+            tracing::debug!(cause = &error as &dyn std::error::Error, "the request to the collector failed");
+            if error.is_timeout() { PostError::Timeout } else { PostError::Unreachable }
         })?;
-        // The body says at most how much of the batch was not liked; the connection is not worth reading it without
-        // bounds.
-        if answer.status().is_success() { Ok(()) } else { Err(Refused::Status(answer.status())) }
+        // The body is not read: it could be unbounded, and holds at most the number of rejected spans.
+        if answer.status().is_success() { Ok(()) } else { Err(PostError::Status(answer.status())) }
     }
 }
 
-/// Returns where traces are posted below a base URL (OTLP specification, "OTLP/HTTP Request").
+/// Returns the URL for traces below a base URL (OTLP specification, "OTLP/HTTP Request").
 pub(super) fn traces_url(endpoint: &Url) -> Result<Url, InvalidSetting> {
     let refuse = |reason: &'static str| Err(InvalidSetting::new("endpoint", reason));
     if !matches!(endpoint.scheme(), "http" | "https") || endpoint.host().is_none() {
         return refuse("must be an http or https URL");
     }
     if !endpoint.username().is_empty() || endpoint.password().is_some() {
-        return refuse("must not hold a credential: telemetry.headers may");
+        return refuse("must not contain a credential: use telemetry.headers");
     }
     if endpoint.query().is_some() || endpoint.fragment().is_some() {
-        return refuse("must be a base URL, to which /v1/traces is added");
+        return refuse("must be a base URL without query and fragment; /v1/traces is appended");
     }
     let mut url = endpoint.clone();
     url.set_path(&format!("{}/v1/traces", endpoint.path().trim_end_matches('/')));
@@ -120,9 +119,10 @@ pub(super) fn headers(configured: &BTreeMap<String, Secret>) -> Result<HeaderMap
     for (name, secret) in configured {
         let field = format!("headers.{name}");
         let header = HeaderName::try_from(name.as_str());
-        let header = header.map_err(|_| InvalidSetting::new(field.clone(), "is not the name of a header"))?;
+        let header = header.map_err(|_| InvalidSetting::new(field.clone(), "is not a valid header name"))?;
         let value = HeaderValue::from_str(secret.expose());
-        let mut value = value.map_err(|_| InvalidSetting::new(field.clone(), "holds what no header may"))?;
+        let mut value =
+            value.map_err(|_| InvalidSetting::new(field.clone(), "contains characters that are invalid in a header"))?;
         value.set_sensitive(true);
         headers.insert(header, value);
     }
@@ -143,13 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn traces_are_posted_below_the_base() {
+    fn traces_are_posted_below_the_base_url() {
         assert_eq!(url("http://127.0.0.1:4318").unwrap(), "http://127.0.0.1:4318/v1/traces");
         assert_eq!(url("https://otel.example/in/").unwrap(), "https://otel.example/in/v1/traces");
     }
 
     #[test]
-    fn what_is_no_base_url_is_refused_and_a_credential_in_it_is_not_shown() {
+    fn an_invalid_base_url_is_refused_without_showing_its_credential() {
         for bad in ["grpc://h:1", "http://user:planted@h:1", "http://h:1/?key=planted", "http://h:1/#a", "unix:/run/a"]
         {
             let refused = url(bad).unwrap_err();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_cannot_be_sent_is_named_and_its_value_is_not_shown() {
+    fn an_invalid_header_is_named_without_showing_its_value() {
         for (name, value) in [("a b", "planted"), ("authorization", "planted\n")] {
             let configured = BTreeMap::from([(name.to_owned(), Secret::new(value))]);
             let refused = headers(&configured).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The exporter: a bounded queue of ended spans, and the one task that posts them.
+//! The exporter: a bounded queue of ended spans, and one task that posts them.
 
 use std::time::Duration;
 
@@ -15,43 +15,43 @@ use tokio::time::{Instant, sleep_until};
 use crate::metrics::SpanOutcome;
 use crate::shutdown::Shutdown;
 
-use super::Counts;
-use super::client::{Client, Refused};
+use super::SharedMetrics;
+use super::client::{CollectorClient, PostError};
 
-/// How many spans are posted as one.
+/// The most spans in one batch.
 const BATCH: usize = 512;
 
-/// How long the first span of a batch waits for others.
+/// How long the first span of a batch waits for more.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Puts spans that have ended into the queue.
+/// Puts ended spans into the queue.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(super) struct SpanQueue {
     queue: Sender<SpanData>,
-    counts: Counts,
+    metrics: SharedMetrics,
 }
 
-impl Outlet {
-    pub(super) const fn new(queue: Sender<SpanData>, counts: Counts) -> Self {
-        Self { queue, counts }
+impl SpanQueue {
+    pub(super) const fn new(queue: Sender<SpanData>, metrics: SharedMetrics) -> Self {
+        Self { queue, metrics }
     }
 }
 
-impl SpanProcessor for Outlet {
+impl SpanProcessor for SpanQueue {
     fn on_start(&self, _span: &mut Span, _context: &opentelemetry::Context) {}
 
     fn on_end(&self, span: SpanData) {
         if span.span_context.is_sampled() && self.queue.try_send(span).is_err() {
-            count(&self.counts, SpanOutcome::Dropped, 1);
+            count(&self.metrics, SpanOutcome::Dropped, 1);
         }
     }
 
-    /// The task does so by itself.
+    /// Does nothing: the task posts by itself.
     fn force_flush(&self) -> OTelSdkResult {
         Ok(())
     }
 
-    /// The task is ended by whoever started it.
+    /// Does nothing: [`super::Telemetry::close`] stops the task.
     fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
         Ok(())
     }
@@ -59,23 +59,23 @@ impl SpanProcessor for Outlet {
 
 /// Posts spans.
 pub(super) struct Exporter {
-    client: Client,
+    client: CollectorClient,
     resource: ResourceAttributesWithSchema,
-    counts: Counts,
-    /// The collector did not take the last batch.
-    is_refused: bool,
+    metrics: SharedMetrics,
+    /// The collector rejected the last batch.
+    is_failing: bool,
 }
 
 impl Exporter {
-    pub(super) fn new(client: Client, resource: &Resource, counts: Counts) -> Self {
-        Self { client, resource: resource.into(), counts, is_refused: false }
+    pub(super) fn new(client: CollectorClient, resource: &Resource, metrics: SharedMetrics) -> Self {
+        Self { client, resource: resource.into(), metrics, is_failing: false }
     }
 
-    /// Posts batch after batch until shutdown, then what waits.
+    /// Posts batches until shutdown, then the remaining spans.
     pub(super) async fn run(mut self, mut queue: Receiver<SpanData>, shutdown: Shutdown) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            gather(&mut queue, &mut batch, &shutdown).await;
+            collect_batch(&mut queue, &mut batch, &shutdown).await;
             if batch.is_empty() {
                 return;
             }
@@ -88,25 +88,25 @@ impl Exporter {
         let resource_spans = group_spans_by_resource_and_scope(spans, &self.resource);
         let body = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
         let outcome = self.client.post(body).await;
-        count(&self.counts, if outcome.is_ok() { SpanOutcome::Exported } else { SpanOutcome::Dropped }, posted);
-        self.tell(outcome);
+        count(&self.metrics, if outcome.is_ok() { SpanOutcome::Exported } else { SpanOutcome::Dropped }, posted);
+        self.log_change(outcome);
     }
 
-    /// Logs when refusals begin and when they end.
-    fn tell(&mut self, outcome: Result<(), Refused>) {
+    /// Logs the first failure and the first success after it.
+    fn log_change(&mut self, outcome: Result<(), PostError>) {
         match outcome {
-            Err(reason) if !self.is_refused => {
-                tracing::warn!(%reason, "the collector takes no traces, they are dropped until it does");
+            Err(reason) if !self.is_failing => {
+                tracing::warn!(%reason, "the collector does not accept traces, dropping them until it does");
             }
-            Ok(()) if self.is_refused => tracing::info!("the collector takes traces again"),
+            Ok(()) if self.is_failing => tracing::info!("the collector accepts traces again"),
             Ok(()) | Err(_) => {}
         }
-        self.is_refused = outcome.is_err();
+        self.is_failing = outcome.is_err();
     }
 }
 
-/// Takes spans until there is a batch of them or the first has waited long enough; from shutdown on, what is there.
-async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>, shutdown: &Shutdown) {
+/// Collects spans until the batch is full or the first span has waited long enough; after shutdown, only queued spans.
+async fn collect_batch(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>, shutdown: &Shutdown) {
     let mut until = None;
     while batch.len() < BATCH && !shutdown.is_requested() {
         let due = async {
@@ -118,8 +118,8 @@ async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>, shutd
         tokio::select! {
             () = shutdown.requested() => {}
             () = due => return,
-            taken = queue.recv_many(batch, BATCH - batch.len()) => {
-                if taken == 0 {
+            received = queue.recv_many(batch, BATCH - batch.len()) => {
+                if received == 0 {
                     return;
                 }
                 until = until.or_else(|| Some(Instant::now() + LINGER));
@@ -133,8 +133,8 @@ async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>, shutd
     }
 }
 
-fn count(counts: &Counts, outcome: SpanOutcome, spans: u64) {
-    if let Some(metrics) = counts.get() {
+fn count(metrics: &SharedMetrics, outcome: SpanOutcome, spans: u64) {
+    if let Some(metrics) = metrics.get() {
         metrics.trace_spans.with(outcome).increment(spans);
     }
 }

@@ -2,21 +2,21 @@
 //!
 //! # What it promises
 //!
-//! Nothing that happens to the collector happens to a request. A span that has ended is put into a bounded queue; with
-//! no place in it the span is dropped and counted. One task takes batches out of it and posts them (`exporter`): a
-//! batch that is not taken in time is dropped and counted too, never sent again, so that a collector which comes back
-//! is not met with the past. The log says when it begins and when it ends, not for each batch.
+//! A failure of the collector never affects a request. An ended span goes into a bounded queue; if the queue is full, the
+//! span is dropped and counted. One task posts batches from the queue (`exporter`). A batch that is not accepted in time
+//! is dropped and counted too. There are no retries, so a recovered collector gets no backlog. The log reports the start
+//! and the end of a failure, not each batch.
 //!
-//! Without `telemetry.endpoint` none of this is there, and spans cost nothing (see [`crate::spans`]).
+//! Without `telemetry.endpoint` nothing is exported, and spans cost nothing (see [`crate::spans`]).
 //!
 //! # Sampling
 //!
-//! A trace that begins here is recorded with the probability `telemetry.sample_ratio`; one that an authenticated caller
-//! or source has begun, or another process of ours, is recorded if it was there.
+//! A trace that starts here is recorded with the probability `telemetry.sample_ratio`. A trace from an authenticated
+//! caller or source, or from another process of this service, is recorded if it is sampled there.
 //!
-//! # The end
+//! # Shutdown
 //!
-//! [`Telemetry::close`] posts what waits, until its deadline; what is left then is dropped.
+//! [`Telemetry::close`] posts the queued spans until its deadline, and drops the rest.
 
 mod client;
 mod exporter;
@@ -43,28 +43,28 @@ use crate::metrics::Metrics;
 use crate::shutdown::{Controller, Shutdown};
 use crate::{spans, tls};
 
-use exporter::{Exporter, Outlet};
+use exporter::{Exporter, SpanQueue};
 
-/// How many spans may wait to be posted.
+/// The most spans in the queue.
 const QUEUE: usize = 4096;
 
 /// `[telemetry]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The collector's base URL; absent: nothing is exported.
+    /// The base URL of the collector; without it nothing is exported.
     #[serde(default)]
     pub endpoint: Option<Url>,
-    /// How the collector is spoken to.
+    /// The protocol of the collector.
     pub protocol: Protocol,
-    /// Headers of every request to it.
+    /// Headers of every request to the collector.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
-    /// What this service is called in traces.
+    /// The name of this service in traces.
     pub service_name: String,
-    /// The share of traces, begun here, that is recorded: 0 to 1.
+    /// The ratio of recorded traces, of those that start here: 0 to 1.
     pub sample_ratio: f64,
-    /// How long the collector may take to answer.
+    /// The timeout of a request to the collector.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// `[telemetry.tls]`.
@@ -72,31 +72,31 @@ pub struct Config {
     pub tls: tls::Files,
 }
 
-/// How a collector is spoken to.
+/// The protocol of a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Protocol {
-    /// OTLP over HTTP, in protobuf.
+    /// OTLP over HTTP with protobuf.
     #[serde(rename = "http/protobuf")]
     HttpProtobuf,
 }
 
-/// Where spans are counted, once the metrics are there.
-type Counts = Arc<OnceLock<Arc<Metrics>>>;
+/// The metrics for counting spans; set once they are registered.
+type SharedMetrics = Arc<OnceLock<Arc<Metrics>>>;
 
-/// The export of spans, under way.
+/// A running export of spans.
 #[derive(Debug)]
 pub struct Telemetry {
     provider: SdkTracerProvider,
     task: Controller,
-    counts: Counts,
+    span_metrics: SharedMetrics,
 }
 
 impl Config {
-    /// Checks what no type can.
+    /// Checks the rules that the types do not express.
     ///
     /// # Errors
     ///
-    /// Names the first option that cannot work.
+    /// Names the first invalid option.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         if !(0.0..=1.0).contains(&self.sample_ratio) {
             return Err(InvalidSetting::new("sample_ratio", "must be from 0 to 1"));
@@ -113,35 +113,35 @@ impl Config {
 }
 
 impl Telemetry {
-    /// Starts exporting, if a collector is configured; its layer is to be added to the subscriber.
+    /// Starts the export if a collector is configured; the caller adds [`Self::layer`] to the subscriber.
     ///
     /// # Errors
     ///
-    /// An option, or a file that one names, cannot be used.
+    /// An option, or a file that it names, cannot be used.
     pub fn open(config: &Config) -> Result<Option<Self>, InvalidSetting> {
         let Some(endpoint) = &config.endpoint else { return Ok(None) };
         config.validate()?;
-        let client = client::Client::new(config, endpoint)?;
+        let client = client::CollectorClient::new(config, endpoint)?;
         let instance = uuid::Uuid::new_v4().to_string();
-        // Of our own configuration only: the environment is not asked.
+        // From our configuration only, not from OTEL_* variables.
         let resource = Resource::builder_empty().with_service_name(config.service_name.clone()).with_attributes([
             opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             opentelemetry::KeyValue::new("service.instance.id", instance),
         ]);
-        let (resource, counts) = (resource.build(), Counts::default());
+        let (resource, span_metrics) = (resource.build(), SharedMetrics::default());
         let (ended, waiting) = mpsc::channel(QUEUE);
         let (task, shutdown) = Shutdown::new();
-        let exporter = Exporter::new(client, &resource, Arc::clone(&counts));
+        let exporter = Exporter::new(client, &resource, Arc::clone(&span_metrics));
         shutdown.spawn(exporter.run(waiting, shutdown.clone()));
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(Outlet::new(ended, Arc::clone(&counts)))
+            .with_span_processor(SpanQueue::new(ended, Arc::clone(&span_metrics)))
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio))))
             .with_resource(resource)
             .build();
-        Ok(Some(Self { provider, task, counts }))
+        Ok(Some(Self { provider, task, span_metrics }))
     }
 
-    /// Returns the layer that makes our spans parts of traces; it sees nothing else.
+    /// Returns the layer that records our trace spans, and nothing else.
     pub fn layer<S>(&self) -> Box<dyn Layer<S> + Send + Sync>
     where
         S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -157,13 +157,13 @@ impl Telemetry {
             .boxed()
     }
 
-    /// Says where spans are to be counted.
+    /// Sets the metrics that count spans.
     pub fn count_in(&self, metrics: Arc<Metrics>) {
-        // Only the first counts: there is one application in a process.
-        let _ = self.counts.set(metrics);
+        // Later calls have no effect: a process has one application.
+        let _ = self.span_metrics.set(metrics);
     }
 
-    /// Posts what waits, until a deadline.
+    /// Posts the queued spans until a deadline.
     pub async fn close(self, deadline: Instant) {
         self.task.drain(deadline.saturating_duration_since(Instant::now())).await;
     }

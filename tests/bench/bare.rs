@@ -1,5 +1,5 @@
-//! The bare programs that profile-edge is measured against: what the same libraries do with nothing around them.
-//! Each is this binary again, as a process of its own.
+//! The bare programs for comparison with profile-edge: the same libraries without any of its code around them. Each runs
+//! as a separate process of this binary.
 
 use std::process::Stdio;
 
@@ -22,14 +22,14 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
-/// A bare program that runs; it ends with this value.
-pub(crate) struct Bare {
+/// A running bare program; dropping the value kills it.
+pub(crate) struct BareProgram {
     child: Child,
-    tell: ChildStdin,
+    input: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
 }
 
-impl Bare {
+impl BareProgram {
     pub(crate) fn start(program: &str, arguments: &[&str]) -> Self {
         let own = std::env::current_exe().expect("this program has a path");
         let mut child = Command::new(own)
@@ -40,28 +40,28 @@ impl Bare {
             .kill_on_drop(true)
             .spawn()
             .expect("this program can be started again");
-        let tell = child.stdin.take().expect("it is piped");
+        let input = child.stdin.take().expect("it is piped");
         let answers = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        Self { child, tell, answers }
+        Self { child, input, answers }
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 
-    /// Waits for a line that it prints.
+    /// Waits for its next line of output.
     pub(crate) async fn answer(&mut self) -> String {
         self.answers.next_line().await.expect("it can be read").expect("it runs")
     }
 
-    /// Writes a line to it, and waits for the one that it answers.
+    /// Writes a line to its input, and waits for its answer.
     pub(crate) async fn ask(&mut self, line: &str) -> String {
-        self.tell.write_all(format!("{line}\n").as_bytes()).await.expect("it listens");
+        self.input.write_all(format!("{line}\n").as_bytes()).await.expect("it listens");
         self.answer().await
     }
 }
 
-/// A bare program in this process, if the arguments name one. It never returns then.
+/// Runs the bare program that the arguments name, and never returns then; without one it returns at once.
 pub(crate) async fn run(arguments: &[String]) {
     match arguments {
         [_, program, url] if program == "bare-hits" => hits(url).await,
@@ -70,7 +70,7 @@ pub(crate) async fn run(arguments: &[String]) {
     }
 }
 
-/// Answers `GET /?key` with what one `GET` of that key returns.
+/// Answers `GET /?key` with the value of that key in Redis.
 async fn hits(redis: &str) {
     async fn one_get(State(connection): State<MultiplexedConnection>, RawQuery(key): RawQuery) -> Bytes {
         let value: Vec<u8> = connection.clone().get(key.expect("a key")).await.expect("redis answers");
@@ -85,8 +85,8 @@ async fn hits(redis: &str) {
     axum::serve(listener, router).await.expect("it serves until it is killed");
 }
 
-/// On each line `<events> <in flight> <bytes>`, publishes so many with confirms, consumes and acknowledges them,
-/// and answers with the seconds that it took. The topology must stand.
+/// For each input line `<events> <in flight> <bytes>`, publishes that many messages with confirms, consumes and
+/// acknowledges them, and prints the duration in seconds. The topology must exist.
 async fn queue(url: &str) {
     let connect = async || {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("the broker answers");
@@ -102,10 +102,10 @@ async fn queue(url: &str) {
         BasicConsumeOptions::default(),
         FieldTable::default(),
     );
-    let mut consumer = consumer.await.expect("the queue stands");
-    let mut orders = BufReader::new(tokio::io::stdin()).lines();
-    while let Ok(Some(order)) = orders.next_line().await {
-        let numbers: Vec<usize> = order.split(' ').map(|number| number.parse().expect("a number")).collect();
+    let mut consumer = consumer.await.expect("the queue exists");
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+    while let Ok(Some(command)) = commands.next_line().await {
+        let numbers: Vec<usize> = command.split(' ').map(|number| number.parse().expect("a number")).collect();
         let [events, in_flight, length] = numbers[..] else { panic!("three numbers") };
         let started = Instant::now();
         let publisher = tokio::spawn(publish(publishing.1.clone(), events, in_flight, vec![b'x'; length]));

@@ -1,10 +1,11 @@
-//! What each door costs on a hit: key, Basic, token, rate, field filter, and the route of Genesys' shape.
+//! The cost of each way of authentication on a hit: key, Basic, token, rate limit, field filter, and the Genesys-compatible
+//! route.
 //!
-//! Run with `cargo bench --bench caller_doors`. Rounds of all alternate in one run over real connections, and
-//! what is printed are ratios to a hit with a key; beside it stands what the admission alone takes, without a
-//! connection. Not a test: nothing here fails because a machine is slow.
+//! Run with `cargo bench --bench caller_doors`. The rounds of all candidates alternate in one run over real connections.
+//! The output has ratios to a hit with a key, and the time of the admission alone, without a connection. It is not a test:
+//! nothing here fails because a machine is slow.
 
-#[expect(dead_code, reason = "what only the other benchmarks need of it")]
+#[expect(dead_code, reason = "the other benchmarks use the rest")]
 mod load;
 
 use std::hint::black_box;
@@ -36,7 +37,7 @@ const ADMISSIONS: u32 = 200_000;
 const PROFILE: &str = "/api/v1/profile?tenantId=10001&customerId=00000000-0000-4000-8000-000000000001";
 const CONTACT: &str = "/api/v2/externalcontacts/contacts/00000000-0000-4000-8000-000000000001";
 
-/// A door: its name, the request that goes through it, and what it has measured.
+/// A way of authentication: its name, its request and its measurements.
 struct Candidate {
     name: &'static str,
     header: (&'static str, String),
@@ -52,7 +53,7 @@ impl Candidate {
 }
 
 fn main() {
-    // `cargo test --benches` runs this binary too, to see that it starts; the load is for `cargo bench`.
+    // `cargo test --benches` also runs this binary, to check that it starts; only `cargo bench` creates load.
     if !std::env::args().any(|argument| argument == "--bench") {
         println!("caller_doors: run with cargo bench --bench caller_doors");
         return;
@@ -62,7 +63,7 @@ fn main() {
 
 async fn compare() {
     logging::init(&logging::Config { level: logging::Level::Info, format: logging::Format::Json });
-    let data = tempfile::tempdir().expect("a directory can be made");
+    let data = tempfile::tempdir().expect("a directory can be created");
     let mut settings = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
          audit.sink = \"none\"\nqueue.embedded.path = {:?}\nlookup.ttl = \"1h\"\n",
@@ -79,13 +80,13 @@ async fn compare() {
     let loaded = config::from_toml(&settings).expect("the settings are valid");
     let tokens = TokenSigner::new(None, Duration::from_secs(3600), SystemClock::shared()).expect("a key can be drawn");
     let callers = || Callers::new(&loaded.config.callers).expect("the callers are valid");
-    let door = CallerAuth::new(Reloadable::new(callers()), tokens, Metrics::new());
+    let caller_auth = CallerAuth::new(Reloadable::new(callers()), tokens, Metrics::new());
     let app = App::start(loaded.config.clone(), Faults::default()).await.expect("the application starts");
 
     let key = |name: &str| ("X-API-Key", format!("key-of-{name}"));
     let bearer = |token: &str| ("Authorization", format!("Bearer {token}"));
     let basic = || ("Authorization", format!("Basic {}", STANDARD.encode("all:key-of-all")));
-    let own = door.issue_token(Some((b"all", b"key-of-all"))).expect("a token is given");
+    let own = caller_auth.issue_token(Some((b"all", b"key-of-all"))).expect("a token is given");
     let mut candidates = [
         Candidate::new("key", PROFILE, key("all")),
         Candidate::new("bearer key", PROFILE, bearer("key-of-all")),
@@ -114,13 +115,13 @@ async fn compare() {
             candidate.name,
             rate(candidate),
             rate(candidate) / base,
-            admission(&door, &header),
+            admission(&caller_auth, &header),
         );
     }
     app.stop().await;
 }
 
-/// Asks the running application for a token.
+/// Requests a token from the running application.
 async fn token(app: &App) -> String {
     let form = "grant_type=client_credentials&client_id=all&client_secret=key-of-all";
     let head = "POST /oauth/token HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded";
@@ -128,18 +129,18 @@ async fn token(app: &App) -> String {
     let mut connection = Connection::open(app.public).await;
     let answer: serde_json::Value =
         serde_json::from_slice(connection.exchange(request.as_bytes()).await).expect("the answer is json");
-    answer["access_token"].as_str().expect("a token is given").to_owned()
+    answer["access_token"].as_str().expect("a token is issued").to_owned()
 }
 
-/// How long it takes to let a request with this header in.
-fn admission(door: &CallerAuth, (name, value): &(&'static str, String)) -> Duration {
+/// Returns the time of one admission of a request with this header.
+fn admission(caller_auth: &CallerAuth, (name, value): &(&'static str, String)) -> Duration {
     let mut headers = HeaderMap::new();
     let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
     headers.insert(name, HeaderValue::from_str(value).expect("a header value"));
     let started = Instant::now();
     for _ in 0..ADMISSIONS {
-        let admitted = door.admit(black_box(&headers));
-        assert!(admitted.is_ok(), "it is let in");
+        let admitted = caller_auth.admit(black_box(&headers));
+        assert!(admitted.is_ok(), "it is admitted");
     }
     started.elapsed() / ADMISSIONS
 }

@@ -1,30 +1,30 @@
-//! Figures: what a process used, what its metrics say, and whether a target was met.
+//! Figures: the resources of a process, its metrics, and the comparison with targets.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::load;
 
-/// The kernel counts CPU time in hundredths of a second (`USER_HZ`), on every architecture that matters.
+/// The unit of CPU time in /proc (`USER_HZ`): 10 ms on all relevant architectures.
 const TICK: Duration = Duration::from_millis(10);
 
-/// CPU time that a process has used so far, in user and kernel mode.
+/// Returns the CPU time of a process so far, in user and kernel mode.
 pub(crate) fn cpu(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
-    // The second field, the name in parentheses, may hold spaces; the 14th and 15th are the times.
+    // The second field, the name in parentheses, may contain spaces; fields 14 and 15 are the times.
     let rest = stat.rsplit_once(')').expect("a name in parentheses").1;
     let ticks = rest.split_ascii_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("a number"));
     TICK * ticks.sum::<u32>()
 }
 
-/// The most memory that a process has had resident so far, in MiB.
+/// Returns the peak resident memory of a process so far, in MiB.
 pub(crate) fn peak_memory(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
     line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
 }
 
-/// What a service's metrics say at one time.
+/// A scrape of the metrics of a service.
 pub(crate) struct Scrape(String);
 
 impl Scrape {
@@ -32,13 +32,13 @@ impl Scrape {
         Self(String::from_utf8(load::fetch(admin, "/metrics").await).expect("metrics are text"))
     }
 
-    /// The sum of all series that begin so.
+    /// Returns the sum of all series that start with `series`.
     pub(crate) fn sum(&self, series: &str) -> f64 {
         let values = self.0.lines().filter(|line| line.starts_with(series));
         values.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0)).sum()
     }
 
-    /// The buckets of a histogram: upper bounds, and how many were at most that long.
+    /// Returns the buckets of a histogram: upper bounds and cumulative counts.
     fn buckets(&self, name: &str, label: &str) -> Vec<(f64, f64)> {
         let series = self.0.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with("_bucket{")) && line.contains(label)
@@ -51,8 +51,7 @@ impl Scrape {
     }
 }
 
-/// The time under which a share of what a histogram saw between two scrapes was, as far as its buckets tell:
-/// evenly spread within each.
+/// Estimates a quantile of a histogram between two scrapes, assuming an even distribution within each bucket.
 pub(crate) fn quantile(name: &str, label: &str, before: &Scrape, after: &Scrape, share: f64) -> Duration {
     let earlier = before.buckets(name, label);
     let earlier = |bound: f64| earlier.iter().find(|(other, _)| *other == bound).map_or(0.0, |(_, count)| *count);
@@ -63,7 +62,7 @@ pub(crate) fn quantile(name: &str, label: &str, before: &Scrape, after: &Scrape,
     for (bound, count) in seen {
         if count >= wanted {
             let part = if count > below { (wanted - below) / (count - below) } else { 0.0 };
-            // Beyond the last bound nothing is known but that.
+            // The last bucket has no upper bound.
             let high = if f64::is_finite(bound) { bound } else { low };
             return Duration::from_secs_f64(low + (high - low) * part);
         }
@@ -72,7 +71,7 @@ pub(crate) fn quantile(name: &str, label: &str, before: &Scrape, after: &Scrape,
     Duration::from_secs_f64(low)
 }
 
-/// Prints a figure beside its target, and whether that was met.
-pub(crate) fn judge(what: &str, value: &str, target: &str, met: bool) {
+/// Prints a figure with its target, and whether it is met.
+pub(crate) fn report_figure(what: &str, value: &str, target: &str, met: bool) {
     println!("  {what:<44} {value:>12}   target {target:<12} {}", if met { "met" } else { "MISSED" });
 }

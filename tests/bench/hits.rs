@@ -1,11 +1,11 @@
-//! Hits over HTTP: our full path against a bare axum route in the same process with the same body; and the same path
-//! with every lookup recorded in an audit file.
+//! Hits over HTTP: the full path of the service against a bare axum route in the same process with the same body, and the
+//! same path with an audit record for every lookup.
 //!
-//! Run with `cargo bench --bench hits`. Rounds of both alternate in one run, so that what is printed as a
-//! ratio does not depend on the machine; p50 and p99 are of single hits at that load. Not a test: nothing
-//! here fails because a machine is slow.
+//! Run with `cargo bench --bench hits`. The rounds alternate in one run, so that the printed ratios do not depend on the
+//! machine; p50 and p99 are those of single hits at that load. It is not a test: nothing here fails because a machine is
+//! slow.
 
-#[expect(dead_code, reason = "what only the other benchmark needs of it")]
+#[expect(dead_code, reason = "the other benchmarks use the rest")]
 mod load;
 
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ const ROUNDS: usize = 5;
 const CUSTOMER: &str = "00000000-0000-4000-8000-000000000001";
 
 fn main() {
-    // `cargo test --benches` runs this binary too, to see that it starts; the load is for `cargo bench`.
+    // `cargo test --benches` also runs this binary, to check that it starts; only `cargo bench` creates load.
     if !std::env::args().any(|argument| argument == "--bench") {
         println!("hits: run with cargo bench --bench hits");
         return;
@@ -39,11 +39,11 @@ fn main() {
 }
 
 async fn compare() {
-    // As the binary runs: with its subscriber, so that spans cost what they cost there.
+    // With the subscriber of the real binary, so that spans have their real cost.
     logging::init(&logging::Config { level: logging::Level::Info, format: logging::Format::Json });
-    let data = tempfile::tempdir().expect("a directory can be made");
+    let data = tempfile::tempdir().expect("a directory can be created");
     let app = start(data.path(), "none").await;
-    let recorded = tempfile::tempdir().expect("a directory can be made");
+    let recorded = tempfile::tempdir().expect("a directory can be created");
     let audited = start(recorded.path(), "file").await;
     let path = format!("/api/v1/profile?tenantId=10001&customerId={CUSTOMER}");
     let body = Bytes::from(fetch(app.public, &path).await);

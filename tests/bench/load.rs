@@ -1,7 +1,7 @@
-//! Load: keep-alive HTTP/1.1 over bare sockets, with requests that were written beforehand.
+//! Load: keep-alive HTTP/1.1 over plain sockets, with prepared requests.
 //!
-//! What a round measures must be the server, so a request costs its sender one write, and an answer the
-//! reads that it takes plus a search for the end of its head.
+//! A round must measure the server, so a request costs the client only one write, and an answer only its reads and a
+//! search for the end of its head.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(crate) struct Connection<S = TcpStream> {
     buffer: Vec<u8>,
 }
 
-/// What one round measured.
+/// The measurements of one round.
 pub(crate) struct Round {
     pub(crate) per_second: f64,
     pub(crate) latencies: Vec<Duration>,
@@ -27,9 +27,9 @@ pub(crate) struct Round {
 /// When a connection sends its next request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// As soon as the last one was answered.
+    /// As soon as the previous one is answered.
     Closed,
-    /// Every so often, and at once when that time is past.
+    /// At this interval, or immediately if that time has passed.
     Open(Duration),
 }
 
@@ -50,13 +50,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     ///
     /// # Panics
     ///
-    /// It is none of success.
+    /// The answer is not a success.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> &[u8] {
         self.stream.write_all(request).await.expect("the server reads");
         self.buffer.clear();
         loop {
             let read = self.stream.read_buf(&mut self.buffer).await.expect("the server answers");
-            assert!(read > 0, "the server hung up");
+            assert!(read > 0, "the server closed the connection");
             let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
             let head = &self.buffer[..end];
             assert!(head.starts_with(b"HTTP/1.1 20"), "{}", String::from_utf8_lossy(&self.buffer));
@@ -67,17 +67,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// Writes a `GET`, with the demo caller's key.
+/// Builds a `GET` request with the key of the demo caller.
 pub(crate) fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: demo-key\r\n\r\n").into_bytes()
 }
 
-/// Asks once, on a connection of its own.
+/// Sends one `GET` request on a new connection, and returns the body.
 pub(crate) async fn fetch(addr: SocketAddr, path: &str) -> Vec<u8> {
     Connection::open(addr).await.exchange(&get(path)).await.to_vec()
 }
 
-/// Asks for the same few things over and over for a while, on so many connections.
+/// Repeats the requests for `time`, on this number of connections.
 pub(crate) async fn for_a_while(
     addr: SocketAddr,
     connections: usize,
@@ -87,7 +87,7 @@ pub(crate) async fn for_a_while(
     for_a_while_over(join_all((0..connections).map(|_| Connection::open(addr))).await, requests, time).await
 }
 
-/// As [`for_a_while`], on connections that are open.
+/// Like [`for_a_while`], on open connections.
 pub(crate) async fn for_a_while_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     connections: Vec<Connection<S>>,
     requests: &Arc<Vec<Vec<u8>>>,
@@ -97,7 +97,7 @@ pub(crate) async fn for_a_while_over<S: AsyncRead + AsyncWrite + Unpin + Send + 
     let ask = |(worker, mut connection): (usize, Connection<S>)| {
         let requests = Arc::clone(requests);
         tokio::spawn(async move {
-            // Each begins elsewhere, so that they do not go in step.
+            // Each connection starts at a different request, so that they do not run in step.
             let from = worker * requests.len() / count;
             let mut latencies = Vec::with_capacity(100_000);
             for request in requests.iter().cycle().skip(from) {
@@ -118,7 +118,7 @@ pub(crate) async fn for_a_while_over<S: AsyncRead + AsyncWrite + Unpin + Send + 
     Round { per_second: latencies.len() as f64 / time.as_secs_f64(), latencies }
 }
 
-/// Sends each request once, dealt out to so many connections.
+/// Sends each request once, distributed over this number of connections.
 pub(crate) async fn each_once(addr: SocketAddr, connections: usize, requests: Vec<Vec<u8>>, pace: Pace) -> Round {
     let started = Instant::now();
     let requests = Arc::new(requests);
@@ -148,14 +148,14 @@ pub(crate) async fn each_once(addr: SocketAddr, connections: usize, requests: Ve
     Round { per_second: latencies.len() as f64 / started.elapsed().as_secs_f64(), latencies }
 }
 
-/// The middle one of some numbers.
+/// Returns the median.
 pub(crate) fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
     let mut numbers: Vec<f64> = numbers.into_iter().collect();
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]
 }
 
-/// Mean, p50 and p99 of all latencies of some rounds.
+/// Returns the mean, p50 and p99 of all latencies of the rounds.
 pub(crate) fn latencies(rounds: &[Round]) -> [Duration; 3] {
     let mut all: Vec<Duration> = rounds.iter().flat_map(|round| round.latencies.iter().copied()).collect();
     all.sort_unstable();

@@ -1,10 +1,9 @@
-//! Events from their webhook to their effect, against a bare loop that publishes with confirms and consumes, on the
-//! same topology.
+//! Events from the webhook to their effect, against a bare loop that publishes with confirms and consumes, on the same
+//! topology.
 //!
-//! The service reads HTTP, checks an HMAC over the body, publishes, consumes, runs a script in Redis and
-//! acknowledges; the bare loop publishes messages of the same length, with as many in flight as the load has
-//! connections, consumes and acknowledges. What the load itself costs is told apart: it takes from the same
-//! cores as the service.
+//! The service reads HTTP, verifies an HMAC over the body, publishes, consumes, runs a script in Redis and acknowledges.
+//! The bare loop publishes messages of the same length, with as many in flight as the load has connections, consumes and
+//! acknowledges. The CPU time of the load is printed separately, because it uses the same cores as the service.
 
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tokio::time::{Instant, sleep};
 
-use crate::bare::Bare;
-use crate::figures::{Scrape, cpu, judge, peak_memory, quantile};
+use crate::bare::BareProgram;
+use crate::figures::{Scrape, cpu, peak_memory, quantile, report_figure};
 use crate::load::{self, Pace, Round, each_once};
 use crate::service::{CUSTOMERS, SECRET, Service};
 use crate::support::servers::rabbit::RabbitServer;
@@ -26,22 +25,22 @@ const CONNECTIONS: usize = 256;
 const EVENTS: usize = 10_000;
 const ROUNDS: usize = 5;
 
-/// How long events come at half the rate.
+/// The duration of the load at half the rate.
 const HALF: Duration = Duration::from_secs(8);
 
-/// Length of an event's message on the broker, as the service writes it.
+/// The length of a message of the service on the broker, in bytes.
 const MESSAGE: usize = 264;
 
 const APPLIED: &str = "profile_edge_consumer_events_total";
 
-/// One side's rounds: events a second, and CPU time per event.
+/// The rounds of one side: events per second, and CPU time per event.
 #[derive(Default)]
-struct Side {
+struct EventRounds {
     per_second: Vec<f64>,
     cpu: Vec<f64>,
 }
 
-impl Side {
+impl EventRounds {
     fn add(&mut self, took: Duration, cpu: Duration) {
         self.per_second.push(EVENTS as f64 / took.as_secs_f64());
         self.cpu.push(cpu.as_secs_f64() * 1e6 / EVENTS as f64);
@@ -61,13 +60,14 @@ pub(crate) async fn compare() {
     let redis = RedisServer::start(&[]).await;
     let rabbit = RabbitServer::start("").await;
     let bare_url = rabbit.url(&rabbit.vhost().await);
-    // It declares the same topology there, and goes.
+    // Declares the same topology there, and stops.
     drop(Service::start(&redis.url(), Some(&bare_url)).await);
     let service = Service::start(&redis.url(), Some(&rabbit.url(&rabbit.vhost().await))).await;
-    let mut bare = Bare::start("bare-queue", &[&bare_url]);
+    let mut bare = BareProgram::start("bare-queue", &[&bare_url]);
     let broker = broker_pid(&rabbit).await;
 
-    let (mut theirs, mut ours, mut load_cpu, mut broker_cpu) = (Side::default(), Side::default(), vec![], vec![]);
+    let (mut theirs, mut ours, mut load_cpu, mut broker_cpu) =
+        (EventRounds::default(), EventRounds::default(), vec![], vec![]);
     let mut answers = Vec::new();
     let mut requests = Requests::default();
     for round in 0..=ROUNDS {
@@ -78,7 +78,7 @@ pub(crate) async fn compare() {
         let events = requests.write(EVENTS);
         let before = (cpu(service.pid()), cpu(std::process::id()), cpu(broker));
         let (answered, applied) = run(&service, events, Pace::Closed).await;
-        // The first round of each is for warming up.
+        // The first round is the warm-up.
         if round > 0 {
             theirs.add(Duration::from_secs_f64(took), bare_cpu);
             ours.add(applied, cpu(service.pid()) - before.0);
@@ -101,16 +101,16 @@ pub(crate) async fn compare() {
     let [_, p50, p99] = load::latencies(&answers);
     println!("  202 after: p50 {p50:.1?}, p99 {p99:.1?}");
     let ratio = ours.median() / theirs.median();
-    judge("ratio of throughput", &format!("{ratio:.2}"), ">= 0.45", ratio >= 0.45);
+    report_figure("ratio of throughput", &format!("{ratio:.2}"), ">= 0.45", ratio >= 0.45);
     at_half(&service, ours.median() / 2.0, &mut requests).await;
     let memory = peak_memory(service.pid());
-    judge("peak of resident memory", &format!("{memory:.1} MiB"), "< 64 MiB", memory < 64.0);
+    report_figure("peak of resident memory", &format!("{memory:.1} MiB"), "< 64 MiB", memory < 64.0);
     println!();
     service.stop().await;
 }
 
-/// Posts at a fixed rate, and says how long an event is on its way. The metric counts from when a request was read,
-/// so what it tells holds the time to the 202 as well.
+/// Posts at a fixed rate, and prints the time from the post of an event to its effect. The metric starts when a request
+/// was read, so it includes the time until the 202.
 async fn at_half(service: &Service, rate: f64, requests: &mut Requests) {
     let events = requests.write((rate * HALF.as_secs_f64()) as usize);
     let count = events.len();
@@ -122,10 +122,10 @@ async fn at_half(service: &Service, rate: f64, requests: &mut Requests) {
     let (p50, p99) = (lag(0.5), lag(0.99));
     let reached = answered.per_second;
     println!("  at half the rate, {count} events at {reached:.0} /s: posted to applied p50 {p50:.2?}");
-    judge("posted to applied, p99", &format!("{p99:.2?}"), "< 50 ms", p99 < Duration::from_millis(50));
+    report_figure("posted to applied, p99", &format!("{p99:.2?}"), "< 50 ms", p99 < Duration::from_millis(50));
 }
 
-/// Posts events, waits until all are applied, and returns what the senders saw and how long it took in all.
+/// Posts events, waits until all are applied, and returns the measurements of the senders and the total time.
 async fn run(service: &Service, events: Vec<Vec<u8>>, pace: Pace) -> (Round, Duration) {
     let wanted = Scrape::of(service.admin).await.sum(APPLIED) + events.len() as f64;
     let started = Instant::now();
@@ -137,7 +137,7 @@ async fn run(service: &Service, events: Vec<Vec<u8>>, pace: Pace) -> (Round, Dur
     (round, started.elapsed())
 }
 
-/// Writes requests, each with an event that was never there before.
+/// Builds requests, each with a new event.
 #[derive(Default)]
 pub(crate) struct Requests {
     written: usize,
@@ -171,9 +171,9 @@ impl Requests {
     }
 }
 
-/// The broker's process, as it knows itself; it takes a moment after its start to tell.
+/// Returns the process id of the broker, which its API reports some time after the start.
 async fn broker_pid(rabbit: &RabbitServer) -> u32 {
-    eventually("the broker tells of its process", || async {
+    eventually("the broker reports its process id", || async {
         rabbit.api("GET", "/nodes", None).await?[0]["os_pid"].as_str()?.parse().ok()
     })
     .await

@@ -1,10 +1,10 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; after a `--`, `hits`, `pipeline`, `protocol` or `protections` runs
-//! only that. Every server is a process of its own: the service (the real binary), its Genesys, the bare programs,
-//! Redis, RabbitMQ; the load comes from this one, on one thread. Rounds of both alternate in one run and medians are
-//! compared, so that a ratio does not depend on the machine, nor on what else it does at times. Not a test: nothing
-//! here fails because a machine is slow.
+//! Run with `cargo bench --bench production`; with `hits`, `pipeline`, `protocol` or `protections` after a `--`, only that
+//! one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare programs, Redis and
+//! RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in one run and medians
+//! are compared, so that a ratio depends neither on the machine nor on its other work. It is not a test: nothing here
+//! fails because a machine is slow.
 
 mod bare;
 mod figures;
@@ -14,18 +14,18 @@ mod protections;
 mod protocol;
 mod redis_hits;
 mod service;
-#[expect(dead_code, clippy::unwrap_used, reason = "the tests' own support; of it, this needs the servers")]
+#[expect(dead_code, clippy::unwrap_used, reason = "the support of the tests; this needs only its servers")]
 #[path = "../it/support/mod.rs"]
 mod support;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.get(1).is_some_and(|argument| argument.starts_with("bare-")) {
-        // As the service's: all cores.
+        // All cores, like the service.
         let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
         return runtime.block_on(bare::run(&arguments));
     }
-    // `cargo test --benches` runs this binary too, to see that it starts; the load is for `cargo bench`.
+    // `cargo test --benches` also runs this binary, to check that it starts; only `cargo bench` creates load.
     if !arguments.iter().any(|argument| argument == "--bench") {
         println!("production: run with cargo bench --bench production");
         return;
@@ -52,7 +52,7 @@ fn main() {
     });
 }
 
-/// Builds the service as the image has it. What cargo built for this bench has the tests' named faults in it.
+/// Builds the service like the image. The build for this bench contains the faults for tests.
 fn build() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["build", "--profile", "dist", "--locked", "--quiet", "--bin", "profile-edge"];

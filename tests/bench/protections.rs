@@ -1,4 +1,4 @@
-//! What protects data, and what each of it costs on a hit through Redis: alone, and all together.
+//! The cost of each data protection on a hit through Redis: each alone, and all together.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::figures::{cpu, judge};
+use crate::figures::{cpu, report_figure};
 use crate::load::{Connection, Round, for_a_while, for_a_while_over, get, latencies, median};
 use crate::service::{CUSTOMERS, Extras, PLAIN, Service};
 use crate::support::customer;
@@ -21,20 +21,20 @@ const ROUNDS: usize = 7;
 /// 32 bytes in base64.
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
-/// A few fields of a profile, one of them nested.
+/// Some fields of a profile, one of them nested.
 const FIELDS: &str = "[\"id\", \"firstName\", \"lastName\", \"workPhone.e164\"]";
 
-/// A service with some of it, and what was measured there.
-struct Side<'a> {
+/// A service with some protections, and its measurements.
+struct ProtectedService<'a> {
     name: &'static str,
     service: Service,
-    /// What its listener presents, where it is encrypted.
+    /// The directory with its certificates, if its listener uses TLS.
     certificates: Option<&'a Path>,
     rounds: Vec<Round>,
     cpu: Duration,
 }
 
-impl<'a> Side<'a> {
+impl<'a> ProtectedService<'a> {
     async fn start(name: &'static str, redis: &str, extras: Extras<'_>, certificates: Option<&'a Path>) -> Self {
         let service = Service::start_with(redis, None, &extras).await;
         Self { name, service, certificates, rounds: Vec::new(), cpu: Duration::ZERO }
@@ -58,7 +58,7 @@ impl<'a> Side<'a> {
 
 pub(crate) async fn compare() {
     let server = RedisServer::start(&[]).await;
-    let directory = tempfile::tempdir().expect("a directory can be made");
+    let directory = tempfile::tempdir().expect("a directory can be created");
     certificates(directory.path());
     let file =
         |name: &str| format!("[audit]\nsink = \"file\"\npath = {:?}\nkey = \"{KEY}\"\n", directory.path().join(name));
@@ -79,12 +79,12 @@ pub(crate) async fn compare() {
     for (database, (name, fields, tables)) in settings.iter().enumerate() {
         let own = format!("{}/{database}", server.url());
         let tls = (*name == "TLS").then(|| directory.path());
-        sides.push(Side::start(name, &own, Extras { fields, tables }, tls).await);
+        sides.push(ProtectedService::start(name, &own, Extras { fields, tables }, tls).await);
     }
     let path = |n| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)));
     let requests = Arc::new((1..=CUSTOMERS).map(path).collect::<Vec<_>>());
     for side in &mut sides {
-        // Fills the cache, over all of the customers.
+        // Fills the cache with all customers.
         side.round(&requests, ROUND).await;
     }
     for _ in 0..ROUNDS {
@@ -109,8 +109,8 @@ pub(crate) async fn compare() {
             side.name
         );
     }
-    let together = sides.iter().find(|side| side.name == "all four").map_or(0.0, Side::per_second) / base;
-    judge("ratio of all four together", &format!("{together:.2}"), ">= 0.70", together >= 0.7);
+    let together = sides.iter().find(|side| side.name == "all four").map_or(0.0, ProtectedService::per_second) / base;
+    report_figure("ratio of all four together", &format!("{together:.2}"), ">= 0.70", together >= 0.7);
     println!();
     for side in sides {
         side.service.stop().await;

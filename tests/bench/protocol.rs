@@ -1,12 +1,12 @@
-//! What the protocol costs: commands at Redis for a hit, a miss and an event, and how long after a fill a lookup
-//! that waits in another process has its answer.
+//! The cost of the protocol: Redis commands for a hit, a miss and an event, and the time from a fill to the answer of a
+//! lookup that waits in another process.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep};
 
-use crate::figures::{Scrape, judge};
+use crate::figures::{Scrape, report_figure};
 use crate::load::{Connection, Pace, each_once, get, median};
 use crate::pipeline::Requests;
 use crate::service::Service;
@@ -15,13 +15,13 @@ use crate::support::eventually;
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
 
-/// How often each is done.
+/// The number of repetitions.
 const TIMES: u32 = 200;
 
-/// What ends a recording.
+/// The message that ends a recording.
 const MARKER: &str = "that was it";
 
-/// How long Genesys takes for the customers whose fills are waited for.
+/// The latency of Genesys for the customers whose fills other lookups wait for.
 const LATENCY: Duration = Duration::from_millis(50);
 
 pub(crate) async fn measure() {
@@ -30,18 +30,23 @@ pub(crate) async fn measure() {
     let other = Service::start(&redis.url(), None).await;
     let mut connection = Connection::open(service.public).await;
     let look_up = |n: u32| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)));
-    // From here on Redis knows the scripts.
+    // Loads the scripts into Redis.
     connection.exchange(&look_up(1_000)).await;
 
     let count = async |what: &str, target: f64, requests: Vec<Vec<u8>>, is_done: &dyn Fn(&Scrape) -> bool| {
-        let sent = overheard(&redis, async {
+        let sent = commands_during(&redis, async {
             each_once(service.public, 1, requests, Pace::Closed).await;
             eventually(what, || async { is_done(&Scrape::of(service.admin).await).then_some(()) }).await;
         });
         let each = sent.await / f64::from(TIMES);
-        judge(&format!("Redis commands for {what}"), &format!("{each:.2}"), &format!("{target}"), each < target + 0.1);
+        report_figure(
+            &format!("Redis commands for {what}"),
+            &format!("{each:.2}"),
+            &format!("{target}"),
+            each < target + 0.1,
+        );
     };
-    println!("the protocol's cost, {TIMES} of each, one after the other");
+    println!("cost of the protocol: {TIMES} of each, one after the other");
     count("a miss", 3.0, (1..=TIMES).map(look_up).collect(), &|_| true).await;
     count("a hit", 1.0, (1..=TIMES).map(look_up).collect(), &|_| true).await;
     let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
@@ -58,7 +63,7 @@ pub(crate) async fn measure() {
             Instant::now()
         };
         let follows = async {
-            // The leader's lease stands by then, and its fetch is under way.
+            // By then the leader has its lease, and its fetch is in progress.
             sleep(LATENCY / 3).await;
             waiting.exchange(&request).await;
             Instant::now()
@@ -67,7 +72,7 @@ pub(crate) async fn measure() {
         later.push(followed.saturating_duration_since(led).as_secs_f64());
     }
     let learned = Duration::from_secs_f64(median(later));
-    judge(
+    report_figure(
         "a fill is known elsewhere, median",
         &format!("{learned:.2?}"),
         "< 10 ms",
@@ -78,9 +83,9 @@ pub(crate) async fn measure() {
     service.stop().await;
 }
 
-/// How many commands clients have sent to Redis while `done` was run, but for those that ask of the server itself.
-/// What scripts call themselves is no round trip, and is marked "lua".
-async fn overheard(redis: &RedisServer, done: impl Future<Output = ()>) -> f64 {
+/// Returns the number of commands that clients send to Redis while `done` runs, without commands about the server itself.
+/// MONITOR marks the calls of scripts as "lua": they are not round trips and do not count.
+async fn commands_during(redis: &RedisServer, done: impl Future<Output = ()>) -> f64 {
     let client = redis::Client::open(redis.url()).expect("an address");
     let mut lines = client.get_async_monitor().await.expect("redis answers").into_on_message::<String>();
     done.await;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bare::Bare;
-use crate::figures::{Scrape, cpu, judge, peak_memory, quantile};
+use crate::bare::BareProgram;
+use crate::figures::{Scrape, cpu, peak_memory, quantile, report_figure};
 use crate::load::{self, Round, for_a_while, get};
 use crate::service::{CUSTOMERS, Service};
 use crate::support::customer;
@@ -15,15 +15,15 @@ const CONNECTIONS: usize = 64;
 const ROUND: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 7;
 
-/// The rounds of one side, and the CPU time that its process used in them.
+/// The rounds of one side, and the CPU time of its process in them.
 #[derive(Default)]
-struct Side {
+struct HitRounds {
     rounds: Vec<Round>,
     cpu: Duration,
     load_cpu: Duration,
 }
 
-impl Side {
+impl HitRounds {
     async fn round(&mut self, pid: u32, addr: SocketAddr, requests: &Arc<Vec<Vec<u8>>>) {
         let own = std::process::id();
         let before = (cpu(pid), cpu(own));
@@ -54,11 +54,11 @@ pub(crate) async fn compare() {
     let server = RedisServer::start(&[]).await;
     let service = Service::start(&server.url(), None).await;
     let (theirs, ours, length) = warm(&server, &service).await;
-    let mut bare = Bare::start("bare-hits", &[&server.url()]);
-    let addr = bare.answer().await.parse().expect("it prints where it listens");
+    let mut bare = BareProgram::start("bare-hits", &[&server.url()]);
+    let addr = bare.answer().await.parse().expect("it prints its address");
 
     let before = Scrape::of(service.admin).await;
-    let (mut bare_side, mut our_side) = (Side::default(), Side::default());
+    let (mut bare_side, mut our_side) = (HitRounds::default(), HitRounds::default());
     for _ in 0..ROUNDS {
         bare_side.round(bare.pid(), addr, &theirs).await;
         our_side.round(service.pid(), service.public, &ours).await;
@@ -74,16 +74,22 @@ pub(crate) async fn compare() {
     let ratio = our_side.per_second() / bare_side.per_second();
     let store = quantile("profile_edge_store_operation_duration_seconds", "op=\"get\"", &before, &after, 0.5);
     let memory = peak_memory(service.pid());
-    judge("ratio of throughput", &format!("{ratio:.2}"), ">= 0.75", ratio >= 0.75);
-    judge("hits a second", &format!("{:.0}", our_side.per_second()), ">= 10000", our_side.per_second() >= 10_000.0);
-    judge("mean", &format!("{mean:.2?}"), "< 15 ms", mean < Duration::from_millis(15));
-    judge("store GET, p50", &format!("{store:.2?}"), "< 5 ms", store < Duration::from_millis(5));
-    judge("peak of resident memory", &format!("{memory:.1} MiB"), "< 64 MiB", memory < 64.0);
+    report_figure("ratio of throughput", &format!("{ratio:.2}"), ">= 0.75", ratio >= 0.75);
+    report_figure(
+        "hits a second",
+        &format!("{:.0}", our_side.per_second()),
+        ">= 10000",
+        our_side.per_second() >= 10_000.0,
+    );
+    report_figure("mean", &format!("{mean:.2?}"), "< 15 ms", mean < Duration::from_millis(15));
+    report_figure("store GET, p50", &format!("{store:.2?}"), "< 5 ms", store < Duration::from_millis(5));
+    report_figure("peak of resident memory", &format!("{memory:.1} MiB"), "< 64 MiB", memory < 64.0);
     println!();
     service.stop().await;
 }
 
-/// Has every profile stored, as the service does it and bare; returns the requests of both, and a profile's length.
+/// Stores every profile through the service and directly; returns the requests of both sides, and the length of a
+/// profile.
 async fn warm(server: &RedisServer, service: &Service) -> (Arc<Vec<Vec<u8>>>, Arc<Vec<Vec<u8>>>, usize) {
     let mut redis = server.connect().await.expect("redis answers");
     let mut connection = load::Connection::open(service.public).await;

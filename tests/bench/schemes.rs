@@ -1,8 +1,8 @@
-//! What each webhook scheme costs: the judgement of one request, as a ratio to `api-key`.
+//! The cost of each webhook scheme: the verification of one request, as a ratio to `api-key`.
 //!
-//! Run with `cargo bench --bench schemes`. Rounds of all schemes alternate in one run, so that the ratios do not
-//! depend on the machine. The body is the size of an EventBridge event, and each scheme has two secrets, of which
-//! the second matches. Not a test: nothing here fails because a machine is slow.
+//! Run with `cargo bench --bench schemes`. The rounds of all schemes alternate in one run, so that the ratios do not depend
+//! on the machine. The body has the size of an EventBridge event, and each scheme has two secrets, of which the second
+//! matches. It is not a test: nothing here fails because a machine is slow.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -22,15 +22,15 @@ const BODY: usize = 2_048;
 const SECONDS: i64 = 1_614_265_330;
 const SECRET: &str = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// A scheme, and a request that it accepts.
-struct Case {
+/// A scheme and a request that it accepts.
+struct SchemeCase {
     name: &'static str,
     authenticators: Vec<Authenticator>,
     headers: HeaderMap,
 }
 
 fn main() {
-    // `cargo test --benches` runs this binary too, to see that it starts; the load is for `cargo bench`.
+    // `cargo test --benches` also runs this binary, to check that it starts; only `cargo bench` creates load.
     if !std::env::args().any(|argument| argument == "--bench") {
         println!("schemes: run with cargo bench --bench schemes");
         return;
@@ -51,12 +51,12 @@ fn main() {
     }
 }
 
-fn round(case: &Case, body: &[u8]) -> Duration {
+fn round(case: &SchemeCase, body: &[u8]) -> Duration {
     let now = Timestamp::from_millis(SECONDS * 1_000);
     let started = Instant::now();
     for _ in 0..CALLS {
         let proof = verify(black_box(&case.authenticators), black_box(&case.headers), black_box(body), now);
-        assert!(proof.is_some(), "{} accepts its own", case.name);
+        assert!(proof.is_some(), "{} accepts its request", case.name);
     }
     started.elapsed()
 }
@@ -66,7 +66,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-fn cases(body: &[u8]) -> Vec<Case> {
+fn cases(body: &[u8]) -> Vec<SchemeCase> {
     let signature = STANDARD.encode(mac(SECRET.as_bytes(), &[body]));
     let key = STANDARD.decode(SECRET).expect("the secret is base64");
     let standard = STANDARD.encode(mac(&key, &[b"msg_1.1614265330.", body]));
@@ -91,13 +91,17 @@ fn cases(body: &[u8]) -> Vec<Case> {
     ]
 }
 
-fn case(name: &'static str, scheme: Scheme, head: &[(&'static str, String)]) -> Case {
+fn case(name: &'static str, scheme: Scheme, head: &[(&'static str, String)]) -> SchemeCase {
     let secrets = ["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", SECRET].map(Secret::new).to_vec();
     let username = (scheme == Scheme::Basic).then(|| "user".to_owned());
     let config = Config { scheme, header: None, username, secrets };
     let value = |text: &str| HeaderValue::from_str(text).expect("a header's value");
     let headers = head.iter().map(|(name, text)| (HeaderName::from_static(name), value(text))).collect();
-    Case { name, authenticators: vec![Authenticator::new(&config).expect("the configuration is usable")], headers }
+    SchemeCase {
+        name,
+        authenticators: vec![Authenticator::new(&config).expect("the configuration is usable")],
+        headers,
+    }
 }
 
 fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {

@@ -1,5 +1,5 @@
-//! The service under load: the real binary, as a process of its own, for one tenant whose Genesys is a sandbox
-//! in yet another process.
+//! The service under load: the real binary in its own process, for one tenant. Its Genesys is a sandbox in another
+//! process.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,21 +11,21 @@ use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
 use crate::support::eventually;
 use crate::support::process::{Process, configuration, free_port};
 
-/// What signs the events.
+/// The secret for signing events.
 pub(crate) const SECRET: &str = "bench-secret";
 
-/// How many customers the sandbox has.
+/// The number of customers of the sandbox.
 pub(crate) const CUSTOMERS: u32 = 1_000;
 
-/// What a service has beside what every one has.
+/// The differences between the services.
 pub(crate) struct Extras<'a> {
-    /// The fields that its caller may see.
+    /// The fields that its caller may read.
     pub(crate) fields: &'a str,
-    /// More tables of its configuration.
+    /// Additional tables of its configuration.
     pub(crate) tables: &'a str,
 }
 
-/// Nothing that protects data.
+/// No data protection.
 pub(crate) const PLAIN: Extras<'static> = Extras { fields: "[\"*\"]", tables: "[audit]\nsink = \"none\"\n" };
 
 /// A running service.
@@ -39,14 +39,14 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts on this Redis, and this RabbitMQ if it is to take events.
+    /// Starts a service on this Redis, and on this RabbitMQ if it must accept events.
     pub(crate) async fn start(redis: &str, rabbit: Option<&str>) -> Self {
         Self::start_with(redis, rabbit, &PLAIN).await
     }
 
-    /// As [`start`](Self::start), with more than that.
+    /// Like [`start`](Self::start), with these extras.
     pub(crate) async fn start_with(redis: &str, rabbit: Option<&str>, extras: &Extras<'_>) -> Self {
-        let directory = tempfile::tempdir().expect("a directory can be made");
+        let directory = tempfile::tempdir().expect("a directory can be created");
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (public, admin, genesys) = (local(free_port()), local(free_port()), local(free_port()));
         let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &CUSTOMERS.to_string()];
@@ -80,7 +80,7 @@ impl Service {
         self.process.pid()
     }
 
-    /// Has its Genesys take so long for each answer.
+    /// Sets the latency of its Genesys.
     pub(crate) async fn behave(&self, latency: Duration) {
         let body = format!("{{\"latency\":\"{}ms\"}}", latency.as_millis());
         let head = "POST /sandbox/behaviour HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sandbox-editor\r\n\
@@ -89,7 +89,7 @@ impl Service {
         Connection::open(self.genesys).await.exchange(request.as_bytes()).await;
     }
 
-    /// Ends it in good order.
+    /// Stops it with a drain.
     pub(crate) async fn stop(mut self) {
         self.process.signal("TERM");
         assert_eq!(self.process.ended().await, Some(0), "{}", self.process.log());

@@ -1,10 +1,9 @@
-//! What must hold of every parser that meets the outside, whatever it is given.
+//! The properties of every parser of external input, for any input.
 //!
-//! Each function takes any bytes and panics when a property does not hold. The fuzz targets call one each; the
-//! integration tests replay every kept input through all of this, so that what a fuzzer found once stays found.
+//! Each function takes arbitrary bytes and panics if a property is violated. Each fuzz target calls one function; the
+//! integration tests replay all stored inputs, so that an old finding cannot return.
 //!
-//! Personal data and secrets are planted: [`PLANTED`] stands in the inputs where a person's data or a secret
-//! would, and no error text and nothing for the queue may repeat it.
+//! [`PLANTED`] marks personal data and secrets in the inputs: no error text and no queue message may contain it.
 
 use std::fmt::Write as _;
 use std::str::FromStr;
@@ -26,10 +25,10 @@ use profile_edge::store::sealed::keyring::{self, Keyring};
 use profile_edge::store::{Content, Entry, Record, redis};
 use sha2::Sha256;
 
-/// What stands for personal data. Nobody's field, key or identifier is called that.
+/// The marker of personal data. No field, key or identifier has this name.
 const PLANTED: &str = "planted";
 
-/// When signed requests arrive: the second of the vector of the Standard Webhooks libraries.
+/// The arrival time of signed requests, in seconds: the test vector of the Standard Webhooks libraries.
 const NOW: i64 = 1_614_265_330;
 
 const API_KEY: &str = "planted-key";
@@ -39,8 +38,8 @@ const TOKEN: &str = "planted-token";
 const HUB_SECRET: &str = "planted-secret";
 const STANDARD_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// A webhook's body, behind the headers of a binary `CloudEvents` event if there are any: it is read or refused,
-/// and neither the refusal nor what goes to the queue tells who it is about.
+/// A webhook body, after the headers of a binary `CloudEvents` event if there are any: it is parsed or refused, and neither
+/// the error nor the queue message reveals the customer.
 pub(super) fn webhooks(data: &[u8]) {
     let (headers, body) = request(data);
     let tenant: TenantId = "10001".parse().expect("a tenant id");
@@ -64,19 +63,19 @@ fn announced(posted: Posted, tenant: &TenantId) {
         let hasher = KeyHasher::Sha256;
         let event = announcement.into_event(tenant, std::slice::from_ref(&hasher), Timestamp::from_millis(0));
         for customer in &named {
-            assert!(event.keys.contains(&hasher.identify(tenant, customer).digest()), "an id that evicts nothing");
+            assert!(event.keys.contains(&hasher.identify(tenant, customer).digest()), "an id without a key to evict");
         }
         let written = wire::encode(&event);
         let text = String::from_utf8(written.to_vec()).expect("the wire form is text");
         for customer in named.iter().filter(|customer| customer.expose().contains(PLANTED)) {
             assert!(!text.contains(customer.expose()), "a customer id in the wire form: {text}");
         }
-        assert_eq!(wire::decode(&written).expect("what is written is read"), event);
+        assert_eq!(wire::decode(&written).expect("an encoded value decodes"), event);
     }
 }
 
-/// A request with credentials of any scheme: it is believed exactly if a plain reading of each scheme's
-/// specification, with no care for time, believes it.
+/// A request with credentials of any scheme: it is accepted if and only if a straightforward implementation of the scheme,
+/// without constant-time comparison, accepts it.
 pub(super) fn signatures(data: &[u8]) {
     let (headers, body) = request(data);
     let config = |scheme, username: Option<&str>, secret: &str| authenticate::Config {
@@ -112,7 +111,7 @@ fn api_key(headers: &HeaderMap) -> bool {
 }
 
 fn basic(headers: &HeaderMap) -> bool {
-    // Thirty bytes fill their base64, so it has one spelling.
+    // Thirty bytes need no base64 padding, so there is only one encoding.
     credentials(headers, "basic") == Some(STANDARD.encode(format!("{USER}:{PASSWORD}")).as_bytes())
 }
 
@@ -153,7 +152,7 @@ fn mac(key: &[u8], text: &[u8]) -> [u8; 32] {
     Hmac::<Sha256>::new_from_slice(key).expect("any key").chain_update(text).finalize().into_bytes().into()
 }
 
-/// The text of an identifier or a time: what is read prints as it was written, or is equal when it is read again.
+/// An identifier or a time as text: a parsed value prints as it was, or parses again as an equal value.
 pub(super) fn identifiers(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match text.parse::<CustomerId>() {
@@ -161,7 +160,7 @@ pub(super) fn identifiers(data: &[u8]) {
             assert_eq!(customer.expose(), text);
             assert!((1..=256).contains(&text.len()) && text != "." && text != "..");
             assert!(!text.contains(['/', '\\', '?', '#', '%']) && !text.chars().any(char::is_control));
-            let form = customer.hashed_form().parse::<CustomerId>().expect("the form that is hashed is an id too");
+            let form = customer.hashed_form().parse::<CustomerId>().expect("the hashed form is an id too");
             assert_eq!(form.hashed_form(), customer.hashed_form());
             assert!(!text.contains(PLANTED) || !format!("{customer:?}").contains(text));
         }
@@ -186,13 +185,13 @@ where
     match text.parse::<T>() {
         Ok(parsed) => {
             assert_eq!(format(&parsed), text);
-            assert_eq!(format(&parsed).parse::<T>().expect("what is printed is read"), parsed);
+            assert_eq!(format(&parsed).parse::<T>().expect("a printed value parses"), parsed);
         }
         Err(error) => hides_planted(&format!("{error:?}")),
     }
 }
 
-/// A query string: the same values come out when what came out is written as a query again.
+/// A query string: parsed values, written as a query again, parse to the same values.
 pub(super) fn queries(data: &[u8]) {
     const NAMES: [&str; 3] = ["customerId", "tenantId", "fields"];
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -207,13 +206,14 @@ pub(super) fn queries(data: &[u8]) {
             let _ = write!(written, "&{name}={encoded}");
         }
     }
-    assert_eq!(query::parse(&written, NAMES).expect("what is written is read"), found);
+    assert_eq!(query::parse(&written, NAMES).expect("an encoded value decodes"), found);
 }
 
-/// A message of a queue: it is refused by its length and digest alone, or written and read again as the same event.
+/// A queue message: it is refused with only its length and digest in the error, or it encodes and decodes again as the same
+/// event.
 pub(super) fn wire(data: &[u8]) {
     match wire::decode(data) {
-        Ok(event) => assert_eq!(wire::decode(&wire::encode(&event)).expect("what is written is read"), event),
+        Ok(event) => assert_eq!(wire::decode(&wire::encode(&event)).expect("an encoded value decodes"), event),
         Err(refused) => {
             assert_eq!(refused.length, data.len());
             hides_planted(&format!("{refused:?}"));
@@ -221,19 +221,19 @@ pub(super) fn wire(data: &[u8]) {
     }
 }
 
-/// A value in Redis: it is a miss that keeps the bytes, or written and read again as the same record.
+/// A value in Redis: it is corrupt and keeps its bytes, or it encodes and decodes again as the same record.
 pub(super) fn records(data: &[u8]) {
     let bytes = Bytes::copy_from_slice(data);
     match redis::fuzz::decode(bytes.clone()) {
         Entry::Record(record) => {
             let Entry::Record(again) = redis::fuzz::decode(redis::fuzz::encode(&record)) else {
-                panic!("what is written is read");
+                panic!("an encoded value decodes");
             };
-            // The Debug of a body hides it; what is written shows all.
+            // The Debug form hides the body; the encoded form contains it.
             assert_eq!(format!("{again:?}"), format!("{record:?}"));
             assert_eq!(redis::fuzz::encode(&again), redis::fuzz::encode(&record));
             hides_planted_body(&format!("{record:?}"), &record);
-            opens_or_stays_shut(record);
+            opens_or_stays_sealed(record);
         }
         Entry::Corrupt(kept) => assert_eq!(kept, bytes),
         Entry::Tombstone(_) | Entry::Leased(_) => {}
@@ -241,8 +241,8 @@ pub(super) fn records(data: &[u8]) {
     let _ = redis::fuzz::decode_fence(data);
 }
 
-/// Whatever claims to be sealed is opened, or is left shut; what opens can be sealed again.
-fn opens_or_stays_shut(record: Record) {
+/// A sealed record opens or stays sealed; an opened record can be sealed again.
+fn opens_or_stays_sealed(record: Record) {
     static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
         let key = Secret::new(STANDARD.encode([1; 32]));
         let config = keyring::Config { active: "k1".to_owned(), keys: [("k1".to_owned(), key)].into() };
@@ -259,53 +259,53 @@ fn opens_or_stays_shut(record: Record) {
 }
 
 fn hides_planted_body(shown: &str, record: &Record) {
-    // A tenant may be called anything, and is shown.
+    // A tenant id may contain the marker, and is shown.
     if !record.identity.tenant().as_str().contains(PLANTED) {
         hides_planted(shown);
     }
 }
 
-/// A configuration file: it is understood, or its mistakes are told without the secrets that are in it.
+/// A configuration file: it loads, or its errors are reported; neither output contains its secrets.
 pub(super) fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // Files of the machine that fuzzes are not the parser's.
+    // The parser must not read files of this machine.
     if text.contains("file:") {
         return;
     }
     let secrets: Vec<String> = text.parse::<toml::Table>().map(|table| secrets(&table)).unwrap_or_default();
-    let told = match config::from_toml(text) {
+    let output = match config::from_toml(text) {
         Ok(loaded) => format!("{} {} {:?}", loaded.report.text(), loaded.report.json_lines(), loaded.config),
         Err(errors) => errors.to_string(),
     };
     for secret in secrets {
-        assert!(!told.contains(&secret), "a secret is told: {told}");
+        assert!(!output.contains(&secret), "the output contains a secret: {output}");
     }
 }
 
-/// Returns the planted secrets: the texts of `client_secret` and `secrets`, where they stand nowhere else.
+/// Returns the marked secrets: the values of `client_secret` and `secrets` that appear nowhere else.
 fn secrets(table: &toml::Table) -> Vec<String> {
     let (mut secret, mut open) = (Vec::new(), String::new());
-    sort_out("", &toml::Value::Table(table.clone()), &mut secret, &mut open);
+    classify("", &toml::Value::Table(table.clone()), &mut secret, &mut open);
     secret.retain(|text| text.contains(PLANTED) && !text.starts_with("env:") && !open.contains(text.as_str()));
     secret
 }
 
-fn sort_out(key: &str, value: &toml::Value, secret: &mut Vec<String>, open: &mut String) {
+fn classify(key: &str, value: &toml::Value, secret: &mut Vec<String>, open: &mut String) {
     match value {
         toml::Value::Table(table) => {
             for (key, value) in table {
                 let _ = writeln!(open, "{key}");
-                sort_out(key, value, secret, open);
+                classify(key, value, secret, open);
             }
         }
-        toml::Value::Array(items) => items.iter().for_each(|item| sort_out(key, item, secret, open)),
+        toml::Value::Array(items) => items.iter().for_each(|item| classify(key, item, secret, open)),
         toml::Value::String(text) if matches!(key, "client_secret" | "secrets") => secret.push(text.clone()),
         other => drop(writeln!(open, "{other}")),
     }
 }
 
-/// A list of fields and a profile, with a line's end between them: of a JSON object a JSON object is left, and
-/// what is left is all visible.
+/// A list of fields and a profile, separated by a line end: the filtered JSON object is a JSON object, and all of it is
+/// visible.
 pub(super) fn fields(data: &[u8]) {
     let end = data.iter().position(|b| *b == b'\n').unwrap_or(data.len());
     let Ok(list) = std::str::from_utf8(&data[..end]) else { return };
@@ -319,7 +319,7 @@ pub(super) fn fields(data: &[u8]) {
     };
     assert_eq!(visible.filter(&left).expect("what is left is an object").0, left);
     if let (Some(whole), FieldSet::Only(_)) = (whole, &visible) {
-        let left: serde_json::Value = serde_json::from_slice(&left).expect("what is left is JSON");
+        let left: serde_json::Value = serde_json::from_slice(&left).expect("a filtered object is JSON");
         is_part_of(&left, &whole);
     }
 }
@@ -328,18 +328,18 @@ fn is_part_of(part: &serde_json::Value, whole: &serde_json::Value) {
     use serde_json::Value;
     match (part, whole) {
         (Value::Object(part), Value::Object(whole)) => {
-            part.iter().for_each(|(name, part)| is_part_of(part, whole.get(name).expect("nothing is added")));
+            part.iter().for_each(|(name, part)| is_part_of(part, whole.get(name).expect("filtering adds no fields")));
         }
         (Value::Array(part), Value::Array(whole)) => {
             assert!(part.len() <= whole.len());
         }
-        // A scalar of which only fields are visible has none to show.
+        // If only fields of a scalar are visible, nothing is left of it.
         (Value::Null, Value::Bool(_) | Value::Number(_) | Value::String(_)) => {}
         (part, whole) => assert_eq!(part, whole),
     }
 }
 
-/// Reads `name: value` lines up to an empty one as headers; without an empty line all is body.
+/// Reads `name: value` lines up to an empty line as headers; without an empty line everything is the body.
 fn request(data: &[u8]) -> (HeaderMap, &[u8]) {
     let mut headers = HeaderMap::new();
     let Some(end) = data.windows(2).position(|pair| pair == b"\n\n") else { return (headers, data) };
@@ -360,5 +360,5 @@ fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
 }
 
 fn hides_planted(text: &str) {
-    assert!(!text.contains(PLANTED), "planted data is told: {text}");
+    assert!(!text.contains(PLANTED), "marked data in the output: {text}");
 }

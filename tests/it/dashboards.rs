@@ -150,7 +150,8 @@ fn alerts_use_metrics_that_exist_and_say_what_to_do() {
             name.starts_with("ProfileEdge") && names.insert(name),
             "{name}: must start with ProfileEdge and be unique"
         );
-        for part in ["expr: ", "severity: ", "summary: ", "what_to_do: "] {
+        let runbook = format!("runbook: dashboards/README.md#{}\n", name.to_lowercase());
+        for part in ["expr: ", "severity: ", "summary: ", "what_to_do: ", &runbook] {
             assert!(rule.contains(part), "{name}: has no {part}");
         }
     }

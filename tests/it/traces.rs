@@ -289,10 +289,10 @@ async fn a_failing_collector_fails_no_lookup_and_is_logged_once() {
     collector.behave(Manner::Takes);
     assert_eq!(status(edge.lookup(&customer(1)).header("traceparent", traceparent())).await, 200);
     collector.span("lookup", |span| span.trace == TRACE).await;
-    edge.process.says("the collector takes traces again").await;
+    edge.process.says("the collector accepts traces again").await;
     assert!(edge.ports.metric(&edge.client, exported).await > 0.0);
     let log = edge.stop().await;
-    assert_eq!(log.matches("the collector takes no traces").count(), 1, "{log}");
+    assert_eq!(log.matches("the collector does not accept traces").count(), 1, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -313,7 +313,7 @@ async fn the_process_serves_and_stops_without_a_reachable_collector() {
     let port = crate::support::process::free_port();
     let edge = Traced::start(&format!("http://127.0.0.1:{port}"), &[]).await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
-    edge.process.says("the collector takes no traces").await;
+    edge.process.says("the collector does not accept traces").await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
     edge.stop().await;
 }
@@ -341,7 +341,7 @@ async fn a_tls_collector_gets_traces_with_the_right_certificates() {
         })
         .await;
         let log = edge.stop().await;
-        assert_eq!(log.matches("the collector takes no traces").count(), 1, "{log}");
+        assert_eq!(log.matches("the collector does not accept traces").count(), 1, "{log}");
     }
     assert_eq!(collector.asked(), 0);
 
@@ -349,7 +349,7 @@ async fn a_tls_collector_gets_traces_with_the_right_certificates() {
     assert_eq!(status(edge.lookup(&customer(1)).header("traceparent", traceparent())).await, 200);
     collector.span("lookup", |span| span.trace == TRACE).await;
     let log = edge.stop().await;
-    assert!(!log.contains("the collector takes no traces"), "{log}");
+    assert!(!log.contains("the collector does not accept traces"), "{log}");
 }
 
 #[test]

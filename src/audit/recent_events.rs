@@ -1,22 +1,21 @@
-//! The events that were recorded lately: what tells a redelivery whose record is there from one whose record was lost
-//! in a crash.
+//! Recently recorded events: they distinguish a redelivery with a record from one whose record was lost in a crash.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::domain::Digest;
 
-/// How many are remembered: far more than a queue hands out before the acknowledgement of the first.
+/// How many events are remembered: far more than a queue delivers before the first acknowledgement.
 pub(super) const CAPACITY: usize = 65_536;
 
-/// A bounded set; the oldest go first.
+/// A bounded set; the oldest events are removed first.
 #[derive(Debug, Default)]
-pub(super) struct Recent {
+pub(super) struct RecentEvents {
     known: HashSet<Digest>,
     order: VecDeque<Digest>,
 }
 
-impl Recent {
-    /// Remembers an event; tells whether it was not known.
+impl RecentEvents {
+    /// Adds an event; returns whether it is new.
     pub(super) fn insert(&mut self, event: Digest) -> bool {
         if !self.known.insert(event) {
             return false;
@@ -36,9 +35,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_is_forgotten_and_the_others_are_known() {
+    fn the_oldest_event_is_forgotten_first() {
         let event = |n: usize| Digest::from_bytes((n as u128).to_be_bytes());
-        let mut recent = Recent::default();
+        let mut recent = RecentEvents::default();
         assert!((0..=CAPACITY).all(|n| recent.insert(event(n))));
         assert!(!recent.insert(event(1)) && !recent.insert(event(CAPACITY)));
         assert!(recent.insert(event(0)));

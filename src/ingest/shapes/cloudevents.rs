@@ -68,7 +68,7 @@ pub(super) fn read_structured(body: &[u8], path: &str) -> Result<Item, Malformed
             read_data(attributes, &data, &path, "")
         }
         (None, None) => Err(Malformed::new(join(path, "data"), "is missing")),
-        (Some(_), Some(_)) => Err(Malformed::new(join(path, "data_base64"), "must not stand beside data")),
+        (Some(_), Some(_)) => Err(Malformed::new(join(path, "data_base64"), "must not be given together with data")),
     }
 }
 

@@ -49,7 +49,7 @@ pub struct App {
     pub sandbox: Option<SocketAddr>,
     readiness: Arc<Readiness>,
     flows: Controller,
-    queue: Option<queue::open::Opened>,
+    queue: Option<queue::open::OpenQueue>,
     queue_tasks: Controller,
     audit: Audit,
     audit_tasks: Controller,

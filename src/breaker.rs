@@ -18,7 +18,7 @@ pub(crate) trait Policy {
     /// How long the breaker stays open at most.
     const LONGEST_PERIOD: Duration;
     /// Whether a probe that reports nothing is replaced by another one after a period. If not, the caller must
-    /// report every probe, at least as [`Verdict::Unknown`].
+    /// report every probe, at least as [`RequestOutcome::Unknown`].
     const PROBES_EXPIRE: bool;
 
     /// Starts to count.
@@ -30,7 +30,7 @@ pub(crate) trait Policy {
 
 /// The state of a breaker; the greater the worse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Level {
+pub(crate) enum BreakerLevel {
     /// Requests pass.
     #[default]
     Closed,
@@ -40,7 +40,7 @@ pub(crate) enum Level {
     Open,
 }
 
-impl Level {
+impl BreakerLevel {
     /// Returns the value that the metric shows.
     pub(crate) const fn value(self) -> f64 {
         match self {
@@ -53,7 +53,7 @@ impl Level {
 
 /// What a request shows about the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum RequestOutcome {
     /// The server answers.
     Answers,
     /// The server fails.
@@ -65,7 +65,7 @@ pub(crate) enum Verdict {
 /// The right to send one request. It is void once the breaker has opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(crate) struct Pass(u64);
+pub(crate) struct BreakerPermit(u64);
 
 /// A circuit breaker; see the module's head.
 #[derive(Debug)]
@@ -93,11 +93,11 @@ impl<P: Policy> Breaker<P> {
     }
 
     /// Returns the state.
-    pub(crate) const fn level(&self) -> Level {
+    pub(crate) const fn level(&self) -> BreakerLevel {
         match self.state {
-            BreakerState::Closed(_) => Level::Closed,
-            BreakerState::Open(_) => Level::Open,
-            BreakerState::HalfOpen(_) => Level::HalfOpen,
+            BreakerState::Closed(_) => BreakerLevel::Closed,
+            BreakerState::Open(_) => BreakerLevel::Open,
+            BreakerState::HalfOpen(_) => BreakerLevel::HalfOpen,
         }
     }
 
@@ -113,33 +113,33 @@ impl<P: Policy> Breaker<P> {
     }
 
     /// Lets a request pass: as the probe if the breaker has been open long enough.
-    pub(crate) fn admit(&mut self, now: Instant) -> Result<Pass, Duration> {
+    pub(crate) fn admit(&mut self, now: Instant) -> Result<BreakerPermit, Duration> {
         self.check(now)?;
         if !matches!(self.state, BreakerState::Closed(_)) {
             self.state = BreakerState::HalfOpen(P::PROBES_EXPIRE.then(|| now + self.period));
         }
-        Ok(Pass(self.openings))
+        Ok(BreakerPermit(self.openings))
     }
 
     /// Records what a request showed. Returns whether the breaker opens because of it.
-    pub(crate) fn settle(&mut self, pass: Pass, verdict: Verdict, now: Instant) -> bool {
+    pub(crate) fn record(&mut self, pass: BreakerPermit, verdict: RequestOutcome, now: Instant) -> bool {
         if pass.0 != self.openings {
             return false;
         }
         let opens = match (&mut self.state, verdict) {
-            (BreakerState::Closed(counts), Verdict::Answers | Verdict::Fails) => {
-                counts.count(verdict == Verdict::Fails, now)
+            (BreakerState::Closed(counts), RequestOutcome::Answers | RequestOutcome::Fails) => {
+                counts.count(verdict == RequestOutcome::Fails, now)
             }
-            (BreakerState::HalfOpen(_), Verdict::Fails) => true,
-            (BreakerState::HalfOpen(_), Verdict::Answers) => {
+            (BreakerState::HalfOpen(_), RequestOutcome::Fails) => true,
+            (BreakerState::HalfOpen(_), RequestOutcome::Answers) => {
                 self.close(now);
                 false
             }
-            (BreakerState::HalfOpen(_), Verdict::Unknown) => {
+            (BreakerState::HalfOpen(_), RequestOutcome::Unknown) => {
                 self.state = BreakerState::Open(now);
                 false
             }
-            (BreakerState::Closed(_), Verdict::Unknown) | (BreakerState::Open(_), _) => false,
+            (BreakerState::Closed(_), RequestOutcome::Unknown) | (BreakerState::Open(_), _) => false,
         };
         if opens {
             self.period = (self.period * 2).clamp(P::FIRST_PERIOD, P::LONGEST_PERIOD);
@@ -186,17 +186,17 @@ mod tests {
         }
     }
 
-    fn request(breaker: &mut Breaker<Streak>, verdict: Verdict, now: Instant) {
+    fn request(breaker: &mut Breaker<Streak>, verdict: RequestOutcome, now: Instant) {
         let pass = breaker.admit(now).unwrap();
-        breaker.settle(pass, verdict, now);
+        breaker.record(pass, verdict, now);
     }
 
     fn opened(now: Instant) -> Breaker<Streak> {
         let mut breaker = Breaker::new(now);
         for _ in 0..STREAK {
-            request(&mut breaker, Verdict::Fails, now);
+            request(&mut breaker, RequestOutcome::Fails, now);
         }
-        assert_eq!(breaker.level(), Level::Open);
+        assert_eq!(breaker.level(), BreakerLevel::Open);
         breaker
     }
 
@@ -207,10 +207,10 @@ mod tests {
         assert_eq!(breaker.admit(now + FIRST_PERIOD - MILLISECOND), Err(MILLISECOND));
         let now = now + FIRST_PERIOD;
         let probe = breaker.admit(now).unwrap();
-        assert_eq!(breaker.level(), Level::HalfOpen);
+        assert_eq!(breaker.level(), BreakerLevel::HalfOpen);
         assert_eq!(breaker.admit(now), Err(FIRST_PERIOD), "a second one does not pass");
-        breaker.settle(probe, Verdict::Answers, now);
-        assert_eq!(breaker.level(), Level::Closed);
+        breaker.record(probe, RequestOutcome::Answers, now);
+        assert_eq!(breaker.level(), BreakerLevel::Closed);
         assert!(breaker.check(now).is_ok());
     }
 
@@ -223,13 +223,13 @@ mod tests {
             let period = breaker.check(now).unwrap_err();
             periods.push(period.as_millis());
             now += period;
-            request(&mut breaker, Verdict::Fails, now);
+            request(&mut breaker, RequestOutcome::Fails, now);
         }
         assert_eq!(periods, [500, 1000, 2000, 2000]);
         now += LONGEST_PERIOD;
-        request(&mut breaker, Verdict::Answers, now);
+        request(&mut breaker, RequestOutcome::Answers, now);
         for _ in 0..STREAK {
-            request(&mut breaker, Verdict::Fails, now);
+            request(&mut breaker, RequestOutcome::Fails, now);
         }
         assert_eq!(breaker.check(now), Err(FIRST_PERIOD));
     }
@@ -238,7 +238,7 @@ mod tests {
     async fn after_a_cancelled_probe_the_next_request_is_the_probe() {
         let mut breaker = opened(Instant::now());
         let now = Instant::now() + FIRST_PERIOD;
-        request(&mut breaker, Verdict::Unknown, now);
+        request(&mut breaker, RequestOutcome::Unknown, now);
         assert!(breaker.admit(now).is_ok());
     }
 
@@ -248,16 +248,16 @@ mod tests {
         let mut breaker = Breaker::new(now);
         let late = breaker.admit(now).unwrap();
         for _ in 0..STREAK {
-            request(&mut breaker, Verdict::Fails, now);
+            request(&mut breaker, RequestOutcome::Fails, now);
         }
-        breaker.settle(late, Verdict::Answers, now);
-        assert_eq!(breaker.level(), Level::Open);
+        breaker.record(late, RequestOutcome::Answers, now);
+        assert_eq!(breaker.level(), BreakerLevel::Open);
         let now = now + FIRST_PERIOD;
         let probe = breaker.admit(now).unwrap();
-        breaker.settle(late, Verdict::Fails, now);
-        assert_eq!(breaker.level(), Level::HalfOpen);
-        breaker.settle(probe, Verdict::Answers, now);
-        assert_eq!(breaker.level(), Level::Closed);
+        breaker.record(late, RequestOutcome::Fails, now);
+        assert_eq!(breaker.level(), BreakerLevel::HalfOpen);
+        breaker.record(probe, RequestOutcome::Answers, now);
+        assert_eq!(breaker.level(), BreakerLevel::Closed);
     }
 
     proptest! {
@@ -270,8 +270,8 @@ mod tests {
             for (wait, verdict) in steps {
                 now += Duration::from_millis(wait);
                 if let Ok(pass) = breaker.admit(now) {
-                    let verdict = [Verdict::Answers, Verdict::Fails, Verdict::Unknown][usize::from(verdict)];
-                    breaker.settle(pass, verdict, now);
+                    let verdict = [RequestOutcome::Answers, RequestOutcome::Fails, RequestOutcome::Unknown][usize::from(verdict)];
+                    breaker.record(pass, verdict, now);
                 }
                 prop_assert!(breaker.check(now + LONGEST_PERIOD).is_ok());
             }

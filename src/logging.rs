@@ -23,7 +23,7 @@ const SILENT: &str = "lapin";
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The level of our own log lines; libraries are limited to warnings.
-    pub level: Level,
+    pub level: LogLevel,
     /// The format of the log lines.
     pub format: Format,
 }
@@ -31,7 +31,7 @@ pub struct Config {
 /// A log level; each level includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Level {
+pub enum LogLevel {
     /// Failures that need an operator.
     Error,
     /// Failures that were handled.
@@ -56,14 +56,14 @@ pub enum Format {
     Text,
 }
 
-impl From<Level> for LevelFilter {
-    fn from(level: Level) -> Self {
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
         match level {
-            Level::Error => Self::ERROR,
-            Level::Warn => Self::WARN,
-            Level::Info => Self::INFO,
-            Level::Debug => Self::DEBUG,
-            Level::Trace => Self::TRACE,
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
         }
     }
 }

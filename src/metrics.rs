@@ -127,7 +127,7 @@ catalogue! {
     dead_letters: gauge "dead_letters" = "Dead letters in the queue.";
     audit_records: counter "audit_records_total" ["outcome": AuditOutcome] = "Audit records by outcome.";
     audit_up: gauge "audit_up" = "1 if the audit sink accepts records, else 0.";
-    auth_failures: counter "auth_failures_total" ["door": Door] = "Requests refused because of a missing or wrong credential.";
+    auth_failures: counter "auth_failures_total" ["door": AuthEndpoint] = "Requests refused because of a missing or wrong credential.";
     connections: gauge "connections" ["listener": Listener] = "Open client connections.";
     connections_ended: counter "connections_ended_total" ["listener": Listener, "reason": ConnectionEnd] = "Ended client connections by reason.";
     config_reloads: counter "config_reloads_total" ["outcome": Outcome] = "Configuration reloads by outcome.";

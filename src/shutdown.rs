@@ -56,7 +56,7 @@ impl Shutdown {
 /// Waits for SIGINT or SIGTERM.
 ///
 /// If the process cannot listen for signals, it never returns.
-pub async fn asked_to_stop() {
+pub async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {

@@ -73,7 +73,7 @@ pub fn are_recorded() -> bool {
 
 /// Returns the trace context of a request, if it has exactly one that is well-formed.
 #[must_use]
-pub fn heard(headers: &HeaderMap) -> Option<Traceparent> {
+pub fn received_context(headers: &HeaderMap) -> Option<Traceparent> {
     let mut named = headers.get_all(TRACEPARENT).iter();
     let (value, None) = (named.next()?, named.next()) else { return None };
     value.to_str().ok()?.parse().ok()
@@ -81,7 +81,7 @@ pub fn heard(headers: &HeaderMap) -> Option<Traceparent> {
 
 /// Returns the trace context of a span, to pass to other processes.
 #[must_use]
-pub fn place(span: &Span) -> Option<Traceparent> {
+pub fn context_of(span: &Span) -> Option<Traceparent> {
     if span.is_disabled() {
         return None;
     }
@@ -230,10 +230,10 @@ fn of_request(span: &Span, headers: &HeaderMap) {
     if span.is_disabled() {
         return;
     }
-    if let Some(cause) = heard(headers).and_then(remote) {
+    if let Some(cause) = received_context(headers).and_then(remote) {
         begin_under(span, cause);
     }
-    if let Some(place) = place(span) {
+    if let Some(place) = context_of(span) {
         // For the log lines of the request.
         Span::current().record("trace_id", hex::encode(place.trace_id()));
     }
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn a_published_event_carries_the_context_of_its_publish_span() {
         let mut named = None;
-        let spans = recorded(|| named = place(&publish(&[event(None)])));
+        let spans = recorded(|| named = context_of(&publish(&[event(None)])));
         let [published] = &spans[..] else { panic!("{spans:?}") };
         let named = named.unwrap();
         assert_eq!(published.span_context.trace_id().to_bytes(), named.trace_id());
@@ -346,14 +346,14 @@ mod tests {
     #[test]
     fn without_recording_a_span_has_no_trace_context() {
         assert!(!are_recorded());
-        assert_eq!(place(&publish(&[event(None)])), None);
+        assert_eq!(context_of(&publish(&[event(None)])), None);
     }
 
     #[test]
     fn only_a_single_well_formed_trace_context_is_accepted() {
         let of = |values: &[&str]| {
             let header = http::HeaderName::from_static(TRACEPARENT);
-            heard(&values.iter().map(|value| (header.clone(), value.parse().unwrap())).collect())
+            received_context(&values.iter().map(|value| (header.clone(), value.parse().unwrap())).collect())
         };
         assert_eq!(of(&[CAUSE]).map(|heard| heard.to_string()).as_deref(), Some(CAUSE));
         for none in [&[][..], &[CAUSE, CAUSE], &["00-1-1-01"], &["é"]] {

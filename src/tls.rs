@@ -7,7 +7,7 @@ use serde::Deserialize;
 /// PEM files: the trusted authorities, and the client certificate.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Files {
+pub struct TlsFiles {
     /// The CA bundle for verifying the server certificate; by default the authorities of this machine.
     #[serde(default)]
     pub ca: Option<PathBuf>,
@@ -19,7 +19,7 @@ pub struct Files {
     pub key: Option<PathBuf>,
 }
 
-impl Files {
+impl TlsFiles {
     /// Returns whether any file is configured.
     #[must_use]
     pub const fn is_any(&self) -> bool {

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::config::Config;
-use crate::consumer::losses::Losses;
+use crate::consumer::losses::LossDetector;
 use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
@@ -49,17 +49,17 @@ pub(super) struct Components {
     pub(super) shutdown: Shutdown,
     pub(super) readiness: Arc<Readiness>,
     /// `None` if no role of this process uses it.
-    pub(super) queue: Option<queue::open::Opened>,
-    pub(super) store: store::open::Opened,
+    pub(super) queue: Option<queue::open::OpenQueue>,
+    pub(super) store: store::open::OpenStore,
 }
 
 impl Components {
     /// Creates the lookup flow, and what reports the tenants whose tokens are refused.
-    pub(super) fn lookup(&self) -> Result<(Lookup, upstream::open::Standing), Error> {
+    pub(super) fn lookup(&self) -> Result<(Lookup, upstream::open::TenantHealth), Error> {
         let tenants = self.config.tenants.iter();
         let upstreams = tenants.clone().filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
         let upstream = upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?;
-        let lookup = Lookup::new(lookup::Parts {
+        let lookup = Lookup::new(lookup::LookupDependencies {
             store: Arc::clone(&self.store.store),
             upstream: upstream.upstream,
             hasher: self.hasher(),
@@ -71,7 +71,7 @@ impl Components {
             shutdown: self.shutdown.clone(),
             faults: self.faults.clone(),
         });
-        Ok((lookup, upstream.standing))
+        Ok((lookup, upstream.tenant_health))
     }
 
     /// Creates the public routes, and the handler of lookups, if this process has the role.
@@ -181,7 +181,7 @@ impl Components {
             faults: self.faults.clone(),
         };
         self.shutdown.spawn(worker.run());
-        let losses = Losses {
+        let losses = LossDetector {
             store: Arc::clone(&self.store.inspect),
             queue: Arc::clone(&queue.queue),
             clock: Arc::clone(&self.clock),
@@ -191,7 +191,7 @@ impl Components {
     }
 
     /// Checks the dependencies once, then at an interval until shutdown.
-    pub(super) async fn probe(&self, refused: upstream::open::Standing) {
+    pub(super) async fn probe(&self, refused: upstream::open::TenantHealth) {
         let probe = Probe {
             refused,
             readiness: Arc::clone(&self.readiness),

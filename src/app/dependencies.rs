@@ -12,10 +12,10 @@ use url::Url;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::queue::open::Opened as OpenedQueue;
+use crate::queue::open::OpenQueue;
 use crate::shutdown::Shutdown;
 use crate::store::Lifetimes;
-use crate::store::open::Opened as OpenedStore;
+use crate::store::open::OpenStore;
 use crate::{queue, store};
 
 use super::Error;
@@ -31,7 +31,7 @@ pub(super) async fn queue(
     tasks: &Shutdown,
     metrics: &Arc<Metrics>,
     until: Instant,
-) -> Result<Option<OpenedQueue>, Error> {
+) -> Result<Option<OpenQueue>, Error> {
     if !config.roles.use_the_queue() {
         return Ok(None);
     }
@@ -48,7 +48,7 @@ pub(super) async fn store(
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
     until: Instant,
-) -> Result<OpenedStore, Error> {
+) -> Result<OpenStore, Error> {
     let needed = config.roles.use_the_store();
     let lifetimes =
         Lifetimes { dedup_window: config.consumer.dedup_window, tombstone_ttl: config.consumer.tombstone_ttl };

@@ -17,7 +17,7 @@ pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Checks the dependencies.
 #[derive(Debug)]
 pub(super) struct Probe {
-    pub(super) refused: upstream::open::Standing,
+    pub(super) refused: upstream::open::TenantHealth,
     pub(super) readiness: Arc<Readiness>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) audit: Audit,
@@ -44,7 +44,7 @@ impl Probe {
         if let Some(queue) = &self.queue {
             self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
         }
-        self.readiness.audit(self.audit.works(), &self.metrics);
+        self.readiness.audit(self.audit.is_working(), &self.metrics);
         let refusals = self.refused.refusals().into_iter();
         self.readiness.upstreams(refusals.map(|(tenant, reason)| (tenant.to_string(), reason.to_string())));
         self.metrics.upkeep();

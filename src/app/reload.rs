@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-use crate::audit::{Operation, Record};
+use crate::audit::{AuditRecord, OperatorRecord};
 use crate::config::{Config, LoadErrors};
 use crate::domain::TenantId;
 use crate::http::auth::callers::Callers;
-use crate::ingest::Sources;
+use crate::ingest::WebhookSources;
 use crate::metrics::Outcome;
 use crate::reload::Reloadable;
 use crate::store::sealed::keyring::Keyring;
@@ -26,7 +26,7 @@ use super::{App, Error};
 #[derive(Clone, Debug)]
 pub(super) struct AccessControl {
     pub(super) callers: Reloadable<Callers>,
-    pub(super) sources: Reloadable<Sources>,
+    pub(super) sources: Reloadable<WebhookSources>,
     pub(super) admin_key: Reloadable<Option<[u8; 32]>>,
     /// The keys of `[store.sealing]`, for the tenants of this process.
     pub(super) keyring: Reloadable<Keyring>,
@@ -38,7 +38,7 @@ pub(super) struct AccessControl {
 /// The next access control, created and checked.
 struct NextAccess {
     callers: Callers,
-    sources: Sources,
+    sources: WebhookSources,
     keyring: Keyring,
     admin_key: Option<[u8; 32]>,
     public_tls: Option<Arc<ServerConfig>>,
@@ -55,8 +55,8 @@ impl App {
         let outcome = if changed.is_ok() { Outcome::Ok } else { Outcome::Error };
         self.metrics.config_reloads.with(outcome).increment(1);
         let outcome = if changed.is_ok() { "ok" } else { "error" };
-        let operation = Operation::new(None, "reload", outcome);
-        self.audit.record(Record::Operator(operation));
+        let operation = OperatorRecord::new(None, "reload", outcome);
+        self.audit.record(AuditRecord::Operator(operation));
         match &changed {
             Ok(left) if left.is_empty() => tracing::info!("the configuration was read again"),
             Ok(left) => {
@@ -76,7 +76,7 @@ impl NextAccess {
         let tenants: Vec<TenantId> = served.clone().map(|tenant| tenant.id.clone()).collect();
         Ok(Self {
             callers,
-            sources: Sources::new(served.map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice())))?,
+            sources: WebhookSources::new(served.map(|tenant| (tenant.id.clone(), tenant.webhooks.as_slice())))?,
             keyring: keyring(config, &tenants)?,
             admin_key: config.admin.key_digest(),
             public_tls: config.http.tls.load("http.tls").map_err(|error| error.within("http.tls"))?,

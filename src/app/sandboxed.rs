@@ -30,7 +30,7 @@ pub(super) async fn start_sandbox(
     if !config.runs_sandbox() {
         return Ok(None);
     }
-    let options = sandbox::Options {
+    let options = sandbox::SandboxOptions {
         listen: config.sandbox.listen.into(),
         customers: config.sandbox.customers,
         latency: config.sandbox.latency,

@@ -57,11 +57,6 @@ pub use config::{Config, Fsync, Lookups, SinkKind};
 pub use record::{
     AuditRecord, Decision, DenialReason, DeniedWebhook, EventEffect, EventRecord, LookupRecord, OperatorRecord,
 };
-// Old names, until the call sites change.
-pub use record::{
-    AuditRecord as Record, DenialReason as Reason, EventEffect as Verdict, EventRecord as Applied,
-    LookupRecord as Lookup, OperatorRecord as Operation,
-};
 
 use sink_state::SinkState;
 use writer::{Confirm, WriterCommand};
@@ -110,7 +105,7 @@ impl Audit {
 
     /// Returns whether the sink accepts records.
     #[must_use]
-    pub fn works(&self) -> bool {
+    pub fn is_working(&self) -> bool {
         self.0.as_ref().is_none_or(|handle| handle.state.is_working())
     }
 
@@ -128,7 +123,7 @@ impl Audit {
     /// # Errors
     ///
     /// The record is not written and the mode is strict. Otherwise it is dropped and counted, or written later.
-    pub async fn settle(&self, record: AuditRecord) -> Result<(), Unrecorded> {
+    pub async fn record_and_wait(&self, record: AuditRecord) -> Result<(), Unrecorded> {
         let Some(handle) = &self.0 else { return Ok(()) };
         if !handle.state.is_working() {
             if handle.strict {

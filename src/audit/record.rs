@@ -11,7 +11,7 @@ use http::HeaderValue;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId, Shown, TenantId};
+use crate::domain::{Digest, DisclosedFields, Event, EventId, Redelivery, ReplayId, TenantId};
 use crate::metrics::{LabelSet, LookupResult};
 
 /// The `type` of records about events.
@@ -62,7 +62,7 @@ pub enum Decision {
         result: LookupResult,
         /// The profile fields in the answer.
         #[serde(rename = "fields", serialize_with = "names")]
-        shown: Shown,
+        shown: DisclosedFields,
     },
     /// It was denied, for this class of reasons.
     #[serde(serialize_with = "only_reason")]
@@ -231,7 +231,7 @@ fn label<S: Serializer>(value: &LookupResult, serializer: S) -> Result<S::Ok, S:
     value.value().serialize(serializer)
 }
 
-fn names<S: Serializer>(shown: &Shown, serializer: S) -> Result<S::Ok, S::Error> {
+fn names<S: Serializer>(shown: &DisclosedFields, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(shown.names())
 }
 

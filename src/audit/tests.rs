@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::clock::SystemClock;
-use crate::domain::{Digest, Event, EventId, Redelivery, ReplayId, Shown, Timestamp};
+use crate::domain::{Digest, DisclosedFields, Event, EventId, Redelivery, ReplayId, Timestamp};
 use crate::metrics::{LookupResult, Metrics};
 use crate::shutdown::{Controller, Shutdown};
 
@@ -140,7 +140,7 @@ fn records_keep_the_order_and_the_form_of_their_members() {
                 caller: Some("a\\b".into()),
                 tenant,
                 key: Some(key),
-                decision: Decision::Allowed { result: LookupResult::Hit, shown: Shown::All },
+                decision: Decision::Allowed { result: LookupResult::Hit, shown: DisclosedFields::All },
             }),
             format!(
                 r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","decision":"allowed","result":"hit","fields":["*"]"#
@@ -192,7 +192,7 @@ async fn the_chain_continues_across_restarts_and_files() {
     for start in 0..3 {
         let running = RunningAudit::open(&config).unwrap();
         for n in 0..20 {
-            running.audit.settle(applied(100 * start + n, EventEffect::Applied)).await.unwrap();
+            running.audit.record_and_wait(applied(100 * start + n, EventEffect::Applied)).await.unwrap();
         }
         running.close().await;
     }
@@ -225,7 +225,7 @@ async fn only_the_newest_full_files_are_kept() {
     let config = Config { max_bytes: bytesize::ByteSize::b(1_000), keep: 2, ..config(&path) };
     let running = RunningAudit::open(&config).unwrap();
     for n in 0..30 {
-        running.audit.settle(applied(n, EventEffect::Applied)).await.unwrap();
+        running.audit.record_and_wait(applied(n, EventEffect::Applied)).await.unwrap();
     }
     running.close().await;
     let full = full_files(&path);
@@ -239,7 +239,7 @@ async fn an_incomplete_last_record_is_truncated_and_recorded() {
     let path = directory.path().join("audit.jsonl");
     let config = config(&path);
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
+    running.audit.record_and_wait(applied(1, EventEffect::Applied)).await.unwrap();
     running.close().await;
     let mut text = std::fs::read(&path).unwrap();
     let half = b"{\"v\":1,\"chain\":\"half";
@@ -260,13 +260,13 @@ async fn the_chain_continues_after_a_crash_between_two_files() {
     let path = directory.path().join("audit.jsonl");
     let config = config(&path);
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
+    running.audit.record_and_wait(applied(1, EventEffect::Applied)).await.unwrap();
     running.close().await;
     let full = directory.path().join("audit.jsonl.000001");
     std::fs::rename(&path, &full).unwrap();
 
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
+    running.audit.record_and_wait(applied(1, EventEffect::Duplicate)).await.unwrap();
     running.close().await;
     assert_eq!(
         of_type(&records(&std::fs::read(&path).unwrap()), "event").len(),
@@ -331,7 +331,7 @@ async fn a_redelivered_event_is_recorded_once_for_each_reason() {
             records.push(again(Redelivery::Restored, effect));
         }
         for record in records {
-            running.audit.settle(record).await.unwrap();
+            running.audit.record_and_wait(record).await.unwrap();
         }
         running.close().await;
     }
@@ -358,16 +358,16 @@ async fn a_duplicate_event_is_recorded_only_if_no_record_names_it() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(&directory.path().join("audit.jsonl"));
     let running = RunningAudit::open(&config).unwrap();
-    running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
+    running.audit.record_and_wait(applied(1, EventEffect::Applied)).await.unwrap();
     for _ in 0..3 {
-        running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
-        running.audit.settle(applied(1, EventEffect::Applied)).await.unwrap();
-        running.audit.settle(applied(2, EventEffect::Duplicate)).await.unwrap();
+        running.audit.record_and_wait(applied(1, EventEffect::Duplicate)).await.unwrap();
+        running.audit.record_and_wait(applied(1, EventEffect::Applied)).await.unwrap();
+        running.audit.record_and_wait(applied(2, EventEffect::Duplicate)).await.unwrap();
     }
     running.close().await;
     let running = RunningAudit::open(&config).unwrap();
     for n in 1..=3 {
-        running.audit.settle(applied(n, EventEffect::Duplicate)).await.unwrap();
+        running.audit.record_and_wait(applied(n, EventEffect::Duplicate)).await.unwrap();
     }
     running.close().await;
     let events = of_type(&records(&std::fs::read(&config.path).unwrap()), "event");
@@ -423,18 +423,18 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 async fn a_full_disk_drops_and_counts_records_and_reports_them_later() {
     let disk = FullDisk::default();
     let running = RunningAudit::onto(disk.clone(), &config(Path::new("unused")));
-    running.audit.settle(applied(0, EventEffect::Applied)).await.unwrap();
+    running.audit.record_and_wait(applied(0, EventEffect::Applied)).await.unwrap();
     disk.full.store(true, Ordering::Release);
     running.audit.record(applied(1, EventEffect::Applied));
-    until("the failure is noticed", || !running.audit.works()).await;
+    until("the failure is noticed", || !running.audit.is_working()).await;
     for n in 2..100 {
-        running.audit.settle(applied(n, EventEffect::Applied)).await.unwrap();
+        running.audit.record_and_wait(applied(n, EventEffect::Applied)).await.unwrap();
     }
     let dropped = running.counted("dropped");
     assert!(dropped > 0, "the buffer holds 16");
     disk.full.store(false, Ordering::Release);
-    until("it works again", || running.audit.works()).await;
-    running.audit.settle(applied(100, EventEffect::Applied)).await.unwrap();
+    until("it works again", || running.audit.is_working()).await;
+    running.audit.record_and_wait(applied(100, EventEffect::Applied)).await.unwrap();
     running.close().await;
 
     let text = disk.written.lock().clone();
@@ -451,17 +451,17 @@ async fn a_full_disk_drops_and_counts_records_and_reports_them_later() {
 async fn in_strict_mode_a_full_disk_refuses_and_drops_nothing() {
     let disk = FullDisk::default();
     let running = RunningAudit::onto(disk.clone(), &Config { strict: true, ..config(Path::new("unused")) });
-    running.audit.settle(applied(0, EventEffect::Applied)).await.unwrap();
+    running.audit.record_and_wait(applied(0, EventEffect::Applied)).await.unwrap();
     disk.full.store(true, Ordering::Release);
-    assert_eq!(running.audit.settle(applied(1, EventEffect::Applied)).await, Err(Unrecorded));
+    assert_eq!(running.audit.record_and_wait(applied(1, EventEffect::Applied)).await, Err(Unrecorded));
     for n in 2..100 {
-        assert_eq!(running.audit.settle(applied(n, EventEffect::Applied)).await, Err(Unrecorded));
+        assert_eq!(running.audit.record_and_wait(applied(n, EventEffect::Applied)).await, Err(Unrecorded));
     }
     assert_eq!((running.counted("dropped"), running.counted("refused")), (0, 99));
     disk.full.store(false, Ordering::Release);
-    until("it works again", || running.audit.works()).await;
+    until("it works again", || running.audit.is_working()).await;
     // The event is redelivered; its record, which was already in the batch, is not written twice.
-    running.audit.settle(applied(1, EventEffect::Duplicate)).await.unwrap();
+    running.audit.record_and_wait(applied(1, EventEffect::Duplicate)).await.unwrap();
     running.close().await;
     let events = of_type(&records(&disk.written.lock()), "event");
     assert_eq!(events.iter().filter(|event| event["event"] == "event-1").count(), 1);

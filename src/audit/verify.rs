@@ -17,7 +17,7 @@ use super::tail::LONGEST;
 
 /// The result of a successful check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct VerifyReport {
     /// The number of records.
     pub records: u64,
     /// The head of each chain, in the order of appearance.
@@ -137,12 +137,12 @@ impl Verifier {
     /// # Errors
     ///
     /// The expected head is missing.
-    pub fn finish(self) -> Result<Report, RecordFault> {
+    pub fn finish(self) -> Result<VerifyReport, RecordFault> {
         if self.expected.is_some() && self.found_at.is_none() {
             return Err(RecordFault::HeadMissing);
         }
         let beyond = self.found_at.map(|at| self.records - at);
-        Ok(Report { records: self.records, heads: self.heads, beyond })
+        Ok(VerifyReport { records: self.records, heads: self.heads, beyond })
     }
 }
 
@@ -151,7 +151,7 @@ impl Verifier {
 /// # Errors
 ///
 /// A file cannot be read, or a line is invalid: the first one.
-pub fn files(paths: &[PathBuf], hasher: Hasher, expected: Option<RecordHash>) -> Result<Report, Error> {
+pub fn files(paths: &[PathBuf], hasher: Hasher, expected: Option<RecordHash>) -> Result<VerifyReport, Error> {
     let mut verifier = Verifier::new(hasher, expected);
     let mut end = (PathBuf::new(), 0);
     for path in paths {

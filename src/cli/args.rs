@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use url::Url;
 
 use crate::audit::chain::RecordHash;
-use crate::logging::{self, Format, Level};
+use crate::logging::{self, Format, LogLevel};
 
 /// Edge cache for Genesys Cloud customer profiles with event-driven invalidation.
 #[derive(Debug, Parser)]
@@ -246,7 +246,7 @@ pub(super) struct SandboxArgs {
 
 impl SandboxArgs {
     pub(super) const fn log(&self) -> logging::Config {
-        logging::Config { level: Level::Info, format: Format::Auto }
+        logging::Config { level: LogLevel::Info, format: Format::Auto }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::audit::chain::{Hasher, RecordHash};
-use crate::audit::verify::{self, BadLine, Error, Report};
+use crate::audit::verify::{self, BadLine, Error, VerifyReport};
 
 use super::{Exit, complain, json_line, print};
 
@@ -31,14 +31,14 @@ pub(super) fn verify(files: &[PathBuf], hasher: Hasher, expected: Option<RecordH
     }
 }
 
-fn as_json(report: &Report) -> String {
+fn as_json(report: &VerifyReport) -> String {
     let heads = report.heads.iter();
     let heads: Vec<_> =
         heads.map(|head| json!({ "chain": head.chain, "seq": head.seq, "hash": head.hash.to_string() })).collect();
     json_line(&json!({ "ok": true, "records": report.records, "heads": heads, "beyond_expected": report.beyond }))
 }
 
-fn as_text(report: &Report) -> String {
+fn as_text(report: &VerifyReport) -> String {
     let mut text = format!("{} records in order\n", report.records);
     for head in &report.heads {
         text.push_str(&format!("chain {} up to record {}, head {}\n", head.chain, head.seq, head.hash));

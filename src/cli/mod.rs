@@ -25,8 +25,8 @@ use crate::http::routes::openapi;
 use crate::logging;
 use crate::operate::client::{self, Client};
 use crate::operate::trust::{Tls, Trust};
-use crate::sandbox::{Options, Sandbox, Webhook};
-use crate::shutdown::{Shutdown, asked_to_stop};
+use crate::sandbox::{Sandbox, SandboxOptions, Webhook};
+use crate::shutdown::{Shutdown, stop_signal};
 
 use args::{Args, AuditCommand, Command, ConfigArgs, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
 
@@ -234,7 +234,8 @@ async fn run_sandbox(args: SandboxArgs) -> Exit {
     };
     let (controller, shutdown) = Shutdown::new();
     let listen: SocketAddr = args.listen;
-    let options = Options { listen: listen.into(), customers: args.customers, latency: args.latency.into(), webhook };
+    let options =
+        SandboxOptions { listen: listen.into(), customers: args.customers, latency: args.latency.into(), webhook };
     match Sandbox::start(options, SystemClock::shared(), shutdown).await {
         Ok(sandbox) => tracing::info!(listen = %sandbox.addr, "the sandbox is ready"),
         Err(error) => {
@@ -242,7 +243,7 @@ async fn run_sandbox(args: SandboxArgs) -> Exit {
             return Exit::Unavailable;
         }
     }
-    asked_to_stop().await;
+    stop_signal().await;
     controller.drain(run::SANDBOX_DEADLINE).await;
     Exit::Ok
 }

@@ -12,7 +12,7 @@ use crate::config::{Config, LoadErrors, SettingError};
 use crate::faults::Faults;
 use crate::logging::{self, Format};
 use crate::queue;
-use crate::shutdown::asked_to_stop;
+use crate::shutdown::stop_signal;
 use crate::telemetry::Telemetry;
 
 use super::Exit;
@@ -50,7 +50,7 @@ where
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;
     let deadline = config.shutdown.deadline;
     // Created here, so that a signal during the start ends the process cleanly too.
-    let mut asked = std::pin::pin!(asked_to_stop());
+    let mut asked = std::pin::pin!(stop_signal());
     let started = tokio::select! {
         biased;
         () = &mut asked => {
@@ -93,7 +93,7 @@ where
             }
             Exit::Ok
         }
-        () = asked_to_stop() => {
+        () = stop_signal() => {
             tracing::error!("a second stop signal arrived, ending at once");
             Exit::Internal
         }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::clock::SharedClock;
 use crate::domain::Timestamp;
-use crate::queue::{Queue, Restore};
+use crate::queue::{Queue, RestoreOutcome};
 use crate::shutdown::Shutdown;
 use crate::store::{Inspect, ReplicationHistory};
 
@@ -26,7 +26,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Watches the store's replication history.
 #[derive(Debug)]
-pub struct Losses {
+pub struct LossDetector {
     /// The store to watch.
     pub store: Arc<dyn Inspect>,
     /// The queue whose journal is replayed.
@@ -37,7 +37,7 @@ pub struct Losses {
     pub shutdown: Shutdown,
 }
 
-impl Losses {
+impl LossDetector {
     /// Watches until shutdown.
     pub async fn run(self) {
         let mut last_seen: Option<(ReplicationHistory, Timestamp)> = None;
@@ -45,7 +45,7 @@ impl Losses {
             // Before the read: events acknowledged from now on may be lost with the next history.
             let asked = self.clock.now();
             // Other tasks log and probe a store that is down; it is read again in the next round.
-            if let Ok(history) = self.store.lineage().await
+            if let Ok(history) = self.store.replication_history().await
                 && self.is_complete(last_seen.as_ref(), &history).await
             {
                 last_seen = Some((history, asked));
@@ -63,11 +63,11 @@ impl Losses {
     ) -> bool {
         let Some((_, since)) = last_seen.filter(|(earlier, _)| !history.continues(earlier)) else { return true };
         match self.queue.restore(*since).await {
-            Ok(Restore::Ordered) => {
+            Ok(RestoreOutcome::Ordered) => {
                 tracing::warn!(%since, "the store may have lost effects of events; replaying the journal");
                 true
             }
-            Ok(Restore::NoJournal) => {
+            Ok(RestoreOutcome::NoJournal) => {
                 tracing::warn!(%since, "the store may have lost effects of events, and there is no journal to replay");
                 true
             }

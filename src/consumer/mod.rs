@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::audit::Verdict;
+use crate::audit::EventEffect;
 use crate::domain::{Event, Kind, Redelivery};
 use crate::store::{self, Applied, Change, Store};
 
@@ -46,11 +46,11 @@ pub struct Config {
 ///
 /// The first failure of the store. The event must be delivered again; the keys where it was applied then answer
 /// `Duplicate`.
-pub async fn apply(store: &dyn Store, event: &Event) -> Result<Verdict, store::Error> {
+pub async fn apply(store: &dyn Store, event: &Event) -> Result<EventEffect, store::Error> {
     let Event { kind, stamps, again, force, .. } = *event;
     let of = matches!(again, Some(Redelivery::Replayed(_))).then(|| event.dedup_digest());
     let change = Change { event: event.mark(), of, kind, stamps, again, force };
-    let mut verdict = Ok(Verdict::Duplicate);
+    let mut verdict = Ok(EventEffect::Duplicate);
     for key in event.keys() {
         let applied = match event.kind {
             Kind::Deleted => store.write_tombstone(&key, &change).await,
@@ -58,9 +58,9 @@ pub async fn apply(store: &dyn Store, event: &Event) -> Result<Verdict, store::E
         };
         verdict = match (verdict, applied) {
             (Err(first), _) | (Ok(_), Err(first)) => Err(first),
-            (Ok(Verdict::Applied), Ok(_)) | (Ok(_), Ok(Applied::Applied { .. })) => Ok(Verdict::Applied),
-            (Ok(Verdict::Outrun), Ok(_)) | (Ok(_), Ok(Applied::Outrun)) => Ok(Verdict::Outrun),
-            (Ok(Verdict::Duplicate), Ok(Applied::Duplicate)) => Ok(Verdict::Duplicate),
+            (Ok(EventEffect::Applied), Ok(_)) | (Ok(_), Ok(Applied::Applied { .. })) => Ok(EventEffect::Applied),
+            (Ok(EventEffect::Outrun), Ok(_)) | (Ok(_), Ok(Applied::Outrun)) => Ok(EventEffect::Outrun),
+            (Ok(EventEffect::Duplicate), Ok(Applied::Duplicate)) => Ok(EventEffect::Duplicate),
         };
     }
     verdict

@@ -19,12 +19,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::audit::{self, Applied, Audit, Verdict};
+use crate::audit::{self, Audit, EventEffect, EventRecord};
 use crate::clock::SharedClock;
 use crate::domain::{Event, Redelivery, Timestamp};
 use crate::faults::{Fault, Faults};
 use crate::metrics::{ConsumerOutcome, Metrics, in_progress, observe};
-use crate::queue::{self, Delivery, Payload, Queue, Reason, Subscription};
+use crate::queue::{self, DeadLetterReason, Delivery, Payload, Queue, Subscription};
 use crate::shutdown::Shutdown;
 use crate::spans;
 use crate::store::{self, Inspect, Store};
@@ -179,7 +179,7 @@ impl Worker {
             Err(error @ store::Error::Rejected { .. }) if self.is_poison(event, delivery.redelivered()).await => {
                 tracing::error!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "moved an event that keeps failing to the dead letters");
                 self.count(event, ConsumerOutcome::DeadLettered);
-                delivery.dead_letter(Reason::RedeliveredTooOften).await
+                delivery.dead_letter(DeadLetterReason::RedeliveredTooOften).await
             }
             Err(error) => {
                 self.count(event, ConsumerOutcome::Retried);
@@ -205,20 +205,20 @@ impl Worker {
     }
 
     /// Writes the audit record of an event, and waits until it is written.
-    async fn record(&self, event: &Arc<Event>, verdict: Verdict) -> Result<(), audit::Unrecorded> {
-        let applied = Applied { event: Arc::clone(event), verdict };
-        self.audit.settle(audit::Record::Event(applied)).await
+    async fn record(&self, event: &Arc<Event>, verdict: EventEffect) -> Result<(), audit::Unrecorded> {
+        let applied = EventRecord { event: Arc::clone(event), verdict };
+        self.audit.record_and_wait(audit::AuditRecord::Event(applied)).await
     }
 
-    fn count_verdict(&self, event: &Event, verdict: Verdict, taken_at: Timestamp) {
+    fn count_verdict(&self, event: &Event, verdict: EventEffect, taken_at: Timestamp) {
         let outcome = match verdict {
-            Verdict::Applied => ConsumerOutcome::Applied,
-            Verdict::Duplicate => ConsumerOutcome::Duplicate,
-            Verdict::Outrun => ConsumerOutcome::Outrun,
+            EventEffect::Applied => ConsumerOutcome::Applied,
+            EventEffect::Duplicate => ConsumerOutcome::Duplicate,
+            EventEffect::Outrun => ConsumerOutcome::Outrun,
         };
         self.count(event, outcome);
         // The lag of a duplicate or of a replayed event would not measure the way through the queue.
-        if verdict != Verdict::Duplicate && event.again.is_none() {
+        if verdict != EventEffect::Duplicate && event.again.is_none() {
             observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
         }
         let (kind, again, taken_at) = (event.kind.as_str(), event.again.map(Redelivery::as_str), taken_at.as_millis());
@@ -247,6 +247,6 @@ impl Worker {
     }
 
     fn can_record(&self) -> bool {
-        !self.audit.is_strict() || self.audit.works()
+        !self.audit.is_strict() || self.audit.is_working()
     }
 }

@@ -4,24 +4,24 @@ use std::sync::Arc;
 
 /// The names of the fields that a caller received. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub enum Shown {
+pub enum DisclosedFields {
     /// None: there is no profile, or the caller has it already.
     Nothing,
     /// The whole profile.
     All,
     /// The marked fields.
-    Some(Marks),
+    Some(FieldMarks),
 }
 
 /// A list of field names, some of which are marked.
 #[derive(Clone, Debug)]
-pub struct Marks {
+pub struct FieldMarks {
     names: Arc<[Box<str>]>,
     /// One bit per name; the last bit is shared by all names from there on.
     bits: u64,
 }
 
-impl Shown {
+impl DisclosedFields {
     /// Returns the names; `*` for the whole profile.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let (all, marks) = match self {
@@ -29,18 +29,18 @@ impl Shown {
             Self::All => (Some("*"), None),
             Self::Some(marks) => (None, Some(marks)),
         };
-        all.into_iter().chain(marks.into_iter().flat_map(Marks::names))
+        all.into_iter().chain(marks.into_iter().flat_map(FieldMarks::names))
     }
 }
 
-impl Marks {
+impl FieldMarks {
     /// Creates the list without marks.
     #[must_use]
     pub const fn none(names: Arc<[Box<str>]>) -> Self {
         Self { names, bits: 0 }
     }
 
-    /// Marks the name at this index.
+    /// FieldMarks the name at this index.
     pub const fn mark(&mut self, index: usize) {
         self.bits |= bit(index);
     }

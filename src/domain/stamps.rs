@@ -19,9 +19,9 @@ pub struct Modified(i64);
 
 /// When an event happened, with the precision of its source.
 ///
-/// It has no total order: see [`At::compare`].
+/// It has no total order: see [`EventTime::compare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct At {
+pub struct EventTime {
     millis: i64,
     precision: Precision,
 }
@@ -43,7 +43,7 @@ pub struct Stamps {
     /// The `modifyDate` of the body.
     pub modified: Option<Modified>,
     /// The time of the event.
-    pub at: Option<At>,
+    pub at: Option<EventTime>,
 }
 
 /// The text is not an RFC 3339 date-time.
@@ -73,7 +73,7 @@ impl FromStr for Modified {
     }
 }
 
-impl At {
+impl EventTime {
     /// Creates a stamp from milliseconds since the Unix epoch.
     #[must_use]
     pub const fn new(millis: i64, precision: Precision) -> Self {
@@ -119,7 +119,7 @@ impl At {
     }
 }
 
-impl FromStr for At {
+impl FromStr for EventTime {
     type Err = InvalidTime;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    fn at(text: &str) -> At {
+    fn at(text: &str) -> EventTime {
         text.parse().unwrap()
     }
 
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn a_date_without_a_time_is_refused() {
         for text in ["", "2025-03-04", "2025-03-04T05:06:07", "yesterday", "1741064767089"] {
-            assert_eq!(text.parse::<At>(), Err(InvalidTime), "{text}");
+            assert_eq!(text.parse::<EventTime>(), Err(InvalidTime), "{text}");
         }
     }
 
@@ -184,7 +184,7 @@ mod tests {
         #[test]
         fn comparison_is_antisymmetric(a in -10_000i64..10_000, b in -10_000i64..10_000, fine in any::<bool>()) {
             let precision = if fine { Precision::Millis } else { Precision::Seconds };
-            let (a, b) = (At::new(a, precision), At::new(b, Precision::Millis));
+            let (a, b) = (EventTime::new(a, precision), EventTime::new(b, Precision::Millis));
             prop_assert_eq!(a.compare(b), b.compare(a).reverse());
         }
     }

@@ -27,26 +27,26 @@ use tracing::{Instrument, Span};
 use crate::clock::SharedClock;
 use crate::domain::{Event, EventId, KeyHasher, Shape, TenantId, Traceparent};
 use crate::invalid::InvalidSetting;
-use crate::metrics::{Door, IngestOutcome, Metrics, observe};
+use crate::metrics::{AuthEndpoint, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
 use crate::spans;
 
 use authenticate::{Authenticator, VerifiedRequest};
 use malformed::Malformed;
-use shapes::{Item, Posted};
+use shapes::{PostedEvent, PostedRequest};
 
 /// The maximum time for publishing: EventBridge ends a request after 5 s.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(4);
 
 /// The configured tenants, and how the sources of each authenticate.
 #[derive(Debug)]
-pub struct Sources(HashMap<TenantId, Vec<Authenticator>>);
+pub struct WebhookSources(HashMap<TenantId, Vec<Authenticator>>);
 
 /// The ingest flow.
 #[derive(Debug)]
 pub struct Ingest {
-    sources: Reloadable<Sources>,
+    sources: Reloadable<WebhookSources>,
     hashers: Vec<KeyHasher>,
     publisher: Arc<dyn Publisher>,
     clock: SharedClock,
@@ -55,7 +55,7 @@ pub struct Ingest {
 
 /// The shapes that a route accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
+pub enum AcceptedShapes {
     /// Only the flat form.
     Flat,
     /// All shapes.
@@ -82,7 +82,7 @@ pub enum Disposition {
 
 /// Why a request was refused. Nothing was published, except possibly in the case [`Unavailable`](Self::Unavailable).
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum IngestError {
     /// The tenant is not configured.
     #[error("unknown tenant")]
     UnknownTenant,
@@ -103,7 +103,7 @@ pub enum Refusal {
     },
 }
 
-impl Sources {
+impl WebhookSources {
     /// Creates the sources from their configuration.
     ///
     /// # Errors
@@ -125,7 +125,7 @@ impl Ingest {
     /// Creates the ingest flow. `hashers` contains the present key scheme first, then those that it replaces.
     #[must_use]
     pub fn new(
-        sources: Reloadable<Sources>,
+        sources: Reloadable<WebhookSources>,
         hashers: Vec<KeyHasher>,
         publisher: Arc<dyn Publisher>,
         clock: SharedClock,
@@ -149,10 +149,10 @@ impl Ingest {
     pub async fn accept(
         &self,
         tenant: &TenantId,
-        expected: Expected,
+        expected: AcceptedShapes,
         headers: &HeaderMap,
         body: &[u8],
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<Accepted, IngestError> {
         let started = Instant::now();
         let answer = self.take(tenant, expected, headers, body).await;
         observe(&self.metrics.ingest_duration, started.elapsed());
@@ -162,24 +162,24 @@ impl Ingest {
     async fn take(
         &self,
         tenant: &TenantId,
-        expected: Expected,
+        expected: AcceptedShapes,
         headers: &HeaderMap,
         body: &[u8],
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<Accepted, IngestError> {
         let sources = self.sources.keep();
-        let authenticators = sources.0.get(tenant).ok_or(Refusal::UnknownTenant)?;
+        let authenticators = sources.0.get(tenant).ok_or(IngestError::UnknownTenant)?;
         let Some(verified) = authenticate::verify(authenticators, headers, body, self.clock.now()) else {
             tracing::warn!(%tenant, "refused a webhook request without a valid credential");
-            self.metrics.auth_failures.with(Door::Webhook).increment(1);
+            self.metrics.auth_failures.with(AuthEndpoint::Webhook).increment(1);
             self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
-            return Err(Refusal::Unauthorized);
+            return Err(IngestError::Unauthorized);
         };
         let span = spans::webhook(headers, tenant);
         let posted = match expected {
-            Expected::Flat => shapes::read_flat(body),
-            Expected::Any => shapes::read_any(headers, body),
+            AcceptedShapes::Flat => shapes::read_flat(body),
+            AcceptedShapes::Any => shapes::read_any(headers, body),
         };
-        let taken = self.take_verified(tenant, verified, posted, spans::heard(headers), &span);
+        let taken = self.take_verified(tenant, verified, posted, spans::received_context(headers), &span);
         let answer = taken.instrument(span.clone()).await;
         spans::accepted(&span, outcome(&answer));
         answer
@@ -190,10 +190,10 @@ impl Ingest {
         &self,
         tenant: &TenantId,
         verified: VerifiedRequest,
-        posted: Result<Posted, Malformed>,
+        posted: Result<PostedRequest, Malformed>,
         traceparent: Option<Traceparent>,
         span: &Span,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<Accepted, IngestError> {
         let mut posted = posted.inspect_err(|malformed| {
             tracing::info!(%tenant, field = malformed.field, "refused a malformed webhook request");
             self.count(Shape::Flat, IngestOutcome::Malformed, 1);
@@ -204,7 +204,7 @@ impl Ingest {
         if let Some(shape) = names_another(&posted, tenant) {
             tracing::warn!(%tenant, "refused a webhook request that names another tenant");
             self.count(shape, IngestOutcome::Foreign, 1);
-            return Err(Refusal::Foreign);
+            return Err(IngestError::Foreign);
         }
         self.publish(tenant, traceparent, posted, span).await
     }
@@ -213,21 +213,21 @@ impl Ingest {
         &self,
         tenant: &TenantId,
         traceparent: Option<Traceparent>,
-        posted: Posted,
+        posted: PostedRequest,
         span: &Span,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<Accepted, IngestError> {
         let received_at = self.clock.now();
         let (mut events, mut items, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
         for item in posted.items {
             match item {
-                Item::Announced(announcement) => {
+                PostedEvent::Announced(announcement) => {
                     let mut event = announcement.into_event(tenant, &self.hashers, received_at);
                     event.traceparent = traceparent;
                     items.push(Disposition::Queued(event.id.clone()));
                     shapes.push(event.shape);
                     events.push(event);
                 }
-                Item::Ignored { shape, reason } => {
+                PostedEvent::Ignored { shape, reason } => {
                     self.count(shape, IngestOutcome::Ignored, 1);
                     items.push(Disposition::Ignored(reason));
                 }
@@ -242,7 +242,7 @@ impl Ingest {
         outcome.map(|()| Accepted { batch: posted.batch, items })
     }
 
-    async fn make_durable(&self, tenant: &TenantId, events: &mut [Event]) -> Result<(), Refusal> {
+    async fn make_durable(&self, tenant: &TenantId, events: &mut [Event]) -> Result<(), IngestError> {
         if events.is_empty() {
             return Ok(());
         }
@@ -254,7 +254,7 @@ impl Ingest {
         };
         let first = events.first().map(|event| tracing::field::display(&event.id));
         tracing::error!(%tenant, events = events.len(), event = first, %error, "could not make events durable, the sender must post them again");
-        Err(Refusal::Unavailable { retry_after: error.retry_after() })
+        Err(IngestError::Unavailable { retry_after: error.retry_after() })
     }
 
     fn count(&self, shape: Shape, outcome: IngestOutcome, events: u64) {
@@ -263,26 +263,26 @@ impl Ingest {
 }
 
 /// Returns the metric label for a request.
-fn outcome(answer: &Result<Accepted, Refusal>) -> IngestOutcome {
+fn outcome(answer: &Result<Accepted, IngestError>) -> IngestOutcome {
     match answer {
         Ok(accepted) if accepted.items.iter().all(|item| matches!(item, Disposition::Ignored(_))) => {
             IngestOutcome::Ignored
         }
         Ok(_) => IngestOutcome::Queued,
-        Err(Refusal::Malformed(_)) => IngestOutcome::Malformed,
-        Err(Refusal::Foreign) => IngestOutcome::Foreign,
-        Err(Refusal::Unavailable { .. }) => IngestOutcome::Unavailable,
-        Err(Refusal::UnknownTenant | Refusal::Unauthorized) => IngestOutcome::Unauthorized,
+        Err(IngestError::Malformed(_)) => IngestOutcome::Malformed,
+        Err(IngestError::Foreign) => IngestOutcome::Foreign,
+        Err(IngestError::Unavailable { .. }) => IngestOutcome::Unavailable,
+        Err(IngestError::UnknownTenant | IngestError::Unauthorized) => IngestOutcome::Unauthorized,
     }
 }
 
 /// Returns the shape of the first event that names another tenant.
-fn names_another(posted: &Posted, tenant: &TenantId) -> Option<Shape> {
+fn names_another(posted: &PostedRequest, tenant: &TenantId) -> Option<Shape> {
     posted.items.iter().find_map(|item| match item {
-        Item::Announced(announcement) => {
+        PostedEvent::Announced(announcement) => {
             let foreign = announcement.tenant.as_ref().is_some_and(|named| named != tenant);
             foreign.then_some(announcement.shape)
         }
-        Item::Ignored { .. } => None,
+        PostedEvent::Ignored { .. } => None,
     })
 }

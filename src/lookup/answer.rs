@@ -9,11 +9,11 @@ use crate::upstream;
 
 /// The answer to a lookup.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct LookupAnswer {
     /// What is known about the customer.
-    pub outcome: Outcome,
+    pub outcome: LookupOutcome,
     /// Where the answer came from.
-    pub how: How,
+    pub how: AnswerSource,
     /// Whether it may be older than the known events ([`rules::unsettled`](crate::rules#unsettled)), or its fill was
     /// refused.
     pub unsettled: bool,
@@ -23,7 +23,7 @@ pub struct Answer {
 
 /// What is known about a customer.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub enum LookupOutcome {
     /// The profile.
     Found(Found),
     /// Genesys knows no such customer.
@@ -34,7 +34,7 @@ pub enum Outcome {
 
 /// Where an answer came from, as the header `Cache-Status` (RFC 9211) shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum AnswerSource {
     /// From the store, fresh.
     Hit {
         /// The time until it is stale; `None` for a tombstone.
@@ -52,14 +52,14 @@ pub enum How {
     /// Fetched by this lookup.
     Fetched {
         /// Why it was fetched.
-        over: Over,
+        over: ForwardReason,
         /// Whether the store holds it now.
         stored: bool,
     },
     /// Fetched by another lookup, for which this one waited.
     Collapsed {
         /// Why it was fetched.
-        over: Over,
+        over: ForwardReason,
     },
     /// Fetched without the store, which did not answer.
     Bypass,
@@ -78,7 +78,7 @@ pub enum StaleReason {
 
 /// Why a lookup fetched: the `fwd` parameter of `Cache-Status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub enum ForwardReason {
     /// The store held no usable entry.
     Miss,
     /// The store held a stale record.
@@ -87,7 +87,7 @@ pub enum Over {
 
 /// Why a lookup has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum LookupError {
     /// The fetch from Genesys failed.
     #[error(transparent)]
     Upstream(#[from] upstream::Error),
@@ -102,12 +102,12 @@ pub enum Failure {
     Draining,
 }
 
-impl Answer {
+impl LookupAnswer {
     /// Returns the answer that a record holds; `None` for a pointer and for a record that cannot be decrypted.
-    pub(super) fn of(record: &Record, how: How) -> Option<Self> {
+    pub(super) fn of(record: &Record, how: AnswerSource) -> Option<Self> {
         let outcome = match &record.content {
-            Content::Found(found) => Outcome::Found(found.clone()),
-            Content::Negative => Outcome::Absent,
+            Content::Found(found) => LookupOutcome::Found(found.clone()),
+            Content::Negative => LookupOutcome::Absent,
             Content::Pointer(_) | Content::Sealed(_) => return None,
         };
         Some(Self { outcome, how, unsettled: !record.settled, since: record.fetched_at })
@@ -115,26 +115,26 @@ impl Answer {
 
     /// Returns the answer for a deleted customer.
     pub(super) const fn deleted(tombstone: &Tombstone) -> Self {
-        let how = How::Hit { remaining: None, refreshing: false };
-        Self { outcome: Outcome::Deleted, how, unsettled: false, since: tombstone.written_at }
+        let how = AnswerSource::Hit { remaining: None, refreshing: false };
+        Self { outcome: LookupOutcome::Deleted, how, unsettled: false, since: tombstone.written_at }
     }
 
     /// Returns the metric label of this answer.
     #[must_use]
     pub fn result(&self) -> LookupResult {
         match (&self.outcome, self.how) {
-            (Outcome::Deleted, _) => LookupResult::Tombstone,
-            (Outcome::Absent, How::Hit { .. }) => LookupResult::Negative,
-            (Outcome::Found(_), How::Hit { .. }) => LookupResult::Hit,
-            (_, How::Stale { .. }) => LookupResult::Stale,
-            (_, How::Fetched { .. }) => LookupResult::Miss,
-            (_, How::Collapsed { .. }) => LookupResult::Coalesced,
-            (_, How::Bypass | How::Expanded) => LookupResult::Bypass,
+            (LookupOutcome::Deleted, _) => LookupResult::Tombstone,
+            (LookupOutcome::Absent, AnswerSource::Hit { .. }) => LookupResult::Negative,
+            (LookupOutcome::Found(_), AnswerSource::Hit { .. }) => LookupResult::Hit,
+            (_, AnswerSource::Stale { .. }) => LookupResult::Stale,
+            (_, AnswerSource::Fetched { .. }) => LookupResult::Miss,
+            (_, AnswerSource::Collapsed { .. }) => LookupResult::Coalesced,
+            (_, AnswerSource::Bypass | AnswerSource::Expanded) => LookupResult::Bypass,
         }
     }
 }
 
-impl Failure {
+impl LookupError {
     /// Returns how long to wait before the next attempt.
     #[must_use]
     pub fn retry_after(&self) -> Duration {

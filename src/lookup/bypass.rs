@@ -17,7 +17,7 @@ use crate::domain::{CustomerId, Key, TenantId, Timestamp};
 use crate::spans::{self, Cause};
 use crate::upstream::{self, Fetched};
 
-use super::{Failure, LookupContext};
+use super::{LookupContext, LookupError};
 
 /// How long a batch collects lookups while a fetch of their customer is under way.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
@@ -59,13 +59,13 @@ pub(super) async fn fetch(
     key: &Key,
     request: BypassRequest,
     deadline: Instant,
-) -> Result<BypassFetch, Failure> {
+) -> Result<BypassFetch, LookupError> {
     let mut batch = join(context, key, request);
     match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
-        Ok(Ok(fetch)) => fetch.clone().ok_or(Failure::Deadline),
+        Ok(Ok(fetch)) => fetch.clone().ok_or(LookupError::Deadline),
         // The task ends without a result only when the process ends.
-        Ok(Err(_closed)) => Err(Failure::Draining),
-        Err(_elapsed) => Err(Failure::Deadline),
+        Ok(Err(_closed)) => Err(LookupError::Draining),
+        Err(_elapsed) => Err(LookupError::Deadline),
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{At, CustomerId, Identity, Profile, Timestamp};
+use crate::domain::{CustomerId, EventTime, Identity, Profile, Timestamp};
 use crate::faults::Fault;
 use crate::metrics::FillOutcome;
-use crate::store::fence::{Settlement, unsettled_lifetime};
+use crate::store::fence::{FenceVerdict, unsettled_lifetime};
 use crate::store::{Content, Filled, Lease, Record, Token, Tombstone};
 use crate::upstream::{self, Fetched};
 
@@ -116,8 +116,8 @@ impl FetchTask {
         };
         let ttl = freshness::jittered(ttl, self.config.ttl_jitter);
         let (settled, ttl, grace) = match lease.judge(modified, deps.settle_window, &deps.clock) {
-            Settlement::Settled => (true, ttl, grace),
-            Settlement::Unsettled { age } => {
+            FenceVerdict::CaughtUp => (true, ttl, grace),
+            FenceVerdict::Unsettled { age } => {
                 (false, ttl.min(unsettled_lifetime(age, self.config.unsettled_ttl)), Duration::ZERO)
             }
         };
@@ -174,7 +174,7 @@ impl FetchTask {
                 let modified_later = profile
                     .modified
                     .zip(tombstone.at)
-                    .is_some_and(|(modified, deleted)| At::from_modified(modified).compare(deleted).is_gt());
+                    .is_some_and(|(modified, deleted)| EventTime::from_modified(modified).compare(deleted).is_gt());
                 modified_later.then_some(profile)
             }
             Ok(Fetched::Found(_) | Fetched::Absent) | Err(_) => None,
@@ -184,7 +184,7 @@ impl FetchTask {
                 let record = self.record(&lease, Content::Found(profile.into()));
                 self.fill(lease, record).await;
             }
-            None => lease.keep_until_it_runs_out(),
+            None => lease.keep_until_it_expires(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! Every answer is at least as new as every event that was applied before the lookup began, or was fetched from
 //! Genesys after that event deleted the entry. A lookup ends in time (`lookup.deadline`), with an answer or with
-//! a [`Failure`]. There is at most one fetch per entry key and lease, for any number of lookups in any number of
+//! a [`LookupError`]. There is at most one fetch per entry key and lease, for any number of lookups in any number of
 //! processes.
 //!
 //! # The steps of one lookup
@@ -56,7 +56,7 @@ use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::upstream::{Expand, Upstream};
 
-pub use answer::{Answer, Failure, How, Outcome, Over, StaleReason};
+pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 
 use bypass::Bypasses;
 use leader::FetchOutcome;
@@ -95,7 +95,7 @@ pub struct Config {
 
 /// The dependencies of the lookup flow.
 #[derive(Debug)]
-pub struct Parts {
+pub struct LookupDependencies {
     /// Holds the entries.
     pub store: Arc<dyn Store>,
     /// Fetches profiles.
@@ -127,7 +127,7 @@ pub struct Lookup {
 /// The state that all lookups and leaders of one process share.
 #[derive(Debug)]
 struct LookupContext {
-    deps: Parts,
+    deps: LookupDependencies,
     flights: Flights<FetchOutcome>,
     waiters: Waiters,
     bypasses: Bypasses,
@@ -140,7 +140,7 @@ struct LookupContext {
 impl Lookup {
     /// Creates the lookup flow.
     #[must_use]
-    pub fn new(deps: Parts) -> Self {
+    pub fn new(deps: LookupDependencies) -> Self {
         let recent = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
         Self {
             context: Arc::new(LookupContext {
@@ -164,7 +164,7 @@ impl Lookup {
     ///
     /// Answers within the tenant's `deadline`. Dropping the future ends the wait; a fetch that it has started
     /// continues.
-    pub async fn get(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Result<Answer, Failure>> {
+    pub async fn get(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Result<LookupAnswer, LookupError>> {
         self.timed(tenant, customer, CacheReader::read).await
     }
 
@@ -177,22 +177,22 @@ impl Lookup {
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
-    ) -> Option<Result<Answer, Failure>> {
+    ) -> Option<Result<LookupAnswer, LookupError>> {
         self.timed(tenant, customer, |reader| reader.read_expanded(expand)).await
     }
 
-    async fn timed<'a, F: Future<Output = Result<Answer, Failure>>>(
+    async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(
         &'a self,
         tenant: &TenantId,
         customer: &'a CustomerId,
         read: impl FnOnce(CacheReader<'a>) -> F,
-    ) -> Option<Result<Answer, Failure>> {
+    ) -> Option<Result<LookupAnswer, LookupError>> {
         let config = self.context.deps.tenants.get(tenant)?;
         let metrics = &self.context.deps.metrics;
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
         let answer = read(CacheReader::new(&self.context, config, tenant, customer, started + config.deadline)).await;
-        let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());
         Some(answer)

@@ -15,30 +15,30 @@ use crate::store::{Content, Entry, Record};
 
 use super::freshness::{self, Freshness};
 use super::reader::{CacheReader, StepError};
-use super::{Answer, How};
+use super::{AnswerSource, LookupAnswer};
 
 impl CacheReader<'_> {
     /// Returns the answer that is stored under the other key, if there is one. Keeps a stale profile as a fallback.
-    pub(super) async fn get_under_previous_key(&mut self) -> Result<Option<Answer>, StepError> {
+    pub(super) async fn get_under_previous_key(&mut self) -> Result<Option<LookupAnswer>, StepError> {
         // If a pointer led here, only the digest of the customer under the present scheme is known.
         let previous = self.context.deps.previous.as_ref().filter(|_| self.current == self.requested);
         let Some(previous) = previous else { return Ok(None) };
         let identity = previous.identify(self.requested.tenant(), self.customer);
         Ok(match self.context.deps.store.get(&identity.key()).await? {
-            Some(Entry::Tombstone(tombstone)) => Some(Answer::deleted(&tombstone)),
+            Some(Entry::Tombstone(tombstone)) => Some(LookupAnswer::deleted(&tombstone)),
             Some(Entry::Record(record)) if record.identity == identity => self.use_previous(record),
             Some(Entry::Record(_) | Entry::Leased(_) | Entry::Corrupt(_)) | None => None,
         })
     }
 
-    fn use_previous(&mut self, record: Record) -> Option<Answer> {
+    fn use_previous(&mut self, record: Record) -> Option<LookupAnswer> {
         match &record.content {
             Content::Found(_) | Content::Negative => {}
             Content::Pointer(_) | Content::Sealed(_) => return None,
         }
         match freshness::judge(&record, self.context.deps.clock.now()) {
             Freshness::Fresh { remaining } => {
-                Answer::of(&record, How::Hit { remaining: Some(remaining), refreshing: false })
+                LookupAnswer::of(&record, AnswerSource::Hit { remaining: Some(remaining), refreshing: false })
             }
             Freshness::Stale { since } => {
                 self.stale = Some((record, since));

@@ -11,7 +11,9 @@ use crate::upstream::{Expand, Fetched};
 
 use super::bypass::{self, BypassFetch};
 use super::leader::FetchTask;
-use super::{Answer, Config, Failure, How, LookupContext, Outcome, Over, StaleReason};
+use super::{
+    AnswerSource, Config, ForwardReason, LookupAnswer, LookupContext, LookupError, LookupOutcome, StaleReason,
+};
 
 /// The maximum number of moves of one lookup between the keys of a merged customer.
 const MAX_MOVES: u8 = 4;
@@ -42,7 +44,7 @@ pub(super) struct CacheReader<'a> {
 #[derive(Debug)]
 pub(super) enum EntryView {
     /// Return the answer.
-    Serve(Answer),
+    Serve(LookupAnswer),
     /// Continue at the key of the canonical customer.
     FollowPointer(Identity, FollowedPointer),
     /// Request the lease, in order to fetch.
@@ -63,7 +65,7 @@ pub(super) struct FollowedPointer {
 #[derive(Debug)]
 pub(super) enum LookupStep {
     /// Return the answer.
-    Done(Answer),
+    Done(LookupAnswer),
     /// Read the entry again.
     Reread,
     /// Evaluate what the entry holds now.
@@ -75,7 +77,7 @@ pub(super) enum LookupStep {
 /// Why a lookup has no next step.
 #[derive(Debug)]
 pub(super) enum StepError {
-    Failed(Failure),
+    Failed(LookupError),
     Store(store::Error),
 }
 
@@ -87,8 +89,8 @@ impl From<store::Error> for StepError {
 
 impl LookupStep {
     /// Answers with a record. A pointer is no answer, so the entry is read again.
-    pub(super) fn answer(record: &Record, how: How, unsettled: bool) -> Self {
-        match Answer::of(record, how) {
+    pub(super) fn answer(record: &Record, how: AnswerSource, unsettled: bool) -> Self {
+        match LookupAnswer::of(record, how) {
             Some(mut answer) => {
                 answer.unsettled |= unsettled;
                 Self::Done(answer)
@@ -123,7 +125,7 @@ impl<'a> CacheReader<'a> {
         }
     }
 
-    pub(super) async fn read(mut self) -> Result<Answer, Failure> {
+    pub(super) async fn read(mut self) -> Result<LookupAnswer, LookupError> {
         let view = self.context.deps.store.get(&self.key).await.map(|entry| self.view(entry));
         match view {
             // A hit ends here.
@@ -133,7 +135,7 @@ impl<'a> CacheReader<'a> {
         }
     }
 
-    async fn read_slow(mut self, view: Result<EntryView, store::Error>) -> Result<Answer, Failure> {
+    async fn read_slow(mut self, view: Result<EntryView, store::Error>) -> Result<LookupAnswer, LookupError> {
         let mut step = match view {
             Ok(view) => self.act_on(view).await,
             Err(error) => Err(error.into()),
@@ -147,7 +149,7 @@ impl<'a> CacheReader<'a> {
                 Err(StepError::Store(error)) => return self.bypass(&error).await,
             };
             if Instant::now() >= self.deadline && !matches!(next, LookupStep::Done(_)) {
-                return self.fall_back(Failure::Deadline);
+                return self.fall_back(LookupError::Deadline);
             }
             step = match next {
                 LookupStep::Done(answer) => return Ok(answer),
@@ -159,18 +161,18 @@ impl<'a> CacheReader<'a> {
     }
 
     /// Fetches from Genesys with expansions, which the store does not hold; but not for a deleted customer.
-    pub(super) async fn read_expanded(mut self, expand: &Expand) -> Result<Answer, Failure> {
+    pub(super) async fn read_expanded(mut self, expand: &Expand) -> Result<LookupAnswer, LookupError> {
         // A pointer leads to the key of the canonical customer, which may hold a tombstone.
         while let Ok(entry) = self.context.deps.store.get(&self.key).await {
             match self.view(entry) {
-                EntryView::Serve(answer) if matches!(answer.outcome, Outcome::Deleted) => return Ok(answer),
+                EntryView::Serve(answer) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
                 EntryView::FollowPointer(canonical, pointer) => {
                     if self.go_to(canonical, Some(pointer)).is_err() {
                         break;
                     }
                 }
                 EntryView::RequestLease(Base::Absent) => match self.get_under_previous_key().await {
-                    Ok(Some(answer)) if matches!(answer.outcome, Outcome::Deleted) => return Ok(answer),
+                    Ok(Some(answer)) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
                     Ok(_) | Err(_) => break,
                 },
                 EntryView::Serve(_) | EntryView::RequestLease(_) | EntryView::Wait(_) => break,
@@ -182,10 +184,10 @@ impl<'a> CacheReader<'a> {
         let fetched = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.deadline).await;
         // A stored record has no expansions, so it cannot be served instead.
         let outcome = match fetched? {
-            Fetched::Absent => Outcome::Absent,
-            Fetched::Found(profile) => Outcome::Found(profile.into()),
+            Fetched::Absent => LookupOutcome::Absent,
+            Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
         };
-        Ok(Answer { outcome, how: How::Expanded, unsettled: false, since })
+        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, since })
     }
 
     async fn reread(&mut self) -> Result<LookupStep, StepError> {
@@ -219,7 +221,7 @@ impl<'a> CacheReader<'a> {
     pub(super) fn go_to(&mut self, identity: Identity, pointer: Option<FollowedPointer>) -> Result<(), StepError> {
         self.moves += 1;
         if self.moves > MAX_MOVES {
-            return Err(StepError::Failed(Failure::MergeLoop));
+            return Err(StepError::Failed(LookupError::MergeLoop));
         }
         self.key = identity.key();
         self.current = identity;
@@ -229,7 +231,7 @@ impl<'a> CacheReader<'a> {
     }
 
     /// Fetches from Genesys without the store.
-    async fn bypass(self, error: &store::Error) -> Result<Answer, Failure> {
+    async fn bypass(self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
         tracing::debug!(key = %self.key, %error, "the lookup bypasses the store");
         let key = self.requested.key();
         let request = bypass::BypassRequest {
@@ -242,21 +244,23 @@ impl<'a> CacheReader<'a> {
             Err(failure) => return self.fall_back(failure),
         };
         let outcome = match fetched {
-            Ok(Fetched::Found(profile)) => Outcome::Found(profile.into()),
-            Ok(Fetched::Absent) => Outcome::Absent,
+            Ok(Fetched::Found(profile)) => LookupOutcome::Found(profile.into()),
+            Ok(Fetched::Absent) => LookupOutcome::Absent,
             Err(error) => return self.fall_back(error.into()),
         };
-        Ok(Answer { outcome, how: How::Bypass, unsettled: false, since })
+        Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, since })
     }
 
     /// Answers with the stale record; fails if there is none.
-    fn fall_back(self, failure: Failure) -> Result<Answer, Failure> {
+    fn fall_back(self, failure: LookupError) -> Result<LookupAnswer, LookupError> {
         let why = match &failure {
-            Failure::Deadline => StaleReason::SoftTimeout,
-            Failure::Upstream(_) | Failure::MergeLoop | Failure::Draining => StaleReason::Error,
+            LookupError::Deadline => StaleReason::SoftTimeout,
+            LookupError::Upstream(_) | LookupError::MergeLoop | LookupError::Draining => StaleReason::Error,
         };
         let stale = self.stale.as_ref();
-        stale.and_then(|(record, since)| Answer::of(record, How::Stale { since: *since, why })).ok_or(failure)
+        stale
+            .and_then(|(record, since)| LookupAnswer::of(record, AnswerSource::Stale { since: *since, why }))
+            .ok_or(failure)
     }
 
     pub(super) fn fetch_task(&self) -> FetchTask {
@@ -270,7 +274,7 @@ impl<'a> CacheReader<'a> {
     }
 
     /// Returns why this lookup fetches, for the answer.
-    pub(super) fn over(&self) -> Over {
-        if self.stale.is_some() { Over::Stale } else { Over::Miss }
+    pub(super) fn over(&self) -> ForwardReason {
+        if self.stale.is_some() { ForwardReason::Stale } else { ForwardReason::Miss }
     }
 }

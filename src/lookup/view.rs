@@ -4,7 +4,7 @@ use crate::store::{Base, Content, Entry, Record};
 
 use super::freshness::{self, Freshness};
 use super::reader::{CacheReader, EntryView, FollowedPointer};
-use super::{Answer, How};
+use super::{AnswerSource, LookupAnswer};
 
 impl CacheReader<'_> {
     pub(super) fn view(&mut self, entry: Option<Entry>) -> EntryView {
@@ -13,7 +13,7 @@ impl CacheReader<'_> {
             Some(Entry::Corrupt(bytes)) => EntryView::RequestLease(Base::Corrupt(bytes)),
             Some(Entry::Leased(leased)) => EntryView::Wait(leased.token),
             Some(Entry::Tombstone(tombstone)) => {
-                let answer = Answer::deleted(&tombstone);
+                let answer = LookupAnswer::deleted(&tombstone);
                 self.verify(tombstone);
                 EntryView::Serve(answer)
             }
@@ -48,11 +48,11 @@ impl CacheReader<'_> {
             }
             (Freshness::Fresh { remaining }, Content::Found(_) | Content::Negative) => {
                 let how = if self.has_waited {
-                    How::Collapsed { over: self.over() }
+                    AnswerSource::Collapsed { over: self.over() }
                 } else {
-                    How::Hit { remaining: Some(remaining), refreshing }
+                    AnswerSource::Hit { remaining: Some(remaining), refreshing }
                 };
-                Answer::of(&record, how).map_or(EntryView::RequestLease(base), EntryView::Serve)
+                LookupAnswer::of(&record, how).map_or(EntryView::RequestLease(base), EntryView::Serve)
             }
             (Freshness::Stale { since }, Content::Found(_) | Content::Negative) => {
                 self.stale = Some((record, since));

@@ -9,7 +9,7 @@ use crate::store::{Base, LeaseAnswer, Token};
 use super::leader::FetchOutcome;
 use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
 use super::single_flight::{FlightResult, Follower};
-use super::{Failure, How};
+use super::{AnswerSource, LookupError};
 
 impl CacheReader<'_> {
     /// Requests the lease. Leads if it is granted; otherwise waits for its holder.
@@ -43,7 +43,7 @@ impl CacheReader<'_> {
                 Ok(LookupStep::Evaluate(entry?))
             }
             FlightResult::LeaderDropped => self.leader_dropped(),
-            FlightResult::TimedOut => Err(StepError::Failed(Failure::Deadline)),
+            FlightResult::TimedOut => Err(StepError::Failed(LookupError::Deadline)),
         }
     }
 
@@ -55,7 +55,8 @@ impl CacheReader<'_> {
         let result = follower.wait(self.wait_deadline()).await;
         self.has_waited |= !leads;
         let over = self.over();
-        let how = |stored| if leads { How::Fetched { over, stored } } else { How::Collapsed { over } };
+        let how =
+            |stored| if leads { AnswerSource::Fetched { over, stored } } else { AnswerSource::Collapsed { over } };
         match result {
             FlightResult::Completed(FetchOutcome::Stored(record)) => Ok(LookupStep::answer(&record, how(true), false)),
             FlightResult::Completed(FetchOutcome::Refused(record)) => Ok(LookupStep::answer(&record, how(false), true)),
@@ -67,14 +68,14 @@ impl CacheReader<'_> {
             }
             FlightResult::Completed(FetchOutcome::Failed(error)) => Err(StepError::Failed(error.into())),
             FlightResult::LeaderDropped => self.leader_dropped(),
-            FlightResult::TimedOut => Err(StepError::Failed(Failure::Deadline)),
+            FlightResult::TimedOut => Err(StepError::Failed(LookupError::Deadline)),
         }
     }
 
     /// The leader was dropped without a result, probably because this process is shutting down.
     fn leader_dropped(&self) -> Result<LookupStep, StepError> {
         if self.context.deps.shutdown.is_requested() {
-            Err(StepError::Failed(Failure::Draining))
+            Err(StepError::Failed(LookupError::Draining))
         } else {
             Ok(LookupStep::Reread)
         }

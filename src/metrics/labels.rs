@@ -75,8 +75,8 @@ labels!(
 labels!(
     /// An operation of the store port.
     StoreOp {
-        Get = "get", Lease = "lease", Fill = "fill", Release = "release", Invalidate = "invalidate", Bury = "bury",
-        Ping = "ping", Lineage = "lineage", Inspect = "inspect",
+        Get = "get", Lease = "lease", Fill = "fill", Release = "release", Invalidate = "invalidate", WriteTombstone = "bury",
+        Ping = "ping", ReplicationHistory = "lineage", Inspect = "inspect",
     }
 );
 labels!(
@@ -118,7 +118,7 @@ labels!(
 );
 labels!(
     /// An endpoint that checks credentials.
-    Door { Webhook = "webhook", Lookup = "lookup", Admin = "admin", Token = "token" }
+    AuthEndpoint { Webhook = "webhook", Lookup = "lookup", Admin = "admin", Token = "token" }
 );
 
 impl LabelSet for Kind {

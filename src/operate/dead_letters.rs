@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::domain::EventId;
 use crate::queue::{self, DeadLetter, DeadLetters, Payload, Redriven};
 
-pub use crate::queue::{MAX_SEARCHED, Which};
+pub use crate::queue::{DeadLetterSelection, MAX_SEARCHED};
 
 use super::actions::{Actions, Error};
 
@@ -56,7 +56,7 @@ impl Actions {
     ///
     /// An id is unknown or holds no event (nothing was done); there is no queue; or the queue failed (some events may be
     /// back already, and repeating the command is safe).
-    pub async fn redrive(&self, which: &Which) -> Result<Handled, Error> {
+    pub async fn redrive(&self, which: &DeadLetterSelection) -> Result<Handled, Error> {
         let selected = self.selected(which).await?;
         if selected.iter().any(|letter| matches!(letter.payload, Payload::Undecodable(_))) {
             return Err(Error::NoEvent);
@@ -71,7 +71,7 @@ impl Actions {
     /// # Errors
     ///
     /// An id is unknown (nothing was done); there is no queue; or the queue failed (some may be removed already).
-    pub async fn purge(&self, which: &Which) -> Result<Handled, Error> {
+    pub async fn purge(&self, which: &DeadLetterSelection) -> Result<Handled, Error> {
         let selected = self.selected(which).await?;
         let count = self.letters()?.purge(which).await?;
         tracing::info!(purged = count, "an operator removed dead letters permanently");
@@ -79,8 +79,8 @@ impl Actions {
     }
 
     /// Finds the dead letters with these ids; returns none if all are selected.
-    async fn selected(&self, which: &Which) -> Result<Vec<DeadLetter>, Error> {
-        let Which::These(ids) = which else { return Ok(Vec::new()) };
+    async fn selected(&self, which: &DeadLetterSelection) -> Result<Vec<DeadLetter>, Error> {
+        let DeadLetterSelection::Ids(ids) = which else { return Ok(Vec::new()) };
         let mut letters = self.letters()?.list(MAX_SEARCHED).await?;
         letters.retain(|letter| ids.contains(&letter.id));
         let found: BTreeSet<&str> = letters.iter().map(|letter| letter.id.as_str()).collect();

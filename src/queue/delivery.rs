@@ -44,12 +44,12 @@ pub struct Undecodable {
     /// Their SHA-256, in hex.
     pub sha256: String,
     /// Why decoding failed.
-    pub reason: Reason,
+    pub reason: DeadLetterReason,
 }
 
 /// Why an event becomes a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub enum DeadLetterReason {
     /// The bytes are not the wire form of an event.
     Undecodable,
     /// The wire version is newer than this program.
@@ -58,7 +58,7 @@ pub enum Reason {
     RedeliveredTooOften,
 }
 
-impl Reason {
+impl DeadLetterReason {
     /// All reasons.
     pub const ALL: [Self; 3] = [Self::Undecodable, Self::UnknownVersion, Self::RedeliveredTooOften];
 
@@ -81,7 +81,7 @@ pub trait Settle: Debug + Send {
     /// Returns the event to the queue, which redelivers it with its count raised.
     async fn retry(self: Box<Self>) -> Result<(), Error>;
     /// Stores the event as a dead letter, durably, then removes it from the queue.
-    async fn dead_letter(self: Box<Self>, reason: Reason) -> Result<(), Error>;
+    async fn dead_letter(self: Box<Self>, reason: DeadLetterReason) -> Result<(), Error>;
 }
 
 impl Delivery {
@@ -113,7 +113,7 @@ impl Delivery {
     }
 
     /// Stores the event as a dead letter with the reason, then acknowledges it.
-    pub async fn dead_letter(self, reason: Reason) -> Result<(), Error> {
+    pub async fn dead_letter(self, reason: DeadLetterReason) -> Result<(), Error> {
         self.settle.dead_letter(reason).await
     }
 }

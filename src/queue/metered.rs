@@ -67,7 +67,7 @@ fn up(outcome: &Result<(), Error>) -> f64 {
 #[cfg(test)]
 mod tests {
     use crate::domain::Timestamp;
-    use crate::queue::{Depth, Journal, Restore, Subscription};
+    use crate::queue::{Depth, Journal, RestoreOutcome, Subscription};
 
     use super::*;
 
@@ -96,8 +96,8 @@ mod tests {
             self.0.clone().map(|()| Depth { events: 3, bytes: Some(700), dead_letters: 2 })
         }
 
-        async fn restore(&self, _: Timestamp) -> Result<Restore, Error> {
-            self.0.clone().map(|()| Restore::NoJournal)
+        async fn restore(&self, _: Timestamp) -> Result<RestoreOutcome, Error> {
+            self.0.clone().map(|()| RestoreOutcome::NoJournal)
         }
 
         async fn journal(&self, _: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {

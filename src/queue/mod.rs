@@ -29,7 +29,7 @@ use async_trait::async_trait;
 
 use crate::domain::{Event, Timestamp};
 
-pub use delivery::{Delivery, Payload, Reason, Settle, Undecodable};
+pub use delivery::{DeadLetterReason, Delivery, Payload, Settle, Undecodable};
 pub use error::Error;
 
 /// Makes events durable.
@@ -67,7 +67,7 @@ pub trait Queue: Debug + Send + Sync {
     /// Requests a redelivery of all events in the journal that were published since a time, and a minute before, as
     /// [`Restored`](crate::domain::Redelivery::Restored). Returns when the request is durable, before it is carried
     /// out. A repeated request is allowed.
-    async fn restore(&self, since: Timestamp) -> Result<Restore, Error>;
+    async fn restore(&self, since: Timestamp) -> Result<RestoreOutcome, Error>;
 
     /// Starts to read the journal; `None` if the queue has no journal. The reader returns each event received at
     /// `since` or later, or shortly before, once, as it was first published, without redeliveries. It may omit events
@@ -92,28 +92,28 @@ pub trait DeadLetters: Debug + Send + Sync {
     /// Publishes dead letters again, as [`Redriven`](crate::domain::Redelivery::Redriven). Each is durable in the queue
     /// before its dead letter is removed. A dead letter that cannot be decoded stays. After an [`Error`] some may be
     /// published; repeating the call is safe.
-    async fn redrive(&self, which: &Which) -> Result<Redriven, Error>;
+    async fn redrive(&self, which: &DeadLetterSelection) -> Result<Redriven, Error>;
 
     /// Deletes dead letters; returns how many.
-    async fn purge(&self, which: &Which) -> Result<u64, Error>;
+    async fn purge(&self, which: &DeadLetterSelection) -> Result<u64, Error>;
 }
 
 /// A selection of dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum DeadLetterSelection {
     /// All dead letters that exist at the start of the operation.
     All,
     /// The dead letters with these ids, among the oldest [`MAX_SEARCHED`].
-    These(BTreeSet<String>),
+    Ids(BTreeSet<String>),
 }
 
-impl Which {
+impl DeadLetterSelection {
     /// Returns whether the selection contains a dead letter.
     #[must_use]
     pub fn holds(&self, id: &str) -> bool {
         match self {
             Self::All => true,
-            Self::These(ids) => ids.contains(id),
+            Self::Ids(ids) => ids.contains(id),
         }
     }
 }
@@ -132,7 +132,7 @@ pub struct Redriven {
 
 /// The answer to [`Queue::restore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Restore {
+pub enum RestoreOutcome {
     /// The request is durable.
     Ordered,
     /// This queue has no journal.
@@ -144,7 +144,7 @@ pub enum Restore {
 pub struct DeadLetter {
     /// Its id among the dead letters.
     pub id: String,
-    /// The reason: one of [`Reason`], or the text of another program.
+    /// The reason: one of [`DeadLetterReason`], or the text of another program.
     pub reason: String,
     /// When it became a dead letter, to the second, if known.
     pub since: Option<Timestamp>,

@@ -18,7 +18,7 @@ use super::{DeadLetters, Error, Publisher, Queue};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The adapter.
-    pub kind: Kind,
+    pub kind: QueueKind,
     /// `[queue.embedded]`.
     pub embedded: embedded::Config,
     /// `[queue.amqp]`.
@@ -28,7 +28,7 @@ pub struct Config {
 /// The queue adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum QueueKind {
     /// A durable log in a local file.
     Embedded,
     /// RabbitMQ.
@@ -37,7 +37,7 @@ pub enum Kind {
 
 /// An open queue, as its ports.
 #[derive(Clone, Debug)]
-pub struct Opened {
+pub struct OpenQueue {
     /// Accepts events; measured.
     pub publisher: Arc<dyn Publisher>,
     /// Delivers events.
@@ -88,18 +88,18 @@ pub async fn open(
     clock: SharedClock,
     shutdown: &Shutdown,
     metrics: Arc<Metrics>,
-) -> Result<Opened, Error> {
+) -> Result<OpenQueue, Error> {
     match config.kind {
-        Kind::Embedded => {
+        QueueKind::Embedded => {
             let embedded = Embedded::open(&config.embedded, clock, shutdown)?;
             let publisher = Arc::new(MeteredPublisher::new(embedded.clone(), metrics));
             let (queue, dead_letters) = (embedded.clone(), embedded.clone());
-            Ok(Opened { publisher, queue, dead_letters, closer: QueueCloser(Adapter::Embedded(embedded)) })
+            Ok(OpenQueue { publisher, queue, dead_letters, closer: QueueCloser(Adapter::Embedded(embedded)) })
         }
-        Kind::Amqp => {
+        QueueKind::Amqp => {
             let amqp = Amqp::open(&config.amqp, clock, shutdown, Arc::clone(&metrics)).await?;
             let publisher = Arc::new(MeteredPublisher::new(amqp.clone(), metrics));
-            Ok(Opened {
+            Ok(OpenQueue {
                 publisher,
                 queue: amqp.clone(),
                 dead_letters: amqp.clone(),

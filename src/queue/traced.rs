@@ -16,7 +16,7 @@ use super::{Error, Publisher};
 /// The error of the publisher.
 pub async fn publish(publisher: &dyn Publisher, events: &mut [Event]) -> Result<(), Error> {
     let span = spans::publish(events);
-    if let Some(place) = spans::place(&span) {
+    if let Some(place) = spans::context_of(&span) {
         for event in &mut *events {
             event.traceparent = Some(place);
         }

@@ -2,8 +2,8 @@
 //!
 //! [`encode`] and [`decode`] are inverses. The rules for reading are fixed, so that a newer program can extend the
 //! form: an unknown field is ignored; an unknown `shape` is read as [`Shape::Other`], since the shape does not change
-//! how an event is applied; a higher version is refused as [`Reason::UnknownVersion`], whatever its other fields are;
-//! all other bytes are refused as [`Reason::Undecodable`]. A refusal carries the length and the SHA-256 of the bytes,
+//! how an event is applied; a higher version is refused as [`DeadLetterReason::UnknownVersion`], whatever its other fields are;
+//! all other bytes are refused as [`DeadLetterReason::Undecodable`]. A refusal carries the length and the SHA-256 of the bytes,
 //! never the bytes.
 //!
 //! The form contains no customer id and no part of a profile, see [`crate::domain::event`].
@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::{
-    At, Digest, Event, Modified, Precision, Redelivery, Shape, Stamps, TenantId, Timestamp, Traceparent,
+    Digest, Event, EventTime, Modified, Precision, Redelivery, Shape, Stamps, TenantId, Timestamp, Traceparent,
 };
 
-use super::{Reason, Undecodable};
+use super::{DeadLetterReason, Undecodable};
 
 /// The version that this program writes, and the highest version that it reads.
 pub const VERSION: u64 = 1;
@@ -74,8 +74,8 @@ pub fn encode(event: &Event) -> Bytes {
         keys: event.keys.iter().map(Digest::to_string).collect(),
         kind: event.kind.as_str().into(),
         modified: event.stamps.modified,
-        at: event.stamps.at.map(At::as_millis),
-        at_precision: event.stamps.at.map(At::precision),
+        at: event.stamps.at.map(EventTime::as_millis),
+        at_precision: event.stamps.at.map(EventTime::precision),
         received_at: event.received_at,
         shape: event.shape.as_str().into(),
         identity: Some(event.identity.to_string()),
@@ -99,14 +99,14 @@ pub fn encode(event: &Event) -> Bytes {
 pub fn decode(bytes: &[u8]) -> Result<Event, Undecodable> {
     let event = serde_json::from_slice(bytes).ok().and_then(read);
     event.ok_or_else(|| match serde_json::from_slice::<Versioned>(bytes) {
-        Ok(Versioned { v }) if v > VERSION => undecodable(bytes, Reason::UnknownVersion),
-        Ok(_) | Err(_) => undecodable(bytes, Reason::Undecodable),
+        Ok(Versioned { v }) if v > VERSION => undecodable(bytes, DeadLetterReason::UnknownVersion),
+        Ok(_) | Err(_) => undecodable(bytes, DeadLetterReason::Undecodable),
     })
 }
 
 fn read(form: WireEvent<'_>) -> Option<Event> {
     let at = match (form.at, form.at_precision) {
-        (Some(millis), Some(precision)) => Some(At::new(millis, precision)),
+        (Some(millis), Some(precision)) => Some(EventTime::new(millis, precision)),
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => return None,
     };
@@ -162,7 +162,7 @@ fn derived_identity(form: &WireEvent<'_>) -> Digest {
     Digest::from_bytes(identity)
 }
 
-fn undecodable(bytes: &[u8], reason: Reason) -> Undecodable {
+fn undecodable(bytes: &[u8], reason: DeadLetterReason) -> Undecodable {
     Undecodable { length: bytes.len(), sha256: hex::encode(Sha256::digest(bytes)), reason }
 }
 
@@ -207,7 +207,7 @@ mod tests {
                 kind,
                 stamps: Stamps {
                     modified: modified.map(Modified::from_millis),
-                    at: at.map(|(millis, fine)| At::new(millis, precision(fine))),
+                    at: at.map(|(millis, fine)| EventTime::new(millis, precision(fine))),
                 },
                 received_at: Timestamp::from_millis(received_at),
                 shape,
@@ -236,7 +236,7 @@ mod tests {
         form
     }
 
-    fn reason(value: &Value) -> Reason {
+    fn reason(value: &Value) -> DeadLetterReason {
         decode_json(value).unwrap_err().reason
     }
 
@@ -278,7 +278,7 @@ mod tests {
         let event = decode_json(&documented()).unwrap();
         assert_eq!(event.id, "e-1".parse::<EventId>().unwrap());
         assert_eq!(event.keys[0].to_string(), "000102030405060708090a0b0c0d0e0f");
-        assert_eq!(event.stamps.at, Some(At::new(1_741_064_767_435, Precision::Millis)));
+        assert_eq!(event.stamps.at, Some(EventTime::new(1_741_064_767_435, Precision::Millis)));
         assert_eq!(event.stamps.modified, Some(Modified::from_millis(1_741_064_767_089)));
         assert_eq!((event.kind, event.shape, event.force), (Kind::Updated, Shape::EventBridge, false));
     }
@@ -323,15 +323,15 @@ mod tests {
 
         let mut higher = with("shape", "audiohook".into());
         higher["v"] = json!(VERSION + 1);
-        assert_eq!(reason(&higher), Reason::UnknownVersion);
+        assert_eq!(reason(&higher), DeadLetterReason::UnknownVersion);
     }
 
     #[test]
     fn a_higher_version_is_not_reported_as_damage() {
-        assert_eq!(reason(&with("v", json!(2))), Reason::UnknownVersion);
-        assert_eq!(reason(&json!({"v": 7, "everything": "else"})), Reason::UnknownVersion);
-        assert_eq!(reason(&with("v", json!(0))), Reason::Undecodable);
-        assert_eq!(reason(&with("v", json!("1"))), Reason::Undecodable);
+        assert_eq!(reason(&with("v", json!(2))), DeadLetterReason::UnknownVersion);
+        assert_eq!(reason(&json!({"v": 7, "everything": "else"})), DeadLetterReason::UnknownVersion);
+        assert_eq!(reason(&with("v", json!(0))), DeadLetterReason::Undecodable);
+        assert_eq!(reason(&with("v", json!("1"))), DeadLetterReason::Undecodable);
     }
 
     #[test]
@@ -352,7 +352,7 @@ mod tests {
             ("received_at", json!("now")),
             ("identity", json!("short")),
         ] {
-            assert_eq!(reason(&with(field, value.clone())), Reason::Undecodable, "{field}: {value}");
+            assert_eq!(reason(&with(field, value.clone())), DeadLetterReason::Undecodable, "{field}: {value}");
         }
     }
 

@@ -72,7 +72,7 @@ pub struct Config {
 
 /// The options of a sandbox.
 #[derive(Debug)]
-pub struct Options {
+pub struct SandboxOptions {
     /// The address or the listener.
     pub listen: Listen,
     /// The number of generated customers at start.
@@ -115,7 +115,7 @@ impl Sandbox {
     ///
     /// The address cannot be bound (with the error kind of the system, such as `AddrInUse`), or no HTTPS client can be
     /// created for the webhook.
-    pub async fn start(options: Options, clock: SharedClock, shutdown: Shutdown) -> Result<Self, io::Error> {
+    pub async fn start(options: SandboxOptions, clock: SharedClock, shutdown: Shutdown) -> Result<Self, io::Error> {
         let listener = match options.listen {
             Listen::Address(address) => TcpListener::bind(address).await?,
             Listen::Bound(listener) => listener,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::domain::{At, Identity, Modified, Profile, ProfileBody, Timestamp};
+use crate::domain::{EventTime, Identity, Modified, Profile, ProfileBody, Timestamp};
 
 use super::token::Token;
 
@@ -86,7 +86,7 @@ pub struct Tombstone {
     /// The write that placed it. A verified replacement compares it.
     pub token: Token,
     /// When the customer was deleted, by the clock of Genesys, if the event says it.
-    pub at: Option<At>,
+    pub at: Option<EventTime>,
     /// When it was written, by our clock.
     pub written_at: Timestamp,
 }

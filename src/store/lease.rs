@@ -7,7 +7,7 @@ use crate::domain::{Key, Modified, Timestamp};
 
 use super::entry::Record;
 use super::error::Error;
-use super::fence::{Fence, Settlement};
+use super::fence::{Fence, FenceVerdict};
 use super::token::Token;
 
 /// What a lease holder replaces when it fills.
@@ -54,7 +54,7 @@ impl Lease {
 
     /// Returns what the fill replaces.
     #[must_use]
-    pub const fn held(&self) -> LeaseTarget {
+    pub const fn target(&self) -> LeaseTarget {
         self.target
     }
 
@@ -77,14 +77,14 @@ impl Lease {
 
     /// Judges a fetched profile by the fence: [`rules::unsettled`](crate::rules#unsettled).
     #[must_use]
-    pub fn judge(&self, modified: Option<Modified>, settle_window: Duration, clock: &SharedClock) -> Settlement {
+    pub fn judge(&self, modified: Option<Modified>, settle_window: Duration, clock: &SharedClock) -> FenceVerdict {
         let now: Timestamp = clock.now();
-        self.fence.as_ref().map_or(Settlement::Settled, |fence| fence.judge(modified, settle_window, now))
+        self.fence.as_ref().map_or(FenceVerdict::CaughtUp, |fence| fence.judge(modified, settle_window, now))
     }
 
     /// Gives up the right to fill, but keeps the lease until it expires, so that no other lookup is granted one
     /// before. This limits how often a tombstone is verified.
-    pub fn keep_until_it_runs_out(mut self) {
+    pub fn keep_until_it_expires(mut self) {
         self.is_consumed = true;
     }
 

@@ -61,7 +61,7 @@ impl<S: Store> Store for Metered<S> {
     }
 
     async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.count(StoreOp::Bury, self.store.write_tombstone(key, change)).await
+        self.count(StoreOp::WriteTombstone, self.store.write_tombstone(key, change)).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {
@@ -75,8 +75,8 @@ impl<S: Inspect> Inspect for Metered<S> {
         self.count(StoreOp::Ping, self.store.ping()).await
     }
 
-    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
-        self.count(StoreOp::Lineage, self.store.lineage()).await
+    async fn replication_history(&self) -> Result<ReplicationHistory, Error> {
+        self.count(StoreOp::ReplicationHistory, self.store.replication_history()).await
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {

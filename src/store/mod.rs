@@ -136,7 +136,7 @@ pub trait Inspect: Debug + Send + Sync {
     async fn ping(&self) -> Result<(), Error>;
 
     /// Returns the replication histories of the data: see [`ReplicationHistory`].
-    async fn lineage(&self) -> Result<ReplicationHistory, Error>;
+    async fn replication_history(&self) -> Result<ReplicationHistory, Error>;
 
     /// Returns the state of a key without its contents.
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error>;

@@ -23,7 +23,7 @@ use super::{Error, Inspect, Lifetimes, Store};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The adapter.
-    pub kind: Kind,
+    pub kind: StoreKind,
     /// The longest time of one operation.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
@@ -38,7 +38,7 @@ pub struct Config {
 /// The store adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum StoreKind {
     /// The memory of this process.
     Embedded,
     /// Redis: one server, a cluster, or a master that sentinels name.
@@ -47,7 +47,7 @@ pub enum Kind {
 
 /// An open store, for the flows and for operators.
 #[derive(Clone, Debug)]
-pub struct Opened {
+pub struct OpenStore {
     /// For the flows.
     pub store: Arc<dyn Store>,
     /// For operators and probes.
@@ -68,11 +68,11 @@ pub async fn open(
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
     needed: bool,
-) -> Result<Opened, Error> {
+) -> Result<OpenStore, Error> {
     let clock = Arc::clone(clock);
     match config.kind {
-        Kind::Embedded => Ok(decorated(Embedded::new(&config.embedded, lifetimes, clock), keyring, metrics)),
-        Kind::Redis => {
+        StoreKind::Embedded => Ok(decorated(Embedded::new(&config.embedded, lifetimes, clock), keyring, metrics)),
+        StoreKind::Redis => {
             let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?;
             if needed {
                 redis.connected().await;
@@ -82,11 +82,11 @@ pub async fn open(
     }
 }
 
-fn decorated<S>(store: S, keyring: &Reloadable<Keyring>, metrics: &Arc<Metrics>) -> Opened
+fn decorated<S>(store: S, keyring: &Reloadable<Keyring>, metrics: &Arc<Metrics>) -> OpenStore
 where
     S: Store + Inspect + 'static,
 {
     let sealed = Sealed::new(store, keyring.clone(), Arc::clone(metrics));
     let store = Arc::new(Metered::new(sealed, Arc::clone(metrics)));
-    Opened { store: Arc::clone(&store) as Arc<dyn Store>, inspect: store }
+    OpenStore { store: Arc::clone(&store) as Arc<dyn Store>, inspect: store }
 }

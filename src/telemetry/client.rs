@@ -121,8 +121,8 @@ pub(super) fn headers(configured: &BTreeMap<String, Secret>) -> Result<HeaderMap
         let header = HeaderName::try_from(name.as_str());
         let header = header.map_err(|_| InvalidSetting::new(field.clone(), "is not a valid header name"))?;
         let value = HeaderValue::from_str(secret.expose());
-        let mut value =
-            value.map_err(|_| InvalidSetting::new(field.clone(), "contains characters that are invalid in a header"))?;
+        let mut value = value
+            .map_err(|_| InvalidSetting::new(field.clone(), "contains characters that are invalid in a header"))?;
         value.set_sensitive(true);
         headers.insert(header, value);
     }

@@ -69,7 +69,7 @@ pub struct Config {
     pub timeout: Duration,
     /// `[telemetry.tls]`.
     #[serde(default)]
-    pub tls: tls::Files,
+    pub tls: tls::TlsFiles,
 }
 
 /// The protocol of a collector.

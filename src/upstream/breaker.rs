@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::breaker::Policy;
 
-pub(super) use crate::breaker::{Level, Pass, Verdict};
+pub(super) use crate::breaker::{BreakerLevel, BreakerPermit, RequestOutcome};
 
 /// How many failures in a row open the breaker.
 pub(super) const STREAK: u32 = 10;
@@ -64,9 +64,9 @@ impl Policy for FailureAccrual {
 mod tests {
     use super::*;
 
-    fn request(breaker: &mut Breaker, verdict: Verdict, now: Instant) {
+    fn request(breaker: &mut Breaker, verdict: RequestOutcome, now: Instant) {
         let pass = breaker.admit(now).unwrap();
-        breaker.settle(pass, verdict, now);
+        breaker.record(pass, verdict, now);
     }
 
     #[tokio::test(start_paused = true)]
@@ -75,15 +75,15 @@ mod tests {
         let mut breaker = Breaker::new(now);
         for round in 0..2 {
             for _ in 1..STREAK {
-                request(&mut breaker, Verdict::Fails, now + WINDOW * round);
+                request(&mut breaker, RequestOutcome::Fails, now + WINDOW * round);
             }
-            request(&mut breaker, Verdict::Answers, now + WINDOW * round);
+            request(&mut breaker, RequestOutcome::Answers, now + WINDOW * round);
         }
-        assert_eq!(breaker.level(), Level::Closed);
+        assert_eq!(breaker.level(), BreakerLevel::Closed);
         for _ in 0..STREAK {
-            request(&mut breaker, Verdict::Fails, now + WINDOW);
+            request(&mut breaker, RequestOutcome::Fails, now + WINDOW);
         }
-        assert_eq!(breaker.level(), Level::Open);
+        assert_eq!(breaker.level(), BreakerLevel::Open);
         assert_eq!(breaker.check(now + WINDOW), Err(FIRST_PERIOD));
     }
 
@@ -92,9 +92,9 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(now);
         for i in 0..STREAK {
-            request(&mut breaker, Verdict::Fails, now + WINDOW * i);
+            request(&mut breaker, RequestOutcome::Fails, now + WINDOW * i);
         }
-        assert_eq!(breaker.level(), Level::Open);
+        assert_eq!(breaker.level(), BreakerLevel::Open);
     }
 
     #[tokio::test(start_paused = true)]
@@ -102,11 +102,11 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(now);
         for _ in 0..VOLUME / 2 {
-            assert_eq!(breaker.level(), Level::Closed);
-            request(&mut breaker, Verdict::Answers, now);
-            request(&mut breaker, Verdict::Fails, now);
+            assert_eq!(breaker.level(), BreakerLevel::Closed);
+            request(&mut breaker, RequestOutcome::Answers, now);
+            request(&mut breaker, RequestOutcome::Fails, now);
         }
-        assert_eq!(breaker.level(), Level::Open);
+        assert_eq!(breaker.level(), BreakerLevel::Open);
     }
 
     #[tokio::test(start_paused = true)]
@@ -115,11 +115,11 @@ mod tests {
         let mut breaker = Breaker::new(now);
         for i in 0..4 {
             for _ in 0..VOLUME / 2 - 1 {
-                request(&mut breaker, Verdict::Fails, now + WINDOW * i);
-                request(&mut breaker, Verdict::Answers, now + WINDOW * i);
+                request(&mut breaker, RequestOutcome::Fails, now + WINDOW * i);
+                request(&mut breaker, RequestOutcome::Answers, now + WINDOW * i);
             }
         }
-        assert_eq!(breaker.level(), Level::Closed);
+        assert_eq!(breaker.level(), BreakerLevel::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -127,14 +127,14 @@ mod tests {
         let mut now = Instant::now();
         let mut breaker = Breaker::new(now);
         for _ in 0..STREAK {
-            request(&mut breaker, Verdict::Fails, now);
+            request(&mut breaker, RequestOutcome::Fails, now);
         }
         let mut periods = Vec::new();
         for _ in 0..4 {
             let period = breaker.check(now).unwrap_err();
             periods.push(period.as_millis());
             now += period;
-            request(&mut breaker, Verdict::Fails, now);
+            request(&mut breaker, RequestOutcome::Fails, now);
         }
         assert_eq!(periods, [500, 1000, 2000, 2000]);
     }

@@ -33,7 +33,7 @@ use crate::metrics::{Metrics, UpstreamOutcome, observe};
 use crate::spans;
 use crate::supervise::Backoff;
 
-use super::breaker::{Breaker, Level, Pass, Verdict};
+use super::breaker::{Breaker, BreakerLevel, BreakerPermit, RequestOutcome};
 use super::breaker_gauge::BreakerGauge;
 use super::{Error, Expand, Fetched, Upstream};
 
@@ -97,13 +97,13 @@ impl AdmissionState {
 #[must_use]
 struct Admission<'a, U> {
     guard: &'a Guard<U>,
-    pass: Pass,
-    verdict: Verdict,
+    pass: BreakerPermit,
+    verdict: RequestOutcome,
 }
 
 impl<U> Drop for Admission<'_, U> {
     fn drop(&mut self) {
-        self.guard.with_admission(|state, now| state.breaker.settle(self.pass, self.verdict, now));
+        self.guard.with_admission(|state, now| state.breaker.record(self.pass, self.verdict, now));
     }
 }
 
@@ -137,11 +137,15 @@ impl<U> Guard<U> {
         if before != after {
             self.gauge.show(after);
             match after {
-                Level::Open => tracing::warn!(tenant = %self.tenant, "upstream breaker is open: genesys keeps failing"),
-                Level::HalfOpen => {
+                BreakerLevel::Open => {
+                    tracing::warn!(tenant = %self.tenant, "upstream breaker is open: genesys keeps failing")
+                }
+                BreakerLevel::HalfOpen => {
                     tracing::debug!(tenant = %self.tenant, "upstream breaker is half-open: one request passes as a probe")
                 }
-                Level::Closed => tracing::info!(tenant = %self.tenant, "upstream breaker is closed: genesys answers"),
+                BreakerLevel::Closed => {
+                    tracing::info!(tenant = %self.tenant, "upstream breaker is closed: genesys answers")
+                }
             }
         }
         answer
@@ -156,20 +160,20 @@ impl<U> Guard<U> {
             state.check(now)?;
             state.breaker.admit(now).map_err(|retry_after| Error::BreakerOpen { retry_after })
         })?;
-        Ok(Admission { guard: self, pass, verdict: Verdict::Unknown })
+        Ok(Admission { guard: self, pass, verdict: RequestOutcome::Unknown })
     }
 
     /// Returns what an outcome shows about Genesys. A timeout counts as a failure only if Genesys had at least a quarter
     /// of `timeout` to answer: a fetch that started just before its deadline must not open the breaker.
-    fn verdict(&self, outcome: &Result<Fetched, Error>, allowed: Duration) -> Verdict {
+    fn verdict(&self, outcome: &Result<Fetched, Error>, allowed: Duration) -> RequestOutcome {
         match outcome {
             Ok(_)
             | Err(Error::Unusable { .. } | Error::Denied { .. } | Error::Privileges { .. } | Error::Throttled { .. }) => {
-                Verdict::Answers
+                RequestOutcome::Answers
             }
-            Err(Error::Failed { .. } | Error::Unreachable(_)) => Verdict::Fails,
-            Err(Error::Timeout(_)) if allowed >= self.timeout / 4 => Verdict::Fails,
-            Err(Error::Timeout(_) | Error::BudgetSpent { .. } | Error::BreakerOpen { .. }) => Verdict::Unknown,
+            Err(Error::Failed { .. } | Error::Unreachable(_)) => RequestOutcome::Fails,
+            Err(Error::Timeout(_)) if allowed >= self.timeout / 4 => RequestOutcome::Fails,
+            Err(Error::Timeout(_) | Error::BudgetSpent { .. } | Error::BreakerOpen { .. }) => RequestOutcome::Unknown,
         }
     }
 }

@@ -174,10 +174,7 @@ impl TenantSettings {
             return Err(InvalidSetting::new("client_secret", "must not be empty"));
         }
         let per_minute = NonZeroU32::new(config.requests_per_minute).map(Quota::per_minute).ok_or_else(|| {
-            InvalidSetting::new(
-                "requests_per_minute",
-                "must be at least 1: Genesys always limits requests",
-            )
+            InvalidSetting::new("requests_per_minute", "must be at least 1: Genesys always limits requests")
         })?;
         let (token_url, introspection) = (urls.token()?, urls.introspection()?);
         Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, introspection, per_minute })
@@ -212,14 +209,14 @@ pub struct OpenedUpstream {
     /// Fetches profiles.
     pub upstream: Arc<dyn Upstream>,
     /// Reports the tenants whose tokens are refused.
-    pub standing: Standing,
+    pub tenant_health: TenantHealth,
 }
 
 /// Reports the tenants whose tokens have wrong privileges. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct Standing(Arc<TenantUpstreams>);
+pub struct TenantHealth(Arc<TenantUpstreams>);
 
-impl Standing {
+impl TenantHealth {
     /// Returns the tenants whose tokens are refused, with the reason.
     #[must_use]
     pub fn refusals(&self) -> Vec<(TenantId, Arc<str>)> {
@@ -268,7 +265,10 @@ pub fn open<'a>(
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
     let tenants = Arc::new(TenantUpstreams(guarded.collect::<Result<_, InvalidSetting>>()?));
-    Ok(OpenedUpstream { upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))), standing: Standing(tenants) })
+    Ok(OpenedUpstream {
+        upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))),
+        tenant_health: TenantHealth(tenants),
+    })
 }
 
 /// The upstreams of all tenants.

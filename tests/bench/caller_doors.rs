@@ -62,7 +62,7 @@ fn main() {
 }
 
 async fn compare() {
-    logging::init(&logging::Config { level: logging::Level::Info, format: logging::Format::Json });
+    logging::init(&logging::Config { level: logging::LogLevel::Info, format: logging::Format::Json });
     let data = tempfile::tempdir().expect("a directory can be created");
     let mut settings = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\

@@ -40,7 +40,7 @@ fn main() {
 
 async fn compare() {
     // With the subscriber of the real binary, so that spans have their real cost.
-    logging::init(&logging::Config { level: logging::Level::Info, format: logging::Format::Json });
+    logging::init(&logging::Config { level: logging::LogLevel::Info, format: logging::Format::Json });
     let data = tempfile::tempdir().expect("a directory can be created");
     let app = start(data.path(), "none").await;
     let recorded = tempfile::tempdir().expect("a directory can be created");

@@ -15,11 +15,13 @@ use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use profile_edge::config;
-use profile_edge::domain::{At, CustomerId, Digest, EventId, Key, KeyHasher, Modified, Secret, TenantId, Timestamp};
+use profile_edge::domain::{
+    CustomerId, Digest, EventId, EventTime, Key, KeyHasher, Modified, Secret, TenantId, Timestamp,
+};
 use profile_edge::http::auth::field_set::FieldSet;
 use profile_edge::http::request::query;
 use profile_edge::ingest::authenticate::{self, Authenticator, Scheme};
-use profile_edge::ingest::shapes::{self, Item, Posted};
+use profile_edge::ingest::shapes::{self, PostedEvent, PostedRequest};
 use profile_edge::queue::wire;
 use profile_edge::store::sealed::keyring::{self, Keyring};
 use profile_edge::store::{Content, Entry, Record, redis};
@@ -54,10 +56,10 @@ pub(super) fn webhooks(data: &[u8]) {
     }
 }
 
-fn announced(posted: Posted, tenant: &TenantId) {
+fn announced(posted: PostedRequest, tenant: &TenantId) {
     assert!(posted.items.len() <= shapes::MAX_EVENTS && !posted.items.is_empty());
     for item in posted.items {
-        let Item::Announced(announcement) = item else { continue };
+        let PostedEvent::Announced(announcement) = item else { continue };
         let named = announcement.customers.clone();
         assert!(!named.is_empty() && named.len() <= shapes::MAX_CUSTOMERS);
         let hasher = KeyHasher::Sha256;
@@ -170,10 +172,10 @@ pub(super) fn identifiers(data: &[u8]) {
     round_trip::<EventId>(text, |event| event.to_string());
     round_trip::<Digest>(text, |digest| digest.to_string());
     round_trip::<Key>(text, |key| key.to_string());
-    if let (Ok(modified), Ok(at)) = (text.parse::<Modified>(), text.parse::<At>()) {
+    if let (Ok(modified), Ok(at)) = (text.parse::<Modified>(), text.parse::<EventTime>()) {
         assert_eq!(modified.as_millis(), at.as_millis(), "one text, one time");
     }
-    if let Err(error) = text.parse::<At>() {
+    if let Err(error) = text.parse::<EventTime>() {
         hides_planted(&error.to_string());
     }
 }

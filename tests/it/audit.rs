@@ -200,7 +200,7 @@ async fn standard_output_holds_only_audit_records() {
     let path = directory.path().join("out.jsonl");
     for _ in 0..2 {
         let out = std::fs::File::options().create(true).append(true).open(&path).unwrap();
-        let process = ports.start_onto(directory.path(), &[FILE[1]], out.into());
+        let process = ports.start_with_stdout(directory.path(), &[FILE[1]], out.into());
         ports.ready(&client).await;
         look_up(&ports, &client, 1).await;
         assert_eq!(ports.post(&client, 1).await, 202);
@@ -227,7 +227,7 @@ async fn stalled(directory: &Path, strict: bool) -> (Ports, Process, std::io::Pi
         // All lookups but the first are hits.
         ("PROFILE_EDGE__LOOKUP__TTL", "1h"),
     ];
-    let process = ports.start_onto(directory, &more, writer.into());
+    let process = ports.start_with_stdout(directory, &more, writer.into());
     ports.ready(&client()).await;
     (ports, process, reader)
 }
@@ -265,7 +265,7 @@ async fn a_stalled_audit_sink_blocks_no_request_and_drops_are_counted() {
     assert_eq!(ports.post(&client, 1).await, 202);
     let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
     eventually("the event is applied", || async { (ports.metric(&client, applied).await == 1.0).then_some(()) }).await;
-    process.says("audit records are dropped").await;
+    process.wait_for_log("audit records are dropped").await;
 
     let text = drained(reader);
     eventually("no longer degraded", || async { (degraded(&ports, &client).await == json!([])).then_some(()) }).await;
@@ -305,7 +305,7 @@ async fn strict_mode_answers_503_and_holds_events_while_auditing_fails() {
         assert!(answer.text().await.unwrap().contains("audit_unavailable"), "{command}");
     }
     assert_eq!(ports.post(&client, 1).await, 202);
-    process.says("the audit accepts no records").await;
+    process.wait_for_log("the audit accepts no records").await;
     eventually("the event waits in the queue", || async {
         (ports.metric(&client, "profile_edge_queue_events").await == 1.0).then_some(())
     })
@@ -331,8 +331,8 @@ async fn a_full_disk_fails_lookups_only_in_strict_mode() {
         let ports = Ports::draw();
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let more = [FILE[1], ("PROFILE_EDGE__AUDIT__STRICT", strict), ("PROFILE_EDGE__AUDIT__BUFFER", "1000")];
-        let mut process = ports.start_onto(directory.path(), &more, Stdio::from(full));
-        process.says("audit records cannot be written").await;
+        let mut process = ports.start_with_stdout(directory.path(), &more, Stdio::from(full));
+        process.wait_for_log("audit records cannot be written").await;
         ports.ready(&client).await;
         eventually("degraded", || async { (degraded(&ports, &client).await == json!(["audit"])).then_some(()) }).await;
         for _ in 0..12 {
@@ -343,7 +343,7 @@ async fn a_full_disk_fails_lookups_only_in_strict_mode() {
         assert_eq!(dropped > 0.0, strict == "false", "{dropped}");
         process.signal("TERM");
         assert_eq!(process.ended().await, Some(0), "{}", process.log());
-        process.says("audit records were lost").await;
+        process.wait_for_log("audit records were lost").await;
     }
 }
 

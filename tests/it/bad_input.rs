@@ -9,20 +9,20 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::customer;
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, Looked, looked};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, looked};
 
-async fn post(edge: &Edge, body: impl Into<reqwest::Body>) -> Looked {
+async fn post(edge: &Edge, body: impl Into<reqwest::Body>) -> LookupAnswer {
     let request = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
     looked(request.header("Content-Type", "application/json").body(body).send().await.unwrap()).await
 }
 
-async fn query(edge: &Edge, query: &str) -> Looked {
+async fn query(edge: &Edge, query: &str) -> LookupAnswer {
     let request = edge.client.get(edge.url(&format!("/api/v1/profile?{query}"))).header("X-API-Key", "demo-key");
     looked(request.send().await.unwrap()).await
 }
 
 #[track_caller]
-fn refused(answer: &Looked, status: u16, field: &str) {
+fn refused(answer: &LookupAnswer, status: u16, field: &str) {
     assert_eq!(answer.status, status, "{}", answer.text);
     assert_eq!(answer.headers["content-type"], "application/problem+json");
     let problem = answer.json();

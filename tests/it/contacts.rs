@@ -5,22 +5,22 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::support::customer;
-use crate::support::edge::{Edge, Looked, looked};
+use crate::support::edge::{Edge, LookupAnswer, looked};
 
 const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 
-async fn contact(edge: &Edge, id: &str, adapt: impl FnOnce(RequestBuilder) -> RequestBuilder) -> Looked {
+async fn contact(edge: &Edge, id: &str, adapt: impl FnOnce(RequestBuilder) -> RequestBuilder) -> LookupAnswer {
     let request = edge.client.get(edge.url(&format!("{CONTACTS}/{id}"))).bearer_auth("demo-key");
     // SDKs send this header also without a body.
     looked(adapt(request.header("Content-Type", "application/json")).send().await.unwrap()).await
 }
 
-async fn plain(edge: &Edge, id: &str) -> Looked {
+async fn plain(edge: &Edge, id: &str) -> LookupAnswer {
     contact(edge, id, |request| request).await
 }
 
 #[track_caller]
-fn refused(answer: &Looked, status: u16, code: &str) {
+fn refused(answer: &LookupAnswer, status: u16, code: &str) {
     assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{}", answer.text);
     assert_eq!(answer.headers["content-type"], "application/json");
     assert!(!answer.headers.contains_key("retry-after"));

@@ -7,13 +7,13 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use profile_edge::clock::SystemClock;
-use profile_edge::sandbox::{Options, Sandbox};
+use profile_edge::sandbox::{Sandbox, SandboxOptions};
 use profile_edge::shutdown::{Controller, Shutdown};
 use reqwest::RequestBuilder;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::edge::{Edge, Looked, flat, looked};
+use crate::support::edge::{Edge, LookupAnswer, flat, looked};
 use crate::support::{PATIENCE, customer};
 
 /// The key that signs tokens, before base64.
@@ -114,7 +114,7 @@ impl TwoTenantEdge {
         credential: &CallerCredential,
         tenant: &str,
         fields: Option<&str>,
-    ) -> Looked {
+    ) -> LookupAnswer {
         let one = customer(1);
         let request = match route {
             LookupRoute::Get => {
@@ -176,7 +176,7 @@ fn key_of(name: &str) -> String {
 async fn sandbox() -> (SocketAddr, Controller) {
     let (controller, shutdown) = Shutdown::new();
     let listen = SocketAddr::from(([127, 0, 0, 1], 0)).into();
-    let options = Options { listen, customers: 10, latency: Duration::ZERO, webhook: None };
+    let options = SandboxOptions { listen, customers: 10, latency: Duration::ZERO, webhook: None };
     let sandbox = Sandbox::start(options, SystemClock::shared(), shutdown).await.unwrap();
     (sandbox.addr, controller)
 }
@@ -212,7 +212,7 @@ fn part(profile: &Value, fields: &[&str]) -> Value {
 }
 
 /// Returns an error answer without the id of its request.
-fn without_request_id(answer: &Looked) -> (u16, Value) {
+fn without_request_id(answer: &LookupAnswer) -> (u16, Value) {
     let mut body = answer.json();
     if let Some(body) = body.as_object_mut() {
         body.remove("contextId");

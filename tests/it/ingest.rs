@@ -9,7 +9,7 @@ use sha2::Sha256;
 
 use crate::pairing::on_every_pairing;
 use crate::support::customer;
-use crate::support::edge::{Edge, Looked, Pairing, flat, looked};
+use crate::support::edge::{Edge, LookupAnswer, Pairing, flat, looked};
 
 const ROUTE: &str = "/webhooks/10001";
 const FLAT_ROUTE: &str = "/webhook/customer-updated";
@@ -28,11 +28,11 @@ fn unsigned(edge: &Edge, route: &str, body: impl Into<reqwest::Body>) -> Request
     edge.client.post(edge.url(route)).header("Content-Type", "application/json").body(body)
 }
 
-async fn send(request: RequestBuilder) -> Looked {
+async fn send(request: RequestBuilder) -> LookupAnswer {
     looked(request.send().await.unwrap()).await
 }
 
-async fn post(edge: &Edge, route: &str, body: impl Into<reqwest::Body>) -> Looked {
+async fn post(edge: &Edge, route: &str, body: impl Into<reqwest::Body>) -> LookupAnswer {
     send(unsigned(edge, route, body).header("X-API-Key", "demo-secret")).await
 }
 
@@ -46,7 +46,7 @@ async fn queued(edge: &Edge) -> f64 {
 }
 
 #[track_caller]
-fn assert_refused(answer: &Looked, status: u16, code: &str) {
+fn assert_refused(answer: &LookupAnswer, status: u16, code: &str) {
     assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{}", answer.text);
     assert_eq!(answer.headers["content-type"], "application/problem+json");
 }

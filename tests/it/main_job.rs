@@ -8,14 +8,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use profile_edge::clock::SystemClock;
 use profile_edge::faults::Fault;
-use profile_edge::sandbox::{Options, Sandbox};
+use profile_edge::sandbox::{Sandbox, SandboxOptions};
 use profile_edge::shutdown::Shutdown;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::pairing::on_every_pairing;
-use crate::support::edge::{Edge, Pairing, flat, looked, on_sandbox_of};
+use crate::support::edge::{Edge, Pairing, flat, looked, with_sandbox_of};
 use crate::support::process::free_port;
 use crate::support::{PATIENCE, customer, eventually};
 
@@ -87,7 +87,7 @@ async fn an_event_posted_fifty_times_has_one_effect(pairing: Pairing) {
     let posts = join_all((0..50).map(|_| edge.post_event(&event))).await;
     assert!(posts.iter().all(|post| post.status() == 202));
     let duplicates = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
-    edge.metric_reaches(duplicates, 49.0).await;
+    edge.wait_for_metric(duplicates, 49.0).await;
     assert_eq!(edge.metric("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}").await, 1.0);
     assert_eq!(edge.metric(duplicates).await, 49.0);
     edge.stop().await;
@@ -249,7 +249,7 @@ async fn a_thousand_lookups_share_one_token_and_one_renewal(pairing: Pairing) {
 
 async fn refused_genesys_connections_answer_503_until_genesys_returns(pairing: Pairing) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let settings = on_sandbox_of(address);
+    let settings = with_sandbox_of(address);
     let edge = Edge::start_on(pairing, &settings).await;
     let started = Instant::now();
     let refused = edge.look_up(&customer(1)).await;
@@ -258,7 +258,7 @@ async fn refused_genesys_connections_answer_503_until_genesys_returns(pairing: P
     assert!(refused.headers.contains_key("retry-after"));
 
     let (controller, shutdown) = Shutdown::new();
-    let options = Options { listen: address.into(), customers: 10, latency: Duration::ZERO, webhook: None };
+    let options = SandboxOptions { listen: address.into(), customers: 10, latency: Duration::ZERO, webhook: None };
     Sandbox::start(options, SystemClock::shared(), shutdown).await.unwrap();
     eventually("recovery", || async { (edge.look_up(&customer(1)).await.status == 200).then_some(()) }).await;
     edge.stop().await;

@@ -5,9 +5,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::pairing::on_every_pairing;
-use crate::support::command::{Said, run_with};
+use crate::support::command::{CommandOutput, run_with};
 use crate::support::customer;
-use crate::support::edge::{Edge, Pairing, on_sandbox_of};
+use crate::support::edge::{Edge, Pairing, with_sandbox_of};
 use crate::support::servers::redis::Deployment;
 
 on_every_pairing!(
@@ -16,7 +16,7 @@ on_every_pairing!(
 );
 
 /// The one value that a command printed.
-fn json(said: &Said) -> Value {
+fn json(said: &CommandOutput) -> Value {
     assert_eq!(said.code, Some(0), "{}", said.err);
     serde_json::from_str(&said.out).unwrap()
 }
@@ -62,7 +62,7 @@ async fn inspect_and_invalidate_use_both_keys_during_a_key_change() {
     let before = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
     let secret = "a2V5LWtleS1rZXkta2V5LWtleS1rZXkta2V5LWtleS0=";
     let keys = format!("[keys]\nscheme = \"hmac-sha256\"\nsecret = \"{secret}\"\nprevious = \"sha256\"\n");
-    let after = Edge::start_with(&format!("{keys}{store}{}", on_sandbox_of(before.sandbox_address()))).await;
+    let after = Edge::start_with(&format!("{keys}{store}{}", with_sandbox_of(before.sandbox_address()))).await;
     let one = customer(1);
     let inspect = ["inspect", "--tenant", "10001", "--customer", "-", "--json"];
     let kinds = async |edge: &Edge| {

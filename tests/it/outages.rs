@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-use crate::support::edge::{Edge, on_rabbit, on_sandbox_of};
+use crate::support::edge::{Edge, on_rabbit, with_sandbox_of};
 use crate::support::eventually;
 use crate::support::load::Load;
 use crate::support::process::{Process, configuration, free_port};
@@ -44,7 +44,7 @@ impl Site {
         let (directory, admin) = (tempfile::tempdir().unwrap(), free_port());
         let own = format!(
             "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:{admin}\"\nsandbox.enabled = false\n{shared}{}",
-            on_sandbox_of(front.sandbox_address())
+            with_sandbox_of(front.sandbox_address())
         );
         let file = configuration(directory.path(), &own);
         let arguments = ["run", "--role", "consumer", "--config", &file.display().to_string()];
@@ -72,7 +72,7 @@ impl Site {
     /// Checks after the load that no accepted event is lost and that no lookup returns an old profile.
     async fn lost_nothing(&self, load: &Load<'_>, redis: &RedisServer) {
         println!("{}", load.summary());
-        load.everyone_was_answered_in_time();
+        load.all_were_answered_in_time();
         load.accepted_are_applied(&redis.connect().await.unwrap()).await;
         load.answers_are_current().await;
         let scrape = self.scrape().await.unwrap();
@@ -111,7 +111,7 @@ async fn redis_is(trouble: Trouble) {
             Trouble::Stopped => redis.pause().await,
             Trouble::Stalled => proxy.set(Link::Stalled),
         }
-        site.consumer.says("the store is down").await;
+        site.consumer.wait_for_log("the store is down").await;
         front.is_without("store").await;
         let accepted = load.accepted();
         site.sits_idle().await;
@@ -127,7 +127,7 @@ async fn redis_is(trouble: Trouble) {
         })
         .await;
         load.accepts(200).await;
-        front.is_whole().await;
+        front.is_ready().await;
     };
     load.during(story).await;
     let bypassed = load.lookups().iter().filter(|lookup| lookup.told.contains("detail=store-unavailable")).count();
@@ -217,7 +217,7 @@ async fn killing_one_of_three_nodes_under_load_loses_nothing() {
         load.accepts(200).await;
         // URLs are tried in their order, so both processes publish to this node.
         cluster.nodes[0].kill().await;
-        site.consumer.says("the connection to the broker is down").await;
+        site.consumer.wait_for_log("the connection to the broker is down").await;
         load.accepts(400).await;
         cluster.nodes[0].restart().await;
         let leader = cluster.leader("%2f", WORK_QUEUE).await;

@@ -25,7 +25,7 @@ async fn without_configuration_it_shows_the_demo_and_drains_on_interrupt() {
     let (directory, ports, client) = (tempfile::tempdir().unwrap(), Ports::draw(), client());
     let mut process = ports.start(directory.path(), &[]);
     assert_eq!(ports.ready(&client).await["status"], "ready");
-    process.says("curl").await;
+    process.wait_for_log("curl").await;
     eventually("four curl lines", || async {
         (process.log().lines().filter(|line| line.trim_start().starts_with("curl ")).count() == 4).then_some(())
     })
@@ -83,7 +83,7 @@ async fn a_port_in_use_is_a_clear_error() {
     let _taken = std::net::TcpListener::bind(("127.0.0.1", ports.public)).unwrap();
     let mut process = ports.start(directory.path(), &[]);
     assert_ne!(process.ended().await, Some(0));
-    let complaint = process.says("http.listen").await;
+    let complaint = process.wait_for_log("http.listen").await;
     assert!(process.log().contains(&ports.public.to_string()), "{complaint}");
 }
 
@@ -111,7 +111,7 @@ async fn a_dependency_that_does_not_answer_is_named_with_its_address() {
         let settings = [settings[0], settings[1], ("PROFILE_EDGE__STARTUP_TIMEOUT", "500ms")];
         let mut process = ports.start(directory.path(), &settings);
         assert_eq!(process.ended().await, Some(69), "{}", process.log());
-        let complaint = process.says("cannot start").await;
+        let complaint = process.wait_for_log("cannot start").await;
         for part in [dependency, address.as_str(), "refused", "500ms"] {
             assert!(process.log().contains(part), "{part}: {complaint}");
         }
@@ -126,7 +126,7 @@ async fn a_signal_during_the_start_ends_the_process_cleanly() {
     let nobody = format!("redis://127.0.0.1:{}", free_port());
     let store = [("PROFILE_EDGE__STORE__KIND", "redis"), ("PROFILE_EDGE__STORE__REDIS__URL", nobody.as_str())];
     let mut process = ports.start(directory.path(), &store);
-    process.says("redis cannot be reached").await;
+    process.wait_for_log("redis cannot be reached").await;
     process.signal("TERM");
     assert_eq!(process.ended().await, Some(0), "{}", process.log());
 }

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::pairing::on_every_pairing;
-use crate::support::edge::{Edge, Looked, Pairing};
+use crate::support::edge::{Edge, LookupAnswer, Pairing};
 use crate::support::{customer, eventually};
 
 const QUICK: &str = "[sandbox]\nlatency = \"0ms\"\n";
@@ -130,7 +130,7 @@ async fn changed(edge: &Edge, id: &str, name: &str) -> Value {
     json!({ "tenantId": "10001", "customerId": id, "eventId": name, "modifyDate": body["modifyDate"] })
 }
 
-fn is_unsettled(answer: &Looked) -> bool {
+fn is_unsettled(answer: &LookupAnswer) -> bool {
     answer.cache_status.contains("detail=unsettled")
 }
 

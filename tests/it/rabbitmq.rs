@@ -112,7 +112,7 @@ async fn survives(outages: &[BrokerOutage]) {
             BrokerOutage::Alarmed => server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await,
             BrokerOutage::Stalled | BrokerOutage::Broken => proxy.set(Link::Whole),
         }
-        edge.is_whole().await;
+        edge.is_ready().await;
         let after = post_events(&edge, &all[40..]).await;
         assert_eq!(after.len(), 20, "{outage:?}");
         taken.extend(after);
@@ -147,7 +147,7 @@ async fn a_deleted_work_queue_is_restored_from_the_journal() {
     assert_eq!(post_events(&edge, &all[200..]).await.len(), 100);
     edge.faults.disarm(Fault::PauseBeforeApply);
     await_applied(&edge, &all).await;
-    edge.metric_reaches("profile_edge_replayed_events_total", 100.0).await;
+    edge.wait_for_metric("profile_edge_replayed_events_total", 100.0).await;
     assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
     edge.stop().await;
 }
@@ -164,7 +164,7 @@ async fn a_work_queue_lost_between_runs_is_restored_from_the_journal() {
     server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("the queue is deleted");
 
     let second = Edge::start_with(&format!("{QUICK}{settings}")).await;
-    second.metric_reaches("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}", 40.0).await;
+    second.wait_for_metric("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}", 40.0).await;
     assert_eq!(second.metric("profile_edge_replayed_events_total").await, 40.0);
     second.stop().await;
 }
@@ -230,7 +230,7 @@ async fn foreign_messages_are_dead_lettered_with_a_reason() {
     }
     assert_eq!(post_events(&edge, &all).await.len(), 20);
     await_applied(&edge, &all).await;
-    edge.metric_reaches("profile_edge_dead_letters", 4.0).await;
+    edge.wait_for_metric("profile_edge_dead_letters", 4.0).await;
 
     let admin = format!("http://{}", edge.admin);
     let directory = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use profile_edge::faults::Fault;
 use serde_json::json;
 
-use crate::support::edge::{Edge, flat, looked, on_sandbox_of};
+use crate::support::edge::{Edge, flat, looked, with_sandbox_of};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::redis::{Deployment, RedisServer, Setup};
@@ -40,7 +40,7 @@ async fn commands_during(deployment: &Deployment, done: impl Future<Output = ()>
 }
 
 /// Counts the commands that are sent to a server until `done` completes, by name.
-pub(crate) async fn overheard(deployment: &Deployment, done: impl Future<Output = ()>) -> BTreeMap<String, u32> {
+pub(crate) async fn count_commands(deployment: &Deployment, done: impl Future<Output = ()>) -> BTreeMap<String, u32> {
     let mut counts = BTreeMap::new();
     for (scripted, name) in commands_during(deployment, done).await {
         // Commands about connections and the server are left out.
@@ -65,18 +65,18 @@ async fn hits_misses_and_events_use_the_fewest_redis_commands() {
     assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
     edge.applied("updated", 1.0).await;
 
-    let hits = overheard(&deployment, async {
+    let hits = count_commands(&deployment, async {
         for _ in 0..10 {
             assert!(edge.look_up(&customer(1)).await.is_hit());
         }
     });
     assert_eq!(hits.await, counts(&[("GET", 10)]));
     // One read, the lease, and the fill.
-    let miss = overheard(&deployment, async { assert_eq!(edge.look_up(&customer(9)).await.status, 200) });
+    let miss = count_commands(&deployment, async { assert_eq!(edge.look_up(&customer(9)).await.status, 200) });
     assert_eq!(miss.await, counts(&[("GET", 1), ("EVALSHA", 2)]));
     let merged = json!({ "tenantId": "10001", "customerId": customer(1), "eventType": "customer.merged",
                          "mergedIds": [customer(2), customer(3)] });
-    let event = overheard(&deployment, async {
+    let event = count_commands(&deployment, async {
         assert_eq!(edge.post_event(&merged).await.status(), 202);
         edge.applied("merged", 1.0).await;
     });
@@ -150,7 +150,7 @@ async fn two_processes_fetch_a_cold_customer_once() {
     let settings = settings(&deployment).replace("[store]", "[store]\ntimeout = \"10s\"");
     let settings = format!("{settings}[lookup]\ndeadline = \"60s\"\nlease_ttl = \"60s\"\n");
     let first = Edge::start_with(&settings).await;
-    let second = on_sandbox_of(first.sandbox_address());
+    let second = with_sandbox_of(first.sandbox_address());
     let second = Edge::start_with(&format!("{settings}{second}")).await;
     let (one, both) = (customer(1), [&first, &second]);
     for edge in both {
@@ -172,7 +172,7 @@ async fn two_processes_fetch_a_cold_customer_once() {
         );
     let many_wait = async {
         for edge in both {
-            edge.metric_reaches("profile_edge_lookup_in_flight", WAITING / 2.0).await;
+            edge.wait_for_metric("profile_edge_lookup_in_flight", WAITING / 2.0).await;
         }
         for edge in both {
             edge.faults.disarm(Fault::PauseBeforeFill);
@@ -210,17 +210,17 @@ async fn an_event_waits_for_the_configured_replicas() {
     let patient = settings(&deployment).replace("[store]", "[store]\ntimeout = \"5s\"");
     let edge = Edge::start_with(&patient).await;
     assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
-    edge.metric_reaches(UPDATED, 1.0).await;
+    edge.wait_for_metric(UPDATED, 1.0).await;
 
     deployment.servers[1].kill().await;
     assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
     let retried = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"retried\"}";
-    edge.metric_reaches(retried, 1.0).await;
+    edge.wait_for_metric(retried, 1.0).await;
     assert_eq!(edge.metric(UPDATED).await, 1.0);
     deployment.servers[1].restart().await;
     // The first attempt has applied it; the retry confirms it.
     let duplicate = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}";
-    edge.metric_reaches(duplicate, 1.0).await;
+    edge.wait_for_metric(duplicate, 1.0).await;
     edge.stop().await;
 }
 
@@ -273,7 +273,7 @@ async fn a_sentinel_failover_is_followed() {
     })
     .await;
     assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
-    edge.metric_reaches(UPDATED, 1.0).await;
+    edge.wait_for_metric(UPDATED, 1.0).await;
     assert!(!edge.look_up(&customer(2)).await.is_hit());
     edge.stop().await;
 }
@@ -341,7 +341,7 @@ async fn a_redis_key_of_another_type_is_a_miss_and_blocks_no_event() {
     assert!(edge.look_up(&customer(1)).await.is_hit());
     spoil().await;
     edge.change(&customer(1), json!({ "firstName": "Spoilt" })).await;
-    edge.metric_reaches(UPDATED, 1.0).await;
+    edge.wait_for_metric(UPDATED, 1.0).await;
     assert_eq!(edge.metric("profile_edge_store_up").await, 1.0);
     assert_eq!(edge.look_up(&customer(1)).await.json()["firstName"], "Spoilt");
     assert!(edge.look_up(&customer(1)).await.is_hit());

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use crate::support::process::{Ports, Process, configuration};
-use crate::support::tls::{believer, certificates, listener};
+use crate::support::tls::{certificates, client_trusting, listener};
 use crate::support::{customer, eventually};
 
 /// A process whose configuration can be changed.
@@ -30,7 +30,7 @@ impl ReloadedProcess {
         std::fs::write(directory.path().join("webhook"), "old-secret\n").unwrap();
         let file = configuration(directory.path(), &settings(directory.path(), &ports, "old-key"));
         let process = ports.start(directory.path(), &[("PROFILE_EDGE_CONFIG", &file.display().to_string())]);
-        let operator = believer(&[]).build().unwrap();
+        let operator = client_trusting(&[]).build().unwrap();
         ports.ready(&operator).await;
         Self { directory, ports, process, operator }
     }
@@ -119,7 +119,7 @@ impl SteadyLookups {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let tasks = (0..4).map(|n| {
             let idle = if n % 2 == 0 { 8 } else { 0 };
-            let client = believer(authorities).pool_max_idle_per_host(idle).build().unwrap();
+            let client = client_trusting(authorities).pool_max_idle_per_host(idle).build().unwrap();
             let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
@@ -156,7 +156,7 @@ async fn a_reload_applies_keys_secrets_and_certificates_without_a_drop() {
     certificates(next.path());
     let load = SteadyLookups::start(&[path, next.path()], service.ports.public);
     load.continues().await;
-    let client = believer(&[path, next.path()]).build().unwrap();
+    let client = client_trusting(&[path, next.path()]).build().unwrap();
     assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 200);
     assert_eq!(service.post(&client, "old-secret").await, 202);
 
@@ -170,7 +170,7 @@ async fn a_reload_applies_keys_secrets_and_certificates_without_a_drop() {
     assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 401);
     assert_eq!(service.post(&client, "new-secret").await, 202);
     assert_eq!(service.post(&client, "old-secret").await, 401);
-    let of = |authority: &Path| believer(&[authority]).build().unwrap();
+    let of = |authority: &Path| client_trusting(&[authority]).build().unwrap();
     assert_eq!(service.look_up(&of(next.path()), "new-key").await.unwrap(), 200);
     assert!(service.look_up(&of(path), "new-key").await.is_err(), "the old certificate must not be served");
     load.continues().await;
@@ -188,7 +188,7 @@ async fn a_reload_of_a_bad_file_changes_nothing_and_logs_why() {
     let service = ReloadedProcess::start().await;
     let path = service.path();
     let load = SteadyLookups::start(&[path], service.ports.public);
-    let client = believer(&[path]).build().unwrap();
+    let client = client_trusting(&[path]).build().unwrap();
     let good = settings(path, &service.ports, "new-key");
     std::fs::write(path.join("broken.pem"), "-----BEGIN CERTIFICATE-----\nplanted\n").unwrap();
     let bad = [
@@ -215,11 +215,11 @@ async fn a_reload_of_a_bad_file_changes_nothing_and_logs_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_names_what_needs_a_restart_and_applies_the_rest() {
     let service = ReloadedProcess::start().await;
-    let client = believer(&[service.path()]).build().unwrap();
+    let client = client_trusting(&[service.path()]).build().unwrap();
     let changed = settings(service.path(), &service.ports, "new-key");
     let changed = changed.replace("client_secret = \"sandbox\"", "client_secret = \"planted\"");
     service.reload(&format!("lookup.ttl = \"77s\"\n{changed}"), "ok").await;
-    let named = service.process.says("need a restart").await;
+    let named = service.process.wait_for_log("need a restart").await;
     let log = service.process.log();
     let line = log.lines().rfind(|line| line.contains("need a restart")).unwrap();
     assert!(line.contains("lookup.ttl") && line.contains("tenant[0].upstream.client_secret"), "{line}{named}");
@@ -237,7 +237,7 @@ async fn drain(mut service: ReloadedProcess) {
 async fn a_reload_does_not_reset_rate_limits() {
     const RELOADS: u32 = 20;
     let service = ReloadedProcess::start().await;
-    let client = believer(&[service.path()]).build().unwrap();
+    let client = client_trusting(&[service.path()]).build().unwrap();
     let (began, mut served) = (Instant::now(), 0);
     for n in 0..RELOADS {
         // Uses up the rate limit, if the machine is fast enough.

@@ -87,7 +87,7 @@ async fn a_replay_neither_restores_nor_forgets_deleted_customers(pairing: Pairin
 async fn slow_replay(edge: &Edge) -> tokio::process::Child {
     changed(edge, 60).await;
     let child = command(edge, &["replay", "--since", "1h", "--rate", "1"]).spawn().unwrap();
-    edge.metric_reaches("profile_edge_replayed_events_total", 1.0).await;
+    edge.wait_for_metric("profile_edge_replayed_events_total", 1.0).await;
     child
 }
 

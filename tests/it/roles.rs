@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::edge::{Edge, Pairing, flat, on_sandbox_of};
+use crate::support::edge::{Edge, Pairing, flat, with_sandbox_of};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::{customer, eventually};
 
@@ -21,7 +21,7 @@ async fn each_role_alone_serves_only_its_part() {
     assert_eq!(lookup.look_up(&one).await.status, 200);
     assert!(lookup.look_up(&one).await.is_hit());
     assert_eq!(ingest.post_event(&flat(&one)).await.status(), 202);
-    consumer.metric_reaches(APPLIED, 1.0).await;
+    consumer.wait_for_metric(APPLIED, 1.0).await;
     assert!(!lookup.look_up(&one).await.is_hit());
 
     assert_eq!(lookup.post_event(&flat(&one)).await.status(), 404);
@@ -73,7 +73,7 @@ async fn events_of_a_killed_consumer_are_applied_and_never_dead_lettered() {
         "roles = [\"consumer\"]\nhttp.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:{port}\"\n\
          consumer.concurrency = 512\nsandbox.enabled = false\n"
     );
-    let file = configuration(directory.path(), &format!("{own}{shared}{}", on_sandbox_of(ingest.sandbox_address())));
+    let file = configuration(directory.path(), &format!("{own}{shared}{}", with_sandbox_of(ingest.sandbox_address())));
     let file = file.display().to_string();
     let metric = async |series: &str| -> Option<f64> {
         let url = format!("http://127.0.0.1:{port}/metrics");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use profile_edge::domain::{KeyHasher, TenantId, Timestamp};
-use profile_edge::ingest::shapes::{self, Item};
+use profile_edge::ingest::shapes::{self, PostedEvent};
 use rand::RngExt;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, Looked, flat, looked, on_rabbit, on_sandbox_of};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, flat, looked, on_rabbit, with_sandbox_of};
 use crate::support::process::{Ports, Process, configuration};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::Deployment;
@@ -94,7 +94,7 @@ struct RotationTraffic {
 }
 
 impl RotationTraffic {
-    async fn look_up(&self, port: u16, n: u32) -> Looked {
+    async fn look_up(&self, port: u16, n: u32) -> LookupAnswer {
         let request = self.client.get(format!("http://127.0.0.1:{port}/api/v1/profile"));
         let request = request.header("X-API-Key", "demo-key");
         looked(request.query(&[("tenantId", "10001"), ("customerId", &customer(n))]).send().await.unwrap()).await
@@ -173,7 +173,7 @@ fn seen_keys(event: &Value) -> Vec<Vec<String>> {
     let ways = [vec![plain.clone()], vec![plain.clone(), keyed.clone()], vec![keyed.clone(), plain], vec![keyed]];
     let of = |hashers: &[KeyHasher]| {
         let read = shapes::read_flat(event.to_string().as_bytes());
-        let Ok(Item::Announced(announced)) = read.map(|mut posted| posted.items.remove(0)) else {
+        let Ok(PostedEvent::Announced(announced)) = read.map(|mut posted| posted.items.remove(0)) else {
             panic!("{event} is not an event");
         };
         let event = announced.into_event(&tenant, hashers, Timestamp::from_millis(0));
@@ -332,7 +332,7 @@ async fn a_stale_entry_at_the_previous_key_is_never_served_after_an_event() {
     let before = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{store}")).await;
     let secret = STANDARD.encode(SECRET);
     let keys = format!("[keys]\nscheme = \"hmac-sha256\"\nsecret = \"{secret}\"\nprevious = \"sha256\"\n");
-    let after = Edge::start_with(&format!("{keys}{store}{}", on_sandbox_of(before.sandbox_address()))).await;
+    let after = Edge::start_with(&format!("{keys}{store}{}", with_sandbox_of(before.sandbox_address()))).await;
     let seven = customer(7);
     let kept = before.look_up(&seven).await.text;
     before.behave(json!({ "fail_ratio": 1, "fail_status": 500 })).await;

@@ -13,7 +13,7 @@ use axum::routing::post;
 use parking_lot::Mutex;
 use profile_edge::clock::ManualClock;
 use profile_edge::domain::{Secret, Timestamp};
-use profile_edge::sandbox::{Options, Sandbox, Webhook};
+use profile_edge::sandbox::{Sandbox, SandboxOptions, Webhook};
 use profile_edge::shutdown::{Controller, Shutdown};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ async fn play(webhook: Option<Webhook>) -> Play {
     let (controller, shutdown) = Shutdown::new();
     let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_123));
     let listen = SocketAddr::from(([127, 0, 0, 1], 0)).into();
-    let options = Options { listen, customers: 1_000_000, latency: Duration::ZERO, webhook };
+    let options = SandboxOptions { listen, customers: 1_000_000, latency: Duration::ZERO, webhook };
     let sandbox = Sandbox::start(options, clock.clone(), shutdown).await.expect("a free port");
     Play { addr: sandbox.addr, clock, controller, http: http() }
 }
@@ -762,7 +762,7 @@ async fn a_port_in_use_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (_controller, shutdown) = Shutdown::new();
     let listen = taken.local_addr().unwrap().into();
-    let options = Options { listen, customers: 1, latency: Duration::ZERO, webhook: None };
+    let options = SandboxOptions { listen, customers: 1, latency: Duration::ZERO, webhook: None };
     let error = Sandbox::start(options, profile_edge::clock::SystemClock::shared(), shutdown).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
 }

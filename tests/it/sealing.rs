@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::customer;
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, Looked, looked};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, looked};
 use crate::support::servers::redis::{Deployment, Setup};
 
 const FAILURES: &str = "profile_edge_seal_failures_total";
@@ -89,7 +89,7 @@ fn identity(tenant: &str, customer: &str) -> Identity {
     KeyHasher::Sha256.identify(&tenant.parse().unwrap(), &customer.parse().unwrap())
 }
 
-async fn look_up_of(edge: &Edge, tenant: &str, customer: &str) -> Looked {
+async fn look_up_of(edge: &Edge, tenant: &str, customer: &str) -> LookupAnswer {
     let request = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
     looked(request.query(&[("tenantId", tenant), ("customerId", customer)]).send().await.unwrap()).await
 }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::edge::Edge;
 use crate::support::process::Ports;
-use crate::support::tls::{self, believer, certificates};
+use crate::support::tls::{self, certificates, client_trusting};
 use crate::support::{PATIENCE, customer, eventually};
 
 const PROFILE: &str = "/api/v1/profile?tenantId=10001&customerId=";
@@ -60,7 +60,8 @@ async fn lookups_go_on_while_ten_thousand_slow_clients_hold_all_they_can_get() {
     const PLACES: usize = 2_000;
     let files = rlimit::increase_nofile_limit(2 * SLOW as u64).unwrap();
     assert!(files > SLOW as u64 + 1_000, "this needs more open files than the {files} that the system allows");
-    let (directory, ports, operator) = (tempfile::tempdir().unwrap(), Ports::draw(), believer(&[]).build().unwrap());
+    let (directory, ports, operator) =
+        (tempfile::tempdir().unwrap(), Ports::draw(), client_trusting(&[]).build().unwrap());
     // No deadline helps: it is room and permits that have to be made.
     let limits = [
         ("PROFILE_EDGE__HTTP__LIMITS__MAX_CONNECTIONS", "2000"),
@@ -72,7 +73,7 @@ async fn lookups_go_on_while_ten_thousand_slow_clients_hold_all_they_can_get() {
     ports.ready(&operator).await;
     let (url, stop) = (format!("http://127.0.0.1:{}{PROFILE}{}", ports.public, customer(1)), <_>::default());
     let callers = [8, 0].map(|idle| {
-        let client = believer(&[]).pool_max_idle_per_host(idle).build().unwrap();
+        let client = client_trusting(&[]).pool_max_idle_per_host(idle).build().unwrap();
         tokio::spawn(well_behaved(client, url.clone(), tokio_util::sync::CancellationToken::clone(&stop)))
     });
 
@@ -102,7 +103,7 @@ async fn lookups_go_on_while_ten_thousand_slow_clients_hold_all_they_can_get() {
 }
 
 async fn well_behaved_once(url: &str) -> StatusCode {
-    let client = believer(&[]).build().unwrap();
+    let client = client_trusting(&[]).build().unwrap();
     client.get(url).header("X-API-Key", "demo-key").send().await.unwrap().status()
 }
 
@@ -111,7 +112,7 @@ async fn a_head_that_trickles_a_silent_client_and_an_idle_one_are_ended() {
     let limits = "[http.limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1500ms\"\n";
     let edge = Edge::start_with(&format!("sandbox.latency = \"0ms\"\n{limits}")).await;
     let _silent = TcpStream::connect(edge.public).await.unwrap();
-    edge.metric_reaches(&ended("header_timeout"), 1.0).await;
+    edge.wait_for_metric(&ended("header_timeout"), 1.0).await;
 
     let mut trickling = TcpStream::connect(edge.public).await.unwrap();
     let started = Instant::now();
@@ -119,14 +120,14 @@ async fn a_head_that_trickles_a_silent_client_and_an_idle_one_are_ended() {
         assert!(started.elapsed() < PATIENCE, "it is never ended");
         sleep(Duration::from_millis(20)).await;
     }
-    edge.metric_reaches(&ended("header_timeout"), 2.0).await;
+    edge.wait_for_metric(&ended("header_timeout"), 2.0).await;
 
     let mut idle = TcpStream::connect(edge.public).await.unwrap();
     idle.write_all(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     timeout(PATIENCE, idle.read_to_end(&mut answer)).await.expect("it is ended").unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200"), "and not before it was answered");
-    edge.metric_reaches(&ended("idle"), 1.0).await;
+    edge.wait_for_metric(&ended("idle"), 1.0).await;
     edge.stop().await;
 }
 
@@ -149,8 +150,8 @@ async fn a_client_that_does_not_read_its_answers_is_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_or_too_large_header_fields_are_refused() {
     let edge = Edge::start().await;
-    let http1 = believer(&[]).build().unwrap();
-    let http2 = believer(&[]).http2_prior_knowledge().build().unwrap();
+    let http1 = client_trusting(&[]).build().unwrap();
+    let http2 = client_trusting(&[]).http2_prior_knowledge().build().unwrap();
     for client in [&http1, &http2] {
         let ask = |fields: usize, bytes: usize| {
             let request = client.get(edge.url("/openapi.json"));
@@ -186,7 +187,7 @@ async fn a_client_that_resets_its_requests_over_tls_is_told_to_calm_down_too() {
     let settings = format!("sandbox.latency = \"0ms\"\n{}", tls::listener("http", directory.path()));
     let edge = Edge::start_with(&settings).await;
     resets_and_is_told_to_calm_down(tls::connect(directory.path(), edge.public, "h2").await).await;
-    let client = believer(&[directory.path()]).build().unwrap();
+    let client = client_trusting(&[directory.path()]).build().unwrap();
     let answer = client.get(format!("https://{}{PROFILE}{}", edge.public, customer(1)));
     assert_eq!(answer.header("X-API-Key", "demo-key").send().await.unwrap().status(), StatusCode::OK);
     edge.stop().await;
@@ -274,7 +275,7 @@ async fn served(
 async fn a_panic_is_a_500_without_detail_and_is_counted() {
     let routes = Router::new().route("/", get(async || -> &'static str { panic!("planted {}", "secret") }));
     let (address, metrics, controller) = served(routes, 10).await;
-    let client = believer(&[]).build().unwrap();
+    let client = client_trusting(&[]).build().unwrap();
     for count in 1..=2 {
         let answer = client.get(format!("http://{address}/")).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
@@ -289,7 +290,7 @@ async fn a_panic_is_a_500_without_detail_and_is_counted() {
 async fn bodies_that_do_not_come_take_no_more_than_half_of_the_permits() {
     let routes = Router::new().route("/", get(async || "here").post(async |body: axum::body::Bytes| body));
     let (address, _metrics, controller) = served(routes, 8).await;
-    let client = believer(&[]).build().unwrap();
+    let client = client_trusting(&[]).build().unwrap();
     let mut slow = Vec::new();
     for _ in 0..20 {
         let mut stream = TcpStream::connect(address).await.unwrap();

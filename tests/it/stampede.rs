@@ -8,7 +8,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::support::edge::{Edge, Looked, flat, looked, on_sandbox_of};
+use crate::support::edge::{Edge, LookupAnswer, flat, looked, with_sandbox_of};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::redis::{Deployment, Setup};
 use crate::support::{customer, eventually};
@@ -46,11 +46,11 @@ impl Crowded {
             let own = format!(
                 "roles = [\"lookup\"]\nhttp.listen = \"127.0.0.1:{port}\"\nadmin.listen = \"127.0.0.1:0\"\n\
                  sandbox.enabled = false\nlookup.deadline = \"{deadline}\"\n{store}{}",
-                on_sandbox_of(edge.sandbox_address())
+                with_sandbox_of(edge.sandbox_address())
             );
             let file = configuration(directory.path(), &own).display().to_string();
             let process = Process::start(directory.path(), &["run", "--config", &file], &[]);
-            process.says("ready").await;
+            process.wait_for_log("ready").await;
             processes.push((process, port));
             directories.push(directory);
         }
@@ -71,7 +71,7 @@ impl Crowded {
         self.edge.calls().await.0 - self.before
     }
 
-    async fn look_up(&self, process: usize, number: usize, customer: &str) -> Looked {
+    async fn look_up(&self, process: usize, number: usize, customer: &str) -> LookupAnswer {
         let clients = &self.clients[process];
         let url = format!("http://127.0.0.1:{}/api/v1/profile", self.processes[process].1);
         let request = clients[number % clients.len()].get(url).header("X-API-Key", "demo-key");
@@ -138,7 +138,7 @@ async fn a_killed_lease_holder_delays_lookups_by_at_most_the_lease_ttl() {
 async fn a_lookup_waiting_for_another_process_sends_few_redis_commands() {
     let crowded = Crowded::start("700ms", "1500ms").await;
     let one = customer(1);
-    let counted = crate::redis::overheard(&crowded.deployment, async {
+    let counted = crate::redis::count_commands(&crowded.deployment, async {
         let leads = crowded.look_up(0, 0, &one);
         let follows = async {
             eventually("the request is at Genesys", || async { (crowded.calls().await == 1).then_some(()) }).await;

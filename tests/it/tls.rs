@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::support::edge::Edge;
 use crate::support::process::configuration;
-use crate::support::tls::{believer, certificates, identity, listener};
+use crate::support::tls::{certificates, client_trusting, identity, listener};
 use crate::support::{PATIENCE, customer};
 
 const QUIET: &str = "sandbox.latency = \"0ms\"\n";
@@ -56,7 +56,7 @@ async fn tls_1_2_and_1_3_clients_are_served_and_older_ones_refused() {
     let directory = authority();
     let edge = Edge::start_with(&format!("{QUIET}{}", listener("http", directory.path()))).await;
     for version in [tls::Version::TLS_1_2, tls::Version::TLS_1_3] {
-        let client = || believer(&[directory.path()]).tls_version_min(version).tls_version_max(version);
+        let client = || client_trusting(&[directory.path()]).tls_version_min(version).tls_version_max(version);
         let answer = look_up(&edge, client()).await.unwrap();
         assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_2));
         assert_eq!(answer.headers()["strict-transport-security"], "max-age=31536000");
@@ -80,9 +80,9 @@ async fn tls_1_2_and_1_3_clients_are_served_and_older_ones_refused() {
 async fn a_client_certificate_is_required_where_configured() {
     let (directory, stranger) = (authority(), authority());
     let client_ca = format!("client_ca = {:?}\n", directory.path().join("ca.pem").display().to_string());
-    let known = || believer(&[directory.path()]).identity(identity(directory.path()));
-    let unknown = || believer(&[directory.path()]).identity(identity(stranger.path()));
-    let none = || believer(&[directory.path()]);
+    let known = || client_trusting(&[directory.path()]).identity(identity(directory.path()));
+    let unknown = || client_trusting(&[directory.path()]).identity(identity(stranger.path()));
+    let none = || client_trusting(&[directory.path()]);
     for (more, without_one) in [("", false), ("client_cert = \"optional\"\n", true)] {
         let settings = format!("{QUIET}{}{client_ca}{more}", listener("http", directory.path()));
         let edge = Edge::start_with(&settings).await;
@@ -108,14 +108,14 @@ async fn a_missing_handshake_delays_nobody_and_times_out() {
         }
         silent.push(stream);
     }
-    assert_eq!(look_up(&edge, believer(&[directory.path()])).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(look_up(&edge, client_trusting(&[directory.path()])).await.unwrap().status(), StatusCode::OK);
     for mut stream in silent {
         let mut byte = [0];
         let end = timeout(PATIENCE, stream.read(&mut byte)).await.expect("the connection is closed");
         assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     }
     let ended = "profile_edge_connections_ended_total{listener=\"public\",reason=\"handshake_timeout\"}";
-    edge.metric_reaches(ended, SILENT as f64).await;
+    edge.wait_for_metric(ended, SILENT as f64).await;
     edge.stop().await;
 }
 
@@ -182,7 +182,7 @@ async fn run(arguments: &[&str], key: &str) -> Output {
 #[tokio::test(flavor = "multi_thread")]
 async fn beyond_loopback_only_probes_and_metrics_need_no_admin_key() {
     let (edge, directory) = remote_admin().await;
-    let client = believer(&[directory.path()]).build().unwrap();
+    let client = client_trusting(&[directory.path()]).build().unwrap();
     let status = async |path: &str, key: Option<&str>| {
         let request = client.get(format!("https://127.0.0.1:{}{path}", edge.admin.port()));
         key.into_iter().fold(request, |request, key| request.bearer_auth(key)).send().await.unwrap().status().as_u16()

@@ -8,7 +8,7 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::collector::{Collector, Manner};
+use crate::support::collector::{Collector, CollectorBehaviour};
 use crate::support::edge::Pairing;
 use crate::support::process::{Ports, Process, configuration};
 use crate::support::{customer, eventually, tls};
@@ -64,7 +64,7 @@ async fn status(request: RequestBuilder) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lookup_continues_the_callers_trace_and_contains_its_fetch() {
-    let collector = Collector::start(Manner::Takes).await;
+    let collector = Collector::start(CollectorBehaviour::Takes).await;
     let headers = ("PROFILE_EDGE__TELEMETRY__HEADERS__X-COLLECTOR-KEY", "let-me-in");
     let edge = Traced::start(&collector.endpoint(), &[headers]).await;
     let one = customer(1);
@@ -114,7 +114,7 @@ async fn a_lookup_continues_the_callers_trace_and_contains_its_fetch() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unauthenticated_requests_are_not_recorded() {
-    let collector = Collector::start(Manner::Takes).await;
+    let collector = Collector::start(CollectorBehaviour::Takes).await;
     let edge = Traced::start(&collector.endpoint(), &[]).await;
     let stranger = edge.client.get(format!("http://127.0.0.1:{}/api/v1/profile", edge.ports.public));
     let stranger = stranger.query(&[("tenantId", "10001"), ("customerId", &customer(1))]);
@@ -153,7 +153,7 @@ async fn follow(collector: &Collector, client: &Client, ingest: u16, event: &str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_trace_spans_webhook_embedded_queue_and_effect() {
-    let collector = Collector::start(Manner::Takes).await;
+    let collector = Collector::start(CollectorBehaviour::Takes).await;
     let edge = Traced::start(&collector.endpoint(), &[]).await;
     follow(&collector, &edge.client, edge.ports.public, "event-e").await;
     edge.stop().await;
@@ -162,7 +162,7 @@ async fn one_trace_spans_webhook_embedded_queue_and_effect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_trace_spans_webhook_rabbitmq_and_effect_in_another_process() {
     let (collector, client, directory) =
-        (Collector::start(Manner::Takes).await, client(), tempfile::tempdir().unwrap());
+        (Collector::start(CollectorBehaviour::Takes).await, client(), tempfile::tempdir().unwrap());
     let shared = Pairing::RedisAndRabbit.settings().await;
     let file = configuration(directory.path(), &shared).display().to_string();
     let endpoint = collector.endpoint();
@@ -193,7 +193,7 @@ async fn one_trace_spans_webhook_rabbitmq_and_effect_in_another_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_recorded_and_traces_hold_no_personal_data() {
     const RAW_ID: &str = "CANARY-CUSTOMER-4711";
-    let collector = Collector::start(Manner::Takes).await;
+    let collector = Collector::start(CollectorBehaviour::Takes).await;
     let edge =
         Traced::start(&collector.endpoint(), &[("RUST_LOG", "trace"), ("PROFILE_EDGE__LOG__FORMAT", "json")]).await;
     let sandbox = format!("http://127.0.0.1:{}", edge.ports.sandbox);
@@ -263,7 +263,7 @@ async fn failures_are_recorded_and_traces_hold_no_personal_data() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_collector_fails_no_lookup_and_is_logged_once() {
-    let collector = Collector::start(Manner::Stalls).await;
+    let collector = Collector::start(CollectorBehaviour::Stalls).await;
     let edge = Traced::start(&collector.endpoint(), &[("PROFILE_EDGE__TELEMETRY__TIMEOUT", "100ms")]).await;
     let dropped = "profile_edge_trace_spans_total{outcome=\"dropped\"}";
     let exported = "profile_edge_trace_spans_total{outcome=\"exported\"}";
@@ -277,7 +277,7 @@ async fn a_failing_collector_fails_no_lookup_and_is_logged_once() {
         }
     });
     futures_util::future::join_all(lookups).await;
-    for manner in [Manner::Stalls, Manner::Fails] {
+    for manner in [CollectorBehaviour::Stalls, CollectorBehaviour::Fails] {
         collector.behave(manner);
         let before = collector.asked();
         while collector.asked() < before + 3 {
@@ -286,10 +286,10 @@ async fn a_failing_collector_fails_no_lookup_and_is_logged_once() {
     }
     assert!(edge.ports.metric(&edge.client, dropped).await > 0.0);
     assert_eq!(edge.ports.metric(&edge.client, exported).await, 0.0);
-    collector.behave(Manner::Takes);
+    collector.behave(CollectorBehaviour::Takes);
     assert_eq!(status(edge.lookup(&customer(1)).header("traceparent", traceparent())).await, 200);
     collector.span("lookup", |span| span.trace == TRACE).await;
-    edge.process.says("the collector accepts traces again").await;
+    edge.process.wait_for_log("the collector accepts traces again").await;
     assert!(edge.ports.metric(&edge.client, exported).await > 0.0);
     let log = edge.stop().await;
     assert_eq!(log.matches("the collector does not accept traces").count(), 1, "{log}");
@@ -297,7 +297,7 @@ async fn a_failing_collector_fails_no_lookup_and_is_logged_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_process_stops_in_time_with_a_stalled_collector() {
-    let collector = Collector::start(Manner::Stalls).await;
+    let collector = Collector::start(CollectorBehaviour::Stalls).await;
     let limits = [("PROFILE_EDGE__TELEMETRY__TIMEOUT", "60s"), ("PROFILE_EDGE__SHUTDOWN__DEADLINE", "2s")];
     let edge = Traced::start(&collector.endpoint(), &limits).await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
@@ -313,7 +313,7 @@ async fn the_process_serves_and_stops_without_a_reachable_collector() {
     let port = crate::support::process::free_port();
     let edge = Traced::start(&format!("http://127.0.0.1:{port}"), &[]).await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
-    edge.process.says("the collector does not accept traces").await;
+    edge.process.wait_for_log("the collector does not accept traces").await;
     assert_eq!(status(edge.lookup(&customer(1))).await, 200);
     edge.stop().await;
 }
@@ -334,10 +334,10 @@ async fn a_tls_collector_gets_traces_with_the_right_certificates() {
     // Another authority, this machine's authorities, and no client certificate: the collector gets nothing.
     for environment in [vec![(CA, other.as_str()), client[0], client[1]], client.to_vec(), vec![(CA, ca.as_str())]] {
         let edge = Traced::start(&collector.endpoint(), &environment).await;
-        let before = collector.broken_off();
+        let before = collector.failed_handshakes();
         eventually("three batches that are not told", || async {
             assert_eq!(status(edge.lookup(&customer(1))).await, 200);
-            (collector.broken_off() >= before + 3).then_some(())
+            (collector.failed_handshakes() >= before + 3).then_some(())
         })
         .await;
         let log = edge.stop().await;

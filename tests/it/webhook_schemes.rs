@@ -10,7 +10,7 @@ use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-use crate::support::edge::{Edge, Looked, looked};
+use crate::support::edge::{Edge, LookupAnswer, looked};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::{customer, eventually};
 
@@ -114,7 +114,7 @@ fn request(client: &reqwest::Client, url: String, body: &str, head: &SenderHeade
     head.iter().fold(request, |request, (name, value)| request.header(*name, value))
 }
 
-async fn post(edge: &Edge, body: &str, head: &SenderHeaders) -> Looked {
+async fn post(edge: &Edge, body: &str, head: &SenderHeaders) -> LookupAnswer {
     looked(request(&edge.client, edge.url("/webhooks/10001"), body, head).send().await.unwrap()).await
 }
 
@@ -163,7 +163,7 @@ async fn a_message_id_identifies_an_event_only_if_signed() {
         let answer = post(&edge, &body, &standard(STANDARD_KEYS[1], "msg_1", now(), &body)).await;
         assert_eq!((answer.status, &answer.json()["eventId"]), (202, &Value::from("msg_1")));
     }
-    edge.metric_reaches(duplicates, 1.0).await;
+    edge.wait_for_metric(duplicates, 1.0).await;
     // An unsigned message id is ignored; each event is identified by its own id.
     for event in ["e-3", "e-4"] {
         let head = vec![("x-edge-key", "planted-new-key".to_owned()), ("webhook-id", "msg_2".to_owned())];

@@ -153,7 +153,7 @@ fn sealing(config: &Config, found: &mut Vec<SettingError>) {
 }
 
 fn redis(config: &Config, found: &mut Vec<SettingError>) {
-    if config.store.kind != store::open::Kind::Redis {
+    if config.store.kind != store::open::StoreKind::Redis {
         return;
     }
     if let Err(error) = config.store.redis.validate() {
@@ -166,7 +166,7 @@ fn redis(config: &Config, found: &mut Vec<SettingError>) {
 }
 
 fn amqp(config: &Config, found: &mut Vec<SettingError>) {
-    if config.queue.kind != queue::open::Kind::Amqp {
+    if config.queue.kind != queue::open::QueueKind::Amqp {
         return;
     }
     let amqp = &config.queue.amqp;

@@ -71,7 +71,7 @@ impl CallerAuth {
     /// 401, with the same text for every missing or wrong credential; 429 when the rate limit is reached.
     pub fn admit(&self, headers: &HeaderMap) -> Result<Admitted, RefusedCaller> {
         let Some(caller) = self.authenticate(headers) else {
-            self.metrics.auth_failures.with(metrics::Door::Lookup).increment(1);
+            self.metrics.auth_failures.with(metrics::AuthEndpoint::Lookup).increment(1);
             let problem = Problem::new(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
@@ -100,7 +100,7 @@ impl CallerAuth {
             })
         });
         let Some(caller) = caller else {
-            self.metrics.auth_failures.with(metrics::Door::Token).increment(1);
+            self.metrics.auth_failures.with(metrics::AuthEndpoint::Token).increment(1);
             return None;
         };
         let token = self.tokens.issue(&caller.name, &caller.key);

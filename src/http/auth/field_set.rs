@@ -2,7 +2,7 @@
 //!
 //! A [`FieldSet`] is a tree of field names. A field is visible when it or one of its ancestors is in the set; below an
 //! array the names apply to each element. Visible values are copied verbatim and in their order: numbers keep their
-//! digits, strings their escapes. [`Shown`] lists the paths of the set that the profile has.
+//! digits, strings their escapes. [`DisclosedFields`] lists the paths of the set that the profile has.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use serde::de::{Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{Marks, Shown};
+use crate::domain::{DisclosedFields, FieldMarks};
 
 /// The maximum number of parts of a path.
 const MAX_DEPTH: usize = 16;
@@ -117,15 +117,15 @@ impl FieldSet {
     /// # Errors
     ///
     /// The body is not a JSON object.
-    pub fn filter(&self, body: &Bytes) -> Result<(Bytes, Shown), NotAnObject> {
+    pub fn filter(&self, body: &Bytes) -> Result<(Bytes, DisclosedFields), NotAnObject> {
         match self {
-            Self::All => Ok((body.clone(), Shown::All)),
+            Self::All => Ok((body.clone(), DisclosedFields::All)),
             Self::Only(fields) => {
                 let text = std::str::from_utf8(body).map_err(|_| NotAnObject)?;
-                let marks = Marks::none(Arc::clone(&fields.paths));
+                let marks = FieldMarks::none(Arc::clone(&fields.paths));
                 let mut view = FilteredBody { out: Vec::with_capacity(body.len()), marks };
                 view.write_object(&fields.tree, text).map_err(|_| NotAnObject)?;
-                Ok((view.out.into(), Shown::Some(view.marks)))
+                Ok((view.out.into(), DisclosedFields::Some(view.marks)))
             }
         }
     }
@@ -181,7 +181,7 @@ impl FieldTree {
 /// The visible part of a profile while it is written.
 struct FilteredBody {
     out: Vec<u8>,
-    marks: Marks,
+    marks: FieldMarks,
 }
 
 impl FilteredBody {

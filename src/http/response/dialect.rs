@@ -128,12 +128,12 @@ mod tests {
     use http_body_util::BodyExt;
     use serde_json::{Value, json};
 
-    use crate::lookup::Failure;
+    use crate::lookup::LookupError;
     use crate::upstream;
 
     use super::*;
 
-    async fn rendered(failure: Failure, dialect: &Dialect) -> (u16, Option<String>, Value) {
+    async fn rendered(failure: LookupError, dialect: &Dialect) -> (u16, Option<String>, Value) {
         let response = dialect.render(Problem::of_failure(&failure));
         let status = response.status().as_u16();
         let retry_after = response.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
@@ -153,11 +153,11 @@ mod tests {
             (Error::Failed { status: 500 }.into(), 503, 503, None),
             (Error::Unreachable(None).into(), 503, 503, None),
             (Error::Timeout(None).into(), 503, 503, None),
-            (Failure::Deadline, 503, 503, None),
-            (Failure::Draining, 503, 503, None),
+            (LookupError::Deadline, 503, 503, None),
+            (LookupError::Draining, 503, 503, None),
             (Error::Unusable { reason: "x" }.into(), 502, 502, None),
             (Error::Denied { status: 403 }.into(), 502, 502, None),
-            (Failure::MergeLoop, 502, 502, None),
+            (LookupError::MergeLoop, 502, 502, None),
         ];
         for (failure, problem_status, genesys_status, genesys_retry) in rows {
             let (status, retry_after, body) = rendered(failure.clone(), &Dialect::Problem).await;

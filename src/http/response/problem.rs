@@ -13,7 +13,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::lookup::Failure;
+use crate::lookup::LookupError;
 use crate::upstream;
 
 use crate::http::response::rate_limit_headers::Allowance;
@@ -59,25 +59,25 @@ impl Problem {
 
     /// Returns the answer to a failed lookup: the table of statuses.
     #[must_use]
-    pub fn of_failure(failure: &Failure) -> Self {
+    pub fn of_failure(failure: &LookupError) -> Self {
         use upstream::Error;
         let (status, code) = match failure {
-            Failure::Upstream(Error::Unusable { .. }) | Failure::MergeLoop => {
+            LookupError::Upstream(Error::Unusable { .. }) | LookupError::MergeLoop => {
                 (StatusCode::BAD_GATEWAY, "upstream_unusable")
             }
-            Failure::Upstream(Error::Denied { .. }) => (StatusCode::BAD_GATEWAY, "upstream_denied"),
-            Failure::Upstream(Error::Privileges { .. }) => (StatusCode::BAD_GATEWAY, "privileges"),
-            Failure::Upstream(Error::Throttled { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_throttled"),
-            Failure::Upstream(Error::BudgetSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "budget_spent"),
-            Failure::Upstream(Error::BreakerOpen { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "breaker_open"),
-            Failure::Upstream(Error::Failed { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_failed"),
-            Failure::Upstream(Error::Unreachable(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unreachable"),
-            Failure::Upstream(Error::Timeout(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_timeout"),
-            Failure::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
-            Failure::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            LookupError::Upstream(Error::Denied { .. }) => (StatusCode::BAD_GATEWAY, "upstream_denied"),
+            LookupError::Upstream(Error::Privileges { .. }) => (StatusCode::BAD_GATEWAY, "privileges"),
+            LookupError::Upstream(Error::Throttled { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_throttled"),
+            LookupError::Upstream(Error::BudgetSpent { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "budget_spent"),
+            LookupError::Upstream(Error::BreakerOpen { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "breaker_open"),
+            LookupError::Upstream(Error::Failed { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_failed"),
+            LookupError::Upstream(Error::Unreachable(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unreachable"),
+            LookupError::Upstream(Error::Timeout(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_timeout"),
+            LookupError::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
+            LookupError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };
         let mut problem = Self::new(status, code, failure.to_string());
-        problem.throttled = matches!(failure, Failure::Upstream(Error::Throttled { .. }));
+        problem.throttled = matches!(failure, LookupError::Upstream(Error::Throttled { .. }));
         if status == StatusCode::SERVICE_UNAVAILABLE { problem.retry_after(failure.retry_after()) } else { problem }
     }
 

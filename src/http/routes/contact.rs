@@ -19,10 +19,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use tracing::Instrument;
 
-use crate::audit::Reason;
-use crate::domain::{CustomerId, Shown, TenantId};
+use crate::audit::DenialReason;
+use crate::domain::{CustomerId, DisclosedFields, TenantId};
 use crate::http::auth::field_set::FieldSet;
-use crate::lookup::{Answer, Outcome};
+use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::metrics::LookupResult;
 use crate::spans;
 use crate::upstream::Expand;
@@ -112,18 +112,18 @@ impl LookupApi {
             Some(expand) => self.lookup.get_expanded(tenant, customer, expand).instrument(span.clone()).await,
         };
         let answer = answer.ok_or_else(forbidden)?;
-        let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);
-        let found = matches!(&answer, Ok(answer) if matches!(answer.outcome, Outcome::Found(_)));
-        audit.allowed(result, if found { Shown::All } else { Shown::Nothing }, tenant, customer);
+        let found = matches!(&answer, Ok(answer) if matches!(answer.outcome, LookupOutcome::Found(_)));
+        audit.allowed(result, if found { DisclosedFields::All } else { DisclosedFields::Nothing }, tenant, customer);
         let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, customer, caller))?;
         let mut response = match &answer.outcome {
-            Outcome::Found(found) => {
+            LookupOutcome::Found(found) => {
                 let mut response = Response::new(Body::from(found.body.expose().clone()));
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 response
             }
-            Outcome::Absent | Outcome::Deleted => {
+            LookupOutcome::Absent | LookupOutcome::Deleted => {
                 Dialect::of_headers(headers).render(Problem::new(StatusCode::NOT_FOUND, "not_found", ""))
             }
         };
@@ -161,11 +161,11 @@ fn tenant(caller: &Caller, headers: &HeaderMap) -> Result<TenantId, Problem> {
     }
 }
 
-fn authorize(caller: &Caller, contact: &ContactRequest) -> Result<(), Reason> {
+fn authorize(caller: &Caller, contact: &ContactRequest) -> Result<(), DenialReason> {
     match caller.fields {
         FieldSet::All if caller.may_read(&contact.tenant) => Ok(()),
-        FieldSet::All => Err(Reason::Tenant),
-        FieldSet::Only(_) => Err(Reason::Fields),
+        FieldSet::All => Err(DenialReason::Tenant),
+        FieldSet::Only(_) => Err(DenialReason::Fields),
     }
 }
 

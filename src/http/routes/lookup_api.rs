@@ -8,7 +8,7 @@ use tracing::Span;
 use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, KeyHasher, TenantId};
-use crate::lookup::{Failure, Lookup};
+use crate::lookup::{Lookup, LookupError};
 use crate::metrics::LookupResult;
 use crate::spans;
 
@@ -48,7 +48,7 @@ impl LookupApi {
     /// Logs a failed lookup and returns its answer.
     pub(super) fn log_failure(
         &self,
-        failure: &Failure,
+        failure: &LookupError,
         tenant: &TenantId,
         customer: &CustomerId,
         caller: &Caller,

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use axum::response::Response;
 use http::HeaderMap;
 
-use crate::audit::{self, Audit, Decision, Reason, Record};
-use crate::domain::{CustomerId, Digest, KeyHasher, Shown, TenantId};
+use crate::audit::{self, Audit, AuditRecord, Decision, DenialReason};
+use crate::domain::{CustomerId, Digest, DisclosedFields, KeyHasher, TenantId};
 use crate::lookup::Lookup;
 use crate::metrics::LookupResult;
 
@@ -57,7 +57,7 @@ impl<'a> LookupAudit<'a> {
                 Ok(caller)
             }
             Err(RefusedCaller { problem, caller }) => {
-                let reason = if caller.is_some() { Reason::Rate } else { Reason::Unauthorized };
+                let reason = if caller.is_some() { DenialReason::Rate } else { DenialReason::Unauthorized };
                 (self.caller, self.decision) = (caller, Some(Decision::Denied(reason)));
                 Err(problem)
             }
@@ -65,7 +65,7 @@ impl<'a> LookupAudit<'a> {
     }
 
     /// Notes that the caller may not look this customer up.
-    pub(in crate::http) fn denied(&mut self, reason: Reason, tenant: &TenantId, customer: &CustomerId) {
+    pub(in crate::http) fn denied(&mut self, reason: DenialReason, tenant: &TenantId, customer: &CustomerId) {
         self.set_customer(tenant, customer);
         self.decision = Some(Decision::Denied(reason));
     }
@@ -74,7 +74,7 @@ impl<'a> LookupAudit<'a> {
     pub(in crate::http) fn allowed(
         &mut self,
         result: LookupResult,
-        shown: Shown,
+        shown: DisclosedFields,
         tenant: &TenantId,
         customer: &CustomerId,
     ) {
@@ -95,10 +95,10 @@ impl<'a> LookupAudit<'a> {
         if let Some(decision) = decision {
             let must_be_written = matches!(decision, Decision::Allowed { .. }) && audit.is_strict();
             let request = headers.get(REQUEST_ID).cloned();
-            let record = Record::Lookup(audit::Lookup { request, caller, tenant, key, decision });
+            let record = AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, decision });
             if !must_be_written {
                 audit.record(record);
-            } else if audit.settle(record).await.is_err() {
+            } else if audit.record_and_wait(record).await.is_err() {
                 answer = Err(Problem::unrecorded());
             }
         }

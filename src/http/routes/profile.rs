@@ -15,10 +15,10 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
 use tracing::Instrument;
 
-use crate::audit::Reason;
-use crate::domain::{CustomerId, Shown, TenantId};
+use crate::audit::DenialReason;
+use crate::domain::{CustomerId, DisclosedFields, TenantId};
 use crate::http::auth::field_set::{FieldSet, NotAnObject};
-use crate::lookup::{Answer, Outcome};
+use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::metrics::LookupResult;
 use crate::spans;
 use crate::store::Found;
@@ -152,7 +152,7 @@ impl LookupApi {
         let span = spans::lookup(headers, tenant, &caller.name);
         let answer = self.lookup.get(tenant, customer).instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
-        let result = answer.as_ref().map_or(LookupResult::Error, Answer::result);
+        let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);
         let response = match &answer {
             Ok(answer) => self.response(headers, answer, visible).map_err(|error| {
@@ -164,7 +164,7 @@ impl LookupApi {
         };
         let (response, shown) = match response {
             Ok((response, shown)) => (Ok(response), shown),
-            Err(problem) => (Err(problem), Shown::Nothing),
+            Err(problem) => (Err(problem), DisclosedFields::Nothing),
         };
         audit.allowed(result, shown, tenant, customer);
         response
@@ -174,26 +174,32 @@ impl LookupApi {
     fn response(
         &self,
         headers: &HeaderMap,
-        answer: &Answer,
+        answer: &LookupAnswer,
         visible: &FieldSet,
-    ) -> Result<(Response, Shown), NotAnObject> {
+    ) -> Result<(Response, DisclosedFields), NotAnObject> {
         let problem = |status, code, detail: &str| Problem::new(status, code, detail).into_response();
         let (mut response, shown) = match &answer.outcome {
-            Outcome::Found(found) => found_response(headers, found, visible)?,
-            Outcome::Absent => {
-                (problem(StatusCode::NOT_FOUND, "not_found", "there is no such customer"), Shown::Nothing)
+            LookupOutcome::Found(found) => found_response(headers, found, visible)?,
+            LookupOutcome::Absent => {
+                (problem(StatusCode::NOT_FOUND, "not_found", "there is no such customer"), DisclosedFields::Nothing)
             }
-            Outcome::Deleted => (problem(StatusCode::GONE, "deleted", "the customer was deleted"), Shown::Nothing),
+            LookupOutcome::Deleted => {
+                (problem(StatusCode::GONE, "deleted", "the customer was deleted"), DisclosedFields::Nothing)
+            }
         };
         cache_status::write_headers(response.headers_mut(), answer, self.clock.now());
         Ok((response, shown))
     }
 }
 
-fn found_response(headers: &HeaderMap, found: &Found, visible: &FieldSet) -> Result<(Response, Shown), NotAnObject> {
+fn found_response(
+    headers: &HeaderMap,
+    found: &Found,
+    visible: &FieldSet,
+) -> Result<(Response, DisclosedFields), NotAnObject> {
     let etag = etag(found.validator, visible.fingerprint().as_deref());
     if if_none_match(headers, &etag) {
-        return Ok(((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response(), Shown::Nothing));
+        return Ok(((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response(), DisclosedFields::Nothing));
     }
     let (body, shown) = visible.filter(found.body.expose())?;
     let mut response = Response::new(Body::from(body));
@@ -236,14 +242,14 @@ impl ProfileQuery {
 
 /// Returns the fields to return. If the caller may not read all requested fields, returns the reason and the field of the
 /// request that is denied.
-fn authorize<'a>(caller: &'a Caller, query: &'a ProfileQuery) -> Result<&'a FieldSet, (Reason, &'static str)> {
+fn authorize<'a>(caller: &'a Caller, query: &'a ProfileQuery) -> Result<&'a FieldSet, (DenialReason, &'static str)> {
     if !caller.may_read(&query.tenant) {
-        return Err((Reason::Tenant, "tenantId"));
+        return Err((DenialReason::Tenant, "tenantId"));
     }
     match &query.fields {
         None | Some(FieldSet::All) => Ok(&caller.fields),
         Some(fields) if caller.fields.covers(fields) => Ok(fields),
-        Some(_) => Err((Reason::Fields, "fields")),
+        Some(_) => Err((DenialReason::Fields, "fields")),
     }
 }
 

@@ -13,10 +13,10 @@ use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::audit::{Audit, DeniedWebhook, Reason, Record};
+use crate::audit::{Audit, AuditRecord, DenialReason, DeniedWebhook};
 use crate::domain::TenantId;
 use crate::ingest::malformed::Malformed;
-use crate::ingest::{Accepted, Disposition, Expected, Ingest, Refusal, shapes};
+use crate::ingest::{Accepted, AcceptedShapes, Disposition, Ingest, IngestError, shapes};
 
 use crate::http::request::body;
 use crate::http::response::headers::REQUEST_ID;
@@ -77,7 +77,7 @@ pub(in crate::http) async fn customer_updated(State(api): State<Arc<WebhookApi>>
     let answer = async {
         let body = body::read(&parts.headers, body, api.max_body).await?;
         let tenant = shapes::read_tenant(&body).map_err(malformed)?;
-        api.accept(&tenant, Expected::Flat, &parts.headers, &body).await
+        api.accept(&tenant, AcceptedShapes::Flat, &parts.headers, &body).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
@@ -102,11 +102,11 @@ pub(in crate::http) async fn tenant_webhook(
         let known = tenant.parse().ok().filter(|tenant: &TenantId| api.ingest.knows(tenant));
         let Some(tenant) = known else {
             body::drain(body).await;
-            api.denied(None, &parts.headers, Reason::UnknownTenant);
+            api.denied(None, &parts.headers, DenialReason::UnknownTenant);
             return Err(unknown_tenant());
         };
         let body = body::read(&parts.headers, body, api.max_body).await?;
-        api.accept(&tenant, Expected::Any, &parts.headers, &body).await
+        api.accept(&tenant, AcceptedShapes::Any, &parts.headers, &body).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
@@ -115,16 +115,16 @@ impl WebhookApi {
     async fn accept(
         &self,
         tenant: &TenantId,
-        expected: Expected,
+        expected: AcceptedShapes,
         headers: &HeaderMap,
         body: &[u8],
     ) -> Result<Response, Problem> {
         let accepted = self.ingest.accept(tenant, expected, headers, body).await.map_err(|refusal| {
             let denied = match &refusal {
-                Refusal::UnknownTenant => Some((None, Reason::UnknownTenant)),
-                Refusal::Unauthorized => Some((Some(tenant), Reason::Unauthorized)),
-                Refusal::Foreign => Some((Some(tenant), Reason::ForeignTenant)),
-                Refusal::Malformed(_) | Refusal::Unavailable { .. } => None,
+                IngestError::UnknownTenant => Some((None, DenialReason::UnknownTenant)),
+                IngestError::Unauthorized => Some((Some(tenant), DenialReason::Unauthorized)),
+                IngestError::Foreign => Some((Some(tenant), DenialReason::ForeignTenant)),
+                IngestError::Malformed(_) | IngestError::Unavailable { .. } => None,
             };
             if let Some((tenant, reason)) = denied {
                 self.denied(tenant, headers, reason);
@@ -135,9 +135,9 @@ impl WebhookApi {
     }
 
     /// Records a denied request; `tenant` must be a configured one.
-    fn denied(&self, tenant: Option<&TenantId>, headers: &HeaderMap, reason: Reason) {
+    fn denied(&self, tenant: Option<&TenantId>, headers: &HeaderMap, reason: DenialReason) {
         let (request, tenant) = (headers.get(REQUEST_ID).cloned(), tenant.cloned());
-        self.audit.record(Record::Webhook(DeniedWebhook { request, tenant, reason }));
+        self.audit.record(AuditRecord::Webhook(DeniedWebhook { request, tenant, reason }));
     }
 }
 
@@ -168,20 +168,20 @@ const fn ignored(reason: &'static str) -> AcceptedBody {
     AcceptedBody { status: "ignored", event_id: None, reason: Some(reason), events: None }
 }
 
-fn problem(refusal: Refusal) -> Problem {
+fn problem(refusal: IngestError) -> Problem {
     match refusal {
-        Refusal::UnknownTenant => unknown_tenant(),
-        Refusal::Unauthorized => Problem::new(
+        IngestError::UnknownTenant => unknown_tenant(),
+        IngestError::Unauthorized => Problem::new(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
             "a valid credential of this tenant's source is needed",
         ),
-        Refusal::Malformed(fault) => malformed(fault),
-        Refusal::Foreign => {
+        IngestError::Malformed(fault) => malformed(fault),
+        IngestError::Foreign => {
             let detail = "tenantId: the event belongs to another tenant";
             Problem::new(StatusCode::FORBIDDEN, "foreign_tenant", detail).field("tenantId")
         }
-        Refusal::Unavailable { retry_after } => {
+        IngestError::Unavailable { retry_after } => {
             let detail = "the event could not be stored durably; post it again";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_durable", detail).retry_after(retry_after)
         }

@@ -12,7 +12,7 @@ use crate::domain::Shape;
 
 use super::fields::{stamps, time};
 use super::genesys::{Envelope, Notification, read_topic};
-use super::{Announcement, Item, Malformed, SenderId, flat, join, parse};
+use super::{Announcement, Malformed, PostedEvent, SenderId, flat, join, parse};
 
 /// The attributes that are used, from headers or from the body.
 struct Attributes {
@@ -43,7 +43,7 @@ pub(super) fn is_binary(headers: &HeaderMap) -> bool {
 }
 
 /// Parses an event in binary mode: its attributes are headers, its data is the body.
-pub(super) fn read_binary(headers: &HeaderMap, body: &[u8]) -> Result<Item, Malformed> {
+pub(super) fn read_binary(headers: &HeaderMap, body: &[u8]) -> Result<PostedEvent, Malformed> {
     let required = |name: &str| header(headers, name)?.ok_or_else(|| Malformed::new(name, "is missing"));
     version("ce-specversion", &required("ce-specversion")?)?;
     let attributes = Attributes {
@@ -56,7 +56,7 @@ pub(super) fn read_binary(headers: &HeaderMap, body: &[u8]) -> Result<Item, Malf
 }
 
 /// Parses an event in structured mode: a JSON object.
-pub(super) fn read_structured(body: &[u8], path: &str) -> Result<Item, Malformed> {
+pub(super) fn read_structured(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
     let event: StructuredEvent<'_> = parse(body, path)?;
     version(&join(path, "specversion"), &event.specversion)?;
     let attributes = Attributes { id: event.id, source: event.source, kind: event.kind, time: event.time };
@@ -72,7 +72,7 @@ pub(super) fn read_structured(body: &[u8], path: &str) -> Result<Item, Malformed
     }
 }
 
-fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> Result<Item, Malformed> {
+fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> Result<PostedEvent, Malformed> {
     /// The fields that distinguish the kinds of data.
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -99,8 +99,8 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
         return read_topic(&parse::<Notification<'_>>(data, path)?, path, envelope);
     }
     Ok(match flat::read(data, path, flat::kind_of(&attributes.kind), Shape::CloudEvents)? {
-        Item::Announced(announcement) => Item::Announced(enclose(announcement, envelope)),
-        Item::Ignored { shape, reason } => Item::Ignored { shape, reason },
+        PostedEvent::Announced(announcement) => PostedEvent::Announced(enclose(announcement, envelope)),
+        PostedEvent::Ignored { shape, reason } => PostedEvent::Ignored { shape, reason },
     })
 }
 
@@ -109,7 +109,7 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
 fn enclose(announcement: Announcement, envelope: Envelope) -> Announcement {
     let form = announcement.stamps;
     // If the form has no time of its own, its `at` is a copy of `modified`.
-    let own = form.at.filter(|at| form.modified.map(crate::domain::At::from_modified) != Some(*at));
+    let own = form.at.filter(|at| form.modified.map(crate::domain::EventTime::from_modified) != Some(*at));
     Announcement { sender_id: envelope.sender_id, stamps: stamps(form.modified, own.or(envelope.at)), ..announcement }
 }
 

@@ -7,7 +7,7 @@ use crate::domain::Shape;
 
 use super::fields::{sender_id, time};
 use super::genesys::{Envelope, Notification, read_topic};
-use super::{Item, Malformed, join, parse};
+use super::{Malformed, PostedEvent, join, parse};
 
 #[derive(Deserialize)]
 struct EventBridgeEvent<'a> {
@@ -19,7 +19,7 @@ struct EventBridgeEvent<'a> {
 }
 
 /// Parses one EventBridge event.
-pub(super) fn read(body: &[u8], path: &str) -> Result<Item, Malformed> {
+pub(super) fn read(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
     let event: EventBridgeEvent<'_> = parse(body, path)?;
     let envelope = Envelope {
         shape: Shape::EventBridge,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use crate::domain::stamps::InvalidTime;
-use crate::domain::{At, CustomerId, Modified, Stamps};
+use crate::domain::{CustomerId, EventTime, Modified, Stamps};
 
 use super::{MAX_CUSTOMERS, Malformed, SenderId, join};
 
@@ -48,8 +48,8 @@ pub(super) fn time<T: FromStr<Err = InvalidTime>>(
 }
 
 /// Combines the stamps: an event without a time of its own happened when the profile was modified.
-pub(super) fn stamps(modified: Option<Modified>, at: Option<At>) -> Stamps {
-    Stamps { modified, at: at.or(modified.map(At::from_modified)) }
+pub(super) fn stamps(modified: Option<Modified>, at: Option<EventTime>) -> Stamps {
+    Stamps { modified, at: at.or(modified.map(EventTime::from_modified)) }
 }
 
 /// Parses the id of an event at its sender: not empty.

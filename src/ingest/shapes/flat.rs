@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::domain::{Kind, Shape};
 
 use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
-use super::{Announcement, Item, Malformed, join, parse};
+use super::{Announcement, Malformed, PostedEvent, join, parse};
 
 /// `{"customerId","tenantId","eventId"?,"eventType"?,"modifyDate"?,"occurredAt"?,"mergedIds"?}`.
 #[derive(Deserialize)]
@@ -27,7 +27,7 @@ struct FlatForm {
 }
 
 /// Parses the flat form; `kind` is the kind in its envelope, if there is one.
-pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) -> Result<Item, Malformed> {
+pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) -> Result<PostedEvent, Malformed> {
     let flat: FlatForm = parse(body, path)?;
     let kind = match &flat.event_type {
         Some(name) => kind_of(name).ok_or_else(|| {
@@ -42,7 +42,7 @@ pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) ->
         customers.add(path, &format!("mergedIds[{index}]"), merged)?;
     }
     let tenant = flat.tenant_id.map(|tenant| tenant.parse()).transpose();
-    Ok(Item::Announced(Announcement {
+    Ok(PostedEvent::Announced(Announcement {
         shape,
         sender_id: sender_id(path, "eventId", flat.event_id)?,
         kind,

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::domain::{At, Kind, Modified, Precision, Shape, Stamps};
+use crate::domain::{EventTime, Kind, Modified, Precision, Shape, Stamps};
 
 use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
-use super::{Announcement, Item, Malformed, SenderId, join, parse};
+use super::{Announcement, Malformed, PostedEvent, SenderId, join, parse};
 
 const CONTACTS: &str = "v2.externalcontacts.contacts.";
 const AUDITS: &str = "v2.audits.entitytype.";
@@ -26,7 +26,7 @@ pub(super) struct Notification<'a> {
 pub(super) struct Envelope {
     pub(super) shape: Shape,
     pub(super) sender_id: Option<SenderId>,
-    pub(super) at: Option<At>,
+    pub(super) at: Option<EventTime>,
 }
 
 /// The subject of a topic.
@@ -96,7 +96,7 @@ enum AuditTime {
 }
 
 /// Parses a notification without an outer envelope.
-pub(super) fn read_notification(body: &[u8], path: &str) -> Result<Item, Malformed> {
+pub(super) fn read_notification(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
     let notification: Notification<'_> = parse(body, path)?;
     let sender_id = sender_id(path, "id", notification.id.clone())?;
     let envelope = Envelope { shape: Shape::Notification, sender_id, at: None };
@@ -104,10 +104,14 @@ pub(super) fn read_notification(body: &[u8], path: &str) -> Result<Item, Malform
 }
 
 /// Parses a topic and its body.
-pub(super) fn read_topic(notification: &Notification<'_>, path: &str, envelope: Envelope) -> Result<Item, Malformed> {
+pub(super) fn read_topic(
+    notification: &Notification<'_>,
+    path: &str,
+    envelope: Envelope,
+) -> Result<PostedEvent, Malformed> {
     let topic = topic(&notification.topic_name);
     let in_topic = match topic {
-        Topic::Other(reason) => return Ok(Item::Ignored { shape: envelope.shape, reason }),
+        Topic::Other(reason) => return Ok(PostedEvent::Ignored { shape: envelope.shape, reason }),
         Topic::Contact(id) => id,
         Topic::Audit => None,
     };
@@ -140,7 +144,7 @@ fn topic(name: &str) -> Topic<'_> {
     }
 }
 
-fn read_contact(body: &[u8], path: &str, in_topic: Option<&str>, envelope: Envelope) -> Result<Item, Malformed> {
+fn read_contact(body: &[u8], path: &str, in_topic: Option<&str>, envelope: Envelope) -> Result<PostedEvent, Malformed> {
     let contact: ContactBody = parse(body, path)?;
     let mut customers = CustomerList::default();
     if let Some(id) = &contact.id {
@@ -184,7 +188,7 @@ impl ContactBody {
     }
 }
 
-fn read_audit(body: &[u8], path: &str, envelope: Envelope) -> Result<Item, Malformed> {
+fn read_audit(body: &[u8], path: &str, envelope: Envelope) -> Result<PostedEvent, Malformed> {
     /// Decides whether an audit is about a contact; the other fields are parsed only then.
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -194,18 +198,22 @@ fn read_audit(body: &[u8], path: &str, envelope: Envelope) -> Result<Item, Malfo
     let shape = envelope.shape;
     let subject: AuditSubject = parse(body, path)?;
     if subject.entity_type != "Contact" {
-        return Ok(Item::Ignored { shape, reason: "an audit that is about no contact" });
+        return Ok(PostedEvent::Ignored { shape, reason: "an audit that is about no contact" });
     }
     let audit: AuditBody = parse(body, path)?;
     let kind = match audit.action.as_str() {
         "Create" => Kind::Created,
         "Update" => Kind::Updated,
         "Delete" => Kind::Deleted,
-        _ => return Ok(Item::Ignored { shape, reason: "an audited action that changes no contact" }),
+        _ => return Ok(PostedEvent::Ignored { shape, reason: "an audited action that changes no contact" }),
     };
     let happened = match audit.event_time {
-        Some(AuditTime::Text(text)) => time(path, "eventTime", Some(&text))?.map(At::whole_seconds_if_zero_millis),
-        Some(AuditTime::Millis(millis)) => Some(At::new(millis, Precision::Millis).whole_seconds_if_zero_millis()),
+        Some(AuditTime::Text(text)) => {
+            time(path, "eventTime", Some(&text))?.map(EventTime::whole_seconds_if_zero_millis)
+        }
+        Some(AuditTime::Millis(millis)) => {
+            Some(EventTime::new(millis, Precision::Millis).whole_seconds_if_zero_millis())
+        }
         None => None,
     };
     let mut customers = CustomerList::default();
@@ -217,11 +225,11 @@ fn announced(
     envelope: Envelope,
     kind: Kind,
     modified: Option<Modified>,
-    happened: Option<At>,
+    happened: Option<EventTime>,
     customers: CustomerList,
-) -> Item {
+) -> PostedEvent {
     let stamps: Stamps = stamps(modified, happened.or(envelope.at));
-    Item::Announced(Announcement {
+    PostedEvent::Announced(Announcement {
         shape: envelope.shape,
         sender_id: envelope.sender_id,
         kind,

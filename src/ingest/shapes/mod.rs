@@ -34,16 +34,16 @@ pub const MAX_CUSTOMERS: usize = 1_000;
 
 /// The events of one request.
 #[derive(Clone, Debug)]
-pub struct Posted {
+pub struct PostedRequest {
     /// Whether the request was an array.
     pub batch: bool,
     /// The events, in the order of the request.
-    pub items: Vec<Item>,
+    pub items: Vec<PostedEvent>,
 }
 
 /// One posted event.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub enum PostedEvent {
     /// It reports a change of customers.
     Announced(Announcement),
     /// It is well-formed but changes no profile.
@@ -100,16 +100,16 @@ impl SenderId {
     }
 }
 
-impl Posted {
+impl PostedRequest {
     /// Sets the signed id of the message as the id of its events. It replaces their own ids, except those of
     /// `CloudEvents`, which are equally unique.
     pub(super) fn set_message_id(&mut self, message: &SenderId) {
         for (index, item) in self.items.iter_mut().enumerate() {
             match item {
-                Item::Announced(announcement) if announcement.shape != Shape::CloudEvents => {
+                PostedEvent::Announced(announcement) if announcement.shape != Shape::CloudEvents => {
                     announcement.sender_id = Some(if self.batch { message.of_part(index) } else { message.clone() });
                 }
-                Item::Announced(_) | Item::Ignored { .. } => {}
+                PostedEvent::Announced(_) | PostedEvent::Ignored { .. } => {}
             }
         }
     }
@@ -120,8 +120,8 @@ impl Posted {
 /// # Errors
 ///
 /// It is not the flat form; the error names the field.
-pub fn read_flat(body: &[u8]) -> Result<Posted, Malformed> {
-    Ok(Posted { batch: false, items: vec![flat::read(body, "", None, Shape::Flat)?] })
+pub fn read_flat(body: &[u8]) -> Result<PostedRequest, Malformed> {
+    Ok(PostedRequest { batch: false, items: vec![flat::read(body, "", None, Shape::Flat)?] })
 }
 
 /// Parses only the tenant id of a request of the flat route.
@@ -144,12 +144,12 @@ pub fn read_tenant(body: &[u8]) -> Result<TenantId, Malformed> {
 /// # Errors
 ///
 /// It has none of the shapes, or a field of its shape is invalid; the error names the field.
-pub fn read_any(headers: &HeaderMap, body: &[u8]) -> Result<Posted, Malformed> {
+pub fn read_any(headers: &HeaderMap, body: &[u8]) -> Result<PostedRequest, Malformed> {
     if cloudevents::is_binary(headers) {
-        return Ok(Posted { batch: false, items: vec![cloudevents::read_binary(headers, body)?] });
+        return Ok(PostedRequest { batch: false, items: vec![cloudevents::read_binary(headers, body)?] });
     }
     if body.trim_ascii().first() != Some(&b'[') {
-        return Ok(Posted { batch: false, items: vec![read_one(body, "")?] });
+        return Ok(PostedRequest { batch: false, items: vec![read_one(body, "")?] });
     }
     let elements: Vec<&RawValue> = parse(body, "")?;
     if elements.is_empty() {
@@ -160,7 +160,7 @@ pub fn read_any(headers: &HeaderMap, body: &[u8]) -> Result<Posted, Malformed> {
         return Err(Malformed::new("body", expected));
     }
     let read = |(index, element): (usize, &&RawValue)| read_one(element.get().as_bytes(), &format!("[{index}]"));
-    Ok(Posted { batch: true, items: elements.iter().enumerate().map(read).collect::<Result<_, _>>()? })
+    Ok(PostedRequest { batch: true, items: elements.iter().enumerate().map(read).collect::<Result<_, _>>()? })
 }
 
 /// The fields that distinguish the shapes.
@@ -174,7 +174,7 @@ struct ShapeProbe {
     topic_name: Option<IgnoredAny>,
 }
 
-fn read_one(body: &[u8], path: &str) -> Result<Item, Malformed> {
+fn read_one(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
     let probe: ShapeProbe = parse(body, path)?;
     match probe {
         ShapeProbe { specversion: Some(_), .. } => cloudevents::read_structured(body, path),

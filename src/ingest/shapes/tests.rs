@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::domain::{At, Modified};
+use crate::domain::{EventTime, Modified};
 
 const ONE: &str = "5f0d9c1e-0000-4000-8000-000000000001";
 
@@ -16,21 +16,21 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     pairs.iter().map(pair).collect()
 }
 
-fn read(body: &Value) -> Posted {
+fn read(body: &Value) -> PostedRequest {
     read_any(&HeaderMap::new(), body.to_string().as_bytes()).unwrap()
 }
 
-fn announced(posted: &Posted) -> &Announcement {
+fn announced(posted: &PostedRequest) -> &Announcement {
     assert_eq!(posted.items.len(), 1);
     match &posted.items[0] {
-        Item::Announced(announcement) => announcement,
-        Item::Ignored { reason, .. } => panic!("ignored: {reason}"),
+        PostedEvent::Announced(announcement) => announcement,
+        PostedEvent::Ignored { reason, .. } => panic!("ignored: {reason}"),
     }
 }
 
 fn ignored(body: &Value) -> &'static str {
     match &read(body).items[..] {
-        [Item::Ignored { reason, .. }] => reason,
+        [PostedEvent::Ignored { reason, .. }] => reason,
         other => panic!("not ignored: {other:?}"),
     }
 }
@@ -47,7 +47,7 @@ fn customers(announcement: &Announcement) -> Vec<&str> {
     announcement.customers.iter().map(CustomerId::expose).collect()
 }
 
-fn event(posted: &Posted) -> Event {
+fn event(posted: &PostedRequest) -> Event {
     let tenant: TenantId = "10001".parse().unwrap();
     announced(posted).clone().into_event(&tenant, &[KeyHasher::Sha256], Timestamp::from_millis(1))
 }
@@ -102,7 +102,7 @@ fn modified_at(text: &str) -> Option<Modified> {
     Some(text.parse().unwrap())
 }
 
-fn happened_at(text: &str) -> Option<At> {
+fn happened_at(text: &str) -> Option<EventTime> {
     Some(text.parse().unwrap())
 }
 
@@ -115,7 +115,7 @@ fn a_notification_evicts_its_whole_merge_set() {
     assert_eq!(announcement.kind, Kind::Updated);
     assert_eq!(customers(announcement), [ONE, "0a-ancestor"]);
     assert_eq!(announcement.stamps.modified, modified_at("2025-03-04T05:06:07.089Z"));
-    assert_eq!(announcement.stamps.at, announcement.stamps.modified.map(At::from_modified));
+    assert_eq!(announcement.stamps.at, announcement.stamps.modified.map(EventTime::from_modified));
 }
 
 #[test]
@@ -188,8 +188,8 @@ fn an_array_keeps_its_order() {
     let posted = read(&json!([eventbridge(), audit("Delete"), eventbridge()]));
     assert!(posted.batch);
     let kinds = posted.items.iter().map(|item| match item {
-        Item::Announced(announcement) => announcement.kind,
-        Item::Ignored { .. } => panic!("ignored"),
+        PostedEvent::Announced(announcement) => announcement.kind,
+        PostedEvent::Ignored { .. } => panic!("ignored"),
     });
     assert_eq!(kinds.collect::<Vec<_>>(), [Kind::Updated, Kind::Deleted, Kind::Updated]);
 }
@@ -383,10 +383,10 @@ fn a_signed_message_id_replaces_all_event_ids_but_those_of_cloudevents() {
         posted.set_message_id(&message);
         let tenant = "10001".parse().unwrap();
         let event = |item| match item {
-            Item::Announced(announcement) => {
+            PostedEvent::Announced(announcement) => {
                 announcement.into_event(&tenant, &[KeyHasher::Sha256], Timestamp::from_millis(0))
             }
-            Item::Ignored { .. } => panic!("ignored"),
+            PostedEvent::Ignored { .. } => panic!("ignored"),
         };
         let events: Vec<Event> = posted.items.into_iter().map(event).collect();
         events.into_iter().map(|event| (event.id.as_str().to_owned(), event.identity)).collect::<Vec<_>>()

@@ -8,9 +8,9 @@
 //!
 //! # Steps
 //!
-//! [`Replays::prepare`] checks that the replay is possible and takes the one slot; [`Prepared::begin`] starts the
+//! [`Replays::prepare`] checks that the replay is possible and takes the one slot; [`PreparedReplay::begin`] starts the
 //! task. The task reads a page of the journal, selects events, waits for the rate and for a short queue, so that new
-//! events do not wait behind old ones, and publishes durably. The holder of [`Running`] sees the progress. When it
+//! events do not wait behind old ones, and publishes durably. The holder of [`RunningReplay`] sees the progress. When it
 //! is dropped, or the service drains, the replay stops between two publishes.
 //!
 //! # After an early end
@@ -24,7 +24,6 @@ pub mod request;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -39,7 +38,7 @@ use crate::supervise::Backoff;
 use super::actions::Error;
 
 pub use progress::{Progress, Status};
-use request::Order;
+use request::ReplayRequest;
 
 /// The maximum number of events in one publish.
 const CHUNK: usize = 256;
@@ -73,7 +72,7 @@ pub struct Replays {
 /// A replay that is ready to begin.
 #[must_use = "nothing is replayed until it begins"]
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedReplay {
     /// The id, which the audit records too.
     pub id: ReplayId,
     task: ReplayTask,
@@ -83,7 +82,7 @@ pub struct Prepared {
 
 /// A replay in progress; dropping this stops it.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningReplay {
     /// The progress.
     pub progress: watch::Receiver<Progress>,
     _stop: DropGuard,
@@ -95,7 +94,7 @@ impl Replays {
     /// # Errors
     ///
     /// There is no queue or no journal, another replay is in progress, or the queue failed.
-    pub async fn prepare(&self, request: Order) -> Result<Prepared, Error> {
+    pub async fn prepare(&self, request: ReplayRequest) -> Result<PreparedReplay, Error> {
         let (queue, publisher) = self.queue.as_ref().zip(self.publisher.as_ref()).ok_or(Error::NoQueue)?;
         let slot = Arc::clone(&self.slot).try_lock_owned().map_err(|_| Error::Busy)?;
         let journal = queue.journal(request.since).await?.ok_or(Error::NoJournal)?;
@@ -113,17 +112,17 @@ impl Replays {
             turn: Instant::now(),
             checked: None,
         };
-        Ok(Prepared { id, task, shutdown: self.shutdown.clone(), slot })
+        Ok(PreparedReplay { id, task, shutdown: self.shutdown.clone(), slot })
     }
 }
 
-impl Prepared {
+impl PreparedReplay {
     /// Starts the task.
     #[must_use]
-    pub fn begin(self) -> Running {
+    pub fn begin(self) -> RunningReplay {
         let Self { mut task, shutdown, slot, .. } = self;
         let stop = CancellationToken::new();
-        let running = Running { progress: task.progress.subscribe(), _stop: stop.clone().drop_guard() };
+        let running = RunningReplay { progress: task.progress.subscribe(), _stop: stop.clone().drop_guard() };
         let draining = shutdown.clone();
         shutdown.spawn(async move {
             let ended = tokio::select! {
@@ -143,7 +142,7 @@ impl Prepared {
 #[derive(Debug)]
 struct ReplayTask {
     id: ReplayId,
-    request: Order,
+    request: ReplayRequest,
     journal: Box<dyn Journal>,
     queue: Arc<dyn Queue>,
     publisher: Arc<dyn Publisher>,
@@ -215,7 +214,7 @@ impl ReplayTask {
 
     /// Publishes, and retries until the events are durable; a repeated publish has the same ids, so it has no second effect.
     async fn publish(&mut self, events: &[Event]) -> Result<(), queue::Error> {
-        let (mut backoff, give_up) = (Backoff::default(), Instant::now() + PATIENCE);
+        let (mut backoff, give_up) = (Backoff::default(), Instant::now() + RETRY_FOR);
         loop {
             let error = match self.publisher.publish(events).await {
                 Ok(()) => return Ok(()),

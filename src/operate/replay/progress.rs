@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::domain::{Event, ReplayId, Timestamp};
 
-use super::request::Order;
+use super::request::ReplayRequest;
 
 /// How far before the reached time the next replay starts.
 const OVERLAP: Duration = Duration::from_secs(60);
@@ -82,7 +82,7 @@ impl Status {
 }
 
 impl Progress {
-    pub(super) fn of(request: &Order, id: ReplayId) -> Self {
+    pub(super) fn of(request: &ReplayRequest, id: ReplayId) -> Self {
         Self {
             replay_id: id.to_string(),
             status: Status::Running,
@@ -110,7 +110,7 @@ impl Progress {
     }
 
     /// Records that everything up to this time of receipt is published.
-    pub(super) fn advance(&mut self, reached: Timestamp, request: &Order) {
+    pub(super) fn advance(&mut self, reached: Timestamp, request: &ReplayRequest) {
         let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX);
         let resume = Timestamp::from_millis(reached.as_millis().saturating_sub(overlap)).max(request.since);
         self.reached = Some(reached.to_string());

@@ -10,7 +10,7 @@ pub const MAX_RATE: u32 = 100_000;
 
 /// Which events are replayed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct ReplayRequest {
     /// The earliest time of receipt.
     pub since: Timestamp,
     /// The end of the period, exclusive.
@@ -33,7 +33,7 @@ pub struct InvalidRequest {
     pub expected: String,
 }
 
-impl Order {
+impl ReplayRequest {
     /// Parses a request; a time is a duration before `now`, such as `2h`, or an RFC 3339 time.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_500);
 
     fn parsed(since: &str, until: Option<&str>) -> Result<(i64, i64), InvalidRequest> {
-        let request = Order::parse(since, until, None, None, false, NOW)?;
+        let request = ReplayRequest::parse(since, until, None, None, false, NOW)?;
         Ok((request.since.as_millis(), request.until.as_millis()))
     }
 
@@ -125,7 +125,7 @@ mod tests {
             assert_eq!(parsed(since, until).unwrap_err().field, field, "{since} {until:?}");
         }
         for rate in [0, MAX_RATE + 1] {
-            assert_eq!(Order::parse("2h", None, None, Some(rate), false, NOW).unwrap_err().field, "rate");
+            assert_eq!(ReplayRequest::parse("2h", None, None, Some(rate), false, NOW).unwrap_err().field, "rate");
         }
     }
 }

@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use crate::queue::Error;
-use crate::tls::Files;
+use crate::tls::TlsFiles;
 
 use super::config::Config;
 
@@ -224,7 +224,7 @@ fn node(text: &str) -> Result<AMQPUri, Error> {
     Ok(node)
 }
 
-fn connector(tls: &Files) -> Result<RustlsConnector, Error> {
+fn connector(tls: &TlsFiles) -> Result<RustlsConnector, Error> {
     let failed = |what: &str, error: &dyn fmt::Display| Error::Misconfigured { reason: format!("{what}: {error}") };
     let mut config = RustlsConnectorConfig::default();
     match &tls.ca {

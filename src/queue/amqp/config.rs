@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::domain::Secret;
 use crate::invalid::InvalidSetting;
-use crate::tls::Files;
+use crate::tls::TlsFiles;
 
 /// The largest number of work queues.
 const MAX_SHARDS: u16 = 256;
@@ -23,7 +23,7 @@ pub struct Config {
     pub urls: Vec<Secret>,
     /// `[queue.amqp.tls]`, for `amqps://` URLs.
     #[serde(default)]
-    pub tls: Files,
+    pub tls: TlsFiles,
     /// The number of work queues. An event goes to one of them by its first key.
     pub shards: u16,
     /// How many unsettled deliveries this process may have.
@@ -97,7 +97,7 @@ mod tests {
         let mut config = Config {
             url: Secret::new("amqp://guest:planted@127.0.0.1:5672/%2f"),
             urls: Vec::new(),
-            tls: Files::default(),
+            tls: TlsFiles::default(),
             shards: 1,
             prefetch: 512,
             publish_timeout: Duration::from_secs(2),

@@ -18,7 +18,9 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use crate::domain::Timestamp;
-use crate::queue::{DeadLetter, Error, MAX_SEARCHED, Payload, Reason, Redriven, Undecodable, Which, wire};
+use crate::queue::{
+    DeadLetter, DeadLetterReason, DeadLetterSelection, Error, MAX_SEARCHED, Payload, Redriven, Undecodable, wire,
+};
 
 use super::channel;
 use super::message::{Message, header, text_header};
@@ -65,7 +67,7 @@ pub(super) fn message(
     queue: &str,
     payload: &Payload,
     body: &[u8],
-    reason: Reason,
+    reason: DeadLetterReason,
     redelivered: u32,
     now: Timestamp,
 ) -> Message {
@@ -116,7 +118,7 @@ pub(super) async fn redrive(
     connection: &Connection,
     topology: &Topology,
     publisher: &ConfirmedPublisher,
-    which: &Which,
+    which: &DeadLetterSelection,
 ) -> Result<Redriven, Error> {
     let mut redriven = Redriven::default();
     let mut letters = DeadLetterCursor::open(connection, &topology.dead_letters, searched(which)).await?;
@@ -144,7 +146,7 @@ pub(super) async fn redrive(
 /// # Errors
 ///
 /// [`Error::Unavailable`] when the broker fails: some may be deleted.
-pub(super) async fn purge(connection: &Connection, queue: &str, which: &Which) -> Result<u64, Error> {
+pub(super) async fn purge(connection: &Connection, queue: &str, which: &DeadLetterSelection) -> Result<u64, Error> {
     let mut purged = 0;
     let mut letters = DeadLetterCursor::open(connection, queue, searched(which)).await?;
     while let chunk @ [_, ..] = &letters.next().await?[..] {
@@ -158,10 +160,10 @@ pub(super) async fn purge(connection: &Connection, queue: &str, which: &Which) -
 }
 
 /// Returns how many dead letters are searched.
-const fn searched(which: &Which) -> usize {
+const fn searched(which: &DeadLetterSelection) -> usize {
     match which {
-        Which::All => usize::MAX,
-        Which::These(_) => MAX_SEARCHED,
+        DeadLetterSelection::All => usize::MAX,
+        DeadLetterSelection::Ids(_) => MAX_SEARCHED,
     }
 }
 
@@ -262,6 +264,6 @@ fn digest(body: &[u8]) -> String {
 
 fn read_record(body: &[u8]) -> Option<Undecodable> {
     let UndecodableRecord { length, sha256, reason } = serde_json::from_slice(body).ok()?;
-    let reason = Reason::ALL.into_iter().find(|known| known.as_str() == reason)?;
+    let reason = DeadLetterReason::ALL.into_iter().find(|known| known.as_str() == reason)?;
     Some(Undecodable { length, sha256, reason })
 }

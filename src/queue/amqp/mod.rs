@@ -62,7 +62,9 @@ use crate::domain::{Event, Timestamp};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-use super::{DeadLetter, DeadLetters, Depth, Error, Journal, Queue, Redriven, Restore, Subscription, Which};
+use super::{
+    DeadLetter, DeadLetterSelection, DeadLetters, Depth, Error, Journal, Queue, Redriven, RestoreOutcome, Subscription,
+};
 
 use broker::Broker;
 use connection::OpenConnection;
@@ -230,12 +232,12 @@ impl Queue for Amqp {
         Ok(Depth { events: waiting + unsettled, bytes: None, dead_letters })
     }
 
-    async fn restore(&self, since: Timestamp) -> Result<Restore, Error> {
+    async fn restore(&self, since: Timestamp) -> Result<RestoreOutcome, Error> {
         let topology = &self.context.topology;
         let all = topology.work_queues().iter().cloned();
         let since = all.clone().map(|queue| (queue, since)).collect();
         ReplayRequest::new(all, &since).publish(topology, &self.context.publisher).await?;
-        Ok(Restore::Ordered)
+        Ok(RestoreOutcome::Ordered)
     }
 
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
@@ -253,13 +255,13 @@ impl DeadLetters for Amqp {
         dead_letters::read(open.connection(), &self.context.topology.dead_letters, limit).await
     }
 
-    async fn redrive(&self, which: &Which) -> Result<Redriven, Error> {
+    async fn redrive(&self, which: &DeadLetterSelection) -> Result<Redriven, Error> {
         let AmqpContext { topology, publisher, .. } = &*self.context;
         let (_lock, open) = self.dead_letters().await?;
         dead_letters::redrive(open.connection(), topology, publisher, which).await
     }
 
-    async fn purge(&self, which: &Which) -> Result<u64, Error> {
+    async fn purge(&self, which: &DeadLetterSelection) -> Result<u64, Error> {
         let (_lock, open) = self.dead_letters().await?;
         dead_letters::purge(open.connection(), &self.context.topology.dead_letters, which).await
     }

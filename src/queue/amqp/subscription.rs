@@ -26,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::{Delivery, Error, Payload, Reason, Settle};
+use crate::queue::{DeadLetterReason, Delivery, Error, Payload, Settle};
 
 use super::consumer_task::{ConsumerTask, DeliverySettlement, ReceivedDelivery};
 use super::context::AmqpContext;
@@ -145,7 +145,7 @@ impl Settle for AmqpDelivery {
         Ok(())
     }
 
-    async fn dead_letter(mut self: Box<Self>, reason: Reason) -> Result<(), Error> {
+    async fn dead_letter(mut self: Box<Self>, reason: DeadLetterReason) -> Result<(), Error> {
         let queue = &self.context.topology.dead_letters;
         let now = self.context.clock.now();
         let letter = dead_letters::message(queue, &self.payload, &self.body, reason, self.redelivered, now);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::domain::Timestamp;
-use crate::queue::Reason;
+use crate::queue::DeadLetterReason;
 
 /// A change of the log.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) enum LogChange {
     /// Counts that an event was returned unsettled.
     CountReturn(u64),
     /// Moves an event to the dead letters.
-    DeadLetter(u64, Reason, Retention),
+    DeadLetter(u64, DeadLetterReason, Retention),
     /// Publishes the event of a dead letter again, if it can be decoded.
     Redrive(u64),
     /// Deletes a dead letter.

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::Timestamp;
-use crate::queue::{DeadLetter, Payload, Reason, Undecodable, wire};
+use crate::queue::{DeadLetter, DeadLetterReason, Payload, Undecodable, wire};
 
 #[derive(Serialize, Deserialize)]
 struct StoredDeadLetter<'a> {
@@ -21,7 +21,7 @@ struct StoredDeadLetter<'a> {
 }
 
 /// Encodes a dead letter.
-pub(super) fn write(wire: &[u8], reason: Reason, at: Timestamp) -> Vec<u8> {
+pub(super) fn write(wire: &[u8], reason: DeadLetterReason, at: Timestamp) -> Vec<u8> {
     let event = match wire::decode(wire) {
         // What can be decoded is one JSON value.
         Ok(_) => serde_json::from_slice(wire).ok(),
@@ -45,11 +45,15 @@ pub(super) fn read(number: u64, bytes: &[u8]) -> DeadLetter {
     let id = number.to_string();
     let Ok(letter) = serde_json::from_slice::<StoredDeadLetter<'_>>(bytes) else {
         let sha256 = hex::encode(Sha256::digest(bytes));
-        let payload = Payload::Undecodable(Undecodable { length: bytes.len(), sha256, reason: Reason::Undecodable });
+        let payload =
+            Payload::Undecodable(Undecodable { length: bytes.len(), sha256, reason: DeadLetterReason::Undecodable });
         return DeadLetter { id, reason: "not given".to_owned(), since: None, redelivered: None, payload };
     };
     let StoredDeadLetter { reason, at, length, sha256, event } = letter;
-    let known = Reason::ALL.into_iter().find(|known| known.as_str() == reason).unwrap_or(Reason::Undecodable);
+    let known = DeadLetterReason::ALL
+        .into_iter()
+        .find(|known| known.as_str() == reason)
+        .unwrap_or(DeadLetterReason::Undecodable);
     let undecodable = Undecodable { length, sha256, reason: known };
     let event = event.and_then(|event| wire::decode(event.get().as_bytes()).ok());
     let payload = event.map_or(Payload::Undecodable(undecodable), |event| Payload::Event(Arc::new(event)));

@@ -70,8 +70,8 @@ use crate::domain::{Event, Timestamp};
 use crate::shutdown::Shutdown;
 
 use super::{
-    DeadLetter, DeadLetters, Depth, Error, Journal, MAX_SEARCHED, Payload, Publisher, Queue, Redriven, Restore,
-    Subscription, Which, wire,
+    DeadLetter, DeadLetterSelection, DeadLetters, Depth, Error, Journal, MAX_SEARCHED, Payload, Publisher, Queue,
+    Redriven, RestoreOutcome, Subscription, wire,
 };
 
 use change::{JournalLimits, LogChange, LogLimits};
@@ -166,9 +166,9 @@ impl Embedded {
 
 impl Embedded {
     /// Finds the selected dead letters among the present ones, oldest first.
-    async fn find(&self, which: &Which) -> Result<Vec<SelectedDeadLetter>, Error> {
+    async fn find(&self, which: &DeadLetterSelection) -> Result<Vec<SelectedDeadLetter>, Error> {
         let mut left = usize::try_from(self.depth().await?.dead_letters).unwrap_or(usize::MAX);
-        if matches!(which, Which::These(_)) {
+        if matches!(which, DeadLetterSelection::Ids(_)) {
             left = left.min(MAX_SEARCHED);
         }
         let (mut found, mut from) = (Vec::new(), 0);
@@ -232,12 +232,12 @@ impl Queue for Embedded {
         Ok(Depth { events: events.rows, bytes: Some(events.bytes), dead_letters: dead_letters.rows })
     }
 
-    async fn restore(&self, since: Timestamp) -> Result<Restore, Error> {
+    async fn restore(&self, since: Timestamp) -> Result<RestoreOutcome, Error> {
         if !self.has_journal {
-            return Ok(Restore::NoJournal);
+            return Ok(RestoreOutcome::NoJournal);
         }
         self.writer.change(LogChange::RestoreSince(since)).await?;
-        Ok(Restore::Ordered)
+        Ok(RestoreOutcome::Ordered)
     }
 
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
@@ -254,13 +254,13 @@ impl DeadLetters for Embedded {
         self.writer.dead_letters(0, limit).await
     }
 
-    async fn redrive(&self, which: &Which) -> Result<Redriven, Error> {
+    async fn redrive(&self, which: &DeadLetterSelection) -> Result<Redriven, Error> {
         let (events, others): (Vec<_>, Vec<_>) = self.find(which).await?.into_iter().partition(|found| found.is_event);
         self.change(&events, LogChange::Redrive).await?;
         Ok(Redriven { events: events.len() as u64, kept: others.len() as u64 })
     }
 
-    async fn purge(&self, which: &Which) -> Result<u64, Error> {
+    async fn purge(&self, which: &DeadLetterSelection) -> Result<u64, Error> {
         let found = self.find(which).await?;
         self.change(&found, LogChange::Purge).await?;
         Ok(found.len() as u64)

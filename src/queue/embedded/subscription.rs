@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::domain::Redelivery;
-use crate::queue::{Delivery, Error, Payload, Reason, Settle, wire};
+use crate::queue::{DeadLetterReason, Delivery, Error, Payload, Settle, wire};
 
 use super::change::{LogChange, LogEntry, Retention};
 use super::commands::{EventPage, LogProgress, WriterHandle};
@@ -218,7 +218,7 @@ impl Settle for EmbeddedDelivery {
         Ok(())
     }
 
-    async fn dead_letter(self: Box<Self>, reason: Reason) -> Result<(), Error> {
+    async fn dead_letter(self: Box<Self>, reason: DeadLetterReason) -> Result<(), Error> {
         let retention = self.retention;
         self.settle(|position| LogChange::DeadLetter(position, reason, retention)).await
     }

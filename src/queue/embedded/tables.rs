@@ -4,7 +4,7 @@ use bytes::Bytes;
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use crate::domain::Timestamp;
-use crate::queue::{Error, Reason};
+use crate::queue::{DeadLetterReason, Error};
 
 use super::change::{JournalLimits, LogChange, LogLimits, Retention};
 use super::dead_letter;
@@ -136,7 +136,7 @@ impl<'t> Tables<'t> {
     fn dead_letter(
         &mut self,
         position: u64,
-        reason: Reason,
+        reason: DeadLetterReason,
         kept: bool,
         now: Timestamp,
     ) -> Result<Urgency, redb::Error> {

@@ -14,7 +14,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::clock::ManualClock;
 use crate::domain::Timestamp;
-use crate::queue::{Delivery, Payload, Reason};
+use crate::queue::{DeadLetterReason, Delivery, Payload};
 
 use super::log::Log;
 use super::tables::{DEAD_LETTERS, RETURNS};
@@ -220,8 +220,8 @@ async fn a_dead_letter_has_a_reason_and_an_event_but_no_undecodable_bytes() {
     queue.writer.append(vec!["secret".into()], 6).await.unwrap();
     let mut subscription = queue.subscribe(2).await.unwrap();
     let poison = soon(subscription.next()).await.unwrap();
-    poison.dead_letter(Reason::RedeliveredTooOften).await.unwrap();
-    soon(subscription.next()).await.unwrap().dead_letter(Reason::Undecodable).await.unwrap();
+    poison.dead_letter(DeadLetterReason::RedeliveredTooOften).await.unwrap();
+    soon(subscription.next()).await.unwrap().dead_letter(DeadLetterReason::Undecodable).await.unwrap();
     queue.close().await.unwrap();
 
     let file = Database::open(directory.path().join(file::NAME)).unwrap();
@@ -271,7 +271,7 @@ async fn a_file_of_the_first_release_opens_without_loss() {
     let letters = queue.list(10).await.unwrap();
     assert_eq!((letters[0].id.as_str(), letters[0].reason.as_str()), ("3", "redelivered-too-often"));
 
-    queue.redrive(&Which::All).await.unwrap();
+    queue.redrive(&DeadLetterSelection::All).await.unwrap();
     let mut subscription = queue.subscribe(8).await.unwrap();
     for (expected, redelivered) in [("returned", 2), ("waiting", 0), ("poison", 0)] {
         let delivery = soon(subscription.next()).await.unwrap();
@@ -295,7 +295,7 @@ async fn dead_letters_count_against_the_limit_and_are_never_refused() {
     queue.publish(&[event(1), event(2)]).await.unwrap();
     let mut subscription = queue.subscribe(1).await.unwrap();
     for _ in 0..2 {
-        soon(subscription.next()).await.unwrap().dead_letter(Reason::RedeliveredTooOften).await.unwrap();
+        soon(subscription.next()).await.unwrap().dead_letter(DeadLetterReason::RedeliveredTooOften).await.unwrap();
     }
     assert_eq!(queue.depth().await.unwrap(), Depth { events: 0, bytes: Some(0), dead_letters: 2 });
     assert!(matches!(queue.publish(&[event(3)]).await, Err(Error::Full { .. })));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::Key;
-use crate::store::fence::{Place, raise, repeat};
+use crate::store::fence::{KeyAction, raise, repeat};
 use crate::store::{Applied, Change, Entry, Token, Tombstone};
 
 use super::Embedded;
@@ -35,9 +35,9 @@ impl Embedded {
         self.fences.insert(key.clone(), Expiring::new(raised.fence, now, life));
         self.locks.invalidate(key);
         match raised.place {
-            Place::KeepTombstone if tombstone.is_some() => {}
-            Place::Clear | Place::KeepTombstone => self.entries.invalidate(key),
-            Place::Bury(at) => {
+            KeyAction::KeepTombstone if tombstone.is_some() => {}
+            KeyAction::Clear | KeyAction::KeepTombstone => self.entries.invalidate(key),
+            KeyAction::WriteTombstone(at) => {
                 let tombstone = Tombstone { token: Token::draw(), at, written_at: now };
                 self.write(key, Entry::Tombstone(tombstone), now, self.lifetimes.tombstone_ttl);
             }

@@ -258,7 +258,7 @@ impl Inspect for Embedded {
     }
 
     /// One history, for the lifetime of this process.
-    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
+    async fn replication_history(&self) -> Result<ReplicationHistory, Error> {
         Ok(ReplicationHistory::default())
     }
 

@@ -8,7 +8,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use crate::domain::{At, Kind, Modified, Redelivery, Stamps, Timestamp};
+use crate::domain::{EventTime, Kind, Modified, Redelivery, Stamps, Timestamp};
 
 use super::Change;
 
@@ -21,7 +21,7 @@ pub struct Fence {
     /// The highest `modified`.
     pub modified: Option<Modified>,
     /// The highest `at`; of times that are equal at the coarser precision, the one with that precision.
-    pub at: Option<At>,
+    pub at: Option<EventTime>,
     /// What the event or events at `at` did.
     pub newest: Newest,
     /// Whether a profile with exactly `modified` may still be the older one.
@@ -48,9 +48,9 @@ pub enum Newest {
 
 /// Whether a fetched profile is as new as the announced events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settlement {
+pub enum FenceVerdict {
     /// It is, or no event was announced.
-    Settled,
+    CaughtUp,
     /// It may be older.
     Unsettled {
         /// The time since the fence was raised.
@@ -60,13 +60,13 @@ pub enum Settlement {
 
 /// What an event does to the entry of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum KeyAction {
     /// Delete the entry.
     Clear,
     /// Delete the entry unless it is a tombstone.
     KeepTombstone,
     /// Write a tombstone with this time.
-    Bury(Option<At>),
+    WriteTombstone(Option<EventTime>),
 }
 
 /// The outcome of raising a fence.
@@ -75,7 +75,7 @@ pub struct Raised {
     /// The new fence.
     pub fence: Fence,
     /// What to do with the entry.
-    pub place: Place,
+    pub place: KeyAction,
     /// Whether the fence had a later event. It is counted; a deletion then writes no tombstone.
     pub outrun: bool,
     /// Whether the event had its whole effect and may be marked as applied. A deletion that was delivered once more
@@ -87,7 +87,7 @@ impl Fence {
     /// Judges a fetched profile. It is unsettled if its `modified` is below the fence, equal under doubt, or missing
     /// or not comparable. After `settle_window` the fence has no effect.
     #[must_use]
-    pub fn judge(&self, fetched: Option<Modified>, settle_window: Duration, now: Timestamp) -> Settlement {
+    pub fn judge(&self, fetched: Option<Modified>, settle_window: Duration, now: Timestamp) -> FenceVerdict {
         let age = now.since(self.raised);
         let caught_up = match (fetched, self.modified) {
             (Some(fetched), Some(announced)) => match fetched.cmp(&announced) {
@@ -97,7 +97,7 @@ impl Fence {
             },
             _ => false,
         };
-        if caught_up || age >= settle_window { Settlement::Settled } else { Settlement::Unsettled { age } }
+        if caught_up || age >= settle_window { FenceVerdict::CaughtUp } else { FenceVerdict::Unsettled { age } }
     }
 
     /// Returns whether the newest event deleted the customer.
@@ -124,7 +124,7 @@ pub fn unsettled_lifetime(age: Duration, unsettled_ttl: Duration) -> Duration {
 /// already, and a [restored](Redelivery::Restored) one also if its time can be compared with the known one. Otherwise
 /// it only deletes the entry.
 #[must_use]
-pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Change, now: Timestamp) -> Raised {
+pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<EventTime>>, change: &Change, now: Timestamp) -> Raised {
     let known = fence.cloned().or_else(|| tombstone.map(|at| deleted_at(at, now)));
     let Some(known) = known else {
         return first(change, now);
@@ -157,9 +157,9 @@ pub fn raise(fence: Option<&Fence>, tombstone: Option<Option<At>>, change: &Chan
     let tie = change.stamps.modified.is_some() && change.stamps.modified == known.modified;
     Raised {
         place: match (newest, does) {
-            (Newest::Deletion, Newest::Deletion) => Place::Bury(latest(known.at, change.stamps.at)),
-            (Newest::Deletion, _) if !force => Place::KeepTombstone,
-            _ => Place::Clear,
+            (Newest::Deletion, Newest::Deletion) => KeyAction::WriteTombstone(latest(known.at, change.stamps.at)),
+            (Newest::Deletion, _) if !force => KeyAction::KeepTombstone,
+            _ => KeyAction::Clear,
         },
         fence: Fence {
             modified: known.modified.max(change.stamps.modified),
@@ -200,7 +200,7 @@ fn forces(change: &Change) -> bool {
 fn without_tombstone(known: Fence, change: &Change, now: Timestamp) -> Raised {
     let modified = known.modified.max(change.stamps.modified);
     let fence = Fence { modified, doubt: true, raised: now.max(known.raised), ..known };
-    Raised { fence, place: Place::Clear, outrun: false, whole: false }
+    Raised { fence, place: KeyAction::Clear, outrun: false, whole: false }
 }
 
 /// Returns what the replay of a remembered event does, if `fence` still holds all that the event announced. `None`
@@ -218,9 +218,9 @@ pub fn repeat(fence: &Fence, change: &Change) -> Option<Raised> {
         && (change.stamps.at.is_none() || order.is_some_and(Ordering::is_le))
         && (outrun || (!deletes || says_deleted) && (!lacks_modified(change) || fence.unstamped));
     let place = match (says_deleted, deletes) {
-        (true, true) => Place::Bury(fence.at),
-        (true, false) => Place::KeepTombstone,
-        (false, _) => Place::Clear,
+        (true, true) => KeyAction::WriteTombstone(fence.at),
+        (true, false) => KeyAction::KeepTombstone,
+        (false, _) => KeyAction::Clear,
     };
     holds.then(|| Raised { fence: fence.clone(), place, outrun, whole: true })
 }
@@ -235,12 +235,12 @@ fn first(change: &Change, now: Timestamp) -> Raised {
     }
     let Stamps { modified, at } = change.stamps;
     let fence = Fence { modified, at, newest: does, unstamped: lacks_modified(change), ..nothing };
-    let place = if does == Newest::Deletion { Place::Bury(at) } else { Place::Clear };
+    let place = if does == Newest::Deletion { KeyAction::WriteTombstone(at) } else { KeyAction::Clear };
     Raised { fence, place, outrun: false, whole: true }
 }
 
 /// Returns the fence that a tombstone implies after its own fence was evicted.
-fn deleted_at(at: Option<At>, now: Timestamp) -> Fence {
+fn deleted_at(at: Option<EventTime>, now: Timestamp) -> Fence {
     Fence { modified: None, at, newest: Newest::Deletion, doubt: true, unstamped: true, raised: now }
 }
 
@@ -281,7 +281,7 @@ fn without_time(known: Newest, does: Newest) -> Newest {
 }
 
 /// Returns the later of two times; of times that are equal at the coarser precision, the one with that precision.
-fn latest(a: Option<At>, b: Option<At>) -> Option<At> {
+fn latest(a: Option<EventTime>, b: Option<EventTime>) -> Option<EventTime> {
     match (a, b) {
         (Some(a), Some(b)) => Some(match a.compare(b) {
             Ordering::Greater => a,

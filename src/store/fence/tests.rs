@@ -7,7 +7,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 const WINDOW: Duration = Duration::from_secs(600);
 
 fn change(kind: Kind, modified: Option<i64>, at: Option<i64>) -> Change {
-    let at = at.map(|millis| At::new(millis, Precision::Millis));
+    let at = at.map(|millis| EventTime::new(millis, Precision::Millis));
     let stamps = Stamps { modified: modified.map(Modified::from_millis), at };
     Change { event: Digest::from_bytes([0; 16]), of: None, kind, stamps, again: None, force: false }
 }
@@ -25,9 +25,9 @@ fn apply_all<'a>(changes: impl IntoIterator<Item = &'a Change>) -> StoredState {
         let tombstone = kept.as_ref().filter(|kept| kept.tombstone).map(|kept| kept.fence.at);
         let raised = raise(kept.as_ref().map(|kept| &kept.fence), tombstone, change, NOW);
         let has_tombstone = match raised.place {
-            Place::Bury(_) => true,
-            Place::KeepTombstone => tombstone.is_some(),
-            Place::Clear => false,
+            KeyAction::WriteTombstone(_) => true,
+            KeyAction::KeepTombstone => tombstone.is_some(),
+            KeyAction::Clear => false,
         };
         kept = Some(StoredState { fence: raised.fence, tombstone: has_tombstone });
     }
@@ -68,7 +68,7 @@ proptest! {
             let raised = raise(fence.as_ref(), None, &change(kind, modified, at), NOW).fence;
             if let Some(before) = &fence {
                 prop_assert!(raised.modified >= before.modified);
-                prop_assert!(raised.at.map(At::as_millis) >= before.at.map(At::as_millis));
+                prop_assert!(raised.at.map(EventTime::as_millis) >= before.at.map(EventTime::as_millis));
             }
             fence = Some(raised);
         }
@@ -81,7 +81,7 @@ proptest! {
     ) {
         let changes: Vec<Change> = events.iter().map(|m| change(Kind::Updated, Some(*m), Some(*m))).collect();
         let fence = apply_all(&changes).fence;
-        let settled = fence.judge(Some(Modified::from_millis(fetched)), WINDOW, NOW) == Settlement::Settled;
+        let settled = fence.judge(Some(Modified::from_millis(fetched)), WINDOW, NOW) == FenceVerdict::CaughtUp;
         let newest = events.iter().copied().max().unwrap();
         prop_assert!(!settled || fetched >= newest);
         prop_assert!(settled || fetched <= newest);
@@ -100,8 +100,8 @@ fn two_events_with_one_modified_leave_doubt_until_a_later_one() {
     let tied = [change(Kind::Updated, Some(5), Some(5)), change(Kind::Updated, Some(5), Some(5))];
     let fence = apply_all(&tied).fence;
     assert!(fence.doubt);
-    assert!(matches!(fence.judge(Some(Modified::from_millis(5)), WINDOW, NOW), Settlement::Unsettled { .. }));
-    assert_eq!(fence.judge(Some(Modified::from_millis(6)), WINDOW, NOW), Settlement::Settled);
+    assert!(matches!(fence.judge(Some(Modified::from_millis(5)), WINDOW, NOW), FenceVerdict::Unsettled { .. }));
+    assert_eq!(fence.judge(Some(Modified::from_millis(6)), WINDOW, NOW), FenceVerdict::CaughtUp);
     let later = [tied[0], tied[1], change(Kind::Updated, Some(6), Some(6))];
     assert!(!apply_all(&later).fence.doubt);
 }
@@ -109,23 +109,26 @@ fn two_events_with_one_modified_leave_doubt_until_a_later_one() {
 #[test]
 fn an_event_without_modified_unsettles_profiles_for_the_window() {
     let fence = apply_all(&[change(Kind::Updated, None, None)]).fence;
-    assert_eq!(fence.judge(Some(Modified::from_millis(9)), WINDOW, NOW), Settlement::Unsettled { age: Duration::ZERO });
-    assert_eq!(fence.judge(None, WINDOW, NOW.plus(WINDOW)), Settlement::Settled);
+    assert_eq!(
+        fence.judge(Some(Modified::from_millis(9)), WINDOW, NOW),
+        FenceVerdict::Unsettled { age: Duration::ZERO }
+    );
+    assert_eq!(fence.judge(None, WINDOW, NOW.plus(WINDOW)), FenceVerdict::CaughtUp);
 }
 
 #[test]
 fn a_tombstone_without_its_fence_still_orders_events() {
-    let deleted = Some(Some(At::new(10, Precision::Millis)));
+    let deleted = Some(Some(EventTime::new(10, Precision::Millis)));
     let older = raise(None, deleted, &change(Kind::Updated, None, Some(9)), NOW);
-    assert_eq!((older.place, older.outrun), (Place::KeepTombstone, true));
+    assert_eq!((older.place, older.outrun), (KeyAction::KeepTombstone, true));
     let later = raise(None, deleted, &change(Kind::Updated, None, Some(11)), NOW);
-    assert_eq!(later.place, Place::Clear);
+    assert_eq!(later.place, KeyAction::Clear);
     assert!(later.fence.doubt);
 }
 
 #[test]
 fn times_of_different_precision_are_equal_within_the_coarser() {
-    let second = At::new(10_000, Precision::Seconds);
+    let second = EventTime::new(10_000, Precision::Seconds);
     let stamps = Stamps { modified: None, at: Some(second) };
     let deletion = Change { stamps, ..change(Kind::Deleted, None, None) };
     let kept = apply_all(&[deletion, change(Kind::Updated, None, Some(10_400))]);

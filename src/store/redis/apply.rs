@@ -2,7 +2,7 @@
 
 use redis::{Cmd, Value};
 
-use crate::domain::{At, Key, Kind, Modified, Redelivery};
+use crate::domain::{EventTime, Key, Kind, Modified, Redelivery};
 use crate::store::{Applied, Change, Error, Token};
 
 use super::error::CommandError;
@@ -61,7 +61,7 @@ impl Redis {
         let lacks_modified = modified.is_none() && change.kind != Kind::Deleted;
         cmd.arg(does)
             .arg(modified.map(Modified::as_millis).map_or_else(String::new, |millis| millis.to_string()))
-            .arg(at.map(At::as_millis).map_or_else(String::new, |millis| millis.to_string()))
+            .arg(at.map(EventTime::as_millis).map_or_else(String::new, |millis| millis.to_string()))
             .arg(at.map_or("", |at| record::precision(at.precision())))
             .arg(u8::from(change.force))
             .arg(change.again.map_or("", Redelivery::as_str))

@@ -17,7 +17,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::breaker::{Breaker, Pass, Policy, Verdict};
+use crate::breaker::{Breaker, BreakerPermit, Policy, RequestOutcome};
 
 /// How many commands in a row without an answer open the breaker.
 const SUSPICIOUS: u32 = 3;
@@ -89,7 +89,7 @@ pub(super) struct NodeBreaker(Vec<Mutex<Breaker<Silence>>>);
 #[must_use]
 pub(super) struct NodePermit {
     range: SlotRange,
-    pass: Pass,
+    pass: BreakerPermit,
 }
 
 impl NodeBreaker {
@@ -112,7 +112,7 @@ impl NodeBreaker {
 
     /// Records that a command was not answered in time. Returns whether the breaker of its range opens.
     pub(super) fn timed_out(&self, permit: NodePermit, now: Instant) -> bool {
-        self.range(permit.range).lock().settle(permit.pass, Verdict::Fails, now)
+        self.range(permit.range).lock().record(permit.pass, RequestOutcome::Fails, now)
     }
 
     /// Forgets what was recorded about a server, after a new connection to it.

@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::domain::Secret;
 use crate::invalid::InvalidSetting;
-use crate::tls::Files;
+use crate::tls::TlsFiles;
 
 /// `[store.redis]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -27,7 +27,7 @@ pub struct Config {
     pub master_name: Option<String>,
     /// `[store.redis.tls]`, for `rediss://` addresses.
     #[serde(default)]
-    pub tls: Files,
+    pub tls: TlsFiles,
     /// How many replicas must confirm an invalidation before its event is acknowledged.
     pub min_replicas: u32,
 }
@@ -85,9 +85,7 @@ impl Config {
         }
         match (self.mode, self.urls.is_empty(), &self.master_name) {
             (None, true, None) => Ok(Endpoints::Single(nodes.swap_remove(0))),
-            (None, false, _) => {
-                Err(InvalidSetting::new("mode", "is missing: must be \"cluster\" or \"sentinel\""))
-            }
+            (None, false, _) => Err(InvalidSetting::new("mode", "is missing: must be \"cluster\" or \"sentinel\"")),
             (Some(_), true, _) => Err(InvalidSetting::new("urls", "is missing: store.redis.mode needs it")),
             (Some(Mode::Cluster), false, None) => Ok(Endpoints::Cluster(nodes)),
             (Some(Mode::Sentinel), false, Some(name)) => Ok(Endpoints::Sentinel(nodes, name.clone())),

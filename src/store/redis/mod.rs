@@ -230,7 +230,7 @@ impl Inspect for Redis {
         Ok(())
     }
 
-    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
+    async fn replication_history(&self) -> Result<ReplicationHistory, Error> {
         self.replication_ids().await
     }
 

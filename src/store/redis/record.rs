@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::domain::{At, Modified, Precision, TenantId, Timestamp};
+use crate::domain::{EventTime, Modified, Precision, TenantId, Timestamp};
 use crate::store::fence::{Fence, Newest};
 use crate::store::{Entry, Leased, Record, Token, Tombstone, encoding};
 
@@ -125,13 +125,13 @@ fn number(text: &str) -> Option<Option<i64>> {
     if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
 }
 
-fn at(millis: &str, precision: &str) -> Option<Option<At>> {
+fn at(millis: &str, precision: &str) -> Option<Option<EventTime>> {
     let precision = match precision {
         "s" => Precision::Seconds,
         "m" | "" => Precision::Millis,
         _ => return None,
     };
-    Some(number(millis)?.map(|millis| At::new(millis, precision)))
+    Some(number(millis)?.map(|millis| EventTime::new(millis, precision)))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::reply::{bytes, unexpected};
 const FIELD: &str = "master_replid:";
 
 impl Redis {
-    /// See [`Inspect::lineage`](crate::store::Inspect::lineage).
+    /// See [`Inspect::replication_history`](crate::store::Inspect::replication_history).
     pub(super) async fn replication_ids(&self) -> Result<ReplicationHistory, Error> {
         let mut cmd: Cmd = redis::cmd("INFO");
         cmd.arg("replication");

@@ -128,8 +128,8 @@ impl<S: Inspect> Inspect for Sealed<S> {
         self.store.ping().await
     }
 
-    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
-        self.store.lineage().await
+    async fn replication_history(&self) -> Result<ReplicationHistory, Error> {
+        self.store.replication_history().await
     }
 
     /// A record that cannot be opened is shown as sealed. It is not counted, because no lookup was affected.

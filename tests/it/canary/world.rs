@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::collector::{Collector, Manner};
+use crate::support::collector::{Collector, CollectorBehaviour};
 use crate::support::eventually;
 use crate::support::process::{Ports, Process, configuration};
 use crate::support::servers::rabbit::RabbitServer;
@@ -102,7 +102,7 @@ impl Servers {
 impl World {
     pub(super) async fn on(backing: Backing) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (genesys, collector) = (Genesys::start().await, Collector::start(Manner::Takes).await);
+        let (genesys, collector) = (Genesys::start().await, Collector::start(CollectorBehaviour::Takes).await);
         let world = Self {
             directory: tempfile::tempdir().unwrap(),
             client: Client::builder().pool_max_idle_per_host(0).build().unwrap(),
@@ -160,7 +160,7 @@ impl World {
         let stdout = std::fs::File::create(self.directory.path().join(format!("stdout of {name}"))).unwrap();
         let more = [LOUD[0], LOUD[1], ("PROFILE_EDGE_FAULTS", faults)];
         let more = [&more[..], &self.environment()].concat();
-        let process = self.ports.start_onto(self.directory.path(), &more, stdout.into());
+        let process = self.ports.start_with_stdout(self.directory.path(), &more, stdout.into());
         self.ports.ready(&self.client).await;
         Running { world: self, process, name }
     }
@@ -263,7 +263,7 @@ impl Running<'_> {
         }
         self.process.signal("TERM");
         assert_eq!(self.process.ended().await, Some(0), "{}", self.process.log());
-        self.process.says("\"stopped\"").await;
+        self.process.wait_for_log("\"stopped\"").await;
         places.push(Place::new(format!("the log of {}", self.name), self.process.log()));
         let stdout = format!("stdout of {}", self.name);
         places.push(Place::new(&stdout, std::fs::read(self.world.path().join(&stdout)).unwrap()));

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use profile_edge::clock::SystemClock;
 use profile_edge::domain::{Event, Redelivery, ReplayId, Timestamp};
-use profile_edge::queue::open::Opened;
-use profile_edge::queue::{Payload, Reason, Redriven, Restore, Subscription, Which};
+use profile_edge::queue::open::OpenQueue;
+use profile_edge::queue::{DeadLetterReason, DeadLetterSelection, Payload, Redriven, RestoreOutcome, Subscription};
 
 use super::queue::{Fixture, event, events, holds, soon, take};
 
@@ -39,7 +39,7 @@ contract!(
 );
 
 /// Returns the ids in the journal, from the beginning.
-async fn journal(opened: &Opened) -> Vec<String> {
+async fn journal(opened: &OpenQueue) -> Vec<String> {
     let mut journal = soon(opened.queue.journal(Timestamp::from_millis(0))).await.unwrap().unwrap();
     let mut ids = Vec::new();
     while let Some(events) = soon(journal.next()).await.unwrap() {
@@ -64,7 +64,7 @@ async fn dead_letter(subscription: &mut Box<dyn Subscription>, count: usize) {
     for _ in 0..count {
         let delivery = take(subscription).await;
         let reason = match delivery.payload() {
-            Payload::Event(_) => Reason::RedeliveredTooOften,
+            Payload::Event(_) => DeadLetterReason::RedeliveredTooOften,
             Payload::Undecodable(undecodable) => undecodable.reason,
         };
         delivery.dead_letter(reason).await.unwrap();
@@ -114,7 +114,7 @@ async fn restored_events_are_marked_and_returned_once<F: Fixture>() {
         take(&mut subscription).await.ack().await.unwrap();
     }
     holds(&opened, 0, 0).await;
-    assert_eq!(opened.queue.restore(SystemClock::shared().now()).await.unwrap(), Restore::Ordered);
+    assert_eq!(opened.queue.restore(SystemClock::shared().now()).await.unwrap(), RestoreOutcome::Ordered);
     let mut came = [again(&mut subscription).await, again(&mut subscription).await];
     came.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(came, ["0", "1"].map(|id| (id.to_owned(), Redelivery::Restored)));
@@ -151,7 +151,7 @@ async fn redriven_events_are_redelivered_and_undecodable_ones_stay<F: Fixture>()
     let mut subscription = opened.queue.subscribe(1).await.unwrap();
     dead_letter(&mut subscription, 301).await;
     holds(&opened, 0, 301).await;
-    let redriven = soon(opened.dead_letters.redrive(&Which::All)).await.unwrap();
+    let redriven = soon(opened.dead_letters.redrive(&DeadLetterSelection::All)).await.unwrap();
     assert_eq!(redriven, Redriven { events: 300, kept: 1 });
     let mut came = BTreeSet::new();
     for _ in 0..300 {
@@ -162,7 +162,7 @@ async fn redriven_events_are_redelivered_and_undecodable_ones_stay<F: Fixture>()
     holds(&opened, 0, 1).await;
     let letters = opened.dead_letters.list(10).await.unwrap();
     assert!(matches!(letters[0].payload, Payload::Undecodable(_)));
-    assert_eq!(opened.dead_letters.redrive(&Which::All).await.unwrap(), Redriven { events: 0, kept: 1 });
+    assert_eq!(opened.dead_letters.redrive(&DeadLetterSelection::All).await.unwrap(), Redriven { events: 0, kept: 1 });
 }
 
 async fn a_listing_of_dead_letters_is_complete<F: Fixture>() {
@@ -179,7 +179,7 @@ async fn a_listing_of_dead_letters_is_complete<F: Fixture>() {
     opened.publisher.publish(&[Event { again: Some(replayed), ..event("replayed") }]).await.unwrap();
     dead_letter(&mut subscription, 1).await;
     holds(&opened, 0, 71).await;
-    assert_eq!(opened.dead_letters.redrive(&Which::All).await.unwrap(), Redriven { events: 71, kept: 0 });
+    assert_eq!(opened.dead_letters.redrive(&DeadLetterSelection::All).await.unwrap(), Redriven { events: 71, kept: 0 });
     let mut reasons = BTreeMap::new();
     for _ in 0..71 {
         let (id, why) = again(&mut subscription).await;
@@ -200,17 +200,17 @@ async fn only_chosen_dead_letters_are_redriven_or_purged<F: Fixture>() {
         let is_it = |payload: &Payload| matches!(payload, Payload::Event(event) if event.id.as_str() == wanted);
         letters.iter().find(|letter| is_it(&letter.payload)).unwrap().id.clone()
     };
-    let these = |ids: &[&str]| Which::These(ids.iter().map(|id| called(id)).collect());
+    let these = |ids: &[&str]| DeadLetterSelection::Ids(ids.iter().map(|id| called(id)).collect());
     let redriven = opened.dead_letters.redrive(&these(&["1", "2"])).await.unwrap();
     assert_eq!(redriven, Redriven { events: 2, kept: 0 });
     let mut came = [again(&mut subscription).await, again(&mut subscription).await].map(|(id, _)| id);
     came.sort_unstable();
     assert_eq!(came, ["1", "2"]);
     assert_eq!(opened.dead_letters.purge(&these(&["3"])).await.unwrap(), 1);
-    let nobody = Which::These(BTreeSet::from(["nobody".to_owned()]));
+    let nobody = DeadLetterSelection::Ids(BTreeSet::from(["nobody".to_owned()]));
     assert_eq!(opened.dead_letters.purge(&nobody).await.unwrap(), 0);
     let left = opened.dead_letters.list(10).await.unwrap();
     assert_eq!(left.iter().map(|letter| &letter.id).collect::<Vec<_>>(), [&called("0")]);
-    assert_eq!(opened.dead_letters.purge(&Which::All).await.unwrap(), 1);
+    assert_eq!(opened.dead_letters.purge(&DeadLetterSelection::All).await.unwrap(), 1);
     assert!(opened.dead_letters.list(10).await.unwrap().is_empty());
 }

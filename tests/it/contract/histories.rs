@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Redelivery, ReplayId, Stamps, Timestamp};
-use profile_edge::store::fence::{Fence, Newest, Place, raise, repeat};
+use profile_edge::domain::{Digest, EventTime, Kind, Modified, Precision, Redelivery, ReplayId, Stamps, Timestamp};
+use profile_edge::store::fence::{Fence, KeyAction, Newest, raise, repeat};
 use profile_edge::store::{Applied, Base, Change, Content, Entry, Filled, Lease, LeaseAnswer, Record, Token};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -59,7 +59,11 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn change() -> impl Strategy<Value = Change> {
     let at = proptest::option::of((-2..3i64, any::<bool>()).prop_map(|(step, fine)| {
-        if fine { At::new(step * 700, Precision::Millis) } else { At::new(step * 1_000, Precision::Seconds) }
+        if fine {
+            EventTime::new(step * 700, Precision::Millis)
+        } else {
+            EventTime::new(step * 1_000, Precision::Seconds)
+        }
     }));
     let modified = proptest::option::of((0..4i64).prop_map(Modified::from_millis));
     let kind = proptest::sample::select(&Kind::ALL[..]);
@@ -82,7 +86,7 @@ enum KnownEntry {
     Record(Token),
     Lease(Token),
     /// Its token was drawn by the store, and is read from there.
-    Tombstone(Option<At>, Timestamp),
+    Tombstone(Option<EventTime>, Timestamp),
 }
 
 /// A value and its end.
@@ -190,9 +194,9 @@ impl Reference {
         self.fence = Some((raised.fence, end));
         self.lock = None;
         match raised.place {
-            Place::KeepTombstone if tombstone.is_some() => {}
-            Place::Clear | Place::KeepTombstone => self.entry = None,
-            Place::Bury(at) => {
+            KeyAction::KeepTombstone if tombstone.is_some() => {}
+            KeyAction::Clear | KeyAction::KeepTombstone => self.entry = None,
+            KeyAction::WriteTombstone(at) => {
                 let end = self.now.plus(LIFETIMES.tombstone_ttl);
                 self.entry = Some((KnownEntry::Tombstone(at, self.now), end));
             }
@@ -311,7 +315,7 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
     }
     for Granted { lease, .. } in leases {
         if let Some(lease) = lease {
-            lease.keep_until_it_runs_out();
+            lease.keep_until_it_expires();
         }
     }
 }

@@ -22,8 +22,8 @@ use profile_edge::clock::SystemClock;
 use profile_edge::config;
 use profile_edge::domain::{Digest, Event, Kind, Shape, Stamps, Timestamp};
 use profile_edge::metrics::Metrics;
-use profile_edge::queue::open::{self, Config, Opened};
-use profile_edge::queue::{Delivery, Error, Payload, Reason, Subscription, embedded, wire};
+use profile_edge::queue::open::{self, Config, OpenQueue};
+use profile_edge::queue::{DeadLetterReason, Delivery, Error, Payload, Subscription, embedded, wire};
 use profile_edge::shutdown::Shutdown;
 
 use crate::support::eventually;
@@ -41,7 +41,7 @@ pub(super) trait Fixture: Send + Sync + Sized {
     async fn new() -> Self;
 
     /// Opens the queue; it must not be open.
-    async fn open(&self) -> Opened;
+    async fn open(&self) -> OpenQueue;
 
     /// Puts bytes into the queue as if they were an event; it must not be open.
     async fn inject(&self, bytes: &[u8]);
@@ -59,7 +59,7 @@ impl Fixture for Embedded {
         Self { directory: tempfile::tempdir().unwrap() }
     }
 
-    async fn open(&self) -> Opened {
+    async fn open(&self) -> OpenQueue {
         open_embedded(self.directory.path(), 1 << 30).await
     }
 
@@ -76,13 +76,13 @@ impl Fixture for Embedded {
     }
 }
 
-async fn open_embedded(path: &Path, max_bytes: u64) -> Opened {
+async fn open_embedded(path: &Path, max_bytes: u64) -> OpenQueue {
     let mut config = config::from_toml("").unwrap().config.queue;
     config.embedded = embedded::Config { path: PathBuf::from(path), max_bytes: ByteSize(max_bytes), ..config.embedded };
     open(&config).await
 }
 
-pub(super) async fn open(config: &Config) -> Opened {
+pub(super) async fn open(config: &Config) -> OpenQueue {
     let (_, shutdown) = Shutdown::new();
     let opened = open::open(config, SystemClock::shared(), &shutdown, Metrics::new());
     soon(opened).await.unwrap()
@@ -168,7 +168,7 @@ pub(super) async fn take(subscription: &mut Box<dyn Subscription>) -> Delivery {
 }
 
 /// Waits until the queue holds this many events and dead letters. A broker counts with a delay.
-pub(super) async fn holds(opened: &Opened, events: u64, dead_letters: u64) {
+pub(super) async fn holds(opened: &OpenQueue, events: u64, dead_letters: u64) {
     let what = format!("{events} events and {dead_letters} dead letters");
     eventually(&what, || async {
         let depth = opened.queue.depth().await.unwrap();
@@ -326,7 +326,7 @@ mod cases {
         let mut subscription = opened.queue.subscribe(1).await.unwrap();
         let given_up = take(&mut subscription).await;
         assert_eq!(id(&given_up), "0");
-        given_up.dead_letter(Reason::RedeliveredTooOften).await.unwrap();
+        given_up.dead_letter(DeadLetterReason::RedeliveredTooOften).await.unwrap();
         holds(&opened, 1, 1).await;
         opened.closer.close().await.unwrap();
 
@@ -349,8 +349,10 @@ mod cases {
         let opened = fixture.open().await;
         opened.publisher.publish(&events([1])).await.unwrap();
         opened.closer.close().await.unwrap();
-        let injected: [(&[u8], Reason); 2] =
-            [(b"\xff not an event", Reason::Undecodable), (br#"{"v":2,"id":"later"}"#, Reason::UnknownVersion)];
+        let injected: [(&[u8], DeadLetterReason); 2] = [
+            (b"\xff not an event", DeadLetterReason::Undecodable),
+            (br#"{"v":2,"id":"later"}"#, DeadLetterReason::UnknownVersion),
+        ];
         for (bytes, _) in injected {
             fixture.inject(bytes).await;
         }
@@ -489,7 +491,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// A queue under a random history, with a model of its expected content.
 struct History<F> {
     fixture: F,
-    opened: Opened,
+    opened: OpenQueue,
     subscription: Box<dyn Subscription>,
     held: Vec<Delivery>,
     published: u32,
@@ -537,7 +539,7 @@ impl<F: Fixture> History<F> {
                 if let Some(delivery) = self.release(index) {
                     self.unsettled.remove(&id(&delivery));
                     self.dead_letters += 1;
-                    delivery.dead_letter(Reason::RedeliveredTooOften).await.unwrap();
+                    delivery.dead_letter(DeadLetterReason::RedeliveredTooOften).await.unwrap();
                 }
             }
             Step::Resubscribe => {

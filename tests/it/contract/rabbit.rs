@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use profile_edge::config;
 use profile_edge::domain::Secret;
 use profile_edge::queue::amqp;
-use profile_edge::queue::open::{Config, Kind, Opened};
+use profile_edge::queue::open::{Config, OpenQueue, QueueKind};
 
 use super::queue::{Fixture, open};
 use crate::support::servers::rabbit::{RabbitCluster, RabbitServer};
@@ -25,7 +25,7 @@ impl Place {
     async fn on(server: &'static RabbitServer, adapt: impl FnOnce(&str, &mut amqp::Config)) -> Self {
         let vhost = server.vhost().await;
         let mut config = config::from_toml("").unwrap().config.queue;
-        config.kind = Kind::Amqp;
+        config.kind = QueueKind::Amqp;
         config.amqp = server.config(&vhost);
         config.amqp.shards = 2;
         adapt(&vhost, &mut config.amqp);
@@ -45,7 +45,7 @@ impl Fixture for Alone {
         Self(Place::on(RabbitServer::shared().await, |_, _| {}).await)
     }
 
-    async fn open(&self) -> Opened {
+    async fn open(&self) -> OpenQueue {
         open(&self.0.config).await
     }
 
@@ -66,7 +66,7 @@ impl Fixture for OnThreeNodes {
         Self(Place::on(&cluster.nodes[0], links).await)
     }
 
-    async fn open(&self) -> Opened {
+    async fn open(&self) -> OpenQueue {
         open(&self.0.config).await
     }
 

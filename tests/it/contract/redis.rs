@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use profile_edge::clock::{ManualClock, SharedClock};
-use profile_edge::domain::{At, Digest, Key, Kind, Modified, Precision, Redelivery, ReplayId, Stamps, Timestamp};
+use profile_edge::domain::{
+    Digest, EventTime, Key, Kind, Modified, Precision, Redelivery, ReplayId, Stamps, Timestamp,
+};
 use profile_edge::shutdown::{Controller, Shutdown};
 use profile_edge::store::redis::Redis;
 use profile_edge::store::redis::config::Config;
@@ -129,7 +131,7 @@ fn any_change(random: &mut StdRng) -> Change {
     let precision = if random.random_bool(0.5) { Precision::Seconds } else { Precision::Millis };
     let at = random.random_bool(0.8).then(|| {
         let millis = random.random_range(-3_000..3_000);
-        At::new(if precision == Precision::Seconds { millis / 1_000 * 1_000 } else { millis }, precision)
+        EventTime::new(if precision == Precision::Seconds { millis / 1_000 * 1_000 } else { millis }, precision)
     });
     let modified = random.random_bool(0.6).then(|| Modified::from_millis(random.random_range(0..4)));
     let digest = |number: u8| Digest::from_bytes([number; 16]);
@@ -175,8 +177,8 @@ async fn contend(fixture: &impl Fixture, key: &Key) -> String {
     let lease = fixture.store().lease(key, &Base::Absent, Token::draw(), Duration::from_secs(60)).await.unwrap();
     match lease {
         LeaseAnswer::Granted(lease) => {
-            let granted = format!("granted {:?} {:?}", lease.held(), lease.fence());
-            lease.keep_until_it_runs_out();
+            let granted = format!("granted {:?} {:?}", lease.target(), lease.fence());
+            lease.keep_until_it_expires();
             granted
         }
         LeaseAnswer::Held { .. } => "held".to_owned(),

@@ -106,8 +106,8 @@ impl Inspect for Whole {
         self.inspect.ping().await
     }
 
-    async fn lineage(&self) -> Result<ReplicationHistory, Error> {
-        self.inspect.lineage().await
+    async fn replication_history(&self) -> Result<ReplicationHistory, Error> {
+        self.inspect.replication_history().await
     }
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {

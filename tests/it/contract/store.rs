@@ -11,11 +11,11 @@ use bytesize::ByteSize;
 use futures_util::future::join_all;
 use profile_edge::clock::{ManualClock, SharedClock};
 use profile_edge::domain::{
-    At, CustomerId, Digest, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Redelivery, ReplayId,
-    Stamps, Timestamp,
+    CustomerId, Digest, EventTime, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Redelivery,
+    ReplayId, Stamps, Timestamp,
 };
 use profile_edge::store::embedded::{self, Embedded};
-use profile_edge::store::fence::{Fence, Settlement};
+use profile_edge::store::fence::{Fence, FenceVerdict};
 use profile_edge::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Found, Inspect, Lease, LeaseAnswer, Lifetimes, Record, Store,
     Token,
@@ -199,13 +199,13 @@ fn event(kind: Kind) -> Change {
 }
 
 fn at(kind: Kind, millis: i64) -> Change {
-    let at = Some(At::new(millis, Precision::Millis));
+    let at = Some(EventTime::new(millis, Precision::Millis));
     Change { stamps: Stamps { modified: None, at }, ..event(kind) }
 }
 
 fn modified(kind: Kind, millis: i64) -> Change {
     let modified = Modified::from_millis(millis);
-    Change { stamps: Stamps { modified: Some(modified), at: Some(At::from_modified(modified)) }, ..event(kind) }
+    Change { stamps: Stamps { modified: Some(modified), at: Some(EventTime::from_modified(modified)) }, ..event(kind) }
 }
 
 /// A replay of an event by an operator.
@@ -591,7 +591,7 @@ async fn an_evicted_tombstone_is_written_again<F: Fixture>(case: Case<F>) {
     case.fixture.evict(&case.key).await;
     match case.lease_on(&Base::Absent).await {
         LeaseAnswer::Changed(Entry::Tombstone(tombstone)) => {
-            assert_eq!(tombstone.at, Some(At::new(10, Precision::Millis)));
+            assert_eq!(tombstone.at, Some(EventTime::new(10, Precision::Millis)));
         }
         other => panic!("no tombstone: {other:?}"),
     }
@@ -633,13 +633,13 @@ async fn a_lease_judges_profiles_by_the_fence<F: Fixture>(case: Case<F>) {
     let lease = case.leased().await;
     let clock = case.fixture.clock();
     let judge = |millis: Option<i64>| lease.judge(millis.map(Modified::from_millis), SETTLE, &clock);
-    assert_eq!(judge(Some(2_000)), Settlement::Settled);
-    assert!(matches!(judge(Some(1_999)), Settlement::Unsettled { .. }));
-    assert!(matches!(judge(None), Settlement::Unsettled { .. }));
+    assert_eq!(judge(Some(2_000)), FenceVerdict::CaughtUp);
+    assert!(matches!(judge(Some(1_999)), FenceVerdict::Unsettled { .. }));
+    assert!(matches!(judge(None), FenceVerdict::Unsettled { .. }));
     case.store.release(lease).await.unwrap();
     case.fixture.pass(SETTLE).await;
     let lease = case.leased().await;
-    assert_eq!(lease.judge(None, SETTLE, &clock), Settlement::Settled);
+    assert_eq!(lease.judge(None, SETTLE, &clock), FenceVerdict::CaughtUp);
     case.store.release(lease).await.unwrap();
 }
 

@@ -12,7 +12,7 @@ mod world;
 use std::fmt::Write as _;
 
 use profile_edge::domain::Kind;
-use profile_edge::lookup::Outcome;
+use profile_edge::lookup::LookupOutcome;
 use profile_edge::metrics::Metrics;
 
 use world::{History, World, version_and_fetch};
@@ -143,8 +143,8 @@ fn judge(plan: &Plan, history: &History) -> Option<String> {
     }
     for last in &history.last {
         let at_rest = last.as_ref().map(|answer| match &answer.outcome {
-            Outcome::Found(_) => version_and_fetch(answer).map(|(version, _)| version),
-            Outcome::Absent | Outcome::Deleted => None,
+            LookupOutcome::Found(_) => version_and_fetch(answer).map(|(version, _)| version),
+            LookupOutcome::Absent | LookupOutcome::Deleted => None,
         });
         let expected = if deletes { None } else { Some(newest) };
         if at_rest != Ok(expected) {

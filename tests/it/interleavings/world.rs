@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use profile_edge::clock::{ManualClock, SharedClock};
 use profile_edge::consumer;
 use profile_edge::domain::{
-    At, CustomerId, Event, EventId, Identity, KeyHasher, Kind, Modified, Profile, ProfileBody, Shape, Stamps, TenantId,
-    Timestamp,
+    CustomerId, Event, EventId, EventTime, Identity, KeyHasher, Kind, Modified, Profile, ProfileBody, Shape, Stamps,
+    TenantId, Timestamp,
 };
 use profile_edge::faults::Faults;
-use profile_edge::lookup::{Answer, Config, Failure, Lookup, Outcome, Parts};
+use profile_edge::lookup::{Config, Lookup, LookupAnswer, LookupDependencies, LookupError, LookupOutcome};
 use profile_edge::metrics::Metrics;
 use profile_edge::shutdown::Shutdown;
 use profile_edge::store::Lifetimes;
@@ -42,7 +42,7 @@ const TURNS: usize = 24;
 pub(super) struct Seen {
     pub(super) lookup: usize,
     pub(super) began: usize,
-    pub(super) answer: Result<Answer, Failure>,
+    pub(super) answer: Result<LookupAnswer, LookupError>,
 }
 
 /// Everything that happened in a run.
@@ -56,7 +56,7 @@ pub(super) struct History {
     /// When each fetch was sent, by its number, which is in the profile.
     pub(super) sent: Vec<usize>,
     /// The answer of a lookup of each process at the end.
-    pub(super) last: Vec<Result<Answer, Failure>>,
+    pub(super) last: Vec<Result<LookupAnswer, LookupError>>,
 }
 
 /// Genesys: its customers' versions, of which reads may show an older one.
@@ -134,8 +134,8 @@ impl Upstream for Line {
 }
 
 /// Reads `{"version":v,"fetch":f}`.
-pub(super) fn version_and_fetch(answer: &Answer) -> Option<(u32, usize)> {
-    let Outcome::Found(found) = &answer.outcome else { return None };
+pub(super) fn version_and_fetch(answer: &LookupAnswer) -> Option<(u32, usize)> {
+    let LookupOutcome::Found(found) = &answer.outcome else { return None };
     let value: serde_json::Value = serde_json::from_slice(found.body.expose()).unwrap();
     let number = |name: &str| usize::try_from(value[name].as_u64().unwrap()).unwrap();
     Some((u32::try_from(number("version")).unwrap(), number("fetch")))
@@ -184,7 +184,7 @@ impl<'a> World<'a> {
             deadline: LEASE * 20,
         };
         let (gates, genesys, clock) = (Arc::clone(&self.gates), Arc::clone(&self.genesys), Arc::clone(&self.clock));
-        Lookup::new(Parts {
+        Lookup::new(LookupDependencies {
             store: self.gated(process),
             upstream: Arc::new(Line { genesys, gates, actor: process }),
             hasher: KeyHasher::Sha256,
@@ -326,7 +326,7 @@ impl<'a> World<'a> {
     }
 
     /// Looks a customer up while no other actor takes a step.
-    async fn alone(&self, process: usize, customer: &'static str) -> Result<Answer, Failure> {
+    async fn alone(&self, process: usize, customer: &'static str) -> Result<LookupAnswer, LookupError> {
         let lookup = self.lookups[process].clone();
         let task =
             tokio::spawn(
@@ -360,7 +360,10 @@ fn event(number: usize, customers: &[&str], kind: Kind, at: i64) -> Event {
         tenant: TENANT.parse().unwrap(),
         keys: customers.iter().map(|customer| identity(customer).key().digest()).collect(),
         kind,
-        stamps: Stamps { modified: (kind != Kind::Deleted).then_some(modified), at: Some(At::from_modified(modified)) },
+        stamps: Stamps {
+            modified: (kind != Kind::Deleted).then_some(modified),
+            at: Some(EventTime::from_modified(modified)),
+        },
         received_at: Timestamp::from_millis(0),
         shape: Shape::Flat,
         traceparent: None,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use profile_edge::domain::{At, Digest, Kind, Modified, Precision, Redelivery, Stamps, Timestamp};
+use profile_edge::domain::{Digest, EventTime, Kind, Modified, Precision, Redelivery, Stamps, Timestamp};
 use profile_edge::store::Change;
-use profile_edge::store::fence::{self, Place, Raised, Settlement, raise};
+use profile_edge::store::fence::{self, FenceVerdict, KeyAction, Raised, raise};
 
 use super::history::Stamp;
 use super::invariants::Broken;
@@ -147,7 +147,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
     }
     let is_tombstone = matches!(slot.entry, Entry::Tombstone { .. });
     match effect.place {
-        Place::Bury(at) => {
+        KeyAction::WriteTombstone(at) => {
             slot.entry = Entry::Tombstone {
                 token: draw,
                 at: Stamp::of_at(at),
@@ -155,8 +155,8 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
                 late: forgotten && replayed,
             };
         }
-        Place::KeepTombstone if is_tombstone => {}
-        Place::Clear | Place::KeepTombstone => {
+        KeyAction::KeepTombstone if is_tombstone => {}
+        KeyAction::Clear | KeyAction::KeepTombstone => {
             let skips = effect.outrun && without == Without::DeleteWhenOutrun;
             if !skips && without != Without::FenceBeforeDelete {
                 slot.entry = Entry::Nothing;
@@ -176,7 +176,7 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
 
 struct Effect {
     fence: Fence,
-    place: Place,
+    place: KeyAction,
     outrun: bool,
     whole: bool,
 }
@@ -195,7 +195,7 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
         stamps.modified = stamps.at.map(|at| Modified::from_millis(at.as_millis()));
     }
     if without == Without::CoarserPrecision {
-        stamps.at = stamps.at.map(|at| At::new(at.as_millis(), Precision::Millis));
+        stamps.at = stamps.at.map(|at| EventTime::new(at.as_millis(), Precision::Millis));
     }
     let change = Change {
         event: Digest::from_bytes([0; 16]),
@@ -242,7 +242,7 @@ fn remove_rule(without: Without, known: Option<Fence>, change: &Change, raised: 
     let write_tombstone = |raised: &mut Raised| {
         raised.fence.newest = Newest::Deletion;
         raised.fence.doubt = false;
-        raised.place = Place::Bury(raised.fence.at);
+        raised.place = KeyAction::WriteTombstone(raised.fence.at);
     };
     match without {
         Without::HighestModified => raised.fence.modified = change.stamps.modified.or(raised.fence.modified),
@@ -254,15 +254,15 @@ fn remove_rule(without: Without, known: Option<Fence>, change: &Change, raised: 
         }
         Without::DeletionBeatsUpdate if same_time && raised.fence.newest == Newest::Deletion => {
             raised.fence.newest = Newest::Update;
-            raised.place = Place::Clear;
+            raised.place = KeyAction::Clear;
         }
         Without::OlderUpdateLeavesTombstone if change.kind == Kind::Updated && was_deleted => {
             raised.fence.newest = Newest::Update;
-            raised.place = Place::Clear;
+            raised.place = KeyAction::Clear;
         }
         Without::LaterEventRemovesTombstone if was_deleted => {
             raised.fence.newest = Newest::Deletion;
-            raised.place = Place::KeepTombstone;
+            raised.place = KeyAction::KeepTombstone;
         }
         _ => {}
     }
@@ -304,7 +304,7 @@ pub(super) fn settles(setup: &Setup, fence: Option<Fence>, key: u8) -> u8 {
         let holds = match setup.without {
             Without::UnsettledFills => true,
             Without::UnsettledWhenMissing if fetched.is_none() => true,
-            _ => fence.judge(fetched, SETTLE_WINDOW, NOW) == Settlement::Settled,
+            _ => fence.judge(fetched, SETTLE_WINDOW, NOW) == FenceVerdict::CaughtUp,
         };
         settled |= u8::from(holds) << version;
     }

@@ -1,7 +1,7 @@
 //! Histories: what happens to the customer at Genesys and how it is announced, and what an invariant may ask
 //! of them.
 
-use profile_edge::domain::{At, Kind, Modified, Precision};
+use profile_edge::domain::{EventTime, Kind, Modified, Precision};
 
 use super::setup::{ALIAS, Events, Setup, Version};
 use super::state::Store;
@@ -26,12 +26,12 @@ impl Stamp {
         Self(ticks | SECONDS)
     }
 
-    pub(super) fn at(self) -> Option<At> {
+    pub(super) fn at(self) -> Option<EventTime> {
         let precision = if self.0 & SECONDS == 0 { Precision::Millis } else { Precision::Seconds };
-        (self != Self::NONE).then(|| At::new(i64::from(self.0 & !SECONDS) * TICK, precision))
+        (self != Self::NONE).then(|| EventTime::new(i64::from(self.0 & !SECONDS) * TICK, precision))
     }
 
-    pub(super) fn of_at(at: Option<At>) -> Self {
+    pub(super) fn of_at(at: Option<EventTime>) -> Self {
         let Some(at) = at else { return Self::NONE };
         let seconds = if at.precision() == Precision::Seconds { SECONDS } else { 0 };
         Self(u8::try_from(at.as_millis() / TICK).unwrap() | seconds)

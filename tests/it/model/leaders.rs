@@ -1,6 +1,6 @@
 //! Leaders: they fetch, fill by comparison, and complete.
 
-use profile_edge::domain::At;
+use profile_edge::domain::EventTime;
 
 use super::history::Stamp;
 use super::invariants::{Answer, Broken};
@@ -223,6 +223,6 @@ impl Completion {
 /// Returns whether a profile was modified after a deletion (*tombstone*).
 fn is_later(run: &Run<'_>, leader: &Leader, deleted: Stamp) -> bool {
     let fetched = run.setup.fetched(leader.key, leader.read.version);
-    fetched.zip(deleted.at()).is_some_and(|(modified, at)| At::from_modified(modified).compare(at).is_gt())
+    fetched.zip(deleted.at()).is_some_and(|(modified, at)| EventTime::from_modified(modified).compare(at).is_gt())
         || (fetched.is_some() && run.is_without(Without::VerifiedIsLater))
 }

@@ -27,7 +27,7 @@ use super::{eventually, tls};
 
 /// How a collector handles a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manner {
+pub(crate) enum CollectorBehaviour {
     Takes,
     Fails,
     Stalls,
@@ -57,20 +57,20 @@ impl Span {
 
 #[derive(Debug)]
 struct Taken {
-    manner: Mutex<Manner>,
+    manner: Mutex<CollectorBehaviour>,
     spans: Mutex<Vec<Span>>,
     requests: Mutex<Vec<(HeaderMap, Bytes)>>,
-    broken_off: AtomicUsize,
+    failed_handshakes: AtomicUsize,
 }
 
 impl Taken {
-    fn by(manner: Manner) -> Arc<Self> {
+    fn by(manner: CollectorBehaviour) -> Arc<Self> {
         let manner = Mutex::new(manner);
         Arc::new(Self {
             manner,
             spans: Mutex::default(),
             requests: Mutex::default(),
-            broken_off: AtomicUsize::default(),
+            failed_handshakes: AtomicUsize::default(),
         })
     }
 }
@@ -91,7 +91,7 @@ impl Listener for Encrypted {
             let (stream, address) = self.listener.accept().await.unwrap();
             match self.acceptor.accept(stream).await {
                 Ok(stream) => return (stream, address),
-                Err(_broken_off) => self.taken.broken_off.fetch_add(1, Ordering::Relaxed),
+                Err(_broken_off) => self.taken.failed_handshakes.fetch_add(1, Ordering::Relaxed),
             };
         }
     }
@@ -109,7 +109,7 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
-    pub(crate) async fn start(manner: Manner) -> Self {
+    pub(crate) async fn start(manner: CollectorBehaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         Self::serve(listener, endpoint, Taken::by(manner))
@@ -120,7 +120,7 @@ impl Collector {
     pub(crate) async fn start_behind_tls(directory: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("https://{}", listener.local_addr().unwrap());
-        let (taken, acceptor) = (Taken::by(Manner::Takes), TlsAcceptor::from(tls::server(directory)));
+        let (taken, acceptor) = (Taken::by(CollectorBehaviour::Takes), TlsAcceptor::from(tls::server(directory)));
         let listener = Encrypted { listener, acceptor, taken: Arc::clone(&taken) };
         Self::serve(listener, endpoint, taken)
     }
@@ -142,7 +142,7 @@ impl Collector {
         self.endpoint.clone()
     }
 
-    pub(crate) fn behave(&self, manner: Manner) {
+    pub(crate) fn behave(&self, manner: CollectorBehaviour) {
         *self.taken.manner.lock() = manner;
     }
 
@@ -152,8 +152,8 @@ impl Collector {
     }
 
     /// Returns how many connections ended before the TLS handshake was complete.
-    pub(crate) fn broken_off(&self) -> usize {
-        self.taken.broken_off.load(Ordering::Relaxed)
+    pub(crate) fn failed_handshakes(&self) -> usize {
+        self.taken.failed_handshakes.load(Ordering::Relaxed)
     }
 
     /// Returns the headers and body of all requests.
@@ -178,9 +178,9 @@ async fn take(State(taken): State<Arc<Taken>>, headers: HeaderMap, body: Bytes) 
     taken.requests.lock().push((headers, body.clone()));
     let manner = *taken.manner.lock();
     match manner {
-        Manner::Fails => (StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
-        Manner::Stalls => std::future::pending().await,
-        Manner::Takes => {
+        CollectorBehaviour::Fails => (StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
+        CollectorBehaviour::Stalls => std::future::pending().await,
+        CollectorBehaviour::Takes => {
             let request = ExportTraceServiceRequest::decode(body).expect("it is OTLP");
             taken.spans.lock().extend(spans(&request));
             (StatusCode::OK, Bytes::new())

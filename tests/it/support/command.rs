@@ -11,13 +11,13 @@ use super::PATIENCE;
 use super::edge::Edge;
 
 /// The output and exit code of a command.
-pub(crate) struct Said {
+pub(crate) struct CommandOutput {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
-impl Said {
+impl CommandOutput {
     /// Returns the last line that a successful command printed.
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, Some(0), "{}", self.err);
@@ -34,20 +34,20 @@ pub(crate) fn command(edge: &Edge, arguments: &[&str]) -> Command {
 }
 
 /// Runs a command with empty standard input.
-pub(crate) async fn run(edge: &Edge, arguments: &[&str]) -> Said {
+pub(crate) async fn run(edge: &Edge, arguments: &[&str]) -> CommandOutput {
     run_with(edge, arguments, "").await
 }
 
 /// Runs a command with this standard input.
-pub(crate) async fn run_with(edge: &Edge, arguments: &[&str], input: &str) -> Said {
+pub(crate) async fn run_with(edge: &Edge, arguments: &[&str], input: &str) -> CommandOutput {
     let mut child = command(edge, arguments).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
     ended(child).await
 }
 
 /// Waits until a command has ended.
-pub(crate) async fn ended(child: Child) -> Said {
+pub(crate) async fn ended(child: Child) -> CommandOutput {
     let output = timeout(PATIENCE, child.wait_with_output()).await.expect("the command ends").unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    CommandOutput { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }

@@ -63,14 +63,14 @@ pub(crate) fn on_rabbit(url: &str) -> String {
 
 /// The answer of a lookup.
 #[derive(Debug)]
-pub(crate) struct Looked {
+pub(crate) struct LookupAnswer {
     pub(crate) status: u16,
     pub(crate) cache_status: String,
     pub(crate) headers: reqwest::header::HeaderMap,
     pub(crate) text: String,
 }
 
-impl Looked {
+impl LookupAnswer {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap()
     }
@@ -138,7 +138,7 @@ impl Edge {
     }
 
     /// Waits until readiness names no dependency as down.
-    pub(crate) async fn is_whole(&self) {
+    pub(crate) async fn is_ready(&self) {
         eventually("ready", || async { (self.ready().await["degraded"] == json!([])).then_some(()) }).await;
     }
 
@@ -148,7 +148,7 @@ impl Edge {
         self.client.request(method, format!("http://{sandbox}{path}")).bearer_auth("sandbox-editor")
     }
 
-    pub(crate) async fn look_up(&self, customer: &str) -> Looked {
+    pub(crate) async fn look_up(&self, customer: &str) -> LookupAnswer {
         self.look_up_with(customer, |request| request).await
     }
 
@@ -156,7 +156,7 @@ impl Edge {
         &self,
         customer: &str,
         adapt: impl FnOnce(RequestBuilder) -> RequestBuilder,
-    ) -> Looked {
+    ) -> LookupAnswer {
         let request = self.client.get(self.url("/api/v1/profile")).header("X-API-Key", "demo-key");
         let request = request.query(&[("tenantId", "10001"), ("customerId", customer)]);
         looked(adapt(request).send().await.unwrap()).await
@@ -202,20 +202,20 @@ impl Edge {
     }
 
     /// Waits until a metric is at least this.
-    pub(crate) async fn metric_reaches(&self, series: &str, least: f64) {
+    pub(crate) async fn wait_for_metric(&self, series: &str, least: f64) {
         eventually(series, || async { (self.metric(series).await >= least).then_some(()) }).await;
     }
 
     /// Waits until this many events of a kind were applied.
     pub(crate) async fn applied(&self, kind: &str, least: f64) {
         let series = format!("profile_edge_consumer_events_total{{kind=\"{kind}\",outcome=\"applied\"}}");
-        self.metric_reaches(&series, least).await;
+        self.wait_for_metric(&series, least).await;
     }
 }
 
-pub(crate) async fn looked(response: Response) -> Looked {
+pub(crate) async fn looked(response: Response) -> LookupAnswer {
     let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-    Looked {
+    LookupAnswer {
         status: response.status().as_u16(),
         cache_status: header("cache-status").unwrap_or_default(),
         headers: response.headers().clone(),
@@ -224,7 +224,7 @@ pub(crate) async fn looked(response: Response) -> Looked {
 }
 
 /// Returns the settings of a process whose Genesys is the sandbox of another process.
-pub(crate) fn on_sandbox_of(address: SocketAddr) -> String {
+pub(crate) fn with_sandbox_of(address: SocketAddr) -> String {
     format!(
         r#"
         [[tenant]]

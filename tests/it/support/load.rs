@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use profile_edge::domain::{KeyHasher, TenantId, Timestamp};
-use profile_edge::ingest::shapes::{self, Item};
+use profile_edge::ingest::shapes::{self, PostedEvent};
 use rand::RngExt;
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
@@ -80,7 +80,7 @@ impl Event {
     /// The key in Redis that marks this event as applied.
     fn mark(&self) -> String {
         let body = Self::body(self.customer, self.number).to_string();
-        let Ok(Item::Announced(announced)) =
+        let Ok(PostedEvent::Announced(announced)) =
             shapes::read_flat(body.as_bytes()).map(|mut posted| posted.items.remove(0))
         else {
             panic!("{body} is an event");
@@ -189,7 +189,7 @@ impl<'a> Load<'a> {
     /// Checks that every lookup and every event was answered, or refused with 503, within the time that a caller waits. On
     /// a busy machine one answer in fifty may be later, but none may be missing: the limit of the service is
     /// `lookup.deadline`.
-    pub(crate) fn everyone_was_answered_in_time(&self) {
+    pub(crate) fn all_were_answered_in_time(&self) {
         let record = self.record.lock();
         let lookups = record.lookups.iter().map(|lookup| (lookup.took, PATIENCE_OF_A_CALLER));
         let events = record.events.iter().map(|event| (event.took, PATIENCE_OF_A_SENDER));

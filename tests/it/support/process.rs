@@ -33,11 +33,11 @@ impl Process {
         environment: &[(&str, &str)],
         keep: impl Fn(&str) -> bool + Send + 'static,
     ) -> Self {
-        Self::start_onto(directory, arguments, environment, Stdio::null(), keep)
+        Self::start_with_stdout(directory, arguments, environment, Stdio::null(), keep)
     }
 
     /// Starts it in the same way, with this standard output.
-    pub(crate) fn start_onto(
+    pub(crate) fn start_with_stdout(
         directory: &Path,
         arguments: &[&str],
         environment: &[(&str, &str)],
@@ -73,7 +73,7 @@ impl Process {
     }
 
     /// Waits until a line of the log matches, and returns what follows the pattern in it.
-    pub(crate) async fn says(&self, pattern: &str) -> String {
+    pub(crate) async fn wait_for_log(&self, pattern: &str) -> String {
         eventually(pattern, || async {
             let lines = self.lines.lock();
             lines.iter().find_map(|line| line.split_once(pattern).map(|(_, rest)| rest.to_owned()))
@@ -131,15 +131,15 @@ impl Ports {
     }
 
     pub(crate) fn start(&self, directory: &Path, more: &[(&str, &str)]) -> Process {
-        self.start_onto(directory, more, Stdio::null())
+        self.start_with_stdout(directory, more, Stdio::null())
     }
 
     /// Starts it in the same way, with this standard output.
-    pub(crate) fn start_onto(&self, directory: &Path, more: &[(&str, &str)], stdout: Stdio) -> Process {
+    pub(crate) fn start_with_stdout(&self, directory: &Path, more: &[(&str, &str)], stdout: Stdio) -> Process {
         let environment = self.environment();
         let own = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all: Vec<(&str, &str)> = own.chain(more.iter().copied()).collect();
-        Process::start_onto(directory, &[], &all, stdout, |_| true)
+        Process::start_with_stdout(directory, &[], &all, stdout, |_| true)
     }
 
     pub(crate) async fn ready(&self, client: &reqwest::Client) -> Value {

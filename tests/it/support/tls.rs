@@ -35,7 +35,7 @@ pub(crate) fn certificates(directory: &Path) {
 }
 
 /// Returns a client builder that trusts only the authorities of these directories.
-pub(crate) fn believer(directories: &[&Path]) -> ClientBuilder {
+pub(crate) fn client_trusting(directories: &[&Path]) -> ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let authority =
         |directory: &&Path| Certificate::from_pem(&std::fs::read(directory.join("ca.pem")).unwrap()).unwrap();

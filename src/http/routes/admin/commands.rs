@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::audit::{Operation, Record};
+use crate::audit::{AuditRecord, OperatorRecord};
 use crate::domain::{CustomerId, EventId, ReplayId, TenantId};
 use crate::http::request::{body, json};
 use crate::http::response::problem::Problem;
 use crate::operate::actions;
-use crate::operate::dead_letters::{Handled, MAX_SEARCHED, Which};
-use crate::operate::replay::request::Order;
-use crate::operate::replay::{Prepared, Progress, Running};
+use crate::operate::dead_letters::{DeadLetterSelection, Handled, MAX_SEARCHED};
+use crate::operate::replay::request::ReplayRequest;
+use crate::operate::replay::{PreparedReplay, Progress, RunningReplay};
 
 use super::{AdminApi, CommandOutcome, CommandTarget};
 
@@ -55,7 +55,7 @@ struct DeadLettersRequest {
 /// The parameters of a replay, before they are checked.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ReplayRequest {
+struct ReplayBody {
     since: String,
     until: Option<String>,
     tenant_id: Option<String>,
@@ -151,16 +151,16 @@ pub(in crate::http) async fn replay(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let request: ReplayRequest = read(&headers, body).await?;
-    let order = request.order(&api)?;
-    let (tenant, is_dry) = (order.tenant.clone(), order.dry_run);
+    let body: ReplayBody = read(&headers, body).await?;
+    let request = body.checked(&api)?;
+    let (tenant, is_dry) = (request.tenant.clone(), request.dry_run);
     let is_known = tenant.as_ref().is_none_or(|tenant| api.actions.knows(tenant));
     // An unknown tenant is unchecked input, so it is not recorded.
     let target = CommandTarget { tenant: tenant.filter(|_| is_known), key: None };
     let action = if is_dry { "replay.dry_run" } else { "replay" };
-    let outcome = |prepared: &Prepared| CommandOutcome { replay: Some(prepared.id), ..CommandOutcome::default() };
+    let outcome = |prepared: &PreparedReplay| CommandOutcome { replay: Some(prepared.id), ..CommandOutcome::default() };
     let prepare = move |api: Arc<AdminApi>| async move {
-        if is_known { api.replays.prepare(order).await } else { Err(actions::Error::UnknownTenant) }
+        if is_known { api.replays.prepare(request).await } else { Err(actions::Error::UnknownTenant) }
     };
     // A replay with a recorded start also gets a recorded end, even if the client disconnects.
     let begin = {
@@ -189,16 +189,16 @@ async fn record_end(api: Arc<AdminApi>, id: ReplayId, mut progress: watch::Recei
         let progress = progress.borrow();
         (progress.status.as_str(), progress.replayed)
     };
-    let operation = Operation::new(None, "replay.ended", outcome);
-    let record = Record::Operator(Operation { replay: Some(id), count: Some(replayed), ..operation });
+    let operation = OperatorRecord::new(None, "replay.ended", outcome);
+    let record = AuditRecord::Operator(OperatorRecord { replay: Some(id), count: Some(replayed), ..operation });
     // The replay is over. While the audit is behind, the next commands are refused.
-    let _ = api.audit.settle(record).await;
+    let _ = api.audit.record_and_wait(record).await;
 }
 
 /// Returns the next progress line: at the next interval, or when the replay is over.
 async fn next_line(
-    state: Option<(Running, Instant)>,
-) -> Option<(Result<String, Infallible>, Option<(Running, Instant)>)> {
+    state: Option<(RunningReplay, Instant)>,
+) -> Option<(Result<String, Infallible>, Option<(RunningReplay, Instant)>)> {
     let (mut running, at) = state?;
     let _ = timeout_at(at, running.progress.wait_for(|progress| progress.status.is_over())).await;
     // Checked before reading the progress: a task that ends sends its last progress first. One that sent none panicked.
@@ -219,21 +219,21 @@ impl CustomerRequest {
     }
 }
 
-impl ReplayRequest {
-    fn order(self, api: &AdminApi) -> Result<Order, Problem> {
+impl ReplayBody {
+    fn checked(self, api: &AdminApi) -> Result<ReplayRequest, Problem> {
         let Self { since, until, tenant_id, rate, dry_run } = self;
         let tenant = tenant_id.map(|id| id.parse::<TenantId>()).transpose();
         let tenant = tenant.map_err(|error| Problem::bad_field("tenantId", error))?;
-        let order = Order::parse(&since, until.as_deref(), tenant, rate, dry_run, api.actions.clock.now());
-        order.map_err(|mistake| Problem::bad_field(mistake.field, mistake.expected))
+        let request = ReplayRequest::parse(&since, until.as_deref(), tenant, rate, dry_run, api.actions.clock.now());
+        request.map_err(|mistake| Problem::bad_field(mistake.field, mistake.expected))
     }
 }
 
-async fn which(headers: &HeaderMap, body: Body) -> Result<Which, Problem> {
+async fn which(headers: &HeaderMap, body: Body) -> Result<DeadLetterSelection, Problem> {
     let DeadLettersRequest { ids, all } = read(headers, body).await?;
     match (ids.is_empty(), all) {
-        (true, true) => Ok(Which::All),
-        (false, false) => Ok(Which::These(ids)),
+        (true, true) => Ok(DeadLetterSelection::All),
+        (false, false) => Ok(DeadLetterSelection::Ids(ids)),
         (true, false) | (false, true) => Err(Problem::bad_field("ids", "expected at least one id, or \"all\": true")),
     }
 }

@@ -20,10 +20,10 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::Instrument;
 
-use crate::audit::{Audit, Operation, Record};
+use crate::audit::{Audit, AuditRecord, OperatorRecord};
 use crate::authorization::Authorization;
 use crate::domain::{CustomerId, Digest, EventId, ReplayId, TenantId};
-use crate::metrics::{Door, Metrics};
+use crate::metrics::{AuthEndpoint, Metrics};
 use crate::operate::actions::{self, Actions};
 use crate::operate::replay::Replays;
 use crate::readiness::{Phase, Readiness};
@@ -140,7 +140,7 @@ impl AdminApi {
         T: Send + 'static,
         Work: Future<Output = Result<T, actions::Error>> + Send + 'static,
     {
-        if self.audit.is_strict() && !self.audit.works() {
+        if self.audit.is_strict() && !self.audit.is_working() {
             return Err(Problem::unrecorded());
         }
         let (api, work) = (Arc::clone(self), work(Arc::clone(self)));
@@ -150,12 +150,13 @@ impl AdminApi {
             let outcome = done.as_ref().map_or_else(Problem::code, |_| "ok");
             let CommandTarget { tenant, key } = target;
             let CommandOutcome { event, replay, count } = done.as_ref().map(outcome_of).unwrap_or_default();
-            let operation = Operation { tenant, key, event, replay, count, ..Operation::new(request, action, outcome) };
-            match api.audit.settle(Record::Operator(operation)).await {
+            let operation =
+                OperatorRecord { tenant, key, event, replay, count, ..OperatorRecord::new(request, action, outcome) };
+            match api.audit.record_and_wait(AuditRecord::Operator(operation)).await {
                 // The replay has not started and will not; the record of its start may still be written.
                 Err(_) if replay.is_some() => {
-                    let ended = Operation::new(None, "replay.ended", "refused");
-                    api.audit.record(Record::Operator(Operation { replay, count: Some(0), ..ended }));
+                    let ended = OperatorRecord::new(None, "replay.ended", "refused");
+                    api.audit.record(AuditRecord::Operator(OperatorRecord { replay, count: Some(0), ..ended }));
                     Err(Problem::unrecorded())
                 }
                 // The command is done. While the audit is behind, the next commands are refused.
@@ -201,8 +202,8 @@ async fn require_key(State(api): State<Arc<AdminApi>>, request: Request, next: N
     if allowed {
         return next.run(request).await;
     }
-    api.metrics.auth_failures.with(Door::Admin).increment(1);
+    api.metrics.auth_failures.with(AuthEndpoint::Admin).increment(1);
     let request_id = request.headers().get(REQUEST_ID).cloned();
-    api.audit.record(Record::Operator(Operation::denied(request_id)));
+    api.audit.record(AuditRecord::Operator(OperatorRecord::denied(request_id)));
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "the admin key is needed, as a bearer token").into_response()
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use profile_edge::domain::Secret;
 use profile_edge::queue::amqp::Config;
-use profile_edge::tls::Files;
+use profile_edge::tls::TlsFiles;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -222,7 +222,7 @@ impl RabbitServer {
         Config {
             url: Secret::new(self.url(vhost)),
             urls: Vec::new(),
-            tls: Files::default(),
+            tls: TlsFiles::default(),
             shards: 1,
             prefetch: 512,
             publish_timeout: Duration::from_secs(10),

@@ -1,4 +1,4 @@
-//! Checks what a token may do, and whether that is too little or too much.
+//! Checks that a token has the required privileges, and no forbidden ones.
 //!
 //! The task that renewed a token checks it before the token fetches its first profile. So the check runs once for each
 //! renewal, and not at the cost of a lookup. A cache must be able to view contacts, and to do nothing else: without
@@ -11,7 +11,7 @@
 //! Then two documents decide, which any token may read:
 //!
 //! 1. `GET /api/v2/tokens/me`: the scopes, which are checked like those of a token response.
-//! 2. `GET /api/v2/authorization/subjects/me`: grants, each of a role, each role of policies, each policy a
+//! 2. `GET /api/v2/authorization/subjects/me`: grants, each with a role, each role with policies, each policy with a
 //!    domain, an entity and actions; together the permissions `domain:entity:action`. `*` in any part means all.
 //!    Conditions and divisions only narrow where a permission holds, so they are ignored.
 //!

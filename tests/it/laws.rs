@@ -145,7 +145,7 @@ fn sources() -> BTreeMap<String, String> {
 
 /// Returns whether a file holds only unit tests.
 fn is_test_file(name: &str) -> bool {
-    name.ends_with("/tests.rs")
+    name.ends_with("/tests.rs") || name.contains("/tests/")
 }
 
 /// Returns a file up to its inline unit tests. The declaration of a test module in another file is left out too.
@@ -154,7 +154,7 @@ fn production_part(text: &str) -> String {
     while let Some(line) = lines.next() {
         if line == "#[cfg(test)]" {
             match lines.peek() {
-                Some(next) if next.starts_with("mod ") && next.ends_with('{') => break,
+                Some(next) if (next.starts_with("mod ") || next.starts_with("pub(")) && next.ends_with('{') => break,
                 Some(next) if next.starts_with("mod ") => {
                     lines.next();
                     continue;

@@ -173,7 +173,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_resets_its_requests_as_fast_as_it_makes_them_is_told_to_calm_down() {
+async fn rapid_resets_of_requests_are_answered_with_enhance_your_calm() {
     let edge = Edge::start().await;
     resets_and_is_told_to_calm_down(TcpStream::connect(edge.public).await.unwrap()).await;
     assert!(edge.look_up(&customer(1)).await.status == 200);

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::domain::{EventTime, Modified};
 
+mod identity;
+
 const ONE: &str = "5f0d9c1e-0000-4000-8000-000000000001";
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -337,14 +339,6 @@ fn events_with_equal_ids_share_an_identity_and_anonymous_ones_do_not() {
     assert_eq!(event(&stamped).identity, event(&stamped).identity);
 }
 
-#[test]
-fn an_event_id_that_contains_the_customer_id_is_hidden() {
-    let posted = read(&json!({ "customerId": "CUST-42", "eventId": "change-of-cust-42" }));
-    assert!(!event(&posted).id.as_str().to_ascii_lowercase().contains("cust-42"));
-    // Still, equal ids give equal event ids.
-    assert_eq!(event(&posted).id, event(&posted).id);
-}
-
 proptest! {
     #[test]
     fn any_bytes_are_parsed_or_refused_without_a_panic(
@@ -373,48 +367,4 @@ proptest! {
             prop_assert!(!malformed.to_string().contains("CANARY"));
         }
     }
-}
-
-#[test]
-fn a_signed_message_id_replaces_all_event_ids_but_those_of_cloudevents() {
-    let message = SenderId::of("msg_1");
-    let ids = |body: &str| {
-        let mut posted = read_any(&HeaderMap::new(), body.as_bytes()).unwrap();
-        posted.set_message_id(&message);
-        let tenant = "10001".parse().unwrap();
-        let event = |item| match item {
-            PostedEvent::Announced(announcement) => {
-                announcement.into_event(&tenant, &[KeyHasher::Sha256], Timestamp::from_millis(0))
-            }
-            PostedEvent::Ignored { .. } => panic!("ignored"),
-        };
-        let events: Vec<Event> = posted.items.into_iter().map(event).collect();
-        events.into_iter().map(|event| (event.id.as_str().to_owned(), event.identity)).collect::<Vec<_>>()
-    };
-    let flat = |id: &str| format!(r#"{{"customerId":"someone","eventId":"{id}"}}"#);
-    let (one, same) = (ids(&flat("e-1")), ids(&flat("e-2")));
-    assert_eq!((one[0].0.as_str(), one[0].1), ("msg_1", same[0].1), "the same message, sent again");
-
-    let event =
-        r#"{"specversion":"1.0","id":"ce-1","source":"/s","type":"customer.updated","data":{"customerId":"someone"}}"#;
-    assert_eq!(ids(event)[0].0, "ce-1");
-
-    let batch = ids(&format!("[{},{}]", flat("e-1"), flat("e-1")));
-    assert_eq!([batch[0].0.as_str(), batch[1].0.as_str()], ["msg_1.0", "msg_1.1"]);
-    assert_ne!(batch[0].1, batch[1].1);
-}
-
-#[test]
-fn a_hidden_event_id_is_hashed_with_the_scheme_of_the_keys() {
-    let body = json!({ "tenantId": "10001", "customerId": ONE, "eventId": ONE }).to_string();
-    let shown = |hasher: KeyHasher| {
-        let posted = read_any(&HeaderMap::new(), body.as_bytes()).unwrap();
-        let event =
-            announced(&posted).clone().into_event(&"10001".parse().unwrap(), &[hasher], Timestamp::from_millis(1));
-        (event.id.as_str().to_owned(), event.keys[0].to_string())
-    };
-    let plain = shown(KeyHasher::Sha256);
-    let keyed = shown(KeyHasher::HmacSha256(vec![7; 32].into()));
-    assert_eq!((&plain.0, &keyed.0), (&plain.1, &keyed.1));
-    assert_ne!(plain.0, keyed.0);
 }

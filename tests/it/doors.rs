@@ -363,6 +363,35 @@ async fn tenants_share_neither_entries_nor_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_entity_tag_depends_only_on_the_fields_that_are_sent() {
+    let key = hex::encode(Sha256::digest("narrow"));
+    let settings = format!(
+        "[[caller]]\nname = \"narrow\"\nkey_sha256 = \"{key}\"\ntenants = [\"10001\"]\n\
+         fields = [\"id\", \"firstName\"]\n"
+    );
+    let edge = Edge::start_with(&settings).await;
+    let one = customer(1);
+    let ask = async |tag: &str| {
+        let url = edge.url(&format!("/api/v1/profile?tenantId=10001&customerId={one}"));
+        let request = edge.client.get(url).header("X-API-Key", "narrow").header("If-None-Match", tag);
+        looked(request.send().await.unwrap()).await
+    };
+    let first = ask("\"none\"").await;
+    let tag = first.headers["etag"].to_str().unwrap().to_owned();
+    let of_the_bytes = hex::encode(&Sha256::digest(&first.text)[..16]);
+    assert_eq!(tag, format!("\"{of_the_bytes}\""), "the tag is made of the bytes that are sent");
+
+    edge.change(&one, json!({ "lastName": "Unseen" })).await;
+    edge.applied("updated", 1.0).await;
+    assert_eq!(ask(&tag).await.status, 304, "a change that the caller cannot see does not change the tag");
+    edge.change(&one, json!({ "firstName": "Seen" })).await;
+    edge.applied("updated", 2.0).await;
+    let changed = ask(&tag).await;
+    assert_eq!((changed.status, changed.json()["firstName"].as_str()), (200, Some("Seen")));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_over_its_rate_limit_gets_429_and_a_retry_time() {
     let key = hex::encode(Sha256::digest("slow"));
     let settings = format!(

@@ -21,6 +21,7 @@ mod model;
 mod operator;
 mod oracle;
 mod outages;
+mod overload;
 mod pairing;
 mod privileges;
 mod process;

@@ -123,14 +123,14 @@ async fn redis_is(trouble: Trouble) {
             Trouble::Stalled => proxy.set(Link::Whole),
         }
         eventually("hits again", || async {
-            load.lookups()[since..].iter().any(|lookup| lookup.told.starts_with("profile-edge; hit")).then_some(())
+            load.lookups()[since..].iter().any(|lookup| lookup.reply.starts_with("profile-edge; hit")).then_some(())
         })
         .await;
         load.accepts(200).await;
         front.is_ready().await;
     };
     load.during(story).await;
-    let bypassed = load.lookups().iter().filter(|lookup| lookup.told.contains("detail=store-unavailable")).count();
+    let bypassed = load.lookups().iter().filter(|lookup| lookup.reply.contains("detail=store-unavailable")).count();
     assert!(bypassed > 0, "{trouble:?}: lookups continue without the store");
     site.lost_nothing(&load, &redis).await;
     site.stop().await;

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 
 use sha2::{Digest, Sha256};
 
-use crate::http::auth::field_set::FieldSet;
+use crate::http::auth::callers;
 
 use super::super::error::SettingError;
 use super::super::{Config, Tenant};
-use super::rules::{invalid, is_sha256, jitter, plain_link};
+use super::rules::{invalid, jitter, plain_link};
 
 /// The secrets of the demo.
 const DEMO_KEY: &str = "demo-key";
@@ -58,30 +58,16 @@ fn upstream(config: &Config, index: usize, tenant: &Tenant, found: &mut Vec<Sett
 }
 
 fn callers(config: &Config, found: &mut Vec<SettingError>) {
-    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    let faults = callers::validate(&config.callers).into_iter();
+    found.extend(
+        faults.map(|fault| SettingError::new(format!("caller[{}].{}", fault.index, fault.field), fault.reason)),
+    );
     for (index, caller) in config.callers.iter().enumerate() {
-        let mut refuse = |field: &str, reason: String| {
-            found.push(SettingError::new(format!("caller[{index}].{field}"), reason));
-        };
-        if let Err(reason) = caller.validate_name() {
-            refuse("name", reason.to_owned());
-        }
-        if !names.insert(&caller.name) {
-            refuse("name", "another caller has the same name".to_owned());
-        }
-        if !is_sha256(&caller.key_sha256) {
-            refuse("key_sha256", "must be 64 hex digits, as profile-edge hash-key prints them".to_owned());
-        } else if !keys.insert(caller.key_sha256.to_ascii_lowercase()) {
-            refuse("key_sha256", "another caller has the same key".to_owned());
-        }
         for tenant in &caller.tenants {
             if !config.tenants.iter().any(|known| known.id == *tenant) {
-                refuse("tenants", format!("{tenant} is not a configured tenant"));
+                let reason = format!("{tenant} is not a configured tenant");
+                found.push(SettingError::new(format!("caller[{index}].tenants"), reason));
             }
-        }
-        let fields = FieldSet::parse(caller.fields.iter().map(String::as_str));
-        if let Err(error) = fields {
-            refuse("fields", error.to_string());
         }
     }
 }

@@ -86,7 +86,7 @@ impl Config {
     /// # Errors
     ///
     /// What is expected of a name.
-    pub fn validate_name(&self) -> Result<(), &'static str> {
+    fn validate_name(&self) -> Result<(), &'static str> {
         let fits = (1..=MAX_NAME).contains(&self.name.len());
         // A user name of Basic authentication ends at the first colon (RFC 7617 section 2).
         let plain = !self.name.contains(':') && !self.name.chars().any(char::is_control);

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::de::{Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use sha2::{Digest as _, Sha256};
 
 use crate::domain::{DisclosedFields, FieldMarks};
 
@@ -99,19 +98,6 @@ impl FieldSet {
         }
     }
 
-    /// Returns a short hash of this set, for the entity tags of filtered bodies; `None` for [`FieldSet::All`].
-    #[must_use]
-    pub fn fingerprint(&self) -> Option<String> {
-        match self {
-            Self::All => None,
-            Self::Only(fields) => {
-                let mut hash = Sha256::new();
-                fields.tree.feed(&mut hash);
-                Some(hex::encode(&hash.finalize()[..6]))
-            }
-        }
-    }
-
     /// Returns the visible part of a profile and the paths that it has; with [`FieldSet::All`] the profile itself, unparsed.
     ///
     /// # Errors
@@ -163,18 +149,6 @@ impl FieldTree {
             (Some(Subtree::Whole(_)), _) => true,
             (Some(Subtree::Part(granted)), Subtree::Part(below)) => granted.covers(below),
         })
-    }
-
-    fn feed(&self, hash: &mut Sha256) {
-        for (name, below) in &self.names {
-            hash.update((name.len() as u64).to_be_bytes());
-            hash.update(name.as_bytes());
-            if let Subtree::Part(below) = below {
-                hash.update(b"{");
-                below.feed(hash);
-                hash.update(b"}");
-            }
-        }
     }
 }
 

@@ -2,26 +2,15 @@
 
 use http::{HeaderMap, HeaderValue, header};
 
-/// Creates a strong entity tag from the stored body's validator and the fingerprint of the visible fields.
-///
-/// Without a fingerprint the whole body is visible.
-pub(in crate::http) fn etag(validator: [u8; 16], fingerprint: Option<&str>) -> HeaderValue {
+/// Creates a strong entity tag from the validator of the bytes that are sent, and of nothing else: a tag of more than them
+/// would reveal fields that the caller may not see.
+pub(in crate::http) fn etag(validator: [u8; 16]) -> HeaderValue {
     const DIGITS: usize = 32;
-    let mut plain = [b'"'; DIGITS + 2];
+    let mut tag = [b'"'; DIGITS + 2];
     // 16 bytes always fit 32 digits, so the encoding cannot fail.
-    let _ = hex::encode_to_slice(validator, &mut plain[1..=DIGITS]);
-    let tag = match fingerprint {
-        None => HeaderValue::from_bytes(&plain),
-        Some(fingerprint) => {
-            let mut text = plain[..=DIGITS].to_vec();
-            text.push(b'-');
-            text.extend_from_slice(fingerprint.as_bytes());
-            text.push(b'"');
-            HeaderValue::try_from(text)
-        }
-    };
-    // Hex digits, a hyphen and quotes are a valid header value.
-    tag.unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+    let _ = hex::encode_to_slice(validator, &mut tag[1..=DIGITS]);
+    // Hex digits and quotes are a valid header value.
+    HeaderValue::from_bytes(&tag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
 
 /// Returns whether `If-None-Match` matches a tag (RFC 9110 section 13.1.2, weak comparison).

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tracing::Instrument;
 
 use crate::audit::DenialReason;
-use crate::domain::{CustomerId, DisclosedFields, TenantId};
+use crate::domain::{CustomerId, DisclosedFields, ProfileBody, TenantId};
 use crate::http::auth::field_set::{FieldSet, NotAnObject};
 use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::metrics::LookupResult;
@@ -197,11 +197,15 @@ fn found_response(
     found: &Found,
     visible: &FieldSet,
 ) -> Result<(Response, DisclosedFields), NotAnObject> {
-    let etag = etag(found.validator, visible.fingerprint().as_deref());
-    if if_none_match(headers, &etag) {
-        return Ok(((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response(), DisclosedFields::Nothing));
-    }
     let (body, shown) = visible.filter(found.body.expose())?;
+    let etag = etag(match visible {
+        FieldSet::All => found.validator,
+        FieldSet::Only(_) => ProfileBody::new(body.clone()).validator(),
+    });
+    if if_none_match(headers, &etag) {
+        // The answer confirms the fields that the client has.
+        return Ok(((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response(), shown));
+    }
     let mut response = Response::new(Body::from(body));
     // The capacity fits all headers of a hit, so that the map does not grow.
     let mut headers = HeaderMap::with_capacity(HEADERS_OF_A_HIT);

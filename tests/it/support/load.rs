@@ -54,7 +54,7 @@ pub(crate) struct Lookup {
     pub(crate) status: u16,
     pub(crate) took: Duration,
     /// The header, or the problem.
-    pub(crate) told: String,
+    pub(crate) reply: String,
 }
 
 /// A posted event and its answer.
@@ -65,7 +65,7 @@ struct Event {
     status: u16,
     took: Duration,
     /// The problem, if it was not accepted.
-    told: String,
+    reply: String,
 }
 
 impl Event {
@@ -98,7 +98,7 @@ impl<'a> Load<'a> {
         let load = Self { edge, record: Mutex::default() };
         for chunk in (1..=CUSTOMERS).collect::<Vec<_>>().chunks(50) {
             for answer in join_all(chunk.iter().map(|n| load.ask(*n))).await {
-                assert_eq!(answer.status, 200, "{}", answer.told);
+                assert_eq!(answer.status, 200, "{}", answer.reply);
             }
         }
         load
@@ -136,8 +136,8 @@ impl<'a> Load<'a> {
     async fn ask(&self, n: u32) -> Lookup {
         let started = Instant::now();
         let looked = timeout(LOST, self.edge.look_up(&customer(n))).await.expect("a lookup is answered");
-        let told = if looked.status == 200 { looked.cache_status } else { looked.text };
-        Lookup { status: looked.status, took: started.elapsed(), told }
+        let reply = if looked.status == 200 { looked.cache_status } else { looked.text };
+        Lookup { status: looked.status, took: started.elapsed(), reply }
     }
 
     /// Changes a customer at Genesys, and posts the event.
@@ -149,8 +149,8 @@ impl<'a> Load<'a> {
         let answer = timeout(LOST, self.edge.post_event(&body)).await.expect("a webhook is answered");
         let (status, took) = (answer.status().as_u16(), started.elapsed());
         assert!(status != 503 || answer.headers().contains_key("retry-after"));
-        let told = if status == 202 { String::new() } else { answer.text().await.unwrap_or_default() };
-        Event { customer, number, status, took, told }
+        let reply = if status == 202 { String::new() } else { answer.text().await.unwrap_or_default() };
+        Event { customer, number, status, took, reply }
     }
 
     /// Returns how many events were accepted so far.
@@ -164,8 +164,8 @@ impl<'a> Load<'a> {
         let waiting = eventually("", || async { (self.accepted() >= enough).then_some(()) });
         if timeout(PATIENCE.mul_f32(0.9), waiting).await.is_err() {
             let accepted = self.accepted() - before;
-            let last = self.record.lock().events.last().map(|event| (event.status, event.told.clone()));
-            panic!("of {more} events {accepted} were accepted; the last sender was told: {last:?}");
+            let last = self.record.lock().events.last().map(|event| (event.status, event.reply.clone()));
+            panic!("of {more} events {accepted} were accepted; the last sender was reply: {last:?}");
         }
     }
 
@@ -181,7 +181,7 @@ impl<'a> Load<'a> {
         let (late, refused): (Vec<_>, Vec<_>) = lookups
             .iter()
             .filter(|lookup| lookup.status != 200)
-            .partition(|lookup| lookup.told.contains("\"deadline\""));
+            .partition(|lookup| lookup.reply.contains("\"deadline\""));
         assert!(refused.is_empty(), "{:?}", refused[0]);
         assert!(late.len() * 50 <= lookups.len(), "{} of {} lookups missed their deadline", late.len(), lookups.len());
     }
@@ -248,7 +248,7 @@ impl<'a> Load<'a> {
         let record = self.record.lock();
         let mut lookups = BTreeMap::<String, u32>::new();
         for lookup in &record.lookups {
-            let kind = lookup.told.split("; ttl=").next().unwrap_or_default();
+            let kind = lookup.reply.split("; ttl=").next().unwrap_or_default();
             let kind = if lookup.status == 200 { kind } else { "refused" };
             *lookups.entry(format!("{} {kind}", lookup.status)).or_default() += 1;
         }

@@ -29,10 +29,10 @@ local function join(a, b)
 end
 
 local v = read('GETRANGE', K, 0, 99)
-local stood = kind(v)
+local present = kind(v)
 local known = read_fence()
 local fenced = known ~= nil
-if not known and stood == 'T' then
+if not known and present == 'T' then
   local tat, tap = string.match(string.sub(v, 19), '^([^|]*)|([^|]*)|')
   known = { at = tonumber(tat), ap = tap, newest = 'D', doubt = true, unstamped = true, raised = now }
 end
@@ -92,11 +92,11 @@ redis.call('SET', F, fence_text(raised), 'PX', int(life))
 local had_lock = redis.call('DEL', L)
 if place == 'bury' then
   redis.call('SET', K, tombstone(ARGV[12], raised.at, raised.ap, now), 'PX', tombstone_ttl)
-elseif place == 'clear' or stood ~= 'T' then
+elseif place == 'clear' or present ~= 'T' then
   redis.call('DEL', K)
 end
 if whole then redis.call('SET', KEYS[4], '1', 'PX', dedup) end
 if KEYS[5] and whole and (remembered or not asked) then redis.call('SET', KEYS[5], '1', 'PX', dedup) end
-if stood == 'L' or had_lock == 1 then announce() end
+if present == 'L' or had_lock == 1 then announce() end
 if outrun then return 'outrun' end
-return (stood and stood ~= 'L') and 'applied' or 'absent'
+return (present and present ~= 'L') and 'applied' or 'absent'

@@ -120,8 +120,8 @@ impl Server {
                 String::from_utf8(done.stdout).unwrap()
             }
             Self::Container(container) => {
-                let told = ["sh", "-c", "\"$@\" 2>&1 && echo it worked", "sh"].map(str::to_owned);
-                let command = ExecCommand::new(told.iter().chain(command));
+                let shell = ["sh", "-c", "\"$@\" 2>&1 && echo it worked", "sh"].map(str::to_owned);
+                let command = ExecCommand::new(shell.iter().chain(command));
                 let mut done = container.exec(command).await.unwrap();
                 let printed = String::from_utf8(done.stdout_to_vec().await.unwrap()).unwrap();
                 assert!(printed.ends_with("it worked\n"), "{printed}");

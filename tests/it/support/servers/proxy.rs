@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -15,9 +16,16 @@ pub(crate) enum Link {
     Whole,
     /// Stops forwarding in both directions, without an error.
     Stalled,
+    /// Forwards it, but no more than [`THROTTLED`] bytes in each [`THROTTLE`] and direction.
+    Throttled,
     /// Closes every connection, old and new.
     Broken,
 }
+
+/// See [`Link::Throttled`].
+const THROTTLED: usize = 8 << 10;
+/// See [`Link::Throttled`].
+const THROTTLE: Duration = Duration::from_millis(20);
 
 /// A proxy in front of one server. It stops when this is dropped.
 pub(crate) struct Proxy {
@@ -67,8 +75,14 @@ async fn join(near: TcpStream, port: u16, link: watch::Receiver<Link>) {
 
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut link: watch::Receiver<Link>) {
     let mut buffer = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+    loop {
+        let throttled = *link.borrow() == Link::Throttled;
+        let most = if throttled { THROTTLED } else { buffer.len() };
+        let Ok(count @ 1..) = from.read(&mut buffer[..most]).await else { return };
         let _ = link.wait_for(|link| *link != Link::Stalled).await;
+        if throttled {
+            tokio::time::sleep(THROTTLE).await;
+        }
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
         }

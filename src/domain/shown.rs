@@ -40,7 +40,7 @@ impl FieldMarks {
         Self { names, bits: 0 }
     }
 
-    /// FieldMarks the name at this index.
+    /// Marks the name at this index.
     pub const fn mark(&mut self, index: usize) {
         self.bits |= bit(index);
     }

@@ -20,6 +20,7 @@ pub mod logging;
 pub mod lookup;
 pub mod metrics;
 pub mod operate;
+mod private_files;
 pub mod queue;
 pub mod readiness;
 pub mod reload;

@@ -1,8 +1,9 @@
-//! The configured files of a TLS connection to a server.
+//! The configured files of a TLS connection to a server, and which connections need none.
 
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use url::{Host, Url};
 
 /// PEM files: the trusted authorities, and the client certificate.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -24,5 +25,19 @@ impl TlsFiles {
     #[must_use]
     pub const fn is_any(&self) -> bool {
         self.ca.is_some() || self.cert.is_some() || self.key.is_some()
+    }
+}
+
+/// Returns whether only this machine can answer a URL, so that it needs no TLS.
+#[must_use]
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        // If the URL standard does not know the scheme, an IP address is parsed as a domain.
+        Some(Host::Domain(name)) => {
+            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
     }
 }

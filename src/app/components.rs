@@ -136,6 +136,7 @@ impl Components {
             metrics: Arc::clone(&self.metrics),
             shutdown: self.shutdown.clone(),
             key: self.access.admin_key.clone(),
+            is_loopback: self.config.admin.listen.ip().is_loopback(),
         })
     }
 

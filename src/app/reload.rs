@@ -93,7 +93,7 @@ impl AccessControl {
             callers: Reloadable::new(next.callers),
             sources: Reloadable::new(next.sources),
             keyring: Reloadable::new(next.keyring),
-            admin_key: Reloadable::new(next.admin_key.filter(|_| config.admin.needs_key())),
+            admin_key: Reloadable::new(next.admin_key),
             public_tls: next.public_tls.map(Reloadable::new),
             admin_tls: next.admin_tls.map(Reloadable::new),
         })
@@ -108,8 +108,8 @@ impl AccessControl {
         self.callers.replace(access.callers);
         self.sources.replace(access.sources);
         self.keyring.replace(access.keyring);
-        // The listener keeps its address, and the address decides whether a key is needed.
-        if access.admin_key.is_some() && running.admin.needs_key() {
+        // The listener keeps its address, and beyond loopback it needs a key.
+        if access.admin_key.is_some() || !running.admin.needs_key() {
             self.admin_key.replace(access.admin_key);
         }
         for (current, next) in [(&self.public_tls, access.public_tls), (&self.admin_tls, access.admin_tls)] {

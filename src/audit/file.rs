@@ -18,15 +18,14 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::private_files::{self, FILE_MODE};
+
 use super::chain::{ChainHead, Hasher, InvalidRecord};
 use super::config::Config;
 use super::recent_events::RecentEvents;
 use super::sinks::{PartialWrite, Sink, write_counted};
 use super::system_record::SystemRecord;
 use super::tail;
-
-/// Only the owner may read and write records.
-const MODE: u32 = 0o600;
 
 /// The number of digits in the name of a full file.
 const DIGITS: usize = 6;
@@ -86,7 +85,7 @@ pub(super) fn open(config: &Config, hasher: &Hasher) -> Result<OpenedFile, Error
     let path = &config.path;
     let unusable = |source| Error::Unusable { path: path.clone(), source };
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory).map_err(unusable)?;
+        private_files::create_directory(directory).map_err(unusable)?;
     }
     let lock = lock(path)?;
     let file = append_to(path).map_err(unusable)?;
@@ -105,7 +104,8 @@ pub(super) fn open(config: &Config, hasher: &Hasher) -> Result<OpenedFile, Error
 fn lock(path: &Path) -> Result<File, Error> {
     let name = with_suffix(path, "lock");
     let unusable = |source| Error::Unusable { path: name.clone(), source };
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(&name).map_err(unusable)?;
+    let lock =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE).open(&name).map_err(unusable)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
@@ -114,9 +114,9 @@ fn lock(path: &Path) -> Result<File, Error> {
 }
 
 fn append_to(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path)?;
-    if file.metadata()?.permissions().mode() & 0o777 != MODE {
-        file.set_permissions(Permissions::from_mode(MODE))?;
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(FILE_MODE).open(path)?;
+    if file.metadata()?.permissions().mode() & 0o777 != FILE_MODE {
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     }
     sync_directory(path)?;
     Ok(file)

@@ -59,7 +59,7 @@ pub use record::{
 };
 
 use sink_state::SinkState;
-use writer::{Confirm, WriterCommand};
+use writer::{AuditWriterCommand, Confirm};
 
 /// How long an event waits for its record, and in strict mode a lookup too.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -71,7 +71,7 @@ pub struct Audit(Option<Arc<AuditHandle>>);
 /// The sending side of the writer.
 #[derive(Debug)]
 struct AuditHandle {
-    commands: SyncSender<WriterCommand>,
+    commands: SyncSender<AuditWriterCommand>,
     writer: Thread,
     state: Arc<SinkState>,
     clock: SharedClock,
@@ -158,7 +158,7 @@ impl Audit {
         if let Some(handle) = &self.0 {
             handle.state.close();
             // If the channel is full, the writer is awake.
-            let _ = handle.commands.try_send(WriterCommand::Wake);
+            let _ = handle.commands.try_send(AuditWriterCommand::Wake);
             handle.writer.unpark();
         }
     }
@@ -168,12 +168,12 @@ impl AuditHandle {
     /// Queues a record, or returns it if the channel is full.
     #[expect(clippy::result_large_err, reason = "the caller counts the returned record and drops it")]
     fn send(&self, record: AuditRecord, confirm: Option<Confirm>) -> Result<(), AuditRecord> {
-        let command = WriterCommand::Append { time: self.clock.now(), record, confirm };
+        let command = AuditWriterCommand::Append { time: self.clock.now(), record, confirm };
         match self.commands.try_send(command) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => match command {
-                WriterCommand::Append { record, .. } => Err(record),
-                WriterCommand::Wake => Ok(()),
+                AuditWriterCommand::Append { record, .. } => Err(record),
+                AuditWriterCommand::Wake => Ok(()),
             },
         }
     }

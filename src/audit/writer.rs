@@ -49,7 +49,7 @@ pub(super) type Confirm = oneshot::Sender<()>;
 
 /// A command to the writer.
 #[derive(Debug)]
-pub(super) enum WriterCommand {
+pub(super) enum AuditWriterCommand {
     /// Appends a record, and confirms it to a waiting caller.
     Append { time: Timestamp, record: AuditRecord, confirm: Option<Confirm> },
     /// Wakes the writer, so that it notices the shutdown.
@@ -59,7 +59,7 @@ pub(super) enum WriterCommand {
 /// The thread's own state.
 #[derive(Debug)]
 pub(super) struct Writer {
-    pub(super) commands: Receiver<WriterCommand>,
+    pub(super) commands: Receiver<AuditWriterCommand>,
     pub(super) sink: Box<dyn Sink>,
     pub(super) chain: Chain,
     pub(super) recent: RecentEvents,
@@ -77,7 +77,7 @@ pub(super) struct Writer {
     pub(super) logged_head: (Instant, u64),
 }
 
-impl WriterCommand {
+impl AuditWriterCommand {
     /// Returns whether a caller waits for it.
     const fn is_urgent(&self) -> bool {
         match self {
@@ -112,7 +112,7 @@ impl Writer {
         self.finish();
     }
 
-    fn collect_batch(&mut self, first: WriterCommand) {
+    fn collect_batch(&mut self, first: AuditWriterCommand) {
         if !first.is_urgent() {
             // A waiting caller unparks the thread; an unpark that came before is not lost.
             std::thread::park_timeout(LINGER);
@@ -127,8 +127,8 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, command: WriterCommand) {
-        let WriterCommand::Append { time, record, confirm } = command else { return };
+    fn append(&mut self, command: AuditWriterCommand) {
+        let AuditWriterCommand::Append { time, record, confirm } = command else { return };
         let known = match &record {
             AuditRecord::Event(applied) => !self.recent.insert(applied.event.mark()) && !applied.is_restored(),
             AuditRecord::Lookup(_) | AuditRecord::Webhook(_) | AuditRecord::Operator(_) => false,

@@ -71,13 +71,13 @@ pub(super) enum Command {
     Audit(AuditCommand),
     /// Lists events that could not be applied; puts them back into the queue or removes them.
     #[command(subcommand)]
-    DeadLetters(DeadLetters),
+    DeadLetters(DeadLettersCommand),
     /// Applies events of the journal again.
     Replay(ReplayArgs),
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum DeadLetters {
+pub(super) enum DeadLettersCommand {
     /// Lists the oldest dead letters.
     List {
         #[command(flatten)]
@@ -117,7 +117,7 @@ pub(super) enum DeadLetters {
     },
 }
 
-impl DeadLetters {
+impl DeadLettersCommand {
     pub(super) const fn service(&self) -> &ServiceArgs {
         let (Self::List { service, .. }
         | Self::Show { service, .. }

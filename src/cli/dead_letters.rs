@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::operate::client::{self, Client};
 
-use super::args::DeadLetters;
+use super::args::DeadLettersCommand;
 use super::{Exit, client_of, complain, finish, first_line, json_line};
 
 /// Runs a command about dead letters.
-pub(super) async fn run(command: DeadLetters) -> Exit {
-    if matches!(&command, DeadLetters::Redrive { ids, all: false, .. } if ids.is_empty()) {
+pub(super) async fn run(command: DeadLettersCommand) -> Exit {
+    if matches!(&command, DeadLettersCommand::Redrive { ids, all: false, .. } if ids.is_empty()) {
         complain("dead-letters redrive: name one ID or more (see `dead-letters list`), or use --all");
         return Exit::Usage;
     }
@@ -22,7 +22,7 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
         Err(exit) => return exit,
     };
     finish(match command {
-        DeadLetters::List { limit, .. } => {
+        DeadLettersCommand::List { limit, .. } => {
             let form = if json { json_line } else { client::line };
             let letters = client.dead_letters(limit).await;
             if !json && letters.as_ref().is_ok_and(Vec::is_empty) {
@@ -30,15 +30,15 @@ pub(super) async fn run(command: DeadLetters) -> Exit {
             }
             letters.map(|letters| letters.iter().map(form).collect())
         }
-        DeadLetters::Show { id, .. } => {
+        DeadLettersCommand::Show { id, .. } => {
             let form = if json { json_line } else { client::lines };
             client.dead_letter(&id).await.map(|letter| form(&letter))
         }
-        DeadLetters::Redrive { ids, .. } => {
+        DeadLettersCommand::Redrive { ids, .. } => {
             let form = if json { json_line } else { redriven };
             client.redrive(&ids).await.map(|answer| form(&answer))
         }
-        DeadLetters::Purge { ids, yes, .. } => {
+        DeadLettersCommand::Purge { ids, yes, .. } => {
             if !yes && let Some(exit) = ask(&client, &ids).await {
                 return exit;
             }

@@ -96,7 +96,7 @@ async fn command(args: Args) -> Exit {
             Err(exit) => exit,
         },
         Command::HashKey => hash_key(),
-        Command::Healthcheck { config, admin, tls } => match admin_client(&config, admin, tls, |_| Trust::Any) {
+        Command::Healthcheck { config, admin, tls } => match admin_client(&config, admin, tls, None, |_| Trust::Any) {
             Ok(client) => finish(client.ready().await.map(|()| String::new())),
             Err(exit) => exit,
         },
@@ -191,7 +191,8 @@ fn first_line() -> std::io::Result<String> {
 
 /// Creates a client of the service that a command is sent to.
 fn client_of(service: ServiceArgs) -> Result<Client, Exit> {
-    admin_client(&service.config, service.admin, service.tls, Trust::Certificate)
+    let key = std::env::var("PROFILE_EDGE_ADMIN_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
+    admin_client(&service.config, service.admin, service.tls, key, Trust::Certificate)
 }
 
 /// Creates a client of the admin listener: of the given URL, or of the configured listener, whose certificate is trusted
@@ -200,6 +201,7 @@ fn admin_client(
     config: &ConfigArgs,
     admin: Option<String>,
     tls: TlsArgs,
+    key: Option<Secret>,
     own: impl FnOnce(PathBuf) -> Trust,
 ) -> Result<Client, Exit> {
     let (url, trust) = match admin {
@@ -215,7 +217,6 @@ fn admin_client(
         }
     };
     let tls = Tls { trust: tls.ca.map_or(trust, Trust::Authority), identity: tls.cert.zip(tls.key) };
-    let key = std::env::var("PROFILE_EDGE_ADMIN_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
     Client::new(&url, key, &tls).map_err(|error| {
         complain(&error.to_string());
         Exit::Usage
@@ -260,7 +261,9 @@ fn finish(answer: Result<String, client::Error>) -> Exit {
 
 const fn exit_of(error: &client::Error) -> Exit {
     match error {
-        client::Error::Url | client::Error::Tls { .. } | client::Error::Refused { .. } => Exit::Usage,
+        client::Error::Url | client::Error::PlainKey | client::Error::Tls { .. } | client::Error::Refused { .. } => {
+            Exit::Usage
+        }
         client::Error::Unavailable { .. } => Exit::Unavailable,
     }
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode, redirect};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use url::Url;
 
 use crate::domain::Secret;
+use crate::tls::is_loopback;
 
 pub use super::client_error::Error;
 
@@ -41,13 +42,15 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// `base` is not an HTTP URL, or a file of `tls` cannot be used.
+    /// `base` is not an HTTP URL, the key would be sent in clear to another machine, or a file of `tls` cannot be used.
     pub fn new(base: &str, key: Option<Secret>, tls: &Tls) -> Result<Self, Error> {
         let base: Url = base.parse().map_err(|_| Error::Url)?;
         // Fails if a provider is installed already, which is just as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy();
+        // A redirect would take the key to another service.
+        let mut http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().redirect(redirect::Policy::none());
         match base.scheme() {
+            "http" if key.is_some() && !is_loopback(&base) => return Err(Error::PlainKey),
             // Loading the CAs would fail on a machine that has none.
             "http" => http = http.tls_certs_only([]),
             "https" => http = tls.apply(http)?,

@@ -6,6 +6,9 @@ pub enum Error {
     /// `--admin` is not an HTTP URL.
     #[error("--admin: expected a URL such as http://127.0.0.1:8081")]
     Url,
+    /// The admin key would be sent in clear to another machine.
+    #[error("--admin: the admin key is sent only over https, or to this machine")]
+    PlainKey,
     /// A file for TLS cannot be used.
     #[error("{reason}")]
     Tls {

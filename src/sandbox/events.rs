@@ -84,7 +84,7 @@ struct WebhookSender {
     dropped: AtomicUsize,
 }
 
-enum PostError {
+enum WebhookPostError {
     /// A temporary failure; the next attempt must wait at least `after`.
     Temporary { after: Duration },
     /// The webhook rejects this event permanently.
@@ -221,14 +221,14 @@ impl WebhookSender {
                     }
                     return;
                 }
-                Err(PostError::Permanent { status }) => {
+                Err(WebhookPostError::Permanent { status }) => {
                     tracing::warn!(
                         status = status.as_u16(),
                         "the webhook rejected an event of the sandbox permanently"
                     );
                     return;
                 }
-                Err(PostError::Temporary { after }) => {
+                Err(WebhookPostError::Temporary { after }) => {
                     if !self.failing.swap(true, Ordering::Relaxed) {
                         tracing::warn!("the webhook does not accept events of the sandbox, retrying");
                     }
@@ -243,7 +243,7 @@ impl WebhookSender {
         tracing::warn!("giving up an event of the sandbox: every attempt failed");
     }
 
-    async fn post(&self, body: Bytes) -> Result<(), PostError> {
+    async fn post(&self, body: Bytes) -> Result<(), WebhookPostError> {
         // The semaphore is never closed, so this holds a permit.
         let _permit = self.in_flight.acquire().await;
         let request = self
@@ -253,16 +253,16 @@ impl WebhookSender {
             .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
             .body(body);
         let Ok(answer) = request.send().await else {
-            return Err(PostError::Temporary { after: Duration::ZERO });
+            return Err(WebhookPostError::Temporary { after: Duration::ZERO });
         };
         let status = answer.status();
         if status.is_success() {
             Ok(())
         } else if matches!(status.as_u16(), 401 | 407 | 409 | 429) || status.is_server_error() {
             let seconds = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            Err(PostError::Temporary { after: Duration::from_secs(seconds.unwrap_or(0)).min(MAX_PAUSE) })
+            Err(WebhookPostError::Temporary { after: Duration::from_secs(seconds.unwrap_or(0)).min(MAX_PAUSE) })
         } else {
-            Err(PostError::Permanent { status })
+            Err(WebhookPostError::Permanent { status })
         }
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn host(url: &Url) -> String {
 
 /// Describes an error of a request to `host`.
 pub(super) fn describe(host: &str, error: &reqwest::Error) -> TransportFailure {
-    let (mut cause, mut is_tls) = (Cause::Unknown(error), false);
+    let (mut cause, mut is_tls) = (TransportCause::Unknown(error), false);
     let mut next = error.source();
     while let Some(error) = next {
         is_tls |= error.is::<rustls::Error>();
@@ -95,14 +95,14 @@ fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 
 
 /// The innermost error so far.
 #[derive(Clone, Copy)]
-enum Cause<'a> {
+enum TransportCause<'a> {
     /// An error of the operating system or of TLS, whose text is safe.
     Known(&'a dyn StdError),
     /// Another error. Texts of h2 contain data of the peer in brackets.
     Unknown(&'a dyn StdError),
 }
 
-impl<'a> Cause<'a> {
+impl<'a> TransportCause<'a> {
     fn or_inner(self, error: &'a (dyn StdError + 'static)) -> Self {
         match self {
             _ if error.is::<io::Error>() || error.is::<rustls::Error>() => Self::Known(error),
@@ -113,7 +113,7 @@ impl<'a> Cause<'a> {
     }
 }
 
-impl fmt::Display for Cause<'_> {
+impl fmt::Display for TransportCause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Known(error) => error.fmt(f),
@@ -222,7 +222,7 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("connection error received: not a result of an error (b\"customer-7\")")]
         struct GoAway;
-        let shown = Cause::Unknown(&GoAway).or_inner(&GoAway).to_string();
+        let shown = TransportCause::Unknown(&GoAway).or_inner(&GoAway).to_string();
         assert_eq!(shown, "connection error received: not a result of an error");
     }
 }

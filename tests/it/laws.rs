@@ -27,7 +27,7 @@ const CRATES: &[(&str, &[&str])] = &[
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` may import every module.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("audit", &["clock", "domain", "invalid", "metrics", "shutdown"]),
+    ("audit", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown"]),
     ("authorization", &[]),
     ("breaker", &[]),
     ("clock", &["domain"]),
@@ -37,6 +37,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("logging", &["spans"]),
     ("metrics", &["domain", "roles"]),
     ("shutdown", &[]),
+    ("private_files", &[]),
     ("reload", &[]),
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
@@ -46,7 +47,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("telemetry", &["domain", "invalid", "metrics", "shutdown", "spans", "tls"]),
     ("tls", &[]),
     ("store", &["breaker", "clock", "domain", "invalid", "metrics", "reload", "shutdown", "supervise", "tls"]),
-    ("queue", &["clock", "domain", "invalid", "metrics", "shutdown", "spans", "supervise", "tls"]),
+    ("queue", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"]),
     ("upstream", &["breaker", "clock", "domain", "invalid", "metrics", "shutdown", "spans", "supervise"]),
     ("ingest", &["authorization", "clock", "domain", "invalid", "metrics", "queue", "reload", "spans"]),
     (
@@ -54,7 +55,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
     ),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
-    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise"]),
+    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise", "tls"]),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (
         "http",
@@ -92,6 +93,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "sandbox",
             "store",
             "telemetry",
+            "tls",
             "upstream",
         ],
     ),

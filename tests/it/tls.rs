@@ -180,7 +180,7 @@ async fn run(arguments: &[&str], key: &str) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beyond_loopback_only_probes_and_metrics_need_no_admin_key() {
+async fn only_probes_and_metrics_need_no_admin_key() {
     let (edge, directory) = remote_admin().await;
     let client = client_trusting(&[directory.path()]).build().unwrap();
     let status = async |path: &str, key: Option<&str>| {
@@ -202,9 +202,40 @@ async fn beyond_loopback_only_probes_and_metrics_need_no_admin_key() {
     edge.stop().await;
 
     let edge = Edge::start_with(&format!("admin.key_sha256 = \"{}\"\n{QUIET}", hex::encode(Sha256::digest("k")))).await;
-    let answer = edge.client.get(format!("http://{}/admin/dead-letters", edge.admin)).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK, "loopback must need no key");
+    let ask = || edge.client.get(format!("http://{}/admin/dead-letters", edge.admin));
+    assert_eq!(ask().send().await.unwrap().status(), StatusCode::UNAUTHORIZED, "loopback needs a configured key, too");
+    assert_eq!(ask().bearer_auth("k").send().await.unwrap().status(), StatusCode::OK);
     edge.stop().await;
+}
+
+/// What a page on another port of this machine, or behind a name that resolves to it, can make a browser send.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_in_an_operators_browser_can_command_nothing() {
+    for key in ["", &format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("k")))] {
+        let edge = Edge::start_with(&format!("{key}{QUIET}")).await;
+        let body = r#"{"tenantId":"10001","customerId":"x","force":true}"#;
+        let post = |kind: &str| {
+            let url = format!("http://{}/admin/invalidate", edge.admin);
+            edge.client.post(url).bearer_auth("k").header("Content-Type", kind).body(body)
+        };
+        let json = "application/json";
+        let attacks = [
+            (post("text/plain"), 415),
+            (post("application/x-www-form-urlencoded"), 415),
+            (post(json).header("Origin", "http://127.0.0.1:3000"), 403),
+            (post(json).header("Origin", "null"), 403),
+            (post(json).header("Sec-Fetch-Site", "cross-site"), 403),
+        ];
+        for (attack, status) in attacks {
+            let answer = attack.send().await.unwrap();
+            assert_eq!(answer.status().as_u16(), status, "{}", answer.text().await.unwrap());
+        }
+        let rebound = post(json).header("Host", "evil.example:8081").send().await.unwrap();
+        assert_eq!(rebound.status().as_u16(), if key.is_empty() { 403 } else { 202 }, "a key proves the operator");
+        let own = post(json).header("Origin", format!("http://{}", edge.admin)).send().await.unwrap();
+        assert_eq!(own.status().as_u16(), 202);
+        edge.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,6 +262,7 @@ async fn the_command_line_trusts_only_the_configured_service() {
         (&named, "operators-key", 0),
         (&[&inspect[..], &["--admin", &url]].concat(), "operators-key", 69),
         (&[&inspect[..], &["--admin", &url, "--ca", &file]].concat(), "operators-key", 64),
+        (&[&inspect[..], &["--admin", "http://192.0.2.1:8081"]].concat(), "operators-key", 64),
     ] {
         let output = run(arguments, key).await;
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,8 +1,9 @@
 //! Rules that several sections share.
 
-use url::{Host, Url};
+use url::Url;
 
 use crate::invalid::InvalidSetting;
+use crate::tls::is_loopback;
 
 use super::super::Config;
 use super::super::error::SettingError;
@@ -32,16 +33,4 @@ pub(super) fn plain_link(config: &Config, path: &str, url: &Url, encrypted: &str
 
 pub(super) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        // If the URL standard does not know the scheme, an IP address is parsed as a domain.
-        Some(Host::Domain(name)) => {
-            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        }
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
 }

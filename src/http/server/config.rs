@@ -63,7 +63,7 @@ impl AdminConfig {
         Some(digest)
     }
 
-    /// Returns whether operators must present the key: always, except on loopback.
+    /// Returns whether a key must be configured: always, except on loopback.
     #[must_use]
     pub fn needs_key(&self) -> bool {
         !self.listen.ip().is_loopback()

@@ -88,7 +88,7 @@ pub(super) struct ReadyConnection<R> {
 
 /// The state of a supervised connection.
 #[derive(Debug)]
-pub(super) enum ConnectionState<R> {
+pub(super) enum AmqpConnectionState<R> {
     Down(String),
     Up(Arc<ReadyConnection<R>>),
     Refused(Error),
@@ -98,7 +98,7 @@ pub(super) enum ConnectionState<R> {
 /// The handle of a supervised connection.
 #[derive(Debug)]
 pub(super) struct SupervisedConnection<R> {
-    pub(super) state: watch::Receiver<ConnectionState<R>>,
+    pub(super) state: watch::Receiver<AmqpConnectionState<R>>,
     pub(super) closing: CancellationToken,
 }
 
@@ -109,7 +109,7 @@ impl<R: Send + Sync + 'static> SupervisedConnection<R> {
     ///
     /// [`Error::Unavailable`] with the reason if there is none; [`Error::Misconfigured`] if there will be none.
     pub(super) async fn get(&self, deadline: Instant) -> Result<Arc<ReadyConnection<R>>, Error> {
-        if let ConnectionState::Up(ready) = &*self.state.borrow() {
+        if let AmqpConnectionState::Up(ready) = &*self.state.borrow() {
             return Ok(Arc::clone(ready));
         }
         let mut state = self.state.clone();
@@ -138,22 +138,24 @@ impl<R: Send + Sync + 'static> SupervisedConnection<R> {
     /// As of [`SupervisedConnection::get`].
     pub(super) fn now(&self) -> Result<Arc<ReadyConnection<R>>, Error> {
         match &*self.state.borrow() {
-            ConnectionState::Up(ready) => Ok(Arc::clone(ready)),
-            ConnectionState::Down(reason) => Err(Error::Unavailable { reason: reason.clone() }),
-            ConnectionState::Refused(error) => Err(error.clone()),
-            ConnectionState::Closed => Err(Error::Closed),
+            AmqpConnectionState::Up(ready) => Ok(Arc::clone(ready)),
+            AmqpConnectionState::Down(reason) => Err(Error::Unavailable { reason: reason.clone() }),
+            AmqpConnectionState::Refused(error) => Err(error.clone()),
+            AmqpConnectionState::Closed => Err(Error::Closed),
         }
     }
 
     /// Closes the connection for good; waits until it is closed.
     pub(super) async fn close(&self) {
         self.closing.cancel();
-        let over = |state: &ConnectionState<R>| matches!(state, ConnectionState::Closed | ConnectionState::Refused(_));
+        let over = |state: &AmqpConnectionState<R>| {
+            matches!(state, AmqpConnectionState::Closed | AmqpConnectionState::Refused(_))
+        };
         // An error means that the supervisor has ended.
         let _ = self.state.clone().wait_for(over).await;
     }
 }
 
-fn is_not_down<R>(state: &ConnectionState<R>) -> bool {
-    !matches!(state, ConnectionState::Down(_))
+fn is_not_down<R>(state: &AmqpConnectionState<R>) -> bool {
+    !matches!(state, AmqpConnectionState::Down(_))
 }

@@ -17,7 +17,7 @@ use crate::shutdown::Shutdown;
 use super::broker::Broker;
 use super::connection::{ConnectionSetup, OpenConnection, SupervisedConnection};
 use super::publisher::ConfirmedPublisher;
-use super::replay::{ReplayRequest, Replayer};
+use super::replay::{Replayer, RestoreRequest};
 use super::supervisor;
 use super::topology::Topology;
 
@@ -94,7 +94,7 @@ impl ConnectionSetup for ConsumeSetup {
         let cancelled = self.losses.lock().cancelled.clone();
         lost.extend(cancelled.iter().cloned());
         if !lost.is_empty() {
-            let request = ReplayRequest::new(lost, &self.losses.lock().marks);
+            let request = RestoreRequest::new(lost, &self.losses.lock().marks);
             request.publish(topology, publisher).await?;
             self.losses.lock().cancelled.retain(|queue| !cancelled.contains(queue));
         }

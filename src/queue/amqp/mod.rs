@@ -72,7 +72,7 @@ use context::AmqpContext;
 use journal::StreamReader;
 use message::Message;
 use publisher::{ConfirmedPublisher, PublishSetup};
-use replay::ReplayRequest;
+use replay::RestoreRequest;
 use subscription::AmqpSubscription;
 use topology::Topology;
 
@@ -236,7 +236,7 @@ impl Queue for Amqp {
         let topology = &self.context.topology;
         let all = topology.work_queues().iter().cloned();
         let since = all.clone().map(|queue| (queue, since)).collect();
-        ReplayRequest::new(all, &since).publish(topology, &self.context.publisher).await?;
+        RestoreRequest::new(all, &since).publish(topology, &self.context.publisher).await?;
         Ok(RestoreOutcome::Ordered)
     }
 

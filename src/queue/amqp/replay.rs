@@ -42,11 +42,11 @@ use super::topology::Topology;
 
 /// The time from which each work queue is to be replayed, in milliseconds; `None`: from the beginning.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ReplayRequest {
+pub(super) struct RestoreRequest {
     since: BTreeMap<String, Option<i64>>,
 }
 
-impl ReplayRequest {
+impl RestoreRequest {
     /// Creates the request for some queues, each from its mark.
     pub(super) fn new(queues: impl IntoIterator<Item = String>, marks: &BTreeMap<String, Timestamp>) -> Self {
         let since = |queue: &String| marks.get(queue).map(|mark| mark.as_millis());
@@ -70,7 +70,7 @@ impl ReplayRequest {
     }
 }
 
-impl fmt::Display for ReplayRequest {
+impl fmt::Display for RestoreRequest {
     /// Writes each queue with its time.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, (queue, since)) in self.since.iter().enumerate() {
@@ -114,7 +114,7 @@ impl Replayer {
         let mut requests = channel::consume(&channel, &self.topology.replays, FieldTable::default()).await?;
         while let Some(request) = requests.next().await {
             let delivery = request.map_err(|error| channel::unavailable(&error))?;
-            match serde_json::from_slice::<ReplayRequest>(&delivery.data) {
+            match serde_json::from_slice::<RestoreRequest>(&delivery.data) {
                 Ok(request) => self.replay(open, &request).await?,
                 Err(error) => tracing::error!(%error, "discarding an invalid replay request"),
             }
@@ -123,7 +123,7 @@ impl Replayer {
         Ok(())
     }
 
-    async fn replay(&self, open: &OpenConnection, request: &ReplayRequest) -> Result<(), Error> {
+    async fn replay(&self, open: &OpenConnection, request: &RestoreRequest) -> Result<(), Error> {
         tracing::warn!(order = %request, "replaying the journal");
         let mut journal =
             StreamReader::start(open.connection(), &self.topology, &self.publisher, request.earliest()).await?;
@@ -140,7 +140,7 @@ impl Replayer {
     }
 
     /// Creates the message that brings an event of the journal to its work queue, if the request includes that queue.
-    fn redelivery(&self, request: &ReplayRequest, delivery: lapin::message::Delivery) -> Option<Message> {
+    fn redelivery(&self, request: &RestoreRequest, delivery: lapin::message::Delivery) -> Option<Message> {
         let queue = self.topology.queue_of(delivery.routing_key.as_str())?;
         request.since.contains_key(queue).then(|| {
             let mut headers = delivery.properties.headers().clone().unwrap_or_default();

@@ -29,7 +29,7 @@ use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 
 use super::broker::Broker;
-use super::connection::{ConnectionSetup, ConnectionState, OpenConnection, ReadyConnection, SupervisedConnection};
+use super::connection::{AmqpConnectionState, ConnectionSetup, OpenConnection, ReadyConnection, SupervisedConnection};
 
 /// The longest time for the setup of a new connection.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -41,7 +41,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(500);
 struct Supervisor<S: ConnectionSetup> {
     broker: Arc<Broker>,
     setup: S,
-    state: watch::Sender<ConnectionState<S::Resources>>,
+    state: watch::Sender<AmqpConnectionState<S::Resources>>,
     closing: CancellationToken,
     shutdown: Shutdown,
 }
@@ -52,7 +52,7 @@ pub(super) fn start<S: ConnectionSetup>(
     setup: S,
     shutdown: &Shutdown,
 ) -> SupervisedConnection<S::Resources> {
-    let (sender, state) = watch::channel(ConnectionState::Down("not connected yet".to_owned()));
+    let (sender, state) = watch::channel(AmqpConnectionState::Down("not connected yet".to_owned()));
     let closing = CancellationToken::new();
     let supervisor = Supervisor { broker, setup, state: sender, closing: closing.clone(), shutdown: shutdown.clone() };
     shutdown.spawn(supervisor.run());
@@ -78,7 +78,7 @@ impl<S: ConnectionSetup> Supervisor<S> {
                     reason
                 }
                 Err(error @ Error::Misconfigured { .. }) if !was_up => {
-                    self.state.send_replace(ConnectionState::Refused(error));
+                    self.state.send_replace(AmqpConnectionState::Refused(error));
                     return;
                 }
                 Err(error) => Some(error.to_string()),
@@ -88,10 +88,10 @@ impl<S: ConnectionSetup> Supervisor<S> {
                 tracing::warn!(purpose = S::PURPOSE, reason, "the connection to the broker is down, reconnecting");
                 logged.clone_from(&reason);
             }
-            self.state.send_replace(ConnectionState::Down(reason));
+            self.state.send_replace(AmqpConnectionState::Down(reason));
             backoff.pause_until(self.close_requested()).await;
         }
-        self.state.send_replace(ConnectionState::Closed);
+        self.state.send_replace(AmqpConnectionState::Closed);
     }
 
     async fn open(&self) -> Result<(ReadyConnection<S::Resources>, watch::Sender<Option<String>>), Error> {
@@ -121,13 +121,13 @@ impl<S: ConnectionSetup> Supervisor<S> {
     ) -> Option<String> {
         let open = ready.open.clone();
         tracing::info!(purpose = S::PURPOSE, broker = open.broker.address, "connected to the broker");
-        self.state.send_replace(ConnectionState::Up(Arc::new(ready)));
+        self.state.send_replace(AmqpConnectionState::Up(Arc::new(ready)));
         let reason = tokio::select! {
             () = self.close_requested() => None,
             reason = watch_connection(&open, blocked) => Some(reason),
         };
         if let Some(reason) = &reason {
-            self.state.send_replace(ConnectionState::Down(reason.clone()));
+            self.state.send_replace(AmqpConnectionState::Down(reason.clone()));
         }
         open.give_up();
         open.broker.close().await;

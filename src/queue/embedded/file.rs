@@ -6,6 +6,7 @@ use std::path::Path;
 
 use redb::{Database, DatabaseError, StorageError};
 
+use crate::private_files;
 use crate::queue::Error;
 
 use super::change::LogLimits;
@@ -23,8 +24,10 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 pub(super) fn open(directory: &Path, limits: LogLimits) -> Result<Log, Error> {
     let path = directory.join(NAME);
     let unusable = |problem: String| Error::Unavailable { reason: format!("{} {problem}", path.display()) };
-    std::fs::create_dir_all(directory).map_err(|error| unusable(format!("cannot be created: {error}")))?;
+    let created = private_files::create_directory(directory);
+    created.map_err(|error| unusable(format!("cannot be created: {error}")))?;
     let is_new = !path.exists();
+    private_files::create_file(&path).map_err(|error| unusable(format!("cannot be created: {error}")))?;
     let open = || Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(&path);
     // redb may panic on a damaged file instead of returning an error.
     let file = catch_unwind(AssertUnwindSafe(open))

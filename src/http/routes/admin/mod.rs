@@ -1,9 +1,11 @@
 //! The admin listener: liveness, readiness, metrics, and the operators' commands.
 //!
-//! `/metrics`, `/livez` and `/readyz` need no key. Every other path, also an unknown one, needs the admin key, unless the
-//! listener is bound to loopback. The audit records each command and each denied request. In strict mode commands are
-//! refused while the audit cannot record them.
+//! `/metrics`, `/livez` and `/readyz` need no key. Every other path, also an unknown one, needs the admin key if one is
+//! configured, which it must be beyond loopback, and refuses what a web page in an operator's browser could send: see
+//! [`browser`]. The audit records each command and each denied request. In strict mode commands are refused while the
+//! audit cannot record them.
 
+mod browser;
 mod commands;
 
 use std::collections::BTreeMap;
@@ -48,8 +50,10 @@ pub struct AdminApi {
     pub metrics: Arc<Metrics>,
     /// Tracks the running commands.
     pub shutdown: Shutdown,
-    /// The SHA-256 of the admin key; `None` when none is needed.
+    /// The SHA-256 of the admin key; `None` if none is configured.
     pub key: Reloadable<Option<[u8; 32]>>,
+    /// Whether only this machine reaches the listener.
+    pub is_loopback: bool,
 }
 
 /// The answer of `/readyz`.
@@ -88,10 +92,16 @@ async fn metrics(State(api): State<Arc<AdminApi>>) -> Response {
     ([(header::CONTENT_TYPE, text)], api.metrics.render()).into_response()
 }
 
-async fn ready(State(api): State<Arc<AdminApi>>) -> Response {
-    let reasons = api.readiness.refused();
+/// Beyond loopback only who presents the admin key sees the tenants and the reasons.
+async fn ready(State(api): State<Arc<AdminApi>>, headers: HeaderMap) -> Response {
+    let mut reasons = api.readiness.refused();
     let down = api.readiness.degraded().into_iter().map(str::to_owned);
-    let degraded: Vec<String> = down.chain(reasons.keys().cloned()).collect();
+    let mut degraded: Vec<String> = down.chain(reasons.keys().cloned()).collect();
+    if !api.is_loopback && !api.has_key(&headers) {
+        reasons.clear();
+        degraded.iter_mut().for_each(|name| name.truncate(name.find(':').unwrap_or(name.len())));
+        degraded.dedup();
+    }
     let (code, status) = match api.readiness.phase() {
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
@@ -166,6 +176,16 @@ impl AdminApi {
         self.run_to_completion(performing).await
     }
 
+    /// Returns whether a request presents the admin key, or none is configured.
+    fn has_key(&self, headers: &HeaderMap) -> bool {
+        let presented = headers.get(header::AUTHORIZATION);
+        let presented = presented.and_then(|value| Authorization::parse(value.as_bytes()));
+        self.key.load().is_none_or(|key| {
+            matches!(presented, Some(Authorization::Bearer(presented))
+                if bool::from(Sha256::digest(presented).as_slice().ct_eq(&key)))
+        })
+    }
+
     /// Runs a future in its own task, so that it completes even if the client disconnects.
     async fn run_to_completion<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         match self.shutdown.spawn(work.in_current_span()).await {
@@ -191,16 +211,13 @@ fn problem(error: actions::Error) -> Problem {
     Problem::new(status, code, error.to_string())
 }
 
-/// Forwards a request if no key is needed or the right one is presented.
+/// Forwards a request if the right key is presented, or none is configured, and no web page can have sent it.
 async fn require_key(State(api): State<Arc<AdminApi>>, request: Request, next: Next) -> Response {
-    let presented = request.headers().get(header::AUTHORIZATION);
-    let presented = presented.and_then(|value| Authorization::parse(value.as_bytes()));
-    let allowed = api.key.load().is_none_or(|key| {
-        matches!(presented, Some(Authorization::Bearer(presented))
-            if bool::from(Sha256::digest(presented).as_slice().ct_eq(&key)))
-    });
-    if allowed {
-        return next.run(request).await;
+    if api.has_key(request.headers()) {
+        return match browser::refuse(&request, api.key.load().is_some()) {
+            None => next.run(request).await,
+            Some(problem) => problem.into_response(),
+        };
     }
     api.metrics.auth_failures.with(AuthEndpoint::Admin).increment(1);
     let request_id = request.headers().get(REQUEST_ID).cloned();

@@ -54,12 +54,12 @@ end
 if holds then
   raised = known
   outrun = order == -1
-  if known.newest == 'D' then place = does == 'D' and 'bury' or 'keep' end
+  if known.newest == 'D' then place = does == 'D' and 'tombstone' or 'keep' end
 elseif not known then
   if does == 'D' and again ~= '' then
     raised = unburied({ newest = 'U', unstamped = false, raised = now })
   else
-    if does == 'D' then place = 'bury' end
+    if does == 'D' then place = 'tombstone' end
     raised = { m = m, at = at, ap = ap, newest = does, doubt = false, unstamped = lacks, raised = now }
   end
 elseif does == 'D' and known.newest ~= 'D' and not may_bury then
@@ -77,7 +77,7 @@ else
   local rises = m and (not known.m or m > known.m)
   local rests = rises and order == 1
   local tie = m and known.m and m == known.m
-  if newest == 'D' and does == 'D' then place = 'bury'
+  if newest == 'D' and does == 'D' then place = 'tombstone'
   elseif newest == 'D' and not force then place = 'keep' end
   local high = known.m
   if rises then high = m end
@@ -90,7 +90,7 @@ end
 local life = math.max(fence_ttl, redis.call('PTTL', F))
 redis.call('SET', F, fence_text(raised), 'PX', int(life))
 local had_lock = redis.call('DEL', L)
-if place == 'bury' then
+if place == 'tombstone' then
   redis.call('SET', K, tombstone(ARGV[12], raised.at, raised.ap, now), 'PX', tombstone_ttl)
 elseif place == 'clear' or present ~= 'T' then
   redis.call('DEL', K)

@@ -483,7 +483,10 @@ async fn events_denied_webhooks_and_operator_commands_are_recorded() {
 /// Sends a command and disconnects at once.
 async fn send_and_disconnect(address: SocketAddr, path: &str, order: &Value) {
     let body = order.to_string();
-    let head = format!("POST /admin/{path} HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /admin/{path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
 }

@@ -96,8 +96,11 @@ async fn ten_thousand_lookups_in_three_processes_cost_one_call() {
     crowded.crowd(&one).await;
     assert_eq!(crowded.calls().await, 1);
 
-    // The event arrives at some moment of the next lookups: one more call, whenever it is.
-    let event = async { crowded.edge.post_event(&flat(&one)).await.status() };
+    // The event arrives at some moment of the next lookups: one more call, whenever it is. It has the time of its change,
+    // as Genesys' events do: a fill after an event without one is unsettled, and is fetched again after two seconds.
+    let mut stamped = flat(&one);
+    stamped["modifyDate"] = json!("2020-01-01T00:00:00.000Z");
+    let event = async { crowded.edge.post_event(&stamped).await.status() };
     let ((), status) = tokio::join!(crowded.crowd(&one), event);
     assert_eq!(status, 202);
     crowded.edge.applied("updated", 1.0).await;

@@ -2,7 +2,7 @@
 //!
 //! `/metrics`, `/livez` and `/readyz` need no key. Every other path, also an unknown one, needs the admin key if one is
 //! configured, which it must be beyond loopback, and refuses what a web page in an operator's browser could send: see
-//! [`browser`]. The audit records each command and each denied request. In strict mode commands are refused while the
+//! `browser.rs`. The audit records each command and each denied request. In strict mode commands are refused while the
 //! audit cannot record them.
 
 mod browser;

@@ -94,6 +94,9 @@ pub enum LookupError {
     /// The deadline of the lookup has passed.
     #[error("no answer within the lookup's deadline")]
     Deadline,
+    /// More lookups arrive than the store answers in time.
+    #[error("more lookups arrive than the store answers in time")]
+    Overloaded,
     /// The customers of a merge name each other as the canonical one.
     #[error("the customers of a merge name each other as canonical")]
     MergeLoop,
@@ -140,7 +143,7 @@ impl LookupError {
     pub fn retry_after(&self) -> Duration {
         match self {
             Self::Upstream(error) => error.retry_after().unwrap_or(Duration::from_secs(1)),
-            Self::Deadline | Self::MergeLoop | Self::Draining => Duration::from_secs(1),
+            Self::Deadline | Self::Overloaded | Self::MergeLoop | Self::Draining => Duration::from_secs(1),
         }
     }
 }

@@ -22,10 +22,12 @@
 //!
 //! # When something fails
 //!
+//! The store is slower than the lookups arrive: those above a limit are refused at once (`admission`).
 //! The store is unreachable: the lookup bypasses it, asks Genesys, and the answer is marked `bypass`. Genesys fails:
 //! the leader releases its lease, and all followers in this process get the same error. The leader's process is
 //! killed: its lease expires, and another lookup requests one.
 
+mod admission;
 mod answer;
 mod bypass;
 pub mod freshness;
@@ -58,6 +60,7 @@ use crate::upstream::{Expand, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 
+use admission::Admission;
 use bypass::Bypasses;
 use leader::FetchOutcome;
 use reader::CacheReader;
@@ -128,6 +131,7 @@ pub struct Lookup {
 #[derive(Debug)]
 struct LookupContext {
     deps: LookupDependencies,
+    admission: Admission,
     flights: Flights<FetchOutcome>,
     waiters: Waiters,
     bypasses: Bypasses,
@@ -142,9 +146,11 @@ impl Lookup {
     #[must_use]
     pub fn new(deps: LookupDependencies) -> Self {
         let recent = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
+        let deadline = deps.tenants.values().map(|config| config.deadline).min().unwrap_or_default();
         Self {
             context: Arc::new(LookupContext {
                 deps,
+                admission: Admission::new(deadline),
                 flights: Flights::new(),
                 waiters: Waiters::default(),
                 bypasses: Bypasses::default(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::domain::{CustomerId, Identity, Key, TenantId, Timestamp};
 use crate::store::{self, Base, Entry, Record, Token};
@@ -126,8 +126,17 @@ impl<'a> CacheReader<'a> {
     }
 
     pub(super) async fn read(mut self) -> Result<LookupAnswer, LookupError> {
-        let view = self.context.deps.store.get(&self.key).await.map(|entry| self.view(entry));
-        match view {
+        let admitted = self.context.admission.admit(self.deadline - self.config.deadline);
+        let Some(admitted) = admitted else {
+            self.context.deps.metrics.lookup_shed.increment(1);
+            return Err(LookupError::Overloaded);
+        };
+        let Ok(entry) = timeout_at(self.deadline, self.context.deps.store.get(&self.key)).await else {
+            admitted.end(false);
+            return Err(LookupError::Deadline);
+        };
+        admitted.end(entry.is_ok());
+        match entry.map(|entry| self.view(entry)) {
             // A hit ends here.
             Ok(EntryView::Serve(answer)) => Ok(answer),
             // The other paths are boxed, so that the future of a hit stays small.
@@ -148,14 +157,19 @@ impl<'a> CacheReader<'a> {
                 Err(StepError::Store(store::Error::Slow { .. })) => LookupStep::Reread,
                 Err(StepError::Store(error)) => return self.bypass(&error).await,
             };
-            if Instant::now() >= self.deadline && !matches!(next, LookupStep::Done(_)) {
-                return self.fall_back(LookupError::Deadline);
-            }
-            step = match next {
-                LookupStep::Done(answer) => return Ok(answer),
-                LookupStep::Reread => self.reread().await,
-                LookupStep::Evaluate(entry) => self.evaluate(entry).await,
-                LookupStep::RequestLease(base) => self.request_lease(base).await,
+            let deadline = self.deadline;
+            let following = async {
+                match next {
+                    LookupStep::Done(answer) => Ok(LookupStep::Done(answer)),
+                    LookupStep::Reread => self.reread().await,
+                    LookupStep::Evaluate(entry) => self.evaluate(entry).await,
+                    LookupStep::RequestLease(base) => self.request_lease(base).await,
+                }
+            };
+            step = match timeout_at(deadline, following).await {
+                Ok(Ok(LookupStep::Done(answer))) => return Ok(answer),
+                Ok(step) => step,
+                Err(_elapsed) => return self.fall_back(LookupError::Deadline),
             };
         }
     }
@@ -255,7 +269,9 @@ impl<'a> CacheReader<'a> {
     fn fall_back(self, failure: LookupError) -> Result<LookupAnswer, LookupError> {
         let why = match &failure {
             LookupError::Deadline => StaleReason::SoftTimeout,
-            LookupError::Upstream(_) | LookupError::MergeLoop | LookupError::Draining => StaleReason::Error,
+            LookupError::Upstream(_) | LookupError::MergeLoop | LookupError::Overloaded | LookupError::Draining => {
+                StaleReason::Error
+            }
         };
         let stale = self.stale.as_ref();
         stale

@@ -154,6 +154,7 @@ mod tests {
             (Error::Unreachable(None).into(), 503, 503, None),
             (Error::Timeout(None).into(), 503, 503, None),
             (LookupError::Deadline, 503, 503, None),
+            (LookupError::Overloaded, 503, 503, None),
             (LookupError::Draining, 503, 503, None),
             (Error::Unusable { reason: "x" }.into(), 502, 502, None),
             (Error::Denied { status: 403 }.into(), 502, 502, None),

@@ -74,6 +74,7 @@ impl Problem {
             LookupError::Upstream(Error::Unreachable(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unreachable"),
             LookupError::Upstream(Error::Timeout(_)) => (StatusCode::SERVICE_UNAVAILABLE, "upstream_timeout"),
             LookupError::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "deadline"),
+            LookupError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "shed"),
             LookupError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         };
         let mut problem = Self::new(status, code, failure.to_string());

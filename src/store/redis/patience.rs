@@ -19,8 +19,9 @@ const SLICES: u32 = 5;
 /// machine it is a millisecond or two.
 const PUNCTUAL: u32 = 4;
 
-/// After how many timeouts an answer is not waited for any longer.
-const LONGEST: u32 = 4;
+/// After how many timeouts an answer is not waited for any longer. It is long, because the answers to commands that were
+/// given up cannot be counted, and so look like silence to those that follow. Lookups end at their own deadline.
+const LONGEST: u32 = 40;
 
 /// Waits for the answers on one connection.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ pub(crate) enum Link {
 }
 
 /// See [`Link::Throttled`].
-const THROTTLED: usize = 8 << 10;
+const THROTTLED: usize = 4 << 10;
 /// See [`Link::Throttled`].
 const THROTTLE: Duration = Duration::from_millis(20);
 

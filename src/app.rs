@@ -2,29 +2,30 @@
 //!
 //! # Order
 //!
-//! Start: bind every listener, so that a port in use is an error before anything has happened → queue, store, upstream →
-//! flows → serve → consume events → ready. Stop, within one deadline (`shutdown.deadline`): not ready → accept nothing
-//! more → finish work in progress, including applied events and fetches → close the queue, so that every settled delivery
-//! stays settled → write the last audit record. In between, [`App::reload`] changes access without a restart.
+//! Start: bind every listener, so that a port in use is an error before anything has happened → serve operators and probes
+//! (`starting`) → queue, store, upstream → flows → serve → consume events → ready. Stop: not ready, and still accepting for
+//! `shutdown.delay` → then, within one deadline (`shutdown.deadline`): accept nothing more → finish work in progress,
+//! including applied events and fetches → close the queue, so that every settled delivery stays settled → stop serving
+//! operators and probes → write the last audit record. In between, [`App::reload`] changes access without a restart.
 
 mod components;
 mod dependencies;
 mod error;
+mod listeners;
 mod probe;
 mod reload;
 mod sandboxed;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::audit::{self, Audit};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::faults::Faults;
-use crate::http::routes::admin;
+use crate::http::routes::admin::{self, AdminApi};
 use crate::http::server;
 use crate::metrics::{Listener, Metrics};
 use crate::queue;
@@ -32,6 +33,7 @@ use crate::readiness::{Phase, Readiness};
 use crate::shutdown::{Controller, Shutdown};
 
 use components::Components;
+use listeners::{Listeners, addr};
 use probe::PROBE_EVERY;
 use reload::AccessControl;
 use sandboxed::{bind_sandbox_webhook, start_sandbox};
@@ -51,13 +53,14 @@ pub struct App {
     flows: Controller,
     queue: Option<queue::open::OpenQueue>,
     queue_tasks: Controller,
+    admin_tasks: Controller,
     audit: Audit,
     audit_tasks: Controller,
     access: AccessControl,
     /// The metrics of this process.
     pub metrics: Arc<Metrics>,
     /// The configuration at the start.
-    config: Config,
+    config: Arc<Config>,
 }
 
 impl App {
@@ -73,38 +76,48 @@ impl App {
         let admin = server::config::bind(config.admin.listen, "admin.listen").await?;
         let (flows, shutdown) = Shutdown::new();
         let (queue_tasks, queue_shutdown) = Shutdown::new();
+        let (admin_tasks, admin_shutdown) = Shutdown::new();
         let (audit_tasks, audit_shutdown) = Shutdown::new();
         let (metrics, clock) = (Metrics::of(config.roles), SystemClock::shared());
         let (public_addr, admin_addr) = (addr(&public), addr(&admin));
+        let access = AccessControl::of(&config)?;
+        let audit = audit::open::open(&config.audit, &clock, &metrics, &audit_shutdown)?;
+        let readiness = Arc::new(Readiness::starting(config.roles));
+        let operators = Arc::new(AdminApi {
+            operations: OnceLock::new(),
+            audit: audit.clone(),
+            readiness: Arc::clone(&readiness),
+            metrics: Arc::clone(&metrics),
+            shutdown: shutdown.clone(),
+            key: access.admin_key.clone(),
+            is_loopback: config.admin.listen.ip().is_loopback(),
+        });
+        let AccessControl { public_tls, admin_tls, .. } = access.clone();
+        let (http, listener_metrics) = (config.http.clone(), Arc::clone(&metrics));
+        let listeners = Listeners { config: &http, metrics: &listener_metrics };
+        let admin_service = listeners.service(admin::routes(Arc::clone(&operators)), admin_tls.is_some());
+        listeners.serve(admin, Listener::Admin, admin_service, admin_tls, &admin_shutdown);
         let sandbox_webhook = bind_sandbox_webhook(&config).await?;
         let posts_to = sandbox_webhook.as_ref().map_or(public_addr, addr);
         let sandbox = start_sandbox(&mut config, posts_to, &clock, &shutdown).await?;
-        let access = AccessControl::of(&config)?;
         let until = started + config.startup_timeout;
-        let components = Components {
-            hashers: config.keys.hashers(),
-            queue: dependencies::queue(&config, &clock, &queue_shutdown, &metrics, until).await?,
-            store: dependencies::store(&config, &access, &clock, &metrics, &shutdown, until).await?,
-            access,
-            readiness: Arc::new(Readiness::starting(config.roles)),
-            audit: audit::open::open(&config.audit, &clock, &metrics, &audit_shutdown)?,
-            config,
-            clock,
-            metrics,
-            faults,
-            shutdown,
-        };
+        let (queue, store) = tokio::try_join!(
+            readiness.awaiting("queue", dependencies::queue(&config, &clock, &queue_shutdown, &metrics, until)),
+            readiness.awaiting("store", dependencies::store(&config, &access, &clock, &metrics, &shutdown, until)),
+        )?;
+        let hashers = config.keys.hashers();
+        let components =
+            Components { hashers, queue, store, access, readiness, audit, config, clock, metrics, faults, shutdown };
         let (lookup, refused) = components.lookup()?;
         let (routes, lookups) = components.public_routes(lookup)?;
+        // It is set once: here.
+        let _ = operators.operations.set(components.operations());
         let public_service =
-            |tls: &Option<_>| components.service(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
+            |tls: &Option<_>| listeners.service(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
         if let Some(socket) = sandbox_webhook {
-            components.serve(socket, Listener::Public, public_service(&None), None);
+            listeners.serve(socket, Listener::Public, public_service(&None), None, &components.shutdown);
         }
-        let AccessControl { public_tls, admin_tls, .. } = components.access.clone();
-        components.serve(public, Listener::Public, public_service(&public_tls), public_tls);
-        let operators = components.service(admin::routes(components.ops()), admin_tls.is_some());
-        components.serve(admin, Listener::Admin, operators, admin_tls);
+        listeners.serve(public, Listener::Public, public_service(&public_tls), public_tls, &components.shutdown);
         components.consume();
         components.probe(refused).await;
         components.readiness.enter(Phase::Running);
@@ -119,22 +132,28 @@ impl App {
             flows,
             queue: components.queue,
             queue_tasks,
+            admin_tasks,
             audit: components.audit,
             audit_tasks,
             access: components.access,
             metrics: components.metrics,
-            config: components.config,
+            config: Arc::new(components.config),
         })
     }
 
-    /// Stops within `shutdown.deadline`; returns whether all work was finished.
+    /// Stops after `shutdown.delay`, within `shutdown.deadline`; returns whether all work was finished.
     ///
     /// Unfinished events are not lost: they are redelivered after the next start.
     pub async fn stop(self) -> bool {
-        let deadline = self.config.shutdown.deadline;
-        tracing::info!(?deadline, "draining");
-        let until = Instant::now() + deadline;
+        let (delay, deadline) = (self.config.shutdown.delay(), self.config.shutdown.deadline);
         self.readiness.enter(Phase::Draining);
+        tracing::info!(
+            ?delay,
+            ?deadline,
+            "draining: not ready, new connections are accepted until the delay has passed"
+        );
+        sleep(delay).await;
+        let until = Instant::now() + deadline;
         let flows_ended = self.flows.drain(deadline).await;
         let closed = match &self.queue {
             Some(queue) => queue.closer.close().await,
@@ -144,22 +163,16 @@ impl App {
             tracing::error!(%error, "the queue was not closed cleanly");
         }
         // Closing has a deadline of its own. Its tasks get a moment even if the flows took all of the time.
-        let left = until.saturating_duration_since(Instant::now()).max(PROBE_EVERY);
-        let queue_ended = self.queue_tasks.drain(left).await;
+        let left = || until.saturating_duration_since(Instant::now()).max(PROBE_EVERY);
+        let queue_ended = self.queue_tasks.drain(left()).await;
+        let admin_ended = self.admin_tasks.drain(left()).await;
         self.audit.close();
-        let left = until.saturating_duration_since(Instant::now()).max(PROBE_EVERY);
-        let audit_ended = self.audit_tasks.drain(left).await;
+        let audit_ended = self.audit_tasks.drain(left()).await;
         if !audit_ended {
             tracing::error!("the audit sink does not accept records, the last ones may be lost");
         }
-        let finished = flows_ended && closed.is_ok() && queue_ended && audit_ended;
+        let finished = flows_ended && closed.is_ok() && queue_ended && admin_ended && audit_ended;
         tracing::info!(finished, "stopped");
         finished
     }
-}
-
-/// Returns the address of a bound listener.
-fn addr(listener: &TcpListener) -> SocketAddr {
-    // Only an unbound socket has no address.
-    listener.local_addr().expect("a bound listener has an address")
 }

@@ -59,6 +59,12 @@ impl ManualClock {
         let mut now = self.0.lock();
         *now = now.plus(by);
     }
+
+    /// Sets the clock back by `by`.
+    pub fn set_back(&self, by: Duration) {
+        let mut now = self.0.lock();
+        *now = now.minus(by);
+    }
 }
 
 impl Clock for ManualClock {

@@ -3,9 +3,15 @@
 //! The format is text on a terminal, else JSON. Our log statements never contain personal data. Libraries can log headers,
 //! bodies and frames at detailed levels, so all libraries, also future ones, are limited to warnings, whatever `RUST_LOG`
 //! says.
+//!
+//! Whoever logs never waits for the reader of standard error: see `line_queue.rs`. What waits at the end of the process is
+//! written by [`flush`], within [`FLUSH_LIMIT`].
 
-use std::io::IsTerminal;
+mod line_queue;
+
+use std::io::{IsTerminal, Write};
 use std::panic;
+use std::time::Duration;
 
 use serde::Deserialize;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, Targets};
@@ -14,6 +20,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::spans;
+
+use line_queue::LineQueue;
+
+/// The lines of this process.
+static LINES: LineQueue = LineQueue::new();
+
+/// How long the end of the process may wait for the reader of standard error.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// A library that logs every refusal of the broker as an error, even an expected one. The caller logs the relevant ones.
 const SILENT: &str = "lapin";
@@ -92,7 +106,7 @@ pub fn init_with(config: &Config, traces: Option<LogLayer>) {
         Format::Json => false,
         Format::Auto => std::io::stderr().is_terminal(),
     };
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_writer(|| &LINES);
     let lines = if as_text {
         lines.with_ansi(std::io::stderr().is_terminal() && !is_plain()).boxed()
     } else {
@@ -101,6 +115,34 @@ pub fn init_with(config: &Config, traces: Option<LogLayer>) {
     let layers: Vec<LogLayer> = traces.into_iter().chain([lines.with_filter(filter.and(cap())).boxed()]).collect();
     if tracing_subscriber::registry().with(layers).try_init().is_ok() {
         panic::set_hook(Box::new(log_panic));
+        if let Err(error) = std::thread::Builder::new().name("log-writer".to_owned()).spawn(write_lines) {
+            let _ = writeln!(std::io::stderr().lock(), "profile-edge: cannot create the thread of the log: {error}");
+        }
+    }
+}
+
+/// Writes a text for people to standard error, in order with the log lines.
+pub fn print(text: &str) {
+    LINES.push(text.as_bytes());
+}
+
+/// Returns how many log lines of this process were dropped because standard error did not accept them.
+#[must_use]
+pub fn dropped_lines() -> u64 {
+    LINES.dropped()
+}
+
+/// Waits until all log lines are written, for at most [`FLUSH_LIMIT`]. To be called at the end of the process.
+pub fn flush() {
+    LINES.flush(FLUSH_LIMIT);
+}
+
+/// Writes the lines to standard error until the end of the process.
+fn write_lines() {
+    loop {
+        if let Some(lines) = LINES.write_next(&mut std::io::stderr()) {
+            tracing::warn!(lines, "log lines were dropped: standard error did not accept them in time");
+        }
     }
 }
 

@@ -133,6 +133,7 @@ catalogue! {
     connections_ended: counter "connections_ended_total" ["listener": Listener, "reason": ConnectionEnd] = "Ended client connections by reason.";
     config_reloads: counter "config_reloads_total" ["outcome": Outcome] = "Configuration reloads by outcome.";
     trace_spans: counter "trace_spans_total" ["outcome": SpanOutcome] = "Recorded spans by outcome: exported or dropped.";
+    log_lines_dropped: counter "log_lines_dropped_total" = "Log lines dropped because standard error did not accept them.";
     panics: counter "panics_total" = "Requests and tasks that panicked.";
 }
 

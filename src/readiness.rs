@@ -6,7 +6,7 @@
 //! queue, or a consumer process without its queue or its store. A tenant whose token is refused at Genesys is listed
 //! with the reason; other tenants are not affected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use parking_lot::Mutex;
@@ -33,6 +33,7 @@ pub struct Readiness {
     store_up: AtomicBool,
     queue_up: AtomicBool,
     audit_up: AtomicBool,
+    awaited: Mutex<BTreeSet<&'static str>>,
     refused: Mutex<BTreeMap<String, String>>,
 }
 
@@ -41,8 +42,9 @@ impl Readiness {
     #[must_use]
     pub fn starting(roles: Roles) -> Self {
         let up = || AtomicBool::new(true);
-        let (phase, refused) = (AtomicU8::new(Phase::Starting as u8), Mutex::default());
-        Self { roles, phase, store_up: up(), queue_up: up(), audit_up: up(), refused }
+        let phase = AtomicU8::new(Phase::Starting as u8);
+        let (awaited, refused) = (Mutex::default(), Mutex::default());
+        Self { roles, phase, store_up: up(), queue_up: up(), audit_up: up(), awaited, refused }
     }
 
     /// Enters a phase; an earlier phase than the current one has no effect.
@@ -58,6 +60,20 @@ impl Readiness {
             .into_iter()
             .find(|candidate| *candidate as u8 == phase)
             .unwrap_or(Phase::Draining)
+    }
+
+    /// Waits for a dependency of the start, and lists it as awaited until then.
+    pub async fn awaiting<T>(&self, dependency: &'static str, opening: impl Future<Output = T>) -> T {
+        self.awaited.lock().insert(dependency);
+        let opened = opening.await;
+        self.awaited.lock().remove(dependency);
+        opened
+    }
+
+    /// Returns the dependencies that the start waits for.
+    #[must_use]
+    pub fn awaited(&self) -> Vec<&'static str> {
+        self.awaited.lock().iter().copied().collect()
     }
 
     /// Stores whether the store answered, and logs a change.

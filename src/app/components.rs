@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use axum::Router;
-use rustls::ServerConfig;
-use tokio::net::TcpListener;
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
@@ -15,27 +13,22 @@ use crate::domain::KeyHasher;
 use crate::faults::Faults;
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::jwt::TokenSigner;
-use crate::http::routes::admin::AdminApi;
+use crate::http::routes::admin::Operations;
 use crate::http::routes::lookup_api::LookupApi;
 use crate::http::routes::{contact, oauth_token, openapi, profile, webhook};
-use crate::http::server::service::{DirectRoute, HttpService};
-use crate::http::server::{self, limits};
+use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
-use crate::metrics::{Listener, Metrics};
+use crate::metrics::Metrics;
 use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
 use crate::readiness::Readiness;
-use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 use crate::{queue, store, upstream};
 
 use super::Error;
 use super::probe::Probe;
 use super::reload::AccessControl;
-
-/// How many connections the admin listener may have open; operators, scrapers and probes need few.
-const ADMIN_CONNECTIONS: usize = 512;
 
 /// The components of a running process.
 pub(super) struct Components {
@@ -113,8 +106,9 @@ impl Components {
         Ok(Arc::new(CallerAuth::new(self.access.callers.clone(), tokens, Arc::clone(&self.metrics))))
     }
 
-    pub(super) fn ops(&self) -> Arc<AdminApi> {
-        Arc::new(AdminApi {
+    /// Creates what operators' commands use.
+    pub(super) fn operations(&self) -> Operations {
+        Operations {
             actions: Actions {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
                 hashers: self.hashers.clone(),
@@ -131,40 +125,7 @@ impl Components {
                 shutdown: self.shutdown.clone(),
                 slot: Arc::default(),
             },
-            audit: self.audit.clone(),
-            readiness: Arc::clone(&self.readiness),
-            metrics: Arc::clone(&self.metrics),
-            shutdown: self.shutdown.clone(),
-            key: self.access.admin_key.clone(),
-            is_loopback: self.config.admin.listen.ip().is_loopback(),
-        })
-    }
-
-    pub(super) fn service(&self, routes: Router, is_tls: bool) -> HttpService {
-        HttpService::new(routes, self.config.http.max_in_flight, is_tls, Arc::clone(&self.metrics))
-    }
-
-    /// Serves a listener until shutdown.
-    pub(super) fn serve(
-        &self,
-        socket: TcpListener,
-        listener: Listener,
-        service: HttpService,
-        tls: Option<Reloadable<ServerConfig>>,
-    ) {
-        let http = &self.config.http;
-        let wanted = match listener {
-            Listener::Public => http.limits.max_connections,
-            Listener::Admin => http.limits.max_connections.min(ADMIN_CONNECTIONS),
-        };
-        let options = server::ServerOptions {
-            listener,
-            connections: limits::connections_that_fit(wanted),
-            limits: http.limits.clone(),
-            tls,
-            metrics: Arc::clone(&self.metrics),
-        };
-        self.shutdown.spawn(server::serve(socket, service, options, self.shutdown.clone()));
+        }
     }
 
     /// Starts to consume events, if this process has the role.

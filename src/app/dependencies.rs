@@ -12,7 +12,7 @@ use url::Url;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::queue::open::OpenQueue;
+use crate::queue::open::{OpenQueue, QueueKind};
 use crate::shutdown::Shutdown;
 use crate::store::Lifetimes;
 use crate::store::open::OpenStore;
@@ -24,7 +24,7 @@ use super::reload::AccessControl;
 /// How long an address of a silent dependency may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Opens the queue, if a role of this process uses it.
+/// Opens the queue, if a role of this process uses it. A local file is not waited for, but checked, for as long as it takes.
 pub(super) async fn queue(
     config: &Config,
     clock: &SharedClock,
@@ -36,6 +36,9 @@ pub(super) async fn queue(
         return Ok(None);
     }
     let opening = queue::open::open(&config.queue, Arc::clone(clock), tasks, Arc::clone(metrics));
+    if config.queue.kind == QueueKind::Embedded {
+        return Ok(Some(opening.await?));
+    }
     let addresses = || config.queue.amqp.addresses().unwrap_or_default();
     Ok(Some(answered("the queue (RabbitMQ)", config, until, opening, addresses).await??))
 }

@@ -9,7 +9,7 @@ use crate::audit::Audit;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::shutdown::Shutdown;
-use crate::{queue, store, upstream};
+use crate::{logging, queue, store, upstream};
 
 /// How often dependencies are probed and gauges refreshed.
 pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -47,6 +47,7 @@ impl Probe {
         self.readiness.audit(self.audit.is_working(), &self.metrics);
         let refusals = self.refused.refusals().into_iter();
         self.readiness.upstreams(refusals.map(|(tenant, reason)| (tenant.to_string(), reason.to_string())));
+        self.metrics.log_lines_dropped.absolute(logging::dropped_lines());
         self.metrics.upkeep();
     }
 }

@@ -8,8 +8,11 @@
 //! settings stay as they were at the start; those that differ are logged.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ServerConfig;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::audit::{AuditRecord, OperatorRecord};
 use crate::config::{Config, LoadErrors};
@@ -45,13 +48,27 @@ struct NextAccess {
     admin_tls: Option<Arc<ServerConfig>>,
 }
 
+/// How long reading the configuration and its files again may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
 impl App {
-    /// Applies callers, webhook secrets, certificates, sealing keys and the admin key of another configuration: all of
-    /// them, or nothing if one cannot be used. Returns whether they were applied.
-    pub fn reload(&self, next: Result<Config, LoadErrors>) -> bool {
-        let changed = next.map_err(|errors| errors.to_string());
-        let changed =
-            changed.and_then(|next| self.access.replace(&self.config, &next).map_err(|error| error.to_string()));
+    /// Applies callers, webhook secrets, certificates, sealing keys and the admin key of the configuration that `read`
+    /// returns: all of them, or nothing if one cannot be used or cannot be read within ten seconds. Returns whether they
+    /// were applied. Files are read by a thread that may block.
+    pub async fn reload(&self, read: impl FnOnce() -> Result<Config, LoadErrors> + Send + 'static) -> bool {
+        let (access, running) = (self.access.clone(), Arc::clone(&self.config));
+        let prepare = move || -> Result<(NextAccess, Vec<String>), String> {
+            let next = read().map_err(|errors| errors.to_string())?;
+            access.prepare(&running, &next).map_err(|error| error.to_string())
+        };
+        let prepared = match timeout(DEADLINE, spawn_blocking(prepare)).await {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(_)) | Err(_) => Err("could not be read in time".to_owned()),
+        };
+        let changed = prepared.map(|(next, left)| {
+            self.access.replace(&self.config, next);
+            left
+        });
         let outcome = if changed.is_ok() { Outcome::Ok } else { Outcome::Error };
         self.metrics.config_reloads.with(outcome).increment(1);
         let outcome = if changed.is_ok() { "ok" } else { "error" };
@@ -99,26 +116,30 @@ impl AccessControl {
         })
     }
 
-    /// Replaces all of it by that of another configuration, or nothing on an error.
-    ///
-    /// Returns the settings that differ and need a restart.
-    pub(super) fn replace(&self, running: &Config, next: &Config) -> Result<Vec<String>, Error> {
+    /// Creates the access control of another configuration, and returns it with the settings that differ and need a
+    /// restart.
+    fn prepare(&self, running: &Config, next: &Config) -> Result<(NextAccess, Vec<String>), Error> {
         let callers = self.callers.load().renewed(&next.callers)?;
         let access = NextAccess::of(next, callers, |id| running.tenants.iter().any(|tenant| tenant.id == *id))?;
-        self.callers.replace(access.callers);
-        self.sources.replace(access.sources);
-        self.keyring.replace(access.keyring);
+        let left = running.settings.differences(&next.settings);
+        let left = left.into_iter().filter(|path| !is_reloadable(path, running, next)).map(str::to_owned).collect();
+        Ok((access, left))
+    }
+
+    /// Replaces all of it.
+    fn replace(&self, running: &Config, next: NextAccess) {
+        self.callers.replace(next.callers);
+        self.sources.replace(next.sources);
+        self.keyring.replace(next.keyring);
         // The listener keeps its address, and beyond loopback it needs a key.
-        if access.admin_key.is_some() || !running.admin.needs_key() {
-            self.admin_key.replace(access.admin_key);
+        if next.admin_key.is_some() || !running.admin.needs_key() {
+            self.admin_key.replace(next.admin_key);
         }
-        for (current, next) in [(&self.public_tls, access.public_tls), (&self.admin_tls, access.admin_tls)] {
+        for (current, next) in [(&self.public_tls, next.public_tls), (&self.admin_tls, next.admin_tls)] {
             if let (Some(current), Some(next)) = (current, next) {
                 current.replace(next);
             }
         }
-        let left = running.settings.differences(&next.settings);
-        Ok(left.into_iter().filter(|path| !is_reloadable(path, running, next)).map(str::to_owned).collect())
     }
 }
 

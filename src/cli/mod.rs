@@ -63,7 +63,9 @@ impl From<Exit> for ExitCode {
 }
 
 /// Runs the command that the process was started with.
-pub async fn main() -> ExitCode {
+///
+/// The end waits for no thread that may be blocked in the system, such as the lookup of a host name.
+pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -73,7 +75,17 @@ pub async fn main() -> ExitCode {
             return if is_mistake { Exit::Usage.into() } else { Exit::Ok.into() };
         }
     };
-    command(args).await.into()
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start threads: {error}"));
+            return Exit::Internal.into();
+        }
+    };
+    let exit = runtime.block_on(command(args));
+    runtime.shutdown_background();
+    logging::flush();
+    exit.into()
 }
 
 async fn command(args: Args) -> Exit {

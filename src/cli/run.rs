@@ -1,14 +1,12 @@
 //! `profile-edge run`: starts, prints how to try the demo, waits for a signal, drains. SIGHUP reloads the configuration.
 
-use std::io::Write;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::app::{self, App};
-use crate::config::{Config, LoadErrors, SettingError};
+use crate::config::{Config, LoadErrors};
 use crate::faults::Faults;
 use crate::logging::{self, Format};
 use crate::queue;
@@ -22,9 +20,6 @@ pub(super) const SANDBOX_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The customer in the commands of the demo.
 const CUSTOMER: &str = "00000000-0000-4000-8000-000000000001";
-
-/// How long reading the configuration again may take.
-const RELOAD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs the service until a signal stops it; `again` reads its configuration again.
 pub(super) async fn run<F>(config: Config, warnings: Vec<String>, again: F) -> Exit
@@ -49,6 +44,7 @@ where
     let hangups = signal(SignalKind::hangup());
     let show_demo = config.is_demo && config.roles.lookup && config.log.format != Format::Json;
     let deadline = config.shutdown.deadline;
+    let stop_within = config.shutdown.delay() + deadline;
     // Created here, so that a signal during the start ends the process cleanly too.
     let mut asked = std::pin::pin!(stop_signal());
     let started = tokio::select! {
@@ -70,14 +66,13 @@ where
         telemetry.count_in(std::sync::Arc::clone(&app.metrics));
     }
     if show_demo {
-        // A closed standard error is no reason to stop.
-        let _ = std::io::stderr().lock().write_all(how_to_try(&app).as_bytes());
+        logging::print(&how_to_try(&app));
     }
     tokio::select! {
         () = &mut asked => {}
         () = reload_on(hangups, &app, again) => {}
     }
-    let until = Instant::now() + deadline;
+    let until = Instant::now() + stop_within;
     let stopped = async {
         let finished = app.stop().await;
         if let Some(telemetry) = telemetry {
@@ -112,9 +107,7 @@ where
     loop {
         // The stream of a signal has no end.
         let _ = hangups.recv().await;
-        let late = || Err(SettingError::new("", "could not be read in time").into());
-        let read = timeout(RELOAD_DEADLINE, spawn_blocking(again.clone())).await;
-        app.reload(read.map_or_else(|_elapsed| late(), |read| read.unwrap_or_else(|_panicked| late())));
+        app.reload(again.clone()).await;
     }
 }
 

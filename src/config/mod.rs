@@ -16,6 +16,7 @@ mod tree;
 mod validate;
 mod warnings;
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -109,9 +110,22 @@ pub struct Tenant {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShutdownConfig {
+    /// How long `/readyz` reports `draining` while new connections are still accepted; see [`Self::delay`].
+    #[serde(default, with = "humantime_serde")]
+    delay: Option<Duration>,
     /// How long work in progress may take to finish.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
+}
+
+impl ShutdownConfig {
+    /// Returns how long new connections are accepted after a stop was requested, so that load balancers have noticed
+    /// it. Unless it is configured: 3 s, and nothing on a terminal, where no load balancer watches.
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        let default = || if std::io::stderr().is_terminal() { Duration::ZERO } else { Duration::from_secs(3) };
+        self.delay.unwrap_or_else(default)
+    }
 }
 
 /// `[security]`.

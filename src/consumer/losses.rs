@@ -7,6 +7,8 @@
 //! seen. Events whose effect was not lost are duplicates then. A deletion that is not known to be the latest event
 //! evicts the entry and writes no tombstone.
 //!
+//! Until a request is known to be durable it is repeated, unchanged; the queue carries out equal requests once.
+//!
 //! A failover while no consumer runs is not detected; the TTL bounds its effect. If several consumers run, each
 //! requests the replay. This is harmless and rare.
 

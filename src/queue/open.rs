@@ -1,8 +1,10 @@
 //! Opens the queue adapter that the configuration selects.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use tokio::task::spawn_blocking;
 
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
@@ -91,7 +93,10 @@ pub async fn open(
 ) -> Result<OpenQueue, Error> {
     match config.kind {
         QueueKind::Embedded => {
-            let embedded = Embedded::open(&config.embedded, clock, shutdown)?;
+            // A large file that was not closed cleanly takes long to check.
+            let (config, shutdown) = (config.embedded.clone(), shutdown.clone());
+            let opening = spawn_blocking(move || Embedded::open(&config, clock, &shutdown));
+            let embedded = opening.await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))?;
             let publisher = Arc::new(MeteredPublisher::new(embedded.clone(), metrics));
             let (queue, dead_letters) = (embedded.clone(), embedded.clone());
             Ok(OpenQueue { publisher, queue, dead_letters, closer: QueueCloser(Adapter::Embedded(embedded)) })

@@ -132,6 +132,12 @@ impl Record {
     pub fn lifetime(&self) -> Duration {
         self.ttl.saturating_add(self.grace)
     }
+
+    /// Returns the record with an age of at least `age` at `now`: the clock may have been set back since the fetch.
+    #[must_use]
+    pub fn at_least_as_old_as(self, age: Duration, now: Timestamp) -> Self {
+        Self { fetched_at: self.fetched_at.min(now.minus(age)), ..self }
+    }
 }
 
 impl Entry {

@@ -22,15 +22,19 @@ pub(super) enum LogChange {
     Redrive(u64),
     /// Deletes a dead letter.
     Purge(u64),
-    /// Adds again what was settled at a time or later.
-    RestoreSince(Timestamp),
+    /// Orders a restore of what was settled at a time or later; the same order again has no effect.
+    OrderRestore(Timestamp),
+    /// Carries out a part of the ordered restore.
+    RestoreSome,
 }
 
 /// Whether the journal keeps an event that leaves the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Retention {
     Journal,
-    /// For a copy of an event in the journal, and for bytes that cannot be decoded.
+    /// Without the mark of its restore, which moved it out of the journal.
+    Unmarked,
+    /// For bytes that cannot be decoded.
     Discard,
 }
 

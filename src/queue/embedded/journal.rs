@@ -4,12 +4,18 @@
 //! settlement. An event that becomes a dead letter is kept too. The journal is limited by age and by size and deletes
 //! its oldest events first.
 //!
-//! Redeliveries are handled as follows. The journal keeps an event that an operator redrove or replayed, so that it can
-//! be restored, but readers skip it, since its first delivery is in the journal. A restored event is not kept again,
-//! since it is a copy of a row.
+//! A restore moves events back to `events`, marked as restored: nothing is stored twice. When such an event is settled
+//! again, it returns to the journal without the mark, with the new time, so a later restore covers it too. The order of a
+//! restore and its progress ([`RestoreState`]) are durable. It moves a few events at a time, while few events wait; so
+//! live events do not wait behind it, and a full queue does not grow. The same order again has no effect; another order
+//! during a restore lets it start over, from the earlier of both times.
+//!
+//! The journal keeps an event that an operator redrove or replayed, so that it can be restored, but readers skip it, since
+//! its first delivery is in the journal.
 //!
 //! A reader reads page by page, settled and unsettled events together in the order of their positions. An event that is
-//! settled between two pages keeps its position and is returned once.
+//! settled between two pages keeps its position and is returned once. A reader may omit an event that a restore moves
+//! meanwhile, since the restore applies it again.
 
 use bytes::Bytes;
 use redb::{ReadableTable, TableDefinition};
@@ -73,27 +79,86 @@ pub(super) fn page(
     Ok(JournalPage { events: rows.into_iter().filter_map(|(_, wire)| wire).collect(), next })
 }
 
-/// Returns copies of the events that were settled at `since`, less the margin, or later, marked as restored. An event
-/// that an operator redrove or replayed is moved instead: it returns to the journal when it is settled.
-pub(super) fn restore(
-    journal: &mut SizedTable<'_, JournalRow<'static>>,
-    since: Timestamp,
-) -> Result<Vec<Bytes>, redb::Error> {
-    let (mut copies, mut moved) = (Vec::new(), Vec::new());
-    let since = since.as_millis().saturating_sub(MARGIN_MILLIS);
-    for row in journal.rows().iter()? {
-        let (position, row) = row?;
-        let (settled, wire) = row.value();
-        let Some(event) = wire::decode(wire).ok().filter(|_| settled >= since) else { continue };
-        if event.again.is_some() {
-            moved.push(position.value());
+/// The only row of the table [`RESTORES`]: order, since, cursor, end, moved; see [`RestoreState`].
+pub(super) type RestoreRow = (i64, i64, u64, u64, u64);
+
+pub(super) const RESTORES: TableDefinition<'_, u64, RestoreRow> = TableDefinition::new("restores");
+
+/// How many rows of the journal one step of a restore moves, and how many it looks at.
+const MAX_MOVED: usize = 256;
+const MAX_SCANNED: usize = 4_096;
+
+/// The newest restore and its progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RestoreState {
+    /// The time of the newest order, in milliseconds.
+    ordered: i64,
+    /// Events settled at this time or later are restored, in milliseconds.
+    since: i64,
+    /// The next position to look at, and the position after the last one.
+    cursor: u64,
+    end: u64,
+    /// How many events were moved.
+    pub(super) moved: u64,
+}
+
+impl RestoreState {
+    pub(super) const fn of_row((ordered, since, cursor, end, moved): RestoreRow) -> Self {
+        Self { ordered, since, cursor, end, moved }
+    }
+
+    pub(super) const fn row(&self) -> RestoreRow {
+        (self.ordered, self.since, self.cursor, self.end, self.moved)
+    }
+
+    /// Returns whether there is something left to look at.
+    pub(super) const fn is_running(&self) -> bool {
+        self.cursor < self.end
+    }
+
+    /// Adds an order for all positions before `end`; returns whether that changed anything.
+    pub(super) fn order(&mut self, since: Timestamp, end: u64) -> bool {
+        let ordered = since.as_millis();
+        if ordered == self.ordered {
+            return false;
         }
-        copies.push(wire::encode(&Event { again: event.again.or(Some(Redelivery::Restored)), ..event }));
+        let since = if self.is_running() { ordered.min(self.since) } else { ordered };
+        *self = Self { ordered, since, cursor: 0, end, moved: 0 };
+        true
     }
-    for position in moved {
-        journal.remove(position)?;
+}
+
+/// Takes the next events of a restore out of the journal; returns them marked as restored.
+pub(super) fn restore_some(
+    journal: &mut SizedTable<'_, JournalRow<'static>>,
+    state: &mut RestoreState,
+) -> Result<Vec<Bytes>, redb::Error> {
+    let since = state.since.saturating_sub(MARGIN_MILLIS);
+    let (mut found, mut scanned) = (Vec::new(), 0);
+    let mut next = state.end;
+    for row in journal.rows().range(state.cursor..state.end)? {
+        let (position, row) = row?;
+        if scanned == MAX_SCANNED || found.len() == MAX_MOVED {
+            next = position.value();
+            break;
+        }
+        scanned += 1;
+        let (settled, wire) = row.value();
+        let Some(event) = (settled >= since).then(|| wire::decode(wire).ok()).flatten() else { continue };
+        let again = event.again.or(Some(Redelivery::Restored));
+        found.push((position.value(), wire::encode(&Event { again, ..event })));
     }
-    Ok(copies)
+    state.cursor = next;
+    state.moved += found.len() as u64;
+    for (position, _) in &found {
+        journal.remove(*position)?;
+    }
+    Ok(found.into_iter().map(|(_, wire)| wire).collect())
+}
+
+/// Returns an event as it was before a restore marked it.
+pub(super) fn without_mark(event: Event) -> Event {
+    Event { again: event.again.filter(|again| *again != Redelivery::Restored), ..event }
 }
 
 /// Deletes the oldest events while they are too old or the journal is too large.

@@ -6,7 +6,7 @@ use crate::domain::{Event, Timestamp};
 use crate::queue::{Error, Journal, wire};
 
 use super::commands::WriterHandle;
-use super::journal::JournalPage;
+use super::journal::{self, JournalPage};
 
 /// How many rows one page reads.
 const PAGE: usize = 256;
@@ -37,6 +37,6 @@ impl Journal for JournalReader {
         self.from = next.unwrap_or(self.end);
         // What cannot be decoded is a dead letter, or will be.
         let events = events.iter().filter_map(|wire| wire::decode(wire).ok());
-        Ok(Some(events.filter(|event| event.again.is_none()).collect()))
+        Ok(Some(events.map(journal::without_mark).filter(|event| event.again.is_none()).collect()))
     }
 }

@@ -1,4 +1,4 @@
-//! The file: four tables, changed by one transaction per batch.
+//! The file: five tables, changed by one transaction per batch.
 //!
 //! | table | contains |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | `returns` | position → how often that event was returned unsettled; no row means never |
 //! | `journal` | position → a settled event and the time of its settlement: see [`journal`](super::journal) |
 //! | `dead_letters` | number → a dead letter, as JSON: reason, time, length, SHA-256, and the event if it can be decoded |
+//! | `restores` | 0 → the newest restore and its progress |
 //!
 //! The state of an event is the table that contains it. A change of state moves the row in one transaction. Each table
 //! counts its own rows and bytes, see [`sized_table`](super::sized_table).
@@ -21,14 +22,15 @@
 //! After an [`Err`](redb::Error) redb refuses further writes: drop the [`Log`] and open it again.
 
 use bytes::Bytes;
-use redb::{Database, Durability, ReadableDatabase};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable};
+use tokio::time::Instant;
 
 use crate::domain::Timestamp;
 use crate::queue::{DeadLetter, Error};
 
 use super::change::{LogChange, LogEntry, LogLimits};
 use super::dead_letter;
-use super::journal::{self, JOURNAL, JournalPage};
+use super::journal::{self, JOURNAL, JournalPage, RESTORES, RestoreState};
 use super::sized_table::TableSize;
 use super::tables::{DEAD_LETTERS, EVENTS, LogTotals, RETURNS, Tables, Urgency};
 
@@ -39,6 +41,10 @@ pub(super) struct Log {
     totals: LogTotals,
     limits: LogLimits,
     synced: bool,
+    /// The time of the newest settlement before this log was opened, in milliseconds.
+    settled_before: Option<i64>,
+    /// The time of the first change, and the moment when it was made.
+    began: Option<(Timestamp, Instant)>,
 }
 
 impl Log {
@@ -53,10 +59,20 @@ impl Log {
             events: TableSize::of(&txn.open_table(EVENTS)?)?,
             dead_letters: TableSize::of(&txn.open_table(DEAD_LETTERS)?)?,
             journal: TableSize::of(&txn.open_table(JOURNAL)?)?,
+            restore: txn.open_table(RESTORES)?.get(0)?.map(|row| RestoreState::of_row(row.value())).unwrap_or_default(),
         };
         // A position is never used twice, not even after its event was settled.
         totals.events.next = totals.events.next.max(totals.journal.next);
-        Ok(Self { file, totals, limits, synced: true })
+        let settled_before = txn.open_table(JOURNAL)?.last()?.map(|(_, row)| row.value().0);
+        Ok(Self { file, totals, limits, synced: true, settled_before, began: None })
+    }
+
+    /// Returns the time for the ages of settled events: `now`, but not more than what has passed since the log was opened
+    /// after the newest settlement before. So a wall clock that is days ahead for a while does not delete the journal.
+    fn time_of_ages(&mut self, now: Timestamp) -> Timestamp {
+        let settled = self.settled_before.map_or(now, Timestamp::from_millis);
+        let (first, moment) = *self.began.get_or_insert_with(|| (now.min(settled), Instant::now()));
+        now.min(first.plus(moment.elapsed()))
     }
 
     /// Returns the sizes of the tables.
@@ -85,6 +101,7 @@ impl Log {
         changes: &[&LogChange],
         now: Timestamp,
     ) -> Result<Vec<Result<(), Error>>, redb::Error> {
+        let time_of_ages = self.time_of_ages(now);
         let mut txn = self.file.begin_write()?;
         let mut urgency = Urgency::Unchanged;
         let mut outcomes = Vec::with_capacity(changes.len());
@@ -95,7 +112,7 @@ impl Log {
             outcomes.push(outcome.map(|_| ()));
         }
         if urgency != Urgency::Unchanged {
-            tables.trim_journal(&self.limits.journal, now)?;
+            tables.trim_journal(&self.limits.journal, time_of_ages)?;
         }
         let totals = tables.close();
         match urgency {

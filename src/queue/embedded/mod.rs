@@ -236,7 +236,7 @@ impl Queue for Embedded {
         if !self.has_journal {
             return Ok(RestoreOutcome::NoJournal);
         }
-        self.writer.change(LogChange::RestoreSince(since)).await?;
+        self.writer.change(LogChange::OrderRestore(since)).await?;
         Ok(RestoreOutcome::Ordered)
     }
 

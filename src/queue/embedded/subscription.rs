@@ -84,8 +84,9 @@ impl EmbeddedSubscription {
         };
         let redelivered = entry.returns;
         let retention = match &payload {
-            Payload::Event(event) if event.again != Some(Redelivery::Restored) => Retention::Journal,
-            Payload::Event(_) | Payload::Undecodable(_) => Retention::Discard,
+            Payload::Event(event) if event.again == Some(Redelivery::Restored) => Retention::Unmarked,
+            Payload::Event(_) => Retention::Journal,
+            Payload::Undecodable(_) => Retention::Discard,
         };
         let (shared, writer) = (self.shared.clone(), self.writer.clone());
         let unsettled = EmbeddedDelivery { entry: Some(entry), retention, shared, writer };

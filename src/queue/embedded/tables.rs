@@ -4,11 +4,11 @@ use bytes::Bytes;
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use crate::domain::Timestamp;
-use crate::queue::{DeadLetterReason, Error};
+use crate::queue::{DeadLetterReason, Error, wire};
 
 use super::change::{JournalLimits, LogChange, LogLimits, Retention};
 use super::dead_letter;
-use super::journal::{self, JOURNAL, JournalRow};
+use super::journal::{self, JOURNAL, JournalRow, RESTORES, RestoreRow, RestoreState};
 use super::sized_table::{SizedTable, TableSize};
 
 pub(super) const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
@@ -24,6 +24,8 @@ pub(super) struct LogTotals {
     pub(super) dead_letters: TableSize,
     /// Settled events.
     pub(super) journal: TableSize,
+    /// The newest restore.
+    pub(super) restore: RestoreState,
 }
 
 /// How urgently a batch must reach the disk.
@@ -40,6 +42,8 @@ pub(super) struct Tables<'t> {
     returns: Table<'t, u64, u32>,
     dead_letters: SizedTable<'t, &'static [u8]>,
     journal: SizedTable<'t, JournalRow<'static>>,
+    restores: Table<'t, u64, RestoreRow>,
+    restore: RestoreState,
 }
 
 impl<'t> Tables<'t> {
@@ -50,13 +54,15 @@ impl<'t> Tables<'t> {
             returns: txn.open_table(RETURNS)?,
             dead_letters: SizedTable::open(txn, DEAD_LETTERS, totals.dead_letters)?,
             journal: SizedTable::open(txn, JOURNAL, totals.journal)?,
+            restores: txn.open_table(RESTORES)?,
+            restore: totals.restore,
         })
     }
 
     /// Closes the tables, as a commit requires, and returns their sizes.
     pub(super) fn close(self) -> LogTotals {
         let (events, dead_letters) = (self.events.size(), self.dead_letters.size());
-        LogTotals { events, dead_letters, journal: self.journal.size() }
+        LogTotals { events, dead_letters, journal: self.journal.size(), restore: self.restore }
     }
 
     /// Applies a change. The outer error is a failure of the file, the inner one the result of this change alone.
@@ -66,29 +72,27 @@ impl<'t> Tables<'t> {
         limits: &LogLimits,
         now: Timestamp,
     ) -> Result<Result<Urgency, Error>, redb::Error> {
-        let keeps = |retention: Retention| limits.journal.is_enabled() && retention == Retention::Journal;
+        let kept = |kept: Retention| if limits.journal.is_enabled() { kept } else { Retention::Discard };
         let urgency = match change {
             LogChange::Append(events) => match self.admit(events, limits.max_bytes) {
                 Ok(()) => self.append(events),
                 Err(full) => return Ok(Err(full)),
             },
             LogChange::Ack(position, retention) => {
-                let removed = self.take(*position, keeps(*retention), now)?;
+                let removed = self.take(*position, kept(*retention), now)?;
                 Ok(removed.map_or(Urgency::Unchanged, |_| Urgency::Eventually))
             }
             LogChange::CountReturn(position) => self.count_return(*position),
             LogChange::DeadLetter(position, reason, retention) => {
-                self.dead_letter(*position, *reason, keeps(*retention), now)
+                self.dead_letter(*position, *reason, kept(*retention), now)
             }
             LogChange::Redrive(number) => self.redrive(*number),
             LogChange::Purge(number) => {
                 let removed = self.dead_letters.remove(*number)?;
                 Ok(removed.map_or(Urgency::Unchanged, |_| Urgency::Now))
             }
-            LogChange::RestoreSince(since) => {
-                let copies = journal::restore(&mut self.journal, *since)?;
-                self.append(&copies)
-            }
+            LogChange::OrderRestore(since) => self.order_restore(*since),
+            LogChange::RestoreSome => self.restore_some(),
         };
         urgency.map(Ok)
     }
@@ -111,15 +115,36 @@ impl<'t> Tables<'t> {
         Ok(Urgency::Now)
     }
 
+    fn order_restore(&mut self, since: Timestamp) -> Result<Urgency, redb::Error> {
+        if !self.restore.order(since, self.events.size().next) {
+            return Ok(Urgency::Unchanged);
+        }
+        self.restores.insert(0, self.restore.row())?;
+        Ok(Urgency::Now)
+    }
+
+    fn restore_some(&mut self) -> Result<Urgency, redb::Error> {
+        for wire in journal::restore_some(&mut self.journal, &mut self.restore)? {
+            self.events.push(&wire)?;
+        }
+        self.restores.insert(0, self.restore.row())?;
+        Ok(Urgency::Eventually)
+    }
+
     /// Removes an event and its count, and moves it to the journal if that keeps it; `None` if it was settled before,
     /// which a superseded delivery may have done.
-    fn take(&mut self, position: u64, kept: bool, now: Timestamp) -> Result<Option<Bytes>, redb::Error> {
+    fn take(&mut self, position: u64, kept: Retention, now: Timestamp) -> Result<Option<Bytes>, redb::Error> {
         let Some(wire) = self.events.remove(position)?.map(|wire| Bytes::copy_from_slice(wire.value())) else {
             return Ok(None);
         };
         self.returns.remove(position)?;
-        if kept {
-            self.journal.insert(position, (now.as_millis(), &wire))?;
+        let row = match kept {
+            Retention::Journal => Some(wire.clone()),
+            Retention::Unmarked => wire::decode(&wire).ok().map(|event| wire::encode(&journal::without_mark(event))),
+            Retention::Discard => None,
+        };
+        if let Some(row) = row {
+            self.journal.insert(position, (now.as_millis(), &row))?;
         }
         Ok(Some(wire))
     }
@@ -137,7 +162,7 @@ impl<'t> Tables<'t> {
         &mut self,
         position: u64,
         reason: DeadLetterReason,
-        kept: bool,
+        kept: Retention,
         now: Timestamp,
     ) -> Result<Urgency, redb::Error> {
         let Some(wire) = self.take(position, kept, now)? else { return Ok(Urgency::Unchanged) };

@@ -1,6 +1,7 @@
 //! What the contract suite cannot cover: the disk, the file and its content.
 
 mod faulty_disk;
+mod restores;
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -332,6 +333,29 @@ async fn a_later_subscription_takes_over_unsettled_events() {
     held.ack().await.unwrap();
     again.ack().await.unwrap();
     assert_eq!(queue.depth().await.unwrap().events, 0);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_days_ahead_removes_nothing_from_the_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::at(NOW);
+    let open = || Embedded::open(&config(directory.path()), clock.clone(), &Shutdown::default()).unwrap();
+    let read = async |queue: &Embedded| {
+        let mut journal = queue.journal(NOW).await.unwrap().unwrap();
+        journal.next().await.unwrap().unwrap_or_default().len()
+    };
+    let queue = open();
+    let mut subscription = queue.subscribe(1).await.unwrap();
+    queue.publish(&[event(1)]).await.unwrap();
+    soon(subscription.next()).await.unwrap().ack().await.unwrap();
+    clock.advance(HOUR * 24 * 7);
+    queue.publish(&[event(2)]).await.unwrap();
+    assert_eq!(read(&queue).await, 2);
+    drop(subscription);
+    queue.close().await.unwrap();
+    let queue = open();
+    queue.publish(&[event(3)]).await.unwrap();
+    assert_eq!(read(&queue).await, 3);
 }
 
 #[tokio::test]

@@ -9,6 +9,11 @@
 //! Publishers and probes need permits, by size. Settlements and reads of the subscription need none, since the delivery
 //! window limits their number.
 //!
+//! # Restores
+//!
+//! The writer carries out an ordered restore of journalled events in steps between batches, while at most
+//! [`RESTORE_BELOW`] events wait.
+//!
 //! # Disk failures
 //!
 //! The writer answers every command of the batch with [`Error::Unavailable`] and closes the file. The next command after
@@ -40,6 +45,12 @@ const BATCH: usize = 1_024;
 
 /// How long removals and counts wait for an fsync if no publish brings one.
 const SYNC_AFTER: Duration = Duration::from_millis(200);
+
+/// How many events may wait while a restore adds more, so that live events do not wait long.
+const RESTORE_BELOW: u64 = 512;
+
+/// The pause of a restore while more events wait.
+const RESTORE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The pause before a failed file is opened again.
 pub(super) const REOPEN_AFTER: Duration = Duration::from_millis(500);
@@ -90,9 +101,10 @@ impl LogWriter {
         while closing.is_empty() {
             match self.receive() {
                 Ok(first) => self.batch(first, &mut closing),
-                Err(RecvTimeoutError::Timeout) => self.sync(),
+                Err(RecvTimeoutError::Timeout) => self.sync_if_due(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.restore_some();
         }
         while let Ok(first) = self.commands.try_recv() {
             self.batch(first, &mut closing);
@@ -107,9 +119,33 @@ impl LogWriter {
     }
 
     fn receive(&self) -> Result<WriterCommand, RecvTimeoutError> {
-        match self.unsynced_since {
-            Some(since) => self.commands.recv_timeout(SYNC_AFTER.saturating_sub(since.elapsed())),
+        let sync = self.unsynced_since.map(|since| SYNC_AFTER.saturating_sub(since.elapsed()));
+        let restore = self.restoring().map(|is_wanted| if is_wanted { Duration::ZERO } else { RESTORE_PAUSE });
+        match sync.into_iter().chain(restore).min() {
+            Some(wait) => self.commands.recv_timeout(wait),
             None => self.commands.recv().map_err(RecvTimeoutError::from),
+        }
+    }
+
+    /// Returns whether a restore wants its next step now; `None` if there is no restore.
+    fn restoring(&self) -> Option<bool> {
+        let totals = self.log.as_ref().ok()?.totals();
+        totals.restore.is_running().then_some(totals.events.rows <= RESTORE_BELOW)
+    }
+
+    fn restore_some(&mut self) {
+        if self.restoring() != Some(true) {
+            return;
+        }
+        let now = self.clock.now();
+        // `with_log` logs and keeps a failure. The step is repeated when the file works again.
+        if self.with_log(|log| log.write(&[&LogChange::RestoreSome], now)).is_err() {
+            return;
+        }
+        self.publish_progress();
+        if self.restoring().is_none() {
+            let events = self.progress.borrow().totals.restore.moved;
+            tracing::info!(events, "the restore from the journal is complete: these events are applied again");
         }
     }
 
@@ -144,9 +180,7 @@ impl LogWriter {
         for (reply, _permit) in pings {
             let _ = reply.send(self.status());
         }
-        if self.unsynced_since.is_some_and(|since| since.elapsed() >= SYNC_AFTER) {
-            self.sync();
-        }
+        self.sync_if_due();
     }
 
     fn change(&mut self, changes: Vec<(LogChange, Reply<()>, Option<OwnedSemaphorePermit>)>) {
@@ -176,6 +210,12 @@ impl LogWriter {
             Some(_) | None => progress.next(),
         };
         Ok(EventPage { entries, next, epoch: progress.epoch })
+    }
+
+    fn sync_if_due(&mut self) {
+        if self.unsynced_since.is_some_and(|since| since.elapsed() >= SYNC_AFTER) {
+            self.sync();
+        }
     }
 
     fn sync(&mut self) {

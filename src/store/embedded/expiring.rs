@@ -6,8 +6,12 @@ use std::time::{Duration, Instant as SystemInstant};
 use moka::Expiry;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use tokio::time::Instant;
 
 use crate::domain::Timestamp;
+
+/// How much the wall clock may fall behind before it counts as set back: it is adjusted in small steps all the time.
+const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// A value that expires.
 #[derive(Clone, Debug)]
@@ -15,16 +19,23 @@ pub(super) struct Expiring<T> {
     pub(super) value: T,
     until: Timestamp,
     pub(super) lifetime: Duration,
+    written: Instant,
 }
 
 impl<T> Expiring<T> {
     pub(super) fn new(value: T, now: Timestamp, lifetime: Duration) -> Self {
-        Self { value, until: now.plus(lifetime), lifetime }
+        Self { value, until: now.plus(lifetime), lifetime, written: Instant::now() }
     }
 
-    /// Returns the time until it expires.
+    /// Returns the time until it expires: by the wall clock, but at most what is left of its lifetime since it was
+    /// written, because the wall clock may be set back.
     pub(super) fn remaining(&self, now: Timestamp) -> Duration {
-        self.until.since(now)
+        self.until.since(now).min(self.lifetime.saturating_sub(self.age()))
+    }
+
+    /// Returns the time since it was written, less the tolerance, which no change of the wall clock affects.
+    pub(super) fn age(&self) -> Duration {
+        self.written.elapsed().saturating_sub(TOLERANCE)
     }
 }
 
@@ -67,5 +78,5 @@ where
     K: Hash + Eq + Send + Sync + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    cache.get(key).filter(|entry| entry.until > now)
+    cache.get(key).filter(|entry| !entry.remaining(now).is_zero())
 }

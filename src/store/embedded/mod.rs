@@ -2,7 +2,8 @@
 //!
 //! It has four bounded caches: entries, fences, marks of applied events, refresh locks. Each cache evicts its least
 //! recently used members when its share of the memory is full, so a new lease is always admitted. Each read checks
-//! expiry exactly by the [`Clock`](crate::clock::Clock); the expiry of the caches only frees memory.
+//! expiry exactly by the [`Clock`](crate::clock::Clock), and by the time that has passed since the write, so that nothing
+//! lives longer or gets younger when the clock is set back; the expiry of the caches only frees memory.
 //!
 //! A step that uses more than one cache holds the lock of the key's stripe, for a short time and never across an
 //! await. [`get`](Store::get) takes no lock.
@@ -163,7 +164,14 @@ impl Embedded {
 #[async_trait]
 impl Store for Embedded {
     async fn get(&self, key: &Key) -> Result<Option<Entry>, Error> {
-        Ok(live(&self.entries, key, self.clock.now()).map(|found| found.value))
+        let now = self.clock.now();
+        Ok(live(&self.entries, key, now).map(|found| {
+            let age = found.age();
+            match found.value {
+                Entry::Record(record) => Entry::Record(record.at_least_as_old_as(age, now)),
+                entry @ (Entry::Tombstone(_) | Entry::Leased(_) | Entry::Corrupt(_)) => entry,
+            }
+        }))
     }
 
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error> {
@@ -283,4 +291,42 @@ fn entry_weight(_key: &Key, entry: &Expiring<Entry>) -> u32 {
         Entry::Record(_) | Entry::Tombstone(_) | Entry::Leased(_) => 0,
     };
     u32::try_from(body).unwrap_or(u32::MAX).saturating_add(OVERHEAD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use crate::domain::Identity;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_back_makes_no_record_younger() {
+        let (ttl, grace) = (Duration::from_secs(300), Duration::from_secs(600));
+        let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
+        let lifetimes = Lifetimes { dedup_window: ttl, tombstone_ttl: ttl };
+        let store = Embedded::new(&Config { max_bytes: ByteSize::mib(1) }, lifetimes, clock.clone());
+        let identity = Identity::new("10001".parse().unwrap(), [7; 32]);
+        let (key, token) = (identity.key(), Token::draw());
+        let LeaseAnswer::Granted(lease) = store.lease(&key, &Base::Absent, token, ttl).await.unwrap() else {
+            panic!("nobody else holds the lease")
+        };
+        let content = Content::Negative;
+        let (fetched_at, fetch_cost) = (clock.now(), Duration::ZERO);
+        let record = Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled: true };
+        assert_eq!(store.fill(lease, record).await.unwrap(), Filled::Stored);
+        let pass = async |time| {
+            clock.advance(time);
+            tokio::time::advance(time).await;
+        };
+        let age = async || match store.get(&key).await.unwrap() {
+            Some(Entry::Record(record)) => Some(clock.now().since(record.fetched_at)),
+            _ => None,
+        };
+        pass(ttl).await;
+        assert_eq!(age().await, Some(ttl));
+        clock.set_back(Duration::from_secs(3 * 3_600));
+        assert!(age().await.is_some_and(|age| age >= ttl - Duration::from_secs(1)));
+        pass(grace + Duration::from_secs(2)).await;
+        assert_eq!(age().await, None);
+    }
 }

@@ -56,6 +56,9 @@ use pubsub::Announcements;
 use reply::{bytes, list, number, unexpected};
 use scripts::{FILL, INSPECT, KeyNames, LEASE, RELEASE, Script};
 
+/// How far the clocks of processes may differ before the age of a record comes from Redis.
+const SKEW: Duration = Duration::from_secs(1);
+
 /// A store in Redis; see the module's head.
 #[derive(Debug)]
 pub struct Redis {
@@ -106,6 +109,18 @@ impl Redis {
         self.events.connected().await;
     }
 
+    /// Returns a record from the future with the age that Redis knows: our clock was set back, or that of the process
+    /// that wrote it is ahead.
+    async fn aged(&self, key: &Key, record: Record) -> Result<Option<Entry>, Error> {
+        let mut cmd = redis::cmd("PTTL");
+        cmd.arg(key.as_str());
+        let remaining = number(&self.lookups.send(&cmd).await?).and_then(|millis| u64::try_from(millis).ok());
+        // It has expired in between.
+        let Some(remaining) = remaining.map(Duration::from_millis) else { return Ok(None) };
+        let age = record.lifetime().saturating_sub(remaining);
+        Ok(Some(Entry::Record(record.at_least_as_old_as(age, self.clock.now()))))
+    }
+
     /// Runs a script of a lookup.
     async fn run(
         &self,
@@ -134,7 +149,12 @@ impl Store for Redis {
         let mut cmd = redis::cmd("GET");
         cmd.arg(key.as_str());
         match self.lookups.send(&cmd).await {
-            Ok(answer) => Ok(bytes(answer).map(|bytes| record::decode(bytes.into()))),
+            Ok(answer) => match bytes(answer).map(|bytes| record::decode(bytes.into())) {
+                Some(Entry::Record(record)) if record.fetched_at > self.clock.now().plus(SKEW) => {
+                    self.aged(key, record).await
+                }
+                entry => Ok(entry),
+            },
             // Corrupt like any other unreadable value; the next lease removes it.
             Err(CommandError::WrongType) => Ok(Some(Entry::Corrupt(Bytes::new()))),
             Err(error) => Err(error.into()),

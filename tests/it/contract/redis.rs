@@ -11,7 +11,7 @@ use profile_edge::domain::{
 use profile_edge::shutdown::{Controller, Shutdown};
 use profile_edge::store::redis::Redis;
 use profile_edge::store::redis::config::Config;
-use profile_edge::store::{Base, Change, Inspect, LeaseAnswer, Store, Token};
+use profile_edge::store::{Base, Change, Content, Entry, Filled, Inspect, LeaseAnswer, Record, Store, Token};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use redis::aio::MultiplexedConnection;
@@ -124,6 +124,24 @@ async fn scripts_decide_like_the_pure_functions() {
             memory.clock.advance(pause);
         }
     }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_makes_no_record_in_redis_younger() {
+    let (redis, ttl) = (Alone::new().await, Duration::from_secs(300));
+    let (identity, token) = (identity(&redis.tenant(), "ada"), Token::draw());
+    let key = identity.key();
+    let granted = redis.store.lease(&key, &Base::Absent, token, Duration::from_secs(2)).await.unwrap();
+    let LeaseAnswer::Granted(lease) = granted else { panic!("nobody else holds the lease") };
+    let fetched_at = redis.clock().now();
+    let (content, fetch_cost) = (Content::Negative, Duration::ZERO);
+    let record = Record { identity, token, content, fetched_at, fetch_cost, ttl, grace: 2 * ttl, settled: true };
+    assert_eq!(redis.store.fill(lease, record).await.unwrap(), Filled::Stored);
+    redis.pass(ttl).await;
+    redis.clock.set_back(Duration::from_secs(3 * 3_600));
+    let Some(Entry::Record(record)) = redis.store.get(&key).await.unwrap() else { panic!("it is kept for the grace") };
+    let age = redis.clock().now().since(record.fetched_at);
+    assert!((ttl..2 * ttl).contains(&age), "{age:?}");
 }
 
 fn any_change(random: &mut StdRng) -> Change {

@@ -248,6 +248,7 @@ fn layout(data: &TempDir, settings: &str) -> String {
     let (queue, audit) = (data.path().join("queue"), data.path().join("audit.jsonl"));
     let own = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\
+         shutdown.delay = \"0s\"\n\
          queue.embedded.path = {:?}\naudit.sink = \"file\"\naudit.path = {:?}\n",
         queue.display().to_string(),
         audit.display().to_string()

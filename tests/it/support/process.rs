@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
 
 use super::{PATIENCE, customer, eventually};
@@ -44,17 +44,7 @@ impl Process {
         stdout: Stdio,
         keep: impl Fn(&str) -> bool + Send + 'static,
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_profile-edge"))
-            .args(arguments)
-            .current_dir(directory)
-            .env_remove("RUST_LOG")
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut child = spawn(directory, arguments, environment, stdout);
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (mut from, into) = (BufReader::new(child.stderr.take().unwrap()).lines(), Arc::clone(&lines));
         tokio::spawn(async move {
@@ -109,6 +99,22 @@ impl Process {
     }
 }
 
+/// Starts the binary, without the delay of its shutdown unless the environment sets one.
+fn spawn(directory: &Path, arguments: &[&str], environment: &[(&str, &str)], stdout: Stdio) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_profile-edge"))
+        .args(arguments)
+        .current_dir(directory)
+        .env_remove("RUST_LOG")
+        .env("PROFILE_EDGE__SHUTDOWN__DELAY", "0s")
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
 /// The ports of the real binary, chosen before it starts.
 pub(crate) struct Ports {
     pub(crate) public: u16,
@@ -136,10 +142,22 @@ impl Ports {
 
     /// Starts it in the same way, with this standard output.
     pub(crate) fn start_with_stdout(&self, directory: &Path, more: &[(&str, &str)], stdout: Stdio) -> Process {
+        self.start_as(more, |environment| Process::start_with_stdout(directory, &[], environment, stdout, |_| true))
+    }
+
+    /// Starts it in the same way; nobody reads its standard error until the caller does.
+    pub(crate) fn start_unread(&self, directory: &Path, more: &[(&str, &str)]) -> (Process, ChildStderr) {
+        self.start_as(more, |environment| {
+            let mut child = spawn(directory, &[], environment, Stdio::null());
+            let unread = child.stderr.take().unwrap();
+            (Process { child, lines: Arc::default() }, unread)
+        })
+    }
+
+    fn start_as<T>(&self, more: &[(&str, &str)], start: impl FnOnce(&[(&str, &str)]) -> T) -> T {
         let environment = self.environment();
         let own = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let all: Vec<(&str, &str)> = own.chain(more.iter().copied()).collect();
-        Process::start_with_stdout(directory, &[], &all, stdout, |_| true)
+        start(&own.chain(more.iter().copied()).collect::<Vec<_>>())
     }
 
     pub(crate) async fn ready(&self, client: &reqwest::Client) -> Value {

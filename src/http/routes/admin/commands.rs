@@ -72,7 +72,7 @@ pub(in crate::http) async fn inspect(
     let request: CustomerRequest = read(&headers, body).await?;
     let (tenant, customer) = request.ids()?;
     let target = CommandTarget::customer(&api, &tenant, &customer);
-    let action = |api: Arc<AdminApi>| async move { api.actions.inspect(&tenant, &customer).await };
+    let action = |api: Arc<AdminApi>| async move { api.operations().actions.inspect(&tenant, &customer).await };
     api.perform(&headers, "inspect", target, action, |_| CommandOutcome::default()).await.map(Json)
 }
 
@@ -84,8 +84,9 @@ pub(in crate::http) async fn invalidate(
     let request: CustomerRequest = read(&headers, body).await?;
     let (tenant, customer) = request.ids()?;
     let target = CommandTarget::customer(&api, &tenant, &customer);
-    let action =
-        move |api: Arc<AdminApi>| async move { api.actions.invalidate(&tenant, &customer, request.force).await };
+    let action = move |api: Arc<AdminApi>| async move {
+        api.operations().actions.invalidate(&tenant, &customer, request.force).await
+    };
     let outcome = |id: &EventId| CommandOutcome { event: Some(id.clone()), ..CommandOutcome::default() };
     let event = api.perform(&headers, "invalidate", target, action, outcome).await?;
     let answer = json!({ "status": "queued", "eventId": event.as_str() });
@@ -98,7 +99,7 @@ pub(in crate::http) async fn dead_letters(
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, Problem> {
     let limit = limit(query.as_deref().unwrap_or_default())?;
-    let action = move |api: Arc<AdminApi>| async move { api.actions.dead_letters(limit).await };
+    let action = move |api: Arc<AdminApi>| async move { api.operations().actions.dead_letters(limit).await };
     let letters = api
         .perform(&headers, "dead_letters.list", CommandTarget::default(), action, |_| CommandOutcome::default())
         .await?;
@@ -110,7 +111,7 @@ pub(in crate::http) async fn dead_letter(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let action = |api: Arc<AdminApi>| async move { api.actions.dead_letter(&id).await };
+    let action = |api: Arc<AdminApi>| async move { api.operations().actions.dead_letter(&id).await };
     let outcome = |letter: &Value| CommandOutcome {
         event: letter["eventId"].as_str().and_then(|id| id.parse().ok()),
         ..CommandOutcome::default()
@@ -124,7 +125,7 @@ pub(in crate::http) async fn redrive(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let which = which(&headers, body).await?;
-    let action = |api: Arc<AdminApi>| async move { api.actions.redrive(&which).await };
+    let action = |api: Arc<AdminApi>| async move { api.operations().actions.redrive(&which).await };
     let done = api.perform(&headers, "dead_letters.redrive", CommandTarget::default(), action, handled).await?;
     Ok(Json(json!({ "redriven": done.count, "kept": done.kept })))
 }
@@ -135,7 +136,7 @@ pub(in crate::http) async fn purge(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let which = which(&headers, body).await?;
-    let action = |api: Arc<AdminApi>| async move { api.actions.purge(&which).await };
+    let action = |api: Arc<AdminApi>| async move { api.operations().actions.purge(&which).await };
     let done = api.perform(&headers, "dead_letters.purge", CommandTarget::default(), action, handled).await?;
     Ok(Json(json!({ "purged": done.count })))
 }
@@ -154,13 +155,13 @@ pub(in crate::http) async fn replay(
     let body: ReplayBody = read(&headers, body).await?;
     let request = body.checked(&api)?;
     let (tenant, is_dry) = (request.tenant.clone(), request.dry_run);
-    let is_known = tenant.as_ref().is_none_or(|tenant| api.actions.knows(tenant));
+    let is_known = tenant.as_ref().is_none_or(|tenant| api.operations().actions.knows(tenant));
     // An unknown tenant is unchecked input, so it is not recorded.
     let target = CommandTarget { tenant: tenant.filter(|_| is_known), key: None };
     let action = if is_dry { "replay.dry_run" } else { "replay" };
     let outcome = |prepared: &PreparedReplay| CommandOutcome { replay: Some(prepared.id), ..CommandOutcome::default() };
     let prepare = move |api: Arc<AdminApi>| async move {
-        if is_known { api.replays.prepare(request).await } else { Err(actions::Error::UnknownTenant) }
+        if is_known { api.operations().replays.prepare(request).await } else { Err(actions::Error::UnknownTenant) }
     };
     // A replay with a recorded start also gets a recorded end, even if the client disconnects.
     let begin = {
@@ -224,7 +225,8 @@ impl ReplayBody {
         let Self { since, until, tenant_id, rate, dry_run } = self;
         let tenant = tenant_id.map(|id| id.parse::<TenantId>()).transpose();
         let tenant = tenant.map_err(|error| Problem::bad_field("tenantId", error))?;
-        let request = ReplayRequest::parse(&since, until.as_deref(), tenant, rate, dry_run, api.actions.clock.now());
+        let request =
+            ReplayRequest::parse(&since, until.as_deref(), tenant, rate, dry_run, api.operations().actions.clock.now());
         request.map_err(|mistake| Problem::bad_field(mistake.field, mistake.expected))
     }
 }

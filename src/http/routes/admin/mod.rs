@@ -4,12 +4,15 @@
 //! configured, which it must be beyond loopback, and refuses what a web page in an operator's browser could send: see
 //! `browser.rs`. The audit records each command and each denied request. In strict mode commands are refused while the
 //! audit cannot record them.
+//!
+//! The listener answers before the dependencies of the commands are open; until then commands get 503 `starting`.
 
 mod browser;
 mod commands;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
@@ -38,10 +41,8 @@ use crate::http::response::problem::Problem;
 /// The state of the admin routes.
 #[derive(Debug)]
 pub struct AdminApi {
-    /// The operators' commands.
-    pub actions: Actions,
-    /// The replays of the journal.
-    pub replays: Replays,
+    /// What commands use; absent while the process starts.
+    pub operations: OnceLock<Operations>,
     /// The audit of commands.
     pub audit: Audit,
     /// The state that `/readyz` reports.
@@ -56,10 +57,22 @@ pub struct AdminApi {
     pub is_loopback: bool,
 }
 
+/// What commands use.
+#[derive(Debug)]
+pub struct Operations {
+    /// The operators' commands.
+    pub actions: Actions,
+    /// The replays of the journal.
+    pub replays: Replays,
+}
+
 /// The answer of `/readyz`.
 #[derive(Debug, Serialize)]
 struct ReadyBody {
     status: &'static str,
+    /// The dependencies that the start waits for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    awaited: Vec<&'static str>,
     degraded: Vec<String>,
     /// The reasons, for dependencies that answered but refused.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -109,7 +122,7 @@ async fn ready(State(api): State<Arc<AdminApi>>, headers: HeaderMap) -> Response
         Phase::Running if api.readiness.can_work() => (StatusCode::OK, "degraded"),
         Phase::Running => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
     };
-    (code, Json(ReadyBody { status, degraded, reasons })).into_response()
+    (code, Json(ReadyBody { status, awaited: api.readiness.awaited(), degraded, reasons })).into_response()
 }
 
 /// The customer of a command, as far as it may be recorded.
@@ -130,12 +143,21 @@ struct CommandOutcome {
 impl CommandTarget {
     /// Returns a customer, if the tenant is configured: any other value is unchecked input.
     fn customer(api: &AdminApi, tenant: &TenantId, customer: &CustomerId) -> Self {
-        let key = api.actions.digest(tenant, customer);
+        let key = api.operations().actions.digest(tenant, customer);
         Self { tenant: key.map(|_| tenant.clone()), key }
     }
 }
 
 impl AdminApi {
+    /// Returns what commands use.
+    ///
+    /// # Panics
+    ///
+    /// The process starts; `require_key` lets no command pass then.
+    fn operations(&self) -> &Operations {
+        self.operations.get().expect("no command passes the door before they are set")
+    }
+
     /// Runs a command and records it; `outcome_of` extracts the recorded part of its result. Both run to completion (see
     /// [`run_to_completion`](Self::run_to_completion)).
     async fn perform<T, Work>(
@@ -215,8 +237,12 @@ fn problem(error: actions::Error) -> Problem {
 async fn require_key(State(api): State<Arc<AdminApi>>, request: Request, next: Next) -> Response {
     if api.has_key(request.headers()) {
         return match browser::refuse(&request, api.key.load().is_some()) {
-            None => next.run(request).await,
             Some(problem) => problem.into_response(),
+            None if api.operations.get().is_none() => {
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "the service is starting");
+                problem.retry_after(Duration::from_secs(1)).into_response()
+            }
+            None => next.run(request).await,
         };
     }
     api.metrics.auth_failures.with(AuthEndpoint::Admin).increment(1);

@@ -108,6 +108,7 @@ catalogue! {
     token_renewals: counter "token_renewals_total" ["outcome": Outcome] = "Renewals of OAuth tokens by outcome.";
     token_privileges: counter "token_privileges_total" ["outcome": PrivilegeOutcome] = "Checks of the privileges of OAuth tokens by outcome.";
     ingest_events: counter "ingest_events_total" ["shape": Shape, "outcome": IngestOutcome] = "Posted events by shape and outcome.";
+    ingest_doubts: counter "ingest_doubts_total" ["reason": IngestDoubt] = "Posted events of which a part was not believed, by reason; they evict all the same.";
     ingest_duration: histogram "ingest_duration_seconds" = "Duration of one webhook request.";
     publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event is durable.";
     outbox_events: gauge "outbox_events" = "Events in the local durable queue.";

@@ -97,7 +97,7 @@ pub fn lookup(headers: &HeaderMap, tenant: &TenantId, caller: &str) -> Span {
         target: TARGET, "lookup", otel.kind = "server", otel.status_code = Empty, request_id = Empty,
         %tenant, caller, key = Empty, result = Empty
     );
-    of_request(&span, headers);
+    of_request(&span, headers, Some(headers));
     span
 }
 
@@ -157,14 +157,15 @@ pub fn fetched(span: &Span, outcome: UpstreamOutcome) {
     failed_if(span, !matches!(outcome, UpstreamOutcome::Found | UpstreamOutcome::Absent));
 }
 
-/// Creates the span of a webhook request from an authenticated source.
+/// Creates the span of a webhook request from an authenticated source. It continues the trace of the sender only if the
+/// proof of the sender covers the headers.
 #[must_use]
-pub fn webhook(headers: &HeaderMap, tenant: &TenantId) -> Span {
+pub fn webhook(headers: &HeaderMap, proven: Option<&HeaderMap>, tenant: &TenantId) -> Span {
     let span = tracing::info_span!(
         target: TARGET, "webhook", otel.kind = "server", otel.status_code = Empty, request_id = Empty,
         %tenant, events = Empty, shape = Empty, event = Empty, outcome = Empty
     );
-    of_request(&span, headers);
+    of_request(&span, headers, proven);
     span
 }
 
@@ -226,11 +227,11 @@ pub fn applied(outcome: ConsumerOutcome) {
     }
 }
 
-fn of_request(span: &Span, headers: &HeaderMap) {
+fn of_request(span: &Span, headers: &HeaderMap, proven: Option<&HeaderMap>) {
     if span.is_disabled() {
         return;
     }
-    if let Some(cause) = received_context(headers).and_then(remote) {
+    if let Some(cause) = proven.and_then(received_context).and_then(remote) {
         begin_under(span, cause);
     }
     if let Some(place) = context_of(span) {

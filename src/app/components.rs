@@ -76,6 +76,7 @@ impl Components {
             let ingest = Ingest::new(
                 self.access.sources.clone(),
                 self.hashers.clone(),
+                self.config.ingest.limits(self.config.consumer.dedup_window),
                 Arc::clone(&queue.publisher),
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),

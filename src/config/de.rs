@@ -60,16 +60,20 @@ impl<'a> NodeDeserializer<'a> {
         let Node::Scalar(Scalar::Text(text) | Scalar::Loose(text), _) = self.node else {
             return Err(SettingError::custom("must be a string, \"env:NAME\" or \"file:PATH\""));
         };
+        // The tools that write files and variables often end them with a newline, which the other side does not have.
+        let without_newline = |text: &str| text.trim_end_matches(['\n', '\r']).to_owned();
         let secret = if let Some(name) = text.strip_prefix("env:") {
             self.secrets
                 .env
                 .get(name)
-                .cloned()
+                .map(|text| without_newline(text))
                 .ok_or_else(|| SettingError::custom(format!("the environment variable {name} is not set")))?
         } else if let Some(path) = text.strip_prefix("file:") {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| SettingError::custom(format!("the file {path} cannot be read: {error}")))?;
-            text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text).to_owned()
+            without_newline(&text)
+        } else if text.ends_with(['\n', '\r']) {
+            return Err(SettingError::custom("the secret ends with a newline: remove it"));
         } else {
             text.clone()
         };

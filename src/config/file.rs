@@ -9,7 +9,7 @@ use crate::http::auth::callers;
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
+use crate::{audit, consumer, ingest, logging, lookup, queue, sandbox, store, telemetry, upstream};
 
 use super::{Config, DemoConfig, KeysConfig, SecurityConfig, Settings, ShutdownConfig, Tenant};
 
@@ -39,6 +39,7 @@ pub(super) struct ConfigFile {
     queue: queue::open::Config,
     upstream: upstream::open::Config,
     lookup: lookup::Config,
+    ingest: ingest::Config,
     consumer: consumer::Config,
     audit: audit::Config,
     sandbox: sandbox::Config,
@@ -92,6 +93,7 @@ impl ConfigFile {
             queue: self.queue,
             upstream: self.upstream,
             lookup: self.lookup,
+            ingest: self.ingest,
             consumer: self.consumer,
             audit: self.audit,
             sandbox: self.sandbox,

@@ -28,7 +28,7 @@ use crate::http::auth::callers;
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{audit, consumer, logging, lookup, queue, sandbox, store, telemetry, upstream};
+use crate::{audit, consumer, ingest, logging, lookup, queue, sandbox, store, telemetry, upstream};
 
 pub use error::{LoadErrors, SettingError};
 pub use load::{Loaded, from_toml, load};
@@ -73,6 +73,8 @@ pub struct Config {
     pub upstream: upstream::open::Config,
     /// `[lookup]`.
     pub lookup: lookup::Config,
+    /// `[ingest]`.
+    pub ingest: ingest::Config,
     /// `[consumer]`.
     pub consumer: consumer::Config,
     /// `[audit]`.

@@ -5,11 +5,11 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::event_id::EventId;
 use super::key::{Digest, Key};
 use super::stamps::{Precision, Stamps};
 use super::tenant::TenantId;
@@ -94,53 +94,6 @@ impl FromStr for Shape {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         Self::ALL.into_iter().find(|shape| shape.as_str() == text).ok_or(())
-    }
-}
-
-/// The id of an event, as senders and operators see it: 1–128 characters of `[A-Za-z0-9._:+-]`.
-///
-/// Ingest replaces a sender's id by its digest if it is longer, has other characters, or contains a customer id.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct EventId(Arc<str>);
-
-/// The text is not an event id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be 1 to 128 characters of A-Z, a-z, 0-9 and . _ : + -")]
-pub struct InvalidEventId;
-
-impl EventId {
-    /// The maximum length of an event id, in bytes.
-    pub const MAX_LEN: usize = 128;
-
-    /// Generates an id (a UUID of version 7, RFC 9562), for an event without one.
-    #[must_use]
-    pub fn fresh() -> Self {
-        Self(Uuid::now_v7().to_string().into())
-    }
-
-    /// Returns the id as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for EventId {
-    type Err = InvalidEventId;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'+' | b'-');
-        if (1..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(allowed) {
-            Ok(Self(text.into()))
-        } else {
-            Err(InvalidEventId)
-        }
-    }
-}
-
-impl fmt::Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

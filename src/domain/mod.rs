@@ -6,6 +6,7 @@
 
 pub mod customer;
 pub mod event;
+mod event_id;
 pub mod key;
 pub mod profile;
 pub mod secret;
@@ -16,7 +17,8 @@ pub mod time;
 pub mod traceparent;
 
 pub use customer::CustomerId;
-pub use event::{Event, EventId, Kind, Redelivery, ReplayId, Shape};
+pub use event::{Event, Kind, Redelivery, ReplayId, Shape};
+pub use event_id::{EventId, InvalidEventId};
 pub use key::{Digest, Identity, Key, KeyHasher};
 pub use profile::{Profile, ProfileBody};
 pub use secret::Secret;

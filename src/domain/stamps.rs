@@ -2,12 +2,16 @@
 //!
 //! `modified` is the `modifyDate` of the body: the version of the profile, which decides whether a fill is settled.
 //! `at` is the time of the event itself: it orders the events of a customer, for tombstones. They come from different
-//! clocks. So they are different types, which cannot be compared with each other or with our own clock
-//! ([`rules::two-stamps`](crate::rules#two-stamps)).
+//! clocks. So they are different types, which cannot be compared with each other
+//! ([`rules::two-stamps`](crate::rules#two-stamps)). Our own clock orders no events; it only bounds what ingest takes for
+//! a time at all ([`Stamps::not_after`], [`EventTime::is_before`]).
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::str::FromStr;
 
+use jiff::civil::DateTime;
+use jiff::fmt::temporal::Pieces;
 use serde::{Deserialize, Serialize};
 
 use super::time::Timestamp;
@@ -44,6 +48,18 @@ pub struct Stamps {
     pub modified: Option<Modified>,
     /// The time of the event.
     pub at: Option<EventTime>,
+}
+
+impl Stamps {
+    /// Removes times after `limit`, because no later event could outlive them; returns whether there was one. An event
+    /// whose own time is removed happened when the profile was modified.
+    #[must_use]
+    pub fn not_after(self, limit: Timestamp) -> (Self, bool) {
+        let modified = self.modified.filter(|modified| modified.0 <= limit.as_millis());
+        let at = self.at.filter(|at| at.millis <= limit.as_millis()).or(modified.map(EventTime::from_modified));
+        let bounded = Self { modified, at };
+        (bounded, bounded != self)
+    }
 }
 
 /// The text is not an RFC 3339 date-time.
@@ -106,6 +122,12 @@ impl EventTime {
         if self.millis.rem_euclid(1000) == 0 { Self::new(self.millis, Precision::Seconds) } else { self }
     }
 
+    /// Returns whether the event happened before a point in time, by our clock.
+    #[must_use]
+    pub const fn is_before(self, limit: Timestamp) -> bool {
+        self.millis < limit.as_millis()
+    }
+
     /// Compares two times at the coarser of their precisions.
     ///
     /// `Equal` means that the order is unknown, so this is not transitive and not an `Ord`.
@@ -127,12 +149,29 @@ impl FromStr for EventTime {
     }
 }
 
+/// The most digits of a fraction that the parser reads; more are cut off.
+const FRACTION_DIGITS: usize = 9;
+
 /// Returns milliseconds since the Unix epoch, and the precision of the text.
+///
+/// RFC 3339 section 5.6 allows fractions of any length, and all years up to 9999 at any offset.
 fn parse(text: &str) -> Result<(i64, Precision), InvalidTime> {
-    let time: jiff::Timestamp = text.parse().map_err(|_| InvalidTime)?;
-    let precision = if text.contains(['.', ',']) { Precision::Millis } else { Precision::Seconds };
+    let (text, precision) = match text.find(['.', ',']) {
+        Some(point) => {
+            let (whole, fraction) = text.split_at(point + 1);
+            let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+            let text = format!("{whole}{}{}", &fraction[..digits.min(FRACTION_DIGITS)], &fraction[digits..]);
+            (Cow::Owned(text), Precision::Millis)
+        }
+        None => (Cow::Borrowed(text), Precision::Seconds),
+    };
+    let pieces = Pieces::parse(text.as_bytes()).map_err(|_| InvalidTime)?;
+    let (Some(time), Some(offset)) = (pieces.time(), pieces.offset()) else { return Err(InvalidTime) };
+    let seconds = offset.to_numeric_offset().seconds();
+    let since_epoch = pieces.date().to_datetime(time).duration_since(DateTime::constant(1970, 1, 1, 0, 0, 0, 0));
+    let local = since_epoch.as_nanos();
     // Rounding down keeps the order of times before the epoch.
-    let millis = time.as_nanosecond().div_euclid(1_000_000);
+    let millis = (local - i128::from(seconds) * 1_000_000_000).div_euclid(1_000_000);
     i64::try_from(millis).map(|millis| (millis, precision)).map_err(|_| InvalidTime)
 }
 
@@ -164,6 +203,27 @@ mod tests {
     #[test]
     fn finer_fractions_are_truncated_to_milliseconds() {
         assert_eq!(at("2025-03-04T05:06:07.0899999Z").as_millis(), 1_741_064_767_089);
+        assert_eq!(at("2025-03-04T05:06:07.0899999999Z").as_millis(), 1_741_064_767_089);
+        assert_eq!(at(&format!("2025-03-04T07:06:07.{}+02:00", "0".repeat(1_000))).as_millis(), 1_741_064_767_000);
+    }
+
+    #[test]
+    fn the_last_moments_of_year_9999_are_times() {
+        let last = 253_402_300_799_999;
+        assert_eq!(at("9999-12-31T23:59:59.999Z").as_millis(), last);
+        assert_eq!(at("9999-12-31T23:59:59.999-23:59").as_millis(), last + (23 * 60 + 59) * 60_000);
+        assert_eq!(at("0001-01-01T00:00:00+01:00").as_millis(), -62_135_596_800_000 - 3_600_000);
+    }
+
+    #[test]
+    fn times_after_the_limit_are_removed() {
+        let [then, later] = [1_000, 2_000].map(Modified::from_millis);
+        let limit = Timestamp::from_millis(1_500);
+        let of = |modified, at: Option<Modified>| Stamps { modified, at: at.map(EventTime::from_modified) };
+        assert_eq!(of(Some(then), Some(then)).not_after(limit), (of(Some(then), Some(then)), false));
+        assert_eq!(of(Some(then), Some(later)).not_after(limit), (of(Some(then), Some(then)), true));
+        assert_eq!(of(Some(later), Some(then)).not_after(limit), (of(None, Some(then)), true));
+        assert_eq!(of(None, Some(later)).not_after(limit), (Stamps::default(), true));
     }
 
     #[test]

@@ -36,6 +36,8 @@ impl std::error::Error for Malformed {}
 ///
 /// The text is empty, not UTF-8 or not JSON; or a field is missing, is given twice, or has another type.
 pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result<T, Malformed> {
+    #[cfg(test)]
+    tests::PARSED.set(tests::PARSED.get() + bytes.len());
     let whole = || if prefix.is_empty() { "body".to_owned() } else { prefix.to_owned() };
     if bytes.trim_ascii().is_empty() {
         return Err(Malformed::new(whole(), "is missing: expected JSON"));
@@ -52,6 +54,33 @@ pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result
     })?;
     json.end().map_err(|_| Malformed::new(whole(), "must be one JSON value and nothing after it"))?;
     Ok(value)
+}
+
+/// The deepest nesting of a JSON text.
+pub const MAX_DEPTH: usize = 64;
+
+/// Checks the nesting of a JSON text in one pass, before anything parses it.
+///
+/// # Errors
+///
+/// The text is nested deeper than [`MAX_DEPTH`].
+pub fn check_depth(bytes: &[u8], prefix: &str) -> Result<(), Malformed> {
+    let (mut depth, mut in_text, mut is_escaped) = (0usize, false, false);
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => depth += 1,
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            let path = if prefix.is_empty() { "body" } else { prefix };
+            return Err(Malformed::new(path, format!("expected at most {MAX_DEPTH} levels of nesting")));
+        }
+    }
+    Ok(())
 }
 
 /// Joins a path and a path within it.
@@ -96,10 +125,17 @@ fn named<'a>(message: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    thread_local! {
+        /// How many bytes this thread has parsed.
+        pub(crate) static PARSED: Cell<usize> = const { Cell::new(0) };
+    }
 
     #[derive(Debug, Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -12,7 +12,9 @@
 //! tenant → publish. No part of a request is trusted before its sender is authenticated. One part is read earlier: on
 //! the flat route the tenant id, because it selects the secrets.
 
+mod answer;
 pub mod authenticate;
+mod limits;
 pub mod malformed;
 pub mod shapes;
 
@@ -20,21 +22,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
-use crate::domain::{Event, EventId, KeyHasher, Shape, TenantId, Traceparent};
+use crate::domain::{Event, KeyHasher, Shape, TenantId, Timestamp, Traceparent};
 use crate::invalid::InvalidSetting;
-use crate::metrics::{AuthEndpoint, IngestOutcome, Metrics, observe};
+use crate::metrics::{AuthEndpoint, IngestDoubt, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
 use crate::spans;
 
-use authenticate::{Authenticator, VerifiedRequest};
+use authenticate::{Authenticator, Proof, ReceivedRequest};
 use malformed::Malformed;
 use shapes::{PostedEvent, PostedRequest};
+
+pub use answer::{Accepted, AcceptedShapes, Disposition, IngestError};
+pub use limits::{Config, TimeLimits};
 
 /// The maximum time for publishing: EventBridge ends a request after 5 s.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(4);
@@ -48,59 +52,10 @@ pub struct WebhookSources(HashMap<TenantId, Vec<Authenticator>>);
 pub struct Ingest {
     sources: Reloadable<WebhookSources>,
     hashers: Vec<KeyHasher>,
+    times: TimeLimits,
     publisher: Arc<dyn Publisher>,
     clock: SharedClock,
     metrics: Arc<Metrics>,
-}
-
-/// The shapes that a route accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AcceptedShapes {
-    /// Only the flat form.
-    Flat,
-    /// All shapes.
-    Any,
-}
-
-/// The result of an accepted request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Accepted {
-    /// Whether the request was an array.
-    pub batch: bool,
-    /// The result of each event, in the order of the request.
-    pub items: Vec<Disposition>,
-}
-
-/// The result of one event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Disposition {
-    /// The event is durable.
-    Queued(EventId),
-    /// The event changes no profile, for this reason.
-    Ignored(&'static str),
-}
-
-/// Why a request was refused. Nothing was published, except possibly in the case [`Unavailable`](Self::Unavailable).
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum IngestError {
-    /// The tenant is not configured.
-    #[error("unknown tenant")]
-    UnknownTenant,
-    /// No authentication scheme of the tenant accepts the request.
-    #[error("no or wrong credential")]
-    Unauthorized,
-    /// The request is malformed.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    /// An event names another tenant than the authenticated one.
-    #[error("the event is of another tenant")]
-    Foreign,
-    /// The queue did not store all events in time; the sender must post the request again.
-    #[error("the event could not be made durable")]
-    Unavailable {
-        /// How long the sender should wait.
-        retry_after: Duration,
-    },
 }
 
 impl WebhookSources {
@@ -127,11 +82,12 @@ impl Ingest {
     pub fn new(
         sources: Reloadable<WebhookSources>,
         hashers: Vec<KeyHasher>,
+        times: TimeLimits,
         publisher: Arc<dyn Publisher>,
         clock: SharedClock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { sources, hashers, publisher, clock, metrics }
+        Self { sources, hashers, times, publisher, clock, metrics }
     }
 
     /// Returns whether a tenant is configured.
@@ -150,11 +106,10 @@ impl Ingest {
         &self,
         tenant: &TenantId,
         expected: AcceptedShapes,
-        headers: &HeaderMap,
-        body: &[u8],
+        request: &ReceivedRequest<'_>,
     ) -> Result<Accepted, IngestError> {
         let started = Instant::now();
-        let answer = self.take(tenant, expected, headers, body).await;
+        let answer = self.take(tenant, expected, request).await;
         observe(&self.metrics.ingest_duration, started.elapsed());
         answer
     }
@@ -163,24 +118,30 @@ impl Ingest {
         &self,
         tenant: &TenantId,
         expected: AcceptedShapes,
-        headers: &HeaderMap,
-        body: &[u8],
+        request: &ReceivedRequest<'_>,
     ) -> Result<Accepted, IngestError> {
         let sources = self.sources.keep();
         let authenticators = sources.0.get(tenant).ok_or(IngestError::UnknownTenant)?;
-        let Some(verified) = authenticate::verify(authenticators, headers, body, self.clock.now()) else {
+        let Some(proof) = authenticate::verify(authenticators, request, self.clock.now()) else {
             tracing::warn!(%tenant, "refused a webhook request without a valid credential");
             self.metrics.auth_failures.with(AuthEndpoint::Webhook).increment(1);
             self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
             return Err(IngestError::Unauthorized);
         };
-        let span = spans::webhook(headers, tenant);
-        let posted = match expected {
-            AcceptedShapes::Flat => shapes::read_flat(body),
-            AcceptedShapes::Any => shapes::read_any(headers, body),
+        let span = spans::webhook(request.headers, proof.headers, tenant);
+        let mut posted = match expected {
+            AcceptedShapes::Flat => shapes::read_flat(proof.body),
+            AcceptedShapes::Any => shapes::read_any(proof.headers, proof.body),
         };
-        let taken = self.take_verified(tenant, verified, posted, spans::received_context(headers), &span);
-        let answer = taken.instrument(span.clone()).await;
+        if proof.headers.is_none() && expected == AcceptedShapes::Any && shapes::is_binary(request.headers) {
+            self.doubt(IngestDoubt::UnsignedHeaders);
+            // The sender may rely on them; anybody may also have added them, so a readable body is taken.
+            posted = posted.map_err(|error| {
+                let advice = "; the signature does not cover the ce-* headers: post CloudEvents in structured mode";
+                Malformed::new(error.field, error.expected + advice)
+            });
+        }
+        let answer = self.take_verified(tenant, &proof, posted, &span).instrument(span.clone()).await;
         spans::accepted(&span, outcome(&answer));
         answer
     }
@@ -189,24 +150,36 @@ impl Ingest {
     async fn take_verified(
         &self,
         tenant: &TenantId,
-        verified: VerifiedRequest,
+        proof: &Proof<'_>,
         posted: Result<PostedRequest, Malformed>,
-        traceparent: Option<Traceparent>,
         span: &Span,
     ) -> Result<Accepted, IngestError> {
         let mut posted = posted.inspect_err(|malformed| {
             tracing::info!(%tenant, field = malformed.field, "refused a malformed webhook request");
             self.count(Shape::Flat, IngestOutcome::Malformed, 1);
         })?;
-        if let Some(message_id) = verified.message_id {
-            posted.set_message_id(&message_id);
+        if let Some(message_id) = &proof.message_id {
+            posted.set_message_id(message_id);
         }
         if let Some(shape) = names_another(&posted, tenant) {
             tracing::warn!(%tenant, "refused a webhook request that names another tenant");
             self.count(shape, IngestOutcome::Foreign, 1);
             return Err(IngestError::Foreign);
         }
-        self.publish(tenant, traceparent, posted, span).await
+        let received_at = self.clock.now();
+        for item in &mut posted.items {
+            if let PostedEvent::Announced(announcement) = item {
+                for doubt in self.times.limit(announcement, proof, received_at) {
+                    self.doubt(doubt);
+                }
+            }
+        }
+        let traceparent = proof.headers.and_then(spans::received_context);
+        self.publish(tenant, traceparent, posted, received_at, span).await
+    }
+
+    fn doubt(&self, doubt: IngestDoubt) {
+        self.metrics.ingest_doubts.with(doubt).increment(1);
     }
 
     async fn publish(
@@ -214,9 +187,9 @@ impl Ingest {
         tenant: &TenantId,
         traceparent: Option<Traceparent>,
         posted: PostedRequest,
+        received_at: Timestamp,
         span: &Span,
     ) -> Result<Accepted, IngestError> {
-        let received_at = self.clock.now();
         let (mut events, mut items, mut shapes) = (Vec::new(), Vec::new(), Vec::new());
         for item in posted.items {
             match item {
@@ -231,7 +204,19 @@ impl Ingest {
                     self.count(shape, IngestOutcome::Ignored, 1);
                     items.push(Disposition::Ignored(reason));
                 }
+                PostedEvent::Rejected(malformed) => {
+                    self.count(Shape::Flat, IngestOutcome::Malformed, 1);
+                    items.push(Disposition::Rejected(malformed));
+                }
             }
+        }
+        let mut rejected = items.iter().filter_map(|item| match item {
+            Disposition::Rejected(malformed) => Some(malformed),
+            Disposition::Queued(_) | Disposition::Ignored(_) => None,
+        });
+        if let Some(first) = rejected.next() {
+            let rejected = 1 + rejected.count();
+            tracing::warn!(%tenant, rejected, field = first.field, "cannot read some events of an array, taking the others");
         }
         spans::posted(span, &events);
         let outcome = self.make_durable(tenant, &mut events).await;
@@ -265,7 +250,7 @@ impl Ingest {
 /// Returns the metric label for a request.
 fn outcome(answer: &Result<Accepted, IngestError>) -> IngestOutcome {
     match answer {
-        Ok(accepted) if accepted.items.iter().all(|item| matches!(item, Disposition::Ignored(_))) => {
+        Ok(accepted) if !accepted.items.iter().any(|item| matches!(item, Disposition::Queued(_))) => {
             IngestOutcome::Ignored
         }
         Ok(_) => IngestOutcome::Queued,
@@ -283,6 +268,6 @@ fn names_another(posted: &PostedRequest, tenant: &TenantId) -> Option<Shape> {
             let foreign = announcement.tenant.as_ref().is_some_and(|named| named != tenant);
             foreign.then_some(announcement.shape)
         }
-        PostedEvent::Ignored { .. } => None,
+        PostedEvent::Ignored { .. } | PostedEvent::Rejected(_) => None,
     })
 }

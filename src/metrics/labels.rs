@@ -66,6 +66,19 @@ labels!(
     }
 );
 labels!(
+    /// Which part of a posted event was not believed.
+    IngestDoubt {
+        /// Its time is further in the future than `ingest.max_future`.
+        FutureTime = "future_time",
+        /// It is a deletion without a recent time, signed without a timestamp: it writes no tombstone.
+        OldDeletion = "old_deletion",
+        /// An optional field of it cannot be read.
+        UnreadableField = "unreadable_field",
+        /// The request has `ce-*` headers that its signature does not cover.
+        UnsignedHeaders = "unsigned_headers",
+    }
+);
+labels!(
     /// The result of a delivered event.
     ConsumerOutcome {
         Applied = "applied", Duplicate = "duplicate", Outrun = "outrun", Retried = "retried",

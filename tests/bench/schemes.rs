@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use profile_edge::domain::{Secret, Timestamp};
-use profile_edge::ingest::authenticate::{Authenticator, Config, Scheme, verify};
+use profile_edge::ingest::authenticate::{Authenticator, Config, ReceivedRequest, Scheme, verify};
 use sha2::Sha256;
 use tokio::time::Instant;
 
@@ -53,9 +53,10 @@ fn main() {
 
 fn round(case: &SchemeCase, body: &[u8]) -> Duration {
     let now = Timestamp::from_millis(SECONDS * 1_000);
+    let request = ReceivedRequest { headers: &case.headers, body, peer: None };
     let started = Instant::now();
     for _ in 0..CALLS {
-        let proof = verify(black_box(&case.authenticators), black_box(&case.headers), black_box(body), now);
+        let proof = verify(black_box(&case.authenticators), black_box(&request), now);
         assert!(proof.is_some(), "{} accepts its request", case.name);
     }
     started.elapsed()
@@ -94,7 +95,7 @@ fn cases(body: &[u8]) -> Vec<SchemeCase> {
 fn case(name: &'static str, scheme: Scheme, head: &[(&'static str, String)]) -> SchemeCase {
     let secrets = ["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", SECRET].map(Secret::new).to_vec();
     let username = (scheme == Scheme::Basic).then(|| "user".to_owned());
-    let config = Config { scheme, header: None, username, secrets };
+    let config = Config { scheme, header: None, username, secrets, networks: None };
     let value = |text: &str| HeaderValue::from_str(text).expect("a header's value");
     let headers = head.iter().map(|(name, text)| (HeaderName::from_static(name), value(text))).collect();
     SchemeCase {

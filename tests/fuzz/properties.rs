@@ -20,7 +20,7 @@ use profile_edge::domain::{
 };
 use profile_edge::http::auth::field_set::FieldSet;
 use profile_edge::http::request::query;
-use profile_edge::ingest::authenticate::{self, Authenticator, Scheme};
+use profile_edge::ingest::authenticate::{self, Authenticator, ReceivedRequest, Scheme};
 use profile_edge::ingest::shapes::{self, PostedEvent, PostedRequest};
 use profile_edge::queue::wire;
 use profile_edge::store::sealed::keyring::{self, Keyring};
@@ -45,7 +45,7 @@ const STANDARD_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 pub(super) fn webhooks(data: &[u8]) {
     let (headers, body) = request(data);
     let tenant: TenantId = "10001".parse().expect("a tenant id");
-    for posted in [shapes::read_any(&headers, body), shapes::read_flat(body)] {
+    for posted in [shapes::read_any(Some(&headers), body), shapes::read_flat(body)] {
         match posted {
             Ok(posted) => announced(posted, &tenant),
             Err(malformed) => hides_planted(&format!("{malformed} {malformed:?}")),
@@ -85,6 +85,7 @@ pub(super) fn signatures(data: &[u8]) {
         header: None,
         username: username.map(str::to_owned),
         secrets: vec![Secret::new("AnotherSecretOfLength24b"), Secret::new(secret)],
+        networks: None,
     };
     let schemes = [
         (config(Scheme::ApiKey, None, API_KEY), api_key(&headers)),
@@ -94,16 +95,20 @@ pub(super) fn signatures(data: &[u8]) {
         (config(Scheme::StandardWebhooks, None, STANDARD_SECRET), standard_webhooks(&headers, body)),
     ];
     let now = Timestamp::from_millis(NOW * 1_000);
+    let request = ReceivedRequest { headers: &headers, body, peer: None };
     let mut all = Vec::new();
     for (config, expected) in &schemes {
         let authenticator = Authenticator::new(config).expect("the configuration is usable");
         let alone = std::slice::from_ref(&authenticator);
-        assert_eq!(authenticate::verify(alone, &headers, body, now).is_some(), *expected, "{:?}", config.scheme);
+        assert_eq!(authenticate::verify(alone, &request, now).is_some(), *expected, "{:?}", config.scheme);
         all.push(authenticator);
     }
-    let verified = authenticate::verify(&all, &headers, body, now);
+    let verified = authenticate::verify(&all, &request, now);
     assert_eq!(verified.is_some(), schemes.iter().any(|(_, expected)| *expected));
     let signed = schemes[4].1;
+    let is_trusted = schemes[..3].iter().any(|(_, expected)| *expected);
+    let sees_headers = verified.as_ref().is_some_and(|proof| proof.headers.is_some());
+    assert_eq!(sees_headers, is_trusted, "a signature covers no header");
     let id_counts = verified.is_some_and(|verified| verified.message_id.is_some());
     assert_eq!(id_counts, signed, "an id counts only if it is signed");
 }

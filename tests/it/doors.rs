@@ -186,7 +186,7 @@ fn settings(sandboxes: [SocketAddr; 2]) -> String {
         format!(
             "[[tenant]]\nid = \"{id}\"\nupstream = {{ api_url = \"http://{address}\", login_url = \"http://{address}\", \
              client_id = \"sandbox\", client_secret = \"sandbox\" }}\n\
-             [[tenant.webhook]]\nscheme = \"api-key\"\nsecrets = [\"demo-secret\"]\n"
+             [[tenant.webhook]]\nscheme = \"api-key\"\nsecrets = [\"secret-of-{id}\"]\n"
         )
     });
     let callers = CALLERS.iter().map(|caller| {

@@ -155,7 +155,7 @@ async fn follow(collector: &Collector, client: &Client, ingest: u16, event: &str
 async fn one_trace_spans_webhook_embedded_queue_and_effect() {
     let collector = Collector::start(CollectorBehaviour::Takes).await;
     let edge = Traced::start(&collector.endpoint(), &[]).await;
-    follow(&collector, &edge.client, edge.ports.public, "event-e").await;
+    follow(&collector, &edge.client, edge.ports.public, "4cbedb0f-4dfd-4c8e-9e57-0acded092527").await;
     edge.stop().await;
 }
 
@@ -181,7 +181,7 @@ async fn one_trace_spans_webhook_rabbitmq_and_effect_in_another_process() {
     one.ready(&client).await;
     other.ready(&client).await;
 
-    follow(&collector, &client, one.public, "event-r").await;
+    follow(&collector, &client, one.public, "01ARZ3NDEKTSV4RRFFQ69G5FAV").await;
     let of = |name: &str| collector.spans().into_iter().find(|span| span.name == name).unwrap().service;
     assert_eq!([of("webhook"), of("publish"), of("apply")], ["ingest", "ingest", "consumer"]);
     for process in [&mut ingest, &mut consumer] {

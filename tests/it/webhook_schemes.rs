@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use profile_edge::clock::{Clock, SystemClock};
+use profile_edge::config;
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -160,12 +161,13 @@ async fn a_message_id_identifies_an_event_only_if_signed() {
     // A signed message id identifies the event; the event id in the body is ignored.
     for event in ["e-1", "e-2"] {
         let body = flat(1, event);
-        let answer = post(&edge, &body, &standard(STANDARD_KEYS[1], "msg_1", now(), &body)).await;
-        assert_eq!((answer.status, &answer.json()["eventId"]), (202, &Value::from("msg_1")));
+        let message = "01arz3ndektsv4rrffq69g5fav";
+        let answer = post(&edge, &body, &standard(STANDARD_KEYS[1], message, now(), &body)).await;
+        assert_eq!((answer.status, &answer.json()["eventId"]), (202, &Value::from(message)));
     }
     edge.wait_for_metric(duplicates, 1.0).await;
     // An unsigned message id is ignored; each event is identified by its own id.
-    for event in ["e-3", "e-4"] {
+    for event in ["4cbedb0f-4dfd-4c8e-9e57-0acded092527", "4cbedb0f-4dfd-4c8e-9e57-0acded092528"] {
         let head = vec![("x-edge-key", "planted-new-key".to_owned()), ("webhook-id", "msg_2".to_owned())];
         let answer = post(&edge, &flat(2, event), &head).await;
         assert_eq!((answer.status, &answer.json()["eventId"]), (202, &Value::from(event)));
@@ -200,4 +202,57 @@ async fn a_refused_webhook_is_logged_without_its_contents() {
     let log = process.log();
     assert_eq!(log.matches("without a valid credential").count(), heads.len(), "{log}");
     assert!(!log.contains("planted") && !log.contains(&STANDARD.encode("stranger:")[..10]), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scheme_accepts_only_connections_from_its_networks() {
+    for (networks, status) in [("[\"10.0.0.0/8\", \"2001:db8::/32\"]", 401), ("[\"127.0.0.0/8\"]", 202)] {
+        let limit = format!("header = \"X-Edge-Key\"\nnetworks = {networks}");
+        let edge = Edge::start_with(&SETTINGS.replace("header = \"X-Edge-Key\"", &limit)).await;
+        let body = flat(1, "e-1");
+        let head = vec![("x-edge-key", "planted-new-key".to_owned()), ("x-forwarded-for", "10.0.0.1".to_owned())];
+        assert_eq!(post(&edge, &body, &head).await.status, status, "{networks}");
+        let refused = edge.metric("profile_edge_auth_failures_total{door=\"webhook\"}").await;
+        assert_eq!(refused, if status == 401 { 1.0 } else { 0.0 });
+        assert_eq!(
+            post(&edge, &body, &vec![("authorization", "Bearer planted-new-token".to_owned())]).await.status,
+            202
+        );
+        edge.stop().await;
+    }
+}
+
+#[test]
+fn equal_secrets_of_two_tenants_are_refused_with_both_names() {
+    let second = SETTINGS.replace("\"10001\"", "\"10002\"").replace("planted", "other");
+    let encoded = second.replace("cGxhbnRlZC", "b3RoZXJzLX");
+    let both = |second: &str| config::from_toml(&format!("{SETTINGS}{second}"));
+    assert!(both(&encoded).is_ok(), "{:?}", both(&encoded).err());
+    for same in ["other-new-secret", "other-old-token"] {
+        let error = both(&encoded.replace(same, &same.replace("other", "planted"))).unwrap_err().to_string();
+        assert!(error.contains("10001") && error.contains("10002") && error.contains("tenant[1].webhook"), "{error}");
+        assert!(!error.contains("planted"), "{error}");
+    }
+    // The same key in another spelling.
+    assert!(both(&encoded.replace("b3RoZXJzLX", "cGxhbnRlZC").replace("whsec_", "")).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newlines_at_the_end_of_a_secret_do_not_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret");
+    std::fs::write(&file, "planted-file-key\r\n\n").unwrap();
+    let settings = SETTINGS.replace("\"planted-old-key\"", &format!("\"file:{}\"", file.display()));
+    let edge = Edge::start_with(&settings).await;
+    assert_eq!(post(&edge, &flat(1, "e-1"), &vec![("x-edge-key", "planted-file-key".to_owned())]).await.status, 202);
+    edge.stop().await;
+    let written = SETTINGS.replace("planted-old-secret", "planted-old-secret\\n");
+    let error = config::from_toml(&written).unwrap_err().to_string();
+    assert!(error.contains("ends with a newline"), "{error}");
+    let environment = [("HUB".to_owned(), "planted-new-secret\n".to_owned())];
+    let path = directory.path().join("edge.toml");
+    std::fs::write(&path, SETTINGS.replace("\"planted-new-secret\"", "\"env:HUB\"")).unwrap();
+    let loaded = config::load(Some(&path), environment, None).unwrap();
+    let secrets = loaded.config.tenants[0].webhooks.iter().flat_map(|webhook| &webhook.secrets);
+    assert!(secrets.into_iter().any(|secret| secret.matches(b"planted-new-secret")));
 }

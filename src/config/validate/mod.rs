@@ -59,6 +59,7 @@ fn times(config: &Config, found: &mut Vec<SettingError>) {
     positive("lookup.deadline", config.lookup.deadline);
     positive("consumer.dedup_window", config.consumer.dedup_window);
     positive("consumer.tombstone_ttl", config.consumer.tombstone_ttl);
+    positive("ingest.max_future", config.ingest.max_future);
     if config.lookup.lease_ttl <= config.upstream.timeout {
         let reason = "must be longer than upstream.timeout: a fetch must not outlive its lease";
         found.push(SettingError::new("lookup.lease_ttl", reason));

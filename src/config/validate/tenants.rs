@@ -1,11 +1,12 @@
 //! Checks of `[[tenant]]` and `[[caller]]`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use sha2::{Digest, Sha256};
 
 use crate::http::auth::callers;
+use crate::ingest::authenticate;
 
 use super::super::error::SettingError;
 use super::super::{Config, Tenant};
@@ -17,6 +18,7 @@ const DEMO_SECRET: &str = "demo-secret";
 
 pub(super) fn check(config: &Config, found: &mut Vec<SettingError>) {
     tenants(config, found);
+    shared_secrets(config, found);
     callers(config, found);
     demo(config, found);
 }
@@ -32,6 +34,22 @@ fn tenants(config: &Config, found: &mut Vec<SettingError>) {
         for (number, webhook) in tenant.webhooks.iter().enumerate() {
             if let Err(error) = webhook.validate() {
                 found.push(invalid(&format!("tenant[{index}].webhook[{number}]"), error));
+            }
+        }
+    }
+}
+
+/// Refuses a webhook secret of two tenants: a request that is signed for one would be accepted for the other.
+fn shared_secrets(config: &Config, found: &mut Vec<SettingError>) {
+    let mut owners = HashMap::new();
+    for (index, tenant) in config.tenants.iter().enumerate() {
+        for (number, webhook) in tenant.webhooks.iter().enumerate() {
+            for secret in &webhook.secrets {
+                let owner = *owners.entry(authenticate::comparable(secret)).or_insert(&tenant.id);
+                if *owner != tenant.id {
+                    let reason = format!("tenant {} has a secret of tenant {owner}: each needs its own", tenant.id);
+                    found.push(SettingError::new(format!("tenant[{index}].webhook[{number}].secrets"), reason));
+                }
             }
         }
     }

@@ -23,19 +23,19 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 ///
-/// 413 when the body is larger than `max` bytes, 415 when its `Content-Type` is not JSON, 408 when it does not arrive
+/// 413 when the body is larger than `max` bytes, 415 when its `Content-Type` is not JSON or it is compressed, 408 when it does not arrive
 /// within [`READ_TIMEOUT`], 400 when it is incomplete.
 pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
     let body = read_any(headers, body, max).await?;
+    let unsupported = |detail| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
     if !body.is_empty() && !is_json(headers) {
-        return Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "content-type: expected application/json",
-        ));
+        return Err(unsupported("content-type: expected application/json"));
+    }
+    if !body.is_empty() && headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
+        return Err(unsupported("content-encoding: expected none"));
     }
     Ok(body)
 }

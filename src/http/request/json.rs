@@ -16,5 +16,7 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(Problem::bad_field("body", "expected a JSON object"));
     }
-    malformed::parse(body, "").map_err(|malformed| Problem::bad_field(malformed.field, malformed.expected))
+    malformed::check_depth(body, "")
+        .and_then(|()| malformed::parse(body, ""))
+        .map_err(|malformed| Problem::bad_field(malformed.field, malformed.expected))
 }

@@ -3,24 +3,28 @@
 //! The order of answers: 404 for an unknown tenant; 413, 415; 401; 400; 403; 503 with `Retry-After`; 202. A 202 means that
 //! the event is stored durably ([`rules::durability`](crate::rules#durability)).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::audit::{Audit, AuditRecord, DenialReason, DeniedWebhook};
 use crate::domain::TenantId;
+use crate::ingest::authenticate::ReceivedRequest;
 use crate::ingest::malformed::Malformed;
 use crate::ingest::{Accepted, AcceptedShapes, Disposition, Ingest, IngestError, shapes};
 
 use crate::http::request::body;
 use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::{Problem, ProblemBody};
+use crate::http::server::PeerAddress;
 
 /// The state of the routes.
 #[derive(Debug)]
@@ -34,14 +38,18 @@ pub(in crate::http) struct WebhookApi {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AcceptedBody {
-    /// `queued`, or `ignored` if no event in the request is relevant.
+    /// `queued`, or `ignored` if no event in the request is relevant; `rejected` for an element of an array that cannot
+    /// be read.
     pub status: &'static str,
     /// The id of the queued event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
-    /// The reason why the event is ignored.
+    /// The reason why the event is ignored or rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
+    pub reason: Option<Cow<'static, str>>,
+    /// The field that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
     /// The answer for each event of an array, in order.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(no_recursion)]
@@ -77,7 +85,7 @@ pub(in crate::http) async fn customer_updated(State(api): State<Arc<WebhookApi>>
     let answer = async {
         let body = body::read(&parts.headers, body, api.max_body).await?;
         let tenant = shapes::read_tenant(&body).map_err(malformed)?;
-        api.accept(&tenant, AcceptedShapes::Flat, &parts.headers, &body).await
+        api.accept(&tenant, AcceptedShapes::Flat, &parts, &body).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
@@ -106,7 +114,7 @@ pub(in crate::http) async fn tenant_webhook(
             return Err(unknown_tenant());
         };
         let body = body::read(&parts.headers, body, api.max_body).await?;
-        api.accept(&tenant, AcceptedShapes::Any, &parts.headers, &body).await
+        api.accept(&tenant, AcceptedShapes::Any, &parts, &body).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
@@ -116,10 +124,13 @@ impl WebhookApi {
         &self,
         tenant: &TenantId,
         expected: AcceptedShapes,
-        headers: &HeaderMap,
+        parts: &Parts,
         body: &[u8],
     ) -> Result<Response, Problem> {
-        let accepted = self.ingest.accept(tenant, expected, headers, body).await.map_err(|refusal| {
+        let headers = &parts.headers;
+        let peer = parts.extensions.get::<PeerAddress>().map(|peer| peer.0);
+        let request = ReceivedRequest { headers, body, peer };
+        let accepted = self.ingest.accept(tenant, expected, &request).await.map_err(|refusal| {
             let denied = match &refusal {
                 IngestError::UnknownTenant => Some((None, DenialReason::UnknownTenant)),
                 IngestError::Unauthorized => Some((Some(tenant), DenialReason::Unauthorized)),
@@ -148,24 +159,30 @@ fn accepted_body(accepted: Accepted) -> AcceptedBody {
         return items.next().map_or_else(|| ignored("nothing was posted"), event_body);
     }
     let events: Vec<AcceptedBody> = items.map(event_body).collect();
-    if events.iter().all(|event| event.status == "ignored") {
-        let reason = "no event of the array is relevant";
-        return AcceptedBody { events: Some(events), ..ignored(reason) };
-    }
-    AcceptedBody { status: "queued", event_id: None, reason: None, events: Some(events) }
+    let answer = if events.iter().any(|event| event.status == "queued") {
+        status("queued")
+    } else {
+        ignored("no event of the array is relevant")
+    };
+    AcceptedBody { events: Some(events), ..answer }
 }
 
 fn event_body(disposition: Disposition) -> AcceptedBody {
     match disposition {
-        Disposition::Queued(id) => {
-            AcceptedBody { status: "queued", event_id: Some(id.as_str().to_owned()), reason: None, events: None }
-        }
+        Disposition::Queued(id) => AcceptedBody { event_id: Some(id.as_str().to_owned()), ..status("queued") },
         Disposition::Ignored(reason) => ignored(reason),
+        Disposition::Rejected(Malformed { field, expected }) => {
+            AcceptedBody { reason: Some(expected.into()), field: Some(field), ..status("rejected") }
+        }
     }
 }
 
-const fn ignored(reason: &'static str) -> AcceptedBody {
-    AcceptedBody { status: "ignored", event_id: None, reason: Some(reason), events: None }
+const fn status(status: &'static str) -> AcceptedBody {
+    AcceptedBody { status, event_id: None, reason: None, field: None, events: None }
+}
+
+fn ignored(reason: &'static str) -> AcceptedBody {
+    AcceptedBody { reason: Some(reason.into()), ..status("ignored") }
 }
 
 fn problem(refusal: IngestError) -> Problem {

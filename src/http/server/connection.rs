@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use http::Request;
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -22,6 +22,7 @@ use crate::metrics::ConnectionEnd;
 use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
+use super::PeerAddress;
 use super::connection_state::TimeoutKind;
 use super::guarded_body::GuardedBody;
 use super::io::MonitoredStream;
@@ -96,7 +97,8 @@ impl Server {
 
     /// Serves a connection until it ends; returns the reason.
     pub(super) async fn serve(&self, stream: TcpStream, slot: ConnectionSlot) -> ConnectionEnd {
-        let Some(tls) = &self.tls else { return self.serve_http(stream, slot).await };
+        let peer = stream.peer_addr().ok().map(|peer| PeerAddress(peer.ip()));
+        let Some(tls) = &self.tls else { return self.serve_http(stream, peer, slot).await };
         let handshake = TlsAcceptor::from(tls.keep()).accept(stream);
         let outcome = tokio::select! {
             outcome = timeout(self.limits.handshake_timeout, handshake) => outcome,
@@ -104,7 +106,7 @@ impl Server {
             () = self.shutdown.requested() => return ConnectionEnd::Closed,
         };
         match outcome {
-            Ok(Ok(stream)) => self.serve_http(stream, slot).await,
+            Ok(Ok(stream)) => self.serve_http(stream, peer, slot).await,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "tls handshake failed");
                 ConnectionEnd::HandshakeFailed
@@ -113,16 +115,22 @@ impl Server {
         }
     }
 
-    async fn serve_http<S>(&self, stream: S, slot: ConnectionSlot) -> ConnectionEnd
+    async fn serve_http<S>(&self, stream: S, peer: Option<PeerAddress>, slot: ConnectionSlot) -> ConnectionEnd
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let state = &slot.state;
         let service = service_fn(|request: Request<Incoming>| {
             let mut request_guard = state.begin(request.version());
-            let request = request.map(|body| {
+            let mut request = request.map(|body| {
                 if body.is_end_stream() { Body::empty() } else { Body::new(GuardedBody::new(body, state.upload())) }
             });
+            // An extension costs allocations, which hits do not need.
+            if request.method() != Method::GET
+                && let Some(peer) = peer
+            {
+                request.extensions_mut().insert(peer);
+            }
             let http_service = Arc::clone(&self.http_service);
             async move {
                 let response = http_service.answer(request).await;

@@ -22,6 +22,7 @@ mod slots;
 pub mod tls;
 
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,10 @@ use slots::ConnectionSlots;
 
 /// The pause after `accept` failed for lack of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// The address of the peer of a connection, as an extension of its requests other than `GET`.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub IpAddr);
 
 /// The options of a listener.
 #[derive(Debug)]

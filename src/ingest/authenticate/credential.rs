@@ -10,7 +10,7 @@ use super::any_match;
 
 /// The SHA-256 of each valid credential: all have the same length.
 #[derive(Clone)]
-pub struct CredentialDigests(Vec<[u8; 32]>);
+pub(super) struct CredentialDigests(Vec<[u8; 32]>);
 
 impl std::fmt::Debug for CredentialDigests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -4,23 +4,32 @@
 //! any number of secrets, so that secrets can be rotated; one match is enough. All are tried, on the raw bytes of the
 //! request, and the duration does not depend on which one matches. A refusal never says what was wrong.
 //!
-//! | scheme | the request contains | proves |
+//! | scheme | the request contains | the proof covers |
 //! |---|---|---|
-//! | `api-key` | the secret in a header | the sender |
-//! | `basic` | `Authorization: Basic`, username and secret (RFC 7617) | the sender |
-//! | `bearer` | `Authorization: Bearer`, the secret (RFC 6750) | the sender |
-//! | `hub-signature` | `X-Hub-Signature-256`, a MAC of the body | the sender and the body |
-//! | `standard-webhooks` | `webhook-id`, `webhook-timestamp`, `webhook-signature` | both, the id, and a recent time |
+//! | `api-key` | the secret in a header | the whole request: its sender is trusted |
+//! | `basic` | `Authorization: Basic`, username and secret (RFC 7617) | the whole request |
+//! | `bearer` | `Authorization: Bearer`, the secret (RFC 6750) | the whole request |
+//! | `hub-signature` | `X-Hub-Signature-256`, a MAC of the body | the body |
+//! | `standard-webhooks` | `webhook-id`, `webhook-timestamp`, `webhook-signature` | the body, the id, and a recent time |
+//!
+//! What a proof does not cover can be changed by anybody who recorded a request, so the rest of the flow cannot see it:
+//! [`verify`] returns a [`Proof`], which contains only what is covered. A scheme may also be limited to the networks of
+//! its sources; then the address of the connection counts, and no header.
 //!
 //! All comparisons take constant time: the input is first reduced to 32 bytes (the digest of a credential, or a decoded
 //! MAC, which is always that long), and 32 bytes are compared with 32 bytes. So the duration reveals no length, and a
 //! prefix of a signature never matches it (CVE-2024-21491).
 
 mod credential;
+mod proof;
 mod standard;
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::authorization::{Authorization, LENIENT_BASE64 as LENIENT};
@@ -30,6 +39,8 @@ use crate::invalid::InvalidSetting;
 use super::shapes::SenderId;
 use credential::CredentialDigests;
 use standard::StandardWebhooks;
+
+pub use proof::{Proof, ReceivedRequest};
 
 /// The header of the `hub-signature` scheme.
 const HUB_SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
@@ -51,6 +62,9 @@ pub struct Config {
     pub username: Option<String>,
     /// The secrets. All of them are valid, so that they can be rotated.
     pub secrets: Vec<Secret>,
+    /// The networks of the sources, IPv4 or IPv6; absent: any.
+    #[serde(default)]
+    pub networks: Option<Vec<IpNet>>,
 }
 
 /// The authentication schemes.
@@ -70,9 +84,16 @@ pub enum Scheme {
     StandardWebhooks,
 }
 
-/// One configured scheme with its secrets.
+/// One configured scheme with its secrets and networks.
 #[derive(Clone, Debug)]
-pub enum Authenticator {
+pub struct Authenticator {
+    credentials: Credentials,
+    networks: Option<Vec<IpNet>>,
+}
+
+/// The secrets of a scheme.
+#[derive(Clone, Debug)]
+enum Credentials {
     /// See [`Scheme::ApiKey`].
     ApiKey {
         /// The header that contains the key.
@@ -93,20 +114,13 @@ pub enum Authenticator {
     StandardWebhooks(StandardWebhooks),
 }
 
-/// An authenticated request.
-#[derive(Clone, Debug)]
-pub struct VerifiedRequest {
-    /// The `webhook-id`, if a signature covers it. An unsigned id is not trusted.
-    pub message_id: Option<SenderId>,
-}
-
 impl Config {
     /// Checks the options.
     ///
     /// # Errors
     ///
-    /// There is no secret, or an invalid one; the header name or the username is invalid; the username is missing; or
-    /// an option belongs to another scheme.
+    /// There is no secret, or an invalid one; the header name or the username is invalid; the username is missing; the
+    /// list of networks is empty; or an option belongs to another scheme.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         Authenticator::new(self).map(drop)
     }
@@ -118,6 +132,24 @@ impl Config {
         }
         if self.username.is_some() && self.scheme != Scheme::Basic {
             return Err(InvalidSetting::new("username", "belongs to the scheme \"basic\" only"));
+        }
+        if self.networks.as_ref().is_some_and(Vec::is_empty) {
+            return Err(InvalidSetting::new("networks", "names no network: leave it out to accept any"));
+        }
+        Ok(())
+    }
+
+    /// Refuses credentials that no header can contain: HTTP removes spaces at both ends of a value.
+    fn check_sendable(&self) -> Result<(), InvalidSetting> {
+        let is_sent = self.scheme != Scheme::HubSignature && self.scheme != Scheme::StandardWebhooks;
+        let is_sendable = |secret: &Secret| {
+            let text = secret.expose();
+            text.trim() == text && !text.contains(char::is_control)
+        };
+        if is_sent && !self.secrets.iter().all(is_sendable) {
+            let reason = "must not contain a control character such as a newline, or start or end with a space: no header can \
+                          carry it";
+            return Err(InvalidSetting::new("secrets", reason));
         }
         Ok(())
     }
@@ -143,20 +175,36 @@ impl Authenticator {
             return Err(InvalidSetting::new("secrets", "must not be empty"));
         }
         config.check_options()?;
-        Ok(match config.scheme {
+        config.check_sendable()?;
+        let credentials = match config.scheme {
             Scheme::ApiKey => {
-                Self::ApiKey { header: config.api_key_header()?, digests: CredentialDigests::of(secrets) }
+                Credentials::ApiKey { header: config.api_key_header()?, digests: CredentialDigests::of(secrets) }
             }
-            Scheme::Basic => Self::Basic(CredentialDigests::of_user(config.username.as_deref(), secrets)?),
-            Scheme::Bearer => Self::Bearer(CredentialDigests::of(secrets)),
-            Scheme::HubSignature => Self::HubSignature { secrets: secrets.clone() },
-            Scheme::StandardWebhooks => Self::StandardWebhooks(StandardWebhooks::new(secrets)?),
-        })
+            Scheme::Basic => Credentials::Basic(CredentialDigests::of_user(config.username.as_deref(), secrets)?),
+            Scheme::Bearer => Credentials::Bearer(CredentialDigests::of(secrets)),
+            Scheme::HubSignature => Credentials::HubSignature { secrets: secrets.clone() },
+            Scheme::StandardWebhooks => Credentials::StandardWebhooks(StandardWebhooks::new(secrets)?),
+        };
+        Ok(Self { credentials, networks: config.networks.clone() })
     }
 
-    /// Checks the headers and the raw body of a request. A header that is given twice is not accepted.
-    #[must_use]
-    pub fn accepts(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Choice {
+    /// Checks a request. A header that is given twice is not accepted.
+    fn accepts(&self, request: &ReceivedRequest<'_>, now: Timestamp) -> Choice {
+        Choice::from(u8::from(self.is_from_its_network(request.peer))) & self.credentials.accept(request, now)
+    }
+
+    /// Returns whether an address is in the networks of the scheme. On a listener of both families an IPv4 address
+    /// arrives in its IPv6 form.
+    fn is_from_its_network(&self, peer: Option<IpAddr>) -> bool {
+        self.networks.as_ref().is_none_or(|networks| {
+            peer.is_some_and(|peer| networks.iter().any(|network| network.contains(&peer.to_canonical())))
+        })
+    }
+}
+
+impl Credentials {
+    fn accept(&self, request: &ReceivedRequest<'_>, now: Timestamp) -> Choice {
+        let ReceivedRequest { headers, body, .. } = *request;
         match self {
             Self::ApiKey { header, digests } => digests.accept(only(headers, header)),
             Self::Basic(digests) => match Authorization::of(headers) {
@@ -182,26 +230,34 @@ impl Authenticator {
 
 /// Checks a request with all schemes of a tenant; returns `None` if no scheme accepts it.
 #[must_use]
-pub fn verify(
+pub fn verify<'a>(
     authenticators: &[Authenticator],
-    headers: &HeaderMap,
-    body: &[u8],
+    request: &ReceivedRequest<'a>,
     now: Timestamp,
-) -> Option<VerifiedRequest> {
-    let (mut accepted, mut id_is_signed) = (Choice::from(0), Choice::from(0));
+) -> Option<Proof<'a>> {
+    let (mut accepted, mut sender_is_known, mut id_is_signed) = (Choice::from(0), Choice::from(0), Choice::from(0));
     for authenticator in authenticators {
-        let is_valid = authenticator.accepts(headers, body, now);
+        let is_valid = authenticator.accepts(request, now);
         accepted |= is_valid;
-        match authenticator {
-            Authenticator::StandardWebhooks(_) => id_is_signed |= is_valid,
-            Authenticator::ApiKey { .. }
-            | Authenticator::Basic(_)
-            | Authenticator::Bearer(_)
-            | Authenticator::HubSignature { .. } => {}
+        match authenticator.credentials {
+            Credentials::ApiKey { .. } | Credentials::Basic(_) | Credentials::Bearer(_) => sender_is_known |= is_valid,
+            Credentials::HubSignature { .. } => {}
+            Credentials::StandardWebhooks(_) => id_is_signed |= is_valid,
         }
     }
-    let message_id = || bool::from(id_is_signed).then(|| standard::id(headers).map(SenderId::of)).flatten();
-    bool::from(accepted).then(|| VerifiedRequest { message_id: message_id() })
+    let message_id = || bool::from(id_is_signed).then(|| standard::id(request.headers).map(SenderId::of)).flatten();
+    bool::from(accepted).then(|| Proof {
+        body: request.body,
+        headers: bool::from(sender_is_known).then_some(request.headers),
+        message_id: message_id(),
+    })
+}
+
+/// Returns what equal secrets have in common, in any of their spellings: a digest, so that it reveals nothing.
+#[must_use]
+pub fn comparable(secret: &Secret) -> [u8; 32] {
+    let text = secret.expose();
+    Sha256::digest(text.strip_prefix(standard::PREFIX).unwrap_or(text).trim_end_matches('=')).into()
 }
 
 /// Combines results without stopping at the first match.

@@ -1,8 +1,8 @@
 //! Standard Webhooks 1.0, the symmetric signature `v1`.
 //!
 //! The signature covers `{webhook-id}.{webhook-timestamp}.{raw body}`, with the unchanged bytes of the headers. The
-//! timestamp is the time of the attempt. It must be within [`TOLERANCE`] of our clock, before or after it. The dedup
-//! window remembers ids for much longer, so a recorded request cannot be replayed. A sender that rotates its secret
+//! timestamp is the time of the attempt. It must be within [`TOLERANCE`] of our clock, before or after it. A dedup
+//! window that is longer remembers its id, so a recorded request has no second effect. A sender that rotates its secret
 //! signs with both, and separates the signatures by a space; versions other than `v1` are ignored.
 
 use std::time::Duration;
@@ -28,7 +28,7 @@ const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
 /// The usual prefix of a symmetric secret.
-const PREFIX: &str = "whsec_";
+pub(super) const PREFIX: &str = "whsec_";
 
 /// The minimum length of a key, in bytes: 128 bits. The specification asks senders for 24 bytes; the test cases of the
 /// reference libraries use 23.
@@ -36,7 +36,7 @@ const SHORTEST_KEY: usize = 16;
 
 /// The valid keys.
 #[derive(Clone)]
-pub struct StandardWebhooks(Vec<Zeroizing<Vec<u8>>>);
+pub(super) struct StandardWebhooks(Vec<Zeroizing<Vec<u8>>>);
 
 impl std::fmt::Debug for StandardWebhooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

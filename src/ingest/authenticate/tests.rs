@@ -16,7 +16,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_000);
 
 fn config(scheme: Scheme, secrets: &[&str]) -> Config {
     let secrets = secrets.iter().map(|secret| Secret::new(*secret)).collect();
-    Config { scheme, header: None, username: None, secrets }
+    Config { scheme, header: None, username: None, secrets, networks: None }
 }
 
 fn authenticators(scheme: Scheme, secrets: &[&str]) -> Vec<Authenticator> {
@@ -37,7 +37,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 fn accepts(authenticators: &[Authenticator], headers: &HeaderMap, body: &[u8]) -> bool {
-    verify(authenticators, headers, body, NOW).is_some()
+    verify(authenticators, &ReceivedRequest { headers, body, peer: None }, NOW).is_some()
 }
 
 fn authorized(authenticators: &[Authenticator], authorization: &str) -> bool {
@@ -158,7 +158,8 @@ fn one_of_several_schemes_is_enough_and_secrets_are_not_shared() {
 #[test]
 fn an_unsigned_message_id_is_not_trusted() {
     let keys = authenticators(Scheme::ApiKey, &["key"]);
-    let verified = verify(&keys, &headers(&[("x-api-key", "key"), ("webhook-id", "msg_1")]), BODY, NOW).unwrap();
+    let headers = headers(&[("x-api-key", "key"), ("webhook-id", "msg_1")]);
+    let verified = verify(&keys, &ReceivedRequest { headers: &headers, body: BODY, peer: None }, NOW).unwrap();
     assert!(verified.message_id.is_none());
 }
 
@@ -227,5 +228,49 @@ proptest! {
         prop_assert!(!authorized(&authenticators(Scheme::Bearer, &["the-secret"]), &bearer));
         prop_assert!(!authorized(&aladdin(&["the-secret"]), &basic));
         prop_assert!(!authorized(&aladdin(&["the-secret"]), &presented));
+    }
+}
+
+#[test]
+fn a_proof_contains_only_what_it_covers() {
+    let both = [
+        Authenticator::new(&config(Scheme::HubSignature, &["shared-secret"])).unwrap(),
+        Authenticator::new(&config(Scheme::ApiKey, &["key"])).unwrap(),
+    ];
+    let mut headers = headers(&[("x-hub-signature-256", SIGNATURE), ("ce-type", "customer.deleted")]);
+    let proof = |headers: &HeaderMap| {
+        let proof = verify(&both, &ReceivedRequest { headers, body: BODY, peer: None }, NOW).unwrap();
+        (proof.headers.is_some(), proof.is_repeatable())
+    };
+    assert_eq!(proof(&headers), (false, true));
+    headers.insert("x-api-key", HeaderValue::from_static("key"));
+    assert_eq!(proof(&headers), (true, false));
+}
+
+#[test]
+fn a_scheme_accepts_only_peers_of_its_networks() {
+    let networks = ["10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse().unwrap()).to_vec();
+    let limited = Config { networks: Some(networks), ..config(Scheme::ApiKey, &["key"]) };
+    let limited = [Authenticator::new(&limited).unwrap()];
+    let headers = headers(&[("x-api-key", "key")]);
+    let accepts = |peer: Option<&str>| {
+        let peer = peer.map(|peer| peer.parse().unwrap());
+        verify(&limited, &ReceivedRequest { headers: &headers, body: BODY, peer }, NOW).is_some()
+    };
+    for peer in ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"] {
+        assert!(accepts(Some(peer)), "{peer}");
+    }
+    for peer in ["11.1.2.3", "::ffff:11.1.2.3", "2001:db9::1"] {
+        assert!(!accepts(Some(peer)), "{peer}");
+    }
+    assert!(!accepts(None));
+    assert!(Config { networks: Some(Vec::new()), ..config(Scheme::ApiKey, &["key"]) }.validate().is_err());
+}
+
+#[test]
+fn a_credential_that_no_header_can_carry_is_refused() {
+    for secret in ["key\n", "a\nb", " key", "key "] {
+        assert!(config(Scheme::ApiKey, &[secret]).validate().is_err(), "{secret:?}");
+        assert!(config(Scheme::HubSignature, &[secret]).validate().is_ok(), "{secret:?}");
     }
 }

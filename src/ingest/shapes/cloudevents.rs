@@ -10,16 +10,16 @@ use serde_json::value::RawValue;
 
 use crate::domain::Shape;
 
-use super::fields::{stamps, time};
+use super::fields::{Doubt, OptionalText, stamps};
 use super::genesys::{Envelope, Notification, read_topic};
-use super::{Announcement, Malformed, PostedEvent, SenderId, flat, join, parse};
+use super::{Announcement, Malformed, PostedEvent, SenderId, flat, join, malformed, parse};
 
 /// The attributes that are used, from headers or from the body.
 struct Attributes {
     id: String,
     source: String,
     kind: String,
-    time: Option<String>,
+    time: OptionalText,
 }
 
 #[derive(Deserialize)]
@@ -30,7 +30,7 @@ struct StructuredEvent<'a> {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
-    time: Option<String>,
+    time: OptionalText,
     #[serde(default, borrow)]
     data: Option<&'a RawValue>,
     #[serde(default)]
@@ -50,7 +50,7 @@ pub(super) fn read_binary(headers: &HeaderMap, body: &[u8]) -> Result<PostedEven
         id: required("ce-id")?,
         source: required("ce-source")?,
         kind: required("ce-type")?,
-        time: header(headers, "ce-time")?,
+        time: header(headers, "ce-time")?.map_or(OptionalText::Absent, OptionalText::Text),
     };
     read_data(attributes, body, "", "ce-")
 }
@@ -65,6 +65,7 @@ pub(super) fn read_structured(body: &[u8], path: &str) -> Result<PostedEvent, Ma
         (None, Some(encoded)) => {
             let path = join(path, "data_base64");
             let data = STANDARD.decode(encoded).map_err(|_| Malformed::new(&path, "must be base64"))?;
+            malformed::check_depth(&data, &path)?;
             read_data(attributes, &data, &path, "")
         }
         (None, None) => Err(Malformed::new(join(path, "data"), "is missing")),
@@ -88,8 +89,9 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
         }
     }
     let sender_id = SenderId { id: attributes.id, source: attributes.source };
-    let at = time("", &format!("{prefix}time"), attributes.time.as_deref())?;
-    let envelope = Envelope { shape: Shape::CloudEvents, sender_id: Some(sender_id), at };
+    let mut doubt = Doubt::default();
+    let at = doubt.time(&attributes.time);
+    let envelope = Envelope { shape: Shape::CloudEvents, sender_id: Some(sender_id), at, doubt };
     let probe: DataProbe<'_> = parse(data, path)?;
     if let Some(detail) = probe.detail {
         let path = join(path, "detail");
@@ -100,7 +102,7 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
     }
     Ok(match flat::read(data, path, flat::kind_of(&attributes.kind), Shape::CloudEvents)? {
         PostedEvent::Announced(announcement) => PostedEvent::Announced(enclose(announcement, envelope)),
-        PostedEvent::Ignored { shape, reason } => PostedEvent::Ignored { shape, reason },
+        other @ (PostedEvent::Ignored { .. } | PostedEvent::Rejected(_)) => other,
     })
 }
 
@@ -110,7 +112,12 @@ fn enclose(announcement: Announcement, envelope: Envelope) -> Announcement {
     let form = announcement.stamps;
     // If the form has no time of its own, its `at` is a copy of `modified`.
     let own = form.at.filter(|at| form.modified.map(crate::domain::EventTime::from_modified) != Some(*at));
-    Announcement { sender_id: envelope.sender_id, stamps: stamps(form.modified, own.or(envelope.at)), ..announcement }
+    Announcement {
+        sender_id: envelope.sender_id,
+        stamps: stamps(form.modified, own.or(envelope.at)),
+        is_partial: announcement.is_partial || envelope.doubt.0,
+        ..announcement
+    }
 }
 
 fn version(field: &str, version: &str) -> Result<(), Malformed> {

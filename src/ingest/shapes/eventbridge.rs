@@ -5,15 +5,16 @@ use serde_json::value::RawValue;
 
 use crate::domain::Shape;
 
-use super::fields::{sender_id, time};
+use super::fields::{Doubt, OptionalText};
 use super::genesys::{Envelope, Notification, read_topic};
 use super::{Malformed, PostedEvent, join, parse};
 
 #[derive(Deserialize)]
 struct EventBridgeEvent<'a> {
-    id: String,
     #[serde(default)]
-    time: Option<String>,
+    id: OptionalText,
+    #[serde(default)]
+    time: OptionalText,
     #[serde(borrow)]
     detail: &'a RawValue,
 }
@@ -21,11 +22,9 @@ struct EventBridgeEvent<'a> {
 /// Parses one EventBridge event.
 pub(super) fn read(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
     let event: EventBridgeEvent<'_> = parse(body, path)?;
-    let envelope = Envelope {
-        shape: Shape::EventBridge,
-        sender_id: sender_id(path, "id", Some(event.id))?,
-        at: time(path, "time", event.time.as_deref())?,
-    };
+    let mut doubt = Doubt::default();
+    let (sender_id, at) = (doubt.sender_id(&event.id), doubt.time(&event.time));
+    let envelope = Envelope { shape: Shape::EventBridge, sender_id, at, doubt };
     let path = join(path, "detail");
     let detail: Notification<'_> = parse(event.detail.get().as_bytes(), &path)?;
     read_topic(&detail, &path, envelope)

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::domain::{Kind, Shape};
 
-use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
+use super::fields::{CustomerList, Doubt, OptionalText, stamps};
 use super::{Announcement, Malformed, PostedEvent, join, parse};
 
 /// `{"customerId","tenantId","eventId"?,"eventType"?,"modifyDate"?,"occurredAt"?,"mergedIds"?}`.
@@ -12,46 +12,41 @@ use super::{Announcement, Malformed, PostedEvent, join, parse};
 #[serde(rename_all = "camelCase")]
 struct FlatForm {
     customer_id: String,
-    #[serde(default, deserialize_with = "non_empty")]
+    #[serde(default)]
     tenant_id: Option<String>,
     #[serde(default)]
-    event_id: Option<String>,
-    #[serde(default, deserialize_with = "non_empty")]
-    event_type: Option<String>,
+    event_id: OptionalText,
     #[serde(default)]
-    modify_date: Option<String>,
+    event_type: OptionalText,
     #[serde(default)]
-    occurred_at: Option<String>,
+    modify_date: OptionalText,
     #[serde(default)]
-    merged_ids: Option<Vec<String>>,
+    occurred_at: OptionalText,
+    #[serde(default)]
+    merged_ids: Option<Vec<OptionalText>>,
 }
 
 /// Parses the flat form; `kind` is the kind in its envelope, if there is one.
 pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) -> Result<PostedEvent, Malformed> {
     let flat: FlatForm = parse(body, path)?;
-    let kind = match &flat.event_type {
-        Some(name) => kind_of(name).ok_or_else(|| {
-            let expected = "expected customer.created, customer.updated, customer.deleted or customer.merged";
-            Malformed::new(join(path, "eventType"), expected)
-        })?,
-        None => kind.unwrap_or(Kind::Updated),
-    };
+    let mut doubt = Doubt::default();
+    let named = doubt.text(&flat.event_type).map(kind_of);
+    doubt.0 |= named == Some(None);
     let mut customers = CustomerList::default();
     customers.add(path, "customerId", &flat.customer_id)?;
-    for (index, merged) in flat.merged_ids.iter().flatten().enumerate() {
-        customers.add(path, &format!("mergedIds[{index}]"), merged)?;
+    for merged in flat.merged_ids.iter().flatten() {
+        customers.add_optional(path, "mergedIds", merged, &mut doubt)?;
     }
-    let tenant = flat.tenant_id.map(|tenant| tenant.parse()).transpose();
+    let tenant = flat.tenant_id.filter(|tenant| !tenant.is_empty()).map(|tenant| tenant.parse()).transpose();
     Ok(PostedEvent::Announced(Announcement {
         shape,
-        sender_id: sender_id(path, "eventId", flat.event_id)?,
-        kind,
-        stamps: stamps(
-            time(path, "modifyDate", flat.modify_date.as_deref())?,
-            time(path, "occurredAt", flat.occurred_at.as_deref())?,
-        ),
-        customers: customers.0,
+        sender_id: doubt.sender_id(&flat.event_id),
+        // An unknown kind evicts, as an update does.
+        kind: named.flatten().or(kind).unwrap_or(Kind::Updated),
+        stamps: stamps(doubt.time(&flat.modify_date), doubt.time(&flat.occurred_at)),
+        customers: customers.ids,
         tenant: tenant.map_err(|error| Malformed::new(join(path, "tenantId"), error))?,
+        is_partial: doubt.0,
     }))
 }
 

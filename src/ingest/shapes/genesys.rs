@@ -1,11 +1,11 @@
 //! The events of Genesys: a topic and a body, in an envelope that depends on the transport.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::domain::{EventTime, Kind, Modified, Precision, Shape, Stamps};
 
-use super::fields::{CustomerList, non_empty, sender_id, stamps, time};
+use super::fields::{CustomerList, Doubt, OptionalText, stamps};
 use super::{Announcement, Malformed, PostedEvent, SenderId, join, parse};
 
 const CONTACTS: &str = "v2.externalcontacts.contacts.";
@@ -17,7 +17,7 @@ const AUDITS: &str = "v2.audits.entitytype.";
 pub(super) struct Notification<'a> {
     pub(super) topic_name: String,
     #[serde(default)]
-    pub(super) id: Option<String>,
+    pub(super) id: OptionalText,
     #[serde(default, borrow)]
     pub(super) event_body: Option<&'a RawValue>,
 }
@@ -27,6 +27,7 @@ pub(super) struct Envelope {
     pub(super) shape: Shape,
     pub(super) sender_id: Option<SenderId>,
     pub(super) at: Option<EventTime>,
+    pub(super) doubt: Doubt,
 }
 
 /// The subject of a topic.
@@ -42,20 +43,20 @@ enum Topic<'a> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ContactBody {
-    #[serde(default, deserialize_with = "non_empty")]
-    id: Option<String>,
     #[serde(default)]
-    modify_date: Option<String>,
-    #[serde(default, deserialize_with = "non_empty")]
-    canonical_contact_id: Option<String>,
-    #[serde(default, deserialize_with = "non_empty")]
-    canonical_contact: Option<Reference>,
+    id: OptionalText,
     #[serde(default)]
-    merge_set: Option<Vec<Reference>>,
+    modify_date: OptionalText,
     #[serde(default)]
-    merged_from: Option<Vec<Reference>>,
-    #[serde(default, deserialize_with = "non_empty")]
-    merged_to: Option<Reference>,
+    canonical_contact_id: OptionalText,
+    #[serde(default)]
+    canonical_contact: OptionalText,
+    #[serde(default)]
+    merge_set: Option<Vec<OptionalText>>,
+    #[serde(default)]
+    merged_from: Option<Vec<OptionalText>>,
+    #[serde(default)]
+    merged_to: OptionalText,
     #[serde(default)]
     merge_operation: Option<MergeOperation>,
 }
@@ -63,21 +64,12 @@ struct ContactBody {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct MergeOperation {
-    #[serde(default, alias = "sourceContact", deserialize_with = "non_empty")]
-    source_contact_id: Option<Reference>,
-    #[serde(default, alias = "targetContact", deserialize_with = "non_empty")]
-    target_contact_id: Option<Reference>,
-    #[serde(default, alias = "resultingContact", deserialize_with = "non_empty")]
-    resulting_contact_id: Option<Reference>,
-}
-
-/// An id, or an object with an id.
-struct Reference(String);
-
-impl AsRef<str> for Reference {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
+    #[serde(default, alias = "sourceContact")]
+    source_contact_id: OptionalText,
+    #[serde(default, alias = "targetContact")]
+    target_contact_id: OptionalText,
+    #[serde(default, alias = "resultingContact")]
+    resulting_contact_id: OptionalText,
 }
 
 #[derive(Deserialize)]
@@ -85,21 +77,17 @@ impl AsRef<str> for Reference {
 struct AuditBody {
     action: String,
     #[serde(default)]
-    event_time: Option<AuditTime>,
-    entity: Reference,
-}
-
-/// A time as text, or in milliseconds since the epoch.
-enum AuditTime {
-    Text(String),
-    Millis(i64),
+    event_time: OptionalText,
+    #[serde(default)]
+    entity: OptionalText,
 }
 
 /// Parses a notification without an outer envelope.
 pub(super) fn read_notification(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
     let notification: Notification<'_> = parse(body, path)?;
-    let sender_id = sender_id(path, "id", notification.id.clone())?;
-    let envelope = Envelope { shape: Shape::Notification, sender_id, at: None };
+    let mut doubt = Doubt::default();
+    let sender_id = doubt.sender_id(&notification.id);
+    let envelope = Envelope { shape: Shape::Notification, sender_id, at: None, doubt };
     read_topic(&notification, path, envelope)
 }
 
@@ -144,51 +132,52 @@ fn topic(name: &str) -> Topic<'_> {
     }
 }
 
-fn read_contact(body: &[u8], path: &str, in_topic: Option<&str>, envelope: Envelope) -> Result<PostedEvent, Malformed> {
+fn read_contact(
+    body: &[u8],
+    path: &str,
+    in_topic: Option<&str>,
+    mut envelope: Envelope,
+) -> Result<PostedEvent, Malformed> {
     let contact: ContactBody = parse(body, path)?;
+    let doubt = &mut envelope.doubt;
     let mut customers = CustomerList::default();
-    if let Some(id) = &contact.id {
-        customers.add(path, "id", id)?;
+    customers.add_optional(path, "id", &contact.id, doubt)?;
+    let in_topic = in_topic.map_or(OptionalText::Absent, |id| OptionalText::Text(id.to_owned()));
+    customers.add_optional("", "topicName", &in_topic, doubt)?;
+    contact.add_related(path, &mut customers, doubt)?;
+    if customers.ids.is_empty() {
+        return Err(Malformed::new(join(path, "id"), "is no customer id, and the topic names no contact either"));
     }
-    if let Some(id) = in_topic {
-        customers.add("", "topicName", id)?;
-    }
-    contact.add_related(path, &mut customers)?;
-    if customers.0.is_empty() {
-        return Err(Malformed::new(join(path, "id"), "is missing, and the topic names no contact either"));
-    }
-    let merged = contact.merged_to.is_some() || contact.merged_from.is_some_and(|from| !from.is_empty());
-    let modified = time(path, "modifyDate", contact.modify_date.as_deref())?;
+    let merged = contact.merged_to != OptionalText::Absent || contact.merged_from.is_some_and(|from| !from.is_empty());
+    let modified = doubt.time(&contact.modify_date);
     Ok(announced(envelope, if merged { Kind::Merged } else { Kind::Updated }, modified, None, customers))
 }
 
 impl ContactBody {
     /// Adds the other ids that the contact has, had, or gets by a merge.
-    fn add_related(&self, path: &str, customers: &mut CustomerList) -> Result<(), Malformed> {
-        if let Some(id) = &self.canonical_contact_id {
-            customers.add(path, "canonicalContactId", id)?;
-        }
-        let one = |field, reference: &Option<Reference>, customers: &mut CustomerList| match reference {
-            Some(Reference(id)) => customers.add(path, field, id),
-            None => Ok(()),
-        };
-        one("canonicalContact", &self.canonical_contact, customers)?;
-        one("mergedTo", &self.merged_to, customers)?;
-        for (field, list) in [("mergeSet", &self.merge_set), ("mergedFrom", &self.merged_from)] {
-            for (index, Reference(id)) in list.iter().flatten().enumerate() {
-                customers.add(path, &format!("{field}[{index}]"), id)?;
-            }
-        }
-        if let Some(operation) = &self.merge_operation {
-            one("mergeOperation.sourceContactId", &operation.source_contact_id, customers)?;
-            one("mergeOperation.targetContactId", &operation.target_contact_id, customers)?;
-            one("mergeOperation.resultingContactId", &operation.resulting_contact_id, customers)?;
+    fn add_related(&self, path: &str, customers: &mut CustomerList, doubt: &mut Doubt) -> Result<(), Malformed> {
+        let one = [
+            ("canonicalContactId", &self.canonical_contact_id),
+            ("canonicalContact", &self.canonical_contact),
+            ("mergedTo", &self.merged_to),
+        ];
+        let many = [("mergeSet", &self.merge_set), ("mergedFrom", &self.merged_from)];
+        let many = many.into_iter().flat_map(|(field, list)| list.iter().flatten().map(move |id| (field, id)));
+        let operation = self.merge_operation.iter().flat_map(|operation| {
+            [
+                ("mergeOperation.sourceContactId", &operation.source_contact_id),
+                ("mergeOperation.targetContactId", &operation.target_contact_id),
+                ("mergeOperation.resultingContactId", &operation.resulting_contact_id),
+            ]
+        });
+        for (field, id) in one.into_iter().chain(many).chain(operation) {
+            customers.add_optional(path, field, id, doubt)?;
         }
         Ok(())
     }
 }
 
-fn read_audit(body: &[u8], path: &str, envelope: Envelope) -> Result<PostedEvent, Malformed> {
+fn read_audit(body: &[u8], path: &str, mut envelope: Envelope) -> Result<PostedEvent, Malformed> {
     /// Decides whether an audit is about a contact; the other fields are parsed only then.
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -207,18 +196,13 @@ fn read_audit(body: &[u8], path: &str, envelope: Envelope) -> Result<PostedEvent
         "Delete" => Kind::Deleted,
         _ => return Ok(PostedEvent::Ignored { shape, reason: "an audited action that changes no contact" }),
     };
-    let happened = match audit.event_time {
-        Some(AuditTime::Text(text)) => {
-            time(path, "eventTime", Some(&text))?.map(EventTime::whole_seconds_if_zero_millis)
-        }
-        Some(AuditTime::Millis(millis)) => {
-            Some(EventTime::new(millis, Precision::Millis).whole_seconds_if_zero_millis())
-        }
-        None => None,
+    let happened: Option<EventTime> = match audit.event_time {
+        OptionalText::Integer(millis) => Some(EventTime::new(millis, Precision::Millis)),
+        ref text => envelope.doubt.time(text),
     };
     let mut customers = CustomerList::default();
-    customers.add(path, "entity.id", &audit.entity.0)?;
-    Ok(announced(envelope, kind, None, happened, customers))
+    customers.add(path, "entity.id", envelope.doubt.text(&audit.entity).unwrap_or_default())?;
+    Ok(announced(envelope, kind, None, happened.map(EventTime::whole_seconds_if_zero_millis), customers))
 }
 
 fn announced(
@@ -234,66 +218,8 @@ fn announced(
         sender_id: envelope.sender_id,
         kind,
         stamps,
-        customers: customers.0,
+        customers: customers.ids,
         tenant: None,
+        is_partial: envelope.doubt.0,
     })
-}
-
-impl<'de> Deserialize<'de> for Reference {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Reference;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an id, or an object with an \"id\"")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, id: &str) -> Result<Reference, E> {
-                Ok(Reference(id.to_owned()))
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Reference, A::Error> {
-                #[derive(Deserialize)]
-                struct ReferenceObject {
-                    id: String,
-                }
-                let object = ReferenceObject::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
-                Ok(Reference(object.id))
-            }
-        }
-
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for AuditTime {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = AuditTime;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an RFC 3339 date-time, or milliseconds since the epoch")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<AuditTime, E> {
-                Ok(AuditTime::Text(text.to_owned()))
-            }
-
-            fn visit_i64<E: serde::de::Error>(self, millis: i64) -> Result<AuditTime, E> {
-                Ok(AuditTime::Millis(millis))
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, millis: u64) -> Result<AuditTime, E> {
-                i64::try_from(millis)
-                    .map(AuditTime::Millis)
-                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(millis), &self))
-            }
-        }
-
-        deserializer.deserialize_any(Visitor)
-    }
 }

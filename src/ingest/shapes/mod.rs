@@ -7,14 +7,18 @@
 //!
 //! Every customer id in an event becomes one of its customers. Nothing else of the body is kept.
 //!
-//! Senders fill in templates, and some write `""` or `null` for a field without a value. So an optional field with such
-//! a value is treated as absent; except the id of an event, which must not be `""`.
+//! An event that names a customer in a readable way evicts: a refused one would leave an outdated profile, and no sender
+//! corrects an event. So an optional field that cannot be read is treated as absent, and counted. One that is `""` or
+//! `null` is absent: senders fill in templates. In an array, the events that can be read are taken, and the others are
+//! reported in their place. Only the tenant must be readable wherever it is named.
 
 mod cloudevents;
 mod eventbridge;
 mod fields;
 mod flat;
 mod genesys;
+
+use std::collections::HashSet;
 
 use http::HeaderMap;
 use serde::Deserialize;
@@ -24,13 +28,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::{CustomerId, Digest, Event, EventId, KeyHasher, Kind, Shape, Stamps, TenantId, Timestamp};
 
-use super::malformed::{Malformed, join, parse};
+use super::malformed::{self, Malformed, join, parse};
 
 /// The maximum number of events in one request.
 pub const MAX_EVENTS: usize = 1_000;
 
 /// The maximum number of customers in one event.
 pub const MAX_CUSTOMERS: usize = 1_000;
+
+/// The start of the shown id of an event whose own id is hidden, so that the digest is not mistaken for an id.
+const HIDDEN_ID: &str = "digest-";
 
 /// The events of one request.
 #[derive(Clone, Debug)]
@@ -53,6 +60,8 @@ pub enum PostedEvent {
         /// Why it is ignored.
         reason: &'static str,
     },
+    /// It is an element of an array that cannot be read.
+    Rejected(Malformed),
 }
 
 /// A posted event, still with customer ids; [`into_event`](Self::into_event) makes it fit for the queue.
@@ -70,6 +79,8 @@ pub struct Announcement {
     pub customers: Vec<CustomerId>,
     /// The tenant that it names, if any.
     pub tenant: Option<TenantId>,
+    /// Whether an optional field of it could not be read.
+    pub is_partial: bool,
 }
 
 /// The id of an event at its sender.
@@ -109,7 +120,7 @@ impl PostedRequest {
                 PostedEvent::Announced(announcement) if announcement.shape != Shape::CloudEvents => {
                     announcement.sender_id = Some(if self.batch { message.of_part(index) } else { message.clone() });
                 }
-                PostedEvent::Announced(_) | PostedEvent::Ignored { .. } => {}
+                PostedEvent::Announced(_) | PostedEvent::Ignored { .. } | PostedEvent::Rejected(_) => {}
             }
         }
     }
@@ -121,6 +132,8 @@ impl PostedRequest {
 ///
 /// It is not the flat form; the error names the field.
 pub fn read_flat(body: &[u8]) -> Result<PostedRequest, Malformed> {
+    let body = without_mark(body);
+    malformed::check_depth(body, "")?;
     Ok(PostedRequest { batch: false, items: vec![flat::read(body, "", None, Shape::Flat)?] })
 }
 
@@ -135,17 +148,21 @@ pub fn read_tenant(body: &[u8]) -> Result<TenantId, Malformed> {
     struct TenantField {
         tenant_id: String,
     }
-    let TenantField { tenant_id } = parse(body, "")?;
+    let TenantField { tenant_id } = parse(without_mark(body), "")?;
     tenant_id.parse().map_err(|error| Malformed::new("tenantId", error))
 }
 
-/// Parses a request of a tenant's route, in any shape.
+/// Parses a request of a tenant's route, in any shape. `headers` are those that the proof of the sender covers, if any:
+/// the attributes of binary `CloudEvents` count only there.
 ///
 /// # Errors
 ///
-/// It has none of the shapes, or a field of its shape is invalid; the error names the field.
-pub fn read_any(headers: &HeaderMap, body: &[u8]) -> Result<PostedRequest, Malformed> {
-    if cloudevents::is_binary(headers) {
+/// It has none of the shapes, or a mandatory field of its shape is invalid; in an array, this holds for every element.
+/// The error names the field.
+pub fn read_any(headers: Option<&HeaderMap>, body: &[u8]) -> Result<PostedRequest, Malformed> {
+    let body = without_mark(body);
+    if let Some(headers) = headers.filter(|headers| cloudevents::is_binary(headers)) {
+        malformed::check_depth(body, "")?;
         return Ok(PostedRequest { batch: false, items: vec![cloudevents::read_binary(headers, body)?] });
     }
     if body.trim_ascii().first() != Some(&b'[') {
@@ -159,8 +176,27 @@ pub fn read_any(headers: &HeaderMap, body: &[u8]) -> Result<PostedRequest, Malfo
         let expected = format!("expected at most {MAX_EVENTS} events, got {}", elements.len());
         return Err(Malformed::new("body", expected));
     }
-    let read = |(index, element): (usize, &&RawValue)| read_one(element.get().as_bytes(), &format!("[{index}]"));
-    Ok(PostedRequest { batch: true, items: elements.iter().enumerate().map(read).collect::<Result<_, _>>()? })
+    let read = |(index, element): (usize, &&RawValue)| {
+        read_one(element.get().as_bytes(), &format!("[{index}]")).unwrap_or_else(PostedEvent::Rejected)
+    };
+    let items: Vec<PostedEvent> = elements.iter().enumerate().map(read).collect();
+    match items.first() {
+        Some(PostedEvent::Rejected(first)) if items.iter().all(|item| matches!(item, PostedEvent::Rejected(_))) => {
+            Err(first.clone())
+        }
+        _ => Ok(PostedRequest { batch: true, items }),
+    }
+}
+
+/// Returns whether a request looks like a binary `CloudEvents` event.
+#[must_use]
+pub fn is_binary(headers: &HeaderMap) -> bool {
+    cloudevents::is_binary(headers)
+}
+
+/// Removes the byte order mark, which RFC 8259 section 8.1 allows a parser to ignore.
+fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 
 /// The fields that distinguish the shapes.
@@ -175,6 +211,7 @@ struct ShapeProbe {
 }
 
 fn read_one(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
+    malformed::check_depth(body, path)?;
     let probe: ShapeProbe = parse(body, path)?;
     match probe {
         ShapeProbe { specversion: Some(_), .. } => cloudevents::read_structured(body, path),
@@ -189,15 +226,10 @@ impl Announcement {
     /// present scheme first.
     #[must_use]
     pub fn into_event(self, tenant: &TenantId, hashers: &[KeyHasher], received_at: Timestamp) -> Event {
-        let mut keys = Vec::with_capacity(self.customers.len() * hashers.len());
-        for customer in &self.customers {
-            for hasher in hashers {
-                let digest = hasher.identify(tenant, customer).digest();
-                if !keys.contains(&digest) {
-                    keys.push(digest);
-                }
-            }
-        }
+        let mut seen = HashSet::new();
+        let pairs = self.customers.iter().flat_map(|customer| hashers.iter().map(move |hasher| (customer, hasher)));
+        let digests = pairs.map(|(customer, hasher)| hasher.identify(tenant, customer).digest());
+        let keys = digests.filter(|digest| seen.insert(*digest)).collect();
         Event {
             id: self.shown_id(hashers.first().unwrap_or(&KeyHasher::Sha256)),
             identity: self.identity(tenant),
@@ -213,19 +245,21 @@ impl Announcement {
         }
     }
 
-    /// Returns the id that people see: the sender's id; or its hash if it contains a customer id. The hash uses the
-    /// scheme of the entry keys, because such an id is as easy to guess as a customer id.
+    /// Returns the id that people see. The sender's id is shown only if it is made by a machine and contains no customer
+    /// id: any other text may be a name or a phone number. Otherwise its digest is shown, made with the scheme of the
+    /// entry keys because such an id is as easy to guess as a customer id.
     fn shown_id(&self, hasher: &KeyHasher) -> EventId {
         let Some(sender) = &self.sender_id else { return EventId::fresh() };
-        let lower = sender.id.to_ascii_lowercase();
-        let names_customer =
-            self.customers.iter().any(|customer| lower.contains(&customer.expose().to_ascii_lowercase()));
-        let shown = if names_customer { None } else { sender.id.parse().ok() };
-        shown.unwrap_or_else(|| {
+        EventId::of_machine(&sender.id).filter(|_| !self.names_a_customer(&sender.id)).unwrap_or_else(|| {
             let digest = hex::encode(&hasher.hash(&sender.id)[..16]);
-            // 32 hex digits are always a valid event id.
-            digest.parse().unwrap_or_else(|_| EventId::fresh())
+            // The prefix and 32 hex digits are always a valid event id.
+            format!("{HIDDEN_ID}{digest}").parse().unwrap_or_else(|_| EventId::fresh())
         })
+    }
+
+    fn names_a_customer(&self, text: &str) -> bool {
+        let lower = text.to_ascii_lowercase();
+        self.customers.iter().any(|customer| lower.contains(&customer.expose().to_ascii_lowercase()))
     }
 
     /// Returns the identity for the dedup window: a digest of tenant, shape and sender id. An event without id and

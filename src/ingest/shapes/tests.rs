@@ -8,6 +8,7 @@ use super::*;
 use crate::domain::{EventTime, Modified};
 
 mod identity;
+mod lenient;
 
 const ONE: &str = "5f0d9c1e-0000-4000-8000-000000000001";
 
@@ -19,14 +20,14 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 fn read(body: &Value) -> PostedRequest {
-    read_any(&HeaderMap::new(), body.to_string().as_bytes()).unwrap()
+    read_any(None, body.to_string().as_bytes()).unwrap()
 }
 
 fn announced(posted: &PostedRequest) -> &Announcement {
     assert_eq!(posted.items.len(), 1);
     match &posted.items[0] {
         PostedEvent::Announced(announcement) => announcement,
-        PostedEvent::Ignored { reason, .. } => panic!("ignored: {reason}"),
+        other @ (PostedEvent::Ignored { .. } | PostedEvent::Rejected(_)) => panic!("{other:?}"),
     }
 }
 
@@ -42,7 +43,7 @@ fn wrong(body: &Value) -> String {
 }
 
 fn wrong_text(body: &[u8]) -> String {
-    read_any(&HeaderMap::new(), body).unwrap_err().to_string()
+    read_any(None, body).unwrap_err().to_string()
 }
 
 fn customers(announcement: &Announcement) -> Vec<&str> {
@@ -191,7 +192,7 @@ fn an_array_keeps_its_order() {
     assert!(posted.batch);
     let kinds = posted.items.iter().map(|item| match item {
         PostedEvent::Announced(announcement) => announcement.kind,
-        PostedEvent::Ignored { .. } => panic!("ignored"),
+        PostedEvent::Ignored { .. } | PostedEvent::Rejected(_) => panic!("not announced"),
     });
     assert_eq!(kinds.collect::<Vec<_>>(), [Kind::Updated, Kind::Deleted, Kind::Updated]);
 }
@@ -199,8 +200,11 @@ fn an_array_keeps_its_order() {
 #[test]
 fn errors_in_an_array_name_the_index() {
     let mut bad = eventbridge();
-    bad["detail"]["eventBody"]["id"] = 7.into();
-    assert_eq!(wrong(&json!([eventbridge(), bad])), "[1].detail.eventBody.id: expected a string");
+    bad["detail"] = json!({ "topicName": "v2.externalcontacts.contacts.{id}", "eventBody": { "id": 7 } });
+    let fault = "[0].detail.eventBody.id: is no customer id, and the topic names no contact either";
+    assert_eq!(wrong(&json!([bad, bad])), fault);
+    let some = read(&json!([eventbridge(), bad]));
+    assert!(matches!(&some.items[..], [PostedEvent::Announced(_), PostedEvent::Rejected(_)]), "{some:?}");
     assert_eq!(wrong(&json!([])), "body: expected at least one event, got an empty array");
     assert_eq!(wrong(&json!(vec![eventbridge(); 1001])), "body: expected at most 1000 events, got 1001");
 }
@@ -219,7 +223,7 @@ fn cloudevents_are_parsed_in_both_modes() {
         ("ce-type", "customer.deleted"),
         ("ce-time", "2025-03-04T05:06:09Z"),
     ];
-    let binary = read_any(&headers(&attributes), flat.to_string().as_bytes()).unwrap();
+    let binary = read_any(Some(&headers(&attributes)), flat.to_string().as_bytes()).unwrap();
     for posted in [&structured, &binary] {
         let announcement = announced(posted);
         assert_eq!((announcement.shape, announcement.kind), (Shape::CloudEvents, Kind::Deleted));
@@ -231,7 +235,7 @@ fn cloudevents_are_parsed_in_both_modes() {
     for missing in 0..4 {
         let mut fewer = attributes.to_vec();
         let (name, _) = fewer.remove(missing);
-        let answer = read_any(&headers(&fewer), flat.to_string().as_bytes());
+        let answer = read_any(Some(&headers(&fewer)), flat.to_string().as_bytes());
         assert_eq!(answer.unwrap_err().to_string(), format!("{name}: is missing"));
     }
 }
@@ -258,15 +262,10 @@ fn errors_name_the_field_and_what_was_expected_of_it() {
     for (body, fault) in [
         (json!({}), "customerId: is missing"),
         (json!({ "customerId": 7 }), "customerId: expected a string"),
-        (
-            json!({ "customerId": "a", "eventType": "customer.exploded" }),
-            "eventType: expected customer.created, customer.updated, customer.deleted or customer.merged",
-        ),
-        (json!({ "customerId": "a", "eventId": "" }), "eventId: must not be empty"),
         (json!({ "topicName": format!("v2.externalcontacts.contacts.{ONE}") }), "eventBody: is missing"),
         (
             json!({ "topicName": "v2.externalcontacts.contacts.{id}", "eventBody": {} }),
-            "eventBody.id: is missing, and the topic names no contact either",
+            "eventBody.id: is no customer id, and the topic names no contact either",
         ),
     ] {
         assert_eq!(wrong(&body), fault);
@@ -278,9 +277,6 @@ fn errors_name_the_field_and_what_was_expected_of_it() {
         (json!({ "customerId": "" }), "customerId"),
         (json!({ "customerId": "x".repeat(10_000) }), "customerId"),
         (json!({ "customerId": "a", "tenantId": "a b" }), "tenantId"),
-        (json!({ "customerId": "a", "modifyDate": "yesterday" }), "modifyDate"),
-        (json!({ "customerId": "a", "occurredAt": "2025-13-01T00:00:00Z" }), "occurredAt"),
-        (json!({ "customerId": "a", "mergedIds": ["b", "c?"] }), "mergedIds[1]"),
         (json!("text"), "body"),
         (json!(7), "body"),
     ] {
@@ -289,38 +285,6 @@ fn errors_name_the_field_and_what_was_expected_of_it() {
     }
     assert_eq!(wrong_text(b""), "body: is missing: expected JSON");
     assert_eq!(wrong_text(br#"{"customerId":"a","customerId":"b"}"#), "customerId: is given more than once");
-}
-
-#[test]
-fn empty_and_null_optional_fields_are_treated_as_absent() {
-    let plain = json!({ "customerId": ONE, "eventId": "e1" });
-    for value in [json!(""), Value::Null] {
-        let flat = json!({
-            "customerId": ONE, "eventId": "e1", "tenantId": value, "eventType": value,
-            "modifyDate": value, "occurredAt": value, "mergedIds": null,
-        });
-        assert_eq!(event(&read(&flat)).identity, event(&read(&plain)).identity);
-        let flat = read(&flat);
-        assert_eq!((announced(&flat).kind, announced(&flat).stamps), (Kind::Updated, Stamps::default()));
-        assert!(announced(&flat).tenant.is_none());
-
-        let mut contact = eventbridge();
-        contact["time"] = value.clone();
-        let body = json!({
-            "id": value, "modifyDate": value, "canonicalContactId": value, "canonicalContact": value, "mergedTo": value,
-            "mergeOperation": { "sourceContactId": value, "targetContact": value, "resultingContactId": value },
-        });
-        contact["detail"]["eventBody"] = body;
-        let contact = read(&contact);
-        assert_eq!(customers(announced(&contact)), [ONE]);
-        assert_eq!((announced(&contact).kind, announced(&contact).stamps), (Kind::Updated, Stamps::default()));
-
-        let mut audit = audit("Delete");
-        audit["detail"]["eventBody"]["eventTime"] = value;
-        assert_eq!(announced(&read(&audit)).stamps.at, happened_at("2025-03-04T05:06:26Z"));
-    }
-    let anonymous = json!({ "customerId": ONE, "tenantId": "10001", "eventId": null });
-    assert!(announced(&read(&anonymous)).sender_id.is_none());
 }
 
 #[test]
@@ -350,7 +314,7 @@ proptest! {
     ) {
         let attributes = headers(&[("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "t")]);
         let headers = if binary { attributes } else { HeaderMap::new() };
-        let _ = read_any(&headers, &body);
+        let _ = read_any(Some(&headers), &body);
         let _ = read_flat(&body);
         let _ = read_tenant(&body);
     }
@@ -363,7 +327,7 @@ proptest! {
         let mut body = planted.to_string().into_bytes();
         let cut = cut % body.len();
         body[cut] ^= flip;
-        if let Err(malformed) = read_any(&HeaderMap::new(), &body) {
+        if let Err(malformed) = read_any(None, &body) {
             prop_assert!(!malformed.to_string().contains("CANARY"));
         }
     }

@@ -8,6 +8,10 @@ use sha2::{Digest as _, Sha256};
 use super::customer::CustomerId;
 use super::stamps::Modified;
 
+/// The deepest nesting of a profile: objects and arrays within each other, the profile itself included. Profiles of Genesys
+/// have about five levels.
+pub const MAX_NESTING: usize = 64;
+
 /// The JSON text of a profile: personal data, so it cannot be printed. Cloning is cheap.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProfileBody(Bytes);
@@ -37,12 +41,50 @@ impl ProfileBody {
         self.0.is_empty()
     }
 
+    /// Returns whether the body is nested deeper than [`MAX_NESTING`]. Takes linear time and no memory; the body need not be
+    /// JSON.
+    #[must_use]
+    pub fn is_nested_too_deep(&self) -> bool {
+        // Almost no profile has so many brackets, and counting them is much faster than following them.
+        let opening = self.0.iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
+        opening > MAX_NESTING && deepest(&self.0) > MAX_NESTING
+    }
+
     /// Returns a validator for this body (RFC 9110 section 8.8.3): 16 bytes of its SHA-256.
     #[must_use]
     pub fn validator(&self) -> [u8; 16] {
         let mut validator = [0; 16];
         validator.copy_from_slice(&Sha256::digest(&self.0)[..16]);
         validator
+    }
+}
+
+/// Returns the deepest nesting of a JSON text.
+fn deepest(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => skip_string(&mut bytes),
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// Skips the rest of a string and its closing quote.
+fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => return,
+            b'\\' => drop(bytes.next()),
+            _ => {}
+        }
     }
 }
 
@@ -61,4 +103,26 @@ pub struct Profile {
     pub modified: Option<Modified>,
     /// The `id` of the body: the canonical customer. After a merge it differs from the requested id.
     pub canonical: Option<CustomerId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_too_deep(json: String) -> bool {
+        ProfileBody::new(json.into()).is_nested_too_deep()
+    }
+
+    #[test]
+    fn only_brackets_within_each_other_and_outside_strings_are_levels() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(!is_too_deep(nested(MAX_NESTING)));
+        assert!(is_too_deep(nested(MAX_NESTING + 1)));
+        assert!(is_too_deep("{\"a\":".repeat(MAX_NESTING + 1)), "an unfinished body");
+        assert!(!is_too_deep(nested(1).repeat(1_000)), "beside each other");
+        assert!(!is_too_deep(format!("\"{}\"", nested(1_000))), "in a string");
+        assert!(!is_too_deep(format!("\"\\\"{}\"", "[".repeat(1_000))), "after an escaped quote");
+        assert!(is_too_deep(format!("\"\\\\\"{}", nested(1_000))), "after an escaped backslash");
+        assert!(is_too_deep(format!("{}{}", "]".repeat(1_000), nested(1_000))), "after closing brackets");
+    }
 }

@@ -54,13 +54,15 @@ pub enum DeadLetterReason {
     Undecodable,
     /// The wire version is newer than this program.
     UnknownVersion,
+    /// A MAC is required, and it has none or a wrong one.
+    Unauthentic,
     /// It was redelivered too often and keeps failing while the store works.
     RedeliveredTooOften,
 }
 
 impl DeadLetterReason {
     /// All reasons.
-    pub const ALL: [Self; 3] = [Self::Undecodable, Self::UnknownVersion, Self::RedeliveredTooOften];
+    pub const ALL: [Self; 4] = [Self::Undecodable, Self::UnknownVersion, Self::Unauthentic, Self::RedeliveredTooOften];
 
     /// Returns the value for the header `reason` of a dead letter.
     #[must_use]
@@ -68,6 +70,7 @@ impl DeadLetterReason {
         match self {
             Self::Undecodable => "undecodable",
             Self::UnknownVersion => "unknown-version",
+            Self::Unauthentic => "unauthentic",
             Self::RedeliveredTooOften => "redelivered-too-often",
         }
     }

@@ -162,7 +162,8 @@ fn derived_identity(form: &WireEvent<'_>) -> Digest {
     Digest::from_bytes(identity)
 }
 
-fn undecodable(bytes: &[u8], reason: DeadLetterReason) -> Undecodable {
+/// Describes bytes that are refused.
+pub(super) fn undecodable(bytes: &[u8], reason: DeadLetterReason) -> Undecodable {
     Undecodable { length: bytes.len(), sha256: hex::encode(Sha256::digest(bytes)), reason }
 }
 

@@ -65,7 +65,8 @@ pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: boo
     }
 }
 
-/// Reads a content of this kind, up to the end of the bytes, and whether it is settled.
+/// Reads a content of this kind, up to the end of the bytes, and whether it is settled. A profile that is
+/// [nested too deeply](ProfileBody::is_nested_too_deep) is not read.
 pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)> {
     let flags = rest.try_get_u8().ok()?;
     let known = if kind == b'P' { SETTLED | HAS_MODIFIED } else { SETTLED };
@@ -80,7 +81,12 @@ pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)>
             let modified = (flags & HAS_MODIFIED != 0).then_some(Modified::from_millis(modified));
             let validator = take_array(&mut rest)?;
             // The rest is the body: a part of the same buffer, not a copy.
-            Content::Found(Found { body: ProfileBody::new(std::mem::take(&mut rest)), validator, modified })
+            let body = ProfileBody::new(std::mem::take(&mut rest));
+            // Such a body was written by somebody else, or by a version without this limit.
+            if body.is_nested_too_deep() {
+                return None;
+            }
+            Content::Found(Found { body, validator, modified })
         }
         b'S' => Content::Sealed(Ciphertext::new(std::mem::take(&mut rest))),
         _ => return None,

@@ -5,7 +5,7 @@
 //!
 //! | Genesys answers | the fetch returns |
 //! |---|---|
-//! | 200 with a JSON object | [`Fetched::Found`], the bytes verbatim |
+//! | 200 with a JSON object of at most 64 levels | [`Fetched::Found`], the bytes verbatim |
 //! | 404, 410 | [`Fetched::Absent`] |
 //! | 401 also with a renewed token, 403 | [`Error::Denied`] |
 //! | 429 | [`Error::Throttled`] |
@@ -102,11 +102,15 @@ struct ProfileHead<'a> {
     modify_date: Option<&'a RawValue>,
 }
 
-/// Parses a profile and checks that the whole body is one JSON object.
+/// Parses a profile and checks that the whole body is one JSON object, and not nested too deeply.
 fn read_profile(body: Bytes) -> Result<Profile, Error> {
     let unusable = |reason| Error::Unusable { reason };
+    let body = ProfileBody::new(body);
+    if body.is_nested_too_deep() {
+        return Err(unusable("the body is nested too deeply"));
+    }
     // The parser does not check the UTF-8 of skipped strings, so all of it is checked first.
-    let text = std::str::from_utf8(&body).map_err(|_| unusable("the body is not UTF-8"))?;
+    let text = std::str::from_utf8(body.expose()).map_err(|_| unusable("the body is not UTF-8"))?;
     // A derived struct can also be parsed from an array.
     if !text.trim_ascii_start().starts_with('{') {
         return Err(unusable("the body is not a JSON object"));
@@ -115,7 +119,7 @@ fn read_profile(body: Bytes) -> Result<Profile, Error> {
     let text_of = |raw: Option<&RawValue>| serde_json::from_str::<String>(raw?.get()).ok();
     let modified = text_of(head.modify_date).and_then(|date| date.parse::<Modified>().ok());
     let canonical = text_of(head.id).and_then(|id| id.parse::<CustomerId>().ok());
-    Ok(Profile { body: ProfileBody::new(body), modified, canonical })
+    Ok(Profile { body, modified, canonical })
 }
 
 #[cfg(test)]
@@ -166,6 +170,13 @@ mod tests {
             let error = read(body).unwrap_err();
             assert!(matches!(error, Error::Unusable { .. }), "{}", String::from_utf8_lossy(body));
         }
+    }
+
+    #[test]
+    fn a_profile_of_more_than_64_levels_is_unusable() {
+        let nested = |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1));
+        assert!(read(nested(64)).is_ok());
+        assert!(matches!(read(nested(65)).unwrap_err(), Error::Unusable { reason: "the body is nested too deeply" }));
     }
 
     proptest! {

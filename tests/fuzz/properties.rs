@@ -16,7 +16,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use profile_edge::config;
 use profile_edge::domain::{
-    CustomerId, Digest, EventId, EventTime, Key, KeyHasher, Modified, Secret, TenantId, Timestamp,
+    CustomerId, Digest, EventId, EventTime, Key, KeyHasher, Modified, ProfileBody, Secret, TenantId, Timestamp, profile,
 };
 use profile_edge::http::auth::field_set::FieldSet;
 use profile_edge::http::request::query;
@@ -325,10 +325,23 @@ pub(super) fn fields(data: &[u8]) {
         return;
     };
     assert_eq!(visible.filter(&left).expect("what is left is an object").0, left);
+    if let Some(whole) = whole.as_ref().filter(|whole| levels(whole) > profile::MAX_NESTING) {
+        assert!(ProfileBody::new(body).is_nested_too_deep(), "{whole}");
+    }
     if let (Some(whole), FieldSet::Only(_)) = (whole, &visible) {
         let left: serde_json::Value = serde_json::from_slice(&left).expect("a filtered object is JSON");
         is_part_of(&left, &whole);
     }
+}
+
+fn levels(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    let below = match value {
+        Value::Object(members) => members.values().map(levels).max(),
+        Value::Array(items) => items.iter().map(levels).max(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return 0,
+    };
+    1 + below.unwrap_or_default()
 }
 
 fn is_part_of(part: &serde_json::Value, whole: &serde_json::Value) {

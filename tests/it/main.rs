@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test, an unwrap that fails is a failure with its location")]
 
 mod audit;
+mod authenticity;
 mod bad_input;
 mod canary;
 mod config;

@@ -43,10 +43,15 @@ impl SharedRedis {
 
     /// Starts an edge with two tenants and these settings.
     async fn edge(&self, settings: &str) -> Edge {
+        self.edge_for(settings, "fields = [\"*\"]\n").await
+    }
+
+    /// As [`edge`](Self::edge), for a caller with these fields.
+    async fn edge_for(&self, settings: &str, fields: &str) -> Edge {
         let tenants = ["10001", "10002"].map(|tenant| tenant_on(tenant, &self.genesys)).concat();
         Edge::start_with(&format!(
             "[store]\nkind = \"redis\"\n[store.redis]\n{}{settings}{tenants}[[caller]]\nname = \"desktop\"\n\
-             key_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\", \"10002\"]\nfields = [\"*\"]\n",
+             key_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\", \"10002\"]\n{fields}",
             self.deployment.settings
         ))
         .await
@@ -235,4 +240,52 @@ async fn processes_with_different_sealing_keys_share_no_entry_and_no_failure() {
         assert!(edge.look_up(&one).await.is_hit(), "{name}");
     }
     world.end([old, new, without]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deeply_nested_value_in_redis_is_a_miss() {
+    let world = SharedRedis::start().await;
+    let filtered = "fields = [\"id\", \"firstName.first\"]\n";
+    let edge = world.edge_for("", filtered).await;
+    let (one, at) = (customer(1), identity("10001", &customer(1)));
+    let own = edge.look_up(&one).await.text;
+    let record = world.record(&at).await;
+    for levels in [64, 20_000, 200_000] {
+        let json = format!("{{\"firstName\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+        let body = ProfileBody::new(json.into());
+        let content = Content::Found(Found { validator: body.validator(), body, modified: None });
+        world.put(&at, &encode(&Record { content, ..record.clone() })).await;
+        let answer = edge.look_up(&one).await;
+        assert_eq!((answer.status, answer.is_hit(), &answer.text), (200, false, &own), "{levels} levels");
+    }
+    world.end([edge]).await;
+}
+
+/// Writes tombstones that never expire in Redis, as somebody with access to it could.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_outside_its_own_lifetime_buries_nobody() {
+    let world = SharedRedis::start().await;
+    let edge = world.edge(&sealing(&[("k1", 1)])).await;
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let day = 24 * 3_600_000;
+    let mut redis = world.redis.clone();
+    for (number, written, buried) in
+        [(1, now - 2 * day, false), (2, now + day, false), (3, i64::MAX, false), (4, now - 1_000, true)]
+    {
+        let (asked, at) = (customer(number), identity("10001", &customer(number)));
+        let mut value = b"\x01T0123456789abcdef".to_vec();
+        value.extend_from_slice(format!("4102444800000|m|{written}").as_bytes());
+        let () = redis.set(at.key().as_str(), value.clone()).await.unwrap();
+        let answer = edge.look_up(&asked).await;
+        assert_eq!(answer.status, if buried { 410 } else { 200 }, "written {} ms ago", now - written);
+    }
+    // A fence that says "deleted" writes no tombstone once its own time is over, or before it has begun.
+    for raised in [now - 2 * day, now + day] {
+        let (asked, at) = (customer(9), identity("10001", &customer(9)));
+        let () = redis.del(at.key().as_str()).await.unwrap();
+        let fence = format!("1||4102444800000|m|D|0|0|{raised}");
+        let () = redis.set(format!("fence:{{{}}}", at.key()), fence).await.unwrap();
+        assert_eq!(edge.look_up(&asked).await.status, 200);
+    }
+    world.end([edge]).await;
 }

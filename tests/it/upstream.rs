@@ -445,6 +445,7 @@ async fn each_status_gives_the_documented_result() {
         Reply::new(200, r#"["planted-id"]"#),
         Reply::new(200, "{\"firstName\":"),
         Reply::new(200, "<html>planted-html</html>"),
+        Reply::new(200, format!("{{\"firstName\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000))),
         Reply::new(200, vec![b' '; 1024 * 1024 + 1]),
         Reply::status(204),
         Reply::status(302),
@@ -455,7 +456,7 @@ async fn each_status_gives_the_documented_result() {
         let error = it.fetch().await.unwrap_err();
         assert!(matches!(error, Error::Unusable { .. }), "{error} for {}", reply.status);
     }
-    assert_eq!(it.script.profiles(), 12, "none of them is retried");
+    assert_eq!(it.script.profiles(), 13, "none of them is retried");
     it.end().await;
 }
 

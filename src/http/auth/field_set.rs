@@ -4,13 +4,12 @@
 //! array the names apply to each element. Visible values are copied verbatim and in their order: numbers keep their
 //! digits, strings their escapes. [`DisclosedFields`] lists the paths of the set that the profile has.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::{Deserializer as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::domain::{DisclosedFields, FieldMarks};
@@ -110,7 +109,10 @@ impl FieldSet {
                 let text = std::str::from_utf8(body).map_err(|_| NotAnObject)?;
                 let marks = FieldMarks::none(Arc::clone(&fields.paths));
                 let mut view = FilteredBody { out: Vec::with_capacity(body.len()), marks };
-                view.write_object(&fields.tree, text).map_err(|_| NotAnObject)?;
+                let mut json = serde_json::Deserializer::from_str(text);
+                json.deserialize_map(PartlyVisible { tree: &fields.tree, view: &mut view })
+                    .and_then(|()| json.end())
+                    .map_err(|_| NotAnObject)?;
                 Ok((view.out.into(), DisclosedFields::Some(view.marks)))
             }
         }
@@ -153,97 +155,135 @@ impl FieldTree {
 }
 
 /// The visible part of a profile while it is written.
+///
+/// The profile is read once, from its first byte to its last; each seed below reads one value and writes what is visible of
+/// it. The reader refuses more than 127 levels of partly visible values, and skips and copies others without recursion.
 struct FilteredBody {
     out: Vec<u8>,
     marks: FieldMarks,
 }
 
 impl FilteredBody {
-    fn write_object(&mut self, tree: &FieldTree, text: &str) -> serde_json::Result<()> {
-        self.out.push(b'{');
-        let mut json = serde_json::Deserializer::from_str(text);
-        json.deserialize_map(Members { tree, view: self, first: true })?;
-        json.end()?;
-        self.out.push(b'}');
-        Ok(())
-    }
-
-    /// Writes the visible part of a value whose field is only partly visible. A scalar has no fields, so it is written as
-    /// `null`.
-    fn write_value(&mut self, tree: &FieldTree, value: &RawValue) -> serde_json::Result<()> {
-        let text = value.get();
-        match text.as_bytes().first() {
-            Some(b'{') => self.write_object(tree, text),
-            Some(b'[') => {
-                self.out.push(b'[');
-                serde_json::Deserializer::from_str(text).deserialize_seq(Elements { tree, view: self })?;
-                self.out.push(b']');
+    fn write_field<'de, A: MapAccess<'de>>(&mut self, below: &Subtree, map: &mut A) -> Result<(), A::Error> {
+        match below {
+            Subtree::Whole(number) => {
+                self.marks.mark(*number);
+                self.out.extend_from_slice(map.next_value::<&'de RawValue>()?.get().as_bytes());
                 Ok(())
             }
-            _ => {
-                self.out.extend_from_slice(b"null");
-                Ok(())
-            }
+            Subtree::Part(tree) => map.next_value_seed(PartlyVisible { tree, view: self }),
         }
     }
 }
 
-struct Members<'a> {
-    tree: &'a FieldTree,
-    view: &'a mut FilteredBody,
-    first: bool,
+/// Reads the name of a field, and finds it in the set.
+struct FieldName<'a>(&'a FieldTree);
+
+impl<'de, 'a> DeserializeSeed<'de> for FieldName<'a> {
+    type Value = Option<(&'a String, &'a Subtree)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, name: D) -> Result<Self::Value, D::Error> {
+        name.deserialize_str(self)
+    }
 }
 
-impl<'de> Visitor<'de> for Members<'_> {
-    type Value = ();
+impl<'a> Visitor<'_> for FieldName<'a> {
+    type Value = Option<(&'a String, &'a Subtree)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+        f.write_str("the name of a field")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        use serde::de::Error;
-        while let Some((name, value)) = map.next_entry::<Cow<'de, str>, &'de RawValue>()? {
-            let Some(below) = self.tree.names.get(name.as_ref()) else { continue };
-            if !std::mem::take(&mut self.first) {
-                self.view.out.push(b',');
-            }
-            serde_json::to_writer(&mut self.view.out, name.as_ref()).map_err(A::Error::custom)?;
-            self.view.out.push(b':');
-            match below {
-                Subtree::Whole(number) => {
-                    self.view.marks.mark(*number);
-                    self.view.out.extend_from_slice(value.get().as_bytes());
-                }
-                Subtree::Part(tree) => self.view.write_value(tree, value).map_err(A::Error::custom)?,
-            }
-        }
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.names.get_key_value(name))
+    }
+}
+
+/// Reads a value of which only some fields are visible. A scalar has no fields, so it is written as `null`.
+struct PartlyVisible<'a> {
+    tree: &'a FieldTree,
+    view: &'a mut FilteredBody,
+}
+
+impl PartlyVisible<'_> {
+    fn hide<E>(self) -> Result<(), E> {
+        self.view.out.extend_from_slice(b"null");
         Ok(())
     }
 }
 
-struct Elements<'a> {
-    tree: &'a FieldTree,
-    view: &'a mut FilteredBody,
+impl<'de> DeserializeSeed<'de> for PartlyVisible<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<(), D::Error> {
+        value.deserialize_any(self)
+    }
 }
 
-impl<'de> Visitor<'de> for Elements<'_> {
+impl<'de> Visitor<'de> for PartlyVisible<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array")
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { tree, view } = self;
+        let mut separator = b'{';
+        while let Some(field) = map.next_key_seed(FieldName(tree))? {
+            let Some((name, below)) = field else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            view.out.push(std::mem::replace(&mut separator, b','));
+            serde_json::to_writer(&mut view.out, name).map_err(serde::de::Error::custom)?;
+            view.out.push(b':');
+            view.write_field(below, &mut map)?;
+        }
+        if separator == b'{' {
+            view.out.push(b'{');
+        }
+        view.out.push(b'}');
+        Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        use serde::de::Error;
-        let mut first = true;
-        while let Some(value) = seq.next_element::<&'de RawValue>()? {
-            if !std::mem::take(&mut first) {
-                self.view.out.push(b',');
-            }
-            self.view.write_value(self.tree, value).map_err(A::Error::custom)?;
+        let Self { tree, view } = self;
+        let start = view.out.len();
+        view.out.push(b'[');
+        while seq.next_element_seed(PartlyVisible { tree, view: &mut *view })?.is_some() {
+            view.out.push(b',');
         }
+        // The last separator, if there is an element.
+        if view.out.len() > start + 1 {
+            view.out.pop();
+        }
+        view.out.push(b']');
         Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.hide()
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        self.hide()
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        self.hide()
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        self.hide()
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        self.hide()
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        self.hide()
     }
 }
 

@@ -34,6 +34,14 @@ pub struct Config {
     /// How long the journal keeps events.
     #[serde(with = "humantime_serde")]
     pub journal_retention: Duration,
+    /// The key of the MAC in messages; absent: messages have none.
+    #[serde(default)]
+    pub mac_key: Option<Secret>,
+    /// Other keys under which a MAC is valid, while keys are rotated.
+    #[serde(default)]
+    pub mac_previous: Vec<Secret>,
+    /// Whether messages without a valid MAC become dead letters.
+    pub mac_required: bool,
 }
 
 impl Config {
@@ -61,6 +69,16 @@ impl Config {
         }
         if self.publish_timeout.is_zero() {
             return refuse("publish_timeout", "must be longer than zero");
+        }
+        for (field, mut keys) in
+            [("mac_key", self.mac_key.as_slice().iter()), ("mac_previous", self.mac_previous.iter())]
+        {
+            if keys.any(|key| key.key_material().is_none()) {
+                return refuse(field, "must be base64 of 32 bytes or more");
+            }
+        }
+        if self.mac_required && self.mac_key.is_none() {
+            return refuse("mac_key", "is missing: queue.amqp.mac_required needs it");
         }
         if self.journal_retention < Duration::from_secs(1) {
             return refuse("journal_retention", "must be one second or longer");
@@ -102,6 +120,9 @@ mod tests {
             prefetch: 512,
             publish_timeout: Duration::from_secs(2),
             journal_retention: Duration::from_secs(7 * 86_400),
+            mac_key: None,
+            mac_previous: Vec::new(),
+            mac_required: false,
         };
         edit(&mut config);
         config.validate().err().map(|error| {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::Redelivery;
 use crate::queue::delivery::redelivery_delay;
-use crate::queue::{Error, Payload, wire};
+use crate::queue::{Error, Payload};
 use crate::supervise::Backoff;
 
 use super::channel;
@@ -183,7 +183,7 @@ impl ConsumerTask {
         alive: &CancellationToken,
         ledger: &mut Ledger,
     ) {
-        let payload = match wire::decode(&delivery.data) {
+        let payload = match self.context.topology.keys.decode(&delivery.data) {
             Ok(mut event) => {
                 // A program that forwards messages may add itself to the trace, in the header only.
                 event.traceparent = traceparent(&delivery.properties).or(event.traceparent);

@@ -19,9 +19,10 @@ use uuid::Uuid;
 
 use crate::domain::Timestamp;
 use crate::queue::{
-    DeadLetter, DeadLetterReason, DeadLetterSelection, Error, MAX_SEARCHED, Payload, Redriven, Undecodable, wire,
+    DeadLetter, DeadLetterReason, DeadLetterSelection, Error, MAX_SEARCHED, Payload, Redriven, Undecodable,
 };
 
+use super::authenticity::MessageKeys;
 use super::channel;
 use super::message::{Message, header, text_header};
 use super::publisher::ConfirmedPublisher;
@@ -97,8 +98,8 @@ pub(super) fn message(
 /// # Errors
 ///
 /// [`Error::Unavailable`] when the broker fails.
-pub(super) async fn read(connection: &Connection, queue: &str, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-    let mut letters = DeadLetterCursor::open(connection, queue, limit).await?;
+pub(super) async fn read(connection: &Connection, topology: &Topology, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+    let mut letters = DeadLetterCursor::open(connection, topology, limit).await?;
     let mut found = Vec::new();
     while let chunk @ [_, ..] = &letters.next().await?[..] {
         found.extend(chunk.iter().map(|(_, letter)| letter.clone()));
@@ -121,7 +122,7 @@ pub(super) async fn redrive(
     which: &DeadLetterSelection,
 ) -> Result<Redriven, Error> {
     let mut redriven = Redriven::default();
-    let mut letters = DeadLetterCursor::open(connection, &topology.dead_letters, searched(which)).await?;
+    let mut letters = DeadLetterCursor::open(connection, topology, searched(which)).await?;
     while let chunk @ [_, ..] = &letters.next().await?[..] {
         let (mut tags, mut messages) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
         for (tag, letter) in chunk.iter().filter(|(_, letter)| which.holds(&letter.id)) {
@@ -146,9 +147,13 @@ pub(super) async fn redrive(
 /// # Errors
 ///
 /// [`Error::Unavailable`] when the broker fails: some may be deleted.
-pub(super) async fn purge(connection: &Connection, queue: &str, which: &DeadLetterSelection) -> Result<u64, Error> {
+pub(super) async fn purge(
+    connection: &Connection,
+    topology: &Topology,
+    which: &DeadLetterSelection,
+) -> Result<u64, Error> {
     let mut purged = 0;
-    let mut letters = DeadLetterCursor::open(connection, queue, searched(which)).await?;
+    let mut letters = DeadLetterCursor::open(connection, topology, searched(which)).await?;
     while let chunk @ [_, ..] = &letters.next().await?[..] {
         let selected = chunk.iter().filter(|(_, letter)| which.holds(&letter.id));
         let tags: Vec<u64> = selected.map(|(tag, _)| *tag).collect();
@@ -170,16 +175,16 @@ const fn searched(which: &DeadLetterSelection) -> usize {
 /// The dead letters at the time of its creation, oldest first. They are held until they are acknowledged or returned.
 struct DeadLetterCursor<'a> {
     channel: Channel,
-    queue: &'a str,
+    topology: &'a Topology,
     left: u64,
     held: u64,
 }
 
 impl<'a> DeadLetterCursor<'a> {
-    async fn open(connection: &Connection, queue: &'a str, limit: usize) -> Result<Self, Error> {
+    async fn open(connection: &Connection, topology: &'a Topology, limit: usize) -> Result<Self, Error> {
         let channel = answer(channel::open(connection)).await?;
-        let left = answer(channel::count(&channel, queue)).await?.min(limit as u64);
-        Ok(Self { channel, queue, left, held: 0 })
+        let left = answer(channel::count(&channel, &topology.dead_letters)).await?.min(limit as u64);
+        Ok(Self { channel, topology, left, held: 0 })
     }
 
     /// Takes more dead letters; none at the end.
@@ -187,12 +192,15 @@ impl<'a> DeadLetterCursor<'a> {
         let mut chunk = Vec::new();
         while self.left > 0 && chunk.len() < CHUNK {
             let asked = self.left.min(CONCURRENT_GETS as u64);
-            let got = try_join_all((0..asked).map(|_| answer(get(&self.channel, self.queue)))).await?;
+            let got = try_join_all((0..asked).map(|_| answer(get(&self.channel, &self.topology.dead_letters)))).await?;
             let found = got.iter().flatten().count() as u64;
             // Another process may have taken some.
             self.left = if found < asked { 0 } else { self.left - asked };
             self.held += found;
-            chunk.extend(got.iter().flatten().map(|got| (got.delivery_tag, read_message(&got.properties, &got.data))));
+            let keys = &self.topology.keys;
+            let letters =
+                got.iter().flatten().map(|got| (got.delivery_tag, read_message(keys, &got.properties, &got.data)));
+            chunk.extend(letters);
         }
         Ok(chunk)
     }
@@ -216,7 +224,9 @@ impl<'a> DeadLetterCursor<'a> {
             answer(async { self.channel.basic_nack(0, all).await.map_err(|error| channel::unavailable(&error)) })
                 .await?;
             let deadline = Instant::now() + RETURN_TIMEOUT;
-            while answer(channel::count(&self.channel, self.queue)).await? < self.held && Instant::now() < deadline {
+            while answer(channel::count(&self.channel, &self.topology.dead_letters)).await? < self.held
+                && Instant::now() < deadline
+            {
                 sleep(COUNT_EVERY).await;
             }
         }
@@ -237,8 +247,8 @@ async fn answer<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, 
     channel::within(ANSWER_TIMEOUT, answer).await
 }
 
-fn read_message(properties: &BasicProperties, body: &[u8]) -> DeadLetter {
-    let payload = match wire::decode(body) {
+fn read_message(keys: &MessageKeys, properties: &BasicProperties, body: &[u8]) -> DeadLetter {
+    let payload = match keys.decode(body) {
         Ok(event) => Payload::Event(Arc::new(event)),
         Err(undecodable) => Payload::Undecodable(read_record(body).unwrap_or(undecodable)),
     };

@@ -3,6 +3,7 @@
 //! A reader starts at a time and ends at a **marker**, a message without a body that it publishes to the stream after it
 //! has started: everything before the marker was published earlier. Other readers skip the marker.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,8 +15,9 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::domain::{Event, Timestamp};
-use crate::queue::{Error, Journal, wire};
+use crate::queue::{Error, Journal};
 
+use super::authenticity::MessageKeys;
 use super::channel;
 use super::message::{Message, text_header};
 use super::publisher::ConfirmedPublisher;
@@ -43,6 +45,7 @@ pub(super) struct StreamReader {
     channel: Channel,
     consumer: Consumer,
     marker: String,
+    keys: Arc<MessageKeys>,
     ended: bool,
 }
 
@@ -67,7 +70,7 @@ impl StreamReader {
         let mut headers = FieldTable::default();
         headers.insert(MARKER.into(), AMQPValue::LongString(marker.as_str().into()));
         publisher.publish(vec![Message::to_queue(&topology.journal, headers, Vec::new())]).await?;
-        Ok(Self { channel, consumer, marker, ended: false })
+        Ok(Self { channel, consumer, marker, keys: Arc::clone(&topology.keys), ended: false })
     }
 
     /// Returns the next messages, without markers; `None` at the end.
@@ -110,7 +113,7 @@ impl Journal for StreamReader {
     async fn next(&mut self) -> Result<Option<Vec<Event>>, Error> {
         let Some(messages) = self.messages().await? else { return Ok(None) };
         // What cannot be decoded is a dead letter, or will be.
-        let events = messages.iter().filter_map(|message| wire::decode(&message.data).ok());
+        let events = messages.iter().filter_map(|message| self.keys.decode(&message.data).ok());
         Ok(Some(events.filter(|event| event.again.is_none()).collect()))
     }
 }

@@ -7,7 +7,6 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
 use crate::domain::{Event, Traceparent};
-use crate::queue::wire;
 
 use super::topology::Topology;
 
@@ -53,7 +52,7 @@ impl Message {
             exchange: topology.exchange.clone(),
             routing_key: format!("shard.{}", topology.shard(&event.keys)),
             properties,
-            body: wire::encode(event),
+            body: topology.keys.encode(event),
         }
     }
 

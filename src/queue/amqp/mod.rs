@@ -28,6 +28,7 @@
 //!
 //! Messages contain events, which carry no personal data.
 
+mod authenticity;
 mod broker;
 mod channel;
 mod config;
@@ -252,7 +253,7 @@ impl Queue for Amqp {
 impl DeadLetters for Amqp {
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
         let (_lock, open) = self.dead_letters().await?;
-        dead_letters::read(open.connection(), &self.context.topology.dead_letters, limit).await
+        dead_letters::read(open.connection(), &self.context.topology, limit).await
     }
 
     async fn redrive(&self, which: &DeadLetterSelection) -> Result<Redriven, Error> {
@@ -263,6 +264,6 @@ impl DeadLetters for Amqp {
 
     async fn purge(&self, which: &DeadLetterSelection) -> Result<u64, Error> {
         let (_lock, open) = self.dead_letters().await?;
-        dead_letters::purge(open.connection(), &self.context.topology.dead_letters, which).await
+        dead_letters::purge(open.connection(), &self.context.topology, which).await
     }
 }

@@ -18,6 +18,7 @@
 //! and omitted for all others. A queue that an older broker created keeps the default limit of the newer one; a warning
 //! in the log names the policy that disables it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -28,6 +29,7 @@ use lapin::{Channel, Connection, ExchangeKind};
 use crate::domain::Digest;
 use crate::queue::Error;
 
+use super::authenticity::MessageKeys;
 use super::channel::{self, declare_passive, is_absent, refused};
 use super::config::Config;
 
@@ -48,6 +50,8 @@ pub(super) struct Topology {
     pub(super) dead_letters: String,
     /// The queue of replay requests.
     pub(super) replays: String,
+    /// How the events in all of these are signed and verified.
+    pub(super) keys: Arc<MessageKeys>,
     work: Vec<String>,
     max_age: String,
 }
@@ -59,6 +63,7 @@ impl Topology {
             journal: format!("{NAMESPACE}.journal"),
             dead_letters: format!("{NAMESPACE}.dead-letters"),
             replays: format!("{NAMESPACE}.replays"),
+            keys: Arc::new(MessageKeys::new(config)),
             work: (0..config.shards).map(|shard| format!("{NAMESPACE}.invalidations.{shard}")).collect(),
             max_age: max_age(config.journal_retention),
         }

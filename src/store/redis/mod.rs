@@ -121,6 +121,18 @@ impl Redis {
         Ok(Some(Entry::Record(record.at_least_as_old_as(age, self.clock.now()))))
     }
 
+    /// Decodes the value of an entry key. A tombstone past its lifetime, or from the future, is unreadable.
+    fn decode(&self, bytes: Bytes) -> Entry {
+        match record::decode(bytes.clone()) {
+            Entry::Tombstone(tombstone)
+                if !record::is_timely(tombstone.written_at, self.lifetimes.tombstone_ttl, self.clock.now()) =>
+            {
+                Entry::Corrupt(bytes)
+            }
+            entry => entry,
+        }
+    }
+
     /// Runs a script of a lookup.
     async fn run(
         &self,
@@ -149,7 +161,7 @@ impl Store for Redis {
         let mut cmd = redis::cmd("GET");
         cmd.arg(key.as_str());
         match self.lookups.send(&cmd).await {
-            Ok(answer) => match bytes(answer).map(|bytes| record::decode(bytes.into())) {
+            Ok(answer) => match bytes(answer).map(|bytes| self.decode(bytes.into())) {
                 Some(Entry::Record(record)) if record.fetched_at > self.clock.now().plus(SKEW) => {
                     self.aged(key, record).await
                 }
@@ -194,7 +206,7 @@ impl Store for Redis {
             }
             (b"changed", _) => {
                 let value = parts.next().and_then(bytes).ok_or_else(unexpected)?;
-                Ok(LeaseAnswer::Changed(record::decode(value.into())))
+                Ok(LeaseAnswer::Changed(self.decode(value.into())))
             }
             _ => Err(unexpected()),
         }
@@ -262,7 +274,7 @@ impl Inspect for Redis {
         let text = |value| bytes(value).filter(|bytes| !bytes.is_empty());
         let fence: Option<Fence> = text(fence).and_then(|text| record::decode_fence(&text));
         Ok(Inspection {
-            entry: text(entry).map(|bytes| record::decode(bytes.into()).without_body()),
+            entry: text(entry).map(|bytes| self.decode(bytes.into()).without_body()),
             remaining: left(entry_left),
             fence,
             lock: reply::token(lock).zip(left(lock_left)),

@@ -96,6 +96,15 @@ pub(super) fn decode_fence(bytes: &[u8]) -> Option<Fence> {
     Some(Fence { modified, at, newest, doubt, unstamped, raised })
 }
 
+/// The furthest that the clocks of processes may differ; `common.lua` has the same number.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
+
+/// Returns whether a tombstone that says that it was written then can still be in use; `timely` of the scripts decides the
+/// same. The value says so itself, because whoever writes to Redis also sets its expiry.
+pub(super) fn is_timely(written_at: Timestamp, tombstone_ttl: Duration, now: Timestamp) -> bool {
+    written_at.plus(tombstone_ttl) > now && written_at <= now.plus(MAX_CLOCK_SKEW)
+}
+
 /// Returns a duration in whole milliseconds, at least one: Redis refuses a lifetime of zero.
 pub(super) fn lifetime(duration: Duration) -> u64 {
     // The limit of ten years avoids an overflow in Redis.

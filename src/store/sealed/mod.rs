@@ -13,7 +13,7 @@
 //!   tenant, no pointer to one, no altered byte or time, and no record in clear;
 //! - restore an older record of the same key, which is served no longer than its own sealed lifetime;
 //! - delete entries, and write leases and tombstones, which scripts write and which are not sealed. That costs fetches,
-//!   or makes a customer look deleted, but discloses nothing.
+//!   or makes a customer look deleted for `consumer.tombstone_ttl` after the time in the tombstone, but discloses nothing.
 //!
 //! # Records that cannot be opened
 //!
@@ -135,10 +135,10 @@ impl<S: Inspect> Inspect for Sealed<S> {
     /// A record that cannot be opened is shown as sealed. It is not counted, because no lookup was affected.
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {
         let mut found = self.store.inspect(key).await?;
-        if let Some(Entry::Record(mut record)) = found.entry.take() {
-            let _ = self.keyring.load().open(key, &mut record);
-            found.entry = Some(Entry::Record(record).without_body());
+        if let Some(Entry::Record(record)) = &mut found.entry {
+            let _ = self.keyring.load().open(key, record);
         }
+        found.entry = found.entry.map(Entry::without_body);
         Ok(found)
     }
 }

@@ -279,6 +279,7 @@ store_contract!(
     negative_answers_and_pointers_are_stored,
     tenants_are_separate,
     an_inspection_shows_no_body,
+    an_inspection_shows_every_kind_of_entry,
 ]);
 
 async fn a_fill_with_its_own_lease_is_stored<F: Fixture>(case: Case<F>) {
@@ -721,4 +722,22 @@ async fn an_inspection_shows_no_body<F: Fixture>(case: Case<F>) {
     assert!(found.remaining.unwrap() <= TTL);
     assert_eq!(found.fence.unwrap().modified, Some(Modified::from_millis(5)));
     assert!(found.lock.is_none());
+}
+
+async fn an_inspection_shows_every_kind_of_entry<F: Fixture>(case: Case<F>) {
+    let shown = async || case.fixture.inspect().inspect(&case.key).await.unwrap().entry;
+    assert!(shown().await.is_none());
+    let lease = case.leased().await;
+    let token = lease.token();
+    assert!(matches!(shown().await, Some(Entry::Leased(leased)) if leased.token == token));
+    for content in [profile("{}"), Content::Negative, Content::Pointer(case.identity.clone())] {
+        case.fixture.evict(&case.key).await;
+        let lease = case.leased().await;
+        let record = case.record(lease.token(), content.clone());
+        assert_eq!(case.store.fill(lease, record).await.unwrap(), Filled::Stored);
+        let Some(Entry::Record(record)) = shown().await else { panic!("{content:?}") };
+        assert_eq!(std::mem::discriminant(&record.content), std::mem::discriminant(&content));
+    }
+    case.apply(event(Kind::Deleted)).await;
+    assert!(matches!(shown().await, Some(Entry::Tombstone(_))));
 }

@@ -30,6 +30,10 @@ end
 
 local v = read('GETRANGE', K, 0, 99)
 local present = kind(v)
+if present == 'T' then
+  local written = tonumber(string.match(string.sub(v, 19), '|(%-?%d+)$'))
+  if not timely(written, tonumber(tombstone_ttl), now) then present = 'X' end
+end
 local known = read_fence()
 local fenced = known ~= nil
 if not known and present == 'T' then

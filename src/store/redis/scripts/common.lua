@@ -31,6 +31,9 @@ local function fence_text(f)
   return table.concat({ '1', int(f.m), int(f.at), f.at and f.ap or '', f.newest, f.doubt and '1' or '0',
                         f.unstamped and '1' or '0', int(f.raised) }, '|')
 end
+local function timely(written, ttl, now)
+  return written and written + ttl > now and written <= now + 300000
+end
 local function announce()
   redis.call(ARGV[#ARGV] == 's' and 'SPUBLISH' or 'PUBLISH', K, '')
 end

@@ -9,7 +9,7 @@ if not v then
   local f = read_fence()
   if f and f.newest == 'D' then
     local left = f.raised + tombstone_ttl - now
-    if left > 0 then
+    if timely(f.raised, tombstone_ttl, now) then
       local t = tombstone(ARGV[8], f.at, f.ap, f.raised)
       redis.call('SET', K, t, 'PX', int(left))
       return { 'changed', t }

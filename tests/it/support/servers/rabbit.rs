@@ -227,6 +227,9 @@ impl RabbitServer {
             prefetch: 512,
             publish_timeout: Duration::from_secs(10),
             journal_retention: Duration::from_secs(3600),
+            mac_key: None,
+            mac_previous: Vec::new(),
+            mac_required: false,
         }
     }
 

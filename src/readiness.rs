@@ -76,15 +76,16 @@ impl Readiness {
         self.awaited.lock().iter().copied().collect()
     }
 
-    /// Stores whether the store answered, and logs a change.
-    pub fn store(&self, up: bool, metrics: &Metrics) {
-        update("store", &self.store_up, up);
+    /// Stores whether every part of the store works, or else the reason, and logs a change.
+    pub fn store(&self, answer: Result<(), String>, metrics: &Metrics) {
+        let up = answer.is_ok();
+        update("store", &self.store_up, up, answer.err());
         metrics.store_up.set(f64::from(u8::from(up)));
     }
 
     /// Stores whether the queue answered, and logs a change.
     pub fn queue(&self, up: bool, metrics: &Metrics) {
-        update("queue", &self.queue_up, up);
+        update("queue", &self.queue_up, up, None);
         metrics.queue_up.set(f64::from(u8::from(up)));
     }
 
@@ -130,11 +131,11 @@ impl Readiness {
     }
 }
 
-fn update(dependency: &'static str, flag: &AtomicBool, up: bool) {
+fn update(dependency: &'static str, flag: &AtomicBool, up: bool, reason: Option<String>) {
     let was = flag.swap(up, Ordering::AcqRel);
     match (was, up) {
-        (true, false) => tracing::warn!(dependency, "dependency does not answer"),
-        (false, true) => tracing::info!(dependency, "dependency answers again"),
+        (true, false) => tracing::warn!(dependency, reason, "dependency does not work"),
+        (false, true) => tracing::info!(dependency, "dependency works again"),
         (true, true) | (false, false) => {}
     }
 }
@@ -156,7 +157,7 @@ mod tests {
     #[test]
     fn lookups_stay_ready_without_store_and_queue() {
         let (metrics, readiness) = (Metrics::new(), Readiness::starting(Roles::ALL));
-        readiness.store(false, &metrics);
+        readiness.store(Err("OOM".to_owned()), &metrics);
         readiness.queue(false, &metrics);
         assert!(readiness.can_work());
         assert_eq!(readiness.degraded(), ["store", "queue"]);
@@ -176,7 +177,7 @@ mod tests {
     fn a_process_is_unready_when_none_of_its_roles_can_work() {
         let metrics = Metrics::new();
         let ingest = Readiness::starting(Roles { ingest: true, consumer: false, lookup: false });
-        ingest.store(false, &metrics);
+        ingest.store(Err("OOM".to_owned()), &metrics);
         assert!(ingest.can_work());
         assert!(ingest.degraded().is_empty());
         ingest.queue(false, &metrics);

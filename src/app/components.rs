@@ -8,6 +8,7 @@ use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::consumer::losses::LossDetector;
+use crate::consumer::refusals::Refusals;
 use crate::consumer::worker::Worker;
 use crate::domain::KeyHasher;
 use crate::faults::Faults;
@@ -142,6 +143,8 @@ impl Components {
             metrics: Arc::clone(&self.metrics),
             shutdown: self.shutdown.clone(),
             faults: self.faults.clone(),
+            refusals: Refusals::default(),
+            probed: tokio::sync::Mutex::default(),
         };
         self.shutdown.spawn(worker.run());
         let losses = LossDetector {

@@ -40,7 +40,7 @@ impl Probe {
 
     /// Checks once.
     pub(super) async fn check(&self) {
-        self.readiness.store(self.store.ping().await.is_ok(), &self.metrics);
+        self.readiness.store(self.store.ping().await.map_err(|error| error.to_string()), &self.metrics);
         if let Some(queue) = &self.queue {
             self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
         }

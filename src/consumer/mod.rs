@@ -9,6 +9,7 @@
 //! [`apply`] decides, without any queue; [`worker`] takes deliveries, bounds their number, settles them and drains.
 
 pub mod losses;
+pub mod refusals;
 pub mod worker;
 
 use std::time::Duration;

@@ -2,11 +2,13 @@
 //!
 //! # When something fails
 //!
-//! The store is unavailable: the deliveries under way are returned to the queue, the subscription ends, and the store
-//! is probed with backoff until it answers; then the worker subscribes again. It never loops without a pause and never
-//! dead-letters an event because the store is unavailable. The queue is unavailable: the worker subscribes again with
-//! backoff. A delivery is a poison message: it is dead-lettered with the reason. A poison message cannot be decoded, or
-//! was redelivered more than [`MAX_REDELIVERIES`] times and is rejected, alone, by a store that answers a probe.
+//! An event fails because its part of the store is unavailable: its delivery is returned to the queue, which delivers it
+//! again later, behind the others; the subscription continues. Every part is unavailable, by a probe of each: the
+//! deliveries under way are returned to the queue, the subscription ends, and the store is probed with backoff until a
+//! part works; then the worker subscribes again. It never loops without a pause and never dead-letters an event because
+//! the store is unavailable. The queue is unavailable: the worker subscribes again with backoff. A delivery is a poison
+//! message: it is dead-lettered with the reason. A poison message cannot be decoded, or the store refused it too often
+//! while it took [others](super::refusals), and refuses it again right after every part of the store passed a probe.
 //!
 //! The order is: effect, audit record, acknowledgement. After a crash in between, the event is redelivered, the store
 //! answers `Duplicate`, and the audit knows whether the record exists. If every record is mandatory (`audit.strict`)
@@ -14,8 +16,10 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -31,9 +35,13 @@ use crate::store::{self, Inspect, Store};
 use crate::supervise::Backoff;
 
 use super::apply;
+use super::refusals::Refusals;
 
-/// The number of redeliveries after which an event may be a poison message.
-pub const MAX_REDELIVERIES: u32 = 20;
+/// The least time between two probes because of events that fail.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+
+/// How many refused events are logged one by one.
+const LOGGED_REFUSALS: usize = 8;
 
 /// The worker and its dependencies.
 #[derive(Debug)]
@@ -56,6 +64,10 @@ pub struct Worker {
     pub shutdown: Shutdown,
     /// Named faults.
     pub faults: Faults,
+    /// The events that the store refuses.
+    pub refusals: Refusals,
+    /// When the store was last probed because an event failed; locked while it is.
+    pub probed: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// Why the worker stopped taking deliveries.
@@ -71,8 +83,9 @@ impl Worker {
     /// Takes and applies deliveries until shutdown, then drains those under way.
     pub async fn run(self) {
         let worker = Arc::new(self);
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut blocked) = (Backoff::default(), Backoff::default());
         loop {
+            let started = Instant::now();
             let ended = match worker.queue.subscribe(worker.concurrency).await {
                 Ok(mut subscription) => {
                     backoff.reset();
@@ -85,7 +98,10 @@ impl Worker {
             };
             match ended {
                 StopReason::Shutdown => return,
-                StopReason::Blocked => worker.wait_until_unblocked().await,
+                StopReason::Blocked => {
+                    blocked.reset_after(started.elapsed());
+                    worker.wait_until_unblocked(&mut blocked).await;
+                }
                 StopReason::QueueClosed => backoff.pause(&worker.shutdown).await,
             }
             if worker.shutdown.is_requested() {
@@ -166,6 +182,7 @@ impl Worker {
         let taken_at = self.clock.now();
         match apply(self.store.as_ref(), event).await {
             Ok(verdict) => {
+                self.refusals.succeeded(event.mark());
                 self.count_verdict(event, verdict, taken_at);
                 self.faults.point(Fault::PauseBeforeAudit).await;
                 if let Err(error) = self.record(event, verdict).await {
@@ -176,30 +193,43 @@ impl Worker {
                 self.faults.point(Fault::PauseBeforeAck).await;
                 delivery.ack().await
             }
-            Err(error @ store::Error::Rejected { .. }) if self.is_poison(event, delivery.redelivered()).await => {
+            Err(error @ store::Error::Rejected { .. }) if self.is_poison(event).await => {
                 tracing::error!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "moved an event that keeps failing to the dead letters");
                 self.count(event, ConsumerOutcome::DeadLettered);
-                delivery.dead_letter(DeadLetterReason::RedeliveredTooOften).await
+                delivery.dead_letter(DeadLetterReason::RedeliveredTooOften).await?;
+                self.refusals.forget(event.mark());
+                Ok(())
             }
             Err(error) => {
                 self.count(event, ConsumerOutcome::Retried);
-                if matches!(error, store::Error::Unavailable { .. } | store::Error::Slow { .. }) {
-                    // `wait_until_unblocked` logs this once for all events.
-                    tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store is down");
-                    blocked.cancel();
-                } else {
+                if matches!(error, store::Error::Rejected { .. }) && self.refusals.len() <= LOGGED_REFUSALS {
                     tracing::warn!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store rejected an event, it will be redelivered");
+                } else {
+                    // The probe logs a store that is down, once for all events.
+                    tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, %error, "the store did not take an event");
                 }
+                self.block_if_down(blocked).await;
                 delivery.retry().await
             }
         }
     }
 
-    /// Returns whether an event that was rejected is a poison message: it was redelivered too often, the store
-    /// answers, and rejects it once more right after that. A store that is unreachable, entirely or in part (one
-    /// shard of a cluster), is never the fault of an event, however often it is redelivered.
-    async fn is_poison(&self, event: &Event, redelivered: u32) -> bool {
-        redelivered > MAX_REDELIVERIES
+    /// Probes the store after a failure, unless it was probed just now, and ends the subscription if no part works.
+    async fn block_if_down(&self, blocked: &CancellationToken) {
+        let Ok(mut probed) = self.probed.try_lock() else { return };
+        if probed.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
+            return;
+        }
+        if matches!(self.probe.ping().await, Err(store::Error::Unavailable { .. } | store::Error::Rejected { .. })) {
+            blocked.cancel();
+        }
+        *probed = Some(Instant::now());
+    }
+
+    /// Returns whether an event that was refused is a poison message: it was refused too often while others were not,
+    /// every part of the store works, and the store refuses it once more right after that.
+    async fn is_poison(&self, event: &Event) -> bool {
+        self.refusals.refused(event.mark())
             && self.probe.ping().await.is_ok()
             && matches!(apply(self.store.as_ref(), event).await, Err(store::Error::Rejected { .. }))
     }
@@ -230,16 +260,15 @@ impl Worker {
         self.metrics.consumer_events.with(event.kind).with(outcome).increment(1);
     }
 
-    async fn wait_until_unblocked(&self) {
+    async fn wait_until_unblocked(&self, backoff: &mut Backoff) {
         if self.can_record() {
             tracing::warn!("the store is down; pausing the consumer until it answers");
         } else {
             tracing::warn!("the audit accepts no records; pausing the consumer until it does");
         }
-        let mut backoff = Backoff::default();
         while !self.shutdown.is_requested() {
             backoff.pause(&self.shutdown).await;
-            if self.can_record() && self.probe.ping().await.is_ok() {
+            if self.can_record() && matches!(self.probe.ping().await, Ok(()) | Err(store::Error::Partial { .. })) {
                 tracing::info!("store and audit work; resuming the consumer");
                 return;
             }

@@ -18,6 +18,13 @@ pub enum Error {
         /// What was waited for.
         reason: String,
     },
+    /// Some parts of the store do not work (shards of a cluster), others do: the consumer continues with what works. Only
+    /// [`Inspect::ping`](super::Inspect::ping) answers this.
+    #[error("store partly unavailable: {reason}")]
+    Partial {
+        /// What failed in a part, without the contents of any key.
+        reason: String,
+    },
     /// The store refused the operation: an error in the configuration or in this program.
     #[error("store refused: {reason}")]
     Rejected {

@@ -132,7 +132,8 @@ pub trait Store: Debug + Send + Sync {
 /// Access for operators and probes; no lookup or event uses it.
 #[async_trait]
 pub trait Inspect: Debug + Send + Sync {
-    /// Checks that the store works; limited by the store's timeout.
+    /// Checks that every part of the store does the work of lookups and events; limited by the store's timeout.
+    /// [`Error::Partial`] if some parts do and others do not.
     async fn ping(&self) -> Result<(), Error>;
 
     /// Returns the replication histories of the data: see [`ReplicationHistory`].

@@ -152,6 +152,32 @@ async fn a_deleted_work_queue_is_restored_from_the_journal() {
     edge.stop().await;
 }
 
+/// While the store is down nobody consumes, so the broker can cancel no consumer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_work_queue_deleted_while_the_consumer_is_paused_is_restored() {
+    let server = RabbitServer::shared().await;
+    let vhost = server.vhost().await;
+    let mut redis = RedisServer::start(&[]).await;
+    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{}\"\n", redis.url());
+    let edge = Edge::start_with(&format!("{QUICK}{store}{}", on_rabbit(&server.url(&vhost)))).await;
+    let all = customers(1..41);
+    fill_cache(&edge, &all).await;
+    redis.kill().await;
+    assert_eq!(post_events(&edge, &all[..20]).await.len(), 20);
+    eventually("nobody consumes", || async {
+        let queue = server.api("GET", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await?;
+        (queue["consumers"].as_u64() == Some(0)).then_some(())
+    })
+    .await;
+    server.api("DELETE", &format!("/queues/{vhost}/{WORK_QUEUE}"), None).await.expect("the queue is deleted");
+    assert_eq!(post_events(&edge, &all[20..]).await.len(), 20);
+    redis.restart().await;
+    await_applied(&edge, &all).await;
+    edge.is_ready().await;
+    assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
+    edge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_work_queue_lost_between_runs_is_restored_from_the_journal() {
     let server = RabbitServer::shared().await;

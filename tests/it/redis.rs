@@ -33,6 +33,10 @@ async fn commands_during(deployment: &Deployment, done: impl Future<Output = ()>
         if line.contains("end of the recording") {
             break;
         }
+        if line.contains(":probe-") {
+            // Readiness is probed about once a second.
+            continue;
+        }
         let name = line.split('"').nth(1).unwrap_or_default().to_ascii_uppercase();
         commands.push((line.contains(" lua] "), name));
     }
@@ -349,5 +353,127 @@ async fn a_redis_key_of_another_type_is_a_miss_and_blocks_no_event() {
     edge.delete(&customer(1)).await;
     edge.applied("deleted", 1.0).await;
     assert_eq!(edge.look_up(&customer(1)).await.status, 410);
+    edge.stop().await;
+}
+
+/// What is wrong with one part of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PartialTrouble {
+    /// A master takes no data.
+    Full,
+    /// A master is silent, and has no replica.
+    Silent,
+    /// The move of one slot to another master does not end.
+    Moving,
+}
+
+/// A part of a cluster fails and recovers. Events and lookups of the other parts continue meanwhile, and no event is lost.
+async fn is_partly_down(trouble: PartialTrouble) {
+    const CUSTOMERS: u32 = 400;
+    let deployment = Deployment::start(Setup::Cluster).await;
+    let command = async |server: usize, words: &[&str]| {
+        let mut connection = deployment.servers[server].connect().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query_async::<redis::Value>(&mut connection).await.unwrap()
+    };
+    let entries = async |server: usize| -> Vec<String> {
+        redis::from_redis_value(command(server, &["KEYS", "cust:profile:*"]).await).unwrap()
+    };
+    for server in 0..3 {
+        command(server, &["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
+    }
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    let ids: Vec<String> = (1..=CUSTOMERS).map(customer).collect();
+    join_all(ids.iter().map(|id| edge.look_up(id))).await;
+    let at_first = entries(0).await;
+    let slot: u16 = redis::from_redis_value(command(0, &["CLUSTER", "KEYSLOT", &at_first[0]]).await).unwrap();
+    let (slot, mut nodes) = (slot.to_string(), Vec::new());
+    for server in 0..2 {
+        let id: String = redis::from_redis_value(command(server, &["CLUSTER", "MYID"]).await).unwrap();
+        nodes.push(id);
+    }
+    match trouble {
+        PartialTrouble::Full => drop(command(0, &["CONFIG", "SET", "maxmemory", "1"]).await),
+        PartialTrouble::Silent => deployment.servers[0].pause().await,
+        PartialTrouble::Moving => {
+            command(1, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &nodes[0]]).await;
+            command(0, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &nodes[1]]).await;
+        }
+    }
+    for id in &ids {
+        assert_eq!(edge.post_event(&flat(id)).await.status(), 202);
+    }
+    let lost = if trouble == PartialTrouble::Moving { 1 } else { at_first.len() };
+    let all = f64::from(CUSTOMERS);
+    // What is unanswered may have taken effect; its redelivery is a duplicate.
+    let duplicates = UPDATED.replace("applied", "duplicate");
+    let done = async || edge.metric(UPDATED).await + edge.metric(&duplicates).await;
+    let healthy = all - u32::try_from(lost).map(f64::from).unwrap();
+    eventually("the events of the other parts are applied", || async { (done().await >= healthy).then_some(()) }).await;
+    match trouble {
+        PartialTrouble::Full => {
+            edge.is_without("store").await;
+            eventually("a full master deletes", || async { entries(0).await.is_empty().then_some(()) }).await;
+            command(0, &["CONFIG", "SET", "maxmemory", "0"]).await;
+        }
+        PartialTrouble::Silent => {
+            edge.is_without("store").await;
+            deployment.servers[0].unpause().await;
+        }
+        PartialTrouble::Moving => {
+            assert!(done().await < all);
+            for server in [1, 0] {
+                let port = deployment.servers[1].port.to_string();
+                if server == 0 {
+                    let keys = command(0, &["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
+                    let keys: Vec<String> = redis::from_redis_value(keys).unwrap();
+                    for key in &keys {
+                        command(0, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000", "REPLACE"]).await;
+                    }
+                }
+                command(server, &["CLUSTER", "SETSLOT", &slot, "NODE", &nodes[1]]).await;
+            }
+        }
+    }
+    eventually("every event is applied", || async { (done().await >= all).then_some(()) }).await;
+    edge.is_ready().await;
+    assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_cluster_master_holds_up_only_its_own_events() {
+    is_partly_down(PartialTrouble::Full).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_cluster_master_holds_up_only_its_own_events() {
+    is_partly_down(PartialTrouble::Silent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_whose_move_does_not_end_holds_up_only_its_own_events() {
+    is_partly_down(PartialTrouble::Moving).await;
+}
+
+/// A user that may run no script fails every event alike: an outage, with the reason of the server, and no poison.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_permission_is_an_outage_and_no_event_is_poison() {
+    let deployment = Deployment::start(Setup::Single).await;
+    let edge = Edge::start_with(&settings(&deployment)).await;
+    let mut server = deployment.servers[0].connect().await.unwrap();
+    let permit = async |server: &mut redis::aio::MultiplexedConnection, rules: &[&str]| {
+        redis::cmd("ACL").arg("SETUSER").arg("default").arg(rules).exec_async(server).await.unwrap();
+    };
+    permit(&mut server, &["-evalsha", "-eval"]).await;
+    for n in 1..=30 {
+        assert_eq!(edge.post_event(&flat(&customer(n))).await.status(), 202);
+    }
+    edge.is_without("store").await;
+    assert_eq!(edge.metric("profile_edge_store_up").await, 0.0);
+    permit(&mut server, &["+@all"]).await;
+    edge.wait_for_metric(UPDATED, 30.0).await;
+    edge.is_ready().await;
+    assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
     edge.stop().await;
 }

@@ -222,7 +222,13 @@ impl Queue for Amqp {
         }
         let ready = self.context.publisher.connection().get(deadline).await?;
         ready.open.accepts_messages()?;
-        self.request(async |connection| self.context.topology.probe(connection).await).await
+        let missing = self.request(async |connection| self.context.topology.missing(connection).await).await?;
+        // A process that only publishes loses nothing: the journal keeps what it publishes.
+        let (Some(queue), Some(consuming)) = (missing, self.context.consuming.get()) else { return Ok(()) };
+        // The consuming connection declares what is missing, after it ordered a replay. A paused subscription would not
+        // notice.
+        consuming.now()?.open.give_up();
+        Err(Error::Unavailable { reason: format!("the queue {queue} does not exist") })
     }
 
     /// Counts what waits in the work queues and what this process has taken, not what other processes have taken.

@@ -144,12 +144,20 @@ impl Topology {
         Ok(())
     }
 
-    /// Succeeds if the broker answers.
-    pub(super) async fn probe(&self, connection: &Connection) -> Result<(), Error> {
-        let channel = channel::open(connection).await?;
-        channel::count(&channel, &self.dead_letters).await?;
-        channel::close(channel).await;
-        Ok(())
+    /// Returns the first of the queues that does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] when the broker fails.
+    pub(super) async fn missing(&self, connection: &Connection) -> Result<Option<String>, Error> {
+        let mut declarer = Declarer::new(connection).await?;
+        for queue in self.work.iter().chain([&self.journal, &self.dead_letters, &self.replays]) {
+            if !declarer.exists(queue).await? {
+                return Ok(Some(queue.clone()));
+            }
+        }
+        channel::close(declarer.channel).await;
+        Ok(None)
     }
 
     /// Returns the number of messages that wait in the work queues, and the number of dead letters.

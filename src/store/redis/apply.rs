@@ -25,7 +25,15 @@ impl Redis {
         let answer = match self.send_change(call(APPLY.by_name())).await {
             Err(CommandError::NoScript) => self.send_change(call(APPLY.by_text())).await,
             answer => answer,
-        }?;
+        };
+        if let Err(CommandError::Full(_)) = answer {
+            // The fence cannot be raised, so the event is not applied. But Redis still deletes, and the entry and its
+            // leases are outdated: without them nothing old is served.
+            let mut delete = redis::cmd("DEL");
+            delete.arg(names.key).arg(&names.lock);
+            self.events.send(&delete).await?;
+        }
+        let answer = answer?;
         match bytes(answer).as_deref() {
             Some(b"duplicate") => Ok(Applied::Duplicate),
             Some(b"outrun") => Ok(Applied::Outrun),
@@ -36,15 +44,18 @@ impl Redis {
     }
 
     /// Sends the script of an event, followed by the `WAIT` for its replicas on the same connection.
-    async fn send_change(&self, cmd: Cmd) -> Result<Value, CommandError> {
+    pub(super) async fn send_change(&self, cmd: Cmd) -> Result<Value, CommandError> {
         if self.min_replicas == 0 {
             return self.events.send(&cmd).await;
         }
         let mut pipeline = redis::pipe();
         pipeline.add_command(cmd).cmd("WAIT").arg(self.min_replicas).arg(record::lifetime(self.timeout));
-        let mut answers = self.events.send_all(&pipeline, 2).await?;
-        let confirmed = answers.pop().and_then(|value| number(&value)).unwrap_or_default();
-        if confirmed < i64::from(self.min_replicas) {
+        let confirmed = |answers: &[Value]| answers.last().and_then(number).unwrap_or_default();
+        let enough = i64::from(self.min_replicas);
+        let mut answers = self.events.send_all(&pipeline, 2, |answers| confirmed(answers) >= enough).await?;
+        let confirmed = confirmed(&answers);
+        answers.pop();
+        if confirmed < enough {
             let reason = format!("{confirmed} of {} replicas confirmed in time", self.min_replicas);
             return Err(CommandError::Store(Error::Unavailable { reason }));
         }

@@ -23,7 +23,7 @@ use crate::breaker::{Breaker, BreakerPermit, Policy, RequestOutcome};
 const SUSPICIOUS: u32 = 3;
 
 /// How many ranges of slots there are.
-const RANGES: usize = 64;
+pub(super) const RANGES: usize = 64;
 
 /// How many hash slots a cluster has.
 const SLOTS: usize = 16_384;
@@ -62,6 +62,11 @@ impl SlotRange {
     /// Returns the range that holds a customer's keys, by the entry key, which has no braces.
     pub(super) fn of(key: &[u8]) -> Self {
         Self::of_slot(usize::from(crc16(key)) % SLOTS)
+    }
+
+    /// Returns its number, below [`RANGES`].
+    pub(super) const fn index(self) -> usize {
+        self.0
     }
 
     const fn of_slot(slot: usize) -> Self {

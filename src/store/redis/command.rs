@@ -16,8 +16,6 @@ pub(super) enum CommandConnection {
 
 /// What is sent, and to which nodes.
 pub(super) enum RedisRequest<'a> {
-    /// A `PING` to any one node.
-    Ping,
     /// A command of one hash slot.
     One(&'a Cmd),
     /// A command to every primary.
@@ -31,7 +29,7 @@ impl CommandConnection {
     pub(super) fn slot_range(&self, request: &RedisRequest<'_>) -> Option<SlotRange> {
         let cmd = match (self, request) {
             (Self::Single(_), _) => return Some(SlotRange::WHOLE),
-            (Self::Cluster(_), RedisRequest::Ping | RedisRequest::EveryPrimary) => return None,
+            (Self::Cluster(_), RedisRequest::EveryPrimary) => return None,
             (Self::Cluster(_), RedisRequest::One(cmd)) => cmd,
             (Self::Cluster(_), RedisRequest::Many(commands)) => commands.cmd_iter().next()?,
         };
@@ -68,6 +66,25 @@ impl CommandConnection {
             Self::Cluster(connection) => connection.req_packed_commands(commands, 0, count).await?,
         };
         answers.into_iter().map(Value::extract_error).collect()
+    }
+
+    /// Sends commands of a slot to the node that receives it.
+    pub(super) async fn asking(
+        &mut self,
+        host: &str,
+        port: u16,
+        commands: &Pipeline,
+        count: usize,
+    ) -> RedisResult<Vec<Value>> {
+        let Self::Cluster(connection) = self else { return self.many(commands, count).await };
+        let mut asking = redis::pipe();
+        asking.cmd("ASKING");
+        for command in commands.cmd_iter() {
+            asking.add_command(command.clone());
+        }
+        let to = SingleNodeRoutingInfo::ByAddress { host: host.to_owned(), port };
+        let answers = connection.route_pipeline(asking, 0, count + 1, to).await?;
+        answers.into_iter().skip(1).map(Value::extract_error).collect()
     }
 
     pub(super) async fn every_primary(&mut self, cmd: &Cmd) -> RedisResult<Vec<Value>> {

@@ -3,10 +3,11 @@
 //! # What it promises
 //!
 //! A command is sent at most once, within the store's timeout. After an error it may or may not have taken effect;
-//! nothing sends it again behind the caller's back, because the token of a lease serves one attempt. Without a
-//! connection, commands fail at once. A server that is silent (stopped, or behind a stalled network) costs the timeout
-//! a few times only: then the [`breaker`](super::breaker) fails commands at once as well, and a background task, not
-//! a caller, finds out when the server is back.
+//! nothing sends it again behind the caller's back, because the token of a lease serves one attempt. Only a command that
+//! a cluster did not run (`MOVED`, `ASK`, `TRYAGAIN`) is sent again, until the timeout. Without a connection, commands
+//! fail at once. A server that is silent (stopped, or behind a stalled network) costs the timeout a few times only: then
+//! the [`breaker`](super::breaker) fails commands at once as well, and a background task, not a caller, finds out when
+//! the server is back.
 //!
 //! # How it restores itself
 //!
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use redis::{Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, TlsCertificates, Value};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::shutdown::Shutdown;
 use crate::store::Error;
@@ -34,11 +35,17 @@ use super::breaker::{NodeBreaker, SlotRange};
 use super::client::RedisClient;
 use super::command::{CommandConnection, RedisRequest};
 use super::config::Endpoints;
-use super::error::{CommandError, explain};
+use super::error::{CommandError, Redirection, explain};
 use super::patience::{Expired, Patience};
 
 /// The least time between two connections to a cluster.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
+
+/// The reason while a server answers nothing, also while it is not asked.
+const SILENT: &str = "the server does not answer";
+
+/// The pause before a command goes again to the nodes of its slot.
+const REDIRECTED_AFTER: Duration = Duration::from_millis(5);
 
 /// A connection that restores itself; cloning shares it.
 #[derive(Clone, Debug)]
@@ -101,30 +108,69 @@ impl RedisConnection {
         let _ = self.state.current.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Checks that a server answers; in a cluster, one node is enough.
-    pub(super) async fn ping(&self) -> Result<(), CommandError> {
-        self.exchange(RedisRequest::Ping, async |connection| connection.ping().await).await
-    }
-
     /// Sends a command.
     pub(super) async fn send(&self, cmd: &Cmd) -> Result<Value, CommandError> {
-        self.exchange(RedisRequest::One(cmd), async |connection| connection.one(cmd).await).await
+        match self.exchange(RedisRequest::One(cmd), async |connection| connection.one(cmd).await, |_| true).await {
+            Err(CommandError::Redirected(to)) => {
+                let mut one = redis::pipe();
+                one.add_command(cmd.clone());
+                let answer = self.follow(to, &one, 1, |_| true).await?.pop();
+                answer.ok_or_else(|| CommandError::unavailable("the answer is empty"))
+            }
+            answer => answer,
+        }
     }
 
-    /// Sends commands of one hash slot one after the other on one connection; returns their answers.
-    pub(super) async fn send_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, CommandError> {
-        self.exchange(RedisRequest::Many(commands), async |connection| connection.many(commands, count).await).await
+    /// Sends commands of one hash slot one after the other on one connection; returns their answers. If they do not
+    /// show that the slot `works`, they count as unanswered.
+    pub(super) async fn send_all(
+        &self,
+        commands: &Pipeline,
+        count: usize,
+        works: impl Fn(&[Value]) -> bool,
+    ) -> Result<Vec<Value>, CommandError> {
+        let run = async |connection: &mut CommandConnection| connection.many(commands, count).await;
+        match self.exchange(RedisRequest::Many(commands), run, |answers| works(answers)).await {
+            Err(CommandError::Redirected(to)) => self.follow(to, commands, count, works).await,
+            answer => answer,
+        }
+    }
+
+    /// Sends commands that were not run to where the cluster says, until the timeout.
+    async fn follow(
+        &self,
+        mut to: Redirection,
+        commands: &Pipeline,
+        count: usize,
+        works: impl Fn(&[Value]) -> bool,
+    ) -> Result<Vec<Value>, CommandError> {
+        let end = Instant::now() + self.state.patience.timeout();
+        loop {
+            if to == Redirection::Again {
+                sleep(REDIRECTED_AFTER).await;
+            }
+            let run = async |connection: &mut CommandConnection| match &to {
+                Redirection::Ask(host, port) => connection.asking(host, *port, commands, count).await,
+                Redirection::Again => connection.many(commands, count).await,
+            };
+            match self.exchange(RedisRequest::Many(commands), run, |answers| works(answers)).await {
+                Err(CommandError::Redirected(next)) if Instant::now() < end => to = next,
+                answer => return answer,
+            }
+        }
     }
 
     /// Sends a command to every primary; returns their answers in no particular order.
     pub(super) async fn send_to_every_primary(&self, cmd: &Cmd) -> Result<Vec<Value>, CommandError> {
-        self.exchange(RedisRequest::EveryPrimary, async |connection| connection.every_primary(cmd).await).await
+        let run = async |connection: &mut CommandConnection| connection.every_primary(cmd).await;
+        self.exchange(RedisRequest::EveryPrimary, run, |_| true).await
     }
 
     async fn exchange<T>(
         &self,
         request: RedisRequest<'_>,
         run: impl AsyncFnOnce(&mut CommandConnection) -> RedisResult<T>,
+        works: impl FnOnce(&T) -> bool,
     ) -> Result<T, CommandError> {
         let current = self.state.current.borrow().clone();
         let Some(CurrentConnection { number, mut connection }) = current else {
@@ -133,13 +179,19 @@ impl RedisConnection {
         let breaker = &self.state.breaker;
         let sent_at = Instant::now();
         let permit = match connection.slot_range(&request).map(|range| breaker.admit(range, sent_at)) {
-            Some(None) => return Err(CommandError::unavailable("the server does not answer; not asked for a while")),
+            Some(None) => return Err(CommandError::unavailable(SILENT)),
             Some(Some(permit)) => Some(permit),
             None => None,
         };
         let error = match self.state.patience.answer(run(&mut connection)).await {
             Ok(Ok(answer)) => {
-                permit.into_iter().for_each(|permit| breaker.answered(permit, sent_at));
+                match (permit, works(&answer)) {
+                    (Some(permit), true) => breaker.answered(permit, sent_at),
+                    (Some(permit), false) => {
+                        breaker.timed_out(permit, Instant::now());
+                    }
+                    (None, _) => {}
+                }
                 return Ok(answer);
             }
             Ok(Err(error)) => error,
@@ -151,7 +203,7 @@ impl RedisConnection {
             if permit.is_some_and(|permit| breaker.timed_out(permit, Instant::now())) {
                 self.report_silence(number);
             }
-            return Err(CommandError::unavailable("no answer in time"));
+            return Err(CommandError::unavailable(SILENT));
         }
         if !error.is_io_error() {
             permit.into_iter().for_each(|permit| breaker.answered(permit, sent_at));

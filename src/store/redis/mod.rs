@@ -23,6 +23,7 @@ mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod patience;
+mod probe;
 mod pubsub;
 mod record;
 mod replication;
@@ -131,6 +132,11 @@ impl Redis {
             }
             entry => entry,
         }
+    }
+
+    /// Returns whether parts of the data are on several servers.
+    fn is_cluster(&self) -> bool {
+        self.channel == "s"
     }
 
     /// Runs a script of a lookup.
@@ -256,10 +262,7 @@ impl Store for Redis {
 #[async_trait]
 impl Inspect for Redis {
     async fn ping(&self) -> Result<(), Error> {
-        for connection in [&self.lookups, &self.events] {
-            connection.ping().await?;
-        }
-        Ok(())
+        self.probe().await
     }
 
     async fn replication_history(&self) -> Result<ReplicationHistory, Error> {

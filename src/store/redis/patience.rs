@@ -45,6 +45,11 @@ impl Patience {
         Self { timeout, answered: AtomicU64::new(0) }
     }
 
+    /// Returns the timeout.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Waits for an answer.
     pub(super) async fn answer<T>(&self, answer: impl Future<Output = T>) -> Result<T, Expired> {
         let slice = self.timeout / SLICES;

@@ -26,9 +26,12 @@ pub(super) struct Script {
 impl Script {
     /// Creates a script from its text and the functions that all scripts share.
     fn new(text: &str) -> Self {
-        let text = [include_str!("scripts/common.lua"), text].concat();
-        let sha = redis::Script::new(&text).get_hash().to_owned();
-        Self { text, sha }
+        Self::alone(&[include_str!("scripts/common.lua"), text].concat())
+    }
+
+    /// Creates a script that uses no shared function.
+    fn alone(text: &str) -> Self {
+        Self { text: text.to_owned(), sha: redis::Script::new(text).get_hash().to_owned() }
     }
 
     /// Returns the command that runs the loaded script.
@@ -86,6 +89,9 @@ pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(inclu
 /// once more, whether it lacks a `modified` that it should have, now, the lifetimes of fence, tombstone and mark in ms,
 /// a token for a tombstone, whether a duplicate writes (for `WAIT`).
 pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/apply.lua")));
+
+/// Writes a key and removes it. KEYS is that key alone.
+pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::alone(include_str!("scripts/probe.lua")));
 
 /// Returns the value of K, its remaining ms, the fence, the lock, its remaining ms.
 pub(super) static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/inspect.lua")));

@@ -1,0 +1,65 @@
+//! The probe: does in every part of Redis what lookups and events do there.
+//!
+//! A `PING` is answered by a server that takes no writes: one that is full, read-only, without its replicas, without a
+//! disk, or whose user lost a permission. So the probe runs a script that writes a key and removes it, with the `WAIT` of
+//! an event, and reads the key as a hit does. In a cluster it does so in each of the [`RANGES`] of slots, so that every
+//! master with a whole range is probed. The keys are those of a tenant that has no customers; they never stay.
+
+use std::sync::LazyLock;
+
+use futures_util::future::join_all;
+use redis::Cmd;
+
+use crate::store::Error;
+
+use super::Redis;
+use super::breaker::{RANGES, SlotRange};
+use super::error::CommandError;
+use super::scripts::PROBE;
+
+/// One key in each range of slots, by the number of the range.
+static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let mut found = vec![None; RANGES];
+    let mut missing = RANGES;
+    for n in 0_u32.. {
+        if missing == 0 {
+            break;
+        }
+        let key = format!("cust:profile:.:probe-{n}");
+        let place = &mut found[SlotRange::of(key.as_bytes()).index()];
+        if place.is_none() {
+            *place = Some(key);
+            missing -= 1;
+        }
+    }
+    found.into_iter().flatten().collect()
+});
+
+impl Redis {
+    /// See [`Inspect::ping`](crate::store::Inspect::ping).
+    pub(super) async fn probe(&self) -> Result<(), Error> {
+        let keys = if self.is_cluster() { &KEYS[..] } else { &KEYS[..1] };
+        let results = join_all(keys.iter().map(|key| self.probe_part(key))).await;
+        let works = results.iter().any(Result::is_ok);
+        match results.into_iter().find_map(Result::err) {
+            None => Ok(()),
+            Some(Error::Unavailable { reason } | Error::Rejected { reason }) if works => Err(Error::Partial { reason }),
+            Some(error) => Err(error),
+        }
+    }
+
+    async fn probe_part(&self, key: &str) -> Result<(), Error> {
+        let mut read = redis::cmd("GET");
+        read.arg(key);
+        self.lookups.send(&read).await?;
+        let call = |mut cmd: Cmd| {
+            cmd.arg(1).arg(key);
+            cmd
+        };
+        match self.send_change(call(PROBE.by_name())).await {
+            Err(CommandError::NoScript) => self.send_change(call(PROBE.by_text())).await,
+            answer => answer,
+        }?;
+        Ok(())
+    }
+}

@@ -3,7 +3,7 @@
 //! It has a latch for the phases (starting → running → draining) and a flag for each dependency. A probe updates the
 //! flags about once a second. A dependency that is down makes the process degraded, not unready: lookups work without a
 //! store and without a queue. A process is unready only if none of its roles can work: an ingest process without its
-//! queue, or a consumer process without its queue or its store. A tenant whose token is refused at Genesys is listed
+//! queue, or a consumer process without its queue or its store. A tenant whose Genesys gives no answers is listed
 //! with the reason; other tenants are not affected.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,7 +95,7 @@ impl Readiness {
         metrics.audit_up.set(f64::from(u8::from(up)));
     }
 
-    /// Stores the tenants whose token was refused, and why; the check of the token logs it.
+    /// Stores the tenants whose Genesys gives no answers, and why; the upstream logs it.
     pub fn upstreams(&self, refused: impl IntoIterator<Item = (String, String)>) {
         let named = refused.into_iter().map(|(tenant, reason)| (format!("upstream:{tenant}"), reason));
         *self.refused.lock() = named.collect();

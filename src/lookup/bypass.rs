@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::domain::{CustomerId, Key, TenantId, Timestamp};
 use crate::spans::{self, Cause};
-use crate::upstream::{self, Fetched};
+use crate::upstream::{self, Fetched, Requester};
 
 use super::{LookupContext, LookupError};
 
@@ -34,6 +34,8 @@ pub(super) struct BypassFetch {
 pub(super) struct BypassRequest {
     pub(super) tenant: TenantId,
     pub(super) customer: CustomerId,
+    /// Whose share of the budget the fetch spends: the caller whose lookup started it.
+    pub(super) requester: Requester,
     /// The maximum duration of the fetch.
     pub(super) timeout: Duration,
 }
@@ -97,7 +99,8 @@ impl BypassTask {
                 let deps = &context.deps;
                 let since = deps.clock.now();
                 let deadline = Instant::now() + request.timeout;
-                let fetched = deps.upstream.fetch(&request.tenant, &request.customer, deadline).await;
+                let fetched =
+                    deps.upstream.fetch(&request.tenant, &request.customer, &request.requester, deadline).await;
                 sender.send_replace(Some(BypassFetch { fetched, since }));
             };
             let fetch = self.context.deps.shutdown.spawn(spans::part(fetch));

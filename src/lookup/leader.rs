@@ -13,7 +13,7 @@ use crate::faults::Fault;
 use crate::metrics::FillOutcome;
 use crate::store::fence::{FenceVerdict, unsettled_lifetime};
 use crate::store::{Content, Filled, Lease, Record, Token, Tombstone};
-use crate::upstream::{self, Fetched};
+use crate::upstream::{self, Fetched, Requester};
 
 use super::single_flight::Leader;
 use super::{Config, LookupContext, freshness};
@@ -35,8 +35,8 @@ pub(super) enum FetchOutcome {
         /// When the fetch that showed the merge ended.
         known: Timestamp,
     },
-    /// The fetch failed.
-    Failed(upstream::Error),
+    /// The fetch failed, for this requester.
+    Failed(upstream::Error, Requester),
 }
 
 /// The task of a leader.
@@ -48,6 +48,8 @@ pub(super) struct FetchTask {
     pub(super) identity: Identity,
     /// The customer id to ask Genesys for: the customer's own, or an alias.
     pub(super) customer: CustomerId,
+    /// Whose share of the budget the fetch spends.
+    pub(super) requester: Requester,
     /// Whether a pointer led to the entry; then the entry must not become a pointer itself.
     pub(super) through_pointer: bool,
 }
@@ -64,7 +66,7 @@ impl FetchTask {
         let started = Instant::now();
         let deadline = started + self.config.lease_ttl;
         let fetched_at = deps.clock.now();
-        let fetched = deps.upstream.fetch(self.identity.tenant(), &self.customer, deadline).await;
+        let fetched = deps.upstream.fetch(self.identity.tenant(), &self.customer, &self.requester, deadline).await;
         deps.faults.point(Fault::PauseBeforeFill).await;
         let (content, canonical) = match fetched {
             Ok(Fetched::Found(profile)) => match self.merged_into(&profile) {
@@ -79,7 +81,7 @@ impl FetchTask {
             Ok(Fetched::Absent) => (Content::Negative, None),
             Err(error) => {
                 self.release(lease).await;
-                return FetchOutcome::Failed(error);
+                return FetchOutcome::Failed(error, self.requester.clone());
             }
         };
         let pointer = lease.token();
@@ -168,7 +170,8 @@ impl FetchTask {
     /// one per minute over all processes.
     pub(super) async fn verify(self, lease: Lease, tombstone: Tombstone) {
         let deadline = Instant::now() + self.config.lease_ttl;
-        let fetched = self.context.deps.upstream.fetch(self.identity.tenant(), &self.customer, deadline).await;
+        let fetched =
+            self.context.deps.upstream.fetch(self.identity.tenant(), &self.customer, &self.requester, deadline).await;
         let revived = match fetched {
             Ok(Fetched::Found(profile)) if self.merged_into(&profile).is_none() => {
                 let modified_later = profile

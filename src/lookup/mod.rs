@@ -56,7 +56,7 @@ use crate::faults::Faults;
 use crate::metrics::{LookupResult, Metrics, in_progress, observe};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
-use crate::upstream::{Expand, Upstream};
+use crate::upstream::{Expand, Requester, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 
@@ -166,12 +166,17 @@ impl Lookup {
         self.context.deps.tenants.contains_key(tenant)
     }
 
-    /// Looks up a customer; returns `None` if the tenant is not configured.
+    /// Looks up a customer for a requester; returns `None` if the tenant is not configured.
     ///
     /// Answers within the tenant's `deadline`. Dropping the future ends the wait; a fetch that it has started
     /// continues.
-    pub async fn get(&self, tenant: &TenantId, customer: &CustomerId) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, CacheReader::read).await
+    pub async fn get(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+    ) -> Option<Result<LookupAnswer, LookupError>> {
+        self.timed(tenant, customer, requester, CacheReader::read).await
     }
 
     /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
@@ -183,21 +188,24 @@ impl Lookup {
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        requester: &Requester,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, |reader| reader.read_expanded(expand)).await
+        self.timed(tenant, customer, requester, |reader| reader.read_expanded(expand)).await
     }
 
     async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(
         &'a self,
         tenant: &TenantId,
         customer: &'a CustomerId,
+        requester: &'a Requester,
         read: impl FnOnce(CacheReader<'a>) -> F,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let config = self.context.deps.tenants.get(tenant)?;
         let metrics = &self.context.deps.metrics;
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
-        let answer = read(CacheReader::new(&self.context, config, tenant, customer, started + config.deadline)).await;
+        let deadline = started + config.deadline;
+        let answer = read(CacheReader::new(&self.context, config, tenant, customer, requester, deadline)).await;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());

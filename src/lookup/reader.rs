@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::domain::{CustomerId, Identity, Key, TenantId, Timestamp};
 use crate::store::{self, Base, Entry, Record, Token};
-use crate::upstream::{Expand, Fetched};
+use crate::upstream::{Expand, Fetched, Requester};
 
 use super::bypass::{self, BypassFetch};
 use super::leader::FetchTask;
@@ -24,6 +24,7 @@ pub(super) struct CacheReader<'a> {
     pub(super) context: &'a Arc<LookupContext>,
     pub(super) config: &'a Config,
     pub(super) customer: &'a CustomerId,
+    pub(super) requester: &'a Requester,
     /// The customer that the caller asked for.
     pub(super) requested: Identity,
     pub(super) deadline: Instant,
@@ -106,6 +107,7 @@ impl<'a> CacheReader<'a> {
         config: &'a Config,
         tenant: &TenantId,
         customer: &'a CustomerId,
+        requester: &'a Requester,
         deadline: Instant,
     ) -> Self {
         let requested = context.deps.hasher.identify(tenant, customer);
@@ -114,6 +116,7 @@ impl<'a> CacheReader<'a> {
             context,
             config,
             customer,
+            requester,
             requested,
             deadline,
             current,
@@ -195,7 +198,7 @@ impl<'a> CacheReader<'a> {
         let deps = &self.context.deps;
         let since = deps.clock.now();
         let tenant = self.requested.tenant();
-        let fetched = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.deadline).await;
+        let fetched = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.requester, self.deadline).await;
         // A stored record has no expansions, so it cannot be served instead.
         let outcome = match fetched? {
             Fetched::Absent => LookupOutcome::Absent,
@@ -251,6 +254,7 @@ impl<'a> CacheReader<'a> {
         let request = bypass::BypassRequest {
             tenant: self.requested.tenant().clone(),
             customer: self.customer.clone(),
+            requester: self.requester.clone(),
             timeout: self.config.lease_ttl,
         };
         let BypassFetch { fetched, since } = match bypass::fetch(self.context, &key, request, self.deadline).await {
@@ -279,12 +283,13 @@ impl<'a> CacheReader<'a> {
             .ok_or(failure)
     }
 
-    pub(super) fn fetch_task(&self) -> FetchTask {
+    pub(super) fn fetch_task(&self, requester: Requester) -> FetchTask {
         FetchTask {
             context: Arc::clone(self.context),
             config: self.config.clone(),
             identity: self.current.clone(),
             customer: self.customer.clone(),
+            requester,
             through_pointer: self.pointer.is_some(),
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::metrics::RefreshCause;
 use crate::spans::{self, Cause};
 use crate::store::{Base, Content, LeaseAnswer, Record, Token, Tombstone};
+use crate::upstream::Requester;
 
 use super::freshness;
 use super::reader::CacheReader;
@@ -42,7 +43,8 @@ impl CacheReader<'_> {
     }
 
     fn refresh(&self, base: Token) {
-        let (context, key, fetch) = (Arc::clone(self.context), self.key.clone(), self.fetch_task());
+        let (context, key, fetch) =
+            (Arc::clone(self.context), self.key.clone(), self.fetch_task(Requester::Background));
         let ttl = self.config.lease_ttl;
         let task = async move {
             let deps = &context.deps;
@@ -69,7 +71,8 @@ impl CacheReader<'_> {
         {
             return;
         }
-        let (context, key, fetch) = (Arc::clone(self.context), self.key.clone(), self.fetch_task());
+        let (context, key, fetch) =
+            (Arc::clone(self.context), self.key.clone(), self.fetch_task(Requester::Background));
         let task = async move {
             let deps = &context.deps;
             let base = Base::Token(tombstone.token);

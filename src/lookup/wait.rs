@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use crate::domain::Identity;
 use crate::spans::{self, Cause};
 use crate::store::{Base, LeaseAnswer, Token};
+use crate::upstream::Error;
 
 use super::leader::FetchOutcome;
 use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
@@ -20,7 +21,7 @@ impl CacheReader<'_> {
         match deps.store.lease(&self.key, &base, Token::draw(), ttl).await? {
             LeaseAnswer::Granted(lease) => {
                 let (leader, follower) = self.context.flights.start(&self.key, lease.witness());
-                let fetch = self.fetch_task();
+                let fetch = self.fetch_task(self.requester.clone());
                 let task = spans::lead(&self.key, Cause::Miss, async move { fetch.lead(lease, leader).await });
                 deps.shutdown.spawn(task);
                 self.await_leader(follower, true).await
@@ -66,7 +67,13 @@ impl CacheReader<'_> {
             FlightResult::Completed(FetchOutcome::Alias { canonical, pointer, known }) => {
                 self.follow_alias(canonical, FollowedPointer { token: pointer, known })
             }
-            FlightResult::Completed(FetchOutcome::Failed(error)) => Err(StepError::Failed(error.into())),
+            // The share of another caller, or of refreshes, is spent; this lookup has its own.
+            FlightResult::Completed(FetchOutcome::Failed(Error::BudgetSpent { .. }, spender))
+                if spender != *self.requester =>
+            {
+                Ok(LookupStep::Reread)
+            }
+            FlightResult::Completed(FetchOutcome::Failed(error, _)) => Err(StepError::Failed(error.into())),
             FlightResult::LeaderDropped => self.leader_dropped(),
             FlightResult::TimedOut => Err(StepError::Failed(LookupError::Deadline)),
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::transport::TransportFailure;
+use super::transport::{TransportFailure, TransportPhase};
 
 /// A fetch has no answer. No variant holds any part of a profile or a customer id.
 ///
@@ -51,6 +51,8 @@ pub enum Error {
     Failed {
         /// The status of the answer.
         status: u16,
+        /// The value of `Retry-After`, if a 503 has one.
+        retry_after: Option<Duration>,
     },
     /// No connection could be made, or it broke.
     #[error("genesys is unreachable")]
@@ -64,8 +66,9 @@ impl Error {
     /// Returns whether the failure may be gone a moment later, so that a retry makes sense.
     pub(super) const fn is_temporary(&self) -> bool {
         match self {
-            Self::Failed { .. } | Self::Unreachable(_) => true,
-            Self::Unusable { .. }
+            Self::Failed { retry_after: None, .. } | Self::Unreachable(_) => true,
+            Self::Failed { retry_after: Some(_), .. }
+            | Self::Unusable { .. }
             | Self::Denied { .. }
             | Self::Privileges { .. }
             | Self::Throttled { .. }
@@ -75,6 +78,11 @@ impl Error {
         }
     }
 
+    /// Returns whether a connection broke that had been made. Other requests may have been on it too.
+    pub(super) fn is_lost_connection(&self) -> bool {
+        matches!(self, Self::Unreachable(Some(failure)) if failure.phase == TransportPhase::Response)
+    }
+
     /// Returns how long to wait before the next request, if that is known.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
@@ -82,10 +90,10 @@ impl Error {
             Self::Throttled { retry_after } | Self::BudgetSpent { retry_after } | Self::BreakerOpen { retry_after } => {
                 Some(*retry_after)
             }
+            Self::Failed { retry_after, .. } => *retry_after,
             Self::Unusable { .. }
             | Self::Denied { .. }
             | Self::Privileges { .. }
-            | Self::Failed { .. }
             | Self::Unreachable(_)
             | Self::Timeout(_) => None,
         }

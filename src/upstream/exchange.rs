@@ -9,6 +9,8 @@ use http::{HeaderMap, StatusCode, header};
 use reqwest::{Client, RequestBuilder, Response, redirect};
 use tokio::time::Instant;
 
+use crate::invalid::InvalidSetting;
+
 use super::Error;
 use super::transport::{self, TransportFailure};
 
@@ -39,6 +41,33 @@ pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
         .http2_keep_alive_timeout(Duration::from_secs(2))
         .http2_keep_alive_while_idle(true);
     if tls { builder.build() } else { builder.tls_certs_only([]).no_proxy().build() }
+}
+
+/// The HTTP clients that tenants share. Each is created when the first tenant needs it: the one for TLS needs a machine
+/// with certificate authorities, and a sandbox on loopback does not need TLS.
+#[derive(Default)]
+pub(super) struct HttpClients {
+    plain: Option<Client>,
+    tls: Option<Client>,
+}
+
+impl HttpClients {
+    /// Returns the client of links with or without TLS.
+    ///
+    /// # Errors
+    ///
+    /// This machine has no certificate authorities.
+    pub(super) fn get(&mut self, tls: bool) -> Result<Client, InvalidSetting> {
+        let slot = if tls { &mut self.tls } else { &mut self.plain };
+        let client = match slot.take() {
+            Some(client) => client,
+            None => client(tls).map_err(|error| {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                InvalidSetting::new("tenant.upstream", format!("cannot create an HTTP client: {cause}"))
+            })?,
+        };
+        Ok(slot.insert(client).clone())
+    }
 }
 
 /// A response of Genesys.
@@ -77,8 +106,12 @@ impl GenesysResponse {
         match self.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { status: self.status.as_u16() },
             StatusCode::TOO_MANY_REQUESTS => Error::Throttled { retry_after: retry_after(&self.headers) },
-            StatusCode::REQUEST_TIMEOUT => Error::Failed { status: self.status.as_u16() },
-            status if status.is_server_error() => Error::Failed { status: status.as_u16() },
+            StatusCode::SERVICE_UNAVAILABLE if self.headers.contains_key(header::RETRY_AFTER) => {
+                Error::Failed { status: self.status.as_u16(), retry_after: Some(retry_after(&self.headers)) }
+            }
+            status if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() => {
+                Error::Failed { status: status.as_u16(), retry_after: None }
+            }
             status if status.is_redirection() => Error::Unusable { reason: "a redirection" },
             status if status.is_client_error() => Error::Unusable { reason: "it rejects the request as wrong" },
             _ => Error::Unusable { reason: "a success status without the expected content" },
@@ -108,17 +141,16 @@ fn failed(host: &str, error: &reqwest::Error) -> Error {
     if error.is_timeout() { Error::Timeout(Some(failure)) } else { Error::Unreachable(Some(failure)) }
 }
 
-/// Reads `Retry-After` (RFC 9110 section 10.2.3): seconds or a date. A date is compared with the response's own
+/// Reads `Retry-After` (RFC 9110 section 10.2.3): seconds, also with a fraction as some gateways send them, or a date in
+/// one of the three forms of section 5.6.7. A date is compared with the response's own
 /// `Date`, so the local clock does not matter. Returns at least a second, also for a missing or invalid value.
 fn retry_after(headers: &HeaderMap) -> Duration {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let date = |text: &str| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
-    let asked = text(header::RETRY_AFTER).and_then(|after| match after.parse::<u64>() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => {
-            let wait = date(after)?.duration_since(date(text(header::DATE)?)?);
-            Duration::try_from(wait).ok()
-        }
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let asked = text(header::RETRY_AFTER).and_then(|after| match after.parse::<f64>() {
+        Ok(seconds) if seconds.is_nan() => None,
+        Ok(seconds) => Duration::try_from_secs_f64(seconds.min(MAX_RETRY_AFTER.as_secs_f64())).ok(),
+        Err(_) => date(after)?.duration_since(date(text(header::DATE)?)?).ok(),
     });
     asked.unwrap_or_default().clamp(Duration::from_secs(1), MAX_RETRY_AFTER)
 }
@@ -143,11 +175,17 @@ mod tests {
             assert_eq!(error(status), Error::Denied { status });
         }
         for status in [408, 500, 502, 503, 504] {
-            assert_eq!(error(status), Error::Failed { status });
+            assert_eq!(error(status), Error::Failed { status, retry_after: None });
         }
         for status in [204, 206, 302, 304, 400, 406, 415] {
             assert!(matches!(error(status), Error::Unusable { .. }), "{status}");
         }
+    }
+
+    #[test]
+    fn a_503_may_name_the_time_to_wait() {
+        let error = response(503, &[(header::RETRY_AFTER, "7")]).error();
+        assert_eq!(error, Error::Failed { status: 503, retry_after: Some(Duration::from_secs(7)) });
     }
 
     #[test]
@@ -158,7 +196,12 @@ mod tests {
             throttled(&[(header::RETRY_AFTER, "Sun, 06 Nov 1994 08:50:37 GMT"), date.clone()]),
             Duration::from_secs(60)
         );
-        for nothing in ["0", "", "soon", "-5", "Sun, 06 Nov 1994 08:00:00 GMT"] {
+        for sixty in ["Sunday, 06-Nov-94 08:50:37 GMT", "Sun Nov  6 08:50:37 1994", "60.0"] {
+            let waits = throttled(&[(header::RETRY_AFTER, sixty), date.clone()]);
+            assert_eq!(waits, Duration::from_secs(60), "{sixty}");
+        }
+        assert_eq!(throttled(&[(header::RETRY_AFTER, "1.5")]), Duration::from_millis(1500));
+        for nothing in ["0", "NaN", "-inf", "", "soon", "-5", "Sun, 06 Nov 1994 08:00:00 GMT"] {
             let waits = throttled(&[(header::RETRY_AFTER, nothing), date.clone()]);
             assert_eq!(waits, Duration::from_secs(1), "{nothing}");
         }

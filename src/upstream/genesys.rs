@@ -27,7 +27,7 @@ use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
 use super::token::Token;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, Upstream};
+use super::{Error, Expand, Fetched, Requester, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.
 const MAX_PROFILE: usize = 1024 * 1024;
@@ -75,7 +75,13 @@ impl Genesys {
 
 #[async_trait]
 impl Upstream for Genesys {
-    async fn fetch(&self, _tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
+    async fn fetch(
+        &self,
+        _tenant: &TenantId,
+        customer: &CustomerId,
+        _: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
         self.get(&self.profile_url.of(customer, None)?, deadline).await
     }
 
@@ -84,6 +90,7 @@ impl Upstream for Genesys {
         _tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        _: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         self.get(&self.profile_url.of(customer, Some(expand))?, deadline).await

@@ -2,15 +2,16 @@
 //!
 //! Each attempt passes these checks, in this order:
 //!
-//! 1. **`Retry-After` and breaker**: before `Retry-After` has passed, and while the [`Breaker`] is open, nothing is
+//! 1. **Pause and breaker** ([`AdmissionState`]): before `Retry-After` has passed, and while the breaker is open, nothing is
 //!    sent and the attempt fails at once.
-//! 2. **Budget**: the number of attempts per minute is limited; above it an attempt fails at once. A burst of a whole
-//!    minute's budget is possible. The repeated request after a 401, and requests for and about tokens, are rare and
+//! 2. **Budget**: the number of attempts per minute is limited and shared by the callers ([`Budget`]); above it an attempt
+//!    fails at once. A burst of a whole minute's budget is possible. The repeated request after a 401, and requests for and about tokens, are rare and
 //!    not counted.
 //! 3. **Permit**: the number of requests in flight is limited. An attempt waits for a permit until its deadline.
-//! 4. **`Retry-After` and breaker** again, because Genesys may have failed while the attempt waited.
+//! 4. **Pause and breaker** again, because Genesys may have failed while the attempt waited.
 //!
-//! Server errors and broken connections are retried, at most [`RETRIES`] times, with exponential backoff and jitter,
+//! A request whose connection broke is sent again at once, but only once. Server errors and failed connects are retried, at
+//! most [`RETRIES`] times, with exponential backoff and jitter,
 //! and only if enough time remains for the wait and for another attempt as long as the last. Denials, absences and
 //! unusable answers are not retried, since a retry would get them again.
 //!
@@ -20,10 +21,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use governor::clock::Clock;
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -33,9 +30,11 @@ use crate::metrics::{Metrics, UpstreamOutcome, observe};
 use crate::spans;
 use crate::supervise::Backoff;
 
-use super::breaker::{Breaker, BreakerLevel, BreakerPermit, RequestOutcome};
+use super::admission::AdmissionState;
+use super::breaker::{BreakerLevel, BreakerPermit, RequestOutcome};
 use super::breaker_gauge::BreakerGauge;
-use super::{Error, Expand, Fetched, Upstream};
+use super::budget::Budget;
+use super::{Error, Expand, Fetched, Requester, Upstream};
 
 /// How many times an attempt is retried.
 const RETRIES: usize = 2;
@@ -51,7 +50,7 @@ pub(super) struct UpstreamLimits {
     /// The most requests in flight; at least 1.
     pub(super) max_in_flight: usize,
     /// The most attempts per minute.
-    pub(super) per_minute: Quota,
+    pub(super) per_minute: u32,
 }
 
 /// Limits the requests of one tenant; see the module's head.
@@ -61,7 +60,7 @@ pub(super) struct Guard<U> {
     tenant: TenantId,
     timeout: Duration,
     permits: Semaphore,
-    budget: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<std::time::Instant>>,
+    budget: Mutex<Budget>,
     admission: Mutex<AdmissionState>,
     gauge: BreakerGauge,
     metrics: Arc<Metrics>,
@@ -72,25 +71,7 @@ pub(super) struct Guard<U> {
 struct FetchRequest<'a> {
     customer: &'a CustomerId,
     expand: Option<&'a Expand>,
-}
-
-/// Decides whether a request may be sent.
-#[derive(Debug)]
-struct AdmissionState {
-    breaker: Breaker,
-    /// No request may be sent until then: `Retry-After`.
-    throttled_until: Option<Instant>,
-}
-
-impl AdmissionState {
-    fn check(&self, now: Instant) -> Result<(), Error> {
-        if let Some(until) = self.throttled_until
-            && now < until
-        {
-            return Err(Error::Throttled { retry_after: until.duration_since(now) });
-        }
-        self.breaker.check(now).map_err(|retry_after| Error::BreakerOpen { retry_after })
-    }
+    requester: &'a Requester,
 }
 
 /// The right to send one request. If it is dropped without an outcome (a cancelled fetch), it is returned.
@@ -121,11 +102,16 @@ impl<U> Guard<U> {
             tenant,
             timeout: limits.timeout,
             permits: Semaphore::new(limits.max_in_flight),
-            budget: RateLimiter::direct_with_clock(limits.per_minute, TokioClock),
-            admission: Mutex::new(AdmissionState { breaker: Breaker::new(Instant::now()), throttled_until: None }),
+            budget: Mutex::new(Budget::new(limits.per_minute, Instant::now())),
+            admission: Mutex::new(AdmissionState::new(Instant::now())),
             gauge,
             metrics,
         }
+    }
+
+    /// Returns why no answer of Genesys can be expected now, if that is so.
+    pub(super) fn trouble(&self) -> Option<Arc<str>> {
+        self.admission.lock().trouble(Instant::now())
     }
 
     /// Runs `act` under the lock. Logs and shows a change of the breaker.
@@ -151,15 +137,13 @@ impl<U> Guard<U> {
         answer
     }
 
-    fn spend(&self) -> Result<(), Error> {
-        self.budget.check().map_err(|spent| Error::BudgetSpent { retry_after: spent.wait_time_from(TokioClock.now()) })
+    fn spend(&self, requester: &Requester) -> Result<(), Error> {
+        let spent = self.budget.lock().spend(requester, Instant::now());
+        spent.map_err(|retry_after| Error::BudgetSpent { retry_after })
     }
 
     fn admit(&self) -> Result<Admission<'_, U>, Error> {
-        let pass = self.with_admission(|state, now| {
-            state.check(now)?;
-            state.breaker.admit(now).map_err(|retry_after| Error::BreakerOpen { retry_after })
-        })?;
+        let pass = self.with_admission(AdmissionState::admit)?;
         Ok(Admission { guard: self, pass, verdict: RequestOutcome::Unknown })
     }
 
@@ -184,7 +168,7 @@ impl<U: Upstream> Guard<U> {
         if Instant::now() >= deadline {
             return Err(Error::Timeout(None));
         }
-        self.spend()?;
+        self.spend(request.requester)?;
         let permit = tokio::time::timeout_at(deadline, self.permits.acquire()).await;
         // The semaphore is never closed, so an error means that the deadline has passed.
         let _permit = permit.ok().and_then(Result::ok).ok_or(Error::Timeout(None))?;
@@ -192,16 +176,17 @@ impl<U: Upstream> Guard<U> {
 
         let began = Instant::now();
         let fetch = match request.expand {
-            None => self.inner.fetch(&self.tenant, request.customer, deadline),
-            Some(expand) => self.inner.fetch_expanded(&self.tenant, request.customer, expand, deadline),
+            None => self.inner.fetch(&self.tenant, request.customer, request.requester, deadline),
+            Some(expand) => {
+                self.inner.fetch_expanded(&self.tenant, request.customer, expand, request.requester, deadline)
+            }
         };
         let outcome = tokio::time::timeout_at(deadline, fetch).await.unwrap_or(Err(Error::Timeout(None)));
         observe(&self.metrics.upstream_duration, began.elapsed());
-        admission.verdict = self.verdict(&outcome, deadline.duration_since(began));
-        if let Err(Error::Throttled { retry_after }) = &outcome {
-            self.with_admission(|state, now| {
-                state.throttled_until = state.throttled_until.max(Some(now + *retry_after))
-            });
+        let verdict = self.verdict(&outcome, deadline.duration_since(began));
+        admission.verdict = self.with_admission(|state, now| state.note(&outcome, verdict, began, now));
+        if matches!(outcome, Ok(Fetched::Absent)) {
+            self.budget.lock().absent(request.requester);
         }
         outcome
     }
@@ -211,16 +196,21 @@ impl<U: Upstream> Guard<U> {
         let deadline = deadline.min(Instant::now() + self.timeout);
         let mut backoff = Backoff::new(FIRST_WAIT, self.timeout);
         let mut retries_left = RETRIES;
+        let mut was_lost = false;
         loop {
             let began = Instant::now();
             let outcome = self.attempt(request, deadline).await;
             self.metrics.upstream_requests.with(label(&outcome)).increment(1);
-            let is_temporary = outcome.as_ref().is_err_and(Error::is_temporary);
-            let wait = backoff.next_delay();
-            if !is_temporary || retries_left == 0 || Instant::now() + wait + began.elapsed() >= deadline {
+            // A lost connection says nothing about the next one, which is tried at once, but only once.
+            let is_lost = outcome.as_ref().is_err_and(Error::is_lost_connection);
+            let is_temporary = outcome.as_ref().is_err_and(Error::is_temporary) && !(is_lost && was_lost);
+            let wait = if is_lost { Duration::ZERO } else { backoff.next_delay() };
+            let takes = if is_lost { Duration::ZERO } else { began.elapsed() };
+            if !is_temporary || retries_left == 0 || Instant::now() + wait + takes >= deadline {
                 spans::attempted(1 + RETRIES - retries_left);
                 return outcome;
             }
+            was_lost |= is_lost;
             retries_left -= 1;
             tokio::time::sleep(wait).await;
         }
@@ -229,8 +219,14 @@ impl<U: Upstream> Guard<U> {
 
 #[async_trait]
 impl<U: Upstream> Upstream for Guard<U> {
-    async fn fetch(&self, _tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
-        self.run(FetchRequest { customer, expand: None }, deadline).await
+    async fn fetch(
+        &self,
+        _tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.run(FetchRequest { customer, expand: None, requester }, deadline).await
     }
 
     async fn fetch_expanded(
@@ -238,9 +234,10 @@ impl<U: Upstream> Upstream for Guard<U> {
         _tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.run(FetchRequest { customer, expand: Some(expand) }, deadline).await
+        self.run(FetchRequest { customer, expand: Some(expand), requester }, deadline).await
     }
 }
 
@@ -258,18 +255,6 @@ pub(super) const fn label(outcome: &Result<Fetched, Error>) -> UpstreamOutcome {
         Err(Error::Failed { .. }) => UpstreamOutcome::Failed,
         Err(Error::Unreachable(_)) => UpstreamOutcome::Unreachable,
         Err(Error::Timeout(_)) => UpstreamOutcome::Timeout,
-    }
-}
-
-/// The clock of tokio for the rate limiter. Tests can pause it.
-#[derive(Clone, Copy, Debug)]
-struct TokioClock;
-
-impl Clock for TokioClock {
-    type Instant = std::time::Instant;
-
-    fn now(&self) -> Self::Instant {
-        Instant::now().into_std()
     }
 }
 

@@ -4,8 +4,10 @@
 //! and misuse is behind this port, for each tenant: the token and its privileges, the limit of requests in flight, the
 //! budget per minute, the circuit breaker and the retries. Callers see only an [`Error`], by which they decide.
 
+mod admission;
 mod breaker;
 mod breaker_gauge;
+mod budget;
 mod endpoints;
 mod error;
 mod exchange;
@@ -21,6 +23,7 @@ mod traced;
 mod transport;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -34,11 +37,17 @@ pub use transport::{TransportFailure, TransportPhase};
 /// Fetches profiles.
 #[async_trait]
 pub trait Upstream: Debug + Send + Sync {
-    /// Fetches one profile. Returns at `deadline` or after `upstream.timeout`, whichever is sooner.
+    /// Fetches one profile for a requester, whose share of the budget is spent. Returns at `deadline` or after `upstream.timeout`, whichever is sooner.
     ///
     /// An absent customer is an answer, not an error. A fetch can be repeated safely; what is worth a retry has
     /// already been retried.
-    async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error>;
+    async fn fetch(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error>;
 
     /// Fetches one profile with expanded fields, and is otherwise like [`fetch`](Self::fetch). The body differs from
     /// that of `fetch`, so it must not be filled into the store.
@@ -47,8 +56,18 @@ pub trait Upstream: Debug + Send + Sync {
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error>;
+}
+
+/// Who needs a fetch. The budget of a tenant is shared between its requesters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Requester {
+    /// A lookup of this caller, by its configured name.
+    Caller(Arc<str>),
+    /// A refresh that no lookup waits for.
+    Background,
 }
 
 /// The answer of Genesys.

@@ -4,13 +4,10 @@
 //! connections of at most two HTTP clients, one for `https` and one for plain `http`.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use governor::Quota;
-use reqwest::Client;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -30,7 +27,7 @@ use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, Privileg
 use super::token::ClientCredentials;
 use super::tokens::TokenCache;
 use super::traced::TracedUpstream;
-use super::{Error, Expand, Fetched, Upstream, exchange};
+use super::{Error, Expand, Fetched, Requester, Upstream, exchange};
 
 pub use super::endpoints::BaseUrls;
 
@@ -160,7 +157,7 @@ struct TenantSettings {
     token_url: Url,
     profile_url: ProfileUrl,
     introspection: IntrospectionUrls,
-    per_minute: Quota,
+    per_minute: u32,
 }
 
 impl TenantSettings {
@@ -173,33 +170,13 @@ impl TenantSettings {
         if config.client_secret.is_empty() {
             return Err(InvalidSetting::new("client_secret", "must not be empty"));
         }
-        let per_minute = NonZeroU32::new(config.requests_per_minute).map(Quota::per_minute).ok_or_else(|| {
-            InvalidSetting::new("requests_per_minute", "must be at least 1: Genesys always limits requests")
-        })?;
+        let per_minute = config.requests_per_minute;
+        if per_minute == 0 {
+            let reason = "must be at least 1: Genesys always limits requests";
+            return Err(InvalidSetting::new("requests_per_minute", reason));
+        }
         let (token_url, introspection) = (urls.token()?, urls.introspection()?);
         Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, introspection, per_minute })
-    }
-}
-
-/// The HTTP clients that tenants share. Each is created when the first tenant needs it: the one for TLS needs a machine
-/// with certificate authorities, and a sandbox on loopback does not need TLS.
-#[derive(Default)]
-struct HttpClients {
-    plain: Option<Client>,
-    tls: Option<Client>,
-}
-
-impl HttpClients {
-    fn get(&mut self, tls: bool) -> Result<Client, InvalidSetting> {
-        let slot = if tls { &mut self.tls } else { &mut self.plain };
-        let client = match slot.take() {
-            Some(client) => client,
-            None => exchange::client(tls).map_err(|error| {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                InvalidSetting::new("tenant.upstream", format!("cannot create an HTTP client: {cause}"))
-            })?,
-        };
-        Ok(slot.insert(client).clone())
     }
 }
 
@@ -208,20 +185,21 @@ impl HttpClients {
 pub struct OpenedUpstream {
     /// Fetches profiles.
     pub upstream: Arc<dyn Upstream>,
-    /// Reports the tenants whose tokens are refused.
+    /// Reports the tenants whose Genesys gives no answers.
     pub tenant_health: TenantHealth,
 }
 
-/// Reports the tenants whose tokens have wrong privileges. Cloning is cheap.
+/// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct TenantHealth(Arc<TenantUpstreams>);
 
 impl TenantHealth {
-    /// Returns the tenants whose tokens are refused, with the reason.
+    /// Returns the tenants whose Genesys gives no answers, with the reason: the token or the client is refused, the breaker
+    /// is open, Genesys asked for a pause, or it cannot be reached.
     #[must_use]
     pub fn refusals(&self) -> Vec<(TenantId, Arc<str>)> {
         let of = |(tenant, upstream): (&TenantId, &PrivilegeGate<Guard<Genesys>>)| {
-            Some((tenant.clone(), upstream.refusal()?))
+            Some((tenant.clone(), upstream.trouble()?))
         };
         self.0.0.iter().filter_map(of).collect()
     }
@@ -241,7 +219,7 @@ pub fn open<'a>(
     config.validate().map_err(|error| error.within("upstream"))?;
     let tenants: HashMap<_, _> = tenants.into_iter().collect();
     let gauges: Vec<_> = BreakerGauge::for_tenants(tenants.len(), &metrics.upstream_breaker_state).collect();
-    let mut clients = HttpClients::default();
+    let mut clients = exchange::HttpClients::default();
     let guarded = tenants.into_iter().zip(gauges).map(|((tenant, options), gauge)| {
         let settings = TenantSettings::parse(options).map_err(|error| error.within("tenant.upstream"))?;
         let client = clients.get(settings.needs_tls)?;
@@ -284,8 +262,14 @@ impl TenantUpstreams {
 
 #[async_trait]
 impl Upstream for Arc<TenantUpstreams> {
-    async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
-        self.of(tenant)?.fetch(tenant, customer, deadline).await
+    async fn fetch(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.of(tenant)?.fetch(tenant, customer, requester, deadline).await
     }
 
     async fn fetch_expanded(
@@ -293,9 +277,10 @@ impl Upstream for Arc<TenantUpstreams> {
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.of(tenant)?.fetch_expanded(tenant, customer, expand, deadline).await
+        self.of(tenant)?.fetch_expanded(tenant, customer, expand, requester, deadline).await
     }
 }
 

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 use crate::domain::{CustomerId, TenantId};
 use crate::metrics::{Metrics, UpstreamOutcome};
 
+use super::guard::Guard;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, Upstream};
+use super::{Error, Expand, Fetched, Requester, Upstream};
 
 /// The upstream of one tenant, which is available while its token is not refused.
 #[derive(Debug)]
@@ -24,15 +25,17 @@ pub(super) struct PrivilegeGate<U> {
     metrics: Arc<Metrics>,
 }
 
+impl<U> PrivilegeGate<Guard<U>> {
+    /// Returns why no answer can be expected now, if that is so: the token is refused, or Genesys fails.
+    pub(super) fn trouble(&self) -> Option<Arc<str>> {
+        self.tokens.refusal().or_else(|| self.inner.trouble())
+    }
+}
+
 impl<U> PrivilegeGate<U> {
     /// Wraps `inner`, which fetches with these tokens.
     pub(super) const fn new(inner: U, tokens: TokenCache, metrics: Arc<Metrics>) -> Self {
         Self { inner, tokens, metrics }
-    }
-
-    /// Returns why the token is refused, if it is.
-    pub(super) fn refusal(&self) -> Option<Arc<str>> {
-        self.tokens.refusal()
     }
 
     /// Returns the inner upstream unless the token is refused.
@@ -46,8 +49,14 @@ impl<U> PrivilegeGate<U> {
 
 #[async_trait]
 impl<U: Upstream> Upstream for PrivilegeGate<U> {
-    async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
-        self.admit()?.fetch(tenant, customer, deadline).await
+    async fn fetch(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.admit()?.fetch(tenant, customer, requester, deadline).await
     }
 
     async fn fetch_expanded(
@@ -55,8 +64,9 @@ impl<U: Upstream> Upstream for PrivilegeGate<U> {
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.admit()?.fetch_expanded(tenant, customer, expand, deadline).await
+        self.admit()?.fetch_expanded(tenant, customer, expand, requester, deadline).await
     }
 }

@@ -92,9 +92,33 @@ impl ClientCredentials {
 struct TokenResponse {
     access_token: String,
     token_type: Option<String>,
-    expires_in: Option<u64>,
+    #[serde(default)]
+    expires_in: Option<Lifetime>,
     #[serde(default)]
     scope: Option<String>,
+}
+
+/// `expires_in`, in seconds. RFC 6749 wants an integer; some gateways send a fraction or a string.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lifetime {
+    Number(f64),
+    Text(String),
+}
+
+impl Lifetime {
+    /// Returns the whole seconds; `None` for what is not a number of seconds.
+    fn seconds(&self) -> Option<u64> {
+        let seconds = match self {
+            Self::Number(seconds) => *seconds,
+            Self::Text(text) => text.trim().parse().ok()?,
+        };
+        if seconds.is_nan() {
+            return None;
+        }
+        let seconds = Duration::try_from_secs_f64(seconds.min(Duration::from_secs(MAX_LIFETIME).as_secs_f64()));
+        seconds.ok().map(|seconds| seconds.as_secs())
+    }
 }
 
 /// Parses an access token response. The lifetime counts from the request, the earliest moment at which it can have
@@ -108,7 +132,11 @@ fn read_token(body: &[u8], requested_at: Instant) -> Result<Token, Error> {
     }
     let mut header = HeaderValue::try_from(format!("Bearer {}", response.access_token)).map_err(|_| UNUSABLE)?;
     header.set_sensitive(true);
-    let lifetime = Duration::from_secs(response.expires_in.unwrap_or(DEFAULT_LIFETIME).clamp(1, MAX_LIFETIME));
+    let lifetime = match response.expires_in {
+        Some(lifetime) => lifetime.seconds().ok_or(UNUSABLE)?,
+        None => DEFAULT_LIFETIME,
+    };
+    let lifetime = Duration::from_secs(lifetime.clamp(1, MAX_LIFETIME));
     let expires_at = requested_at + lifetime;
     let scope = response.scope.unwrap_or_default().into_boxed_str();
     Ok(Token { header, renew_at: expires_at - AHEAD.min(lifetime / 2), expires_at, scope })
@@ -129,7 +157,9 @@ mod tests {
             (token.renew_at - Instant::now()).as_secs()
         };
         assert_eq!(renewed_after(r#","expires_in":86399"#), 86399 - 60);
-        assert_eq!(renewed_after(r#","expires_in":90"#), 45);
+        for ninety in [r#","expires_in":90"#, r#","expires_in":90.5"#, r#","expires_in":"90""#] {
+            assert_eq!(renewed_after(ninety), 45, "{ninety}");
+        }
         assert_eq!(renewed_after(r#","expires_in":2"#), 1);
         assert_eq!(renewed_after(""), 240);
         assert_eq!(renewed_after(&format!(r#","expires_in":{}"#, u64::MAX)), MAX_LIFETIME - 60);
@@ -146,6 +176,8 @@ mod tests {
             r#"{"access_token":"a\nb"}"#,
             r#"{"access_token":"t","token_type":"mac"}"#,
             r#"{"access_token":"t","expires_in":-1}"#,
+            r#"{"access_token":"t","expires_in":"soon"}"#,
+            r#"{"access_token":"t","expires_in":"NaN"}"#,
         ] {
             assert!(matches!(read(body), Err(Error::Unusable { .. })), "{body}");
         }

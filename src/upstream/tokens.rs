@@ -39,6 +39,7 @@ use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 
 use super::Error;
+use super::admission::PROBE_EVERY;
 use super::privileges::PrivilegeVerifier;
 use super::token::{ClientCredentials, Token};
 
@@ -216,7 +217,9 @@ impl TokenCache {
             Err(error) => {
                 let cause = error.source().map(tracing::field::display);
                 tracing::warn!(tenant = %self.0.credentials.tenant, %error, cause, "cannot renew the token");
-                let pause = error.retry_after().unwrap_or_else(|| renewal.backoff.next_delay());
+                // As during a pause of fetches: a long one is probed.
+                let asked = error.retry_after().map(|asked| asked.min(PROBE_EVERY));
+                let pause = asked.unwrap_or_else(|| renewal.backoff.next_delay());
                 renewal.pause = Some((Instant::now() + pause, error.clone()));
             }
         }

@@ -11,7 +11,7 @@ use crate::domain::{CustomerId, TenantId};
 use crate::spans;
 
 use super::guard::label;
-use super::{Error, Expand, Fetched, Upstream};
+use super::{Error, Expand, Fetched, Requester, Upstream};
 
 /// An upstream that records each fetch as a span.
 #[derive(Debug)]
@@ -35,8 +35,14 @@ async fn traced(tenant: &TenantId, fetch: impl Future<Output = Result<Fetched, E
 
 #[async_trait]
 impl<U: Upstream> Upstream for TracedUpstream<U> {
-    async fn fetch(&self, tenant: &TenantId, customer: &CustomerId, deadline: Instant) -> Result<Fetched, Error> {
-        traced(tenant, self.inner.fetch(tenant, customer, deadline)).await
+    async fn fetch(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        traced(tenant, self.inner.fetch(tenant, customer, requester, deadline)).await
     }
 
     async fn fetch_expanded(
@@ -44,8 +50,9 @@ impl<U: Upstream> Upstream for TracedUpstream<U> {
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        traced(tenant, self.inner.fetch_expanded(tenant, customer, expand, deadline)).await
+        traced(tenant, self.inner.fetch_expanded(tenant, customer, expand, requester, deadline)).await
     }
 }

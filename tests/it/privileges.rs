@@ -1,6 +1,7 @@
 //! Privileges: a token with too few or too many fetches nothing, and only its tenant is affected.
 
 use serde_json::{Value, json};
+use sha2::Digest as _;
 
 use crate::support::edge::{DEMO_KEY_SHA256, Edge, looked};
 use crate::support::{customer, eventually};
@@ -95,6 +96,84 @@ async fn permissions_without_rules_are_not_checked() {
     );
     let edge = Edge::start_with(&unasked).await;
     assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    edge.stop().await;
+    genesys.stop().await;
+}
+
+/// Two callers of one tenant whose budget is 300 requests a minute.
+fn two_callers(sandbox: std::net::SocketAddr) -> String {
+    let caller = |name: &str, key: &str| {
+        let digest = hex::encode(sha2::Sha256::digest(key));
+        format!("[[caller]]\nname = \"{name}\"\nkey_sha256 = \"{digest}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n")
+    };
+    format!(
+        "[[tenant]]\nid = \"10001\"\nupstream = {{ api_url = \"http://{sandbox}\", login_url = \"http://{sandbox}\", \
+         client_id = \"sandbox\", client_secret = \"sandbox\", requests_per_minute = 300 }}\n{}{}",
+        caller("scanner", "key-of-the-scanner"),
+        caller("desktop", "key-of-the-desktop")
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_random_ids_takes_no_budget_from_others() {
+    let genesys = Edge::start().await;
+    let edge = Edge::start_with(&two_callers(genesys.sandbox_address())).await;
+    let look_up = async |key: &str, id: &str| {
+        let request = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", key);
+        looked(request.query(&[("tenantId", "10001"), ("customerId", id)]).send().await.unwrap()).await
+    };
+    let mut refused = None;
+    for n in 0..330 {
+        let answer = look_up("key-of-the-scanner", &format!("random-{n}")).await;
+        if answer.status == 503 {
+            refused = Some(answer);
+        }
+    }
+    let refused = refused.expect("the scanner is limited");
+    assert_eq!(refused.json()["code"], "budget_spent");
+    assert!(refused.headers.contains_key("retry-after"));
+    for n in 1..=100 {
+        let answer = look_up("key-of-the-desktop", &customer(n)).await;
+        assert_eq!(answer.status, 200, "lookup {n}: {}", answer.text);
+    }
+    edge.stop().await;
+    genesys.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_names_a_tenant_whose_genesys_gives_no_answers() {
+    let genesys = Edge::start().await;
+    let desktop = hex::encode(sha2::Sha256::digest("key-of-the-desktop"));
+    let viewer = two_callers(genesys.sandbox_address()).replace(&desktop, DEMO_KEY_SHA256);
+    let with_client =
+        |secret: &str| viewer.replace("client_secret = \"sandbox\"", &format!("client_secret = \"{secret}\""));
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (settings, why) in [
+        (with_client("wrong"), "refused access with status 40"),
+        (two_callers(nobody), "Connection refused"),
+        (viewer.replace("http://127.0.0.1", "http://nonexistent.invalid"), "dns"),
+    ] {
+        let settings = format!("security.require_tls = false\n{settings}");
+        let edge = Edge::start_with(&settings).await;
+        let request = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "key-of-the-scanner");
+        let request = request.query(&[("tenantId", "10001"), ("customerId", &customer(1))]);
+        assert!(looked(request.send().await.unwrap()).await.status >= 500);
+        refused_for(&edge, "10001", why).await;
+        edge.stop().await;
+    }
+
+    let edge = Edge::start_with(&viewer).await;
+    edge.look_up(&customer(1)).await;
+    edge.is_ready().await;
+    genesys.behave(json!({ "fail_ratio": 1.0, "fail_status": 500 })).await;
+    for n in 2..=8 {
+        edge.look_up(&customer(n)).await;
+    }
+    refused_for(&edge, "10001", "genesys failed with status 500").await;
+    genesys.behave(json!({ "fail_ratio": 0.0 })).await;
+    eventually("lookups are served again", || async { (edge.look_up(&customer(9)).await.status == 200).then_some(()) })
+        .await;
+    edge.is_ready().await;
     edge.stop().await;
     genesys.stop().await;
 }

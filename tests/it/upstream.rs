@@ -20,7 +20,7 @@ use profile_edge::metrics::Metrics;
 use profile_edge::shutdown::{Controller, Shutdown};
 use profile_edge::upstream::open::{Config, TenantConfig, open};
 use profile_edge::upstream::privileges::Permission;
-use profile_edge::upstream::{Error, Fetched, Upstream};
+use profile_edge::upstream::{Error, Fetched, Requester, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -165,6 +165,7 @@ struct Harness {
     metrics: Arc<Metrics>,
     controller: Controller,
     server: tokio::task::JoinHandle<()>,
+    address: std::net::SocketAddr,
 }
 
 struct Options {
@@ -205,6 +206,10 @@ fn tenant() -> TenantId {
     "10001".parse().unwrap()
 }
 
+fn requester() -> Requester {
+    Requester::Caller("architect".into())
+}
+
 fn customer(id: &str) -> CustomerId {
     id.parse().unwrap()
 }
@@ -235,15 +240,16 @@ impl Harness {
             .route("/api/v2/authorization/subjects/me", get(subject))
             .with_state(Arc::clone(&script));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
+        let url = format!("http://{address}");
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let (metrics, (controller, shutdown)) = (Metrics::new(), Shutdown::new());
         let upstream = open_at(&url, &options, &metrics, &shutdown);
-        Self { upstream, script, metrics, controller, server }
+        Self { upstream, script, metrics, controller, server, address }
     }
 
     async fn fetch_within(&self, time: Duration) -> Result<Fetched, Error> {
-        self.upstream.fetch(&tenant(), &customer("planted-id"), Instant::now() + time).await
+        self.upstream.fetch(&tenant(), &customer("planted-id"), &requester(), Instant::now() + time).await
     }
 
     async fn fetch(&self) -> Result<Fetched, Error> {
@@ -308,7 +314,7 @@ async fn an_id_is_sent_as_one_encoded_segment() {
     let it = Harness::start(Options::default()).await;
     for (id, segment) in [("a b", "a%20b"), ("é", "%C3%A9"), ("a+b", "a%2Bb"), ("x@y.z", "x%40y.z"), ("a;b", "a%3Bb")]
     {
-        it.upstream.fetch(&tenant(), &customer(id), Instant::now() + LONG).await.unwrap();
+        it.upstream.fetch(&tenant(), &customer(id), &requester(), Instant::now() + LONG).await.unwrap();
         let path = it.script.seen.lock().last().unwrap().0.clone();
         assert_eq!(path, format!("/api/v2/externalcontacts/contacts/{segment}"));
     }
@@ -514,13 +520,13 @@ async fn a_refused_connection_fails_before_the_deadline_with_its_cause() {
     drop(listener);
     let (metrics, (_controller, shutdown)) = (Metrics::new(), Shutdown::new());
     let upstream = open_at(&url, &Options::default(), &metrics, &shutdown);
-    let error = upstream.fetch(&tenant(), &customer("c"), Instant::now() + LONG).await.unwrap_err();
+    let error = upstream.fetch(&tenant(), &customer("c"), &requester(), Instant::now() + LONG).await.unwrap_err();
     let Error::Unreachable(Some(failure)) = error else { panic!("{error:?}") };
     let address = url.strip_prefix("http://").unwrap();
     assert_eq!(failure.to_string(), format!("{address}: connect: Connection refused (os error 111)"));
     let unknown: TenantId = "unknown".parse().unwrap();
     assert_eq!(
-        upstream.fetch(&unknown, &customer("c"), Instant::now() + LONG).await.unwrap_err(),
+        upstream.fetch(&unknown, &customer("c"), &requester(), Instant::now() + LONG).await.unwrap_err(),
         Error::Unreachable(None)
     );
 }
@@ -531,7 +537,7 @@ async fn the_breaker_opens_and_recovers_with_genesys() {
     *it.script.usual.lock() = Reply::status(500);
     let retry_after = loop {
         match it.fetch().await.unwrap_err() {
-            Error::Failed { status: 500 } => {}
+            Error::Failed { status: 500, retry_after: None } => {}
             Error::BreakerOpen { retry_after } => break retry_after,
             other => panic!("{other:?}"),
         }
@@ -631,7 +637,7 @@ async fn a_renewal_with_forbidden_privileges_stops_the_old_token_too() {
 async fn a_failed_privilege_check_is_repeated_with_the_same_token() {
     let it = Harness::start(Options::default()).await;
     *it.script.subject.lock() = Reply::status(503);
-    assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
+    assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503, retry_after: None });
     *it.script.subject.lock() = Reply::new(200, r#"{"message":"planted-message"}"#);
     let deadline = Instant::now() + LONG;
     // During the pause fetches get the error of the failure.
@@ -652,7 +658,7 @@ async fn a_failed_privilege_check_is_repeated_with_the_same_token() {
 async fn a_kept_token_that_genesys_rejects_is_replaced() {
     let it = Harness::start(Options::default()).await;
     *it.script.subject.lock() = Reply::status(503);
-    assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503 });
+    assert_eq!(it.fetch().await.unwrap_err(), Error::Failed { status: 503, retry_after: None });
     *it.script.subject.lock() = Reply::status(401);
     let deadline = Instant::now() + LONG;
     // During the pause fetches get the error of the failure.
@@ -681,6 +687,78 @@ async fn scopes_of_a_token_decide_and_no_document_is_read() {
             assert_eq!(&*it.refused().await, "the token holds the forbidden scope cloud.cust.write");
         }
         assert_eq!((it.script.judged(), it.script.profiles()), (0, usize::from(granted)), "{scope}");
+        it.end().await;
+    }
+}
+
+/// Forwards connections to a scripted Genesys until all of them are cut at once.
+struct CutLine {
+    url: String,
+    cut: watch::Sender<u32>,
+}
+
+impl CutLine {
+    async fn to(server: std::net::SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let cut = watch::Sender::new(0);
+        let cuts = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut cuts = cuts.subscribe();
+                tokio::spawn(async move {
+                    let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = cuts.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { url, cut }
+    }
+}
+
+#[tokio::test]
+async fn requests_lost_together_are_repeated_and_open_no_breaker() {
+    let it = Harness::start(Options::default()).await;
+    let line = CutLine::to(it.address).await;
+    let (metrics, (controller, shutdown)) = (Metrics::new(), Shutdown::new());
+    let upstream = open_at(&line.url, &Options::default(), &metrics, &shutdown);
+    let fetch = async || upstream.fetch(&tenant(), &customer("c"), &requester(), Instant::now() + LONG).await;
+    fetch().await.unwrap();
+    it.script.hold_profiles.send_replace(true);
+    let cut = async {
+        until("32 requests are in flight", || it.script.in_flight.load(Ordering::SeqCst) == 32).await;
+        line.cut.send_modify(|cuts| *cuts += 1);
+        it.script.hold_profiles.send_replace(false);
+    };
+    let (answers, ()) = tokio::join!(join_all((0..32).map(|_| fetch())), cut);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert!(join_all((0..32).map(|_| fetch())).await.iter().all(Result::is_ok));
+    assert!(metrics.render().contains("profile_edge_upstream_breaker_state 0"));
+    assert!(controller.drain(LONG).await);
+    it.end().await;
+}
+
+#[tokio::test]
+async fn a_pause_of_a_day_is_probed_once_a_minute_and_ends_with_an_answer() {
+    for status in [429, 503] {
+        let it = Harness::start(Options::default()).await;
+        let day = Reply { retry_after: Some("86400"), ..Reply::status(status) };
+        it.script.next.lock().extend([day.clone(), day]);
+        it.fetch().await.unwrap_err();
+        for probes in 1..=2 {
+            for outcome in join_all((0..20).map(|_| it.fetch())).await {
+                assert!(outcome.unwrap_err().retry_after().is_some_and(|wait| wait <= Duration::from_secs(60)));
+            }
+            assert_eq!(it.script.profiles(), probes, "nothing is sent during the pause");
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(60)).await;
+            tokio::time::resume();
+            assert_eq!(it.fetch().await.is_ok(), probes == 2);
+        }
+        it.all_found(5).await;
         it.end().await;
     }
 }

@@ -20,6 +20,7 @@ use subtle::ConstantTimeEq;
 
 use crate::domain::TenantId;
 use crate::http::auth::field_set::FieldSet;
+use crate::upstream::Requester;
 
 use crate::http::auth::rate_limit::CallerRate;
 
@@ -186,6 +187,12 @@ impl Callers {
 }
 
 impl Caller {
+    /// Returns whose share of a tenant's budget the lookups of this caller spend.
+    #[must_use]
+    pub fn requester(&self) -> Requester {
+        Requester::Caller(Arc::clone(&self.name))
+    }
+
     /// Returns whether the caller may look up a tenant's customers.
     #[must_use]
     pub fn may_read(&self, tenant: &TenantId) -> bool {

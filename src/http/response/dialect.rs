@@ -150,7 +150,7 @@ mod tests {
             (Error::Throttled { retry_after: wait }.into(), 503, 429, Some("42")),
             (Error::BudgetSpent { retry_after: wait }.into(), 503, 503, None),
             (Error::BreakerOpen { retry_after: wait }.into(), 503, 503, None),
-            (Error::Failed { status: 500 }.into(), 503, 503, None),
+            (Error::Failed { status: 500, retry_after: None }.into(), 503, 503, None),
             (Error::Unreachable(None).into(), 503, 503, None),
             (Error::Timeout(None).into(), 503, 503, None),
             (LookupError::Deadline, 503, 503, None),

@@ -106,10 +106,13 @@ impl LookupApi {
             return Err(forbidden());
         }
         let ContactRequest { tenant, customer, expand } = &contact;
+        let requester = caller.requester();
         let span = spans::lookup(headers, tenant, &caller.name);
         let answer = match expand {
-            None => self.lookup.get(tenant, customer).instrument(span.clone()).await,
-            Some(expand) => self.lookup.get_expanded(tenant, customer, expand).instrument(span.clone()).await,
+            None => self.lookup.get(tenant, customer, &requester).instrument(span.clone()).await,
+            Some(expand) => {
+                self.lookup.get_expanded(tenant, customer, expand, &requester).instrument(span.clone()).await
+            }
         };
         let answer = answer.ok_or_else(forbidden)?;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);

@@ -150,7 +150,7 @@ impl LookupApi {
             }
         };
         let span = spans::lookup(headers, tenant, &caller.name);
-        let answer = self.lookup.get(tenant, customer).instrument(span.clone()).await;
+        let answer = self.lookup.get(tenant, customer, &caller.requester()).instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);

@@ -34,7 +34,7 @@ impl FakeUpstream {
 
 #[async_trait]
 impl Upstream for Arc<FakeUpstream> {
-    async fn fetch(&self, _: &TenantId, _: &CustomerId, _: Instant) -> Result<Fetched, Error> {
+    async fn fetch(&self, _: &TenantId, _: &CustomerId, _: &Requester, _: Instant) -> Result<Fetched, Error> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let in_flight = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_in_flight.fetch_max(in_flight, Ordering::SeqCst);
@@ -48,9 +48,10 @@ impl Upstream for Arc<FakeUpstream> {
         tenant: &TenantId,
         customer: &CustomerId,
         _: &Expand,
+        requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.fetch(tenant, customer, deadline).await
+        self.fetch(tenant, customer, requester, deadline).await
     }
 }
 
@@ -62,14 +63,14 @@ struct Guarded {
 
 fn guarded(answer: Result<Fetched, Error>, max_in_flight: usize, per_minute: u32) -> Guarded {
     let (fake, metrics) = (FakeUpstream::answering(answer), Metrics::new());
-    let limits = UpstreamLimits {
-        timeout: TIMEOUT,
-        max_in_flight,
-        per_minute: Quota::per_minute(per_minute.try_into().unwrap()),
-    };
+    let limits = UpstreamLimits { timeout: TIMEOUT, max_in_flight, per_minute };
     let gauge = BreakerGauge::for_tenants(1, &metrics.upstream_breaker_state).next().unwrap();
     let guard = Guard::new(Arc::clone(&fake), tenant(), limits, gauge, Arc::clone(&metrics));
     Guarded { guard, fake, metrics }
+}
+
+fn requester() -> Requester {
+    Requester::Caller("architect".into())
 }
 
 fn tenant() -> TenantId {
@@ -79,7 +80,7 @@ fn tenant() -> TenantId {
 impl Guarded {
     async fn fetch_within(&self, time: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + time;
-        self.guard.fetch(&tenant(), &"c".parse().unwrap(), deadline).await.map(drop)
+        self.guard.fetch(&tenant(), &"c".parse().unwrap(), &requester(), deadline).await.map(drop)
     }
 
     async fn fetch(&self) -> Result<(), Error> {
@@ -118,7 +119,7 @@ async fn requests_in_flight_are_limited_and_waiting_ends_at_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn temporary_failures_are_tried_three_times() {
-    for error in [Error::Failed { status: 500 }, Error::Unreachable(None)] {
+    for error in [Error::Failed { status: 500, retry_after: None }, Error::Unreachable(None)] {
         let it = guarded(Err(error.clone()), 1, 100);
         assert_eq!(it.fetch().await, Err(error));
         assert_eq!(it.fake.calls(), 3);
@@ -177,8 +178,8 @@ async fn nothing_is_sent_until_retry_after_has_passed() {
 
 #[tokio::test(start_paused = true)]
 async fn the_breaker_opens_fails_at_once_and_recovers() {
-    let it = guarded(Err(Error::Failed { status: 503 }), 64, 1000);
-    while it.fetch().await == Err(Error::Failed { status: 503 }) {}
+    let it = guarded(Err(Error::Failed { status: 503, retry_after: None }), 64, 1000);
+    while it.fetch().await == Err(Error::Failed { status: 503, retry_after: None }) {}
     assert_eq!(it.fake.calls(), STREAK as usize);
     assert!(it.shows("upstream_breaker_state 2"));
 

@@ -20,7 +20,7 @@ use profile_edge::metrics::Metrics;
 use profile_edge::shutdown::Shutdown;
 use profile_edge::store::Lifetimes;
 use profile_edge::store::embedded::{self, Embedded};
-use profile_edge::upstream::{self, Expand, Fetched, Upstream};
+use profile_edge::upstream::{self, Expand, Fetched, Requester, Upstream};
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
 
@@ -109,7 +109,13 @@ struct Line {
 
 #[async_trait]
 impl Upstream for Line {
-    async fn fetch(&self, _: &TenantId, customer: &CustomerId, _: Instant) -> Result<Fetched, upstream::Error> {
+    async fn fetch(
+        &self,
+        _: &TenantId,
+        customer: &CustomerId,
+        _: &Requester,
+        _: Instant,
+    ) -> Result<Fetched, upstream::Error> {
         let sent = self.gates.pass(self.actor, "ask").await;
         let number = {
             let mut all = self.genesys.sent.lock();
@@ -127,6 +133,7 @@ impl Upstream for Line {
         _: &TenantId,
         _: &CustomerId,
         _: &Expand,
+        _: &Requester,
         _: Instant,
     ) -> Result<Fetched, upstream::Error> {
         Err(upstream::Error::Unreachable(None))
@@ -277,7 +284,8 @@ impl<'a> World<'a> {
         let (lookup, gates) = (self.lookups[process].clone(), Arc::clone(&self.gates));
         tokio::spawn(async move {
             let began = gates.begin(LOOKUPS + number).await;
-            let answer = lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap()).await.unwrap();
+            let answer =
+                lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap(), &Requester::Background).await.unwrap();
             Seen { lookup: number, began, answer }
         })
     }
@@ -328,10 +336,9 @@ impl<'a> World<'a> {
     /// Looks a customer up while no other actor takes a step.
     async fn alone(&self, process: usize, customer: &'static str) -> Result<LookupAnswer, LookupError> {
         let lookup = self.lookups[process].clone();
-        let task =
-            tokio::spawn(
-                async move { lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap()).await.unwrap() },
-            );
+        let task = tokio::spawn(async move {
+            lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap(), &Requester::Background).await.unwrap()
+        });
         while !task.is_finished() {
             if let Some((actor, step)) = self.gates.waiting().first() {
                 self.gates.release(*actor, step);

@@ -25,6 +25,7 @@ pub mod queue;
 pub mod readiness;
 pub mod reload;
 pub mod roles;
+pub mod sampled;
 pub mod sandbox;
 pub mod shutdown;
 pub mod spans;

@@ -14,6 +14,7 @@ use crate::domain::KeyHasher;
 use crate::faults::Faults;
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::jwt::TokenSigner;
+use crate::http::request::budget::BodyBudgets;
 use crate::http::routes::admin::Operations;
 use crate::http::routes::lookup_api::LookupApi;
 use crate::http::routes::{contact, oauth_token, openapi, profile, webhook};
@@ -72,6 +73,8 @@ impl Components {
     pub(super) fn public_routes(&self, lookup: Lookup) -> Result<(Router, Option<Arc<dyn DirectRoute>>), Error> {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
+        let budget = usize::try_from(self.config.http.body_budget.as_u64()).unwrap_or(usize::MAX);
+        let bodies = BodyBudgets::new(budget);
         let mut routes = openapi::routes();
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let ingest = Ingest::new(
@@ -82,7 +85,7 @@ impl Components {
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),
             );
-            routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body));
+            routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body, bodies.clone()));
         }
         let mut lookups: Option<Arc<dyn DirectRoute>> = None;
         if roles.lookup {
@@ -94,9 +97,10 @@ impl Components {
                 hasher: self.hasher(),
                 clock: Arc::clone(&self.clock),
                 max_body,
+                bodies: bodies.proven.clone(),
             });
             routes = routes.merge(profile::routes(Arc::clone(&api)));
-            routes = routes.merge(contact::routes(Arc::clone(&api))).merge(oauth_token::routes(auth));
+            routes = routes.merge(contact::routes(Arc::clone(&api))).merge(oauth_token::routes(auth, bodies.unproven));
             lookups = Some(api);
         }
         Ok((routes, lookups))

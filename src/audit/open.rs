@@ -15,6 +15,7 @@ use super::chain::Chain;
 use super::config::{Config, SinkKind};
 use super::file::{self, OpenedFile};
 use super::recent_events::RecentEvents;
+use super::refusals::Refusals;
 use super::sink_state::SinkState;
 use super::sinks::{Sink, Stdout};
 use super::system_record::SystemRecord;
@@ -77,6 +78,7 @@ pub(super) fn start(
 ) -> Result<Audit, Error> {
     let (commands, receiver) = sync_channel(config.buffer);
     let state = Arc::new(SinkState::new(Arc::clone(metrics)));
+    let refusals = Arc::<Refusals>::default();
     let OpenSink { sink, chain, first, recent } = open;
     let writer = Writer {
         commands: receiver,
@@ -86,6 +88,8 @@ pub(super) fn start(
         fsync: config.fsync,
         clock: Arc::clone(clock),
         state: Arc::clone(&state),
+        refusals: Arc::clone(&refusals),
+        recorded_refusals: None,
         pending: Vec::new(),
         pending_records: 0,
         waiting: Vec::new(),
@@ -106,6 +110,7 @@ pub(super) fn start(
         commands,
         writer: thread.thread().clone(),
         state,
+        refusals,
         clock: Arc::clone(clock),
         lookups: config.lookups,
         strict: config.strict,

@@ -150,10 +150,13 @@ pub struct OperatorRecord {
 }
 
 impl OperatorRecord {
+    /// The outcome of a request without a valid admin key.
+    pub(super) const UNAUTHORIZED: &'static str = "unauthorized";
+
     /// A denied operator request, whatever the command.
     #[must_use]
     pub const fn denied(request: Option<HeaderValue>) -> Self {
-        Self::new(request, "none", "unauthorized")
+        Self::new(request, "none", Self::UNAUTHORIZED)
     }
 
     /// A command and how it ended, without a tenant, key, event or replay.

@@ -1,7 +1,8 @@
 //! Checks audit files: `profile-edge audit verify`.
 //!
 //! Files are read in the given order, oldest first: a chain may continue from one file to the next. The first record of a
-//! chain must be one that starts a chain or a file, so that missing records at the start are found too. A file that was
+//! chain must be one that starts a chain or a file, so that missing records at the start are found too. Missing files at the start
+//! are valid, since a rotation removes them, and reported. A file that was
 //! captured from standard output may hold several chains, one for each start of each process.
 //!
 //! Records removed at the end leave a valid chain: pass a head that the log has reported, and it must be in the files.
@@ -22,6 +23,8 @@ pub struct VerifyReport {
     pub records: u64,
     /// The head of each chain, in the order of appearance.
     pub heads: Vec<ChainHead>,
+    /// The number of the first record of each chain; above 1, earlier files are missing.
+    pub first: Vec<u64>,
     /// The number of records after the expected head, if one was given.
     pub beyond: Option<u64>,
 }
@@ -75,6 +78,7 @@ pub enum Error {
 pub struct Verifier {
     hasher: Hasher,
     heads: Vec<ChainHead>,
+    first: Vec<u64>,
     indices: HashMap<String, usize>,
     records: u64,
     expected: Option<RecordHash>,
@@ -85,7 +89,15 @@ impl Verifier {
     /// Creates a verifier; `expected` is the hash of a record that must exist.
     #[must_use]
     pub fn new(hasher: Hasher, expected: Option<RecordHash>) -> Self {
-        Self { hasher, heads: Vec::new(), indices: HashMap::new(), records: 0, expected, found_at: None }
+        Self {
+            hasher,
+            heads: Vec::new(),
+            first: Vec::new(),
+            indices: HashMap::new(),
+            records: 0,
+            expected,
+            found_at: None,
+        }
     }
 
     /// Checks the next line, line end included.
@@ -126,6 +138,7 @@ impl Verifier {
                     self.found_at = Some(self.records);
                 }
                 self.indices.insert(position.head.chain.clone(), self.heads.len());
+                self.first.push(position.head.seq);
                 self.heads.push(position.head);
             }
         }
@@ -142,7 +155,7 @@ impl Verifier {
             return Err(RecordFault::HeadMissing);
         }
         let beyond = self.found_at.map(|at| self.records - at);
-        Ok(VerifyReport { records: self.records, heads: self.heads, beyond })
+        Ok(VerifyReport { records: self.records, heads: self.heads, first: self.first, beyond })
     }
 }
 

@@ -25,6 +25,7 @@ use super::chain::Chain;
 use super::config::Fsync;
 use super::recent_events::RecentEvents;
 use super::record::AuditRecord;
+use super::refusals::Refusals;
 use super::sink_state::SinkState;
 use super::sinks::Sink;
 use super::system_record::{ProcessEvent, SystemRecord};
@@ -40,6 +41,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// How often the head of the chain is logged.
 const HEAD_EVERY: Duration = Duration::from_secs(60);
+
+/// The shortest interval between records of refusals without a valid credential.
+const REFUSALS_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest sleep of the writer.
 const IDLE: Duration = Duration::from_secs(1);
@@ -66,6 +70,9 @@ pub(super) struct Writer {
     pub(super) fsync: Fsync,
     pub(super) clock: SharedClock,
     pub(super) state: Arc<SinkState>,
+    pub(super) refusals: Arc<Refusals>,
+    /// When refusals were recorded last.
+    pub(super) recorded_refusals: Option<Instant>,
     /// Complete lines that are not written yet, and their number.
     pub(super) pending: Vec<u8>,
     pub(super) pending_records: u64,
@@ -103,6 +110,7 @@ impl Writer {
                 continue;
             }
             self.log_head(HEAD_EVERY);
+            self.record_refusals(REFUSALS_EVERY);
             match self.commands.recv_timeout(self.idle()) {
                 Ok(first) => self.collect_batch(first),
                 Err(RecvTimeoutError::Timeout) if !self.state.is_closing() => self.report_drops(),
@@ -152,6 +160,19 @@ impl Writer {
         if records > 0 {
             tracing::warn!(records, "audit records were dropped, the sink accepts records again");
             self.append_system(&SystemRecord::Dropped { records, lookups, events });
+        }
+    }
+
+    /// Records the refusals since the last time, if that is long enough ago.
+    fn record_refusals(&mut self, every: Duration) {
+        if self.recorded_refusals.is_some_and(|last| last.elapsed() < every) {
+            return;
+        }
+        for refused in self.refusals.take() {
+            self.rotate_if_full();
+            self.chain.append(&mut self.pending, refused.time, &refused);
+            self.pending_records += 1;
+            self.recorded_refusals = Some(Instant::now());
         }
     }
 
@@ -215,7 +236,7 @@ impl Writer {
 
     /// Returns how long the writer may wait for the next record.
     fn idle(&self) -> Duration {
-        if self.state.is_closing() {
+        if self.state.is_closing() || !self.pending.is_empty() {
             return Duration::ZERO;
         }
         match (self.unsynced_since, self.fsync) {
@@ -237,6 +258,7 @@ impl Writer {
         while let Ok(command) = self.commands.try_recv() {
             self.append(command);
         }
+        self.record_refusals(Duration::ZERO);
         self.report_drops();
         self.append_system(&SystemRecord::Process(ProcessEvent::Stopped));
         self.fsync = Fsync::Always;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::audit::chain::{Hasher, RecordHash};
+use crate::audit::chain::{ChainHead, Hasher, RecordHash};
 use crate::audit::verify::{self, BadLine, Error, VerifyReport};
 
 use super::{Exit, complain, json_line, print};
@@ -32,15 +32,22 @@ pub(super) fn verify(files: &[PathBuf], hasher: Hasher, expected: Option<RecordH
 }
 
 fn as_json(report: &VerifyReport) -> String {
-    let heads = report.heads.iter();
-    let heads: Vec<_> =
-        heads.map(|head| json!({ "chain": head.chain, "seq": head.seq, "hash": head.hash.to_string() })).collect();
+    let heads = report.heads.iter().zip(&report.first);
+    let head = |(head, first): (&ChainHead, &u64)| json!({ "chain": head.chain, "first": first, "seq": head.seq, "hash": head.hash.to_string() });
+    let heads: Vec<_> = heads.map(head).collect();
     json_line(&json!({ "ok": true, "records": report.records, "heads": heads, "beyond_expected": report.beyond }))
 }
 
 fn as_text(report: &VerifyReport) -> String {
     let mut text = format!("{} records in order\n", report.records);
-    for head in &report.heads {
+    for (head, first) in report.heads.iter().zip(&report.first) {
+        if *first > 1 {
+            let before = first - 1;
+            text.push_str(&format!(
+                "chain {}: earlier files are missing (audit.keep removed them, or they were not given): records 1 to {before}\n",
+                head.chain
+            ));
+        }
         text.push_str(&format!("chain {} up to record {}, head {}\n", head.chain, head.seq, head.hash));
     }
     if let Some(beyond) = report.beyond {

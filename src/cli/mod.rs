@@ -10,7 +10,7 @@ mod replay;
 mod run;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -222,7 +222,9 @@ fn admin_client(
             let admin = load(config, None)?.config.admin;
             let mut listen = admin.listen;
             if listen.ip().is_unspecified() {
-                listen.set_ip(Ipv4Addr::LOCALHOST.into());
+                // A listener on [::] may accept IPv6 only.
+                let is_v4 = listen.is_ipv4();
+                listen.set_ip(if is_v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
             }
             let scheme = if admin.tls.is_on() { "https" } else { "http" };
             (format!("{scheme}://{listen}"), admin.tls.cert.map_or(Trust::System, own))

@@ -24,6 +24,6 @@ pub use profile::{Profile, ProfileBody};
 pub use secret::Secret;
 pub use shown::{DisclosedFields, FieldMarks};
 pub use stamps::{EventTime, Modified, Precision, Stamps};
-pub use tenant::TenantId;
+pub use tenant::{TenantId, is_name};
 pub use time::Timestamp;
 pub use traceparent::Traceparent;

@@ -31,8 +31,10 @@ use crate::invalid::InvalidSetting;
 use crate::metrics::{AuthEndpoint, IngestDoubt, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
+use crate::sampled::Sampled;
 use crate::spans;
 
+pub use authenticate::HeaderProof;
 use authenticate::{Authenticator, Proof, ReceivedRequest};
 use malformed::Malformed;
 use shapes::{PostedEvent, PostedRequest};
@@ -96,6 +98,27 @@ impl Ingest {
         self.sources.load().0.contains_key(tenant)
     }
 
+    /// Returns what the headers of a request, without its body, prove to the sources of `tenant`. A refusal is counted and logged.
+    #[must_use]
+    pub fn header_proof(&self, tenant: &TenantId, request: &ReceivedRequest<'_>) -> HeaderProof {
+        let sources = self.sources.keep();
+        let authenticators = sources.0.get(tenant).map(Vec::as_slice).unwrap_or_default();
+        let proof = authenticate::header_proof(authenticators, request, self.clock.now());
+        if proof == HeaderProof::Refused {
+            self.refuse_unauthorized(tenant);
+        }
+        proof
+    }
+
+    fn refuse_unauthorized(&self, tenant: &TenantId) {
+        static LINE: Sampled = Sampled::new();
+        if let Some(suppressed) = LINE.due() {
+            tracing::warn!(%tenant, suppressed, "refused a webhook request without a valid credential");
+        }
+        self.metrics.auth_failures.with(AuthEndpoint::Webhook).increment(1);
+        self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
+    }
+
     /// Accepts one request of the sources of `tenant`.
     ///
     /// # Errors
@@ -123,9 +146,7 @@ impl Ingest {
         let sources = self.sources.keep();
         let authenticators = sources.0.get(tenant).ok_or(IngestError::UnknownTenant)?;
         let Some(proof) = authenticate::verify(authenticators, request, self.clock.now()) else {
-            tracing::warn!(%tenant, "refused a webhook request without a valid credential");
-            self.metrics.auth_failures.with(AuthEndpoint::Webhook).increment(1);
-            self.count(Shape::Flat, IngestOutcome::Unauthorized, 1);
+            self.refuse_unauthorized(tenant);
             return Err(IngestError::Unauthorized);
         };
         let span = spans::webhook(request.headers, proof.headers, tenant);
@@ -155,14 +176,20 @@ impl Ingest {
         span: &Span,
     ) -> Result<Accepted, IngestError> {
         let mut posted = posted.inspect_err(|malformed| {
-            tracing::info!(%tenant, field = malformed.field, "refused a malformed webhook request");
+            static LINE: Sampled = Sampled::new();
+            if let Some(suppressed) = LINE.due() {
+                tracing::info!(%tenant, field = malformed.field, suppressed, "refused a malformed webhook request");
+            }
             self.count(Shape::Flat, IngestOutcome::Malformed, 1);
         })?;
         if let Some(message_id) = &proof.message_id {
             posted.set_message_id(message_id);
         }
         if let Some(shape) = names_another(&posted, tenant) {
-            tracing::warn!(%tenant, "refused a webhook request that names another tenant");
+            static LINE: Sampled = Sampled::new();
+            if let Some(suppressed) = LINE.due() {
+                tracing::warn!(%tenant, suppressed, "refused a webhook request that names another tenant");
+            }
             self.count(shape, IngestOutcome::Foreign, 1);
             return Err(IngestError::Foreign);
         }

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use profile_edge::faults::Fault;
 use reqwest::header::RETRY_AFTER;
 use serde_json::{Value, json};
+use sha2::Digest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -365,7 +366,7 @@ fn audited(directory: &Path, more: &str) -> (PathBuf, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lookup_record_has_caller_customer_digest_decision_and_fields() {
     let directory = tempfile::tempdir().unwrap();
-    let other = "caller = [{ name = \"desk \\\"7\\\"\", key_sha256 = \"KEY\", tenants = [\"10001\"], fields = [\"firstName\", \"workPhone.e164\", \"id\"], requests_per_second = 20 }]";
+    let other = "caller = [{ name = \"desk-7\", key_sha256 = \"KEY\", tenants = [\"10001\"], fields = [\"firstName\", \"workPhone.e164\", \"id\"], requests_per_second = 20 }]";
     let (path, settings) = audited(directory.path(), &other.replace("KEY", DEMO_KEY_SHA256));
     let edge = Edge::start_with(&settings).await;
     let one = customer(1);
@@ -383,16 +384,17 @@ async fn a_lookup_record_has_caller_customer_digest_decision_and_fields() {
     assert_eq!(wrong.status(), 401);
     let many = join_all((0..100).map(|_| edge.look_up(&one))).await;
     assert!(many.iter().any(|answer| answer.status == 429));
-    let all =
-        records_when(&path, "the record of a rate limit", |all| all.iter().any(|record| record["reason"] == "rate"))
-            .await;
-    let lookups = of_type(&all, "lookup");
+    let has = |all: &[Value], reason: &str| all.iter().any(|record| record["reason"] == reason);
+    let is_whole = |all: &[Value]| has(all, "rate") && has(all, "unauthorized");
+    let all = records_when(&path, "the records of a rate limit and of a wrong key", is_whole).await;
+    let (refused, lookups): (Vec<&Value>, Vec<&Value>) =
+        of_type(&all, "lookup").into_iter().partition(|record| record["reason"] == "unauthorized");
     let field_of = |n: usize, name: &str| lookups[n][name].clone();
     assert_eq!((field_of(0, "result"), field_of(1, "result")), (json!("miss"), json!("hit")));
     assert_eq!(field_of(1, "fields"), json!(["firstName", "id", "workPhone.e164"]));
     assert_eq!(field_of(2, "fields"), json!(["firstName", "id"]));
     for n in 0..3 {
-        assert_eq!((field_of(n, "request"), field_of(n, "caller")), (json!("call-4711"), json!("desk \"7\"")));
+        assert_eq!((field_of(n, "request"), field_of(n, "caller")), (json!("call-4711"), json!("desk-7")));
         assert_eq!((field_of(n, "tenant"), field_of(n, "decision")), (json!("10001"), json!("allowed")));
         assert_eq!(field_of(n, "key").as_str().unwrap().len(), 32);
     }
@@ -405,7 +407,7 @@ async fn a_lookup_record_has_caller_customer_digest_decision_and_fields() {
         (json!("tenant"), None),
         "an unknown tenant must not be recorded"
     );
-    assert_eq!((field_of(6, "reason"), lookups[6].get("caller")), (json!("unauthorized"), None));
+    assert_eq!((refused.len(), refused[0].get("caller"), refused[0].get("count")), (1, None, None));
     let text = std::fs::read_to_string(&path).unwrap();
     for secret in ["wrong", "5550199871", "demo-key", one.as_str()] {
         assert!(!text.contains(secret), "{secret}");
@@ -478,6 +480,52 @@ async fn events_denied_webhooks_and_operator_commands_are_recorded() {
     ];
     assert_eq!(denied, expected.iter().map(|(reason, tenant)| (reason, *tenant)).collect::<Vec<_>>());
     edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_without_a_credential_are_counted_in_one_record_a_second() {
+    const EACH: u64 = 1_500;
+    let directory = tempfile::tempdir().unwrap();
+    let key = hex::encode(sha2::Sha256::digest("operator-key"));
+    let (path, settings) = audited(directory.path(), &format!("audit.buffer = 1000\nadmin.key_sha256 = \"{key}\"\n"));
+    let edge = Edge::start_with(&settings).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    let urls = [
+        (edge.url("/api/v1/profile"), 401),
+        (edge.url("/webhooks/10001"), 401),
+        (edge.url("/webhooks/nobody"), 404),
+        (format!("http://{}/admin/inspect", edge.admin), 401),
+    ];
+    let started = Instant::now();
+    for _ in 0..EACH / 50 {
+        let refused = async |(url, status): &(String, u16)| {
+            let request = edge.client.post(url).header("X-API-Key", "wrong").json(&json!({}));
+            assert_eq!(request.send().await.unwrap().status(), *status, "{url}");
+        };
+        join_all(urls.iter().cycle().take(50 * urls.len()).map(refused)).await;
+    }
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
+    assert_eq!(edge.metric("profile_edge_audit_records_total{outcome=\"dropped\"}").await, 0.0);
+    edge.stop().await;
+    let all = records(&path);
+    assert_eq!(of_type(&all, "lookup").iter().filter(|record| record["decision"] == "allowed").count(), 2);
+    let refusals = |kind: &str, reason: &str| -> Vec<u64> {
+        let is_it = |one: &&&Value| one["reason"] == reason || (kind == "operator" && one["outcome"] == reason);
+        of_type(&all, kind).iter().filter(is_it).map(|one| one["count"].as_u64().unwrap_or(1)).collect()
+    };
+    for (kind, reason) in [
+        ("lookup", "unauthorized"),
+        ("webhook", "unauthorized"),
+        ("webhook", "unknown_tenant"),
+        ("operator", "unauthorized"),
+    ] {
+        let counts = refusals(kind, reason);
+        assert_eq!(counts.iter().sum::<u64>(), EACH, "{kind} {reason}");
+        assert!(counts.len() <= seconds + 3, "{kind} {reason}: {} records in {seconds} s", counts.len());
+    }
+    let (status, said) = verify(directory.path(), &["audit.jsonl"]);
+    assert_eq!(status, Some(0), "{said}");
 }
 
 /// Sends a command and disconnects at once.

@@ -7,9 +7,10 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::customer;
 use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, looked};
+use crate::support::{PATIENCE, customer};
 
 async fn post(edge: &Edge, body: impl Into<reqwest::Body>) -> LookupAnswer {
     let request = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
@@ -28,6 +29,58 @@ fn refused(answer: &LookupAnswer, status: u16, field: &str) {
     let problem = answer.json();
     assert_eq!(problem["status"], status);
     assert_eq!(problem["field"], field, "{}", answer.text);
+}
+
+/// Sends bytes, ends the sending side, and returns all that is answered.
+async fn half_closed(address: std::net::SocketAddr, request: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it ends").unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_one_valid_host() {
+    let edge = Edge::start().await;
+    let status = async |address, version: &str, hosts: &str| {
+        let answer = half_closed(address, &format!("GET /livez {version}\r\n{hosts}Connection: close\r\n\r\n")).await;
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    for (version, hosts, expected) in [
+        ("HTTP/1.1", "Host: edge.example:8080\r\n", "200"),
+        ("HTTP/1.1", "Host: [::1]:8080\r\n", "200"),
+        ("HTTP/1.1", "Host:\r\n", "200"),
+        ("HTTP/1.0", "", "200"),
+        ("HTTP/1.1", "", "400"),
+        ("HTTP/1.1", "Host: a\r\nHost: a\r\n", "400"),
+        ("HTTP/1.1", "Host: a\r\nHost: b\r\n", "400"),
+        ("HTTP/1.0", "Host: a\r\nHost: b\r\n", "400"),
+        ("HTTP/1.1", "Host: a b\r\n", "400"),
+        ("HTTP/1.1", "Host: a/b\r\n", "400"),
+    ] {
+        assert_eq!(status(edge.admin, version, hosts).await, expected, "admin {version} {hosts:?}");
+        let public = if expected == "200" { "404" } else { "400" };
+        assert_eq!(status(edge.public, version, hosts).await, public, "public {version} {hosts:?}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_ends_its_side_after_the_request_is_answered() {
+    let edge = Edge::start_with("sandbox.latency = \"150ms\"\n").await;
+    let head = "Host: x\r\nX-API-Key: demo-key\r\nConnection: close\r\n";
+    // A miss: the answer comes long after the end of the client's side.
+    let path = format!("/api/v1/profile?tenantId=10001&customerId={}", customer(1));
+    let answer = half_closed(edge.public, &format!("GET {path} HTTP/1.1\r\n{head}\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("fwd=miss"), "{answer}");
+    let body = json!({ "tenantId": "10001", "customerId": customer(2) }).to_string();
+    let length = body.len();
+    let post = format!("POST /api/v1/profile HTTP/1.1\r\n{head}Content-Length: {length}\r\n\r\n{body}");
+    let answer = half_closed(edge.public, &post).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("fwd=miss"), "{answer}");
+    edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

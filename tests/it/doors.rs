@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::support::edge::{Edge, LookupAnswer, flat, looked};
-use crate::support::{PATIENCE, customer};
+use crate::support::{PATIENCE, customer, eventually};
 
 /// The key that signs tokens, before base64.
 const TOKEN_SECRET: [u8; 32] = [7; 32];
@@ -465,6 +465,39 @@ async fn the_token_endpoint_follows_rfc_6749() {
     }
     assert_eq!(edge.metric("profile_edge_auth_failures_total{door=\"token\"}").await, 5.0);
     edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_beyond_loopback_names_tenants_to_operators_only() {
+    let genesys = Edge::start().await;
+    let sandbox = genesys.sandbox_address();
+    let digest = |key: &str| hex::encode(Sha256::digest(key));
+    let settings = format!(
+        "security.require_tls = false\nadmin = {{ listen = \"0.0.0.0:0\", key_sha256 = \"{}\" }}\n[[tenant]]\nid = \"bank-7\"\n\
+         upstream = {{ api_url = \"http://{sandbox}\", login_url = \"http://{sandbox}\", client_id = \"editor\", client_secret = \"editor\" }}\n\
+         [[caller]]\nname = \"one\"\nkey_sha256 = \"{}\"\ntenants = [\"bank-7\"]\nfields = [\"*\"]\n",
+        digest("operator-key"),
+        digest(&key_of("one")),
+    );
+    let edge = Edge::start_with(&settings).await;
+    let request = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", key_of("one"));
+    let request = request.query(&[("tenantId", "bank-7"), ("customerId", &customer(1))]);
+    assert_eq!(looked(request.send().await.unwrap()).await.json()["code"], "privileges");
+    let readyz = || edge.client.get(format!("http://127.0.0.1:{}/readyz", edge.admin.port()));
+    let ready = async |request: RequestBuilder| looked(request.send().await.unwrap()).await;
+    let whole = eventually("the reason is known", || async {
+        let answer = ready(readyz().bearer_auth("operator-key")).await;
+        answer.json()["reasons"].is_object().then_some(answer)
+    })
+    .await;
+    assert_eq!(whole.json()["degraded"], json!(["upstream:bank-7"]));
+    assert!(whole.text.contains("externalContacts:contact:edit"), "{}", whole.text);
+    for request in [readyz(), readyz().bearer_auth("wrong"), readyz().header("X-API-Key", "operator-key")] {
+        let part = ready(request).await;
+        assert_eq!((part.status, part.json()), (200, json!({ "status": "degraded", "degraded": ["upstream"] })));
+    }
+    edge.stop().await;
+    genesys.stop().await;
 }
 
 /// Signs a token with any key, header and claims.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use bytesize::ByteSize;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use profile_edge::http::server;
 use profile_edge::http::server::limits::ConnectionLimits;
 use profile_edge::http::server::service::HttpService;
@@ -284,6 +286,75 @@ async fn a_panic_is_a_500_without_detail_and_is_counted() {
         assert!(metrics.render().contains(&format!("profile_edge_panics_total {count}")));
     }
     assert!(controller.drain(PATIENCE).await);
+}
+
+/// Starts an upload to a tenant's webhook, and sends this many bytes of it.
+async fn unfinished(edge: &Edge, path: &str, headers: &str, sent: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(edge.public).await.unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}Content-Length: 1048576\r\n\r\n"
+    );
+    // It may be refused before all is sent.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.write_all(&b" ".repeat(sent)).await;
+    stream
+}
+
+/// Reads the status of an answer.
+async fn status(stream: &mut TcpStream) -> String {
+    let mut answer = [0; 12];
+    timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("an answer").unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_with_a_wrong_credential_is_refused_before_it_arrives() {
+    let edge = Edge::start().await;
+    for headers in ["", "X-API-Key: wrong\r\n", "Authorization: Bearer wrong\r\n", "X-Hub-Signature-256: sha256=00\r\n"]
+    {
+        let mut stream = unfinished(&edge, "/webhooks/10001", headers, 16).await;
+        assert_eq!(status(&mut stream).await, "401", "{headers}");
+    }
+    let mut stream = unfinished(&edge, "/webhooks/nobody", "", 16).await;
+    assert_eq!(status(&mut stream).await, "404");
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_prove_nothing_leave_memory_to_the_others() {
+    let settings = "sandbox.latency = \"0ms\"\nhttp.body_budget = \"4MiB\"\n";
+    let edge = Edge::start_with(settings).await;
+    // A signature can be judged only with the whole body.
+    let signature = format!("X-Hub-Signature-256: sha256={}\r\n", "0".repeat(64));
+    let mut held = Vec::new();
+    for n in 0..12 {
+        let path = if n % 2 == 0 { "/webhooks/10001" } else { "/webhook/customer-updated" };
+        held.push(unfinished(&edge, path, &signature, 700 << 10).await);
+    }
+    // The quarter of the budget is enough for one of them.
+    let mut answers: FuturesUnordered<_> = held.iter_mut().map(status).collect();
+    for _ in 1..12 {
+        assert_eq!(answers.next().await.expect("an upload"), "503");
+    }
+    drop(answers);
+    // A sender with a valid credential, and a caller, have the rest.
+    let large =
+        format!("{{\"tenantId\":\"10001\",\"customerId\":\"{}\",\"x\":\"{}\"}}", customer(1), "x".repeat(900 << 10));
+    let posted = edge.client.post(edge.url("/webhooks/10001")).header("X-API-Key", "demo-secret");
+    let posted = posted.header("Content-Type", "application/json").body(large.clone()).send().await.unwrap();
+    assert_eq!(posted.status(), StatusCode::ACCEPTED);
+    let asked = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key").body(large);
+    assert_eq!(asked.send().await.unwrap().status(), StatusCode::OK);
+    // The memory is free again when the uploads are gone.
+    drop(held);
+    let flat = format!("{{\"tenantId\":\"10001\",\"customerId\":\"{}\"}}", customer(1));
+    eventually("an upload fits again", || async {
+        let posted = edge.client.post(edge.url("/webhook/customer-updated")).header("X-API-Key", "demo-secret");
+        let posted = posted.header("Content-Type", "application/json").body(flat.clone() + &" ".repeat(900 << 10));
+        (posted.send().await.unwrap().status() == StatusCode::ACCEPTED).then_some(())
+    })
+    .await;
+    edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,7 @@ def number(value):
 
 def words(value):
     """Accepts a list of field names."""
-    name = re.compile(r"[A-Za-z*][A-Za-z0-9_.*]{0,63}")
+    name = re.compile(r"\*|[A-Za-z0-9._-]{1,256}")
     return value if isinstance(value, list) and all(isinstance(v, str) and name.fullmatch(v) for v in value) else None
 
 
@@ -44,7 +44,8 @@ KEYS = form(r"\[([0-9a-f]{32}(, [0-9a-f]{32})*)?\]")
 # An entry key: the digest alone, or after its scheme and tenant.
 KEY = form(r"([a-z0-9]{1,16}:[a-z0-9]{1,16}:[A-Za-z0-9._-]{1,64}:)?[0-9a-f]{16,128}")
 WORD = form(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
-TENANT = form(r"[A-Za-z0-9._-]{1,64}")
+# Tenants and callers (`is_name` in src/domain/tenant.rs).
+NAME = form(r"[A-Za-z0-9._-]{1,64}")
 # Ids of requests and events; they may be UUIDs, but not phone numbers.
 ID = form(r"(?!\+)[A-Za-z0-9._:+-]{1,128}")
 TIME = form(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
@@ -54,7 +55,7 @@ TEXT = object()
 # The fields of audit records: of the chain, lookups, events, webhooks, operator commands, and the audit itself.
 AUDIT = {
     "v": number, "chain": HEX, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
-    "request": ID, "caller": TEXT, "tenant": TENANT, "key": KEY, "decision": WORD, "result": WORD,
+    "request": ID, "caller": NAME, "tenant": NAME, "key": KEY, "decision": WORD, "result": WORD,
     "reason": WORD, "fields": words,
     "event": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
     "replayed": number, "redriven": number, "replay": ID, "count": number, "action": WORD, "outcome": WORD,
@@ -66,7 +67,7 @@ AUDIT = {
 LOG = {
     "timestamp": TIME, "level": WORD, "target": WORD, "message": TEXT, "name": WORD, "request_id": ID,
     "trace_id": HEX, "span_id": HEX,
-    "admin": TEXT, "again": WORD, "broker": TEXT, "bytes": number, "caller": TEXT, "cause": TEXT, "chain": HEX, "code": WORD,
+    "admin": TEXT, "again": WORD, "broker": TEXT, "bytes": number, "caller": NAME, "cause": TEXT, "chain": HEX, "code": WORD,
     "connection": number, "connections": number, "deadline": TEXT, "dependency": TEXT, "dry_run": number, "error": TEXT,
     "event": ID, "event_id": ID, "events": number, "field": TEXT, "files": number, "finished": number, "force": number,
     "hash": HEX, "kept": number, "key": KEY, "keys": KEYS, "kind": WORD, "length": number, "listen": TEXT,
@@ -74,7 +75,7 @@ LOG = {
     "purpose": WORD, "put_behind": FILE, "queue": TEXT, "rate": number, "ready_after": TEXT, "reason": TEXT,
     "records": number, "replay": ID, "replayed": number, "resume_since": TIME, "sandbox": TEXT, "seq": number,
     "settings": TEXT, "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
-    "tenant": TENANT, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
+    "suppressed": number, "tenant": NAME, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
 }  # fmt: skip
 # Objects whose fields follow the same rules.
 NESTED = {"span"}

@@ -71,6 +71,9 @@ fn times(config: &Config, found: &mut Vec<SettingError>) {
     if config.http.max_in_flight == 0 {
         found.push(SettingError::new("http.max_in_flight", "must be at least 1"));
     }
+    if config.http.body_budget.as_u64() / 4 < config.http.max_body.as_u64() {
+        found.push(SettingError::new("http.body_budget", "must be at least four times http.max_body"));
+    }
     if let Err(error) = config.upstream.validate() {
         found.push(invalid("upstream", error));
     }

@@ -18,14 +18,17 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::domain::TenantId;
+use crate::domain::{TenantId, is_name};
 use crate::http::auth::field_set::FieldSet;
 use crate::upstream::Requester;
 
 use crate::http::auth::rate_limit::CallerRate;
 
-/// The maximum length of a name, in bytes.
-const MAX_NAME: usize = 64;
+/// The maximum length of a path of `fields`, in bytes.
+const MAX_PATH: usize = 256;
+
+/// What is expected of `fields`: names that the redaction of `conf/shipping` passes.
+const PATHS: &str = "must be \"*\", or paths of at most 256 bytes: names of A-Z, a-z, 0-9, '_' and '-', joined by dots";
 
 /// `[[caller]]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -88,10 +91,8 @@ impl Config {
     ///
     /// What is expected of a name.
     fn validate_name(&self) -> Result<(), &'static str> {
-        let fits = (1..=MAX_NAME).contains(&self.name.len());
-        // A user name of Basic authentication ends at the first colon (RFC 7617 section 2).
-        let plain = !self.name.contains(':') && !self.name.chars().any(char::is_control);
-        if fits && plain { Ok(()) } else { Err("must be 1 to 64 bytes without a colon or control characters") }
+        let expected = "must be 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-'";
+        if is_name(&self.name) { Ok(()) } else { Err(expected) }
     }
 }
 
@@ -112,6 +113,7 @@ pub fn validate(configs: &[Config]) -> Vec<InvalidCaller> {
 fn parse(configs: &[Config]) -> Result<Vec<(KeyDigest, FieldSet)>, Vec<InvalidCaller>> {
     let (mut parsed, mut faults) = (Vec::new(), Vec::new());
     let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    let is_path = |path: &String| path == "*" || (path.len() <= MAX_PATH && path.split('.').all(is_name));
     for (index, config) in configs.iter().enumerate() {
         let mut fault = |field, reason: &str| faults.push(InvalidCaller { index, field, reason: reason.to_owned() });
         if let Err(reason) = config.validate_name() {
@@ -127,6 +129,7 @@ fn parse(configs: &[Config]) -> Result<Vec<(KeyDigest, FieldSet)>, Vec<InvalidCa
             fault("key_sha256", "another caller has the same key");
         }
         match FieldSet::parse(config.fields.iter().map(String::as_str)) {
+            Ok(_) if !config.fields.iter().all(is_path) => fault("fields", PATHS),
             Ok(fields) => parsed.push((KeyDigest(digest), fields)),
             Err(error) => fault("fields", &error.to_string()),
         }
@@ -291,7 +294,7 @@ pub(in crate::http) mod tests {
         assert_eq!((same_key.index, same_key.field), (1, "key_sha256"));
         let same_name = refused(&[config("a", "k"), config("a", "l")]);
         assert_eq!((same_name.index, same_name.field), (1, "name"));
-        for name in ["", "a:b", "a\nb", &"a".repeat(65)] {
+        for name in ["", "a:b", "a\nb", "a b", "desk \"7\"", "büro", &"a".repeat(65)] {
             assert_eq!(refused(&[config(name, "k")]).field, "name");
         }
     }

@@ -1,12 +1,13 @@
-//! Request bodies, limited in size and time.
+//! Request bodies, limited in size, time, and memory: a body takes memory as its bytes arrive, from a budget.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use tokio::time::timeout;
 
+use crate::http::request::budget::{ByteBudget, ReservedBytes};
 use crate::http::response::problem::Problem;
 
 /// The maximum time for a body to arrive.
@@ -18,26 +19,47 @@ const DRAIN_MAX: usize = 16 << 20;
 /// The maximum time for reading the rest of a refused body.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A complete body; its memory belongs to a budget until this is dropped.
+#[derive(Debug)]
+pub struct ReadBody {
+    /// The bytes.
+    pub bytes: Bytes,
+    _reserved: ReservedBytes,
+}
+
 /// Reads a JSON body. An empty body is accepted with any `Content-Type`, and a body without a `Content-Type` is taken as
 /// JSON.
 ///
 /// # Errors
 ///
 /// 413 when the body is larger than `max` bytes, 415 when its `Content-Type` is not JSON or it is compressed, 408 when it does not arrive
-/// within [`READ_TIMEOUT`], 400 when it is incomplete.
-pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
+/// within [`READ_TIMEOUT`], 400 when it is incomplete, 503 when the budget has too few bytes.
+pub async fn read(headers: &HeaderMap, body: Body, max: usize, budget: &ByteBudget) -> Result<ReadBody, Problem> {
     if body.is_end_stream() {
-        return Ok(Bytes::new());
+        return Ok(ReadBody { bytes: Bytes::new(), _reserved: budget.reserve() });
     }
-    let body = read_any(headers, body, max).await?;
-    let unsupported = |detail| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
-    if !body.is_empty() && !is_json(headers) {
-        return Err(unsupported("content-type: expected application/json"));
-    }
-    if !body.is_empty() && headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
-        return Err(unsupported("content-encoding: expected none"));
+    let body = read_any(headers, body, max, budget).await?;
+    if !body.bytes.is_empty() {
+        check_form(headers)?;
     }
     Ok(body)
+}
+
+/// Discards the body of a request that is refused whatever the body is.
+///
+/// # Errors
+///
+/// As [`read`], as far as the headers show it: 413 and 415.
+pub async fn discard(headers: &HeaderMap, body: Body, max: usize) -> Result<(), Problem> {
+    let is_empty = body.is_end_stream();
+    drain(body).await;
+    if content_length(headers).is_some_and(|length| length > max as u64) {
+        Err(too_large(max))
+    } else if is_empty {
+        Ok(())
+    } else {
+        check_form(headers)
+    }
 }
 
 /// Reads a body of any type.
@@ -45,26 +67,52 @@ pub async fn read(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, 
 /// # Errors
 ///
 /// As [`read`], except 415.
-pub async fn read_any(headers: &HeaderMap, mut body: Body, max: usize) -> Result<Bytes, Problem> {
+pub async fn read_any(
+    headers: &HeaderMap,
+    mut body: Body,
+    max: usize,
+    budget: &ByteBudget,
+) -> Result<ReadBody, Problem> {
     if content_length(headers).is_some_and(|length| length > max as u64) {
         drain(body).await;
         return Err(too_large(max));
     }
-    match timeout(READ_TIMEOUT, Limited::new(&mut body, max).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            drain(body).await;
-            Err(too_large(max))
-        }
-        Ok(Err(_broken)) => Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            "body_incomplete",
-            "the connection closed before the body was complete",
-        )),
-        Err(_elapsed) => {
-            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time"))
-        }
+    let collected = timeout(READ_TIMEOUT, collect(&mut body, max, budget)).await.unwrap_or_else(|_elapsed| {
+        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body did not arrive in time"))
+    });
+    let is_refused =
+        |problem: &Problem| matches!(problem.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::SERVICE_UNAVAILABLE);
+    if collected.as_ref().is_err_and(is_refused) {
+        drain(body).await;
     }
+    collected
+}
+
+/// Copies the frames of a body into one buffer: a frame keeps the read buffer of its connection alive, whatever its size.
+async fn collect(body: &mut Body, max: usize, budget: &ByteBudget) -> Result<ReadBody, Problem> {
+    let (mut bytes, mut reserved) = (Vec::new(), budget.reserve());
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else {
+            let detail = "the connection closed before the body was complete";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", detail));
+        };
+        let Some(data) = frame.data_ref() else { continue };
+        let needed = bytes.len() + data.len();
+        if needed > max {
+            return Err(too_large(max));
+        }
+        if needed > bytes.capacity() {
+            let capacity = (2 * bytes.capacity()).clamp(needed, max);
+            if !reserved.add(capacity - bytes.capacity()) {
+                let detail = "too many bytes of requests in progress";
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", detail);
+                return Err(problem.retry_after(Duration::from_secs(1)));
+            }
+            bytes.reserve_exact(capacity - bytes.len());
+        }
+        bytes.extend_from_slice(data);
+    }
+    Ok(ReadBody { bytes: bytes.into(), _reserved: reserved })
 }
 
 /// Reads and discards the rest of a refused body, within limits: a client that is still writing when the connection closes
@@ -86,6 +134,18 @@ pub async fn drain(mut body: Body) {
 fn too_large(max: usize) -> Problem {
     let detail = format!("the body is larger than {max} bytes");
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+/// Refuses a body that is compressed or not JSON.
+fn check_form(headers: &HeaderMap) -> Result<(), Problem> {
+    let unsupported = |detail| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
+    if !is_json(headers) {
+        return Err(unsupported("content-type: expected application/json"));
+    }
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| coding != "identity") {
+        return Err(unsupported("content-encoding: expected none"));
+    }
+    Ok(())
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -116,7 +176,7 @@ mod tests {
     async fn a_body_that_does_not_arrive_times_out() {
         let started = tokio::time::Instant::now();
         let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
-        let problem = read(&HeaderMap::new(), never, 100).await.unwrap_err();
+        let problem = read(&HeaderMap::new(), never, 100, &ByteBudget::of(100)).await.unwrap_err();
         assert_eq!(
             (problem.status(), started.elapsed().as_secs()),
             (StatusCode::REQUEST_TIMEOUT, READ_TIMEOUT.as_secs())

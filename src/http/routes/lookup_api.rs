@@ -14,6 +14,7 @@ use crate::spans;
 
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::callers::Caller;
+use crate::http::request::budget::ByteBudget;
 use crate::http::response::problem::Problem;
 use crate::http::routes::lookup_audit::LookupAudit;
 
@@ -32,6 +33,8 @@ pub struct LookupApi {
     pub clock: SharedClock,
     /// The maximum size of a request body, in bytes.
     pub max_body: usize,
+    /// The memory of request bodies.
+    pub bodies: ByteBudget,
 }
 
 impl LookupApi {

@@ -20,9 +20,17 @@ use crate::domain::Secret;
 
 use crate::http::auth::authenticate::{CallerAuth, IssuedToken};
 use crate::http::request::body;
+use crate::http::request::budget::ByteBudget;
 
 /// The maximum size of the form, in bytes.
 const MAX_FORM: usize = 16 * 1024;
+
+/// The state of the routes.
+#[derive(Debug)]
+pub(in crate::http) struct TokenApi {
+    auth: Arc<CallerAuth>,
+    bodies: ByteBudget,
+}
 
 /// A token response (RFC 6749 section 5.1).
 #[derive(Serialize, ToSchema)]
@@ -65,8 +73,9 @@ struct TokenForm {
 }
 
 /// Returns the routes.
-pub fn routes(auth: Arc<CallerAuth>) -> Router {
-    Router::new().route("/oauth/token", post(token)).route("/login/oauth/token", post(gateway_token)).with_state(auth)
+pub fn routes(auth: Arc<CallerAuth>, bodies: ByteBudget) -> Router {
+    let api = Arc::new(TokenApi { auth, bodies });
+    Router::new().route("/oauth/token", post(token)).route("/login/oauth/token", post(gateway_token)).with_state(api)
 }
 
 /// Issues a token to a caller.
@@ -79,11 +88,12 @@ pub fn routes(auth: Arc<CallerAuth>) -> Router {
         (status = 401, description = "`invalid_client`", body = RefusalBody),
         (status = 408, description = "The form did not arrive in time", body = RefusalBody),
         (status = 413, description = "The form is too large", body = RefusalBody),
+        (status = 503, description = "Too many bytes of requests in progress; retry", body = RefusalBody),
     ),
 )]
-pub(in crate::http) async fn token(State(auth): State<Arc<CallerAuth>>, request: Request) -> Response {
+pub(in crate::http) async fn token(State(api): State<Arc<TokenApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut response = match issue(&auth, &parts.headers, body).await {
+    let mut response = match issue(&api, &parts.headers, body).await {
         Ok(issued) => {
             let IssuedToken { token, expires_in } = issued;
             Json(TokenBody { access_token: token.expose().to_owned(), token_type: "bearer", expires_in })
@@ -102,14 +112,15 @@ pub(in crate::http) async fn token(State(auth): State<Arc<CallerAuth>>, request:
     post, path = "/login/oauth/token", tag = "lookup",
     request_body(content = ref("#/components/schemas/TokenRequest"), content_type = "application/x-www-form-urlencoded"),
 )]
-pub(in crate::http) async fn gateway_token(state: State<Arc<CallerAuth>>, request: Request) -> Response {
+pub(in crate::http) async fn gateway_token(state: State<Arc<TokenApi>>, request: Request) -> Response {
     token(state, request).await
 }
 
-async fn issue(auth: &CallerAuth, headers: &HeaderMap, body: Body) -> Result<IssuedToken, TokenError> {
-    let body =
-        body::read_any(headers, body, MAX_FORM).await.map_err(|problem| TokenError::Unreadable(problem.status()))?;
-    let form = TokenForm::parse(headers, &body)?;
+async fn issue(api: &TokenApi, headers: &HeaderMap, body: Body) -> Result<IssuedToken, TokenError> {
+    let TokenApi { auth, bodies } = api;
+    let body = body::read_any(headers, body, MAX_FORM, bodies).await;
+    let body = body.map_err(|problem| TokenError::Unreadable(problem.status()))?;
+    let form = TokenForm::parse(headers, &body.bytes)?;
     match form.grant_type.as_deref() {
         None | Some("") => return Err(TokenError::NoGrant),
         Some("client_credentials") => {}

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -136,11 +136,12 @@ impl LookupApi {
     ) -> Result<Response, Problem> {
         // Boxed, so that the future of a lookup without a body stays small.
         let body = if body.is_end_stream() {
-            Bytes::new()
+            None
         } else {
-            Box::pin(body::read(headers, body, self.max_body)).await?
+            Some(Box::pin(body::read(headers, body, self.max_body, &self.bodies)).await?)
         };
-        let query = ProfileQuery::parse(query, &body)?;
+        let query = ProfileQuery::parse(query, body.as_ref().map(|body| &*body.bytes).unwrap_or_default())?;
+        drop(body);
         let (tenant, customer) = (&query.tenant, &query.customer);
         let visible = match authorize(caller, &query) {
             Ok(visible) => visible,
@@ -217,7 +218,7 @@ fn found_response(
 
 impl ProfileQuery {
     /// Parses the query and the body. A parameter that is in both must have the same value.
-    fn parse<'q>(query: Option<&'q str>, body: &Bytes) -> Result<Self, Problem> {
+    fn parse<'q>(query: Option<&'q str>, body: &[u8]) -> Result<Self, Problem> {
         let [customer, tenant, fields] = query::parse(query.unwrap_or_default(), ["customerId", "tenantId", "fields"])?;
         let body: ProfileRequest = if body.is_empty() { ProfileRequest::default() } else { json::parse(body)? };
         let either = |name: &'static str, query: Option<Cow<'q, str>>, body: Option<String>| match (query, body) {

@@ -1,6 +1,7 @@
 //! The webhooks: Genesys, or a service that forwards its events, posts events here.
 //!
-//! The order of answers: 404 for an unknown tenant; 413, 415; 401; 400; 403; 503 with `Retry-After`; 202. A 202 means that
+//! The order of answers: 404 for an unknown tenant; 413, 415; 401; 400; 403; 503 with `Retry-After`; 202. On the route of a
+//! tenant a request whose headers no scheme can accept is refused before its body is read. A 202 means that
 //! the event is stored durably ([`rules::durability`](crate::rules#durability)).
 
 use std::borrow::Cow;
@@ -19,9 +20,10 @@ use crate::audit::{Audit, AuditRecord, DenialReason, DeniedWebhook};
 use crate::domain::TenantId;
 use crate::ingest::authenticate::ReceivedRequest;
 use crate::ingest::malformed::Malformed;
-use crate::ingest::{Accepted, AcceptedShapes, Disposition, Ingest, IngestError, shapes};
+use crate::ingest::{Accepted, AcceptedShapes, Disposition, HeaderProof, Ingest, IngestError, shapes};
 
 use crate::http::request::body;
+use crate::http::request::budget::BodyBudgets;
 use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::{Problem, ProblemBody};
 use crate::http::server::PeerAddress;
@@ -32,6 +34,7 @@ pub(in crate::http) struct WebhookApi {
     ingest: Arc<Ingest>,
     audit: Audit,
     max_body: usize,
+    budgets: BodyBudgets,
 }
 
 /// The answer to an accepted request.
@@ -57,11 +60,11 @@ pub struct AcceptedBody {
 }
 
 /// Returns the routes; `max_body` is the maximum size of a body, in bytes.
-pub fn routes(ingest: Arc<Ingest>, audit: Audit, max_body: usize) -> Router {
+pub fn routes(ingest: Arc<Ingest>, audit: Audit, max_body: usize, budgets: BodyBudgets) -> Router {
     Router::new()
         .route("/webhook/customer-updated", post(customer_updated))
         .route("/webhooks/{tenant_id}", post(tenant_webhook))
-        .with_state(Arc::new(WebhookApi { ingest, audit, max_body }))
+        .with_state(Arc::new(WebhookApi { ingest, audit, max_body, budgets }))
 }
 
 /// Accepts an event in the flat form.
@@ -83,9 +86,9 @@ pub fn routes(ingest: Arc<Ingest>, audit: Audit, max_body: usize) -> Router {
 pub(in crate::http) async fn customer_updated(State(api): State<Arc<WebhookApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
-        let body = body::read(&parts.headers, body, api.max_body).await?;
-        let tenant = shapes::read_tenant(&body).map_err(malformed)?;
-        api.accept(&tenant, AcceptedShapes::Flat, &parts, &body).await
+        let body = body::read(&parts.headers, body, api.max_body, &api.budgets.unproven).await?;
+        let tenant = shapes::read_tenant(&body.bytes).map_err(malformed)?;
+        api.accept(&tenant, AcceptedShapes::Flat, &parts, &body.bytes).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
@@ -113,10 +116,22 @@ pub(in crate::http) async fn tenant_webhook(
             api.denied(None, &parts.headers, DenialReason::UnknownTenant);
             return Err(unknown_tenant());
         };
-        let body = body::read(&parts.headers, body, api.max_body).await?;
-        api.accept(&tenant, AcceptedShapes::Any, &parts, &body).await
+        let budget = match api.ingest.header_proof(&tenant, &received(&parts, &[])) {
+            HeaderProof::Refused => {
+                body::discard(&parts.headers, body, api.max_body).await?;
+                return Err(api.refuse(IngestError::Unauthorized, &tenant, &parts.headers));
+            }
+            HeaderProof::NeedsBody => &api.budgets.unproven,
+            HeaderProof::Proven => &api.budgets.proven,
+        };
+        let body = body::read(&parts.headers, body, api.max_body, budget).await?;
+        api.accept(&tenant, AcceptedShapes::Any, &parts, &body.bytes).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
+}
+
+fn received<'a>(parts: &'a Parts, body: &'a [u8]) -> ReceivedRequest<'a> {
+    ReceivedRequest { headers: &parts.headers, body, peer: parts.extensions.get::<PeerAddress>().map(|peer| peer.0) }
 }
 
 impl WebhookApi {
@@ -127,22 +142,23 @@ impl WebhookApi {
         parts: &Parts,
         body: &[u8],
     ) -> Result<Response, Problem> {
-        let headers = &parts.headers;
-        let peer = parts.extensions.get::<PeerAddress>().map(|peer| peer.0);
-        let request = ReceivedRequest { headers, body, peer };
-        let accepted = self.ingest.accept(tenant, expected, &request).await.map_err(|refusal| {
-            let denied = match &refusal {
-                IngestError::UnknownTenant => Some((None, DenialReason::UnknownTenant)),
-                IngestError::Unauthorized => Some((Some(tenant), DenialReason::Unauthorized)),
-                IngestError::Foreign => Some((Some(tenant), DenialReason::ForeignTenant)),
-                IngestError::Malformed(_) | IngestError::Unavailable { .. } => None,
-            };
-            if let Some((tenant, reason)) = denied {
-                self.denied(tenant, headers, reason);
-            }
-            problem(refusal)
-        })?;
+        let accepted = self.ingest.accept(tenant, expected, &received(parts, body)).await;
+        let accepted = accepted.map_err(|refusal| self.refuse(refusal, tenant, &parts.headers))?;
         Ok((StatusCode::ACCEPTED, Json(accepted_body(accepted))).into_response())
+    }
+
+    /// Records a refusal and returns its answer.
+    fn refuse(&self, refusal: IngestError, tenant: &TenantId, headers: &HeaderMap) -> Problem {
+        let denied = match &refusal {
+            IngestError::UnknownTenant => Some((None, DenialReason::UnknownTenant)),
+            IngestError::Unauthorized => Some((Some(tenant), DenialReason::Unauthorized)),
+            IngestError::Foreign => Some((Some(tenant), DenialReason::ForeignTenant)),
+            IngestError::Malformed(_) | IngestError::Unavailable { .. } => None,
+        };
+        if let Some((tenant, reason)) = denied {
+            self.denied(tenant, headers, reason);
+        }
+        problem(refusal)
     }
 
     /// Records a denied request; `tenant` must be a configured one.

@@ -23,6 +23,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The maximum size of a request body.
     pub max_body: ByteSize,
+    /// The maximum number of bytes of all request bodies in progress; more are refused with 503.
+    pub body_budget: ByteSize,
     /// The maximum number of concurrent requests; more are refused with 503.
     pub max_in_flight: usize,
     /// The key that signs callers' tokens: base64 of 32 bytes or more.

@@ -81,6 +81,8 @@ impl Server {
         protocol
             .http1()
             .header_read_timeout(None)
+            // A client may close its side after the request, and still reads the answer.
+            .half_close(true)
             .max_headers(limits.max_headers)
             .max_buf_size(limits.header_bytes() as usize);
         protocol

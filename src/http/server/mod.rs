@@ -32,6 +32,7 @@ use tokio::time::sleep;
 
 use crate::metrics::{ConnectionEnd, Listener, Metrics};
 use crate::reload::Reloadable;
+use crate::sampled::Sampled;
 use crate::shutdown::Shutdown;
 
 use crate::http::server::service::HttpService;
@@ -85,7 +86,10 @@ pub async fn serve(listener: TcpListener, service: HttpService, options: ServerO
             },
             Err(error) if is_of_one_connection(error.kind()) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection, evicting waiting connections");
+                static LINE: Sampled = Sampled::new();
+                if let Some(suppressed) = LINE.due() {
+                    tracing::warn!(%error, suppressed, "cannot accept a connection, evicting waiting connections");
+                }
                 slots.evict_waiting();
                 sleep(ACCEPT_PAUSE).await;
             }

@@ -2,7 +2,7 @@
 //!
 //! # The order
 //!
-//! The request gets an id → excess load is refused → the route answers; a panic becomes a counted 500 → the answer gets the
+//! The request gets an id → one without a valid `Host` is refused → excess load is refused → the route answers; a panic becomes a counted 500 → the answer gets the
 //! id, Genesys' correlation id if there is one, and the security headers.
 //!
 //! # Why it is not a layer of the router
@@ -23,7 +23,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
 use http::header::{self, Entry};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
@@ -121,6 +121,9 @@ impl HttpService {
     /// Refuses excess load, and converts a panic into a counted 500.
     async fn admit(&self, request: Request) -> Response {
         let dialect = Dialect::of(&request);
+        if !has_valid_host(&request) {
+            return dialect.render(Problem::bad_field("Host", "must be given once, and be a host"));
+        }
         let Ok(_permit) = self.load.permits.try_acquire() else { return shed(&dialect) };
         let Some(request) = self.load.limit_upload(request) else { return shed(&dialect) };
         // After a panic, only locks that cannot be poisoned are shared with other requests.
@@ -180,6 +183,19 @@ impl LoadLimit {
 fn shed(dialect: &Dialect) -> Response {
     let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests in progress");
     dialect.render(problem.retry_after(Duration::from_secs(1)))
+}
+
+/// Returns whether a request has the `Host` that RFC 9112 section 3.2 requires: at most one, and in HTTP/1.1 exactly one.
+fn has_valid_host(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let is_valid = |host: &HeaderValue| {
+        host.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b))
+    };
+    match (hosts.next(), hosts.next()) {
+        (None, _) => request.version() != Version::HTTP_11,
+        (Some(host), None) => is_valid(host),
+        (Some(_), Some(_)) => false,
+    }
 }
 
 fn is_plain(id: &HeaderValue) -> bool {

@@ -7,21 +7,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use metrics::Gauge;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use crate::metrics::{InProgress, in_progress};
+use crate::sampled::Sampled;
 
 use super::connection_state::{ConnectionState, EvictionPriority};
 
 /// An eviction frees 1/64 of all slots at once, so that the search for the longest waiting ones is rarely needed.
 const SHARE: usize = 64;
-
-/// The minimum interval between warnings that all slots are taken.
-const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// All connection slots of one listener.
 #[derive(Debug)]
@@ -35,7 +31,7 @@ pub(super) struct ConnectionSlots {
 struct SlotTable {
     next: u64,
     by_number: HashMap<u64, Arc<ConnectionState>>,
-    warned: Option<Instant>,
+    warning: Sampled,
 }
 
 /// An occupied slot; it is free again when this is dropped or the connection is evicted.
@@ -91,11 +87,13 @@ impl SlotTable {
                 state.evict();
             }
         }
-        let now = Instant::now();
-        if self.warned.is_none_or(|warned| now - warned >= WARN_INTERVAL) {
-            self.warned = Some(now);
+        if let Some(suppressed) = self.warning.due() {
             let connections = self.by_number.len();
-            tracing::warn!(connections, "all connection slots are taken, evicting the longest waiting connections");
+            tracing::warn!(
+                connections,
+                suppressed,
+                "all connection slots are taken, evicting the longest waiting connections"
+            );
         }
     }
 }
@@ -108,6 +106,8 @@ impl Drop for ConnectionSlot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::{StatusCode, Version};
 
     use super::*;

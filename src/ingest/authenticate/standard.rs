@@ -55,6 +55,12 @@ impl StandardWebhooks {
         secrets.iter().map(key).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Returns whether a body could exist that the headers sign: all are given, and recent.
+    pub(super) fn may_accept(headers: &HeaderMap, now: Timestamp) -> bool {
+        SignatureHeaders::read(headers)
+            .is_some_and(|signed| signed.is_recent(now) && signed.signatures().next().is_some())
+    }
+
     /// Checks a request.
     pub(super) fn accept(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Choice {
         let Some(signed) = SignatureHeaders::read(headers).filter(|signed| signed.is_recent(now)) else {

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::audit::{AuditRecord, OperatorRecord};
 use crate::domain::{CustomerId, EventId, ReplayId, TenantId};
+use crate::http::request::budget::ByteBudget;
 use crate::http::request::{body, json};
 use crate::http::response::problem::Problem;
 use crate::operate::actions;
@@ -249,5 +250,6 @@ fn limit(query: &str) -> Result<usize, Problem> {
 }
 
 async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
-    json::parse(&body::read(headers, body, MAX_BODY).await?)
+    // The sender has the admin key, and the listener has few connections.
+    json::parse(&body::read(headers, body, MAX_BODY, &ByteBudget::of(MAX_BODY)).await?.bytes)
 }

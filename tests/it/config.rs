@@ -56,7 +56,10 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
     let (unsigned, unknown) = (scheme("standard-webhooks"), scheme("hub-signatures"));
     let domain = TENANT.replace("us_east_1", "mypurecloud.com");
     let one_webhook = TENANT.replace("[[tenant.webhook]]", "[tenant.webhook]");
-    let mistakes: [(&str, &str, &str); 39] = [
+    let key = |digest: &str| format!("admin.key_sha256 = \"{digest}\"");
+    let empty = key("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    let letter = key("CA978112CA1BBDCAFAC231B39A23DC4DA786EFF8147C4E72B9807785AFEE48BB");
+    let mistakes: [(&str, &str, &str); 43] = [
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
         ("[lokup]", "lokup", "the nearest is `lookup`"),
@@ -78,6 +81,14 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         ("roles = []", "roles", "at least one"),
         ("http.listen = \"0.0.0.0:8080\"\nsecurity.require_tls = false", "http.listen", "demo"),
         ("http.listen = \"0.0.0.0:8080\"\ndemo.allow_remote = true", "http.listen", "security.require_tls"),
+        (&empty, "admin.key_sha256", "empty key"),
+        (&letter, "admin.key_sha256", "one letter"),
+        ("sandbox.listen = \"0.0.0.0:8082\"", "sandbox.listen", "demo.allow_remote"),
+        (
+            "store.kind = \"redis\"\nstore.redis.url = \"redis://127.0.0.1?db=3\"",
+            "store.redis.url",
+            "redis://host:port/3",
+        ),
         ("keys.scheme = \"hmac-sha256\"", "keys.secret", "is missing"),
         ("keys.scheme = \"hmac-sha256\"\nkeys.secret = \"c2hvcnQ=\"", "keys.secret", "base64 of 32 bytes"),
         ("http.token_secret = \"c2hvcnQ=\"", "http.token_secret", "base64 of 32 bytes"),

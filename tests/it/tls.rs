@@ -129,7 +129,7 @@ const OWN: &str = r#"
 #[test]
 fn a_plain_listener_beyond_loopback_is_refused() {
     let directory = authority();
-    let key = format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("k")));
+    let key = format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("operators-key")));
     for (table, listen) in [("http", "http.listen"), ("admin", "admin.listen")] {
         let settings = format!("{key}{listen} = \"0.0.0.0:9000\"\n{OWN}");
         let refused = config::from_toml(&settings).unwrap_err().to_string();
@@ -201,22 +201,24 @@ async fn only_probes_and_metrics_need_no_admin_key() {
     assert!(text.text().await.unwrap().contains(refused));
     edge.stop().await;
 
-    let edge = Edge::start_with(&format!("admin.key_sha256 = \"{}\"\n{QUIET}", hex::encode(Sha256::digest("k")))).await;
+    let edge =
+        Edge::start_with(&format!("admin.key_sha256 = \"{}\"\n{QUIET}", hex::encode(Sha256::digest("operators-key"))))
+            .await;
     let ask = || edge.client.get(format!("http://{}/admin/dead-letters", edge.admin));
     assert_eq!(ask().send().await.unwrap().status(), StatusCode::UNAUTHORIZED, "loopback needs a configured key, too");
-    assert_eq!(ask().bearer_auth("k").send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(ask().bearer_auth("operators-key").send().await.unwrap().status(), StatusCode::OK);
     edge.stop().await;
 }
 
 /// What a page on another port of this machine, or behind a name that resolves to it, can make a browser send.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_page_in_an_operators_browser_can_command_nothing() {
-    for key in ["", &format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("k")))] {
+    for key in ["", &format!("admin.key_sha256 = \"{}\"\n", hex::encode(Sha256::digest("operators-key")))] {
         let edge = Edge::start_with(&format!("{key}{QUIET}")).await;
         let body = r#"{"tenantId":"10001","customerId":"x","force":true}"#;
         let post = |kind: &str| {
             let url = format!("http://{}/admin/invalidate", edge.admin);
-            edge.client.post(url).bearer_auth("k").header("Content-Type", kind).body(body)
+            edge.client.post(url).bearer_auth("operators-key").header("Content-Type", kind).body(body)
         };
         let json = "application/json";
         let attacks = [

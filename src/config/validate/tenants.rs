@@ -15,12 +15,14 @@ use super::rules::{invalid, jitter, plain_link};
 /// The secrets of the demo.
 const DEMO_KEY: &str = "demo-key";
 const DEMO_SECRET: &str = "demo-secret";
+const DEMO_ADMIN_KEY: &str = "demo-admin";
 
 pub(super) fn check(config: &Config, found: &mut Vec<SettingError>) {
     tenants(config, found);
     shared_secrets(config, found);
     callers(config, found);
     demo(config, found);
+    guessable_keys(config, found);
 }
 
 fn tenants(config: &Config, found: &mut Vec<SettingError>) {
@@ -90,20 +92,41 @@ fn callers(config: &Config, found: &mut Vec<SettingError>) {
     }
 }
 
-/// Refuses the credentials of the demo, which everybody knows, on a listener that other hosts can reach.
+/// Refuses the credentials of the demo, which everybody knows, and its sandbox, on a listener that other hosts can reach.
 fn demo(config: &Config, found: &mut Vec<SettingError>) {
-    let reachable = |listen: SocketAddr| !listen.ip().is_loopback();
-    if config.demo.allow_remote || !reachable(config.http.listen) {
-        return;
-    }
-    let demo_key = hex::encode(Sha256::digest(DEMO_KEY));
-    let has_key = config.callers.iter().any(|caller| caller.key_sha256.eq_ignore_ascii_case(&demo_key));
+    const REST: &str = "which everybody knows, are configured: configure your own, or set demo.allow_remote = true";
+    let reachable = |listen: SocketAddr| !listen.ip().is_loopback() && !config.demo.allow_remote;
+    let is_digest_of = |digest: &str, key: &str| digest.eq_ignore_ascii_case(&hex::encode(Sha256::digest(key)));
+    let has_key = config.callers.iter().any(|caller| is_digest_of(&caller.key_sha256, DEMO_KEY));
     let mut webhooks = config.tenants.iter().flat_map(|tenant| &tenant.webhooks);
     let has_secret =
         webhooks.any(|webhook| webhook.secrets.iter().any(|secret| secret.matches(DEMO_SECRET.as_bytes())));
-    if has_key || has_secret {
-        let reason = "is not on loopback while the credentials of the demo, which everybody knows, are configured: configure your own \
-                      tenants and callers, or set demo.allow_remote = true";
+    if reachable(config.http.listen) && (has_key || has_secret) {
+        let reason = format!("is not on loopback while the credentials of the demo, {REST}");
         found.push(SettingError::new("http.listen", reason));
     }
+    let admin_key = config.admin.key_sha256.as_deref().unwrap_or_default();
+    if reachable(config.admin.listen) && [DEMO_ADMIN_KEY, DEMO_KEY].iter().any(|key| is_digest_of(admin_key, key)) {
+        let reason = format!("is not on loopback while the credentials of the demo, {REST}");
+        found.push(SettingError::new("admin.listen", reason));
+    }
+    if config.runs_sandbox() && reachable(config.sandbox.listen) {
+        let reason = format!("is not on loopback while the credentials of the sandbox, {REST}");
+        found.push(SettingError::new("sandbox.listen", reason));
+    }
+}
+
+/// Refuses keys that anybody would guess: the empty one and those of one byte.
+fn guessable_keys(config: &Config, found: &mut Vec<SettingError>) {
+    let guesses = std::iter::once(Vec::new()).chain((0..=u8::MAX).map(|byte| vec![byte]));
+    let guesses: HashSet<String> = guesses.map(|key| hex::encode(Sha256::digest(key))).collect();
+    let mut refuse = |path: String, digest: &str| {
+        if guesses.contains(&digest.to_ascii_lowercase()) {
+            found.push(SettingError::new(path, "is the digest of an empty key, or of one letter: choose a longer key"));
+        }
+    };
+    for (index, caller) in config.callers.iter().enumerate() {
+        refuse(format!("caller[{index}].key_sha256"), &caller.key_sha256);
+    }
+    refuse("admin.key_sha256".to_owned(), config.admin.key_sha256.as_deref().unwrap_or_default());
 }

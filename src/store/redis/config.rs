@@ -65,7 +65,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// An address is not a `redis://` or `rediss://` URL.
+    /// An address is not a `redis://` or `rediss://` URL, or has a query that has no effect.
     pub fn addresses(&self) -> Result<Vec<Url>, InvalidSetting> {
         let field = if self.urls.is_empty() { "url" } else { "urls" };
         let all = if self.urls.is_empty() { std::slice::from_ref(&self.url) } else { &self.urls };
@@ -74,7 +74,12 @@ impl Config {
             url.filter(Url::has_host)
                 .ok_or_else(|| InvalidSetting::new(field, "must be redis://host:port or rediss://"))
         };
-        all.iter().map(parse).collect()
+        let urls = all.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        if urls.iter().any(|url| url.query_pairs().any(|(name, _)| name != "protocol")) {
+            let reason = "must have no query: the number of the database is a path, as in redis://host:port/3";
+            return Err(InvalidSetting::new(field, reason));
+        }
+        Ok(urls)
     }
 
     pub(super) fn endpoints(&self) -> Result<Endpoints, InvalidSetting> {

@@ -31,6 +31,8 @@ pub struct Readiness {
     roles: Roles,
     phase: AtomicU8,
     store_up: AtomicBool,
+    /// Whether at least a part of the store works.
+    store_usable: AtomicBool,
     queue_up: AtomicBool,
     audit_up: AtomicBool,
     awaited: Mutex<BTreeSet<&'static str>>,
@@ -44,7 +46,7 @@ impl Readiness {
         let up = || AtomicBool::new(true);
         let phase = AtomicU8::new(Phase::Starting as u8);
         let (awaited, refused) = (Mutex::default(), Mutex::default());
-        Self { roles, phase, store_up: up(), queue_up: up(), audit_up: up(), awaited, refused }
+        Self { roles, phase, store_up: up(), store_usable: up(), queue_up: up(), audit_up: up(), awaited, refused }
     }
 
     /// Enters a phase; an earlier phase than the current one has no effect.
@@ -76,9 +78,11 @@ impl Readiness {
         self.awaited.lock().iter().copied().collect()
     }
 
-    /// Stores whether every part of the store works, or else the reason, and logs a change.
-    pub fn store(&self, answer: Result<(), String>, metrics: &Metrics) {
+    /// Stores whether every part of the store works, or else the reason, and logs a change; `usable`: whether at least
+    /// one part works.
+    pub fn store(&self, answer: Result<(), String>, usable: bool, metrics: &Metrics) {
         let up = answer.is_ok();
+        self.store_usable.store(usable, Ordering::Release);
         update("store", &self.store_up, up, answer.err());
         metrics.store_up.set(f64::from(u8::from(up)));
     }
@@ -126,7 +130,7 @@ impl Readiness {
     /// Returns whether at least one role can work.
     #[must_use]
     pub fn can_work(&self) -> bool {
-        let (store, queue) = (self.store_up.load(Ordering::Acquire), self.queue_up.load(Ordering::Acquire));
+        let (store, queue) = (self.store_usable.load(Ordering::Acquire), self.queue_up.load(Ordering::Acquire));
         self.roles.lookup || (self.roles.ingest && queue) || (self.roles.consumer && queue && store)
     }
 }
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn lookups_stay_ready_without_store_and_queue() {
         let (metrics, readiness) = (Metrics::new(), Readiness::starting(Roles::ALL));
-        readiness.store(Err("OOM".to_owned()), &metrics);
+        readiness.store(Err("OOM".to_owned()), false, &metrics);
         readiness.queue(false, &metrics);
         assert!(readiness.can_work());
         assert_eq!(readiness.degraded(), ["store", "queue"]);
@@ -177,10 +181,21 @@ mod tests {
     fn a_process_is_unready_when_none_of_its_roles_can_work() {
         let metrics = Metrics::new();
         let ingest = Readiness::starting(Roles { ingest: true, consumer: false, lookup: false });
-        ingest.store(Err("OOM".to_owned()), &metrics);
+        ingest.store(Err("OOM".to_owned()), false, &metrics);
         assert!(ingest.can_work());
         assert!(ingest.degraded().is_empty());
         ingest.queue(false, &metrics);
         assert!(!ingest.can_work());
+    }
+
+    #[test]
+    fn a_consumer_with_a_part_of_its_store_is_degraded_and_ready() {
+        let metrics = Metrics::new();
+        let consumer = Readiness::starting(Roles { ingest: false, consumer: true, lookup: false });
+        consumer.store(Err("one shard: OOM".to_owned()), true, &metrics);
+        assert!(consumer.can_work());
+        assert_eq!(consumer.degraded(), ["store"]);
+        consumer.store(Err("OOM".to_owned()), false, &metrics);
+        assert!(!consumer.can_work());
     }
 }

@@ -40,7 +40,9 @@ impl Probe {
 
     /// Checks once.
     pub(super) async fn check(&self) {
-        self.readiness.store(self.store.ping().await.map_err(|error| error.to_string()), &self.metrics);
+        let answer = self.store.ping().await;
+        let usable = matches!(answer, Ok(()) | Err(store::Error::Partial { .. } | store::Error::Slow { .. }));
+        self.readiness.store(answer.map_err(|error| error.to_string()), usable, &self.metrics);
         if let Some(queue) = &self.queue {
             self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
         }

@@ -16,14 +16,21 @@ use repository::{FOLDERS, Repository};
 use crate::dashboards;
 
 /// The pages, all of which must exist.
-const PAGES: [&str; 6] =
-    ["README.md", "src/README.md", "conf/README.md", "dashboards/README.md", "compose/README.md", "tests/README.md"];
+const PAGES: [&str; 7] = [
+    "README.md",
+    "src/README.md",
+    "conf/README.md",
+    "conf/security.md",
+    "dashboards/README.md",
+    "compose/README.md",
+    "tests/README.md",
+];
 
 /// The page of the architecture, whose headings are the names of the rules.
 const ARCHITECTURE: &str = "src/README.md";
 
 /// The pages that cite tests.
-const PAGES_WITH_TESTS: [&str; 2] = [ARCHITECTURE, "tests/README.md"];
+const PAGES_WITH_TESTS: [&str; 3] = [ARCHITECTURE, "conf/security.md", "tests/README.md"];
 
 /// The most lines of the first page.
 const LONGEST_FIRST_PAGE: usize = 160;

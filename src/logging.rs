@@ -5,7 +5,7 @@
 //! says.
 //!
 //! Whoever logs never waits for the reader of standard error: see `line_queue.rs`. What waits at the end of the process is
-//! written by [`flush`], within [`FLUSH_LIMIT`].
+//! written by [`flush`], within half a second.
 
 mod line_queue;
 
@@ -132,7 +132,7 @@ pub fn dropped_lines() -> u64 {
     LINES.dropped()
 }
 
-/// Waits until all log lines are written, for at most [`FLUSH_LIMIT`]. To be called at the end of the process.
+/// Waits until all log lines are written, for at most half a second. To be called at the end of the process.
 pub fn flush() {
     LINES.flush(FLUSH_LIMIT);
 }

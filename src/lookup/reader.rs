@@ -129,8 +129,7 @@ impl<'a> CacheReader<'a> {
     }
 
     pub(super) async fn read(mut self) -> Result<LookupAnswer, LookupError> {
-        let admitted = self.context.admission.admit(self.deadline - self.config.deadline);
-        let Some(admitted) = admitted else {
+        let Some(admitted) = self.context.admission.admit(self.deadline - self.config.deadline) else {
             self.context.deps.metrics.lookup_shed.increment(1);
             return Err(LookupError::Overloaded);
         };

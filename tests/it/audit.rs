@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::pairing::on_every_pairing;
 use crate::support::edge::{DEMO_KEY_SHA256, Edge, Pairing, flat};
-use crate::support::process::{Ports, Process, configuration};
+use crate::support::process::{Ports, Process, configuration, event_id};
 use crate::support::{customer, eventually};
 
 on_every_pairing!(an_event_redelivered_after_restarts_has_one_record,);
@@ -122,7 +122,7 @@ async fn redelivered(times: usize, pairing: Pairing) {
     die_at(Fault::PauseBeforeAck, times, directory.path(), &settings, true).await;
     let events = run_until_empty(directory.path(), &settings).await;
     assert_eq!(events.len(), 1, "{events:#?}");
-    assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!("event-1"), &json!("applied")));
+    assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!(event_id(1)), &json!("applied")));
     let all = records(&directory.path().join("data/audit.jsonl"));
     assert_eq!(all.iter().filter(|record| record["action"] == "started").count(), times + 1);
     assert!(all.iter().all(|record| record["chain"] == all[0]["chain"]), "a restart must continue the chain");
@@ -146,7 +146,7 @@ async fn a_crash_between_effect_and_audit_leaves_one_recovered_record() {
     die_at(Fault::PauseBeforeAck, 2, directory.path(), &settings, false).await;
     let events = run_until_empty(directory.path(), &settings).await;
     assert_eq!(events.len(), 1, "{events:#?}");
-    assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!("event-1"), &json!("recovered")));
+    assert_eq!((&events[0]["event"], &events[0]["verdict"]), (&json!(event_id(1)), &json!("recovered")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,7 +98,7 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         (&key_missing, "store.sealing.active", "must name one of"),
         (&key_misnamed, "store.sealing.keys.k 1", "1 to 32 characters"),
         (demo_caller, "caller[0].key_sha256", "64 hex digits"),
-        (&colon, "caller[0].name", "without a colon"),
+        (&colon, "caller[0].name", "1 to 64 characters"),
         (&plain, "tenant[0].upstream.api_url", "plain http"),
         (&region, "tenant[0].upstream.region", "the nearest is us_east_2"),
         (&permission, "tenant[0].upstream.required_permissions", "domain:entity:action"),

@@ -355,7 +355,8 @@ async fn tenants_share_neither_entries_nor_events() {
         assert!(hit.is_hit());
         assert_eq!(hit.json(), *profile);
     }
-    assert_eq!(world.edge.post_event(&flat(&customer(1))).await.status(), 202);
+    let post = world.edge.client.post(world.edge.url("/webhooks/10001")).header("X-API-Key", "secret-of-10001");
+    assert_eq!(post.json(&flat(&customer(1))).send().await.unwrap().status(), 202);
     world.edge.applied("updated", 1.0).await;
     assert!(ask("10002").await.is_hit());
     assert!(ask("10001").await.cache_status.starts_with("profile-edge; fwd=miss; stored"));

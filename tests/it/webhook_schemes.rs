@@ -200,7 +200,8 @@ async fn a_refused_webhook_is_logged_without_its_contents() {
     process.signal("TERM");
     assert_eq!(process.ended().await, Some(0));
     let log = process.log();
-    assert_eq!(log.matches("without a valid credential").count(), heads.len(), "{log}");
+    // Lines of a kind are sampled: each has the number of those that were left out before it.
+    assert!((1..=heads.len()).contains(&log.matches("without a valid credential").count()), "{log}");
     assert!(!log.contains("planted") && !log.contains(&STANDARD.encode("stranger:")[..10]), "{log}");
 }
 

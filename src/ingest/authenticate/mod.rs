@@ -40,7 +40,7 @@ use super::shapes::SenderId;
 use credential::CredentialDigests;
 use standard::StandardWebhooks;
 
-pub use proof::{Proof, ReceivedRequest};
+pub use proof::{HeaderProof, Proof, ReceivedRequest, header_proof};
 
 /// The header of the `hub-signature` scheme.
 const HUB_SIGNATURE: HeaderName = HeaderName::from_static("x-hub-signature-256");
@@ -112,17 +112,6 @@ enum Credentials {
     },
     /// See [`Scheme::StandardWebhooks`].
     StandardWebhooks(StandardWebhooks),
-}
-
-/// What the headers of a request prove, without its body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderProof {
-    /// No scheme accepts the request, whatever its body is.
-    Refused,
-    /// A scheme may accept the request, once its body is read.
-    NeedsBody,
-    /// The headers have a valid credential.
-    Proven,
 }
 
 impl Config {
@@ -236,29 +225,6 @@ impl Credentials {
             }
             Self::StandardWebhooks(standard) => standard.accept(headers, body, now),
         }
-    }
-}
-
-/// Checks the headers and the peer of a request with all schemes of a tenant; its body is ignored.
-#[must_use]
-pub fn header_proof(authenticators: &[Authenticator], request: &ReceivedRequest<'_>, now: Timestamp) -> HeaderProof {
-    let (mut proven, mut may_sign) = (Choice::from(0), false);
-    for authenticator in authenticators {
-        let headers = request.headers;
-        let signed = match &authenticator.credentials {
-            Credentials::ApiKey { .. } | Credentials::Basic(_) | Credentials::Bearer(_) => {
-                proven |= authenticator.accepts(request, now);
-                false
-            }
-            Credentials::HubSignature { .. } => only(headers, &HUB_SIGNATURE).and_then(hub_signature).is_some(),
-            Credentials::StandardWebhooks(_) => StandardWebhooks::may_accept(headers, now),
-        };
-        may_sign |= signed && authenticator.is_from_its_network(request.peer);
-    }
-    match (bool::from(proven), may_sign) {
-        (true, _) => HeaderProof::Proven,
-        (false, true) => HeaderProof::NeedsBody,
-        (false, false) => HeaderProof::Refused,
     }
 }
 

@@ -176,10 +176,15 @@ impl Ports {
     }
 
     pub(crate) async fn post(&self, client: &reqwest::Client, n: u32) -> u16 {
-        let event = json!({ "tenantId": "10001", "customerId": customer(n), "eventId": format!("event-{n}") });
+        let event = json!({ "tenantId": "10001", "customerId": customer(n), "eventId": event_id(n) });
         let url = format!("http://127.0.0.1:{}/webhook/customer-updated", self.public);
         client.post(url).header("X-API-Key", "demo-secret").json(&event).send().await.unwrap().status().as_u16()
     }
+}
+
+/// The id of the event that [`Ports::post`] posts for customer `n`: a UUID, which is shown as it is.
+pub(crate) fn event_id(n: u32) -> String {
+    format!("4cbedb0f-4dfd-4c8e-9e57-{n:012}")
 }
 
 /// Writes a configuration file into a directory.

@@ -111,6 +111,8 @@ fn explain(path: &str, error: &serde_json::Error) -> Malformed {
     }
     // The part after the last ", expected " is the description of our type; the part before it quotes the text.
     match message.rsplit_once(", expected ") {
+        // The names of our types say nothing to the sender.
+        Some((_, expected)) if expected.starts_with("struct ") => Malformed::new(whole, "expected a JSON object"),
         Some((_, expected)) if message.starts_with("invalid ") => Malformed::new(whole, format!("expected {expected}")),
         Some((_, expected)) if message.starts_with("unknown ") => {
             Malformed::new(whole, format!("is not known here, expected {expected}"))
@@ -164,6 +166,8 @@ pub(super) mod tests {
             wrong(r#"{"inner":{"customerId":"a","customerId":"b"}}"#),
             "inner.customerId: is given more than once"
         );
+        assert_eq!(wrong("5"), "body: expected a JSON object");
+        assert_eq!(wrong(r#"{"inner":5}"#), "inner: expected a JSON object");
         assert_eq!(wrong(""), "body: is missing: expected JSON");
         assert_eq!(wrong("{"), "body: is not valid JSON (line 1, column 1)");
         assert_eq!(parse::<OuterSample>(b"\xff", "").unwrap_err().to_string(), "body: must be UTF-8");

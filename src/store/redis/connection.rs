@@ -114,7 +114,8 @@ impl RedisConnection {
             Err(CommandError::Redirected(to)) => {
                 let mut one = redis::pipe();
                 one.add_command(cmd.clone());
-                let answer = self.follow(to, &one, 1, |_| true).await?.pop();
+                // Boxed, so that the future of every other command stays small.
+                let answer = Box::pin(self.follow(to, &one, 1, |_| true)).await?.pop();
                 answer.ok_or_else(|| CommandError::unavailable("the answer is empty"))
             }
             answer => answer,

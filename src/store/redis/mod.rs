@@ -169,7 +169,8 @@ impl Store for Redis {
         match self.lookups.send(&cmd).await {
             Ok(answer) => match bytes(answer).map(|bytes| self.decode(bytes.into())) {
                 Some(Entry::Record(record)) if record.fetched_at > self.clock.now().plus(SKEW) => {
-                    self.aged(key, record).await
+                    // Boxed, so that the future of every other read stays small.
+                    Box::pin(self.aged(key, record)).await
                 }
                 entry => Ok(entry),
             },

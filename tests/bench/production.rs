@@ -30,7 +30,6 @@ fn main() {
         println!("production: run with cargo bench --bench production");
         return;
     }
-    build();
     let only = |name: &str| {
         let mut names = arguments.iter().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
         names.peek().is_none() || names.any(|argument| argument == name)
@@ -50,12 +49,4 @@ fn main() {
             protections::compare().await;
         }
     });
-}
-
-/// Builds the service like the image. The build for this bench contains the faults for tests.
-fn build() {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let arguments = ["build", "--profile", "dist", "--locked", "--quiet", "--bin", "profile-edge"];
-    let built = std::process::Command::new(cargo).args(arguments).status().expect("cargo runs");
-    assert!(built.success(), "the service is built");
 }

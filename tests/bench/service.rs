@@ -2,6 +2,9 @@
 //! process.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -16,6 +19,24 @@ pub(crate) const SECRET: &str = "bench-secret";
 
 /// The number of customers of the sandbox.
 pub(crate) const CUSTOMERS: u32 = 1_000;
+
+/// Builds the service like the image, in the `dist` profile; returns the binary. The one that `cargo bench` has built contains
+/// the faults for tests.
+fn build() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["build", "--profile", "dist", "--locked", "--quiet", "--bin", "profile-edge"];
+    let built = std::process::Command::new(cargo).args(arguments).status().expect("cargo runs");
+    assert!(built.success(), "the service is built");
+    let target =
+        Path::new(env!("CARGO_BIN_EXE_profile-edge")).ancestors().nth(2).expect("the directory of the profiles");
+    target.join("dist/profile-edge")
+}
+
+/// Starts that binary, which is built once.
+fn start(directory: &Path, arguments: &[&str]) -> Process {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(build);
+    Process::start_program(&PROGRAM, directory, arguments, &[], Stdio::null(), |_| true)
+}
 
 /// The differences between the services.
 pub(crate) struct Extras<'a> {
@@ -50,7 +71,7 @@ impl Service {
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (public, admin, genesys) = (local(free_port()), local(free_port()), local(free_port()));
         let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &CUSTOMERS.to_string()];
-        let sandbox = Process::start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat(), &[]);
+        let sandbox = start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat());
         let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
         let Extras { fields, tables } = extras;
         let text = format!(
@@ -64,7 +85,7 @@ impl Service {
             rabbit.map(on_rabbit).unwrap_or_default()
         );
         let file = configuration(directory.path(), &text).display().to_string();
-        let process = Process::start(directory.path(), &["run", "--config", &file], &[]);
+        let process = start(directory.path(), &["run", "--config", &file]);
         eventually("the service and its sandbox listen", || async {
             for addr in [admin, genesys] {
                 tokio::net::TcpStream::connect(addr).await.ok()?;

@@ -14,6 +14,9 @@ use tokio::time::timeout;
 
 use super::{PATIENCE, customer, eventually};
 
+/// The binary under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_profile-edge");
+
 /// A running profile-edge process.
 pub(crate) struct Process {
     child: Child,
@@ -44,7 +47,19 @@ impl Process {
         stdout: Stdio,
         keep: impl Fn(&str) -> bool + Send + 'static,
     ) -> Self {
-        let mut child = spawn(directory, arguments, environment, stdout);
+        Self::start_program(PROGRAM.as_ref(), directory, arguments, environment, stdout, keep)
+    }
+
+    /// Starts another build of the binary in the same way.
+    pub(crate) fn start_program(
+        program: &Path,
+        directory: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        stdout: Stdio,
+        keep: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Self {
+        let mut child = spawn(program, directory, arguments, environment, stdout);
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (mut from, into) = (BufReader::new(child.stderr.take().unwrap()).lines(), Arc::clone(&lines));
         tokio::spawn(async move {
@@ -100,8 +115,8 @@ impl Process {
 }
 
 /// Starts the binary, without the delay of its shutdown unless the environment sets one.
-fn spawn(directory: &Path, arguments: &[&str], environment: &[(&str, &str)], stdout: Stdio) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_profile-edge"))
+fn spawn(program: &Path, directory: &Path, arguments: &[&str], environment: &[(&str, &str)], stdout: Stdio) -> Child {
+    Command::new(program)
         .args(arguments)
         .current_dir(directory)
         .env_remove("RUST_LOG")
@@ -148,7 +163,7 @@ impl Ports {
     /// Starts it in the same way; nobody reads its standard error until the caller does.
     pub(crate) fn start_unread(&self, directory: &Path, more: &[(&str, &str)]) -> (Process, ChildStderr) {
         self.start_as(more, |environment| {
-            let mut child = spawn(directory, &[], environment, Stdio::null());
+            let mut child = spawn(PROGRAM.as_ref(), directory, &[], environment, Stdio::null());
             let unread = child.stderr.take().unwrap();
             (Process { child, lines: Arc::default() }, unread)
         })

@@ -123,7 +123,7 @@ catalogue! {
     store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Duration of one store operation.";
     store_up: gauge "store_up" = "1 if the store answered the last probe, else 0.";
     queue_up: gauge "queue_up" = "1 if the queue answered the last probe, else 0.";
-    seal_failures: counter "seal_failures_total" = "Stored records that could not be decrypted and counted as misses.";
+    seal_failures: counter "seal_failures_total" = "Stored records and tombstones that could not be opened and counted as misses.";
     fills: counter "fills_total" ["outcome": FillOutcome] = "Fills by outcome.";
     refreshes: counter "refreshes_total" ["cause": RefreshCause] = "Background fetches by cause.";
     dead_letters: gauge "dead_letters" = "Dead letters in the queue.";

@@ -100,7 +100,8 @@ impl Components {
                 bodies: bodies.proven.clone(),
             });
             routes = routes.merge(profile::routes(Arc::clone(&api)));
-            routes = routes.merge(contact::routes(Arc::clone(&api))).merge(oauth_token::routes(auth, bodies.unproven));
+            routes = routes.merge(contact::routes(Arc::clone(&api)));
+            routes = routes.merge(oauth_token::routes(auth, self.audit.clone(), bodies.unproven));
             lookups = Some(api);
         }
         Ok((routes, lookups))

@@ -4,8 +4,8 @@
 //!
 //! One record for each lookup (caller, tenant, digest of the customer, decision, result, names of the fields in the
 //! answer), each applied event, each denied webhook request, each operator's command, and each start and stop of the
-//! process. Refusals without a valid credential share a record with their `count`, at most one a second for each door and
-//! reason (`refusals`). Records hold digests and names, never a value. Each record is one line of JSON and carries the hash of the
+//! process. Refusals without a valid credential, and lookups over their caller's rate, share a record with their `count`, at
+//! most one a second for each door and reason, or caller (`refusals`). Records hold digests and names, never a value. Each record is one line of JSON and carries the hash of the
 //! previous one ([`chain`]), so `profile-edge audit verify` finds changed, removed and moved records. In a file the chain
 //! continues across restarts and from file to file; on standard output each start begins a new chain.
 //!
@@ -57,7 +57,8 @@ use crate::clock::SharedClock;
 
 pub use config::{Config, Fsync, Lookups, SinkKind};
 pub use record::{
-    AuditRecord, Decision, DenialReason, DeniedWebhook, EventEffect, EventRecord, LookupRecord, OperatorRecord,
+    AuditRecord, Decision, DenialReason, DeniedToken, DeniedWebhook, EventEffect, EventRecord, LookupRecord,
+    OperatorRecord,
 };
 
 use refusals::Refusals;
@@ -113,8 +114,8 @@ impl Audit {
         self.0.as_ref().is_none_or(|handle| handle.state.is_working())
     }
 
-    /// Queues a record without waiting; if the channel is full, drops and counts it. Refusals without a valid credential
-    /// are recorded together, once a second.
+    /// Queues a record without waiting; if the channel is full, drops and counts it. Refusals without a valid credential, or
+    /// over a caller's rate, are recorded together, once a second.
     pub fn record(&self, record: AuditRecord) {
         if let Some(handle) = &self.0
             && let Err(record) = handle.refusals.count(handle.clock.now(), record)

@@ -23,6 +23,8 @@ pub(super) const EVENT: &str = "event";
 pub enum AuditRecord {
     /// A lookup.
     Lookup(LookupRecord),
+    /// A token that was not issued.
+    Token(DeniedToken),
     /// An applied event.
     Event(EventRecord),
     /// A denied webhook request.
@@ -49,6 +51,17 @@ pub struct LookupRecord {
     /// Whether the lookup was allowed.
     #[serde(flatten)]
     pub decision: Decision,
+}
+
+/// A request for a token without a valid name and key.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeniedToken {
+    /// The request id.
+    #[serde(skip_serializing_if = "is_unreadable", serialize_with = "header")]
+    pub request: Option<HeaderValue>,
+    /// Why it was denied.
+    #[serde(flatten, serialize_with = "denied")]
+    pub reason: DenialReason,
 }
 
 /// Whether a lookup was allowed.

@@ -1,8 +1,12 @@
-//! Refusals of requests without a valid credential: counted, and recorded at most once a second for each door and reason.
+//! Refusals of requests without a valid credential, or over the rate of their caller: counted, and recorded at most once a
+//! second for each door and reason, and for each caller.
 //!
 //! Anyone can send such requests, as many as the network carries. With a record for each they would fill the disk, and
 //! rotate the records of accesses out of the trail. They have a place of their own, not one in the channel, so they can
-//! neither displace nor delay a record of an access.
+//! neither displace nor delay a record of an access. The place is bounded: there are as many as doors and configured callers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -11,9 +15,9 @@ use crate::domain::Timestamp;
 
 use super::record::{AuditRecord, Decision, DenialReason, OperatorRecord};
 
-/// The refusals that no record names yet, in the order of [`Door`].
+/// The refusals that no record names yet.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<[Option<Refused>; DOORS]>);
+pub(super) struct Refusals(Mutex<BTreeMap<Door, Refused>>);
 
 /// Equal refusals, recorded as the first of them. The record names a tenant only if all were about it.
 #[derive(Clone, Debug, Serialize)]
@@ -27,42 +31,52 @@ pub(super) struct Refused {
     pub(super) number: u64,
 }
 
-/// The number of doors.
-const DOORS: usize = 4;
-
 /// A door and a reason of refusals.
-#[derive(Clone, Copy)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Door {
     Lookup,
+    /// This caller is over its rate.
+    Rate(Option<Arc<str>>),
+    Token,
     Webhook,
     UnknownTenant,
     Admin,
 }
 
 impl Refusals {
-    /// Counts a record if it is about a request without a valid credential, or returns it.
+    /// Counts a record if it is about a request that is recorded together with others, or returns it.
     #[expect(clippy::result_large_err, reason = "the caller records it")]
     pub(super) fn count(&self, time: Timestamp, record: AuditRecord) -> Result<(), AuditRecord> {
         let Some(door) = Door::of(&record) else { return Err(record) };
-        match &mut self.0.lock()[door as usize] {
+        let mut refusals = self.0.lock();
+        match refusals.get_mut(&door) {
             Some(refused) => refused.add(&record),
-            empty => *empty = Some(Refused { time, record, number: 1 }),
+            None => drop(refusals.insert(door, Refused { time, record, number: 1 })),
         }
         Ok(())
     }
 
     /// Returns and removes what was counted.
     pub(super) fn take(&self) -> impl Iterator<Item = Refused> + use<> {
-        std::mem::take(&mut *self.0.lock()).into_iter().flatten()
+        std::mem::take(&mut *self.0.lock()).into_values()
     }
 }
 
 impl Door {
     fn of(record: &AuditRecord) -> Option<Self> {
         match record {
-            AuditRecord::Lookup(lookup) => {
-                matches!(lookup.decision, Decision::Denied(DenialReason::Unauthorized)).then_some(Self::Lookup)
-            }
+            AuditRecord::Lookup(lookup) => match &lookup.decision {
+                Decision::Denied(DenialReason::Unauthorized) => Some(Self::Lookup),
+                Decision::Denied(DenialReason::Rate) => Some(Self::Rate(lookup.caller.clone())),
+                Decision::Denied(
+                    DenialReason::Tenant
+                    | DenialReason::Fields
+                    | DenialReason::UnknownTenant
+                    | DenialReason::ForeignTenant,
+                )
+                | Decision::Allowed { .. } => None,
+            },
+            AuditRecord::Token(_) => Some(Self::Token),
             AuditRecord::Webhook(denied) => match denied.reason {
                 DenialReason::Unauthorized => Some(Self::Webhook),
                 DenialReason::UnknownTenant => Some(Self::UnknownTenant),

@@ -90,7 +90,7 @@ impl SinkState {
         let count = match record {
             AuditRecord::Lookup(_) => &self.lookups,
             AuditRecord::Event(_) => &self.events,
-            AuditRecord::Webhook(_) | AuditRecord::Operator(_) => &self.others,
+            AuditRecord::Token(_) | AuditRecord::Webhook(_) | AuditRecord::Operator(_) => &self.others,
         };
         count.fetch_add(1, Ordering::AcqRel);
         self.metrics.audit_records.with(AuditOutcome::Dropped).increment(1);

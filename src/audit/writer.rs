@@ -42,7 +42,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How often the head of the chain is logged.
 const HEAD_EVERY: Duration = Duration::from_secs(60);
 
-/// The shortest interval between records of refusals without a valid credential.
+/// The shortest interval between records of refusals that are counted.
 const REFUSALS_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest sleep of the writer.
@@ -139,7 +139,9 @@ impl Writer {
         let AuditWriterCommand::Append { time, record, confirm } = command else { return };
         let known = match &record {
             AuditRecord::Event(applied) => !self.recent.insert(applied.event.mark()) && !applied.is_restored(),
-            AuditRecord::Lookup(_) | AuditRecord::Webhook(_) | AuditRecord::Operator(_) => false,
+            AuditRecord::Lookup(_) | AuditRecord::Token(_) | AuditRecord::Webhook(_) | AuditRecord::Operator(_) => {
+                false
+            }
         };
         if !known {
             self.rotate_if_full();

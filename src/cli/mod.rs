@@ -163,6 +163,9 @@ fn hash_key() -> Exit {
         complain("standard input is empty: expected a key");
         return Exit::Usage;
     }
+    if key.len() < 16 {
+        complain("warning: the key has fewer than 16 bytes, so it can be guessed: choose a longer, random one");
+    }
     print(&format!("{}\n", hex::encode(Sha256::digest(key))))
 }
 

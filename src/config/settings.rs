@@ -48,7 +48,7 @@ mod tests {
         [[tenant]]
         id = "10001"
         upstream = { region = "us_east_1", client_id = "id", client_secret = "one" }
-        webhook = [{ scheme = "api-key", secrets = ["two", "three"] }]
+        webhook = [{ scheme = "api-key", secrets = ["two-two-two-two-two", "three-three-three-three-three"] }]
         "#;
 
     fn config(text: &str) -> Config {
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn an_explicit_default_is_no_difference_an_added_setting_is() {
         let before = config(TENANT).settings;
-        let webhook = TENANT.replace("webhook = [{ scheme = \"api-key\", secrets = [\"two\", \"three\"] }]", "");
+        let webhook = TENANT.replace("webhook = [{ scheme = \"api-key\", secrets = [\"two-two-two-two-two\", \"three-three-three-three-three\"] }]", "");
         assert_eq!(config(&webhook).settings.differences(&before).len(), 3);
         let spelled = format!("lookup.ttl = \"300s\"\n{TENANT}");
         assert!(before.differences(&config(&spelled).settings).is_empty());

@@ -33,6 +33,7 @@ impl Config {
             );
         }
         self.unconnected_tenants(&mut found);
+        self.short_secrets(&mut found);
         for (index, caller) in self.callers.iter().enumerate() {
             if caller.key_sha256.bytes().all(|digit| digit == b'0') {
                 found.push(format!(
@@ -52,6 +53,22 @@ impl Config {
             }
         }
         found
+    }
+
+    /// Finds webhook secrets that can be guessed from a recorded signature with some effort.
+    fn short_secrets(&self, found: &mut Vec<String>) {
+        for (index, tenant) in self.tenants.iter().enumerate() {
+            for (number, webhook) in tenant.webhooks.iter().enumerate() {
+                for (place, secret) in webhook.secrets.iter().enumerate() {
+                    if (1..16).contains(&secret.expose().len()) && !secret.matches(b"demo-secret") {
+                        found.push(format!(
+                            "tenant[{index}].webhook[{number}].secrets[{place}] has fewer than 16 bytes: choose a longer, \
+                             random one"
+                        ));
+                    }
+                }
+            }
+        }
     }
 
     /// Finds tenants that no events arrive for, and tenants that no caller can read.

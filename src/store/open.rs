@@ -16,6 +16,7 @@ use super::redis::Redis;
 use super::redis::config::Config as RedisConfig;
 use super::sealed::Sealed;
 use super::sealed::keyring::{self, Keyring};
+use super::sealed::macs::Macs;
 use super::{Error, Inspect, Lifetimes, Store};
 
 /// `[store]`.
@@ -73,7 +74,8 @@ pub async fn open(
     match config.kind {
         StoreKind::Embedded => Ok(decorated(Embedded::new(&config.embedded, lifetimes, clock), keyring, metrics)),
         StoreKind::Redis => {
-            let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?;
+            let macs = Macs::new(keyring.clone(), Arc::clone(metrics));
+            let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?.with_macs(macs);
             if needed {
                 redis.connected().await;
             }

@@ -15,7 +15,7 @@ use crate::support::eventually;
 use crate::support::process::{Process, configuration, free_port};
 
 /// The secret for signing events.
-pub(crate) const SECRET: &str = "bench-secret";
+pub(crate) const SECRET: &str = "bench-secret-of-26-letters";
 
 /// The number of customers of the sandbox.
 pub(crate) const CUSTOMERS: u32 = 1_000;

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::pairing::on_every_pairing;
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, Pairing, flat};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, Pairing, flat, looked};
 use crate::support::process::{Ports, Process, configuration, event_id};
 use crate::support::{customer, eventually};
 
@@ -442,9 +442,12 @@ async fn events_denied_webhooks_and_operator_commands_are_recorded() {
         edge.client.post(admin(path)).json(&order).send().await.unwrap().text().await.unwrap();
     }
     let is_whole = |all: &[Value]| {
-        of_type(all, "event").len() == 4 && of_type(all, "operator").iter().any(|one| one["action"] == "replay.ended")
+        of_type(all, "event").len() == 4
+            && of_type(all, "operator").iter().any(|one| one["action"] == "replay.ended")
+            // Refusals are recorded up to a second later.
+            && of_type(all, "webhook").len() == 3
     };
-    let all = records_when(&path, "four events, and the end of the replay", is_whole).await;
+    let all = records_when(&path, "four events, three refusals, and the end of the replay", is_whole).await;
     let keys: Vec<&Value> = of_type(&all, "event").iter().map(|event| &event["keys"][0]).collect();
     let (ends, operations): (Vec<&Value>, Vec<&Value>) =
         of_type(&all, "operator").into_iter().partition(|operation| operation["action"] == "replay.ended");
@@ -492,6 +495,7 @@ async fn refusals_without_a_credential_are_counted_in_one_record_a_second() {
     assert_eq!(edge.look_up(&customer(1)).await.status, 200);
     let urls = [
         (edge.url("/api/v1/profile"), 401),
+        (edge.url("/oauth/token"), 401),
         (edge.url("/webhooks/10001"), 401),
         (edge.url("/webhooks/nobody"), 404),
         (format!("http://{}/admin/inspect", edge.admin), 401),
@@ -499,7 +503,9 @@ async fn refusals_without_a_credential_are_counted_in_one_record_a_second() {
     let started = Instant::now();
     for _ in 0..EACH / 50 {
         let refused = async |(url, status): &(String, u16)| {
-            let request = edge.client.post(url).header("X-API-Key", "wrong").json(&json!({}));
+            let request = edge.client.post(url).header("X-API-Key", "wrong");
+            let form = [("grant_type", "client_credentials"), ("client_id", "demo"), ("client_secret", "wrong")];
+            let request = if url.ends_with("token") { request.form(&form) } else { request.json(&json!({})) };
             assert_eq!(request.send().await.unwrap().status(), *status, "{url}");
         };
         join_all(urls.iter().cycle().take(50 * urls.len()).map(refused)).await;
@@ -516,6 +522,7 @@ async fn refusals_without_a_credential_are_counted_in_one_record_a_second() {
     };
     for (kind, reason) in [
         ("lookup", "unauthorized"),
+        ("token", "unauthorized"),
         ("webhook", "unauthorized"),
         ("webhook", "unknown_tenant"),
         ("operator", "unauthorized"),
@@ -526,6 +533,113 @@ async fn refusals_without_a_credential_are_counted_in_one_record_a_second() {
     }
     let (status, said) = verify(directory.path(), &["audit.jsonl"]);
     assert_eq!(status, Some(0), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookups_over_a_rate_are_one_record_a_second_for_each_caller() {
+    const EACH: u64 = 1_000;
+    let directory = tempfile::tempdir().unwrap();
+    let (path, settings) = audited(directory.path(), "audit.buffer = 1000\n");
+    let caller = |name: &str| {
+        let key = hex::encode(sha2::Sha256::digest(format!("key-of-{name}")));
+        format!(
+            "[[caller]]\nname = \"{name}\"\nkey_sha256 = \"{key}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n\
+             requests_per_second = 1\n"
+        )
+    };
+    let edge =
+        Edge::start_with(&format!("{settings}sandbox.enabled = true\n{}{}", caller("hasty"), caller("hurried"))).await;
+    let started = Instant::now();
+    let mut refused = [0; 2];
+    for _ in 0..EACH / 50 {
+        for (name, refused) in ["hasty", "hurried"].into_iter().zip(&mut refused) {
+            let ask = async |n: u32| {
+                let request =
+                    edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", format!("key-of-{name}"));
+                request.query(&[("tenantId", "10001"), ("customerId", &customer(n % 9))]).send().await.unwrap().status()
+            };
+            let answers = join_all((0..50).map(ask)).await;
+            *refused += answers.iter().filter(|status| status.as_u16() == 429).count() as u64;
+        }
+    }
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
+    edge.stop().await;
+    let all = records(&path);
+    for (name, refused) in ["hasty", "hurried"].into_iter().zip(refused) {
+        let lookups = of_type(&all, "lookup");
+        let over = lookups.iter().filter(|one| one["caller"] == name && one["reason"] == "rate");
+        let counts: Vec<u64> = over.map(|one| one["count"].as_u64().unwrap_or(1)).collect();
+        assert!(refused > EACH / 2, "{name}: {refused}");
+        assert_eq!(counts.iter().sum::<u64>(), refused, "{name}");
+        assert!(counts.len() <= seconds + 3, "{name}: {} records in {seconds} s", counts.len());
+    }
+}
+
+/// The names of the fields in an answer are in its record. A caller that chooses them could write any text there, and a record that is
+/// too long for `audit verify`.
+#[tokio::test(flavor = "multi_thread")]
+async fn requested_fields_write_no_text_of_the_caller_into_the_trail() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, settings) = audited(directory.path(), "");
+    let edge = Edge::start_with(&settings).await;
+    let names = |count: u32| (0..count).map(|n| format!("a{n:05x}")).collect::<Vec<_>>().join(",");
+    for (fields, status) in [
+        (format!("{},ada@example.com,firstName", names(63)), 400),
+        ("+15550199871,firstName".to_owned(), 400),
+        (format!("{},firstName", names(140_000)), 400),
+        (format!("{},firstName", names(64)), 400),
+        (format!("{},firstName", names(63)), 200),
+    ] {
+        let request = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+        let order = json!({ "tenantId": "10001", "customerId": customer(1), "fields": fields });
+        let answer = looked(request.json(&order).send().await.unwrap()).await;
+        assert_eq!(answer.status, status, "{} bytes: {}", fields.len(), answer.text);
+    }
+    edge.stop().await;
+    let all = records(&path);
+    let lookups = of_type(&all, "lookup");
+    assert_eq!(lookups.iter().map(|one| one["fields"].clone()).collect::<Vec<_>>(), [json!(["firstName"])]);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("ada@") && !text.contains("15550199871"));
+    let (status, said) = verify(directory.path(), &["audit.jsonl"]);
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_reports_that_earlier_files_of_a_rotated_trail_are_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, settings) = audited(directory.path(), "audit.max_bytes = \"64KiB\"\naudit.keep = 2\n");
+    let edge = Edge::start_with(&settings).await;
+    let files = || {
+        let names = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.retain(|name| name.strip_prefix("audit.jsonl.").is_some_and(|rest| rest.parse::<u32>().is_ok()));
+        names.sort();
+        names
+    };
+    // Until the first two files are gone.
+    let one = customer(1);
+    eventually("a third rotation", || async {
+        join_all((0..100).map(|_| edge.look_up(&one))).await;
+        files().first().is_some_and(|oldest| oldest.as_str() > "audit.jsonl.000002").then_some(())
+    })
+    .await;
+    edge.stop().await;
+    let mut given = files();
+    given.push("audit.jsonl".to_owned());
+    let first = records(&directory.path().join(&given[0]))[0]["seq"].as_u64().unwrap();
+    let given: Vec<&str> = given.iter().map(String::as_str).collect();
+    let (status, said) = verify(directory.path(), &given);
+    assert_eq!(status, Some(0), "{said}");
+    let missing = format!(
+        "earlier files are missing (audit.keep removed them, or they were not given): records 1 to {}",
+        first - 1
+    );
+    assert!(first > 1 && said.contains(&missing), "{said}");
+    let (status, said) = verify(directory.path(), &[&["--json"], given.as_slice()].concat());
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((status, &report["heads"][0]["first"]), (Some(0), &json!(first)), "{said}");
+    assert!(path.exists());
 }
 
 /// Sends a command and disconnects at once.

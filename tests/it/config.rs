@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use profile_edge::config::{self, DEFAULTS};
+use sha2::{Digest, Sha256};
 
 use crate::support::process::configuration;
 
@@ -20,7 +21,8 @@ scheme = "hub-signature"
 secrets = ["env:WEBHOOK_SECRET"]
 "#;
 
-const SECRETS: [(&str, &str); 2] = [("GENESYS_SECRET", "planted-genesys"), ("WEBHOOK_SECRET", "planted-webhook")];
+const SECRETS: [(&str, &str); 2] =
+    [("GENESYS_SECRET", "planted-genesys"), ("WEBHOOK_SECRET", "planted-webhook-secret")];
 
 fn check(directory: &Path, text: &str, more: &[&str], environment: &[(&str, &str)]) -> Output {
     let file = configuration(directory, text);
@@ -58,8 +60,10 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
     let one_webhook = TENANT.replace("[[tenant.webhook]]", "[tenant.webhook]");
     let key = |digest: &str| format!("admin.key_sha256 = \"{digest}\"");
     let empty = key("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    let example = key("7b8a2d3c5f4e60918273645566778899aabbccddeeff00112233445566778899");
+    let short = TENANT.replace("env:WEBHOOK_SECRET", "sevench");
     let letter = key("CA978112CA1BBDCAFAC231B39A23DC4DA786EFF8147C4E72B9807785AFEE48BB");
-    let mistakes: [(&str, &str, &str); 43] = [
+    let mistakes: [(&str, &str, &str); 45] = [
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
         ("[lokup]", "lokup", "the nearest is `lookup`"),
@@ -83,6 +87,8 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         ("http.listen = \"0.0.0.0:8080\"\ndemo.allow_remote = true", "http.listen", "security.require_tls"),
         (&empty, "admin.key_sha256", "empty key"),
         (&letter, "admin.key_sha256", "one letter"),
+        (&example, "admin.key_sha256", "hash-key"),
+        (&short, "tenant[0].webhook[0].secrets[0]", "fewer than 8 bytes"),
         ("sandbox.listen = \"0.0.0.0:8082\"", "sandbox.listen", "demo.allow_remote"),
         (
             "store.kind = \"redis\"\nstore.redis.url = \"redis://127.0.0.1?db=3\"",
@@ -280,7 +286,7 @@ fn the_template_of_the_defaults_can_be_uncommented_as_it_is() {
     let (settings, template) = DEFAULTS.split_at(DEFAULTS.find("# # A tenant is one").unwrap());
     let uncommented = template.lines().map(|line| line.strip_prefix("# ").unwrap_or_default());
     let settings = settings.to_owned() + &uncommented.collect::<Vec<_>>().join("\n");
-    let secrets = [("GENESYS_SECRET_10001", "planted"), ("WEBHOOK_SECRET_10001", "planted")];
+    let secrets = [("GENESYS_SECRET_10001", "planted"), ("WEBHOOK_SECRET_10001", "planted-webhook-secret")];
     let output = check(directory.path(), &settings, &[], &secrets);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let printed = text(&output.stdout);
@@ -295,7 +301,11 @@ fn the_template_of_the_defaults_can_be_uncommented_as_it_is() {
 fn the_minimal_example_needs_nothing_but_its_secrets() {
     let directory = tempfile::tempdir().unwrap();
     let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [b'k'; 32]);
-    let secrets = [("KEYS_SECRET", key.as_str()), ("GENESYS_CLIENT_SECRET", "planted"), ("WEBHOOK_SECRET", "planted")];
+    let secrets = [
+        ("KEYS_SECRET", key.as_str()),
+        ("GENESYS_CLIENT_SECRET", "planted"),
+        ("WEBHOOK_SECRET", "planted-webhook-secret"),
+    ];
     let minimal = include_str!("../../conf/minimal.toml");
     let output = check(directory.path(), minimal, &[], &secrets);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -305,7 +315,7 @@ fn the_minimal_example_needs_nothing_but_its_secrets() {
 
 #[test]
 fn a_configured_tenant_replaces_the_demo() {
-    let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "w");
+    let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "planted-webhook-secret");
     let loaded = config::from_toml(&format!("{own}\n")).unwrap().config;
     assert!(!loaded.is_demo && !loaded.runs_sandbox() && loaded.callers.is_empty());
     let demo = config::from_toml("").unwrap().config;
@@ -316,7 +326,7 @@ fn a_configured_tenant_replaces_the_demo() {
 
 #[test]
 fn times_of_a_tenant_override_the_common_ones() {
-    let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "w");
+    let own = TENANT.replace("env:GENESYS_SECRET", "s").replace("env:WEBHOOK_SECRET", "planted-webhook-secret");
     let own = own.replace("id = \"10001\"\n", "id = \"10001\"\nttl = \"60s\"\n");
     let tenant = &config::from_toml(&own).unwrap().config.tenants[0];
     assert_eq!(tenant.lookup.ttl.as_secs(), 60);
@@ -386,6 +396,19 @@ fn usage_errors_end_with_64_and_help_with_0() {
     assert!(document["paths"]["/api/v1/profile"]["get"].is_object());
 }
 
+#[test]
+fn a_short_key_is_hashed_with_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    for (key, is_warned) in [("fifteen-letters", true), ("sixteen-letters!", false)] {
+        let file = directory.path().join("key");
+        std::fs::write(&file, key).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
+        let output = command.arg("hash-key").stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
+        assert_eq!(text(&output.stdout).trim_end(), hex::encode(Sha256::digest(key)));
+        assert_eq!(text(&output.stderr).contains("fewer than 16 bytes"), is_warned, "{key}");
+    }
+}
+
 /// What a production file's secret holds, by the file's name.
 fn example_of(secret: &str) -> String {
     match secret.split('-').next().unwrap() {
@@ -394,6 +417,38 @@ fn example_of(secret: &str) -> String {
         "rabbitmq" => format!("amqps://edge:planted@{secret}.internal:5671/profile-edge\n"),
         _ => format!("planted-{secret}\n"),
     }
+}
+
+/// Returns the digests of keys in a text.
+fn key_digests(text: &str) -> BTreeSet<String> {
+    let is_digest = |word: &&str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    text.split(|c: char| !c.is_ascii_alphanumeric()).filter(is_digest).map(str::to_owned).collect()
+}
+
+/// A copied example would give access to whoever knows its key.
+#[test]
+fn no_digest_of_an_example_can_be_used_as_it_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let demo = ["demo-key", "demo-admin"].map(|key| hex::encode(Sha256::digest(key)));
+    let directory = tempfile::tempdir().unwrap();
+    let mut examples = 0;
+    for page in ["README.md", "conf", "compose", "compose/conf", "dashboards"] {
+        let path = root.join(page);
+        let inside = std::fs::read_dir(&path).into_iter().flatten().map(|entry| entry.unwrap().path());
+        for file in inside.chain([path.clone()]).filter(|file| file.is_file()) {
+            for digest in key_digests(&std::fs::read_to_string(&file).unwrap()) {
+                if demo.contains(&digest) || digest.bytes().all(|digit| digit == b'0') {
+                    continue;
+                }
+                let settings = format!("{TENANT}{}", caller("*").replace(&"a".repeat(64), &digest));
+                let output = check(directory.path(), &settings, &[], &SECRETS);
+                assert_eq!(output.status.code(), Some(64), "{}: {digest}", file.display());
+                assert!(text(&output.stderr).contains("caller[0].key_sha256"), "{}", text(&output.stderr));
+                examples += 1;
+            }
+        }
+    }
+    assert!(examples >= 3, "those of conf/production.toml");
 }
 
 #[test]
@@ -406,6 +461,11 @@ fn the_production_example_needs_nothing_but_its_secrets() {
     let settings = example
         .replace("/run/secrets/", &format!("{}/", secrets.display()))
         .replace("/etc/profile-edge/", &format!("{}/", certificates.display()));
+    // The examples of digests are refused: each is replaced by the digest of a key.
+    let digests = key_digests(&settings);
+    let settings = digests.iter().enumerate().fold(settings.clone(), |text, (number, digest)| {
+        text.replace(digest, &hex::encode(Sha256::digest(format!("key-{number}"))))
+    });
     let missing = check(directory.path(), &settings, &[], &[]);
     assert_eq!(missing.status.code(), Some(64), "its secrets are elsewhere");
 

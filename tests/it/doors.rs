@@ -186,7 +186,7 @@ fn settings(sandboxes: [SocketAddr; 2]) -> String {
         format!(
             "[[tenant]]\nid = \"{id}\"\nupstream = {{ api_url = \"http://{address}\", login_url = \"http://{address}\", \
              client_id = \"sandbox\", client_secret = \"sandbox\" }}\n\
-             [[tenant.webhook]]\nscheme = \"api-key\"\nsecrets = [\"secret-of-{id}\"]\n"
+             [[tenant.webhook]]\nscheme = \"api-key\"\nsecrets = [\"the-secret-of-{id}\"]\n"
         )
     });
     let callers = CALLERS.iter().map(|caller| {
@@ -355,7 +355,7 @@ async fn tenants_share_neither_entries_nor_events() {
         assert!(hit.is_hit());
         assert_eq!(hit.json(), *profile);
     }
-    let post = world.edge.client.post(world.edge.url("/webhooks/10001")).header("X-API-Key", "secret-of-10001");
+    let post = world.edge.client.post(world.edge.url("/webhooks/10001")).header("X-API-Key", "the-secret-of-10001");
     assert_eq!(post.json(&flat(&customer(1))).send().await.unwrap().status(), 202);
     world.edge.applied("updated", 1.0).await;
     assert!(ask("10002").await.is_hit());

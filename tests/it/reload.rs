@@ -27,7 +27,7 @@ impl ReloadedProcess {
     async fn start() -> Self {
         let (directory, ports) = (tempfile::tempdir().unwrap(), Ports::draw());
         certificates(directory.path());
-        std::fs::write(directory.path().join("webhook"), "old-secret\n").unwrap();
+        std::fs::write(directory.path().join("webhook"), "old-webhook-secret\n").unwrap();
         let file = configuration(directory.path(), &settings(directory.path(), &ports, "old-key"));
         let process = ports.start(directory.path(), &[("PROFILE_EDGE_CONFIG", &file.display().to_string())]);
         let operator = client_trusting(&[]).build().unwrap();
@@ -158,18 +158,18 @@ async fn a_reload_applies_keys_secrets_and_certificates_without_a_drop() {
     load.continues().await;
     let client = client_trusting(&[path, next.path()]).build().unwrap();
     assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 200);
-    assert_eq!(service.post(&client, "old-secret").await, 202);
+    assert_eq!(service.post(&client, "old-webhook-secret").await, 202);
 
     // Only the secret file, the caller's key, and the certificate files change.
-    std::fs::write(path.join("webhook"), "new-secret\n").unwrap();
+    std::fs::write(path.join("webhook"), "new-webhook-secret\n").unwrap();
     let changed = settings(path, &service.ports, "new-key");
     let changed = changed.replace(&listener("http", path), &listener("http", next.path()));
     service.reload(&changed, "ok").await;
 
     assert_eq!(service.look_up(&client, "new-key").await.unwrap(), 200);
     assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 401);
-    assert_eq!(service.post(&client, "new-secret").await, 202);
-    assert_eq!(service.post(&client, "old-secret").await, 401);
+    assert_eq!(service.post(&client, "new-webhook-secret").await, 202);
+    assert_eq!(service.post(&client, "old-webhook-secret").await, 401);
     let of = |authority: &Path| client_trusting(&[authority]).build().unwrap();
     assert_eq!(service.look_up(&of(next.path()), "new-key").await.unwrap(), 200);
     assert!(service.look_up(&of(path), "new-key").await.is_err(), "the old certificate must not be served");
@@ -177,7 +177,7 @@ async fn a_reload_applies_keys_secrets_and_certificates_without_a_drop() {
     load.end().await;
     let log = service.process.log();
     assert!(!log.contains("need a restart"), "{log}");
-    for secret in ["old-secret", "new-secret", "old-key", "new-key"] {
+    for secret in ["old-webhook-secret", "new-webhook-secret", "old-key", "new-key"] {
         assert!(!log.contains(secret), "{log}");
     }
     drain(service).await;
@@ -199,13 +199,15 @@ async fn a_reload_of_a_bad_file_changes_nothing_and_logs_why() {
     ];
     for (settings, named) in &bad {
         service.reload(settings, "error").await;
+        service.process.wait_for_log("keeping the running one").await;
+        service.process.wait_for_log(named).await;
         let log = service.process.log();
         let line = log.lines().rfind(|line| line.contains("keeping the running one")).unwrap();
         assert!(line.contains(named), "{line}");
         assert!(!line.contains("planted"), "{line}");
         assert_eq!(service.look_up(&client, "old-key").await.unwrap(), 200, "{named}");
         assert_eq!(service.look_up(&client, "new-key").await.unwrap(), 401, "{named}");
-        assert_eq!(service.post(&client, "old-secret").await, 202, "{named}");
+        assert_eq!(service.post(&client, "old-webhook-secret").await, 202, "{named}");
     }
     load.continues().await;
     load.end().await;

@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::customer;
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, looked};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, flat, looked};
 use crate::support::servers::redis::{Deployment, Setup};
 
 const FAILURES: &str = "profile_edge_seal_failures_total";
@@ -86,7 +86,8 @@ fn tenant_on(tenant: &str, genesys: &Edge) -> String {
     let url = format!("http://{}", genesys.sandbox_address());
     format!(
         "[[tenant]]\nid = \"{tenant}\"\nupstream = {{ api_url = \"{url}\", login_url = \"{url}\", \
-         client_id = \"sandbox\", client_secret = \"sandbox\", requests_per_minute = 100000 }}\n"
+         client_id = \"sandbox\", client_secret = \"sandbox\", requests_per_minute = 100000 }}\n\
+         webhook = [{{ scheme = \"api-key\", secrets = [\"webhook-secret-{tenant}\"] }}]\n"
     )
 }
 
@@ -265,7 +266,7 @@ async fn a_deeply_nested_value_in_redis_is_a_miss() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tombstone_outside_its_own_lifetime_buries_nobody() {
     let world = SharedRedis::start().await;
-    let edge = world.edge(&sealing(&[("k1", 1)])).await;
+    let edge = world.edge("").await;
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
     let day = 24 * 3_600_000;
     let mut redis = world.redis.clone();
@@ -287,5 +288,87 @@ async fn a_tombstone_outside_its_own_lifetime_buries_nobody() {
         let () = redis.set(format!("fence:{{{}}}", at.key()), fence).await.unwrap();
         assert_eq!(edge.look_up(&asked).await.status, 200);
     }
+    world.end([edge]).await;
+}
+
+/// Posts a flat event of the first tenant that happened then.
+async fn post(edge: &Edge, customer: &str, kind: &str, millis: i64) {
+    let mut event = flat(customer);
+    event["eventType"] = kind.into();
+    event["occurredAt"] = jiff::Timestamp::from_millisecond(millis).unwrap().to_string().into();
+    let posted = edge.client.post(edge.url("/webhooks/10001")).header("X-API-Key", "webhook-secret-10001");
+    assert_eq!(posted.json(&event).send().await.unwrap().status(), 202);
+}
+
+/// Writes at a customer's keys what an attacker with access to Redis, but without a sealing key, could write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_or_moved_tombstone_deletes_nobody_where_sealing_is_on() {
+    let world = SharedRedis::start().await;
+    let edge = world.edge(&sealing(&[("k1", 1)])).await;
+    let mut redis = world.redis.clone();
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let (deleted, target) = (identity("10001", &customer(1)), identity("10001", &customer(2)));
+    post(&edge, &customer(1), "customer.deleted", now - 1_000).await;
+    edge.applied("deleted", 1.0).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 410);
+    let genuine = world.value(&deleted).await;
+    let text = String::from_utf8(genuine[18..].to_vec()).unwrap();
+    let seal = text.rsplit('|').next().unwrap();
+    let with = |text: String| [&genuine[..18], text.as_bytes()].concat();
+    let forged = [
+        ("without a seal", with(format!("{now}|m|{now}"))),
+        ("with another seal", with(format!("{now}|m|{now}|{}", "0".repeat(32)))),
+        ("that was moved", genuine.to_vec()),
+    ];
+    let before = edge.metric(FAILURES).await;
+    for (number, (what, value)) in forged.iter().enumerate() {
+        world.put(&target, value).await;
+        assert_eq!(edge.look_up(&customer(2)).await.status, 200, "a tombstone {what}");
+        assert_eq!(edge.metric(FAILURES).await, before + (number + 1) as f64, "{what}: counted");
+        assert!(edge.look_up(&customer(2)).await.is_hit(), "{what}: what was fetched took its place");
+    }
+    // Nor can a genuine one be changed to last longer, or to outlive a re-creation.
+    for altered in [format!("4102444800000|m|{now}|{seal}"), text.replace(&format!("|{seal}"), "")] {
+        world.put(&deleted, &with(altered)).await;
+        assert!(!edge.look_up(&customer(1)).await.cache_status.contains("tombstone"));
+    }
+    // A fence that says "deleted" restores a tombstone, which needs a seal as well.
+    for sealed in [String::new(), format!("|{text}"), format!("|{now}|m|{now}|{}", "0".repeat(32))] {
+        let () = redis.del(target.key().as_str()).await.unwrap();
+        let fence = format!("1||{now}|m|D|0|0|{now}{sealed}");
+        let () = redis.set(format!("fence:{{{}}}", target.key()), fence).await.unwrap();
+        assert_eq!(edge.look_up(&customer(2)).await.status, 200, "a fence with {sealed:?}");
+    }
+    // The genuine one is restored from its fence.
+    let () = redis.del(deleted.key().as_str()).await.unwrap();
+    assert_eq!(edge.look_up(&customer(1)).await.status, 410);
+    assert_eq!(world.value(&deleted).await[18..], genuine[18..]);
+    world.end([edge]).await;
+}
+
+/// Writes the mark of an event before the event arrives, as somebody could who knows its id and times.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_mark_stops_no_event_where_sealing_is_on() {
+    let world = SharedRedis::start().await;
+    let edge = world.edge(&sealing(&[("k1", 1)])).await;
+    let one = customer(1);
+    post(&edge, &one, "customer.updated", 1_750_000_000_000).await;
+    edge.applied("updated", 1.0).await;
+    let mut redis = world.redis.clone();
+    let marks: Vec<String> = redis.keys("seen:*").await.unwrap();
+    assert_eq!(marks.len(), 1);
+    let genuine: Vec<u8> = redis.get(&marks[0]).await.unwrap();
+    for (number, forged) in [b"1".to_vec(), b"0".repeat(32)].into_iter().enumerate() {
+        edge.look_up(&one).await;
+        assert!(edge.look_up(&one).await.is_hit());
+        let () = redis.pset_ex(&marks[0], &forged, 600_000).await.unwrap();
+        post(&edge, &one, "customer.updated", 1_750_000_000_000).await;
+        edge.applied("updated", (number + 2) as f64).await;
+        assert!(!edge.look_up(&one).await.is_hit(), "the event was applied");
+        assert_eq!(redis.get::<_, Vec<u8>>(&marks[0]).await.unwrap(), genuine);
+    }
+    // Its own mark makes the same event a duplicate.
+    post(&edge, &one, "customer.updated", 1_750_000_000_000).await;
+    edge.wait_for_metric("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"duplicate\"}", 1.0).await;
     world.end([edge]).await;
 }

@@ -23,7 +23,7 @@ upstream = { api_url = "http://127.0.0.1:9", login_url = "http://127.0.0.1:9", c
 [[tenant.webhook]]
 scheme = "api-key"
 header = "X-Edge-Key"
-secrets = ["planted-old-key", "planted-new-key"]
+secrets = ["planted-old-api-key", "planted-new-api-key"]
 
 [[tenant.webhook]]
 scheme = "basic"
@@ -74,7 +74,7 @@ fn genuine(body: &str) -> Vec<SenderHeaders> {
     let hub = |encoded: String| vec![("x-hub-signature-256", format!("sha256={encoded}"))];
     let mut heads = vec![basic("eventbridge:planted-old-password"), basic("eventbridge:planted:new:password")];
     for age in ["old", "new"] {
-        heads.push(vec![("x-edge-key", format!("planted-{age}-key"))]);
+        heads.push(vec![("x-edge-key", format!("planted-{age}-api-key"))]);
         heads.push(vec![("authorization", format!("Bearer planted-{age}-token"))]);
         let signature = mac(format!("planted-{age}-secret").as_bytes(), body.as_bytes());
         heads.extend([hub(hex::encode(signature)), hub(STANDARD.encode(signature))]);
@@ -88,12 +88,12 @@ fn forged(body: &str) -> Vec<SenderHeaders> {
     let other = body.replace("10001", "10002");
     let mut heads = vec![
         vec![],
-        vec![("x-api-key", "planted-old-key".to_owned())],
-        vec![("x-edge-key", "planted-old-ke".to_owned())],
+        vec![("x-api-key", "planted-old-api-key".to_owned())],
+        vec![("x-edge-key", "planted-old-api-ke".to_owned())],
         basic("eventbridge:planted-old-passwor"),
         basic("stranger:planted-old-password"),
         vec![("authorization", "Bearer planted-old-token-".to_owned())],
-        vec![("authorization", "Bearer planted-old-key".to_owned())],
+        vec![("authorization", "Bearer planted-old-api-key".to_owned())],
         vec![("x-hub-signature-256", "sha256=planted".to_owned())],
         standard(STANDARD_KEYS[0], "msg_planted", now() - 301, body),
         standard(STANDARD_KEYS[0], "msg_planted", now() + 400, body),
@@ -168,7 +168,7 @@ async fn a_message_id_identifies_an_event_only_if_signed() {
     edge.wait_for_metric(duplicates, 1.0).await;
     // An unsigned message id is ignored; each event is identified by its own id.
     for event in ["4cbedb0f-4dfd-4c8e-9e57-0acded092527", "4cbedb0f-4dfd-4c8e-9e57-0acded092528"] {
-        let head = vec![("x-edge-key", "planted-new-key".to_owned()), ("webhook-id", "msg_2".to_owned())];
+        let head = vec![("x-edge-key", "planted-new-api-key".to_owned()), ("webhook-id", "msg_2".to_owned())];
         let answer = post(&edge, &flat(2, event), &head).await;
         assert_eq!((answer.status, &answer.json()["eventId"]), (202, &Value::from(event)));
     }
@@ -211,7 +211,7 @@ async fn a_scheme_accepts_only_connections_from_its_networks() {
         let limit = format!("header = \"X-Edge-Key\"\nnetworks = {networks}");
         let edge = Edge::start_with(&SETTINGS.replace("header = \"X-Edge-Key\"", &limit)).await;
         let body = flat(1, "e-1");
-        let head = vec![("x-edge-key", "planted-new-key".to_owned()), ("x-forwarded-for", "10.0.0.1".to_owned())];
+        let head = vec![("x-edge-key", "planted-new-api-key".to_owned()), ("x-forwarded-for", "10.0.0.1".to_owned())];
         assert_eq!(post(&edge, &body, &head).await.status, status, "{networks}");
         let refused = edge.metric("profile_edge_auth_failures_total{door=\"webhook\"}").await;
         assert_eq!(refused, if status == 401 { 1.0 } else { 0.0 });
@@ -225,12 +225,12 @@ async fn a_scheme_accepts_only_connections_from_its_networks() {
 
 #[test]
 fn equal_secrets_of_two_tenants_are_refused_with_both_names() {
-    let second = SETTINGS.replace("\"10001\"", "\"10002\"").replace("planted", "other");
+    let second = SETTINGS.replace("\"10001\"", "\"10002\"").replace("planted", "another");
     let encoded = second.replace("cGxhbnRlZC", "b3RoZXJzLX");
     let both = |second: &str| config::from_toml(&format!("{SETTINGS}{second}"));
     assert!(both(&encoded).is_ok(), "{:?}", both(&encoded).err());
-    for same in ["other-new-secret", "other-old-token"] {
-        let error = both(&encoded.replace(same, &same.replace("other", "planted"))).unwrap_err().to_string();
+    for same in ["another-new-secret", "another-old-token"] {
+        let error = both(&encoded.replace(same, &same.replace("another", "planted"))).unwrap_err().to_string();
         assert!(error.contains("10001") && error.contains("10002") && error.contains("tenant[1].webhook"), "{error}");
         assert!(!error.contains("planted"), "{error}");
     }
@@ -243,7 +243,7 @@ async fn newlines_at_the_end_of_a_secret_do_not_count() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("secret");
     std::fs::write(&file, "planted-file-key\r\n\n").unwrap();
-    let settings = SETTINGS.replace("\"planted-old-key\"", &format!("\"file:{}\"", file.display()));
+    let settings = SETTINGS.replace("\"planted-old-api-key\"", &format!("\"file:{}\"", file.display()));
     let edge = Edge::start_with(&settings).await;
     assert_eq!(post(&edge, &flat(1, "e-1"), &vec![("x-edge-key", "planted-file-key".to_owned())]).await.status, 202);
     edge.stop().await;

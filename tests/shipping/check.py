@@ -310,6 +310,7 @@ def real_logs_and_audit_records_pass_unchanged():
             urllib.request.Request(lookup, headers={"X-API-Key": "nobody's"}),
             urllib.request.Request(f"{service.url}/webhooks/10001", event, posted),
             urllib.request.Request(f"{service.url}/webhooks/10001", event, {**posted, "X-API-Key": "wrong"}),
+            urllib.request.Request(f"{service.url}/oauth/token", b"grant_type=client_credentials"),
         ]:
             with contextlib.suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(request, timeout=10).close()
@@ -327,17 +328,35 @@ def real_logs_and_audit_records_pass_unchanged():
             followed.readline()
         eventually("a replay whose client has disconnected", lambda: "a replay ended early" in service.log())
         lines = [line for line in service.log().splitlines() if line.startswith("{")]
-        for part in ['"verdict":"applied"', '"type":"webhook"', '"reason":"unauthorized"']:
+        for part in ['"verdict":"applied"', '"type":"webhook"', '"type":"token"', '"reason":"unauthorized"']:
             eventually(f"a record with {part}", lambda part=part: part in service.audit())
         records = service.audit().splitlines()
     assert "asked-4711" in "".join(lines), lines
     for line in lines:
         assert redacted(line, "log") == ("log", line), (line, redacted(line, "log"))
     kinds = {json.loads(record)["type"] for record in records}
-    assert kinds == {"chain", "process", "lookup", "event", "webhook", "operator"}, kinds
+    assert kinds == {"chain", "process", "lookup", "token", "event", "webhook", "operator"}, kinds
     for record in records:
         assert redacted(record, "audit") == ("audit", record), (record, redacted(record, "audit"))
+    shipped = [redacted(record, "audit")[1] for record in records]
+    assert verified(shipped).returncode == 0, verified(shipped).stdout
+    # A record that had to be masked does not verify, and is named; its fields "hash" and "shipping" say which it was.
+    asked = next(number for number, record in enumerate(records) if '"asked-4711"' in record)
+    masked = records[asked].replace('"asked-4711"', '"+15550199871"')
+    shipped[asked] = redacted(masked, "audit")[1]
+    assert "15550199871" not in shipped[asked] and json.loads(shipped[asked])["hash"] == json.loads(records[asked])["hash"]
+    found = verified(shipped)
+    assert found.returncode == 1 and f"line {asked + 1}:" in found.stdout, found.stdout
     return len(lines), len(records)
+
+
+def verified(records):
+    """Runs `profile-edge audit verify` on records that were shipped."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
+        file.writelines(record + "\n" for record in records)
+        file.flush()
+        command = [os.environ["EDGE_BINARY"], "audit", "verify", file.name]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 BOTH = [

@@ -95,6 +95,8 @@ def a_field_of_the_wrong_form_is_masked():
     assert redacted(json.dumps(key), "audit") == ("audit", json.dumps(key))
     for name in ("request_id", "key", "hash"):
         assert "15550199871" not in redacted(json.dumps({**AUDIT, name: "+15550199871"}), "audit")[1]
+    for number in ("15550199871", "555-019-9871", "555.019.9871"):
+        assert number not in redacted(json.dumps({**AUDIT, "request": number}), "audit")[1], number
 
 
 def unusual_json_does_not_bypass_the_redaction():

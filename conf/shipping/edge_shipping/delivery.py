@@ -123,5 +123,6 @@ class Delivery:
         """Writes a record that the destination rejects permanently to refused.jsonl, and continues."""
         say(f"a record of kind {self.kind} was rejected permanently and is kept in refused.jsonl: {reason}")
         path = os.path.join(setting("SHIP_STATE_DIR"), "refused.jsonl")
-        with open(path, "a", encoding="utf-8") as file:
+        # Only its owner can read it, as the audit files.
+        with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(json.dumps({"kind": self.kind, "reason": reason, "record": text}) + "\n")

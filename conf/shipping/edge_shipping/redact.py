@@ -46,8 +46,8 @@ KEY = form(r"([a-z0-9]{1,16}:[a-z0-9]{1,16}:[A-Za-z0-9._-]{1,64}:)?[0-9a-f]{16,1
 WORD = form(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
 # Tenants and callers (`is_name` in src/domain/tenant.rs).
 NAME = form(r"[A-Za-z0-9._-]{1,64}")
-# Ids of requests and events; they may be UUIDs, but not phone numbers.
-ID = form(r"(?!\+)[A-Za-z0-9._:+-]{1,128}")
+# Ids of requests and events; they may be UUIDs, but not phone numbers: long ones have a letter.
+ID = form(r"(?!\+)(?=.{0,128}[A-Za-z]|.{1,6}\Z)[A-Za-z0-9._:+-]{1,128}")
 TIME = form(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 FILE = form(r"[a-z0-9._-]{1,64}")
 TEXT = object()

@@ -17,6 +17,17 @@ const DEMO_KEY: &str = "demo-key";
 const DEMO_SECRET: &str = "demo-secret";
 const DEMO_ADMIN_KEY: &str = "demo-admin";
 
+/// The minimum length of a webhook's secret, in bytes. With fewer, a recorded signature shows it within hours; below twice as
+/// many there is a warning.
+const SHORTEST_SECRET: usize = 8;
+
+/// The digests of the examples in `conf/production.toml`.
+const EXAMPLES: [&str; 3] = [
+    "7b8a2d3c5f4e60918273645566778899aabbccddeeff00112233445566778899",
+    "0f1e2d3c4b5a69788796a5b4c3d2e1f00123456789abcdef0123456789abcdef",
+    "fedcba9876543210fedcba98765432100f1e2d3c4b5a69788796a5b4c3d2e1f0",
+];
+
 pub(super) fn check(config: &Config, found: &mut Vec<SettingError>) {
     tenants(config, found);
     shared_secrets(config, found);
@@ -37,6 +48,20 @@ fn tenants(config: &Config, found: &mut Vec<SettingError>) {
             if let Err(error) = webhook.validate() {
                 found.push(invalid(&format!("tenant[{index}].webhook[{number}]"), error));
             }
+            short_secrets(&format!("tenant[{index}].webhook[{number}]"), webhook, found);
+        }
+    }
+}
+
+/// Refuses short secrets. Those of `standard-webhooks` are decoded first, by the scheme.
+fn short_secrets(path: &str, webhook: &authenticate::Config, found: &mut Vec<SettingError>) {
+    for (place, secret) in webhook.secrets.iter().enumerate() {
+        if (1..SHORTEST_SECRET).contains(&secret.expose().len())
+            && webhook.scheme != authenticate::Scheme::StandardWebhooks
+        {
+            let reason =
+                format!("has fewer than {SHORTEST_SECRET} bytes, so it can be guessed: choose a longer, random one");
+            found.push(SettingError::new(format!("{path}.secrets[{place}]"), reason));
         }
     }
 }
@@ -116,13 +141,16 @@ fn demo(config: &Config, found: &mut Vec<SettingError>) {
     }
 }
 
-/// Refuses keys that anybody would guess: the empty one and those of one byte.
+/// Refuses keys that anybody would guess (the empty one and those of one byte), and the digests of our examples.
 fn guessable_keys(config: &Config, found: &mut Vec<SettingError>) {
     let guesses = std::iter::once(Vec::new()).chain((0..=u8::MAX).map(|byte| vec![byte]));
     let guesses: HashSet<String> = guesses.map(|key| hex::encode(Sha256::digest(key))).collect();
     let mut refuse = |path: String, digest: &str| {
         if guesses.contains(&digest.to_ascii_lowercase()) {
             found.push(SettingError::new(path, "is the digest of an empty key, or of one letter: choose a longer key"));
+        } else if EXAMPLES.contains(&digest.to_ascii_lowercase().as_str()) {
+            let reason = "is the example of conf/production.toml: set it to the output of `profile-edge hash-key`";
+            found.push(SettingError::new(path, reason));
         }
     };
     for (index, caller) in config.callers.iter().enumerate() {

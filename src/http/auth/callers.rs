@@ -24,12 +24,6 @@ use crate::upstream::Requester;
 
 use crate::http::auth::rate_limit::CallerRate;
 
-/// The maximum length of a path of `fields`, in bytes.
-const MAX_PATH: usize = 256;
-
-/// What is expected of `fields`: names that the redaction of `conf/shipping` passes.
-const PATHS: &str = "must be \"*\", or paths of at most 256 bytes: names of A-Z, a-z, 0-9, '_' and '-', joined by dots";
-
 /// `[[caller]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,7 +107,6 @@ pub fn validate(configs: &[Config]) -> Vec<InvalidCaller> {
 fn parse(configs: &[Config]) -> Result<Vec<(KeyDigest, FieldSet)>, Vec<InvalidCaller>> {
     let (mut parsed, mut faults) = (Vec::new(), Vec::new());
     let (mut names, mut keys) = (HashSet::new(), HashSet::new());
-    let is_path = |path: &String| path == "*" || (path.len() <= MAX_PATH && path.split('.').all(is_name));
     for (index, config) in configs.iter().enumerate() {
         let mut fault = |field, reason: &str| faults.push(InvalidCaller { index, field, reason: reason.to_owned() });
         if let Err(reason) = config.validate_name() {
@@ -129,7 +122,6 @@ fn parse(configs: &[Config]) -> Result<Vec<(KeyDigest, FieldSet)>, Vec<InvalidCa
             fault("key_sha256", "another caller has the same key");
         }
         match FieldSet::parse(config.fields.iter().map(String::as_str)) {
-            Ok(_) if !config.fields.iter().all(is_path) => fault("fields", PATHS),
             Ok(fields) => parsed.push((KeyDigest(digest), fields)),
             Err(error) => fault("fields", &error.to_string()),
         }

@@ -12,10 +12,13 @@ use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::domain::{DisclosedFields, FieldMarks};
+use crate::domain::{DisclosedFields, FieldMarks, is_name};
 
 /// The maximum number of parts of a path.
 const MAX_DEPTH: usize = 16;
+
+/// The maximum length of a path, in bytes.
+const MAX_PATH: usize = 256;
 
 /// A set of fields: all of them, or named paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,9 +52,9 @@ enum Subtree {
     Part(FieldTree),
 }
 
-/// A text is not a field path.
+/// A text is not a field path. Audit records show paths, so they are names that the redaction of `conf/shipping` passes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be \"*\" or field names joined by dots, such as workPhone.e164")]
+#[error("must be \"*\", or paths of at most 256 bytes: names of A-Z, a-z, 0-9, '_' and '-', joined by dots")]
 pub struct InvalidPath;
 
 /// The stored profile is not a JSON object, although it was one when it was fetched.
@@ -64,7 +67,7 @@ impl FieldSet {
     ///
     /// # Errors
     ///
-    /// A path is empty, has an empty part, or has more than 16 parts.
+    /// A path is empty, has more than 256 bytes or 16 parts, or a part is not a name.
     pub fn parse<'a>(paths: impl IntoIterator<Item = &'a str>) -> Result<Self, InvalidPath> {
         let mut tree = FieldTree::default();
         let mut all = false;
@@ -73,7 +76,7 @@ impl FieldSet {
                 all = true;
             } else {
                 let parts: Vec<&str> = path.split('.').collect();
-                if parts.len() > MAX_DEPTH || parts.iter().any(|part| part.is_empty() || *part == "*") {
+                if path.len() > MAX_PATH || parts.len() > MAX_DEPTH || !parts.iter().all(|part| is_name(part)) {
                     return Err(InvalidPath);
                 }
                 tree.insert(&parts);
@@ -354,7 +357,7 @@ mod tests {
 
     #[test]
     fn malformed_paths_are_refused() {
-        for path in ["", ".", "a.", ".a", "a..b", "a.*"] {
+        for path in ["", ".", "a.", ".a", "a..b", "a.*", "ada@example.com", "+15550199871", "a b", &"a".repeat(65)] {
             assert_eq!(FieldSet::parse([path]), Err(InvalidPath), "{path}");
         }
     }

@@ -15,12 +15,14 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::audit::{Audit, AuditRecord, DenialReason, DeniedToken};
 use crate::authorization::{Authorization, InvalidAuthorization};
 use crate::domain::Secret;
 
 use crate::http::auth::authenticate::{CallerAuth, IssuedToken};
 use crate::http::request::body;
 use crate::http::request::budget::ByteBudget;
+use crate::http::response::headers::REQUEST_ID;
 
 /// The maximum size of the form, in bytes.
 const MAX_FORM: usize = 16 * 1024;
@@ -29,6 +31,7 @@ const MAX_FORM: usize = 16 * 1024;
 #[derive(Debug)]
 pub(in crate::http) struct TokenApi {
     auth: Arc<CallerAuth>,
+    audit: Audit,
     bodies: ByteBudget,
 }
 
@@ -73,8 +76,8 @@ struct TokenForm {
 }
 
 /// Returns the routes.
-pub fn routes(auth: Arc<CallerAuth>, bodies: ByteBudget) -> Router {
-    let api = Arc::new(TokenApi { auth, bodies });
+pub fn routes(auth: Arc<CallerAuth>, audit: Audit, bodies: ByteBudget) -> Router {
+    let api = Arc::new(TokenApi { auth, audit, bodies });
     Router::new().route("/oauth/token", post(token)).route("/login/oauth/token", post(gateway_token)).with_state(api)
 }
 
@@ -99,7 +102,13 @@ pub(in crate::http) async fn token(State(api): State<Arc<TokenApi>>, request: Re
             Json(TokenBody { access_token: token.expose().to_owned(), token_type: "bearer", expires_in })
                 .into_response()
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            if error == TokenError::WrongClient {
+                let (request, reason) = (parts.headers.get(REQUEST_ID).cloned(), DenialReason::Unauthorized);
+                api.audit.record(AuditRecord::Token(DeniedToken { request, reason }));
+            }
+            error.into_response()
+        }
     };
     // Required by RFC 6749 section 5.1 for tokens; added to errors too, so that no cache stores them.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -117,7 +126,7 @@ pub(in crate::http) async fn gateway_token(state: State<Arc<TokenApi>>, request:
 }
 
 async fn issue(api: &TokenApi, headers: &HeaderMap, body: Body) -> Result<IssuedToken, TokenError> {
-    let TokenApi { auth, bodies } = api;
+    let TokenApi { auth, bodies, .. } = api;
     let body = body::read_any(headers, body, MAX_FORM, bodies).await;
     let body = body.map_err(|problem| TokenError::Unreadable(problem.status()))?;
     let form = TokenForm::parse(headers, &body.bytes)?;

@@ -37,6 +37,9 @@ use crate::http::server::service::{DirectRoute, ResponseFuture};
 /// browsers.
 const HEADERS_OF_A_HIT: usize = 12;
 
+/// The maximum number of fields that a request may name: its audit record shows them.
+const MAX_FIELDS: usize = 64;
+
 /// The path of lookups.
 const PATH: &str = "/api/v1/profile";
 
@@ -234,15 +237,17 @@ impl ProfileQuery {
         Ok(Self {
             tenant: tenant.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
             customer: customer.parse().map_err(|error| Problem::bad_field("customerId", error))?,
-            fields: match fields {
-                None => None,
-                Some(fields) => Some(
-                    FieldSet::parse(fields.split(',').map(str::trim))
-                        .map_err(|error| Problem::bad_field("fields", error))?,
-                ),
-            },
+            fields: fields.map(|fields| requested(&fields)).transpose()?,
         })
     }
+}
+
+/// Parses the fields of a request.
+fn requested(fields: &str) -> Result<FieldSet, Problem> {
+    if fields.split(',').nth(MAX_FIELDS).is_some() {
+        return Err(Problem::bad_field("fields", format!("must name at most {MAX_FIELDS} fields")));
+    }
+    FieldSet::parse(fields.split(',').map(str::trim)).map_err(|error| Problem::bad_field("fields", error))
 }
 
 /// Returns the fields to return. If the caller may not read all requested fields, returns the reason and the field of the

@@ -40,6 +40,9 @@ use crate::http::server::guarded_body::GuardedBody;
 /// The maximum length of a client's request id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
+/// The maximum length of one without a letter.
+const LONGEST_NUMBER: usize = 6;
+
 /// The answer of a [`DirectRoute`].
 pub type ResponseFuture<'a> = Pin<Box<dyn Future<Output = Response> + Send + 'a>>;
 
@@ -95,7 +98,7 @@ impl HttpService {
 
     /// Answers a request.
     pub(in crate::http) async fn answer(&self, mut request: Request) -> Response {
-        let id = request.headers().get(REQUEST_ID).filter(|id| is_plain(id)).cloned();
+        let id = request.headers().get(REQUEST_ID).filter(|id| is_showable(id)).cloned();
         let id = id.unwrap_or_else(|| {
             let id = fresh_id();
             request.headers_mut().insert(REQUEST_ID, id.clone());
@@ -201,6 +204,12 @@ fn has_valid_host(request: &Request) -> bool {
 fn is_plain(id: &HeaderValue) -> bool {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
     (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(plain)
+}
+
+/// Returns whether a request id may be shown in logs and audit records. Anybody can choose it, and digits alone may be a phone
+/// number, so a long one needs a letter.
+fn is_showable(id: &HeaderValue) -> bool {
+    is_plain(id) && (id.len() <= LONGEST_NUMBER || id.as_bytes().iter().any(u8::is_ascii_alphabetic))
 }
 
 /// Creates a UUID of version 4 (RFC 9562) with the thread's random generator: version 7 would cost a system call and a lock

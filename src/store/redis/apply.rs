@@ -18,7 +18,7 @@ impl Redis {
         let call = |mut cmd: Cmd| {
             cmd.arg(4 + usize::from(change.of.is_some())).arg(names.key).arg(&names.fence).arg(&names.lock);
             cmd.arg(names.seen(change.event)).arg(change.of.map(|of| names.seen(of)));
-            self.add_change(&mut cmd, change);
+            self.add_change(&mut cmd, key, change);
             cmd.arg(self.channel);
             cmd
         };
@@ -62,13 +62,16 @@ impl Redis {
         answers.pop().ok_or_else(|| CommandError::Store(unexpected()))
     }
 
-    fn add_change(&self, cmd: &mut Cmd, change: &Change) {
+    fn add_change(&self, cmd: &mut Cmd, key: &Key, change: &Change) {
         let does = match change.kind {
             Kind::Created => "C",
             Kind::Updated | Kind::Merged => "U",
             Kind::Deleted => "D",
         };
-        let (modified, at) = (change.stamps.modified, change.stamps.at);
+        let (modified, at, now) = (change.stamps.modified, change.stamps.at, self.clock.now());
+        let macs = self.macs.as_ref();
+        let deletion = macs.filter(|_| change.kind == Kind::Deleted).and_then(|macs| macs.of_tombstone(key, at, now));
+        let mark = |event| macs.and_then(|macs| macs.of_mark(key, event)).map_or_else(|| "1".to_owned(), hex::encode);
         let lacks_modified = modified.is_none() && change.kind != Kind::Deleted;
         cmd.arg(does)
             .arg(modified.map(Modified::as_millis).map_or_else(String::new, |millis| millis.to_string()))
@@ -77,11 +80,14 @@ impl Redis {
             .arg(u8::from(change.force))
             .arg(change.again.map_or("", Redelivery::as_str))
             .arg(u8::from(lacks_modified))
-            .arg(self.clock.now().as_millis())
+            .arg(now.as_millis())
             .arg(record::lifetime(self.lifetimes.fence()))
             .arg(record::lifetime(self.lifetimes.tombstone_ttl))
             .arg(record::lifetime(self.lifetimes.dedup_window))
             .arg(&Token::draw().as_bytes()[..])
-            .arg(u8::from(self.min_replicas > 0));
+            .arg(u8::from(self.min_replicas > 0))
+            .arg(deletion.map(|mac| record::tombstone_text(at, now, mac)).unwrap_or_default())
+            .arg(mark(change.event))
+            .arg(change.of.map(mark).unwrap_or_default());
     }
 }

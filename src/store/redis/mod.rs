@@ -30,6 +30,7 @@ mod replication;
 mod reply;
 mod scripts;
 mod subscriber;
+mod values;
 mod waiting;
 
 use std::time::Duration;
@@ -45,6 +46,7 @@ use crate::invalid::InvalidSetting;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
+use super::sealed::macs::Macs;
 use super::{
     Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, LeaseTarget, Leased,
     Lifetimes, Record, ReplicationHistory, Store, Token,
@@ -72,6 +74,7 @@ pub struct Redis {
     min_replicas: u32,
     timeout: Duration,
     clock: SharedClock,
+    macs: Option<Macs>,
 }
 
 impl Redis {
@@ -101,37 +104,20 @@ impl Redis {
             min_replicas: config.min_replicas,
             timeout,
             clock,
+            macs: None,
         })
+    }
+
+    /// Returns the store with MACs for its tombstones and marks.
+    #[must_use]
+    pub fn with_macs(self, macs: Macs) -> Self {
+        Self { macs: Some(macs), ..self }
     }
 
     /// Waits for the first connection of both kinds; the caller limits the time.
     pub async fn connected(&self) {
         self.lookups.connected().await;
         self.events.connected().await;
-    }
-
-    /// Returns a record from the future with the age that Redis knows: our clock was set back, or that of the process
-    /// that wrote it is ahead.
-    async fn aged(&self, key: &Key, record: Record) -> Result<Option<Entry>, Error> {
-        let mut cmd = redis::cmd("PTTL");
-        cmd.arg(key.as_str());
-        let remaining = number(&self.lookups.send(&cmd).await?).and_then(|millis| u64::try_from(millis).ok());
-        // It has expired in between.
-        let Some(remaining) = remaining.map(Duration::from_millis) else { return Ok(None) };
-        let age = record.lifetime().saturating_sub(remaining);
-        Ok(Some(Entry::Record(record.at_least_as_old_as(age, self.clock.now()))))
-    }
-
-    /// Decodes the value of an entry key. A tombstone past its lifetime, or from the future, is unreadable.
-    fn decode(&self, bytes: Bytes) -> Entry {
-        match record::decode(bytes.clone()) {
-            Entry::Tombstone(tombstone)
-                if !record::is_timely(tombstone.written_at, self.lifetimes.tombstone_ttl, self.clock.now()) =>
-            {
-                Entry::Corrupt(bytes)
-            }
-            entry => entry,
-        }
     }
 
     /// Returns whether parts of the data are on several servers.
@@ -167,7 +153,7 @@ impl Store for Redis {
         let mut cmd = redis::cmd("GET");
         cmd.arg(key.as_str());
         match self.lookups.send(&cmd).await {
-            Ok(answer) => match bytes(answer).map(|bytes| self.decode(bytes.into())) {
+            Ok(answer) => match bytes(answer).map(|bytes| self.decode(key, bytes.into())) {
                 Some(Entry::Record(record)) if record.fetched_at > self.clock.now().plus(SKEW) => {
                     // Boxed, so that the future of every other read stays small.
                     Box::pin(self.aged(key, record)).await
@@ -213,7 +199,7 @@ impl Store for Redis {
             }
             (b"changed", _) => {
                 let value = parts.next().and_then(bytes).ok_or_else(unexpected)?;
-                Ok(LeaseAnswer::Changed(self.decode(value.into())))
+                Ok(LeaseAnswer::Changed(self.decode(key, value.into())))
             }
             _ => Err(unexpected()),
         }
@@ -278,7 +264,7 @@ impl Inspect for Redis {
         let text = |value| bytes(value).filter(|bytes| !bytes.is_empty());
         let fence: Option<Fence> = text(fence).and_then(|text| record::decode_fence(&text));
         Ok(Inspection {
-            entry: text(entry).map(|bytes| self.decode(bytes.into()).without_body()),
+            entry: text(entry).map(|bytes| self.decode_silently(key, bytes.into()).without_body()),
             remaining: left(entry_left),
             fence,
             lock: reply::token(lock).zip(left(lock_left)),

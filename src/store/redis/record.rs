@@ -5,7 +5,8 @@
 //! Every value of an entry key starts with the version (one byte, [`VERSION`]), the kind (one letter) and the token
 //! (16 bytes) of the write that placed it, so that a script compares tokens without reading further.
 //! The rest depends on the kind. A record holds its identity, its times and its content, in clear or sealed. A
-//! tombstone and a lease hold their times as decimal text, which scripts write and read too. Numbers are big-endian.
+//! tombstone and a lease hold their times as decimal text, which scripts write and read too, and a tombstone its MAC if it
+//! has one: `at|precision|written[|mac]`. Numbers are big-endian.
 //!
 //! A value of an unknown version, kind or shape decodes to [`Entry::Corrupt`]: a miss, never an error. So a program
 //! without support for sealing treats a sealed record as a miss. All known versions are read; only the newest is
@@ -17,6 +18,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::domain::{EventTime, Modified, Precision, TenantId, Timestamp};
 use crate::store::fence::{Fence, Newest};
+use crate::store::sealed::macs::{MAC, StoreMac};
 use crate::store::{Entry, Leased, Record, Token, Tombstone, encoding};
 
 /// The version of the values that are written.
@@ -61,7 +63,8 @@ fn read(bytes: &Bytes) -> Option<Entry> {
             let mut parts = text(&rest)?.split('|');
             let at = at(parts.next()?, parts.next()?)?;
             let written_at = Timestamp::from_millis(parts.next()?.parse().ok()?);
-            parts.next().is_none().then_some(Entry::Tombstone(Tombstone { token, at, written_at }))
+            let is_whole = parts.next().is_none_or(|mac| mac.len() == 2 * MAC) && parts.next().is_none();
+            is_whole.then_some(Entry::Tombstone(Tombstone { token, at, written_at }))
         }
         b'P' | b'N' | b'A' | b'S' => read_record(kind, token, rest).map(Entry::Record),
         _ => None,
@@ -74,7 +77,22 @@ fn read_record(kind: u8, token: Token, mut rest: Bytes) -> Option<Record> {
     Some(Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled })
 }
 
-/// Decodes the text of a fence, which scripts write: `1|modified|at|precision|newest|doubt|unstamped|raised`.
+/// Returns the MAC in the value of a tombstone.
+pub(super) fn mac_of(tombstone: &[u8]) -> Option<StoreMac> {
+    let (rest, digits) = tombstone.split_last_chunk::<{ 2 * MAC }>()?;
+    let mut mac = [0; MAC];
+    rest.ends_with(b"|").then(|| hex::decode_to_slice(digits, &mut mac).ok())?.map(|()| mac)
+}
+
+/// Returns what follows the token in the value of a tombstone with a MAC. Scripts copy it as it is.
+pub(super) fn tombstone_text(at: Option<EventTime>, written_at: Timestamp, mac: StoreMac) -> String {
+    let millis = at.map_or_else(String::new, |at| at.as_millis().to_string());
+    let unit = at.map_or("", |at| precision(at.precision()));
+    format!("{millis}|{unit}|{}|{}", written_at.as_millis(), hex::encode(mac))
+}
+
+/// Decodes the text of a fence, which scripts write: `1|modified|at|precision|newest|doubt|unstamped|raised`. The text of a
+/// tombstone with a MAC, for a script that restores it, may follow and is ignored.
 ///
 /// Returns `None` for an unknown version, which is ignored.
 pub(super) fn decode_fence(bytes: &[u8]) -> Option<Fence> {

@@ -2,7 +2,8 @@
 //!
 //! `apply.lua` mirrors [`raise`](crate::store::fence::raise) and [`repeat`](crate::store::fence::repeat) line by line;
 //! the contract suite and a test of random histories compare the two. Scripts never read a clock: times are arguments.
-//! The format of the values is in [`record`](super::record).
+//! The format of the values is in [`record`](super::record). A MAC is an argument, and that of a
+//! deletion is kept in its fence: no script can compute one.
 //!
 //! KEYS are always the entry key K, `fence:{K}`, `lock:{K}`; for `apply` also `seen:{K}:…` of the event and, for a
 //! replay, that of the replayed event. The last of ARGV is always the kind of channel on which a change of K is
@@ -87,7 +88,8 @@ pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(inclu
 /// Applies an event. KEYS[4] is the mark of the event, KEYS[5] that of the event that it replays. ARGV: what the event
 /// does (`U`, `C`, `D`), its `modified`, its `at` and the precision of that, whether it is forced, why it is delivered
 /// once more, whether it lacks a `modified` that it should have, now, the lifetimes of fence, tombstone and mark in ms,
-/// a token for a tombstone, whether a duplicate writes (for `WAIT`).
+/// a token for a tombstone, whether a duplicate writes (for `WAIT`), the text of the tombstone with its MAC or
+/// nothing, the values of both marks: `1`, or a MAC, without which a mark counts for nothing.
 pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/apply.lua")));
 
 /// Writes a key and removes it. KEYS is that key alone.

@@ -38,8 +38,9 @@ use crate::store::{Ciphertext, Content, Record, encoding};
 /// The version of the format, which is part of the associated data.
 const VERSION: u8 = 1;
 
-/// The purpose of a derived key; the id of the tenant follows.
+/// The purposes of derived keys; the id of the tenant follows.
 const LABEL: &[u8] = b"profile-edge store sealing 1\0";
+const MAC_LABEL: &[u8] = b"profile-edge store mac 1\0";
 
 const NONCE: usize = 24;
 const TAG: usize = 16;
@@ -54,17 +55,17 @@ const MAX_DATA: usize = 320;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The name of the key that seals.
+    /// The name of the key that macs.
     pub active: String,
     /// Every key that opens, by its name.
     pub keys: BTreeMap<String, Secret>,
 }
 
-/// The keys that open records, and the one that seals them. Without keys records stay in clear.
+/// The keys that open records, and the one that macs them. Without keys records stay in clear.
 #[derive(Default)]
 pub struct Keyring {
     keys: Vec<SealingKey>,
-    /// The position of the key that seals.
+    /// The position of the key that macs.
     active: usize,
 }
 
@@ -124,6 +125,18 @@ impl Keyring {
         Ok(Self { active: active.ok_or_else(missing)?, keys })
     }
 
+    /// Returns whether there are no keys, so that nothing is sealed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Returns the keys for the tombstones of a tenant, first the one that macs.
+    pub(super) fn mac_keys(&self, tenant: &TenantId) -> impl Iterator<Item = Zeroizing<[u8; 32]>> {
+        let (before, after) = self.keys.split_at(self.active.min(self.keys.len()));
+        after.iter().chain(before).map(|key| expand(&key.material, MAC_LABEL, tenant))
+    }
+
     /// Seals a record for an entry key.
     ///
     /// # Panics
@@ -158,7 +171,7 @@ impl Keyring {
     ///
     /// The reason why it cannot be opened.
     pub fn open(&self, key: &Key, record: &mut Record) -> Result<(), UnsealError> {
-        if !matches!(record.content, Content::Sealed(_)) && self.keys.is_empty() {
+        if !matches!(record.content, Content::Sealed(_)) && self.is_empty() {
             return Ok(());
         }
         let content = std::mem::replace(&mut record.content, Content::Sealed(Ciphertext::default()));
@@ -232,12 +245,17 @@ impl AssociatedData {
 
 /// Returns the cipher of a tenant.
 fn derive(material: &[u8], tenant: &TenantId) -> Xaes256Gcm {
+    Xaes256Gcm::new((&*expand(material, LABEL, tenant)).into())
+}
+
+/// Returns the key of a tenant for this purpose.
+fn expand(material: &[u8], label: &[u8], tenant: &TenantId) -> Zeroizing<[u8; 32]> {
     let mut derived = Zeroizing::new([0; 32]);
     // HKDF gives up to 255 times 32 bytes (RFC 5869 section 2.3).
     let expanded =
-        Hkdf::<Sha256>::new(None, material).expand_multi_info(&[LABEL, tenant.as_str().as_bytes()], &mut *derived);
+        Hkdf::<Sha256>::new(None, material).expand_multi_info(&[label, tenant.as_str().as_bytes()], &mut *derived);
     expanded.expect("hkdf gives 32 bytes");
-    Xaes256Gcm::new((&*derived).into())
+    derived
 }
 
 fn put_name(out: &mut impl BufMut, name: &str) {

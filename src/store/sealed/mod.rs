@@ -11,9 +11,9 @@
 //!
 //! - not make the service return anything that it did not seal for that very key: no value of another customer or
 //!   tenant, no pointer to one, no altered byte or time, and no record in clear;
-//! - restore an older record of the same key, which is served no longer than its own sealed lifetime;
-//! - delete entries, and write leases and tombstones, which scripts write and which are not sealed. That costs fetches,
-//!   or makes a customer look deleted for `consumer.tombstone_ttl` after the time in the tombstone, but discloses nothing.
+//! - not make a customer look deleted that was not: see [`macs`];
+//! - restore an older record or tombstone of the same key, which is used no longer than its own sealed lifetime;
+//! - delete entries, and write leases and fences. That costs fetches, labels and tombstones, but discloses nothing.
 //!
 //! # Records that cannot be opened
 //!
@@ -25,16 +25,16 @@
 //!
 //! # Rotation
 //!
-//! Every configured key opens, the `active` one seals. The keys can be replaced while the process runs. A record is
+//! Every configured key opens, the `active` one macs. The keys can be replaced while the process runs. A record is
 //! opened with the keys that are configured at that moment. The format of a seal is in [`keyring`].
 
 pub mod keyring;
+pub mod macs;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::domain::Key;
@@ -46,44 +46,30 @@ use super::{
     Store, Token,
 };
 
-use keyring::{Keyring, UnsealError};
-
-/// The least time between two warnings about records that cannot be opened.
-const WARN_EVERY: Duration = Duration::from_secs(10);
+use keyring::Keyring;
+use macs::SealFailures;
 
 /// A store whose records are sealed; see the module's head.
 #[derive(Debug)]
 pub struct Sealed<S> {
     store: S,
     keyring: Reloadable<Keyring>,
-    metrics: Arc<Metrics>,
-    /// When the last warning was logged; locked only for a record that cannot be opened.
-    warned: Mutex<Option<Instant>>,
+    failures: SealFailures,
 }
 
 impl<S> Sealed<S> {
     /// Wraps a store. A keyring without keys leaves records in clear.
     pub const fn new(store: S, keyring: Reloadable<Keyring>, metrics: Arc<Metrics>) -> Self {
-        Self { store, keyring, metrics, warned: Mutex::new(None) }
+        Self { store, keyring, failures: SealFailures::new(metrics) }
     }
 
     /// Opens a record; one that cannot be opened stays sealed.
     fn opened(&self, key: &Key, entry: Entry) -> Entry {
         let Entry::Record(mut record) = entry else { return entry };
         if let Err(reason) = self.keyring.load().open(key, &mut record) {
-            self.metrics.seal_failures.increment(1);
-            self.warn(key, reason);
+            self.failures.report(key, reason);
         }
         Entry::Record(record)
-    }
-
-    fn warn(&self, key: &Key, reason: UnsealError) {
-        let now = Instant::now();
-        let mut warned = self.warned.lock();
-        if warned.is_none_or(|warned| now - warned >= WARN_EVERY) {
-            *warned = Some(now);
-            tracing::warn!(%key, %reason, "stored records cannot be opened and are not served, for example this one");
-        }
     }
 }
 

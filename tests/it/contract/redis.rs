@@ -8,20 +8,26 @@ use profile_edge::clock::{ManualClock, SharedClock};
 use profile_edge::domain::{
     Digest, EventTime, Key, Kind, Modified, Precision, Redelivery, ReplayId, Stamps, Timestamp,
 };
+use profile_edge::metrics::Metrics;
+use profile_edge::reload::Reloadable;
 use profile_edge::shutdown::{Controller, Shutdown};
 use profile_edge::store::redis::Redis;
 use profile_edge::store::redis::config::Config;
+use profile_edge::store::sealed::macs::Macs;
 use profile_edge::store::{Base, Change, Content, Entry, Filled, Inspect, LeaseAnswer, Record, Store, Token};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use redis::aio::MultiplexedConnection;
 
+use super::sealed::keyring;
 use super::store::{Fixture, InMemory, LIFETIMES, identity};
 use crate::support::servers::redis::{Deployment, Setup};
 
 pub(crate) type Alone = InRedis<0>;
 pub(crate) type Clustered = InRedis<1>;
 pub(crate) type BehindSentinel = InRedis<2>;
+/// With macs on its tombstones.
+pub(crate) type AloneWithMacs = InRedis<3>;
 
 /// A store with its own tenant, on the servers that all tests share.
 pub(crate) struct InRedis<const KIND: u8> {
@@ -35,7 +41,7 @@ pub(crate) struct InRedis<const KIND: u8> {
 #[async_trait]
 impl<const KIND: u8> Fixture for InRedis<KIND> {
     async fn new() -> Self {
-        let kind = [Setup::Single, Setup::Cluster, Setup::Sentinel][usize::from(KIND)];
+        let kind = [Setup::Single, Setup::Cluster, Setup::Sentinel, Setup::Single][usize::from(KIND)];
         let deployment = Deployment::shared(kind).await;
         let settings = format!("url = \"\"\n{}", deployment.settings);
         // A single server's settings name the url themselves.
@@ -44,7 +50,10 @@ impl<const KIND: u8> Fixture for InRedis<KIND> {
         let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
         let (running, shutdown) = Shutdown::new();
         let shared = Arc::clone(&clock) as SharedClock;
-        let store = Redis::open(&config, Duration::from_secs(5), LIFETIMES, shared, &shutdown).unwrap();
+        let mut store = Redis::open(&config, Duration::from_secs(5), LIFETIMES, shared, &shutdown).unwrap();
+        if KIND == 3 {
+            store = store.with_macs(Macs::new(Reloadable::new(keyring(&[])), Metrics::new()));
+        }
         store.connected().await;
         let mut servers = Vec::new();
         for server in &deployment.servers {
@@ -124,6 +133,41 @@ async fn scripts_decide_like_the_pure_functions() {
             memory.clock.advance(pause);
         }
     }
+}
+
+/// A tombstone with a seal has the times of the deletion that it is about, so only its presence is compared.
+#[tokio::test]
+async fn sealed_tombstones_are_where_the_pure_functions_say() {
+    let (redis, memory) = (AloneWithMacs::new().await, InMemory::new().await);
+    let mut tombstones = 0;
+    for number in 0..300 {
+        let mut random: StdRng = rand::SeedableRng::seed_from_u64(number);
+        let key = identity(&redis.tenant(), &format!("customer-{number}")).key();
+        let mut history = Vec::new();
+        for _ in 0..random.random_range(1..9) {
+            let change = any_change(&mut random);
+            history.push(change);
+            let answers = [apply(&redis, &key, &change).await, apply(&memory, &key, &change).await];
+            assert_eq!(answers[0], answers[1], "{history:#?}");
+            if random.random_bool(0.2) {
+                redis.evict(&key).await;
+                memory.evict(&key).await;
+            }
+            let leased = [contend(&redis, &key).await, contend(&memory, &key).await];
+            assert_eq!(leased[0], leased[1], "{history:#?}");
+            let mut found = [None, None];
+            for (found, store) in found.iter_mut().zip([redis.store(), memory.store()]) {
+                *found = store.get(&key).await.unwrap();
+            }
+            let is_tombstone = found.map(|entry| matches!(entry, Some(Entry::Tombstone(_))));
+            assert_eq!(is_tombstone[0], is_tombstone[1], "{history:#?}");
+            tombstones += usize::from(is_tombstone[0]);
+            let pause = Duration::from_millis(random.random_range(0..2_000));
+            redis.clock.advance(pause);
+            memory.clock.advance(pause);
+        }
+    }
+    assert!(tombstones > 100, "{tombstones}");
 }
 
 #[tokio::test]

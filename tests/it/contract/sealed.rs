@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use profile_edge::clock::SharedClock;
-use profile_edge::domain::{Key, Secret};
+use profile_edge::domain::{Key, Secret, TenantId};
 use profile_edge::metrics::Metrics;
 use profile_edge::reload::Reloadable;
 use profile_edge::store::sealed::Sealed;
@@ -33,13 +33,17 @@ struct Whole {
     inspect: Arc<dyn Inspect>,
 }
 
+/// Returns a keyring of one key.
+pub(super) fn keyring(tenants: &[TenantId]) -> Keyring {
+    let key = Secret::new(STANDARD.encode([1; 32]));
+    Keyring::new(&Config { active: "k1".to_owned(), keys: [("k1".to_owned(), key)].into() }, tenants).unwrap()
+}
+
 #[async_trait]
 impl<F: Fixture> Fixture for Sealing<F> {
     async fn new() -> Self {
         let inner = F::new().await;
-        let key = Secret::new(STANDARD.encode([1; 32]));
-        let config = Config { active: "k1".to_owned(), keys: [("k1".to_owned(), key)].into() };
-        let keyring = Keyring::new(&config, &[inner.tenant().parse().unwrap()]).unwrap();
+        let keyring = keyring(&[inner.tenant().parse().unwrap()]);
         let whole = Whole { store: inner.store(), inspect: inner.inspect() };
         Self { sealed: Arc::new(Sealed::new(whole, Reloadable::new(keyring), Metrics::new())), inner }
     }

@@ -22,7 +22,7 @@ use profile_edge::store::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::redis::{Alone, BehindSentinel, Clustered};
+use super::redis::{Alone, AloneWithMacs, BehindSentinel, Clustered};
 use super::sealed::Sealing;
 
 const LEASE: Duration = Duration::from_secs(2);
@@ -239,7 +239,7 @@ macro_rules! store_contract {
 
 store_contract!(
     in_memory: InMemory, in_redis: Alone, in_a_cluster: Clustered, behind_a_sentinel: BehindSentinel,
-    sealed_in_memory: Sealing<InMemory>, sealed_in_redis: Sealing<Alone> => [
+    sealed_in_memory: Sealing<InMemory>, sealed_in_redis: Sealing<AloneWithMacs> => [
     a_fill_with_its_own_lease_is_stored,
     only_one_of_many_readers_gets_the_lease,
     a_late_fill_is_refused_after_an_event,

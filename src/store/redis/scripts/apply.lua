@@ -2,8 +2,12 @@ local does, m, at, ap = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local asked, again, lacks, now = ARGV[5] == '1', ARGV[6], ARGV[7] == '1', tonumber(ARGV[8])
 local force = asked and again ~= 'replayed'
 local fence_ttl, tombstone_ttl, dedup = tonumber(ARGV[9]), ARGV[10], ARGV[11]
-if redis.call('EXISTS', KEYS[4]) == 1 then
-  if ARGV[13] == '1' then redis.call('SET', KEYS[4], '1', 'KEEPTTL') end
+local function marked(key, mark)
+  local found = read('GET', key)
+  return found and (mark == '1' or found == mark)
+end
+if marked(KEYS[4], ARGV[15]) then
+  if ARGV[13] == '1' then redis.call('SET', KEYS[4], ARGV[15], 'KEEPTTL') end
   return 'duplicate'
 end
 
@@ -31,18 +35,18 @@ end
 local v = read('GETRANGE', K, 0, 99)
 local present = kind(v)
 if present == 'T' then
-  local written = tonumber(string.match(string.sub(v, 19), '|(%-?%d+)$'))
-  if not timely(written, tonumber(tombstone_ttl), now) then present = 'X' end
+  if not timely(written(string.sub(v, 19)), tonumber(tombstone_ttl), now) then present = 'X' end
 end
 local known = read_fence()
 local fenced = known ~= nil
 if not known and present == 'T' then
   local tat, tap = string.match(string.sub(v, 19), '^([^|]*)|([^|]*)|')
-  known = { at = tonumber(tat), ap = tap, newest = 'D', doubt = true, unstamped = true, raised = now }
+  known = { at = tonumber(tat), ap = tap, newest = 'D', doubt = true, unstamped = true, raised = now,
+            sealed = string.match(string.sub(v, 19), '^.*|%-?%d+|%x+$') or '' }
 end
 
 local raised, place, outrun, whole = nil, 'clear', false, true
-local remembered = KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1
+local remembered = KEYS[5] and marked(KEYS[5], ARGV[16])
 local order = nil
 if known and at and known.at then order = compare(at, ap, known.at, known.ap) end
 local may_bury = again == '' or (again == 'restored' and order ~= nil) or order == -1
@@ -91,16 +95,20 @@ else
              unstamped = lacks or (known.unstamped and not rests), raised = math.max(now, known.raised) }
 end
 
+local sealed, was = ARGV[14], known and known.newest == 'D' and known.sealed or ''
+local is_newest = raised.at == at and (not at or raised.ap == ap)
+raised.sealed = does == 'D' and (was == '' or is_newest) and sealed or was
+
 local life = math.max(fence_ttl, redis.call('PTTL', F))
 redis.call('SET', F, fence_text(raised), 'PX', int(life))
 local had_lock = redis.call('DEL', L)
 if place == 'tombstone' then
-  redis.call('SET', K, tombstone(ARGV[12], raised.at, raised.ap, now), 'PX', tombstone_ttl)
+  redis.call('SET', K, tombstone(ARGV[12], raised, now), 'PX', tombstone_ttl)
 elseif place == 'clear' or present ~= 'T' then
   redis.call('DEL', K)
 end
-if whole then redis.call('SET', KEYS[4], '1', 'PX', dedup) end
-if KEYS[5] and whole and (remembered or not asked) then redis.call('SET', KEYS[5], '1', 'PX', dedup) end
+if whole then redis.call('SET', KEYS[4], ARGV[15], 'PX', dedup) end
+if KEYS[5] and whole and (remembered or not asked) then redis.call('SET', KEYS[5], ARGV[16], 'PX', dedup) end
 if present == 'L' or had_lock == 1 then announce() end
 if outrun then return 'outrun' end
 return (present and present ~= 'L') and 'applied' or 'absent'

@@ -21,22 +21,25 @@ local function int(n) return n and string.format('%.0f', n) or '' end
 local function read_fence()
   local f = read('GET', F)
   if not f then return nil end
-  local m, at, ap, newest, doubt, unstamped, raised =
-    string.match(f, '^1|([^|]*)|([^|]*)|([^|]*)|(%u)|([01])|([01])|(%-?%d+)$')
+  local m, at, ap, newest, doubt, unstamped, raised, sealed =
+    string.match(f, '^1|([^|]*)|([^|]*)|([^|]*)|(%u)|([01])|([01])|(%-?%d+)|?(.*)$')
   if not m then return nil end
   return { m = tonumber(m), at = tonumber(at), ap = ap, newest = newest, doubt = doubt == '1',
-           unstamped = unstamped == '1', raised = tonumber(raised), text = f }
+           unstamped = unstamped == '1', raised = tonumber(raised), sealed = sealed, text = f }
 end
 local function fence_text(f)
-  return table.concat({ '1', int(f.m), int(f.at), f.at and f.ap or '', f.newest, f.doubt and '1' or '0',
-                        f.unstamped and '1' or '0', int(f.raised) }, '|')
+  local text = table.concat({ '1', int(f.m), int(f.at), f.at and f.ap or '', f.newest, f.doubt and '1' or '0',
+                              f.unstamped and '1' or '0', int(f.raised) }, '|')
+  return f.newest == 'D' and f.sealed ~= '' and text .. '|' .. f.sealed or text
 end
+local function written(tombstone) return tonumber(string.match(tombstone, '^[^|]*|[^|]*|(%-?%d+)')) end
 local function timely(written, ttl, now)
   return written and written + ttl > now and written <= now + 300000
 end
 local function announce()
   redis.call(ARGV[#ARGV] == 's' and 'SPUBLISH' or 'PUBLISH', K, '')
 end
-local function tombstone(tok, at, ap, written)
-  return string.char(1) .. 'T' .. tok .. int(at) .. '|' .. (at and ap or '') .. '|' .. int(written)
+local function tombstone(tok, f, time)
+  local text = int(f.at) .. '|' .. (f.at and f.ap or '') .. '|' .. int(time)
+  return string.char(1) .. 'T' .. tok .. (f.sealed ~= '' and f.sealed or text)
 end

@@ -8,9 +8,10 @@ end
 if not v then
   local f = read_fence()
   if f and f.newest == 'D' then
-    local left = f.raised + tombstone_ttl - now
-    if timely(f.raised, tombstone_ttl, now) then
-      local t = tombstone(ARGV[8], f.at, f.ap, f.raised)
+    local time = written(f.sealed) or f.raised
+    local left = time + tombstone_ttl - now
+    if timely(time, tombstone_ttl, now) then
+      local t = tombstone(ARGV[8], f, f.raised)
       redis.call('SET', K, t, 'PX', int(left))
       return { 'changed', t }
     end

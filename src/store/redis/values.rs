@@ -1,0 +1,54 @@
+//! Reads values of entry keys: what may be used, and how old it is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::domain::Key;
+use crate::store::sealed::macs::Macs;
+use crate::store::{Entry, Error, Record, Tombstone};
+
+use super::reply::number;
+use super::{Redis, record};
+
+impl Redis {
+    /// Returns a record from the future with the age that Redis knows: our clock was set back, or that of the process
+    /// that wrote it is ahead.
+    pub(super) async fn aged(&self, key: &Key, record: Record) -> Result<Option<Entry>, Error> {
+        let mut cmd = redis::cmd("PTTL");
+        cmd.arg(key.as_str());
+        let remaining = number(&self.lookups.send(&cmd).await?).and_then(|millis| u64::try_from(millis).ok());
+        // It has expired in between.
+        let Some(remaining) = remaining.map(Duration::from_millis) else { return Ok(None) };
+        let age = record.lifetime().saturating_sub(remaining);
+        Ok(Some(Entry::Record(record.at_least_as_old_as(age, self.clock.now()))))
+    }
+
+    /// Decodes the value of an entry key. A tombstone past its lifetime, from the future, or without the MAC that it needs is
+    /// unreadable; one without the MAC is reported.
+    pub(super) fn decode(&self, key: &Key, bytes: Bytes) -> Entry {
+        self.decode_or(key, bytes, |macs| macs.report(key))
+    }
+
+    /// Decodes the value of an entry key for an operator: as [`decode`](Self::decode), but reports nothing.
+    pub(super) fn decode_silently(&self, key: &Key, bytes: Bytes) -> Entry {
+        self.decode_or(key, bytes, |_| {})
+    }
+
+    fn decode_or(&self, key: &Key, bytes: Bytes, report: impl FnOnce(&Macs)) -> Entry {
+        match record::decode(bytes.clone()) {
+            Entry::Tombstone(tombstone) if !self.may_use(key, &tombstone, &bytes, report) => Entry::Corrupt(bytes),
+            entry => entry,
+        }
+    }
+
+    fn may_use(&self, key: &Key, tombstone: &Tombstone, bytes: &[u8], report: impl FnOnce(&Macs)) -> bool {
+        if let Some(macs) = &self.macs
+            && !macs.accept(key, tombstone, record::mac_of(bytes))
+        {
+            report(macs);
+            return false;
+        }
+        record::is_timely(tombstone.written_at, self.lifetimes.tombstone_ttl, self.clock.now())
+    }
+}

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::faults::Faults;
 use crate::http::routes::admin::{self, AdminApi};
 use crate::http::server;
+use crate::http::server::cors::AllowedOrigins;
 use crate::metrics::{Listener, Metrics};
 use crate::queue;
 use crate::readiness::{Phase, Readiness};
@@ -110,10 +111,13 @@ impl App {
             Components { hashers, queue, store, access, readiness, audit, config, clock, metrics, faults, shutdown };
         let (lookup, refused) = components.lookup()?;
         let (routes, lookups) = components.public_routes(lookup)?;
+        let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
         let _ = operators.operations.set(components.operations());
-        let public_service =
-            |tls: &Option<_>| listeners.service(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
+        let public_service = |tls: &Option<_>| {
+            let service = listeners.service(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
+            service.with_origins(origins.clone())
+        };
         if let Some(socket) = sandbox_webhook {
             listeners.serve(socket, Listener::Public, public_service(&None), None, &components.shutdown);
         }

@@ -100,6 +100,7 @@ catalogue! {
     lookup_requests: counter "lookup_requests_total" ["result": LookupResult] = "Lookups by result.";
     lookup_duration: histogram "lookup_duration_seconds" ["result": LookupResult] = "Duration of a lookup, by result.";
     lookup_in_flight: gauge "lookup_in_flight" = "Lookups in progress.";
+    change_streams: gauge "change_streams" = "Open streams of changes.";
     lookup_shed: counter "lookup_shed_total" = "Lookups refused at once because the store answers too slowly for their number.";
     lookup_throttled: counter "lookup_throttled_total" = "Requests refused because the caller exceeded its rate.";
     upstream_requests: counter "upstream_requests_total" ["outcome": UpstreamOutcome] = "Profile requests to Genesys by outcome; each attempt counts.";

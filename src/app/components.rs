@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use tokio::sync::Semaphore;
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
@@ -16,8 +17,9 @@ use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::jwt::TokenSigner;
 use crate::http::request::budget::BodyBudgets;
 use crate::http::routes::admin::Operations;
+use crate::http::routes::changes::ChangesApi;
 use crate::http::routes::lookup_api::LookupApi;
-use crate::http::routes::{contact, oauth_token, openapi, profile, webhook};
+use crate::http::routes::{changes, contact, oauth_token, openapi, profile, webhook};
 use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
@@ -100,6 +102,15 @@ impl Components {
                 bodies: bodies.proven.clone(),
             });
             routes = routes.merge(profile::routes(Arc::clone(&api)));
+            let changes = ChangesApi {
+                auth: Arc::clone(&auth),
+                feed: self.store.changes.clone(),
+                tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
+                streams: Arc::new(Semaphore::new(self.config.http.max_change_streams)),
+                metrics: Arc::clone(&self.metrics),
+                shutdown: self.shutdown.clone(),
+            };
+            routes = routes.merge(changes::routes(Arc::new(changes)));
             routes = routes.merge(contact::routes(Arc::clone(&api)));
             routes = routes.merge(oauth_token::routes(auth, self.audit.clone(), bodies.unproven));
             lookups = Some(api);

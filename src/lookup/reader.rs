@@ -203,7 +203,7 @@ impl<'a> CacheReader<'a> {
             Fetched::Absent => LookupOutcome::Absent,
             Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
         };
-        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, since })
+        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
     }
 
     async fn reread(&mut self) -> Result<LookupStep, StepError> {
@@ -265,7 +265,7 @@ impl<'a> CacheReader<'a> {
             Ok(Fetched::Absent) => LookupOutcome::Absent,
             Err(error) => return self.fall_back(error.into()),
         };
-        Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, since })
+        Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, identity: None, since })
     }
 
     /// Answers with the stale record; fails if there is none.

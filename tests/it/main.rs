@@ -6,6 +6,7 @@ mod audit;
 mod authenticity;
 mod bad_input;
 mod canary;
+mod changes;
 mod config;
 mod contacts;
 mod contract;

@@ -6,6 +6,7 @@ mod tenants;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::http::server::cors::AllowedOrigins;
 use crate::store::sealed::keyring;
 use crate::{queue, store};
 
@@ -70,6 +71,12 @@ fn times(config: &Config, found: &mut Vec<SettingError>) {
     }
     if config.http.max_in_flight == 0 {
         found.push(SettingError::new("http.max_in_flight", "must be at least 1"));
+    }
+    if config.http.max_change_streams == 0 {
+        found.push(SettingError::new("http.max_change_streams", "must be at least 1"));
+    }
+    if let Err(error) = AllowedOrigins::parse(&config.http.cors_origins) {
+        found.push(invalid("http", error));
     }
     if config.http.body_budget.as_u64() / 4 < config.http.max_body.as_u64() {
         found.push(SettingError::new("http.body_budget", "must be at least four times http.max_body"));

@@ -28,6 +28,7 @@ use crate::spans;
 use crate::upstream::Expand;
 
 use crate::http::auth::callers::Caller;
+use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::response::cache_status;
 use crate::http::response::dialect::{Dialect, ErrorBody};
 use crate::http::response::problem::Problem;
@@ -119,6 +120,7 @@ impl LookupApi {
         self.trace(&span, tenant, customer, result);
         let found = matches!(&answer, Ok(answer) if matches!(answer.outcome, LookupOutcome::Found(_)));
         audit.allowed(result, if found { DisclosedFields::All } else { DisclosedFields::Nothing }, tenant, customer);
+        let handle = self.handle(caller, &answer, tenant, customer);
         let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, customer, caller))?;
         let mut response = match &answer.outcome {
             LookupOutcome::Found(found) => {
@@ -131,6 +133,7 @@ impl LookupApi {
             }
         };
         cache_status::write_headers(response.headers_mut(), &answer, self.clock.now());
+        response.headers_mut().insert(PROFILE_KEY, handle);
         Ok(response)
     }
 }

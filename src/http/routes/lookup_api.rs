@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use tracing::Span;
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
-use crate::domain::{CustomerId, KeyHasher, TenantId};
-use crate::lookup::{Lookup, LookupError};
+use crate::domain::{CustomerId, Identity, KeyHasher, TenantId};
+use crate::lookup::{Lookup, LookupAnswer, LookupError};
 use crate::metrics::LookupResult;
 use crate::spans;
 
@@ -41,6 +41,19 @@ impl LookupApi {
     /// Starts the audit record of a request with these headers.
     pub(super) const fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
         LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers)
+    }
+
+    /// Returns the handle by which a caller recognises the customer of an answer in the change feed.
+    pub(super) fn handle(
+        &self,
+        caller: &Caller,
+        answer: &Result<LookupAnswer, LookupError>,
+        tenant: &TenantId,
+        customer: &CustomerId,
+    ) -> HeaderValue {
+        let stored = answer.as_ref().ok().and_then(|answer| answer.identity.as_ref());
+        let digest = stored.map_or_else(|| self.hasher.identify(tenant, customer).digest(), Identity::digest);
+        self.auth.handles().header(&caller.name, tenant, digest)
     }
 
     /// Adds the result of a lookup to its span.

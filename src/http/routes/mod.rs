@@ -1,6 +1,7 @@
 //! The routes: one file for each resource.
 
 pub mod admin;
+pub mod changes;
 pub mod contact;
 pub mod lookup_api;
 mod lookup_audit;

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{contact, oauth_token, profile, webhook};
+use super::{changes, contact, oauth_token, profile, webhook};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,6 +29,7 @@ use super::{contact, oauth_token, profile, webhook};
         webhook::tenant_webhook,
         profile::profile,
         profile::post_profile,
+        changes::changes,
         contact::contact,
         oauth_token::token,
         oauth_token::gateway_token,

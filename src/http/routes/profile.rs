@@ -24,6 +24,7 @@ use crate::spans;
 use crate::store::Found;
 
 use crate::http::auth::callers::Caller;
+use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::request::{body, json, query};
 use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
@@ -33,9 +34,9 @@ use crate::http::routes::lookup_api::LookupApi;
 use crate::http::routes::lookup_audit::LookupAudit;
 use crate::http::server::service::{DirectRoute, ResponseFuture};
 
-/// `Content-Type`, `ETag`, `Cache-Status`, `Age`, `Cache-Control`, `X-Request-Id`, two for the rate limit, and four for
-/// browsers.
-const HEADERS_OF_A_HIT: usize = 12;
+/// `Content-Type`, `ETag`, `Cache-Status`, `Age`, `Cache-Control`, `X-Request-Id`, `X-Profile-Key`, two for the rate limit,
+/// and four for browsers.
+const HEADERS_OF_A_HIT: usize = 13;
 
 /// The maximum number of fields that a request may name: its audit record shows them.
 const MAX_FIELDS: usize = 64;
@@ -167,7 +168,10 @@ impl LookupApi {
             Err(failure) => Err(self.log_failure(failure, tenant, customer, caller)),
         };
         let (response, shown) = match response {
-            Ok((response, shown)) => (Ok(response), shown),
+            Ok((mut response, shown)) => {
+                response.headers_mut().insert(PROFILE_KEY, self.handle(caller, &answer, tenant, customer));
+                (Ok(response), shown)
+            }
             Err(problem) => (Err(problem), DisclosedFields::Nothing),
         };
         audit.allowed(result, shown, tenant, customer);

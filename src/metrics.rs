@@ -102,6 +102,7 @@ catalogue! {
     lookup_in_flight: gauge "lookup_in_flight" = "Lookups in progress.";
     change_streams: gauge "change_streams" = "Open streams of changes.";
     lookup_shed: counter "lookup_shed_total" = "Lookups refused at once because the store answers too slowly for their number.";
+    lookup_bypass_refused: counter "lookup_bypass_refused_total" = "Lookups refused because the store does not answer and fetches past it have spent their half of the budget.";
     lookup_throttled: counter "lookup_throttled_total" = "Requests refused because the caller exceeded its rate.";
     upstream_requests: counter "upstream_requests_total" ["outcome": UpstreamOutcome] = "Profile requests to Genesys by outcome; each attempt counts.";
     upstream_duration: histogram "upstream_duration_seconds" = "Duration of one profile request to Genesys.";

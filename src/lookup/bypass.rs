@@ -3,7 +3,8 @@
 //! Without the entry, a lookup may share a fetch only if its request is sent after the lookup began
 //! ([`rules::witness`](crate::rules#witness)). So the lookups of one customer are collected in a batch until the next
 //! request is sent. While requests are under way, one is sent per [`BATCH_INTERVAL`]: any number of lookups of one
-//! customer costs Genesys at most ten requests a second, and delays each lookup only briefly.
+//! customer costs Genesys at most ten requests a second, and delays each lookup only briefly. All of them together may
+//! spend half of the tenant's budget.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -64,7 +65,13 @@ pub(super) async fn fetch(
 ) -> Result<BypassFetch, LookupError> {
     let mut batch = join(context, key, request);
     match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
-        Ok(Ok(fetch)) => fetch.clone().ok_or(LookupError::Deadline),
+        Ok(Ok(fetch)) => {
+            let fetch = fetch.clone().ok_or(LookupError::Deadline)?;
+            if matches!(fetch.fetched, Err(upstream::Error::BudgetSpent { .. })) {
+                context.deps.metrics.lookup_bypass_refused.increment(1);
+            }
+            Ok(fetch)
+        }
         // The task ends without a result only when the process ends.
         Ok(Err(_closed)) => Err(LookupError::Draining),
         Err(_elapsed) => Err(LookupError::Deadline),

@@ -256,7 +256,7 @@ impl<'a> CacheReader<'a> {
         let request = bypass::BypassRequest {
             tenant: self.requested.tenant().clone(),
             customer: self.customer.clone(),
-            requester: self.requester.clone(),
+            requester: self.requester.past_the_store(),
             timeout: self.config.lease_ttl,
         };
         let BypassFetch { fetched, since } = match bypass::fetch(self.context, &key, request, self.deadline).await {

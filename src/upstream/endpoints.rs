@@ -78,6 +78,11 @@ impl BaseUrls {
         }
     }
 
+    /// Returns the hosts of the two.
+    pub(super) fn hosts(self) -> [String; 2] {
+        [self.api, self.login].map(|url| url.host_str().unwrap_or_default().to_owned())
+    }
+
     /// Returns whether one of the two needs TLS.
     pub(super) fn need_tls(&self) -> bool {
         [&self.api, &self.login].iter().any(|url| url.scheme() == "https")

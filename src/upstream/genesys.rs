@@ -15,7 +15,6 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
-use reqwest::Client;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -25,6 +24,7 @@ use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
 
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
+use super::http_client::HttpClient;
 use super::token::Token;
 use super::tokens::TokenCache;
 use super::{Error, Expand, Fetched, Requester, Upstream};
@@ -35,14 +35,14 @@ const MAX_PROFILE: usize = 1024 * 1024;
 /// The Genesys of one tenant.
 #[derive(Debug)]
 pub(super) struct Genesys {
-    client: Client,
+    client: HttpClient,
     profile_url: ProfileUrl,
     tokens: TokenCache,
 }
 
 impl Genesys {
     /// Creates the adapter. It sends nothing before the first fetch.
-    pub(super) const fn new(client: Client, profile_url: ProfileUrl, tokens: TokenCache) -> Self {
+    pub(super) const fn new(client: HttpClient, profile_url: ProfileUrl, tokens: TokenCache) -> Self {
         Self { client, profile_url, tokens }
     }
 

@@ -14,6 +14,7 @@ mod exchange;
 mod expand;
 mod genesys;
 mod guard;
+mod http_client;
 pub mod open;
 mod privilege_gate;
 pub mod privileges;
@@ -69,8 +70,21 @@ pub trait Upstream: Debug + Send + Sync {
 pub enum Requester {
     /// A lookup of this caller, by its configured name.
     Caller(Arc<str>),
+    /// A lookup of this caller that goes past the store, which does not answer.
+    Bypass(Arc<str>),
     /// A refresh that no lookup waits for.
     Background,
+}
+
+impl Requester {
+    /// Returns this requester for a fetch past the store.
+    #[must_use]
+    pub fn past_the_store(&self) -> Self {
+        match self {
+            Self::Caller(caller) | Self::Bypass(caller) => Self::Bypass(Arc::clone(caller)),
+            Self::Background => Self::Background,
+        }
+    }
 }
 
 /// The answer of Genesys.

@@ -15,6 +15,7 @@ use url::Url;
 
 use crate::domain::{CustomerId, Secret, TenantId};
 use crate::invalid::InvalidSetting;
+use crate::max_age::MaxAge;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
@@ -22,12 +23,13 @@ use super::breaker_gauge::BreakerGauge;
 use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
 use super::guard::{Guard, UpstreamLimits};
+use super::http_client::HttpClients;
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
 use super::token::ClientCredentials;
 use super::tokens::TokenCache;
 use super::traced::TracedUpstream;
-use super::{Error, Expand, Fetched, Requester, Upstream, exchange};
+use super::{Error, Expand, Fetched, Requester, Upstream};
 
 pub use super::endpoints::BaseUrls;
 
@@ -40,6 +42,9 @@ pub struct Config {
     pub timeout: Duration,
     /// The most requests in flight, per tenant.
     pub max_in_flight: usize,
+    /// The age at which the connections are replaced, where a tenant's URLs contain a name.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
 }
 
 /// `[tenant.upstream]`.
@@ -117,6 +122,9 @@ impl Config {
         }
         if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_in_flight) {
             return Err(InvalidSetting::new("max_in_flight", "must be at least 1"));
+        }
+        if self.max_connection_age < Duration::from_secs(1) {
+            return Err(InvalidSetting::new("max_connection_age", "must be 1s or longer"));
         }
         Ok(())
     }
@@ -219,7 +227,10 @@ pub fn open<'a>(
     config.validate().map_err(|error| error.within("upstream"))?;
     let tenants: HashMap<_, _> = tenants.into_iter().collect();
     let gauges: Vec<_> = BreakerGauge::for_tenants(tenants.len(), &metrics.upstream_breaker_state).collect();
-    let mut clients = exchange::HttpClients::default();
+    let urls = tenants.values().filter_map(|options| options.base_urls().ok());
+    let hosts: Vec<String> = urls.flat_map(BaseUrls::hosts).collect();
+    let max_age = MaxAge::new(config.max_connection_age, hosts.iter().map(String::as_str));
+    let mut clients = HttpClients::new(max_age, shutdown.clone());
     let guarded = tenants.into_iter().zip(gauges).map(|((tenant, options), gauge)| {
         let settings = TenantSettings::parse(options).map_err(|error| error.within("tenant.upstream"))?;
         let client = clients.get(settings.needs_tls)?;
@@ -326,10 +337,14 @@ mod tests {
 
     #[test]
     fn limits_that_block_all_requests_are_refused() {
-        let field = |timeout, max_in_flight| Config { timeout, max_in_flight }.validate().unwrap_err().field;
-        assert_eq!(field(Duration::ZERO, 1), "timeout");
-        assert_eq!(field(Duration::MAX, 1), "timeout");
-        assert_eq!(field(Duration::from_secs(1), 0), "max_in_flight");
-        assert_eq!(field(Duration::from_secs(1), usize::MAX), "max_in_flight");
+        let second = Duration::from_secs(1);
+        let field = |timeout, max_in_flight, max_connection_age| {
+            Config { timeout, max_in_flight, max_connection_age }.validate().unwrap_err().field
+        };
+        assert_eq!(field(Duration::ZERO, 1, second), "timeout");
+        assert_eq!(field(Duration::MAX, 1, second), "timeout");
+        assert_eq!(field(second, 0, second), "max_in_flight");
+        assert_eq!(field(second, usize::MAX, second), "max_in_flight");
+        assert_eq!(field(second, 1, Duration::ZERO), "max_connection_age");
     }
 }

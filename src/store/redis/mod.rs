@@ -20,6 +20,7 @@ mod client;
 mod command;
 pub mod config;
 mod connection;
+mod connection_state;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -29,8 +30,10 @@ mod pubsub;
 mod record;
 mod replication;
 mod reply;
+mod role;
 mod scripts;
 mod subscriber;
+mod supervisor;
 pub mod survey;
 mod values;
 mod waiting;
@@ -97,12 +100,13 @@ impl Redis {
         let refuse = |error: InvalidSetting| Error::Rejected { reason: error.within("store.redis").to_string() };
         let endpoints = config.endpoints().map_err(refuse)?;
         let certificates = config.certificates().map_err(refuse)?;
+        let max_age = config.max_age().map_err(refuse)?;
         // A WAIT may take as long as its script did.
         let event_timeout = if config.min_replicas > 0 { timeout * 2 } else { timeout };
         Ok(Self {
-            lookups: RedisConnection::open(&endpoints, certificates.as_ref(), timeout, shutdown)?,
-            events: RedisConnection::open(&endpoints, certificates.as_ref(), event_timeout, shutdown)?,
-            announcements: Announcements::open(&endpoints, certificates.as_ref(), shutdown)?,
+            lookups: RedisConnection::open(&endpoints, certificates.as_ref(), timeout, max_age, shutdown)?,
+            events: RedisConnection::open(&endpoints, certificates.as_ref(), event_timeout, max_age, shutdown)?,
+            announcements: Announcements::open(&endpoints, certificates.as_ref(), max_age, shutdown)?,
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             changes: change_listener::channel(&endpoints),
             lifetimes,

@@ -46,7 +46,8 @@ impl<const KIND: u8> Fixture for InRedis<KIND> {
         let settings = format!("url = \"\"\n{}", deployment.settings);
         // A single server's settings name the url themselves.
         let settings = if kind == Setup::Single { &deployment.settings } else { &settings };
-        let config: Config = toml::from_str(&format!("min_replicas = 0\n{settings}")).unwrap();
+        let config: Config =
+            toml::from_str(&format!("min_replicas = 0\nmax_connection_age = \"5m\"\n{settings}")).unwrap();
         let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
         let (running, shutdown) = Shutdown::new();
         let shared = Arc::clone(&clock) as SharedClock;

@@ -69,6 +69,8 @@ struct TenantSection {
     soft_timeout: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
     deadline: Option<Duration>,
+    #[serde(default)]
+    prewarm: bool,
     upstream: Option<upstream::open::TenantConfig>,
     #[serde(default)]
     webhook: Vec<authenticate::Config>,
@@ -119,6 +121,6 @@ impl TenantSection {
             soft_timeout: self.soft_timeout.unwrap_or(common.soft_timeout),
             deadline: self.deadline.unwrap_or(common.deadline),
         };
-        Tenant { id: self.id, lookup, upstream: self.upstream, webhooks: self.webhook }
+        Tenant { id: self.id, lookup, prewarm: self.prewarm, upstream: self.upstream, webhooks: self.webhook }
     }
 }

@@ -77,6 +77,13 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self.store.kind == StoreKind::Embedded && roles.lookup && !roles.consumer {
+            found.push(
+                "roles has \"lookup\" without \"consumer\", and store.kind is \"embedded\", the memory of one process: no event \
+                 evicts what this process caches, which is outdated until its ttl; set store.kind = \"redis\""
+                    .to_owned(),
+            );
+        }
         if self.store.kind == StoreKind::Embedded && roles.consumer && !roles.lookup {
             found.push(
                 "roles has \"consumer\" without \"lookup\", and store.kind is \"embedded\": events evict in the memory of this \

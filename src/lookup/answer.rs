@@ -85,6 +85,8 @@ pub enum ForwardReason {
     Miss,
     /// The store held a stale record.
     Stale,
+    /// The store held a fresh record, but the caller demanded a newer one.
+    Request,
 }
 
 /// Why a lookup has no answer.

@@ -18,6 +18,7 @@ use crate::domain::{CustomerId, Key, TenantId, Timestamp};
 use crate::spans::{self, Cause};
 use crate::upstream::{self, Fetched, Requester};
 
+use super::batch::BatchSeat;
 use super::{LookupContext, LookupError};
 
 /// How long a batch collects lookups while a fetch of their customer is under way.
@@ -31,7 +32,7 @@ pub(super) struct BypassFetch {
 }
 
 /// What to fetch.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct BypassRequest {
     pub(super) tenant: TenantId,
     pub(super) customer: CustomerId,
@@ -39,6 +40,8 @@ pub(super) struct BypassRequest {
     pub(super) requester: Requester,
     /// The maximum duration of the fetch.
     pub(super) timeout: Duration,
+    /// The place in a batch of lookups that fetch together.
+    pub(super) seat: Option<BatchSeat>,
 }
 
 /// Receives the result for the lookups of one batch.
@@ -100,14 +103,20 @@ struct BypassTask {
 
 impl BypassTask {
     async fn run(self, request: BypassRequest) {
+        let BypassRequest { tenant, customer, requester, timeout: longest, mut seat } = request;
         while let Some(sender) = self.next_batch() {
-            let (context, request) = (Arc::clone(&self.context), request.clone());
+            let context = Arc::clone(&self.context);
+            let (tenant, customer, requester) = (tenant.clone(), customer.clone(), requester.clone());
+            // Only the first request is that of the batch; later lookups did not wait for it.
+            let seat = seat.take();
             let fetch = async move {
                 let deps = &context.deps;
                 let since = deps.clock.now();
-                let deadline = Instant::now() + request.timeout;
-                let fetched =
-                    deps.upstream.fetch(&request.tenant, &request.customer, &request.requester, deadline).await;
+                let deadline = Instant::now() + longest;
+                let fetched = match seat {
+                    Some(seat) => seat.fetch(customer, deadline).await,
+                    None => deps.upstream.fetch(&tenant, &customer, &requester, deadline).await,
+                };
                 sender.send_replace(Some(BypassFetch { fetched, since }));
             };
             let fetch = self.context.deps.shutdown.spawn(spans::part(fetch));

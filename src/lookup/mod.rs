@@ -29,10 +29,13 @@
 
 mod admission;
 mod answer;
+mod batch;
 mod bypass;
+mod expanded;
 pub mod freshness;
 mod leader;
 mod phases;
+pub mod prefetch;
 mod previous;
 mod reader;
 mod refresh;
@@ -44,9 +47,12 @@ mod wait;
 mod waiters;
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -56,18 +62,22 @@ use crate::domain::{CustomerId, Key, KeyHasher, TenantId};
 use crate::faults::Faults;
 use crate::metrics::{LookupResult, Metrics, in_progress, observe};
 use crate::shutdown::Shutdown;
-use crate::store::Store;
+use crate::store::{Clears, Store};
 use crate::upstream::{Expand, Requester, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 pub use phases::Phases;
 
 use admission::Admission;
+use batch::Batch;
 use bypass::Bypasses;
 use leader::LeaderResult;
 use reader::CacheReader;
 use single_flight::Flights;
 use waiters::Waiters;
+
+/// How many refreshes one process starts each second after a clear of a tenant. The budget of the tenant limits them further.
+const CLEARED_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("it is not zero");
 
 /// `[lookup]`; a `[[tenant]]` may override the times.
 #[derive(Clone, Debug, Deserialize)]
@@ -111,6 +121,8 @@ pub struct LookupDependencies {
     pub previous: Option<KeyHasher>,
     /// The configuration of each tenant.
     pub tenants: HashMap<TenantId, Config>,
+    /// The generations of the tenants' records.
+    pub clears: Clears,
     /// How long after an event a fill is compared with the fence (`consumer.settle_window`).
     pub settle_window: Duration,
     /// The wall clock.
@@ -141,6 +153,8 @@ struct LookupContext {
     refreshing: Cache<Key, ()>,
     /// The keys whose tombstone this process verified recently. It saves a store command for each hit.
     verified: Cache<Key, ()>,
+    /// The pace of the refreshes after a clear, for each tenant.
+    cleared: HashMap<TenantId, DefaultDirectRateLimiter>,
 }
 
 impl Lookup {
@@ -148,6 +162,8 @@ impl Lookup {
     #[must_use]
     pub fn new(deps: LookupDependencies) -> Self {
         let recent = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
+        let pace = |tenant: &TenantId| (tenant.clone(), RateLimiter::direct(Quota::per_second(CLEARED_PER_SECOND)));
+        let cleared = deps.tenants.keys().map(pace).collect();
         let deadline = deps.tenants.values().map(|config| config.deadline).min().unwrap_or_default();
         Self {
             context: Arc::new(LookupContext {
@@ -158,6 +174,7 @@ impl Lookup {
                 bypasses: Bypasses::default(),
                 refreshing: recent(refresh::REFRESH_INTERVAL),
                 verified: recent(refresh::VERIFY_INTERVAL),
+                cleared,
             }),
         }
     }
@@ -168,7 +185,8 @@ impl Lookup {
         self.context.deps.tenants.contains_key(tenant)
     }
 
-    /// Looks up a customer for a requester; returns `None` if the tenant is not configured.
+    /// Looks up a customer for a requester; returns `None` if the tenant is not configured. With `max_age`, an answer that was
+    /// fetched longer ago is fetched anew, as always under the lease and within the budget.
     ///
     /// Answers within the tenant's `deadline`. Dropping the future ends the wait; a fetch that it has started
     /// continues.
@@ -177,8 +195,9 @@ impl Lookup {
         tenant: &TenantId,
         customer: &CustomerId,
         requester: &Requester,
+        max_age: Option<Duration>,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.get_with_phases(tenant, customer, requester, &mut Phases::default()).await
+        self.get_with_phases(tenant, customer, requester, max_age, &mut Phases::default()).await
     }
 
     /// Looks up a customer as [`get`](Self::get), and notes the phases of the lookup.
@@ -187,9 +206,50 @@ impl Lookup {
         tenant: &TenantId,
         customer: &CustomerId,
         requester: &Requester,
+        max_age: Option<Duration>,
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, phases, CacheReader::read).await
+        self.timed(tenant, customer, requester, phases, |mut reader| {
+            reader.max_age = max_age;
+            reader.read()
+        })
+        .await
+    }
+
+    /// Looks up several customers at once, each as [`get`](Self::get) does; those that must be fetched share one request.
+    /// Returns an answer for each, in order.
+    pub async fn get_many(
+        &self,
+        tenant: &TenantId,
+        customers: &[CustomerId],
+        requester: &Requester,
+        max_age: Option<Duration>,
+    ) -> Option<Vec<Result<LookupAnswer, LookupError>>> {
+        let seats = Batch::seats(&self.context, tenant, requester, customers.len());
+        let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
+            let mut phases = Phases::default();
+            self.timed(tenant, customer, requester, &mut phases, |mut reader| {
+                (reader.max_age, reader.seat) = (max_age, Some(seat));
+                reader.read()
+            })
+            .await
+        });
+        join_all(lookups).await.into_iter().collect()
+    }
+
+    /// Fetches customers that the store does not hold, in the background and for nobody: no lookup is counted.
+    async fn warm(&self, tenant: &TenantId, customers: &[CustomerId]) -> Vec<Result<LookupAnswer, LookupError>> {
+        let Some(config) = self.context.deps.tenants.get(tenant) else { return Vec::new() };
+        let (requester, deadline) = (&Requester::Background, Instant::now() + config.deadline);
+        let seats = Batch::seats(&self.context, tenant, requester, customers.len());
+        let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
+            let mut phases = Phases::default();
+            let mut reader =
+                CacheReader::new(&self.context, config, tenant, customer, requester, &mut phases, deadline);
+            reader.seat = Some(seat);
+            reader.read().await
+        });
+        join_all(lookups).await
     }
 
     /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
@@ -225,5 +285,12 @@ impl Lookup {
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());
         Some(answer)
+    }
+}
+
+impl LookupContext {
+    /// Returns whether a record from before a clear may be refreshed now.
+    fn may_refresh_cleared(&self, tenant: &TenantId) -> bool {
+        self.cleared.get(tenant).is_some_and(|pace| pace.check().is_ok())
     }
 }

@@ -1,5 +1,6 @@
 //! The view: what one lookup does next, given the entry that it read.
 
+use crate::domain::Timestamp;
 use crate::store::{Base, Content, Entry, Record};
 
 use super::freshness::{self, Freshness};
@@ -28,9 +29,16 @@ impl CacheReader<'_> {
             tracing::warn!(key = %self.key, "a stored record is about another customer and is not served");
             return EntryView::RequestLease(dead);
         }
-        let freshness = freshness::judge(&record, self.context.deps.clock.now());
+        let now = self.context.deps.clock.now();
+        let cleared = self.context.deps.clears.of(self.requested.tenant());
+        let freshness = freshness::judge(&record, cleared, now);
+        let is_answer = matches!(&record.content, Content::Found(_) | Content::Negative);
+        if is_answer && matches!(freshness, Freshness::Fresh { .. }) && self.is_too_old(&record, now) {
+            self.too_old = Some(record.token);
+            return EntryView::RequestLease(base);
+        }
         let refreshing = match freshness {
-            Freshness::Fresh { remaining } => self.refresh_if_due(&record, remaining),
+            Freshness::Fresh { remaining } => self.refresh_if_due(&record, remaining, cleared),
             Freshness::Stale { .. } | Freshness::Expired => false,
         };
         match (freshness, &record.content) {
@@ -59,5 +67,14 @@ impl CacheReader<'_> {
                 EntryView::RequestLease(base)
             }
         }
+    }
+
+    /// Returns whether the caller demands a newer answer. What another lookup has fetched while this one waited is new enough.
+    pub(super) fn is_too_old(&self, record: &Record, now: Timestamp) -> bool {
+        let was_fetched_meanwhile = self.has_waited && self.too_old != Some(record.token);
+        self.max_age.is_some_and(|max_age| {
+            let age = now.since(record.fetched_at);
+            !was_fetched_meanwhile && (age > max_age || max_age.is_zero())
+        })
     }
 }

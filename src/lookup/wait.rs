@@ -21,7 +21,8 @@ impl CacheReader<'_> {
         match deps.store.lease(&self.key, &base, Token::draw(), ttl).await? {
             LeaseAnswer::Granted(lease) => {
                 let (leader, follower) = self.context.flights.start(&self.key, lease.witness());
-                let fetch = self.fetch_task(self.requester.clone());
+                let mut fetch = self.fetch_task(self.requester.clone());
+                fetch.seat = self.seat.take();
                 let task = spans::lead(&self.key, Cause::Miss, async move { fetch.lead(lease, leader).await });
                 deps.shutdown.spawn(task);
                 self.await_leader(follower, true).await
@@ -33,6 +34,7 @@ impl CacheReader<'_> {
 
     /// Waits for the lookup that fetches: takes its result, or evaluates the entry after the fetch.
     pub(super) async fn follow(&mut self, seen: Token) -> Result<LookupStep, StepError> {
+        self.seat = None;
         if let Some(follower) = self.context.flights.join(&self.key, seen) {
             return self.await_leader(follower, false).await;
         }
@@ -114,7 +116,11 @@ impl CacheReader<'_> {
 
     /// Returns why this lookup fetches, for the answer.
     pub(super) fn over(&self) -> ForwardReason {
-        if self.stale.is_some() { ForwardReason::Stale } else { ForwardReason::Miss }
+        match (&self.stale, self.too_old) {
+            (Some(_), _) => ForwardReason::Stale,
+            (None, Some(_)) => ForwardReason::Request,
+            (None, None) => ForwardReason::Miss,
+        }
     }
 
     /// Returns how long this lookup waits: only the soft timeout if it holds a stale profile.

@@ -108,6 +108,15 @@ impl Client {
         self.post("/admin/invalidate", &body).await
     }
 
+    /// Requests that all records of a tenant count as due for refresh, or with `hard` as missing.
+    ///
+    /// # Errors
+    ///
+    /// The service cannot be reached, or refuses the command.
+    pub async fn clear(&self, tenant: &str, hard: bool) -> Result<Value, Error> {
+        self.post("/admin/clear", &json!({ "tenantId": tenant, "hard": hard })).await
+    }
+
     /// Requests the oldest dead letters.
     ///
     /// # Errors

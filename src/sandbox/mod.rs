@@ -182,8 +182,12 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/{id}", contact)
         .route("/{id}/unresolved", get(contacts::read_unresolved))
         .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
+    let bulk = Router::new()
+        .route(shapes::BULK, post(contacts::read_many))
+        .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
     Router::new()
         .nest(shapes::CONTACTS, contacts)
+        .merge(bulk)
         .route("/oauth/token", post(oauth::token))
         .route("/login/oauth/token", post(oauth::token))
         .route("/api/v2/tokens/me", get(oauth::token_info))

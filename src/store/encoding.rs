@@ -13,6 +13,7 @@ use super::{Ciphertext, Content, Found, Record};
 /// Bits of the flags of a record.
 const SETTLED: u8 = 1;
 const HAS_MODIFIED: u8 = 2;
+const HAS_GENERATION: u8 = 4;
 
 /// Returns the letter of the kind of a content.
 pub(super) const fn kind_of(content: &Content) -> u8 {
@@ -43,36 +44,35 @@ pub(super) fn put_clear(out: &mut impl BufMut, record: &Record) {
     }
 }
 
-/// Writes a content.
-pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: bool) {
-    let flags = u8::from(settled) * SETTLED;
+/// Writes a content, after its flags and the generation, if that is not zero.
+pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: bool, generation: u64) {
+    let has_modified = matches!(content, Content::Found(found) if found.modified.is_some());
+    let flags = [(settled, SETTLED), (has_modified, HAS_MODIFIED), (generation > 0, HAS_GENERATION)];
+    out.put_u8(flags.into_iter().map(|(is_set, flag)| u8::from(is_set) * flag).sum());
+    if generation > 0 {
+        out.put_u64(generation);
+    }
     match content {
-        Content::Negative => out.put_u8(flags),
-        Content::Pointer(canonical) => {
-            out.put_u8(flags);
-            put_identity(out, canonical);
-        }
+        Content::Negative => {}
+        Content::Pointer(canonical) => put_identity(out, canonical),
         Content::Found(found) => {
-            out.put_u8(flags + u8::from(found.modified.is_some()) * HAS_MODIFIED);
             out.put_i64(found.modified.map_or(0, Modified::as_millis));
             out.put_slice(&found.validator);
             out.put_slice(found.body.expose());
         }
-        Content::Sealed(ciphertext) => {
-            out.put_u8(flags);
-            out.put_slice(ciphertext.as_bytes());
-        }
+        Content::Sealed(ciphertext) => out.put_slice(ciphertext.as_bytes()),
     }
 }
 
-/// Reads a content of this kind, up to the end of the bytes, and whether it is settled. A profile that is
+/// Reads a content of this kind, up to the end of the bytes, whether it is settled, and its generation. A profile that is
 /// [nested too deeply](ProfileBody::is_nested_too_deep) is not read.
-pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)> {
+pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool, u64)> {
     let flags = rest.try_get_u8().ok()?;
-    let known = if kind == b'P' { SETTLED | HAS_MODIFIED } else { SETTLED };
+    let known = SETTLED | HAS_GENERATION | if kind == b'P' { HAS_MODIFIED } else { 0 };
     if flags & !known != 0 {
         return None;
     }
+    let generation = if flags & HAS_GENERATION == 0 { 0 } else { rest.try_get_u64().ok()? };
     let content = match kind {
         b'N' => Content::Negative,
         b'A' => Content::Pointer(take_identity(&mut rest)?),
@@ -91,7 +91,7 @@ pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)>
         b'S' => Content::Sealed(Ciphertext::new(std::mem::take(&mut rest))),
         _ => return None,
     };
-    rest.is_empty().then_some((content, flags & SETTLED != 0))
+    rest.is_empty().then_some((content, flags & SETTLED != 0, generation))
 }
 
 /// Reads what [`put_clear`] wrote: the identity, the time of the fetch, and the three durations.

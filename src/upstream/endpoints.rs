@@ -94,6 +94,12 @@ impl BaseUrls {
             .map_err(|error| InvalidSetting::new("login_url", error.to_string()))
     }
 
+    /// Returns the URL of the bulk request for contacts.
+    pub(super) fn bulk(&self) -> Result<Url, InvalidSetting> {
+        Url::parse(&format!("{}/api/v2/externalcontacts/bulk/contacts", trimmed(&self.api)))
+            .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
+    }
+
     /// Returns the URLs of the documents about a token.
     pub(super) fn introspection(&self) -> Result<IntrospectionUrls, InvalidSetting> {
         let url = |path| {

@@ -15,6 +15,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
+use reqwest::RequestBuilder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -22,49 +23,61 @@ use url::Url;
 
 use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
 
+use super::bulk::{self, BulkRequest};
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
 use super::http_client::HttpClient;
 use super::token::Token;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, Requester, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.
 const MAX_PROFILE: usize = 1024 * 1024;
+
+/// The largest answer to a bulk request, in bytes. The customers of a larger one are fetched alone.
+const MAX_BULK: usize = 16 * MAX_PROFILE;
 
 /// The Genesys of one tenant.
 #[derive(Debug)]
 pub(super) struct Genesys {
     client: HttpClient,
     profile_url: ProfileUrl,
+    bulk_url: Url,
     tokens: TokenCache,
 }
 
 impl Genesys {
     /// Creates the adapter. It sends nothing before the first fetch.
-    pub(super) const fn new(client: HttpClient, profile_url: ProfileUrl, tokens: TokenCache) -> Self {
-        Self { client, profile_url, tokens }
+    pub(super) const fn new(client: HttpClient, profile_url: ProfileUrl, bulk_url: Url, tokens: TokenCache) -> Self {
+        Self { client, profile_url, bulk_url, tokens }
     }
 
-    async fn request(&self, token: &Token, url: &Url, deadline: Instant) -> Result<GenesysResponse, Error> {
-        let request = self
-            .client
-            .get(url.clone())
-            .header(header::AUTHORIZATION, token.header())
-            .header(header::ACCEPT, "application/json");
-        GenesysResponse::receive(request, MAX_PROFILE, deadline).await
-    }
-
-    async fn get(&self, url: &Url, deadline: Instant) -> Result<Fetched, Error> {
+    /// Sends a request with a token, and repeats it once with a renewed one after a 401.
+    async fn ask(
+        &self,
+        build: impl Fn() -> RequestBuilder + Send + Sync,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<GenesysResponse, Error> {
+        let send = async |token: &Token| {
+            let request =
+                build().header(header::AUTHORIZATION, token.header()).header(header::ACCEPT, "application/json");
+            GenesysResponse::receive(request, limit, deadline).await
+        };
         let token = self.tokens.get(deadline).await?;
-        let mut response = self.request(&token, url, deadline).await?;
+        let mut response = send(&token).await?;
         if response.status == StatusCode::UNAUTHORIZED {
             let renewed = self.tokens.replace(&token, deadline).await?;
-            response = self.request(&renewed, url, deadline).await?;
+            response = send(&renewed).await?;
             if response.status == StatusCode::UNAUTHORIZED {
                 self.tokens.reject(&renewed);
             }
         }
+        Ok(response)
+    }
+
+    async fn get(&self, url: &Url, deadline: Instant) -> Result<Fetched, Error> {
+        let response = self.ask(|| self.client.get(url.clone()), MAX_PROFILE, deadline).await?;
         match response.status {
             StatusCode::OK => read_profile(response.body).map(Fetched::Found),
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
@@ -94,6 +107,21 @@ impl Upstream for Genesys {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         self.get(&self.profile_url.of(customer, Some(expand))?, deadline).await
+    }
+
+    async fn fetch_many(
+        &self,
+        _tenant: &TenantId,
+        customers: &[CustomerId],
+        _: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error> {
+        let request = || self.client.post(self.bulk_url.clone()).json(&BulkRequest::of(customers));
+        let response = self.ask(request, MAX_BULK, deadline).await?;
+        match response.status {
+            StatusCode::OK => bulk::assign(&response.body, customers, read_profile),
+            _ => Err(response.error()),
+        }
     }
 }
 

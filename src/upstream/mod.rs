@@ -5,9 +5,11 @@
 //! budget per minute, the circuit breaker and the retries. Callers see only an [`Error`], by which they decide.
 
 mod admission;
+mod answer;
 mod breaker;
 mod breaker_gauge;
 mod budget;
+mod bulk;
 mod endpoints;
 mod error;
 mod exchange;
@@ -19,6 +21,7 @@ pub mod open;
 mod privilege_gate;
 pub mod privileges;
 pub mod survey;
+mod tenants;
 mod times;
 mod token;
 mod tokens;
@@ -37,6 +40,9 @@ pub use error::Error;
 pub use expand::{Expand, InvalidExpand};
 pub use times::FetchTimes;
 pub use transport::{TransportFailure, TransportPhase};
+
+/// The answers for several customers, in the order of the request.
+pub type FetchedMany = Vec<Result<Fetched, Error>>;
 
 /// Fetches profiles.
 #[async_trait]
@@ -63,6 +69,19 @@ pub trait Upstream: Debug + Send + Sync {
         requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error>;
+
+    /// Fetches the profiles of at most 100 customers with one request, which spends the budget of one; otherwise like
+    /// [`fetch`](Self::fetch). Each customer has an answer of its own, in the order of `customers`.
+    ///
+    /// Where the configured path of a profile is not that of Genesys, each customer is fetched alone, because Genesys' bulk
+    /// request may return other bodies.
+    async fn fetch_many(
+        &self,
+        tenant: &TenantId,
+        customers: &[CustomerId],
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error>;
 }
 
 /// Who needs a fetch. The budget of a tenant is shared between its requesters.

@@ -7,18 +7,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use url::Url;
 
-use crate::domain::{CustomerId, Secret, TenantId};
+use crate::domain::{Secret, TenantId};
 use crate::invalid::InvalidSetting;
 use crate::max_age::MaxAge;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
+use super::Upstream;
 use super::breaker_gauge::BreakerGauge;
 use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
@@ -26,10 +25,10 @@ use super::guard::{Guard, UpstreamLimits};
 use super::http_client::HttpClients;
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
+use super::tenants::TenantUpstreams;
 use super::token::ClientCredentials;
 use super::tokens::TokenCache;
 use super::traced::TracedUpstream;
-use super::{Error, Expand, Fetched, Requester, Upstream};
 
 pub use super::endpoints::BaseUrls;
 
@@ -164,6 +163,7 @@ pub(super) struct TenantSettings {
     pub(super) needs_tls: bool,
     pub(super) token_url: Url,
     pub(super) profile_url: ProfileUrl,
+    bulk_url: Url,
     pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
 }
@@ -183,8 +183,8 @@ impl TenantSettings {
             let reason = "must be at least 1: Genesys always limits requests";
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
-        let (token_url, introspection) = (urls.token()?, urls.introspection()?);
-        Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, introspection, per_minute })
+        let (token_url, introspection, bulk_url) = (urls.token()?, urls.introspection()?, urls.bulk()?);
+        Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, bulk_url, introspection, per_minute })
     }
 }
 
@@ -244,12 +244,13 @@ pub fn open<'a>(
             timeout: config.timeout,
             max_in_flight: config.max_in_flight,
             per_minute: settings.per_minute,
+            has_bulk: options.profile_path == default_profile_path(),
         };
         let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), settings.introspection);
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys = Genesys::new(client, settings.profile_url, tokens.clone());
+        let genesys = Genesys::new(client, settings.profile_url, settings.bulk_url, tokens.clone());
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
@@ -258,41 +259,6 @@ pub fn open<'a>(
         upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))),
         tenant_health: TenantHealth(tenants),
     })
-}
-
-/// The upstreams of all tenants.
-#[derive(Debug)]
-struct TenantUpstreams(HashMap<TenantId, PrivilegeGate<Guard<Genesys>>>);
-
-impl TenantUpstreams {
-    /// Lookups of unknown tenants are refused before they get here, so the error does not occur.
-    fn of(&self, tenant: &TenantId) -> Result<&PrivilegeGate<Guard<Genesys>>, Error> {
-        self.0.get(tenant).ok_or(Error::Unreachable(None))
-    }
-}
-
-#[async_trait]
-impl Upstream for Arc<TenantUpstreams> {
-    async fn fetch(
-        &self,
-        tenant: &TenantId,
-        customer: &CustomerId,
-        requester: &Requester,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        self.of(tenant)?.fetch(tenant, customer, requester, deadline).await
-    }
-
-    async fn fetch_expanded(
-        &self,
-        tenant: &TenantId,
-        customer: &CustomerId,
-        expand: &Expand,
-        requester: &Requester,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        self.of(tenant)?.fetch_expanded(tenant, customer, expand, requester, deadline).await
-    }
 }
 
 #[cfg(test)]

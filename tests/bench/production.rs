@@ -1,12 +1,13 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; with `hits`, `pipeline`, `outbox`, `protocol`, `protections` or `overload`
+//! Run with `cargo bench --bench production`; with `hits`, `batches`, `pipeline`, `outbox`, `protocol`, `protections` or `overload`
 //! after a `--`, only that one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare
 //! programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in
 //! one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
 //! test: nothing here fails because a machine is slow.
 
 mod bare;
+mod batches;
 mod figures;
 mod load;
 mod outbox;
@@ -40,6 +41,9 @@ fn main() {
     runtime.block_on(async {
         if only("hits") {
             redis_hits::compare().await;
+        }
+        if only("batches") {
+            batches::compare().await;
         }
         if only("pipeline") {
             pipeline::compare().await;

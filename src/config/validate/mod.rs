@@ -47,11 +47,6 @@ fn roles(config: &Config, found: &mut Vec<SettingError>) {
     if !(roles.ingest || roles.consumer || roles.lookup) {
         found.push(SettingError::new("roles", "at least one of \"ingest\", \"consumer\", \"lookup\" is needed"));
     }
-    if config.store.kind == store::open::StoreKind::Embedded && roles.lookup && !roles.consumer {
-        let reason = "\"lookup\" without \"consumer\" needs store.kind = \"redis\": the embedded store is the memory of one \
-                      process, so no event would evict what this process caches";
-        found.push(SettingError::new("roles", reason));
-    }
 }
 
 fn times(config: &Config, found: &mut Vec<SettingError>) {

@@ -32,7 +32,7 @@ use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::response::cache_status;
 use crate::http::response::dialect::{Dialect, ErrorBody};
 use crate::http::response::problem::Problem;
-use crate::http::routes::lookup_api::LookupApi;
+use crate::http::routes::lookup_api::{LookupApi, max_age};
 use crate::http::routes::lookup_audit::LookupAudit;
 
 const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
@@ -111,8 +111,9 @@ impl LookupApi {
         let span = spans::lookup(headers, tenant, &caller.name);
         let answer = match expand {
             None => {
-                let phases = audit.looking_up();
-                self.lookup.get_with_phases(tenant, customer, &requester, phases).instrument(span.clone()).await
+                let (max_age, phases) = (max_age(caller, headers), audit.looking_up());
+                let looking_up = self.lookup.get_with_phases(tenant, customer, &requester, max_age, phases);
+                looking_up.instrument(span.clone()).await
             }
             Some(expand) => {
                 self.lookup.get_expanded(tenant, customer, expand, &requester).instrument(span.clone()).await
@@ -158,7 +159,8 @@ impl ContactRequest {
     }
 }
 
-fn tenant(caller: &Caller, headers: &HeaderMap) -> Result<TenantId, Problem> {
+/// Returns the caller's only tenant, or that of `X-Tenant-Id`.
+pub(super) fn tenant(caller: &Caller, headers: &HeaderMap) -> Result<TenantId, Problem> {
     let mut named = headers.get_all(TENANT_ID).iter();
     match (named.next(), named.next()) {
         (None, _) => caller.only_tenant().cloned().ok_or_else(|| Problem::bad_field("X-Tenant-Id", "is missing")),
@@ -179,6 +181,6 @@ fn authorize(caller: &Caller, contact: &ContactRequest) -> Result<(), DenialReas
 }
 
 /// The text is the same for the tenant and for the fields, so that a caller cannot tell which one is denied.
-fn forbidden() -> Problem {
+pub(super) fn forbidden() -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "forbidden", "You are not authorized to perform the requested action.")
 }

@@ -30,7 +30,7 @@ use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::etag::{etag, if_none_match};
 use crate::http::response::problem::{Problem, ProblemBody};
-use crate::http::routes::lookup_api::LookupApi;
+use crate::http::routes::lookup_api::{LookupApi, max_age};
 use crate::http::routes::lookup_audit::LookupAudit;
 use crate::http::server::service::{DirectRoute, ResponseFuture};
 
@@ -155,8 +155,8 @@ impl LookupApi {
             }
         };
         let span = spans::lookup(headers, tenant, &caller.name);
-        let (requester, phases) = (caller.requester(), audit.looking_up());
-        let looking_up = self.lookup.get_with_phases(tenant, customer, &requester, phases);
+        let (requester, max_age, phases) = (caller.requester(), max_age(caller, headers), audit.looking_up());
+        let looking_up = self.lookup.get_with_phases(tenant, customer, &requester, max_age, phases);
         let answer = looking_up.instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);

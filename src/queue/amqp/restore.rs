@@ -6,7 +6,8 @@
 //! 1. A process that finds a work queue missing while the journal exists, or whose consumer the broker cancels, **orders**
 //!    a restore: it publishes a [`RestoreState`], the range of offsets in the [journal](super::journal), to the queue of
 //!    restores. The order is confirmed *before* the work queue is declared again, so there is never a new work queue
-//!    without an order for it. What is published later reaches the new work queue directly.
+//!    without an order for it. The range has no end yet: whoever carries it out first binds the work queue, and then ends
+//!    the range with what the journal holds. What is published later reaches the new work queue directly.
 //! 2. The queue of restores has a single active consumer: one process carries out restores. It merges the states that
 //!    wait into one, so an order that comes during a restore extends it.
 //! 3. Step by step it publishes the next events of the range again, together with the state after them, confirmed, and
@@ -45,7 +46,7 @@ use super::journal::{self, StreamReader};
 use super::message::{Message, mark_replayed};
 use super::publisher::ConfirmedPublisher;
 use super::restore_state::RestoreState;
-use super::topology::Topology;
+use super::topology::{Declarer, Topology};
 
 /// How many events may wait in the work queues when a step begins.
 const RESTORE_BELOW: u64 = 512;
@@ -89,7 +90,8 @@ impl Restorer {
     ) -> Result<(), Error> {
         let age = since.map(|since| self.clock.now().since(since));
         let range = journal::range(connection, &self.topology, &self.publisher, age).await?;
-        let order = RestoreState::new(queues, range);
+        // Until the work queue is bound again, events reach the journal alone. So the end is determined after that.
+        let order = RestoreState::new(queues, range.start..RestoreState::OPEN);
         tracing::warn!(%order, "ordering a restore from the journal");
         self.publisher.publish(vec![order.message(&self.topology)]).await
     }
@@ -179,7 +181,9 @@ impl Restorer {
         let left = state.left();
         if reader.as_ref().is_none_or(|reader| !reader.is_of(&left)) {
             *reader = None;
-            // It may have been deleted since the order.
+            // What is published before the work queues are bound is part of the range, what is published after it is not needed.
+            self.bind(connection, state).await?;
+            // The journal may have been deleted since the order.
             state.limit(journal::range(connection, &self.topology, &self.publisher, None).await?.end);
             if state.is_complete() {
                 return Ok(None);
@@ -190,6 +194,17 @@ impl Restorer {
             Some(reader) => reader.messages().await,
             None => Ok(None),
         }
+    }
+
+    /// Binds the work queues that get events; fails if one does not exist.
+    async fn bind(&self, connection: &Connection, state: &RestoreState) -> Result<(), Error> {
+        let declarer = Declarer::new(connection).await?;
+        for (shard, queue) in self.topology.work_queues().iter().enumerate().filter(|(_, queue)| state.includes(queue))
+        {
+            declarer.bind(queue, &self.topology.exchange, &format!("shard.{shard}")).await?;
+        }
+        channel::close(declarer.channel).await;
+        Ok(())
     }
 
     /// Waits until few events wait in the work queues, for the time of a step; returns whether that is so.

@@ -25,6 +25,9 @@ pub(super) struct RestoreState {
 }
 
 impl RestoreState {
+    /// The end of a restore that has none yet.
+    pub(super) const OPEN: u64 = u64::MAX;
+
     /// Creates a restore that has not begun.
     pub(super) fn new(queues: BTreeSet<String>, range: Range<u64>) -> Self {
         Self { queues, next: range.start, end: range.end, moved: 0 }
@@ -87,7 +90,10 @@ impl fmt::Display for RestoreState {
         for (n, queue) in self.queues.iter().enumerate() {
             write!(f, "{}{queue}", if n == 0 { "" } else { ", " })?;
         }
-        write!(f, " offsets {} to {}", self.next, self.end)
+        match self.end {
+            Self::OPEN => write!(f, " from offset {}", self.next),
+            end => write!(f, " offsets {} to {end}", self.next),
+        }
     }
 }
 

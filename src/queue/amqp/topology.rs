@@ -172,7 +172,7 @@ impl Topology {
 /// Makes declarations one after the other. A refusal closes the channel; the next declaration uses a new one.
 pub(super) struct Declarer<'a> {
     connection: &'a Connection,
-    channel: Channel,
+    pub(super) channel: Channel,
     /// Whether the broker limits deliveries by default.
     pub(super) has_default_limit: bool,
 }
@@ -252,7 +252,7 @@ impl<'a> Declarer<'a> {
         self.channel.queue_declare(queue.into(), options, arguments).await.map(drop)
     }
 
-    async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<(), Error> {
+    pub(super) async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<(), Error> {
         let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
         let bound = self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, arguments).await;
         bound.map_err(|error| refused(&error))

@@ -50,9 +50,10 @@ async fn faults_of_redis_are_named() {
 }
 
 /// A service on a virtual host of its own that has created its queues and was stopped, and its settings.
-async fn created(genesys: &Edge, server: &RabbitServer) -> (String, String) {
+async fn created(genesys: &Edge, server: &RabbitServer, redis: &RedisServer) -> (String, String) {
     let vhost = server.vhost().await;
-    let settings = format!("{}{}", settings(&sandbox_of(genesys)), on_rabbit(&server.url(&vhost)));
+    let servers = format!("{}{}", on_redis(&redis.url(), ""), on_rabbit(&server.url(&vhost)));
+    let settings = format!("{}{servers}", settings(&sandbox_of(genesys)));
     Edge::start_with(&settings).await.stop().await;
     (vhost, settings)
 }
@@ -71,10 +72,10 @@ async fn blamed_only(settings: &str, arguments: &[&str], check: &str) -> Diagnos
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_our_queues_are_named() {
     let genesys = Edge::start().await;
-    let server = RabbitServer::shared().await;
+    let (server, redis) = (RabbitServer::shared().await, RedisServer::start(&[]).await);
     let management = server.management();
     let alone = ["--without-service", "--rabbitmq-api", management.as_str()];
-    let (vhost, settings) = created(&genesys, server).await;
+    let (vhost, settings) = created(&genesys, server, &redis).await;
     diagnose(&settings, &alone, &[]).await.is_healthy();
     let refused = settings.replace("guest:guest", "guest:wrong");
     diagnose(&refused, &alone, &[]).await.blames_only("rabbitmq.connection", "failed", "refuses the user");
@@ -104,7 +105,7 @@ async fn faults_of_our_queues_are_named() {
     let found = blamed_only(&settings, &alone, "rabbitmq.queues").await;
     found.blames_only("rabbitmq.queues", "failed", "restores its events");
 
-    let (vhost, settings) = created(&genesys, server).await;
+    let (vhost, settings) = created(&genesys, server, &redis).await;
     let dead_letters = format!("/queues/{vhost}/profile-edge.dead-letters");
     server.api("DELETE", &dead_letters, None).await.unwrap();
     server.api("PUT", &dead_letters, Some(json!({ "durable": true }))).await.unwrap();
@@ -116,8 +117,8 @@ async fn faults_of_our_queues_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_with_an_alarm_or_without_management_is_named() {
     let genesys = Edge::start().await;
-    let server = RabbitServer::start("").await;
-    let (_, settings) = created(&genesys, &server).await;
+    let (server, redis) = (RabbitServer::start("").await, RedisServer::start(&[]).await);
+    let (_, settings) = created(&genesys, &server, &redis).await;
     let management = server.management();
     let silent = format!("http://127.0.0.1:{}", free_port());
     let found = diagnose(&settings, &["--without-service", "--rabbitmq-api", &silent], &[]).await;

@@ -118,7 +118,8 @@ catalogue! {
     outbox_max_bytes: gauge "outbox_max_bytes" = "Limit of the events in the outbox, in bytes; 0 without an outbox.";
     outbox_oldest: gauge "outbox_oldest_seconds" = "Time since the oldest event in the outbox was received; 0 if there is none.";
     queue_events: gauge "queue_events" = "Events in the queue, waiting or in progress.";
-    replayed_events: counter "replayed_events_total" = "Events republished from the journal.";
+    replayed_events: counter "replayed_events_total" = "Events republished from the journal, or published from the audits of Genesys.";
+    replay_queries: counter "replay_queries_total" ["outcome": Outcome] = "Queries of replays about the audits of Genesys by outcome.";
     consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";
     consumer_undecodable: counter "consumer_undecodable_total" = "Deliveries that could not be decoded and were dead-lettered.";
     consumer_in_flight: gauge "consumer_in_flight" = "Deliveries in progress.";

@@ -22,6 +22,7 @@ use crate::http::routes::lookup_api::LookupApi;
 use crate::http::routes::{bulk_contacts, changes, contact, oauth_token, openapi, profile, profiles, webhook};
 use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
+use crate::ingest::audits::AuditEvents;
 use crate::lookup::prefetch::Prefetcher;
 use crate::lookup::{self, Lookup};
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
 use crate::readiness::Readiness;
 use crate::shutdown::Shutdown;
+use crate::upstream::audit_reader::AuditReader;
 use crate::{queue, store, upstream};
 
 use super::Error;
@@ -54,14 +56,19 @@ pub(super) struct Components {
 }
 
 impl Components {
-    /// Creates the lookup flow, and what reports the tenants whose tokens are refused.
-    pub(super) fn lookup(&self) -> Result<(Lookup, upstream::open::TenantHealth), Error> {
+    /// Creates the connection to Genesys.
+    pub(super) fn upstream(&self) -> Result<upstream::open::OpenedUpstream, Error> {
         let tenants = self.config.tenants.iter();
-        let upstreams = tenants.clone().filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
-        let upstream = upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?;
-        let lookup = Lookup::new(lookup::LookupDependencies {
+        let upstreams = tenants.filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
+        Ok(upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?)
+    }
+
+    /// Creates the lookup flow.
+    pub(super) fn lookup(&self, upstream: Arc<dyn upstream::Upstream>) -> Lookup {
+        let tenants = self.config.tenants.iter();
+        Lookup::new(lookup::LookupDependencies {
             store: Arc::clone(&self.store.store),
-            upstream: upstream.upstream,
+            upstream,
             hasher: self.hasher(),
             previous: self.hashers.get(1).cloned(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
@@ -71,8 +78,7 @@ impl Components {
             metrics: Arc::clone(&self.metrics),
             shutdown: self.shutdown.clone(),
             faults: self.faults.clone(),
-        });
-        Ok((lookup, upstream.tenant_health))
+        })
     }
 
     /// Creates the public routes, and the handler of lookups, if this process has the role.
@@ -133,7 +139,8 @@ impl Components {
     }
 
     /// Creates what operators' commands use.
-    pub(super) fn operations(&self) -> Operations {
+    pub(super) fn operations(&self, audits: AuditReader) -> Operations {
+        let times = self.config.ingest.limits(self.config.consumer.dedup_window);
         Operations {
             actions: Actions {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
@@ -147,6 +154,8 @@ impl Components {
             replays: Replays {
                 queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
                 publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
+                audits,
+                audit_events: AuditEvents::new(self.hashers.clone(), times),
                 clock: Arc::clone(&self.clock),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),

@@ -1,8 +1,9 @@
 //! Lookups with expansions, which the store does not hold.
 
 use crate::store::Base;
-use crate::upstream::{Expand, Fetched};
+use crate::upstream::{Expand, FetchTimes, Fetched};
 
+use super::phases::LeaderTimes;
 use super::reader::{CacheReader, EntryView};
 use super::{AnswerSource, LookupAnswer, LookupError, LookupOutcome};
 
@@ -28,7 +29,11 @@ impl CacheReader<'_> {
         let deps = &self.context.deps;
         let since = deps.clock.now();
         let tenant = self.requested.tenant();
-        let fetched = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.requester, self.deadline).await;
+        self.phases.store = (self.deadline - self.config.deadline).elapsed();
+        let fetch = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.requester, self.deadline);
+        let mut times = LeaderTimes::default();
+        let fetched = FetchTimes::measure(fetch, &mut times.fetch).await;
+        self.phases.led(times);
         // A stored record has no expansions, so it cannot be served instead.
         let outcome = match fetched? {
             Fetched::Absent => LookupOutcome::Absent,

@@ -217,24 +217,28 @@ impl Lookup {
     }
 
     /// Looks up several customers at once, each as [`get`](Self::get) does; those that must be fetched share one request.
-    /// Returns an answer for each, in order.
+    /// Returns an answer for each, in order, and notes the phases of the lookup that took longest.
     pub async fn get_many(
         &self,
         tenant: &TenantId,
         customers: &[CustomerId],
         requester: &Requester,
         max_age: Option<Duration>,
+        phases: &mut Phases,
     ) -> Option<Vec<Result<LookupAnswer, LookupError>>> {
         let seats = Batch::seats(&self.context, tenant, requester, customers.len());
+        let started = Instant::now();
         let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
-            let mut phases = Phases::default();
-            self.timed(tenant, customer, requester, &mut phases, |mut reader| {
+            let mut own = Phases::default();
+            let answer = self.timed(tenant, customer, requester, &mut own, |mut reader| {
                 (reader.max_age, reader.seat) = (max_age, Some(seat));
                 reader.read()
-            })
-            .await
+            });
+            (answer.await, started.elapsed(), own)
         });
-        join_all(lookups).await.into_iter().collect()
+        let answers = join_all(lookups).await;
+        *phases = answers.iter().max_by_key(|(_, took, _)| *took).map_or(*phases, |(.., own)| *own);
+        answers.into_iter().map(|(answer, ..)| answer).collect()
     }
 
     /// Fetches customers that the store does not hold, in the background and for nobody: no lookup is counted.
@@ -252,18 +256,17 @@ impl Lookup {
         join_all(lookups).await
     }
 
-    /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
-    /// the customer was deleted.
-    ///
-    /// Otherwise as [`get`](Self::get).
+    /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless the
+    /// customer was deleted. Otherwise as [`get_with_phases`](Self::get_with_phases).
     pub async fn get_expanded(
         &self,
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
         requester: &Requester,
+        phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, &mut Phases::default(), |reader| reader.read_expanded(expand)).await
+        self.timed(tenant, customer, requester, phases, |reader| reader.read_expanded(expand)).await
     }
 
     async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(

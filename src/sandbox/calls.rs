@@ -64,6 +64,7 @@ pub(super) async fn show(State(sandbox): State<Arc<SandboxState>>) -> Json<Value
         counts.contacts.iter().map(|(customer, count)| (customer.expose().to_owned(), Value::from(*count))).collect();
     Json(json!({
         "contacts": contacts, "total": counts.total, "bulk": counts.bulk, "tokens": sandbox.tokens.count(),
+        "audits": sandbox.audits.queries(),
     }))
 }
 

@@ -8,14 +8,16 @@
 //! `/sandbox/events` the events by state, and the answer to a write names its events in `Sandbox-Events`. None of these
 //! needs a token, and all credentials are public: do not store real data here.
 //!
-//! Nothing survives a restart. Memory is bounded: changed contacts, tokens, counted ids and undelivered events each have a
-//! limit. Above it a write is refused (contacts, events), the oldest entry is removed (tokens), or only the total counts
-//! (ids).
+//! Nothing survives a restart. Memory is bounded: changed contacts, tokens, counted ids, undelivered events and audits each have a
+//! limit. Above it a write is refused (contacts, events), the oldest entry is removed (tokens, audits), or only the total
+//! counts (ids).
 //!
 //! On shutdown it accepts no new connections, sends pending answers without their latency, and drops undelivered events
 //! with one log line that counts them.
 
 mod announcement;
+mod audit_log;
+mod audits;
 mod behaviour;
 mod calls;
 mod catalogues;
@@ -128,6 +130,7 @@ impl Sandbox {
             behaviour: Mutex::new(Arc::new(Behaviour::new(options.latency))),
             tokens: oauth::TokenRegistry::default(),
             calls: calls::Calls::default(),
+            audits: audit_log::AuditLog::default(),
             rate_limit: calls::RateLimit::default(),
             events: events::EventSender::new(options.webhook, Arc::clone(&clock), shutdown.clone())
                 .map_err(io::Error::other)?,
@@ -147,6 +150,7 @@ struct SandboxState {
     behaviour: Mutex<Arc<Behaviour>>,
     tokens: oauth::TokenRegistry,
     calls: calls::Calls,
+    audits: audit_log::AuditLog,
     rate_limit: calls::RateLimit,
     events: events::EventSender,
     clock: SharedClock,
@@ -193,7 +197,8 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/api/v2/tokens/me", get(oauth::token_info))
         .route("/api/v2/authorization/subjects/me", get(oauth::subject))
         .route("/api/v2/notifications/availabletopics", get(catalogues::topics))
-        .route("/api/v2/audits/query/realtime/servicemapping", get(catalogues::audited_services))
+        .route("/api/v2/audits/query/realtime/servicemapping", get(audits::services))
+        .route("/api/v2/audits/query/realtime", post(audits::query))
         .route("/sandbox/behaviour", get(behaviour::show).post(behaviour::update))
         .route("/sandbox/calls", get(calls::show))
         // For `profile-edge healthcheck --admin`, in a container.

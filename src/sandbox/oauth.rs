@@ -42,6 +42,8 @@ pub(super) const EDIT: &str = "externalContacts:contact:edit";
 pub(super) const DELETE: &str = "externalContacts:contact:delete";
 /// May merge contacts.
 pub(super) const MERGE: &str = "externalContacts:identity:merge";
+/// May read audits.
+pub(super) const AUDITS: &str = "audits:audit:view";
 
 /// The limit of valid tokens.
 const MAX_TOKENS: usize = 100_000;

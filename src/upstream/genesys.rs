@@ -23,6 +23,7 @@ use url::Url;
 
 use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
 
+use super::audits::{AuditPage, AuditQuery};
 use super::bulk::{self, BulkRequest};
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
@@ -43,13 +44,30 @@ pub(super) struct Genesys {
     client: HttpClient,
     profile_url: ProfileUrl,
     bulk_url: Url,
+    audits_url: Url,
     tokens: TokenCache,
 }
 
 impl Genesys {
     /// Creates the adapter. It sends nothing before the first fetch.
-    pub(super) const fn new(client: HttpClient, profile_url: ProfileUrl, bulk_url: Url, tokens: TokenCache) -> Self {
-        Self { client, profile_url, bulk_url, tokens }
+    pub(super) const fn new(
+        client: HttpClient,
+        profile_url: ProfileUrl,
+        bulk_url: Url,
+        audits_url: Url,
+        tokens: TokenCache,
+    ) -> Self {
+        Self { client, profile_url, bulk_url, audits_url, tokens }
+    }
+
+    /// Reads a page of audits until `deadline`.
+    pub(super) async fn audits(&self, query: &AuditQuery, deadline: Instant) -> Result<AuditPage, Error> {
+        let request = || self.client.post(self.audits_url.clone()).json(&query.request());
+        let response = self.ask(request, MAX_BULK, deadline).await?;
+        match response.status {
+            StatusCode::OK => query.read(&response.body),
+            _ => Err(response.error()),
+        }
     }
 
     /// Sends a request with a token, and repeats it once with a renewed one after a 401.

@@ -143,6 +143,13 @@ impl<U> Guard<U> {
         spent.map_err(|retry_after| Error::BudgetSpent { retry_after })
     }
 
+    /// Returns the inner upstream for a request that is no fetch, and spends the budget of a refresh in the background.
+    pub(super) fn aside(&self) -> Result<&U, Error> {
+        self.with_admission(|state, now| state.check(now))?;
+        self.spend(&Requester::Background)?;
+        Ok(&self.inner)
+    }
+
     fn admit(&self) -> Result<Admission<'_, U>, Error> {
         let pass = self.with_admission(AdmissionState::admit)?;
         Ok(Admission { guard: self, pass, verdict: RequestOutcome::Unknown })

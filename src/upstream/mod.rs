@@ -6,6 +6,8 @@
 
 mod admission;
 mod answer;
+pub mod audit_reader;
+pub mod audits;
 mod breaker;
 mod breaker_gauge;
 mod budget;

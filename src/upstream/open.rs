@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
 use super::Upstream;
+use super::audit_reader::AuditReader;
 use super::breaker_gauge::BreakerGauge;
 use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
@@ -164,6 +165,7 @@ pub(super) struct TenantSettings {
     pub(super) token_url: Url,
     pub(super) profile_url: ProfileUrl,
     bulk_url: Url,
+    audits_url: Url,
     pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
 }
@@ -183,8 +185,9 @@ impl TenantSettings {
             let reason = "must be at least 1: Genesys always limits requests";
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
-        let (token_url, introspection, bulk_url) = (urls.token()?, urls.introspection()?, urls.bulk()?);
-        Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, bulk_url, introspection, per_minute })
+        let (token_url, introspection) = (urls.token()?, urls.introspection()?);
+        let (bulk_url, audits_url, needs_tls) = (urls.bulk()?, urls.audits()?, urls.need_tls());
+        Ok(Self { needs_tls, token_url, profile_url, bulk_url, audits_url, introspection, per_minute })
     }
 }
 
@@ -195,6 +198,8 @@ pub struct OpenedUpstream {
     pub upstream: Arc<dyn Upstream>,
     /// Reports the tenants whose Genesys gives no answers.
     pub tenant_health: TenantHealth,
+    /// Reads audits of Genesys.
+    pub audits: AuditReader,
 }
 
 /// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
@@ -250,14 +255,16 @@ pub fn open<'a>(
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys = Genesys::new(client, settings.profile_url, settings.bulk_url, tokens.clone());
+        let genesys =
+            Genesys::new(client, settings.profile_url, settings.bulk_url, settings.audits_url, tokens.clone());
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
     let tenants = Arc::new(TenantUpstreams(guarded.collect::<Result<_, InvalidSetting>>()?));
     Ok(OpenedUpstream {
         upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))),
-        tenant_health: TenantHealth(tenants),
+        tenant_health: TenantHealth(Arc::clone(&tenants)),
+        audits: AuditReader::new(tenants),
     })
 }
 

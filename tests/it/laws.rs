@@ -76,7 +76,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
     ),
     ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
-    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise", "tls"]),
+    (
+        "operate",
+        &["clock", "domain", "ingest", "metrics", "queue", "shutdown", "store", "supervise", "tls", "upstream"],
+    ),
     (
         "doctor",
         &["authorization", "clock", "config", "domain", "ingest", "operate", "queue", "store", "tls", "upstream"],

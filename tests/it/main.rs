@@ -7,6 +7,7 @@ mod authenticity;
 mod bad_input;
 mod batches;
 mod canary;
+mod catch_up;
 mod changes;
 mod clears;
 mod config;

@@ -96,7 +96,8 @@ impl LookupApi {
             audit.denied_each(reason, &tenant, &customers);
             return Err(forbidden());
         }
-        let answers = self.look_up_many(caller, headers, &tenant, &customers).await.ok_or_else(forbidden)?;
+        let answers = self.look_up_many(caller, headers, &tenant, &customers, audit.looking_up()).await;
+        let answers = answers.ok_or_else(forbidden)?;
         let results = customers.iter().zip(&answers).map(|(customer, answer)| {
             let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
             let is_found = matches!(answer, Ok(LookupAnswer { outcome: LookupOutcome::Found(_), .. }));

@@ -116,7 +116,8 @@ impl LookupApi {
                 looking_up.instrument(span.clone()).await
             }
             Some(expand) => {
-                self.lookup.get_expanded(tenant, customer, expand, &requester).instrument(span.clone()).await
+                let looking_up = self.lookup.get_expanded(tenant, customer, expand, &requester, audit.looking_up());
+                looking_up.instrument(span.clone()).await
             }
         };
         let answer = answer.ok_or_else(forbidden)?;

@@ -10,7 +10,7 @@ use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, Identity, KeyHasher, TenantId};
 use crate::lookup::prefetch::Prefetcher;
-use crate::lookup::{Lookup, LookupAnswer, LookupError};
+use crate::lookup::{Lookup, LookupAnswer, LookupError, Phases};
 use crate::metrics::LookupResult;
 use crate::spans;
 
@@ -110,9 +110,10 @@ impl LookupApi {
         headers: &HeaderMap,
         tenant: &TenantId,
         customers: &[CustomerId],
+        phases: &mut Phases,
     ) -> Option<Vec<Result<LookupAnswer, Problem>>> {
         let (span, requester) = (spans::lookup(headers, tenant, &caller.name), caller.requester());
-        let answers = self.lookup.get_many(tenant, customers, &requester, max_age(caller, headers));
+        let answers = self.lookup.get_many(tenant, customers, &requester, max_age(caller, headers), phases);
         let answers = answers.instrument(span).await?;
         let failed = answers.iter().filter(|answer| answer.is_err()).count();
         if let Some((first, Err(failure))) = answers.iter().enumerate().find(|(_, answer)| answer.is_err()) {

@@ -110,7 +110,7 @@ impl LookupApi {
     ) -> Result<Response, Problem> {
         let query = self.authorized(caller, headers, body, audit).await?;
         let BatchQuery { tenant, customers, fields } = &query;
-        let answers = self.look_up_many(caller, headers, tenant, customers).await;
+        let answers = self.look_up_many(caller, headers, tenant, customers, audit.looking_up()).await;
         let answers = answers.ok_or_else(|| forbidden("tenantId"))?;
         let visible = fields.as_ref().filter(|fields| **fields != FieldSet::All).unwrap_or(&caller.fields);
         let mut text = Vec::with_capacity(64 * 1024);

@@ -10,14 +10,14 @@ use crate::config::Config;
 use crate::consumer::losses::LossDetector;
 use crate::consumer::refusals::Refusals;
 use crate::consumer::worker::Worker;
-use crate::domain::KeyHasher;
+use crate::domain::{KeyHasher, QueryHasher};
 use crate::faults::Faults;
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::jwt::TokenSigner;
 use crate::http::request::budget::BodyBudgets;
 use crate::http::routes::admin::Operations;
 use crate::http::routes::lookup_api::LookupApi;
-use crate::http::routes::{contact, oauth_token, openapi, profile, webhook};
+use crate::http::routes::{contact, identifier, oauth_token, openapi, profile, webhook};
 use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
@@ -58,6 +58,7 @@ impl Components {
             store: Arc::clone(&self.store.store),
             upstream: upstream.upstream,
             hasher: self.hasher(),
+            identifiers: self.config.keys.identifier_hasher(),
             previous: self.hashers.get(1).cloned(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
             settle_window: self.config.consumer.settle_window,
@@ -79,7 +80,7 @@ impl Components {
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let ingest = Ingest::new(
                 self.access.sources.clone(),
-                self.hashers.clone(),
+                (self.hashers.clone(), self.config.keys.identifier_hashers()),
                 self.config.ingest.limits(self.config.consumer.dedup_window),
                 Arc::clone(&queue.publisher),
                 Arc::clone(&self.clock),
@@ -94,12 +95,12 @@ impl Components {
                 lookup,
                 auth: Arc::clone(&auth),
                 audit: self.audit.clone(),
-                hasher: self.hasher(),
+                hasher: QueryHasher { customers: self.hasher(), identifiers: self.config.keys.identifier_hasher() },
                 clock: Arc::clone(&self.clock),
                 max_body,
                 bodies: bodies.proven.clone(),
             });
-            routes = routes.merge(profile::routes(Arc::clone(&api)));
+            routes = routes.merge(profile::routes(Arc::clone(&api))).merge(identifier::routes(Arc::clone(&api)));
             routes = routes.merge(contact::routes(Arc::clone(&api)));
             routes = routes.merge(oauth_token::routes(auth, self.audit.clone(), bodies.unproven));
             lookups = Some(api);

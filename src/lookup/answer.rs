@@ -63,7 +63,7 @@ pub enum AnswerSource {
     },
     /// Fetched without the store, which did not answer.
     Bypass,
-    /// Fetched without the store, which holds no expansions.
+    /// Fetched without the store, which holds no expansions and no lists.
     Expanded,
 }
 
@@ -111,9 +111,24 @@ impl LookupAnswer {
         let outcome = match &record.content {
             Content::Found(found) => LookupOutcome::Found(found.clone()),
             Content::Negative => LookupOutcome::Absent,
-            Content::Pointer(_) | Content::Sealed(_) => return None,
+            Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => return None,
         };
         Some(Self { outcome, how, unsettled: !record.settled, since: record.fetched_at })
+    }
+
+    /// Returns the stale record instead of a failure, if there is one. `stale` has the time since it became stale.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub(super) fn stale(stale: Option<&(Record, Duration)>, failure: LookupError) -> Result<Self, LookupError> {
+        let why = match &failure {
+            LookupError::Deadline => StaleReason::SoftTimeout,
+            LookupError::Upstream(_) | LookupError::MergeLoop | LookupError::Overloaded | LookupError::Draining => {
+                StaleReason::Error
+            }
+        };
+        stale.and_then(|(record, since)| Self::of(record, AnswerSource::Stale { since: *since, why })).ok_or(failure)
     }
 
     /// Returns the answer for a deleted customer.

@@ -13,27 +13,27 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::domain::{CustomerId, Key, TenantId, Timestamp};
+use crate::domain::{CustomerQuery, Key, TenantId, Timestamp};
 use crate::spans::{self, Cause};
-use crate::upstream::{self, Fetched, Requester};
+use crate::upstream::{self, Fetched, Requester, Search};
 
-use super::{LookupContext, LookupError};
+use super::{AnswerSource, LookupAnswer, LookupContext, LookupError, LookupOutcome};
 
 /// How long a batch collects lookups while a fetch of their customer is under way.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The result of a fetch, and when its request was sent.
 #[derive(Clone, Debug)]
-pub(super) struct BypassFetch {
-    pub(super) fetched: Result<Fetched, upstream::Error>,
-    pub(super) since: Timestamp,
+struct BypassFetch {
+    fetched: Result<Fetched, upstream::Error>,
+    since: Timestamp,
 }
 
 /// What to fetch.
 #[derive(Clone, Debug)]
 pub(super) struct BypassRequest {
     pub(super) tenant: TenantId,
-    pub(super) customer: CustomerId,
+    pub(super) query: CustomerQuery,
     /// Whose share of the budget the fetch spends: the caller whose lookup started it.
     pub(super) requester: Requester,
     /// The maximum duration of the fetch.
@@ -55,20 +55,25 @@ struct PendingBatch {
     receiver: BatchReceiver,
 }
 
-/// Fetches a customer from Genesys, together with the other lookups of the batch, until `deadline`.
+/// Answers with what Genesys knows, fetched together with the other lookups of the batch, until `deadline`.
 pub(super) async fn fetch(
     context: &Arc<LookupContext>,
     key: &Key,
     request: BypassRequest,
     deadline: Instant,
-) -> Result<BypassFetch, LookupError> {
+) -> Result<LookupAnswer, LookupError> {
     let mut batch = join(context, key, request);
-    match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
-        Ok(Ok(fetch)) => fetch.clone().ok_or(LookupError::Deadline),
+    let fetch = match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
+        Ok(Ok(fetch)) => fetch.clone().ok_or(LookupError::Deadline)?,
         // The task ends without a result only when the process ends.
-        Ok(Err(_closed)) => Err(LookupError::Draining),
-        Err(_elapsed) => Err(LookupError::Deadline),
-    }
+        Ok(Err(_closed)) => return Err(LookupError::Draining),
+        Err(_elapsed) => return Err(LookupError::Deadline),
+    };
+    let outcome = match fetch.fetched? {
+        Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
+        Fetched::Absent => LookupOutcome::Absent,
+    };
+    Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, since: fetch.since })
 }
 
 fn join(context: &Arc<LookupContext>, key: &Key, request: BypassRequest) -> BatchReceiver {
@@ -99,8 +104,13 @@ impl BypassTask {
                 let deps = &context.deps;
                 let since = deps.clock.now();
                 let deadline = Instant::now() + request.timeout;
-                let fetched =
-                    deps.upstream.fetch(&request.tenant, &request.customer, &request.requester, deadline).await;
+                let (tenant, requester) = (&request.tenant, &request.requester);
+                let fetched = match request.query {
+                    CustomerQuery::Id(customer) => deps.upstream.fetch(tenant, &customer, requester, deadline).await,
+                    CustomerQuery::Identifier(identifier) => {
+                        deps.upstream.search(tenant, &Search::Identifier(identifier), requester, deadline).await
+                    }
+                };
                 sender.send_replace(Some(BypassFetch { fetched, since }));
             };
             let fetch = self.context.deps.shutdown.spawn(spans::part(fetch));

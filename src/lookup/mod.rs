@@ -20,6 +20,9 @@
 //!    fails. A lookup without a stale record waits until its deadline.
 //! 6. A lookup that reads a fresh record near its expiry may start a refresh in the background (`refresh`).
 //!
+//! A lookup by a phone number or another identifier reads the pointer of the identifier first (`identifier`), and asks Genesys who
+//! has the identifier if that cannot be used (`identify`).
+//!
 //! # When something fails
 //!
 //! The store is slower than the lookups arrive: those above a limit are refused at once (`admission`).
@@ -30,7 +33,11 @@
 mod admission;
 mod answer;
 mod bypass;
+mod fill;
 pub mod freshness;
+mod identifier;
+mod identifier_view;
+mod identify;
 mod leader;
 mod previous;
 mod reader;
@@ -51,18 +58,22 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{CustomerId, Key, KeyHasher, TenantId};
+use crate::contact;
+use crate::domain::{
+    CustomerId, Identifier, IdentifierHasher, Identity, Key, KeyHasher, PhoneRegion, Profile, TenantId,
+};
 use crate::faults::Faults;
 use crate::metrics::{LookupResult, Metrics, in_progress, observe};
 use crate::shutdown::Shutdown;
-use crate::store::Store;
-use crate::upstream::{Expand, Requester, Upstream};
+use crate::store::{Found, Store};
+use crate::upstream::{Expand, Fetched, Requester, Search, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 
 use admission::Admission;
 use bypass::Bypasses;
-use leader::FetchOutcome;
+use fill::FetchOutcome;
+use identifier::IdentifierReader;
 use reader::CacheReader;
 use single_flight::Flights;
 use waiters::Waiters;
@@ -82,6 +93,9 @@ pub struct Config {
     /// How long a negative answer ("no such customer") is kept.
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
+    /// How long it is known which customer has an identifier.
+    #[serde(with = "humantime_serde")]
+    pub identifier_ttl: Duration,
     /// The minimum time for which a profile that may be older than the known events is kept.
     #[serde(with = "humantime_serde")]
     pub unsettled_ttl: Duration,
@@ -94,6 +108,9 @@ pub struct Config {
     /// How long a lookup may take; then it fails with 503.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
+    /// The country of phone numbers without a country code; an option of a `[[tenant]]`.
+    #[serde(skip)]
+    pub phone_region: Option<PhoneRegion>,
 }
 
 /// The dependencies of the lookup flow.
@@ -105,6 +122,8 @@ pub struct LookupDependencies {
     pub upstream: Arc<dyn Upstream>,
     /// Turns customer ids into entry keys.
     pub hasher: KeyHasher,
+    /// Turns identifiers into keys; without it nobody is looked up by one.
+    pub identifiers: Option<IdentifierHasher>,
     /// The other key scheme, while `[keys]` is changed: see `previous.rs`.
     pub previous: Option<KeyHasher>,
     /// The configuration of each tenant.
@@ -139,6 +158,19 @@ struct LookupContext {
     refreshing: Cache<Key, ()>,
     /// The keys whose tombstone this process verified recently. It saves a store command for each hit.
     verified: Cache<Key, ()>,
+    /// Where the pointers of identifiers led recently, so that both entries can be read at once.
+    guesses: Cache<Key, Identity>,
+}
+
+impl LookupContext {
+    /// Returns what is stored of a fetched profile.
+    fn found(&self, tenant: &TenantId, profile: Profile) -> Found {
+        let identifiers = self.deps.identifiers.as_ref().map(|hasher| {
+            let shown = contact::identifiers(profile.body.expose());
+            hasher.mark(tenant, &shown)
+        });
+        Found { identifiers: identifiers.unwrap_or_default(), ..profile.into() }
+    }
 }
 
 impl Lookup {
@@ -156,6 +188,7 @@ impl Lookup {
                 bypasses: Bypasses::default(),
                 refreshing: recent(refresh::REFRESH_INTERVAL),
                 verified: recent(refresh::VERIFY_INTERVAL),
+                guesses: Cache::builder().max_capacity(identifier::GUESSES).build(),
             }),
         }
     }
@@ -176,7 +209,51 @@ impl Lookup {
         customer: &CustomerId,
         requester: &Requester,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, CacheReader::read).await
+        let read =
+            |config, deadline| CacheReader::new(&self.context, config, tenant, customer, requester, deadline).read();
+        self.timed(tenant, read).await
+    }
+
+    /// Looks up the customer that has an identifier, and is otherwise as [`get`](Self::get); also returns `None` if this process
+    /// has no key for identifiers.
+    pub async fn get_by(
+        &self,
+        tenant: &TenantId,
+        identifier: &Identifier,
+        requester: &Requester,
+    ) -> Option<Result<LookupAnswer, LookupError>> {
+        let identity = self.context.deps.identifiers.as_ref()?.identify(tenant, identifier);
+        let read = |config, deadline| {
+            IdentifierReader::new(&self.context, config, (identifier, identity), requester, deadline).read()
+        };
+        self.timed(tenant, read).await
+    }
+
+    /// Asks Genesys for a list of contacts; each call is one request.
+    ///
+    /// Otherwise as [`get`](Self::get).
+    pub async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+    ) -> Option<Result<LookupAnswer, LookupError>> {
+        let deps = &self.context.deps;
+        let read = async |_: &Config, deadline| {
+            let since = deps.clock.now();
+            let outcome = match deps.upstream.search(tenant, search, requester, deadline).await? {
+                Fetched::Found(list) => LookupOutcome::Found(list.into()),
+                Fetched::Absent => LookupOutcome::Absent,
+            };
+            Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, since })
+        };
+        self.timed(tenant, read).await
+    }
+
+    /// Returns the country of a tenant's phone numbers without a country code.
+    #[must_use]
+    pub fn phone_region(&self, tenant: &TenantId) -> Option<PhoneRegion> {
+        self.context.deps.tenants.get(tenant)?.phone_region
     }
 
     /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
@@ -190,22 +267,23 @@ impl Lookup {
         expand: &Expand,
         requester: &Requester,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, |reader| reader.read_expanded(expand)).await
+        let read = |config, deadline| {
+            CacheReader::new(&self.context, config, tenant, customer, requester, deadline).read_expanded(expand)
+        };
+        self.timed(tenant, read).await
     }
 
     async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(
         &'a self,
         tenant: &TenantId,
-        customer: &'a CustomerId,
-        requester: &'a Requester,
-        read: impl FnOnce(CacheReader<'a>) -> F,
+        read: impl FnOnce(&'a Config, Instant) -> F,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let config = self.context.deps.tenants.get(tenant)?;
         let metrics = &self.context.deps.metrics;
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
         let deadline = started + config.deadline;
-        let answer = read(CacheReader::new(&self.context, config, tenant, customer, requester, deadline)).await;
+        let answer = read(config, deadline).await;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());

@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{CustomerId, Identity, Key, TenantId, Timestamp};
+use crate::domain::{CustomerId, CustomerQuery, Identity, Key, TenantId, Timestamp};
 use crate::store::{self, Base, Entry, Record, Token};
 use crate::upstream::{Expand, Fetched, Requester};
 
-use super::bypass::{self, BypassFetch};
+use super::bypass;
 use super::leader::FetchTask;
-use super::{
-    AnswerSource, Config, ForwardReason, LookupAnswer, LookupContext, LookupError, LookupOutcome, StaleReason,
-};
+use super::{AnswerSource, Config, ForwardReason, LookupAnswer, LookupContext, LookupError, LookupOutcome};
 
 /// The maximum number of moves of one lookup between the keys of a merged customer.
 const MAX_MOVES: u8 = 4;
@@ -252,34 +250,19 @@ impl<'a> CacheReader<'a> {
         let key = self.requested.key();
         let request = bypass::BypassRequest {
             tenant: self.requested.tenant().clone(),
-            customer: self.customer.clone(),
+            query: CustomerQuery::Id(self.customer.clone()),
             requester: self.requester.clone(),
             timeout: self.config.lease_ttl,
         };
-        let BypassFetch { fetched, since } = match bypass::fetch(self.context, &key, request, self.deadline).await {
-            Ok(fetch) => fetch,
-            Err(failure) => return self.fall_back(failure),
-        };
-        let outcome = match fetched {
-            Ok(Fetched::Found(profile)) => LookupOutcome::Found(profile.into()),
-            Ok(Fetched::Absent) => LookupOutcome::Absent,
-            Err(error) => return self.fall_back(error.into()),
-        };
-        Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, since })
+        match bypass::fetch(self.context, &key, request, self.deadline).await {
+            Ok(answer) => Ok(answer),
+            Err(failure) => self.fall_back(failure),
+        }
     }
 
     /// Answers with the stale record; fails if there is none.
     fn fall_back(self, failure: LookupError) -> Result<LookupAnswer, LookupError> {
-        let why = match &failure {
-            LookupError::Deadline => StaleReason::SoftTimeout,
-            LookupError::Upstream(_) | LookupError::MergeLoop | LookupError::Overloaded | LookupError::Draining => {
-                StaleReason::Error
-            }
-        };
-        let stale = self.stale.as_ref();
-        stale
-            .and_then(|(record, since)| LookupAnswer::of(record, AnswerSource::Stale { since: *since, why }))
-            .ok_or(failure)
+        LookupAnswer::stale(self.stale.as_ref(), failure)
     }
 
     pub(super) fn fetch_task(&self, requester: Requester) -> FetchTask {

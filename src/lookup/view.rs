@@ -34,8 +34,10 @@ impl CacheReader<'_> {
             Freshness::Stale { .. } | Freshness::Expired => false,
         };
         match (freshness, &record.content) {
-            // A record that the store cannot decrypt is a miss, even a fresh one.
-            (Freshness::Expired, _) | (_, Content::Sealed(_)) => EntryView::RequestLease(dead),
+            // A record that the store cannot decrypt is a miss, even a fresh one. No customer has a pointer of an identifier.
+            (Freshness::Expired, _) | (_, Content::Sealed(_) | Content::IdentifierPointer(_)) => {
+                EntryView::RequestLease(dead)
+            }
             (_, Content::Pointer(canonical)) if self.pointer.is_none() && *canonical != self.current => {
                 let known = record.fetched_at.plus(record.fetch_cost);
                 EntryView::FollowPointer(canonical.clone(), FollowedPointer { token: record.token, known })

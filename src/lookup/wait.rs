@@ -7,7 +7,7 @@ use crate::spans::{self, Cause};
 use crate::store::{Base, LeaseAnswer, Token};
 use crate::upstream::Error;
 
-use super::leader::FetchOutcome;
+use super::fill::FetchOutcome;
 use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
 use super::single_flight::{FlightResult, Follower};
 use super::{AnswerSource, LookupError};
@@ -64,6 +64,7 @@ impl CacheReader<'_> {
             FlightResult::Completed(FetchOutcome::NotStored(record)) => {
                 Ok(LookupStep::answer(&record, how(false), false))
             }
+            FlightResult::Completed(FetchOutcome::Again) => Ok(LookupStep::Reread),
             FlightResult::Completed(FetchOutcome::Alias { canonical, pointer, known }) => {
                 self.follow_alias(canonical, FollowedPointer { token: pointer, known })
             }

@@ -97,6 +97,7 @@ impl Actions {
             id: id.clone(),
             tenant: tenant.clone(),
             keys,
+            identifiers: Vec::new(),
             kind: Kind::Updated,
             stamps: Stamps::default(),
             received_at: self.clock.now(),
@@ -173,7 +174,7 @@ fn kind(entry: Option<&Entry>) -> &'static str {
         Some(Entry::Record(record)) => match record.content {
             Content::Found(_) => "profile",
             Content::Negative => "negative",
-            Content::Pointer(_) => "pointer",
+            Content::Pointer(_) | Content::IdentifierPointer(_) => "pointer",
             Content::Sealed(_) => "sealed",
         },
         Some(Entry::Tombstone(_)) => "tombstone",

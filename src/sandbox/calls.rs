@@ -26,10 +26,18 @@ pub(super) struct Calls(Mutex<CallCounts>);
 #[derive(Default)]
 struct CallCounts {
     total: u64,
+    searches: u64,
     contacts: HashMap<CustomerId, u64>,
 }
 
 impl Calls {
+    /// Counts one search.
+    pub(super) fn count_search(&self) {
+        let mut counts = self.0.lock();
+        counts.total += 1;
+        counts.searches += 1;
+    }
+
     /// Counts one read.
     pub(super) fn count(&self, customer: &CustomerId) {
         let mut counts = self.0.lock();
@@ -47,7 +55,9 @@ pub(super) async fn show(State(sandbox): State<Arc<SandboxState>>) -> Json<Value
     let counts = sandbox.calls.0.lock();
     let contacts: serde_json::Map<_, _> =
         counts.contacts.iter().map(|(customer, count)| (customer.expose().to_owned(), Value::from(*count))).collect();
-    Json(json!({ "contacts": contacts, "total": counts.total, "tokens": sandbox.tokens.count() }))
+    Json(
+        json!({ "contacts": contacts, "total": counts.total, "searches": counts.searches, "tokens": sandbox.tokens.count() }),
+    )
 }
 
 /// Answers `GET /sandbox/events`.

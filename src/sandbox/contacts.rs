@@ -86,7 +86,7 @@ pub(super) async fn create(
     let JsonObject(fields) = body?;
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
-    let created = sandbox.directory.create(fields, behaviour.read_lag)?;
+    let created = sandbox.directory.create(fields, behaviour.longest_lag())?;
     let announced = permit.send([ContactEvent::of_contact(&created)]);
     Ok((StatusCode::CREATED, announced, Json(shapes::api(&created))).into_response())
 }
@@ -121,7 +121,7 @@ async fn change(
 ) -> Result<(CausedEvents, Json<Value>), ApiError> {
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
-    let changed = make(behaviour.read_lag)?;
+    let changed = make(behaviour.longest_lag())?;
     let announced = permit.send([ContactEvent::of_contact(&changed)]);
     Ok((announced, Json(shapes::api(&changed))))
 }
@@ -135,7 +135,7 @@ pub(super) async fn remove(
     client.require(oauth::DELETE)?;
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
-    let deleted = sandbox.directory.delete(path.id()?, behaviour.read_lag)?;
+    let deleted = sandbox.directory.delete(path.id()?, behaviour.longest_lag())?;
     let announced = permit.send([ContactEvent::of_deletion(&deleted, client.kind, sandbox.clock.now())]);
     Ok((StatusCode::NO_CONTENT, announced, ()))
 }
@@ -158,7 +158,7 @@ pub(super) async fn merge(
     };
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, ids.len() + 1).await?;
-    let merge = sandbox.directory.merge(&ids, overriding, behaviour.read_lag)?;
+    let merge = sandbox.directory.merge(&ids, overriding, behaviour.longest_lag())?;
     let announced = permit.send([&merge.canonical].into_iter().chain(&merge.ancestors).map(ContactEvent::of_contact));
     Ok((announced, Json(shapes::api(&merge.canonical))))
 }

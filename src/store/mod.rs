@@ -54,7 +54,7 @@ use tokio::time::Instant;
 use crate::domain::Key;
 
 pub use change::{Applied, Change, Lifetimes};
-pub use entry::{Ciphertext, Content, Entry, Found, Leased, Record, Tombstone};
+pub use entry::{Ciphertext, Content, Entry, Found, IdentifierPointer, Leased, Record, Tombstone};
 pub use error::Error;
 pub use lease::{Lease, LeaseTarget};
 pub use token::Token;

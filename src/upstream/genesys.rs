@@ -15,19 +15,20 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
-use reqwest::Client;
+use reqwest::{Client, RequestBuilder};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
+use crate::domain::{CustomerId, Identifier, Modified, Profile, ProfileBody, TenantId};
 
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
+use super::search::{SearchUrls, body_of};
 use super::token::Token;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, Requester, Upstream};
+use super::{Error, Expand, Fetched, Requester, Search, SearchQuery, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.
 const MAX_PROFILE: usize = 1024 * 1024;
@@ -37,39 +38,71 @@ const MAX_PROFILE: usize = 1024 * 1024;
 pub(super) struct Genesys {
     client: Client,
     profile_url: ProfileUrl,
+    search_urls: SearchUrls,
     tokens: TokenCache,
 }
 
 impl Genesys {
     /// Creates the adapter. It sends nothing before the first fetch.
-    pub(super) const fn new(client: Client, profile_url: ProfileUrl, tokens: TokenCache) -> Self {
-        Self { client, profile_url, tokens }
+    pub(super) const fn new(
+        client: Client,
+        profile_url: ProfileUrl,
+        search_urls: SearchUrls,
+        tokens: TokenCache,
+    ) -> Self {
+        Self { client, profile_url, search_urls, tokens }
     }
 
-    async fn request(&self, token: &Token, url: &Url, deadline: Instant) -> Result<GenesysResponse, Error> {
-        let request = self
-            .client
-            .get(url.clone())
-            .header(header::AUTHORIZATION, token.header())
-            .header(header::ACCEPT, "application/json");
-        GenesysResponse::receive(request, MAX_PROFILE, deadline).await
+    /// Sends a request with the token; after a 401 once more with a renewed one.
+    async fn send(
+        &self,
+        request: impl Fn(&Client) -> RequestBuilder,
+        deadline: Instant,
+    ) -> Result<GenesysResponse, Error> {
+        let send = async |token: &Token| {
+            let request = request(&self.client).header(header::AUTHORIZATION, token.header());
+            GenesysResponse::receive(request.header(header::ACCEPT, "application/json"), MAX_PROFILE, deadline).await
+        };
+        let token = self.tokens.get(deadline).await?;
+        let response = send(&token).await?;
+        if response.status != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let renewed = self.tokens.replace(&token, deadline).await?;
+        let response = send(&renewed).await?;
+        if response.status == StatusCode::UNAUTHORIZED {
+            self.tokens.reject(&renewed);
+        }
+        Ok(response)
     }
 
     async fn get(&self, url: &Url, deadline: Instant) -> Result<Fetched, Error> {
-        let token = self.tokens.get(deadline).await?;
-        let mut response = self.request(&token, url, deadline).await?;
-        if response.status == StatusCode::UNAUTHORIZED {
-            let renewed = self.tokens.replace(&token, deadline).await?;
-            response = self.request(&renewed, url, deadline).await?;
-            if response.status == StatusCode::UNAUTHORIZED {
-                self.tokens.reject(&renewed);
-            }
-        }
+        let response = self.send(|client| client.get(url.clone()), deadline).await?;
         match response.status {
             StatusCode::OK => read_profile(response.body).map(Fetched::Found),
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
             _ => Err(response.error()),
         }
+    }
+
+    /// Looks an identifier up. How Genesys says that nobody has it is not documented: as any of these it is an answer.
+    async fn identify(&self, identifier: &Identifier, deadline: Instant) -> Result<Fetched, Error> {
+        let (url, body) = (&self.search_urls.identifier, body_of(identifier));
+        let response = self.send(|client| client.post(url.clone()).json(&body), deadline).await?;
+        let is_empty = |body: &Bytes| matches!(body.trim_ascii(), b"" | b"null" | b"{}");
+        match response.status {
+            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
+            StatusCode::OK if is_empty(&response.body) => Ok(Fetched::Absent),
+            StatusCode::OK => match read_profile(response.body)? {
+                profile if profile.canonical.is_some() => Ok(Fetched::Found(profile)),
+                _ => Err(Error::Unusable { reason: "the contact of an identifier has no id" }),
+            },
+            _ => Err(response.error()),
+        }
+    }
+
+    async fn list(&self, url: &Url, query: &SearchQuery, deadline: Instant) -> Result<Fetched, Error> {
+        self.get(&SearchUrls::with_query(url, query), deadline).await
     }
 }
 
@@ -94,6 +127,20 @@ impl Upstream for Genesys {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         self.get(&self.profile_url.of(customer, Some(expand))?, deadline).await
+    }
+
+    async fn search(
+        &self,
+        _tenant: &TenantId,
+        search: &Search,
+        _: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        match search {
+            Search::Identifier(identifier) => self.identify(identifier, deadline).await,
+            Search::ReverseWhitePages(query) => self.list(&self.search_urls.reverse, query, deadline).await,
+            Search::Contacts(query) => self.list(&self.search_urls.contacts, query, deadline).await,
+        }
     }
 }
 

@@ -34,7 +34,7 @@ use super::admission::AdmissionState;
 use super::breaker::{BreakerLevel, BreakerPermit, RequestOutcome};
 use super::breaker_gauge::BreakerGauge;
 use super::budget::Budget;
-use super::{Error, Expand, Fetched, Requester, Upstream};
+use super::{Error, Expand, Fetched, Requester, Search, Upstream};
 
 /// How many times an attempt is retried.
 const RETRIES: usize = 2;
@@ -69,9 +69,16 @@ pub(super) struct Guard<U> {
 /// The arguments of a fetch.
 #[derive(Clone, Copy)]
 struct FetchRequest<'a> {
-    customer: &'a CustomerId,
-    expand: Option<&'a Expand>,
+    what: Wanted<'a>,
     requester: &'a Requester,
+}
+
+/// What a fetch asks for.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    Profile(&'a CustomerId),
+    Expanded(&'a CustomerId, &'a Expand),
+    Search(&'a Search),
 }
 
 /// The right to send one request. If it is dropped without an outcome (a cancelled fetch), it is returned.
@@ -175,11 +182,13 @@ impl<U: Upstream> Guard<U> {
         let mut admission = self.admit()?;
 
         let began = Instant::now();
-        let fetch = match request.expand {
-            None => self.inner.fetch(&self.tenant, request.customer, request.requester, deadline),
-            Some(expand) => {
-                self.inner.fetch_expanded(&self.tenant, request.customer, expand, request.requester, deadline)
+        let (tenant, requester) = (&self.tenant, request.requester);
+        let fetch = match request.what {
+            Wanted::Profile(customer) => self.inner.fetch(tenant, customer, requester, deadline),
+            Wanted::Expanded(customer, expand) => {
+                self.inner.fetch_expanded(tenant, customer, expand, requester, deadline)
             }
+            Wanted::Search(search) => self.inner.search(tenant, search, requester, deadline),
         };
         let outcome = tokio::time::timeout_at(deadline, fetch).await.unwrap_or(Err(Error::Timeout(None)));
         observe(&self.metrics.upstream_duration, began.elapsed());
@@ -226,7 +235,7 @@ impl<U: Upstream> Upstream for Guard<U> {
         requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.run(FetchRequest { customer, expand: None, requester }, deadline).await
+        self.run(FetchRequest { what: Wanted::Profile(customer), requester }, deadline).await
     }
 
     async fn fetch_expanded(
@@ -237,7 +246,17 @@ impl<U: Upstream> Upstream for Guard<U> {
         requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.run(FetchRequest { customer, expand: Some(expand), requester }, deadline).await
+        self.run(FetchRequest { what: Wanted::Expanded(customer, expand), requester }, deadline).await
+    }
+
+    async fn search(
+        &self,
+        _tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.run(FetchRequest { what: Wanted::Search(search), requester }, deadline).await
     }
 }
 

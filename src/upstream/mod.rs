@@ -17,6 +17,7 @@ mod guard;
 pub mod open;
 mod privilege_gate;
 pub mod privileges;
+mod search;
 mod token;
 mod tokens;
 mod traced;
@@ -32,6 +33,7 @@ use crate::domain::{CustomerId, Profile, TenantId};
 
 pub use error::Error;
 pub use expand::{Expand, InvalidExpand};
+pub use search::{InvalidSearch, Search, SearchQuery};
 pub use transport::{TransportFailure, TransportPhase};
 
 /// Fetches profiles.
@@ -56,6 +58,16 @@ pub trait Upstream: Debug + Send + Sync {
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error>;
+
+    /// Asks for contacts by something else than their id, and is otherwise like [`fetch`](Self::fetch). Only the answer to
+    /// [`Search::Identifier`] is a profile.
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
         requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error>;

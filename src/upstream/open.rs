@@ -24,10 +24,11 @@ use super::genesys::Genesys;
 use super::guard::{Guard, UpstreamLimits};
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
+use super::search::SearchUrls;
 use super::token::ClientCredentials;
 use super::tokens::TokenCache;
 use super::traced::TracedUpstream;
-use super::{Error, Expand, Fetched, Requester, Upstream, exchange};
+use super::{Error, Expand, Fetched, Requester, Search, Upstream, exchange};
 
 pub use super::endpoints::BaseUrls;
 
@@ -156,6 +157,7 @@ struct TenantSettings {
     needs_tls: bool,
     token_url: Url,
     profile_url: ProfileUrl,
+    search_urls: SearchUrls,
     introspection: IntrospectionUrls,
     per_minute: u32,
 }
@@ -175,8 +177,8 @@ impl TenantSettings {
             let reason = "must be at least 1: Genesys always limits requests";
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
-        let (token_url, introspection) = (urls.token()?, urls.introspection()?);
-        Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, introspection, per_minute })
+        let (token_url, introspection, search_urls) = (urls.token()?, urls.introspection()?, urls.searches()?);
+        Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, search_urls, introspection, per_minute })
     }
 }
 
@@ -238,7 +240,7 @@ pub fn open<'a>(
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys = Genesys::new(client, settings.profile_url, tokens.clone());
+        let genesys = Genesys::new(client, settings.profile_url, settings.search_urls, tokens.clone());
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
@@ -281,6 +283,16 @@ impl Upstream for Arc<TenantUpstreams> {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         self.of(tenant)?.fetch_expanded(tenant, customer, expand, requester, deadline).await
+    }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.of(tenant)?.search(tenant, search, requester, deadline).await
     }
 }
 

@@ -15,7 +15,7 @@ use crate::metrics::{Metrics, UpstreamOutcome};
 
 use super::guard::Guard;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, Requester, Upstream};
+use super::{Error, Expand, Fetched, Requester, Search, Upstream};
 
 /// The upstream of one tenant, which is available while its token is not refused.
 #[derive(Debug)]
@@ -68,5 +68,15 @@ impl<U: Upstream> Upstream for PrivilegeGate<U> {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         self.admit()?.fetch_expanded(tenant, customer, expand, requester, deadline).await
+    }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.admit()?.search(tenant, search, requester, deadline).await
     }
 }

@@ -11,7 +11,7 @@ use crate::domain::{CustomerId, TenantId};
 use crate::spans;
 
 use super::guard::label;
-use super::{Error, Expand, Fetched, Requester, Upstream};
+use super::{Error, Expand, Fetched, Requester, Search, Upstream};
 
 /// An upstream that records each fetch as a span.
 #[derive(Debug)]
@@ -54,5 +54,15 @@ impl<U: Upstream> Upstream for TracedUpstream<U> {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         traced(tenant, self.inner.fetch_expanded(tenant, customer, expand, requester, deadline)).await
+    }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        traced(tenant, self.inner.search(tenant, search, requester, deadline)).await
     }
 }

@@ -31,6 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("authorization", &[]),
     ("breaker", &[]),
     ("clock", &["domain"]),
+    ("contact", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
     ("invalid", &[]),
@@ -50,12 +51,15 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("store", &["breaker", "clock", "domain", "invalid", "metrics", "reload", "shutdown", "supervise", "tls"]),
     ("queue", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"]),
     ("upstream", &["breaker", "clock", "domain", "invalid", "metrics", "shutdown", "spans", "supervise"]),
-    ("ingest", &["authorization", "clock", "domain", "invalid", "metrics", "queue", "reload", "sampled", "spans"]),
+    (
+        "ingest",
+        &["authorization", "clock", "contact", "domain", "invalid", "metrics", "queue", "reload", "sampled", "spans"],
+    ),
     (
         "consumer",
         &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
     ),
-    ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
+    ("lookup", &["clock", "contact", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
     ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise", "tls"]),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (

@@ -13,6 +13,7 @@ mod dashboards;
 mod documentation;
 mod doors;
 mod fuzz;
+mod identifiers;
 mod ingest;
 mod interleavings;
 mod laws;

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::domain::{TenantId, is_name};
+use crate::domain::{LookupBy, TenantId, is_name};
 use crate::http::auth::field_set::FieldSet;
 use crate::upstream::Requester;
 
@@ -39,6 +39,13 @@ pub struct Config {
     /// The rate limit, in requests per second and process; 0: no limit.
     #[serde(default)]
     pub requests_per_second: u32,
+    /// What it may look customers up by.
+    #[serde(default = "by_id_only")]
+    pub lookup_by: Vec<LookupBy>,
+}
+
+fn by_id_only() -> Vec<LookupBy> {
+    vec![LookupBy::CustomerId]
 }
 
 /// An authenticated caller.
@@ -53,6 +60,7 @@ pub struct Caller {
     /// The hash of its key.
     pub key: KeyDigest,
     tenants: Vec<TenantId>,
+    lookup_by: Vec<LookupBy>,
 }
 
 /// All configured callers. A reload replaces them all at once.
@@ -161,7 +169,8 @@ impl Callers {
                 let running = running.filter(|rate| rate.quota() == requests.get());
                 running.map_or_else(|| Arc::new(CallerRate::per_second(requests)), Arc::clone)
             });
-            let caller = Arc::new(Caller { name: config.name.as_str().into(), fields, rate, key, tenants });
+            let (name, lookup_by) = (config.name.as_str().into(), config.lookup_by.clone());
+            let caller = Arc::new(Caller { name, fields, rate, key, tenants, lookup_by });
             callers.by_key.insert(caller.key, Arc::clone(&caller));
             callers.by_name.insert(Arc::clone(&caller.name), caller);
         }
@@ -192,6 +201,12 @@ impl Caller {
     #[must_use]
     pub fn may_read(&self, tenant: &TenantId) -> bool {
         self.tenants.contains(tenant)
+    }
+
+    /// Returns whether the caller may look customers up by this.
+    #[must_use]
+    pub fn may_look_up_by(&self, by: LookupBy) -> bool {
+        self.lookup_by.contains(&by)
     }
 
     /// Returns the caller's tenant, if it has exactly one.
@@ -250,6 +265,7 @@ pub(in crate::http) mod tests {
             tenants: vec!["10001".parse().unwrap()],
             fields: vec!["*".to_owned()],
             requests_per_second: 0,
+            lookup_by: by_id_only(),
         }
     }
 

@@ -9,7 +9,7 @@ use axum::response::Response;
 use http::HeaderMap;
 
 use crate::audit::{self, Audit, AuditRecord, Decision, DenialReason};
-use crate::domain::{CustomerId, Digest, DisclosedFields, KeyHasher, TenantId};
+use crate::domain::{CustomerQuery, Digest, DisclosedFields, LookupBy, QueryHasher, TenantId};
 use crate::lookup::Lookup;
 use crate::metrics::LookupResult;
 
@@ -24,13 +24,14 @@ use crate::http::response::rate_limit_headers::Allowance;
 #[derive(Debug)]
 pub(in crate::http) struct LookupAudit<'a> {
     audit: &'a Audit,
-    hasher: &'a KeyHasher,
+    hasher: &'a QueryHasher,
     lookup: &'a Lookup,
     headers: &'a HeaderMap,
     caller: Option<Arc<str>>,
     allowance: Option<Allowance>,
     tenant: Option<TenantId>,
     key: Option<Digest>,
+    by: Option<LookupBy>,
     decision: Option<Decision>,
 }
 
@@ -38,11 +39,12 @@ impl<'a> LookupAudit<'a> {
     /// Starts the record of a request with these headers. `lookup` knows the configured tenants.
     pub(in crate::http) const fn begin(
         audit: &'a Audit,
-        hasher: &'a KeyHasher,
+        hasher: &'a QueryHasher,
         lookup: &'a Lookup,
         headers: &'a HeaderMap,
     ) -> Self {
-        Self { audit, hasher, lookup, headers, caller: None, allowance: None, tenant: None, key: None, decision: None }
+        let (caller, allowance, tenant, key, by, decision) = (None, None, None, None, None, None);
+        Self { audit, hasher, lookup, headers, caller, allowance, tenant, key, by, decision }
     }
 
     /// Authenticates the request and notes the caller, or why it is refused.
@@ -65,7 +67,7 @@ impl<'a> LookupAudit<'a> {
     }
 
     /// Notes that the caller may not look this customer up.
-    pub(in crate::http) fn denied(&mut self, reason: DenialReason, tenant: &TenantId, customer: &CustomerId) {
+    pub(in crate::http) fn denied(&mut self, reason: DenialReason, tenant: &TenantId, customer: &CustomerQuery) {
         self.set_customer(tenant, customer);
         self.decision = Some(Decision::Denied(reason));
     }
@@ -76,7 +78,7 @@ impl<'a> LookupAudit<'a> {
         result: LookupResult,
         shown: DisclosedFields,
         tenant: &TenantId,
-        customer: &CustomerId,
+        customer: &CustomerQuery,
     ) {
         if self.audit.records_all_lookups() {
             self.set_customer(tenant, customer);
@@ -84,18 +86,37 @@ impl<'a> LookupAudit<'a> {
         }
     }
 
-    fn set_customer(&mut self, tenant: &TenantId, customer: &CustomerId) {
+    /// Notes that the caller may not search for customers.
+    pub(in crate::http) fn denied_search(&mut self, reason: DenialReason, tenant: &TenantId) {
+        self.set_tenant(tenant);
+        self.decision = Some(Decision::Denied(reason));
+    }
+
+    /// Notes the result of a search, which names no customer.
+    pub(in crate::http) fn searched(&mut self, result: LookupResult, shown: DisclosedFields, tenant: &TenantId) {
+        if self.audit.records_all_lookups() {
+            self.set_tenant(tenant);
+            self.decision = Some(Decision::Allowed { result, shown });
+        }
+    }
+
+    fn set_customer(&mut self, tenant: &TenantId, customer: &CustomerQuery) {
+        self.set_tenant(tenant);
+        self.key = self.hasher.identify(tenant, customer).map(|identity| identity.digest());
+        self.by = Some(customer.by()).filter(|by| *by != LookupBy::CustomerId);
+    }
+
+    fn set_tenant(&mut self, tenant: &TenantId) {
         self.tenant = self.lookup.knows(tenant).then(|| tenant.clone());
-        self.key = Some(self.hasher.identify(tenant, customer).digest());
     }
 
     /// Writes the record and returns the response: a 503 if the record is required and cannot be written.
     pub(in crate::http) async fn end(self, mut answer: Result<Response, Problem>, dialect: &Dialect) -> Response {
-        let Self { audit, headers, caller, allowance, tenant, key, decision, .. } = self;
+        let Self { audit, headers, caller, allowance, tenant, key, by, decision, .. } = self;
         if let Some(decision) = decision {
             let must_be_written = matches!(decision, Decision::Allowed { .. }) && audit.is_strict();
             let request = headers.get(REQUEST_ID).cloned();
-            let record = AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, decision });
+            let record = AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, by, decision });
             if !must_be_written {
                 audit.record(record);
             } else if audit.record_and_wait(record).await.is_err() {

@@ -2,9 +2,11 @@
 
 pub mod admin;
 pub mod contact;
+pub mod identifier;
 pub mod lookup_api;
 mod lookup_audit;
 pub mod oauth_token;
 pub mod openapi;
 pub mod profile;
+mod profile_query;
 pub mod webhook;

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{contact, oauth_token, profile, webhook};
+use super::{contact, identifier, oauth_token, profile, webhook};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,6 +30,10 @@ use super::{contact, oauth_token, profile, webhook};
         profile::profile,
         profile::post_profile,
         contact::contact,
+        identifier::lookup,
+        identifier::old_lookup,
+        identifier::reverse,
+        identifier::contacts,
         oauth_token::token,
         oauth_token::gateway_token,
         openapi,
@@ -84,18 +88,28 @@ impl Modify for SecuritySchemes {
 const SCHEMAS: &str = include_str!("schemas.json");
 
 /// The parameters that use one of the schemas.
-const PARAMETERS: [(&str, &str); 5] = [
+const PARAMETERS: [(&str, &str); 9] = [
     ("customerId", "CustomerId"),
     ("tenantId", "TenantId"),
     ("tenant_id", "TenantId"),
     ("X-Tenant-Id", "TenantId"),
     ("fields", "Fields"),
+    ("phone", "Phone"),
+    ("email", "Email"),
+    ("externalId", "ExternalText"),
+    ("externalSource", "ExternalText"),
 ];
 
+/// The lookup of an identifier, whose answers similar routes have.
+const IDENTIFIER: &str = "/api/v2/externalcontacts/identifierlookup/contacts";
+
 /// Operations with the answers of another one and possibly more: path and method of both.
-const ALIKE: [[(&str, &str); 2]; 3] = [
+const ALIKE: [[(&str, &str); 2]; 6] = [
     [("/webhooks/{tenant_id}", "post"), ("/webhook/customer-updated", "post")],
     [("/api/v1/profile", "post"), ("/api/v1/profile", "get")],
+    [("/api/v2/externalcontacts/identifierlookup", "post"), (IDENTIFIER, "post")],
+    [("/api/v2/externalcontacts/reversewhitepageslookup", "get"), (IDENTIFIER, "post")],
+    [("/api/v2/externalcontacts/contacts", "get"), (IDENTIFIER, "post")],
     [("/login/oauth/token", "post"), ("/oauth/token", "post")],
 ];
 

@@ -53,6 +53,17 @@ impl Upstream for Arc<FakeUpstream> {
     ) -> Result<Fetched, Error> {
         self.fetch(tenant, customer, requester, deadline).await
     }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        _: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        // A valid id that no test uses.
+        self.fetch(tenant, &"search".parse().unwrap(), requester, deadline).await
+    }
 }
 
 struct Guarded {

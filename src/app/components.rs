@@ -100,6 +100,7 @@ impl Components {
                 clock: Arc::clone(&self.clock),
                 max_body,
                 bodies: bodies.proven.clone(),
+                slow: self.config.log.slow_lookup,
             });
             routes = routes.merge(profile::routes(Arc::clone(&api)));
             let changes = ChangesApi {

@@ -2,13 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use url::Url;
 
 use crate::audit::chain::RecordHash;
+use crate::domain::TenantId;
 use crate::logging::{self, Format, LogLevel};
+
+use super::init::InitArgs;
 
 /// Edge cache for Genesys Cloud customer profiles with event-driven invalidation.
 #[derive(Debug, Parser)]
@@ -45,7 +49,16 @@ pub(super) enum Command {
         admin: Option<String>,
         #[command(flatten)]
         tls: TlsArgs,
+        /// Also require that no dependency is down, Genesys included.
+        #[arg(long)]
+        deep: bool,
     },
+    /// Checks the configuration, this machine, Redis, RabbitMQ, Genesys and the running service; advises what to do.
+    /// Exits 0 if all is in order, 1 with warnings, 2 with failures. Changes nothing, except that it posts one test event.
+    Doctor(DoctorArgs),
+    /// Writes a configuration, its secrets and the files to import into Genesys, and checks what they depend on. Asks at a
+    /// terminal for what the arguments leave open.
+    Init(InitArgs),
     /// Prints the OpenAPI 3.1 document.
     Openapi,
     /// Prints a completion script for a shell.
@@ -148,6 +161,27 @@ pub(super) struct ReplayArgs {
     pub(super) service: ServiceArgs,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) service: ServiceArgs,
+    /// Check this tenant only.
+    #[arg(long)]
+    pub(super) tenant: Option<TenantId>,
+    /// The URL of the public listener, as senders of events use it; the configured one by default.
+    #[arg(long, value_name = "URL")]
+    pub(super) url: Option<Url>,
+    /// The key of a caller, for a test lookup.
+    #[arg(long, value_name = "KEY", env = "PROFILE_EDGE_CALLER_KEY", hide_env_values = true)]
+    pub(super) caller_key: Option<String>,
+    /// The URL of RabbitMQ's management API; port 15672 of the broker by default (15671 with TLS).
+    #[arg(long, value_name = "URL")]
+    pub(super) rabbitmq_api: Option<Url>,
+    /// Do not check the running service, only what it depends on.
+    #[arg(long)]
+    pub(super) without_service: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
     /// Checks that no record was changed, removed or moved; otherwise exits 1 and names the first bad line.
@@ -246,7 +280,7 @@ pub(super) struct SandboxArgs {
 
 impl SandboxArgs {
     pub(super) const fn log(&self) -> logging::Config {
-        logging::Config { level: LogLevel::Info, format: Format::Auto }
+        logging::Config { level: LogLevel::Info, format: Format::Auto, slow_lookup: Duration::ZERO }
     }
 }
 

@@ -9,8 +9,9 @@ use super::{Config, DEFAULTS, ENV_PREFIX, KeyScheme, contact};
 const OURS: &str = "PROFILE_EDGE_";
 
 /// Variables that are not options of the file. A name that ends in `_` is a prefix.
-pub const UNPREFIXED: [&str; 8] = [
+pub const UNPREFIXED: [&str; 9] = [
     "PROFILE_EDGE_ADMIN_KEY",
+    "PROFILE_EDGE_CALLER_KEY",
     "PROFILE_EDGE_COMMIT",
     "PROFILE_EDGE_CONFIG",
     "PROFILE_EDGE_FAULTS",

@@ -32,6 +32,7 @@ mod answer;
 mod bypass;
 pub mod freshness;
 mod leader;
+mod phases;
 mod previous;
 mod reader;
 mod refresh;
@@ -59,10 +60,11 @@ use crate::store::Store;
 use crate::upstream::{Expand, Requester, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
+pub use phases::Phases;
 
 use admission::Admission;
 use bypass::Bypasses;
-use leader::FetchOutcome;
+use leader::LeaderResult;
 use reader::CacheReader;
 use single_flight::Flights;
 use waiters::Waiters;
@@ -132,7 +134,7 @@ pub struct Lookup {
 struct LookupContext {
     deps: LookupDependencies,
     admission: Admission,
-    flights: Flights<FetchOutcome>,
+    flights: Flights<LeaderResult>,
     waiters: Waiters,
     bypasses: Bypasses,
     /// The keys whose early refresh this process started recently. It saves a store command for each hit.
@@ -176,7 +178,18 @@ impl Lookup {
         customer: &CustomerId,
         requester: &Requester,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, CacheReader::read).await
+        self.get_with_phases(tenant, customer, requester, &mut Phases::default()).await
+    }
+
+    /// Looks up a customer as [`get`](Self::get), and notes the phases of the lookup.
+    pub async fn get_with_phases(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+        phases: &mut Phases,
+    ) -> Option<Result<LookupAnswer, LookupError>> {
+        self.timed(tenant, customer, requester, phases, CacheReader::read).await
     }
 
     /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
@@ -190,7 +203,7 @@ impl Lookup {
         expand: &Expand,
         requester: &Requester,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, |reader| reader.read_expanded(expand)).await
+        self.timed(tenant, customer, requester, &mut Phases::default(), |reader| reader.read_expanded(expand)).await
     }
 
     async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(
@@ -198,6 +211,7 @@ impl Lookup {
         tenant: &TenantId,
         customer: &'a CustomerId,
         requester: &'a Requester,
+        phases: &'a mut Phases,
         read: impl FnOnce(CacheReader<'a>) -> F,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let config = self.context.deps.tenants.get(tenant)?;
@@ -205,7 +219,8 @@ impl Lookup {
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
         let deadline = started + config.deadline;
-        let answer = read(CacheReader::new(&self.context, config, tenant, customer, requester, deadline)).await;
+        let reader = CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline);
+        let answer = read(reader).await;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());

@@ -11,9 +11,7 @@ use crate::upstream::{Expand, Fetched, Requester};
 
 use super::bypass::{self, BypassFetch};
 use super::leader::FetchTask;
-use super::{
-    AnswerSource, Config, ForwardReason, LookupAnswer, LookupContext, LookupError, LookupOutcome, StaleReason,
-};
+use super::{AnswerSource, Config, LookupAnswer, LookupContext, LookupError, LookupOutcome, Phases, StaleReason};
 
 /// The maximum number of moves of one lookup between the keys of a merged customer.
 const MAX_MOVES: u8 = 4;
@@ -28,6 +26,8 @@ pub(super) struct CacheReader<'a> {
     /// The customer that the caller asked for.
     pub(super) requested: Identity,
     pub(super) deadline: Instant,
+    /// Where its time is spent.
+    pub(super) phases: &'a mut Phases,
     /// The customer whose entry is read: the requested one, or the canonical one.
     pub(super) current: Identity,
     /// The entry key of `current`.
@@ -108,6 +108,7 @@ impl<'a> CacheReader<'a> {
         tenant: &TenantId,
         customer: &'a CustomerId,
         requester: &'a Requester,
+        phases: &'a mut Phases,
         deadline: Instant,
     ) -> Self {
         let requested = context.deps.hasher.identify(tenant, customer);
@@ -119,6 +120,7 @@ impl<'a> CacheReader<'a> {
             requester,
             requested,
             deadline,
+            phases,
             current,
             key,
             pointer: None,
@@ -147,6 +149,7 @@ impl<'a> CacheReader<'a> {
     }
 
     async fn read_slow(mut self, view: Result<EntryView, store::Error>) -> Result<LookupAnswer, LookupError> {
+        self.phases.store = (self.deadline - self.config.deadline).elapsed();
         let mut step = match view {
             Ok(view) => self.act_on(view).await,
             Err(error) => Err(error.into()),
@@ -291,10 +294,5 @@ impl<'a> CacheReader<'a> {
             requester,
             through_pointer: self.pointer.is_some(),
         }
-    }
-
-    /// Returns why this lookup fetches, for the answer.
-    pub(super) fn over(&self) -> ForwardReason {
-        if self.stale.is_some() { ForwardReason::Stale } else { ForwardReason::Miss }
     }
 }

@@ -7,10 +7,10 @@ use crate::spans::{self, Cause};
 use crate::store::{Base, LeaseAnswer, Token};
 use crate::upstream::Error;
 
-use super::leader::FetchOutcome;
+use super::leader::{FetchOutcome, LeaderResult};
 use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
 use super::single_flight::{FlightResult, Follower};
-use super::{AnswerSource, LookupError};
+use super::{AnswerSource, ForwardReason, LookupError};
 
 impl CacheReader<'_> {
     /// Requests the lease. Leads if it is granted; otherwise waits for its holder.
@@ -50,10 +50,19 @@ impl CacheReader<'_> {
 
     async fn await_leader(
         &mut self,
-        mut follower: Follower<FetchOutcome>,
+        mut follower: Follower<LeaderResult>,
         leads: bool,
     ) -> Result<LookupStep, StepError> {
-        let result = follower.wait(self.wait_deadline()).await;
+        let result = match follower.wait(self.wait_deadline()).await {
+            FlightResult::Completed(LeaderResult { outcome, times }) => {
+                if leads {
+                    self.phases.led(times);
+                }
+                FlightResult::Completed(outcome)
+            }
+            FlightResult::LeaderDropped => FlightResult::LeaderDropped,
+            FlightResult::TimedOut => FlightResult::TimedOut,
+        };
         self.has_waited |= !leads;
         let over = self.over();
         let how =
@@ -101,6 +110,11 @@ impl CacheReader<'_> {
                 Ok(LookupStep::RequestLease(Base::Token(outdated.token)))
             }
         }
+    }
+
+    /// Returns why this lookup fetches, for the answer.
+    pub(super) fn over(&self) -> ForwardReason {
+        if self.stale.is_some() { ForwardReason::Stale } else { ForwardReason::Miss }
     }
 
     /// Returns how long this lookup waits: only the soft timeout if it holds a stale profile.

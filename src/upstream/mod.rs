@@ -17,6 +17,8 @@ mod guard;
 pub mod open;
 mod privilege_gate;
 pub mod privileges;
+pub mod survey;
+mod times;
 mod token;
 mod tokens;
 mod traced;
@@ -32,6 +34,7 @@ use crate::domain::{CustomerId, Profile, TenantId};
 
 pub use error::Error;
 pub use expand::{Expand, InvalidExpand};
+pub use times::FetchTimes;
 pub use transport::{TransportFailure, TransportPhase};
 
 /// Fetches profiles.

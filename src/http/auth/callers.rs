@@ -39,6 +39,9 @@ pub struct Config {
     /// The rate limit, in requests per second and process; 0: no limit.
     #[serde(default)]
     pub requests_per_second: u32,
+    /// Whether its answers have the header `Server-Timing`.
+    #[serde(default)]
+    pub timing: bool,
 }
 
 /// An authenticated caller.
@@ -50,6 +53,8 @@ pub struct Caller {
     pub fields: FieldSet,
     /// Its rate limit, if it has one.
     pub rate: Option<Arc<CallerRate>>,
+    /// Whether its answers have the header `Server-Timing`.
+    pub timing: bool,
     /// The hash of its key.
     pub key: KeyDigest,
     tenants: Vec<TenantId>,
@@ -161,7 +166,8 @@ impl Callers {
                 let running = running.filter(|rate| rate.quota() == requests.get());
                 running.map_or_else(|| Arc::new(CallerRate::per_second(requests)), Arc::clone)
             });
-            let caller = Arc::new(Caller { name: config.name.as_str().into(), fields, rate, key, tenants });
+            let (name, timing) = (config.name.as_str().into(), config.timing);
+            let caller = Arc::new(Caller { name, fields, rate, timing, key, tenants });
             callers.by_key.insert(caller.key, Arc::clone(&caller));
             callers.by_name.insert(Arc::clone(&caller.name), caller);
         }
@@ -250,6 +256,7 @@ pub(in crate::http) mod tests {
             tenants: vec!["10001".parse().unwrap()],
             fields: vec!["*".to_owned()],
             requests_per_second: 0,
+            timing: false,
         }
     }
 

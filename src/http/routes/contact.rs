@@ -110,7 +110,10 @@ impl LookupApi {
         let requester = caller.requester();
         let span = spans::lookup(headers, tenant, &caller.name);
         let answer = match expand {
-            None => self.lookup.get(tenant, customer, &requester).instrument(span.clone()).await,
+            None => {
+                let phases = audit.looking_up();
+                self.lookup.get_with_phases(tenant, customer, &requester, phases).instrument(span.clone()).await
+            }
             Some(expand) => {
                 self.lookup.get_expanded(tenant, customer, expand, &requester).instrument(span.clone()).await
             }

@@ -1,6 +1,7 @@
 //! What the routes of lookups share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use tracing::Span;
@@ -35,12 +36,14 @@ pub struct LookupApi {
     pub max_body: usize,
     /// The memory of request bodies.
     pub bodies: ByteBudget,
+    /// From which duration on a lookup is logged with its phases; zero: never.
+    pub slow: Duration,
 }
 
 impl LookupApi {
     /// Starts the audit record of a request with these headers.
-    pub(super) const fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
-        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers)
+    pub(super) fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
+        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow)
     }
 
     /// Returns the handle by which a caller recognises the customer of an answer in the change feed.

@@ -5,6 +5,7 @@ pub mod changes;
 pub mod contact;
 pub mod lookup_api;
 mod lookup_audit;
+mod lookup_timing;
 pub mod oauth_token;
 pub mod openapi;
 pub mod profile;

@@ -155,7 +155,9 @@ impl LookupApi {
             }
         };
         let span = spans::lookup(headers, tenant, &caller.name);
-        let answer = self.lookup.get(tenant, customer, &caller.requester()).instrument(span.clone()).await;
+        let (requester, phases) = (caller.requester(), audit.looking_up());
+        let looking_up = self.lookup.get_with_phases(tenant, customer, &requester, phases);
+        let answer = looking_up.instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);

@@ -44,6 +44,7 @@ mod publisher;
 mod replay;
 mod subscription;
 mod supervisor;
+pub mod survey;
 mod topology;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

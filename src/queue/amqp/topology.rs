@@ -90,6 +90,11 @@ impl Topology {
         Some(&self.work[self.wrap(shard)])
     }
 
+    /// Returns the arguments of the journal.
+    pub(super) fn journal_arguments(&self) -> FieldTable {
+        journal_arguments(&self.max_age)
+    }
+
     fn wrap(&self, shard: u64) -> usize {
         let shards = self.work.len() as u64;
         // The remainder is below the number of queues, which is a `usize`.
@@ -138,7 +143,7 @@ impl Topology {
         }
         declarer.quorum(&self.dead_letters).await?;
         declarer.quorum(&self.replays).await?;
-        declarer.queue(&self.journal, journal_arguments(&self.max_age)).await?;
+        declarer.queue(&self.journal, self.journal_arguments()).await?;
         declarer.bind(&self.journal, &self.exchange, "#").await?;
         channel::close(declarer.channel).await;
         Ok(())
@@ -174,15 +179,15 @@ impl Topology {
 }
 
 /// Makes declarations one after the other. A refusal closes the channel; the next declaration uses a new one.
-struct Declarer<'a> {
+pub(super) struct Declarer<'a> {
     connection: &'a Connection,
     channel: Channel,
     /// Whether the broker limits deliveries by default.
-    has_default_limit: bool,
+    pub(super) has_default_limit: bool,
 }
 
 impl<'a> Declarer<'a> {
-    async fn new(connection: &'a Connection) -> Result<Self, Error> {
+    pub(super) async fn new(connection: &'a Connection) -> Result<Self, Error> {
         Ok(Self { connection, channel: channel::open(connection).await?, has_default_limit: false })
     }
 
@@ -204,7 +209,7 @@ impl<'a> Declarer<'a> {
         }
     }
 
-    async fn quorum(&mut self, queue: &str) -> Result<(), Error> {
+    pub(super) async fn quorum(&mut self, queue: &str) -> Result<(), Error> {
         if self.has_default_limit {
             let mut arguments = quorum_arguments();
             arguments.insert(DELIVERY_LIMIT.into(), AMQPValue::LongLongInt(-1));
@@ -224,7 +229,7 @@ impl<'a> Declarer<'a> {
         self.queue(queue, quorum_arguments()).await
     }
 
-    async fn queue(&self, queue: &str, arguments: FieldTable) -> Result<(), Error> {
+    pub(super) async fn queue(&self, queue: &str, arguments: FieldTable) -> Result<(), Error> {
         self.try_queue(queue, arguments).await.map_err(|error| refused(&error))
     }
 

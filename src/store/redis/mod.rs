@@ -31,6 +31,7 @@ mod replication;
 mod reply;
 mod scripts;
 mod subscriber;
+pub mod survey;
 mod values;
 mod waiting;
 

@@ -5,8 +5,8 @@
 //! Start: bind every listener, so that a port in use is an error before anything has happened → serve operators and probes
 //! (`starting`) → queue, store, upstream → flows → serve → consume events → ready. Stop: not ready, and still accepting for
 //! `shutdown.delay` → then, within one deadline (`shutdown.deadline`): accept nothing more → finish work in progress,
-//! including applied events and fetches → close the queue, so that every settled delivery stays settled → stop serving
-//! operators and probes → write the last audit record. In between, [`App::reload`] changes access without a restart.
+//! including applied events and fetches → hand the outbox on → close the queue, so that every settled delivery stays settled
+//! → stop serving operators and probes → write the last audit record. In between, [`App::reload`] changes access without a restart.
 
 mod components;
 mod dependencies;
@@ -18,6 +18,7 @@ mod sandboxed;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
@@ -40,6 +41,9 @@ use reload::AccessControl;
 use sandboxed::{bind_sandbox_webhook, start_sandbox};
 
 pub use error::Error;
+
+/// How much of the drain's deadline is left for closing the queue while the outbox waits for the broker.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// A running profile-edge.
 #[derive(Debug)]
@@ -159,6 +163,9 @@ impl App {
         sleep(delay).await;
         let until = Instant::now() + deadline;
         let flows_ended = self.flows.drain(deadline).await;
+        if let Some(outbox) = self.queue.as_ref().and_then(|queue| queue.outbox.as_ref()) {
+            outbox.drain(until - CLOSING.min(deadline)).await;
+        }
         let closed = match &self.queue {
             Some(queue) => queue.closer.close().await,
             None => Ok(()),

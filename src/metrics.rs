@@ -114,6 +114,8 @@ catalogue! {
     publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event is durable.";
     outbox_events: gauge "outbox_events" = "Events in the local durable queue.";
     outbox_bytes: gauge "outbox_bytes" = "Size of the events in the local durable queue.";
+    outbox_max_bytes: gauge "outbox_max_bytes" = "Limit of the events in the outbox, in bytes; 0 without an outbox.";
+    outbox_oldest: gauge "outbox_oldest_seconds" = "Time since the oldest event in the outbox was received; 0 if there is none.";
     queue_events: gauge "queue_events" = "Events in the queue, waiting or in progress.";
     replayed_events: counter "replayed_events_total" = "Events republished from the journal.";
     consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";

@@ -133,12 +133,13 @@ impl Components {
                 hashers: self.hashers.clone(),
                 store: Arc::clone(&self.store.inspect),
                 publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                outbox: self.queue.as_ref().and_then(|queue| queue.outbox.clone()),
                 dead_letters: self.queue.as_ref().map(|queue| Arc::clone(&queue.dead_letters)),
                 clock: Arc::clone(&self.clock),
             },
             replays: Replays {
                 queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
-                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
                 clock: Arc::clone(&self.clock),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),
@@ -182,6 +183,7 @@ impl Components {
             audit: self.audit.clone(),
             store: Arc::clone(&self.store.inspect),
             queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+            outbox: self.queue.as_ref().and_then(|queue| queue.outbox.clone()),
         };
         probe.check().await;
         self.shutdown.spawn(probe.run(self.shutdown.clone()));

@@ -13,6 +13,7 @@ use crate::domain::TenantId;
 use crate::logging::{self, Format, LogLevel};
 
 use super::init::InitArgs;
+use super::listener::{ConfigArgs, ServiceArgs, TlsArgs};
 
 /// Edge cache for Genesys Cloud customer profiles with event-driven invalidation.
 #[derive(Debug, Parser)]
@@ -85,8 +86,28 @@ pub(super) enum Command {
     /// Lists events that could not be applied; puts them back into the queue or removes them.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Shows or hands on the events that RabbitMQ has not confirmed.
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
     /// Applies events of the journal again.
     Replay(ReplayArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum OutboxCommand {
+    /// Shows how many events wait, and since when.
+    Status {
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
+    /// Hands the events on without the rate limit; exits 0 when none is left, 69 when the time is over.
+    Drain {
+        /// How long to wait, from 1s to 10m.
+        #[arg(long, value_name = "TIME", default_value = "60s")]
+        timeout: humantime::Duration,
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -199,43 +220,6 @@ pub(super) enum AuditCommand {
         #[arg(long)]
         json: bool,
     },
-}
-
-/// The running service that a command is sent to.
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct ServiceArgs {
-    #[command(flatten)]
-    pub(super) config: ConfigArgs,
-    /// The URL of the admin listener; the configured one by default.
-    #[arg(long, value_name = "URL")]
-    pub(super) admin: Option<String>,
-    #[command(flatten)]
-    pub(super) tls: TlsArgs,
-    /// One JSON object on a line.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// How to connect to an admin listener that uses TLS.
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct TlsArgs {
-    /// The CA bundle (PEM) that verifies the admin listener; by default the CAs of this machine, or for the configured
-    /// listener its own certificate.
-    #[arg(long, value_name = "FILE")]
-    pub(super) ca: Option<PathBuf>,
-    /// The client certificate (PEM), if the listener asks for one.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub(super) cert: Option<PathBuf>,
-    /// The private key (PEM) of --cert.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    pub(super) key: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct ConfigArgs {
-    /// The configuration file.
-    #[arg(long, value_name = "FILE", env = "PROFILE_EDGE_CONFIG")]
-    pub(super) config: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

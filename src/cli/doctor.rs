@@ -5,7 +5,8 @@ use crate::config::Loaded;
 use crate::doctor::{self, Finding, Options, Service, Verdict};
 use crate::domain::Secret;
 
-use super::args::{DoctorArgs, ServiceArgs};
+use super::args::DoctorArgs;
+use super::listener::ServiceArgs;
 use super::listener::{client_of, public_client};
 use super::{Exit, complain, print, read};
 

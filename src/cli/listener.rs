@@ -9,8 +9,44 @@ use crate::domain::Secret;
 use crate::operate::client::{self, Client};
 use crate::operate::trust::{Tls, Trust};
 
-use super::args::{ConfigArgs, ServiceArgs, TlsArgs};
 use super::{Exit, complain, load};
+
+/// The running service that a command is sent to.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ServiceArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    /// The URL of the admin listener; the configured one by default.
+    #[arg(long, value_name = "URL")]
+    pub(super) admin: Option<String>,
+    #[command(flatten)]
+    pub(super) tls: TlsArgs,
+    /// One JSON object on a line.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How to connect to an admin listener that uses TLS.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct TlsArgs {
+    /// The CA bundle (PEM) that verifies the admin listener; by default the CAs of this machine, or for the configured
+    /// listener its own certificate.
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca: Option<PathBuf>,
+    /// The client certificate (PEM), if the listener asks for one.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(super) cert: Option<PathBuf>,
+    /// The private key (PEM) of --cert.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(super) key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ConfigArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "PROFILE_EDGE_CONFIG")]
+    pub(super) config: Option<String>,
+}
 
 /// Creates a client of the service that a command is sent to.
 pub(super) fn client_of(service: ServiceArgs) -> Result<Client, Exit> {

@@ -9,6 +9,7 @@ mod dead_letters;
 mod doctor;
 mod init;
 mod listener;
+mod outbox;
 mod replay;
 mod run;
 
@@ -30,8 +31,8 @@ use crate::operate::client;
 use crate::sandbox::{Sandbox, SandboxOptions, Webhook};
 use crate::shutdown::{Shutdown, stop_signal};
 
-use args::{Args, AuditCommand, Command, ConfigArgs, SandboxArgs, TargetArgs};
-use listener::client_of;
+use args::{Args, AuditCommand, Command, SandboxArgs, TargetArgs};
+use listener::{ConfigArgs, client_of};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,7 @@ async fn command(args: Args) -> Exit {
             Err(exit) => exit,
         },
         Command::DeadLetters(command) => dead_letters::run(command).await,
+        Command::Outbox(command) => outbox::run(command).await,
         Command::Replay(args) => replay::run(args).await,
     }
 }

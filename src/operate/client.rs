@@ -146,6 +146,25 @@ impl Client {
         self.post_long("/admin/dead-letters/purge", &selection(ids)).await
     }
 
+    /// Requests what the outbox holds.
+    ///
+    /// # Errors
+    ///
+    /// The service has no outbox, or cannot be reached.
+    pub async fn outbox(&self) -> Result<Value, Error> {
+        self.ask(self.http.get(self.url("/admin/outbox"))).await
+    }
+
+    /// Requests that the outbox is handed on, within `patience`, and returns what it holds afterwards.
+    ///
+    /// # Errors
+    ///
+    /// The service has no outbox, or cannot be reached.
+    pub async fn drain_outbox(&self, patience: Duration) -> Result<Value, Error> {
+        let body = json!({ "timeoutSeconds": patience.as_secs() });
+        self.ask(self.http.post(self.url("/admin/outbox/drain")).timeout(patience + TIMEOUT).json(&body)).await
+    }
+
     /// Requests a replay and returns its last progress; `report` is called with the progress about twice a second.
     ///
     /// # Errors

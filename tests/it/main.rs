@@ -25,6 +25,7 @@ mod model;
 mod operator;
 mod oracle;
 mod outages;
+mod outbox;
 mod overload;
 mod pack;
 mod pairing;

@@ -18,6 +18,9 @@ use rules::{invalid, is_sha256, jitter, plain_link};
 /// The expected form of key material.
 const KEY_MATERIAL: &str = "must be base64 of 32 bytes or more";
 
+/// The longest `queue.amqp.publish_timeout` that leaves time for the outbox.
+const LONGEST_PUBLISH: Duration = Duration::from_secs(3);
+
 /// The allowed lifetimes of a token; Genesys allows no longer ones.
 const TOKEN_LIFETIMES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(48 * 3600);
 
@@ -32,6 +35,7 @@ pub(super) fn errors(config: &Config) -> Vec<SettingError> {
     sealing(config, &mut found);
     redis(config, &mut found);
     amqp(config, &mut found);
+    outbox(config, &mut found);
     audit(config, &mut found);
     tenants::check(config, &mut found);
     telemetry(config, &mut found);
@@ -187,6 +191,23 @@ fn amqp(config: &Config, found: &mut Vec<SettingError>) {
     let path = if amqp.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
     for url in amqp.addresses().iter().flatten() {
         plain_link(config, path, url, "amqps", found);
+    }
+}
+
+fn outbox(config: &Config, found: &mut Vec<SettingError>) {
+    let outbox = &config.queue.outbox;
+    if !outbox.enabled {
+        return;
+    }
+    if let Err(error) = outbox.validate() {
+        found.push(invalid("queue.outbox", error));
+    }
+    if config.queue.kind != queue::open::QueueKind::Amqp {
+        let reason = "needs queue.kind = \"amqp\": the embedded queue is on this disk already";
+        found.push(SettingError::new("queue.outbox.enabled", reason));
+    } else if config.queue.amqp.publish_timeout > LONGEST_PUBLISH {
+        let reason = "must be 3s or less with queue.outbox.enabled: a webhook waits four seconds for both";
+        found.push(SettingError::new("queue.amqp.publish_timeout", reason));
     }
 }
 

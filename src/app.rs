@@ -5,8 +5,8 @@
 //! Start: bind every listener, so that a port in use is an error before anything has happened → serve operators and probes
 //! (`starting`) → queue, store, upstream → flows → serve → consume events → ready. Stop: not ready, and still accepting for
 //! `shutdown.delay` → then, within one deadline (`shutdown.deadline`): accept nothing more → finish work in progress,
-//! including applied events and fetches → close the queue, so that every settled delivery stays settled → stop serving
-//! operators and probes → write the last audit record. In between, [`App::reload`] changes access without a restart.
+//! including applied events and fetches → hand the outbox on → close the queue, so that every settled delivery stays settled
+//! → stop serving operators and probes → write the last audit record. In between, [`App::reload`] changes access without a restart.
 
 mod components;
 mod dependencies;
@@ -18,6 +18,7 @@ mod sandboxed;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
@@ -27,6 +28,7 @@ use crate::config::Config;
 use crate::faults::Faults;
 use crate::http::routes::admin::{self, AdminApi};
 use crate::http::server;
+use crate::http::server::cors::AllowedOrigins;
 use crate::metrics::{Listener, Metrics};
 use crate::queue;
 use crate::readiness::{Phase, Readiness};
@@ -39,6 +41,9 @@ use reload::AccessControl;
 use sandboxed::{bind_sandbox_webhook, start_sandbox};
 
 pub use error::Error;
+
+/// How much of the drain's deadline is left for closing the queue while the outbox waits for the broker.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// A running profile-edge.
 #[derive(Debug)]
@@ -110,10 +115,13 @@ impl App {
             Components { hashers, queue, store, access, readiness, audit, config, clock, metrics, faults, shutdown };
         let (lookup, refused) = components.lookup()?;
         let (routes, lookups) = components.public_routes(lookup)?;
+        let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
         let _ = operators.operations.set(components.operations());
-        let public_service =
-            |tls: &Option<_>| listeners.service(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
+        let public_service = |tls: &Option<_>| {
+            let service = listeners.service(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
+            service.with_origins(origins.clone())
+        };
         if let Some(socket) = sandbox_webhook {
             listeners.serve(socket, Listener::Public, public_service(&None), None, &components.shutdown);
         }
@@ -155,6 +163,9 @@ impl App {
         sleep(delay).await;
         let until = Instant::now() + deadline;
         let flows_ended = self.flows.drain(deadline).await;
+        if let Some(outbox) = self.queue.as_ref().and_then(|queue| queue.outbox.as_ref()) {
+            outbox.drain(until - CLOSING.min(deadline)).await;
+        }
         let closed = match &self.queue {
             Some(queue) => queue.closer.close().await,
             None => Ok(()),

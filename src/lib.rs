@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod consumer;
 pub mod contact;
+pub mod doctor;
 pub mod domain;
 pub mod faults;
 pub mod http;

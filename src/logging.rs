@@ -40,6 +40,9 @@ pub struct Config {
     pub level: LogLevel,
     /// The format of the log lines.
     pub format: Format,
+    /// From which duration on a lookup is logged with its phases; zero: never.
+    #[serde(with = "humantime_serde")]
+    pub slow_lookup: Duration,
 }
 
 /// A log level; each level includes the ones before it.

@@ -100,6 +100,7 @@ catalogue! {
     lookup_requests: counter "lookup_requests_total" ["result": LookupResult] = "Lookups by result.";
     lookup_duration: histogram "lookup_duration_seconds" ["result": LookupResult] = "Duration of a lookup, by result.";
     lookup_in_flight: gauge "lookup_in_flight" = "Lookups in progress.";
+    change_streams: gauge "change_streams" = "Open streams of changes.";
     lookup_shed: counter "lookup_shed_total" = "Lookups refused at once because the store answers too slowly for their number.";
     identifier_pointers: counter "identifier_pointers_total" ["outcome": PointerOutcome] = "Pointers from phone numbers, e-mail addresses and external ids to customers, by what lookups made of them.";
     lookup_throttled: counter "lookup_throttled_total" = "Requests refused because the caller exceeded its rate.";
@@ -114,6 +115,8 @@ catalogue! {
     publish_confirm_duration: histogram "publish_confirm_duration_seconds" = "Time until a published event is durable.";
     outbox_events: gauge "outbox_events" = "Events in the local durable queue.";
     outbox_bytes: gauge "outbox_bytes" = "Size of the events in the local durable queue.";
+    outbox_max_bytes: gauge "outbox_max_bytes" = "Limit of the events in the outbox, in bytes; 0 without an outbox.";
+    outbox_oldest: gauge "outbox_oldest_seconds" = "Time since the oldest event in the outbox was received; 0 if there is none.";
     queue_events: gauge "queue_events" = "Events in the queue, waiting or in progress.";
     replayed_events: counter "replayed_events_total" = "Events republished from the journal.";
     consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";

@@ -3,11 +3,12 @@
 //! It has a latch for the phases (starting → running → draining) and a flag for each dependency. A probe updates the
 //! flags about once a second. A dependency that is down makes the process degraded, not unready: lookups work without a
 //! store and without a queue. A process is unready only if none of its roles can work: an ingest process without its
-//! queue, or a consumer process without its queue or its store. A tenant whose Genesys gives no answers is listed
+//! queue and an outbox that accepts events, or a consumer process without its queue or its store. A tenant whose Genesys gives no answers is listed
 //! with the reason; other tenants are not affected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -34,6 +35,10 @@ pub struct Readiness {
     /// Whether at least a part of the store works.
     store_usable: AtomicBool,
     queue_up: AtomicBool,
+    /// Whether an outbox takes events that the queue does not.
+    outbox_accepts: AtomicBool,
+    /// What waits in the outbox, if anything does.
+    outbox: Mutex<Option<String>>,
     audit_up: AtomicBool,
     awaited: Mutex<BTreeSet<&'static str>>,
     refused: Mutex<BTreeMap<String, String>>,
@@ -45,8 +50,18 @@ impl Readiness {
     pub fn starting(roles: Roles) -> Self {
         let up = || AtomicBool::new(true);
         let phase = AtomicU8::new(Phase::Starting as u8);
-        let (awaited, refused) = (Mutex::default(), Mutex::default());
-        Self { roles, phase, store_up: up(), store_usable: up(), queue_up: up(), audit_up: up(), awaited, refused }
+        Self {
+            roles,
+            phase,
+            store_up: up(),
+            store_usable: up(),
+            queue_up: up(),
+            outbox_accepts: AtomicBool::new(false),
+            outbox: Mutex::default(),
+            audit_up: up(),
+            awaited: Mutex::default(),
+            refused: Mutex::default(),
+        }
     }
 
     /// Enters a phase; an earlier phase than the current one has no effect.
@@ -93,6 +108,13 @@ impl Readiness {
         metrics.queue_up.set(f64::from(u8::from(up)));
     }
 
+    /// Stores whether the outbox accepts events, how many wait in it, and the age of the oldest; it logs changes itself.
+    pub fn outbox(&self, accepts: bool, events: u64, oldest_age: Duration) {
+        self.outbox_accepts.store(accepts, Ordering::Release);
+        let waits = || format!("{events} events wait for the broker, the oldest for {} s", oldest_age.as_secs());
+        *self.outbox.lock() = (events > 0).then(waits);
+    }
+
     /// Stores whether the audit sink accepts records; the audit logs a change itself.
     pub fn audit(&self, up: bool, metrics: &Metrics) {
         self.audit_up.store(up, Ordering::Release);
@@ -105,10 +127,12 @@ impl Readiness {
         *self.refused.lock() = named.collect();
     }
 
-    /// Returns the refused upstreams, as `upstream:{tenant}`, with the reason.
+    /// Returns the refused upstreams, as `upstream:{tenant}`, with the reason; and an `outbox` in which events wait.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
-        self.refused.lock().clone()
+        let mut reasons = self.refused.lock().clone();
+        reasons.extend(self.outbox.lock().clone().map(|waits| ("outbox".to_owned(), waits)));
+        reasons
     }
 
     /// Returns the dependencies that are down and used by the roles of this process.
@@ -131,7 +155,8 @@ impl Readiness {
     #[must_use]
     pub fn can_work(&self) -> bool {
         let (store, queue) = (self.store_usable.load(Ordering::Acquire), self.queue_up.load(Ordering::Acquire));
-        self.roles.lookup || (self.roles.ingest && queue) || (self.roles.consumer && queue && store)
+        let ingest = queue || self.outbox_accepts.load(Ordering::Acquire);
+        self.roles.lookup || (self.roles.ingest && ingest) || (self.roles.consumer && queue && store)
     }
 }
 
@@ -186,6 +211,11 @@ mod tests {
         assert!(ingest.degraded().is_empty());
         ingest.queue(false, &metrics);
         assert!(!ingest.can_work());
+        ingest.outbox(true, 3, Duration::from_secs(7));
+        assert!(ingest.can_work());
+        assert_eq!(ingest.refused()["outbox"], "3 events wait for the broker, the oldest for 7 s");
+        ingest.outbox(false, 0, Duration::ZERO);
+        assert!(!ingest.can_work() && ingest.refused().is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use tokio::sync::Semaphore;
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
@@ -16,8 +17,9 @@ use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::jwt::TokenSigner;
 use crate::http::request::budget::BodyBudgets;
 use crate::http::routes::admin::Operations;
+use crate::http::routes::changes::ChangesApi;
 use crate::http::routes::lookup_api::LookupApi;
-use crate::http::routes::{contact, identifier, oauth_token, openapi, profile, webhook};
+use crate::http::routes::{changes, contact, identifier, oauth_token, openapi, profile, webhook};
 use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
 use crate::lookup::{self, Lookup};
@@ -99,8 +101,18 @@ impl Components {
                 clock: Arc::clone(&self.clock),
                 max_body,
                 bodies: bodies.proven.clone(),
+                slow: self.config.log.slow_lookup,
             });
             routes = routes.merge(profile::routes(Arc::clone(&api))).merge(identifier::routes(Arc::clone(&api)));
+            let changes = ChangesApi {
+                auth: Arc::clone(&auth),
+                feed: self.store.changes.clone(),
+                tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
+                streams: Arc::new(Semaphore::new(self.config.http.max_change_streams)),
+                metrics: Arc::clone(&self.metrics),
+                shutdown: self.shutdown.clone(),
+            };
+            routes = routes.merge(changes::routes(Arc::new(changes)));
             routes = routes.merge(contact::routes(Arc::clone(&api)));
             routes = routes.merge(oauth_token::routes(auth, self.audit.clone(), bodies.unproven));
             lookups = Some(api);
@@ -122,12 +134,13 @@ impl Components {
                 hashers: self.hashers.clone(),
                 store: Arc::clone(&self.store.inspect),
                 publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                outbox: self.queue.as_ref().and_then(|queue| queue.outbox.clone()),
                 dead_letters: self.queue.as_ref().map(|queue| Arc::clone(&queue.dead_letters)),
                 clock: Arc::clone(&self.clock),
             },
             replays: Replays {
                 queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
-                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.publisher)),
+                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
                 clock: Arc::clone(&self.clock),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),
@@ -171,6 +184,7 @@ impl Components {
             audit: self.audit.clone(),
             store: Arc::clone(&self.store.inspect),
             queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+            outbox: self.queue.as_ref().and_then(|queue| queue.outbox.clone()),
         };
         probe.check().await;
         self.shutdown.spawn(probe.run(self.shutdown.clone()));

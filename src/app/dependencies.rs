@@ -24,7 +24,8 @@ use super::reload::AccessControl;
 /// How long an address of a silent dependency may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Opens the queue, if a role of this process uses it. A local file is not waited for, but checked, for as long as it takes.
+/// Opens the queue, if a role of this process uses it. A local file is not waited for, but checked, for as long as it takes;
+/// with an outbox the broker is not waited for either.
 pub(super) async fn queue(
     config: &Config,
     clock: &SharedClock,
@@ -35,8 +36,11 @@ pub(super) async fn queue(
     if !config.roles.use_the_queue() {
         return Ok(None);
     }
-    let opening = queue::open::open(&config.queue, Arc::clone(clock), tasks, Arc::clone(metrics));
-    if config.queue.kind == QueueKind::Embedded {
+    let mut settings = config.queue.clone();
+    // The other roles publish nothing that is not on the broker already.
+    settings.outbox.enabled &= config.roles.ingest;
+    let opening = queue::open::open(&settings, Arc::clone(clock), tasks, Arc::clone(metrics));
+    if settings.kind == QueueKind::Embedded || settings.outbox.enabled {
         return Ok(Some(opening.await?));
     }
     let addresses = || config.queue.amqp.addresses().unwrap_or_default();

@@ -23,6 +23,7 @@ pub(super) struct Probe {
     pub(super) audit: Audit,
     pub(super) store: Arc<dyn store::Inspect>,
     pub(super) queue: Option<Arc<dyn queue::Queue>>,
+    pub(super) outbox: Option<Arc<queue::outbox::Outbox>>,
 }
 
 impl Probe {
@@ -45,6 +46,10 @@ impl Probe {
         self.readiness.store(answer.map_err(|error| error.to_string()), usable, &self.metrics);
         if let Some(queue) = &self.queue {
             self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
+        }
+        if let Some(outbox) = &self.outbox {
+            let status = outbox.refresh(&self.metrics).await;
+            self.readiness.outbox(status.accepts, status.events, status.oldest_age);
         }
         self.readiness.audit(self.audit.is_working(), &self.metrics);
         let refusals = self.refused.refusals().into_iter();

@@ -54,6 +54,8 @@ pub struct LookupRecord {
     /// Whether the lookup was allowed.
     #[serde(flatten)]
     pub decision: Decision,
+    /// The time from the head of the request to the answer, in milliseconds.
+    pub duration_ms: f64,
 }
 
 /// A request for a token without a valid name and key.

@@ -2,13 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use url::Url;
 
 use crate::audit::chain::RecordHash;
+use crate::domain::TenantId;
 use crate::logging::{self, Format, LogLevel};
+
+use super::init::InitArgs;
+use super::listener::{ConfigArgs, ServiceArgs, TlsArgs};
 
 /// Edge cache for Genesys Cloud customer profiles with event-driven invalidation.
 #[derive(Debug, Parser)]
@@ -45,7 +50,16 @@ pub(super) enum Command {
         admin: Option<String>,
         #[command(flatten)]
         tls: TlsArgs,
+        /// Also require that no dependency is down, Genesys included.
+        #[arg(long)]
+        deep: bool,
     },
+    /// Checks the configuration, this machine, Redis, RabbitMQ, Genesys and the running service; advises what to do.
+    /// Exits 0 if all is in order, 1 with warnings, 2 with failures. Changes nothing, except that it posts one test event.
+    Doctor(DoctorArgs),
+    /// Writes a configuration, its secrets and the files to import into Genesys, and checks what they depend on. Asks at a
+    /// terminal for what the arguments leave open.
+    Init(InitArgs),
     /// Prints the OpenAPI 3.1 document.
     Openapi,
     /// Prints a completion script for a shell.
@@ -72,8 +86,28 @@ pub(super) enum Command {
     /// Lists events that could not be applied; puts them back into the queue or removes them.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Shows or hands on the events that RabbitMQ has not confirmed.
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
     /// Applies events of the journal again.
     Replay(ReplayArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum OutboxCommand {
+    /// Shows how many events wait, and since when.
+    Status {
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
+    /// Hands the events on without the rate limit; exits 0 when none is left, 69 when the time is over.
+    Drain {
+        /// How long to wait, from 1s to 10m.
+        #[arg(long, value_name = "TIME", default_value = "60s")]
+        timeout: humantime::Duration,
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,6 +182,27 @@ pub(super) struct ReplayArgs {
     pub(super) service: ServiceArgs,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) service: ServiceArgs,
+    /// Check this tenant only.
+    #[arg(long)]
+    pub(super) tenant: Option<TenantId>,
+    /// The URL of the public listener, as senders of events use it; the configured one by default.
+    #[arg(long, value_name = "URL")]
+    pub(super) url: Option<Url>,
+    /// The key of a caller, for a test lookup.
+    #[arg(long, value_name = "KEY", env = "PROFILE_EDGE_CALLER_KEY", hide_env_values = true)]
+    pub(super) caller_key: Option<String>,
+    /// The URL of RabbitMQ's management API; port 15672 of the broker by default (15671 with TLS).
+    #[arg(long, value_name = "URL")]
+    pub(super) rabbitmq_api: Option<Url>,
+    /// Do not check the running service, only what it depends on.
+    #[arg(long)]
+    pub(super) without_service: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
     /// Checks that no record was changed, removed or moved; otherwise exits 1 and names the first bad line.
@@ -165,43 +220,6 @@ pub(super) enum AuditCommand {
         #[arg(long)]
         json: bool,
     },
-}
-
-/// The running service that a command is sent to.
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct ServiceArgs {
-    #[command(flatten)]
-    pub(super) config: ConfigArgs,
-    /// The URL of the admin listener; the configured one by default.
-    #[arg(long, value_name = "URL")]
-    pub(super) admin: Option<String>,
-    #[command(flatten)]
-    pub(super) tls: TlsArgs,
-    /// One JSON object on a line.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// How to connect to an admin listener that uses TLS.
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct TlsArgs {
-    /// The CA bundle (PEM) that verifies the admin listener; by default the CAs of this machine, or for the configured
-    /// listener its own certificate.
-    #[arg(long, value_name = "FILE")]
-    pub(super) ca: Option<PathBuf>,
-    /// The client certificate (PEM), if the listener asks for one.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub(super) cert: Option<PathBuf>,
-    /// The private key (PEM) of --cert.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    pub(super) key: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct ConfigArgs {
-    /// The configuration file.
-    #[arg(long, value_name = "FILE", env = "PROFILE_EDGE_CONFIG")]
-    pub(super) config: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -246,7 +264,7 @@ pub(super) struct SandboxArgs {
 
 impl SandboxArgs {
     pub(super) const fn log(&self) -> logging::Config {
-        logging::Config { level: LogLevel::Info, format: Format::Auto }
+        logging::Config { level: LogLevel::Info, format: Format::Auto, slow_lookup: Duration::ZERO }
     }
 }
 

@@ -1,17 +1,21 @@
 //! The command line: parses the arguments, loads the configuration, runs the command.
 //!
-//! Exit codes: 0 success, also after a clean drain; 1 a check failed; 64 configuration or usage error; 69 a dependency is
+//! Exit codes: 0 success, also after a clean drain; 1 a check failed, or the doctor warns; 2 the doctor found a failure; 64 configuration or usage error; 69 a dependency is
 //! unavailable; 70 internal error, also a drain that did not finish before its deadline; 130 an interrupted replay.
 
 mod args;
 mod audit;
 mod dead_letters;
+mod doctor;
+mod init;
+mod listener;
+mod outbox;
 mod replay;
 mod run;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -23,12 +27,12 @@ use crate::config::{self, LoadErrors, Loaded};
 use crate::domain::Secret;
 use crate::http::routes::openapi;
 use crate::logging;
-use crate::operate::client::{self, Client};
-use crate::operate::trust::{Tls, Trust};
+use crate::operate::client;
 use crate::sandbox::{Sandbox, SandboxOptions, Webhook};
 use crate::shutdown::{Shutdown, stop_signal};
 
-use args::{Args, AuditCommand, Command, ConfigArgs, SandboxArgs, ServiceArgs, TargetArgs, TlsArgs};
+use args::{Args, AuditCommand, Command, SandboxArgs, TargetArgs};
+use listener::{ConfigArgs, client_of};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub enum Exit {
     Ok,
     /// What was checked is not in order.
     NotInOrder,
+    /// What was checked does not work.
+    NotWorking,
     /// The configuration or the command line is wrong.
     Usage,
     /// A dependency does not answer.
@@ -53,6 +59,7 @@ impl From<Exit> for ExitCode {
         Self::from(match exit {
             Exit::Ok => 0,
             Exit::NotInOrder => 1,
+            Exit::NotWorking => 2,
             Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Internal => 70,
@@ -108,10 +115,12 @@ async fn command(args: Args) -> Exit {
             Err(exit) => exit,
         },
         Command::HashKey => hash_key(),
-        Command::Healthcheck { config, admin, tls } => match admin_client(&config, admin, tls, None, |_| Trust::Any) {
-            Ok(client) => finish(client.ready().await.map(|()| String::new())),
+        Command::Healthcheck { config, admin, tls, deep } => match listener::probe_of(&config, admin, tls, deep) {
+            Ok(client) => finish(client.ready(deep).await.map(|()| String::new())),
             Err(exit) => exit,
         },
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Init(args) => init::run(args).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "profile-edge", &mut script);
@@ -131,6 +140,7 @@ async fn command(args: Args) -> Exit {
             Err(exit) => exit,
         },
         Command::DeadLetters(command) => dead_letters::run(command).await,
+        Command::Outbox(command) => outbox::run(command).await,
         Command::Replay(args) => replay::run(args).await,
     }
 }
@@ -202,42 +212,6 @@ fn first_line() -> std::io::Result<String> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
     Ok(line.trim_end_matches(['\n', '\r']).to_owned())
-}
-
-/// Creates a client of the service that a command is sent to.
-fn client_of(service: ServiceArgs) -> Result<Client, Exit> {
-    let key = std::env::var("PROFILE_EDGE_ADMIN_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-    admin_client(&service.config, service.admin, service.tls, key, Trust::Certificate)
-}
-
-/// Creates a client of the admin listener: of the given URL, or of the configured listener, whose certificate is trusted
-/// as `own` says.
-fn admin_client(
-    config: &ConfigArgs,
-    admin: Option<String>,
-    tls: TlsArgs,
-    key: Option<Secret>,
-    own: impl FnOnce(PathBuf) -> Trust,
-) -> Result<Client, Exit> {
-    let (url, trust) = match admin {
-        Some(url) => (url, Trust::System),
-        None => {
-            let admin = load(config, None)?.config.admin;
-            let mut listen = admin.listen;
-            if listen.ip().is_unspecified() {
-                // A listener on [::] may accept IPv6 only.
-                let is_v4 = listen.is_ipv4();
-                listen.set_ip(if is_v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-            }
-            let scheme = if admin.tls.is_on() { "https" } else { "http" };
-            (format!("{scheme}://{listen}"), admin.tls.cert.map_or(Trust::System, own))
-        }
-    };
-    let tls = Tls { trust: tls.ca.map_or(trust, Trust::Authority), identity: tls.cert.zip(tls.key) };
-    Client::new(&url, key, &tls).map_err(|error| {
-        complain(&error.to_string());
-        Exit::Usage
-    })
 }
 
 async fn run_sandbox(args: SandboxArgs) -> Exit {

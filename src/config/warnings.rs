@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use crate::queue::open::QueueKind;
+
 use super::nearest::nearest;
 use super::{Config, DEFAULTS, ENV_PREFIX, KeyScheme, contact};
 
@@ -9,8 +11,9 @@ use super::{Config, DEFAULTS, ENV_PREFIX, KeyScheme, contact};
 const OURS: &str = "PROFILE_EDGE_";
 
 /// Variables that are not options of the file. A name that ends in `_` is a prefix.
-pub const UNPREFIXED: [&str; 8] = [
+pub const UNPREFIXED: [&str; 9] = [
     "PROFILE_EDGE_ADMIN_KEY",
+    "PROFILE_EDGE_CALLER_KEY",
     "PROFILE_EDGE_COMMIT",
     "PROFILE_EDGE_CONFIG",
     "PROFILE_EDGE_FAULTS",
@@ -33,6 +36,13 @@ impl Config {
             );
         }
         self.unconnected_tenants(&mut found);
+        if self.roles.ingest && self.queue.kind == QueueKind::Amqp && self.queue.outbox.is_abandoned() {
+            found.push(format!(
+                "queue.outbox.enabled is false, and there is an outbox in {}: events in it are not handed on; delete the \
+                 directory if it was drained",
+                self.queue.outbox.path.display()
+            ));
+        }
         self.short_secrets(&mut found);
         for (index, caller) in self.callers.iter().enumerate() {
             if caller.key_sha256.bytes().all(|digit| digit == b'0') {

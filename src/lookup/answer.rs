@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::Timestamp;
+use crate::domain::{Identity, Timestamp};
 use crate::metrics::LookupResult;
 use crate::store::{Content, Found, Record, Tombstone};
 use crate::upstream;
@@ -17,6 +17,8 @@ pub struct LookupAnswer {
     /// Whether it may be older than the known events ([`rules::unsettled`](crate::rules#unsettled)), or its fill was
     /// refused.
     pub unsettled: bool,
+    /// The customer whom the answer is about: the canonical one after a merge. `None` if neither a record nor Genesys named one.
+    pub identity: Option<Identity>,
     /// When it was fetched from Genesys, or when the tombstone was written; by our clock.
     pub since: Timestamp,
 }
@@ -113,7 +115,8 @@ impl LookupAnswer {
             Content::Negative => LookupOutcome::Absent,
             Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => return None,
         };
-        Some(Self { outcome, how, unsettled: !record.settled, since: record.fetched_at })
+        let identity = Some(record.identity.clone());
+        Some(Self { outcome, how, unsettled: !record.settled, identity, since: record.fetched_at })
     }
 
     /// Returns the stale record instead of a failure, if there is one. `stale` has the time since it became stale.
@@ -134,7 +137,7 @@ impl LookupAnswer {
     /// Returns the answer for a deleted customer.
     pub(super) const fn deleted(tombstone: &Tombstone) -> Self {
         let how = AnswerSource::Hit { remaining: None, refreshing: false };
-        Self { outcome: LookupOutcome::Deleted, how, unsettled: false, since: tombstone.written_at }
+        Self { outcome: LookupOutcome::Deleted, how, unsettled: false, identity: None, since: tombstone.written_at }
     }
 
     /// Returns the metric label of this answer.

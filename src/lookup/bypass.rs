@@ -62,6 +62,7 @@ pub(super) async fn fetch(
     request: BypassRequest,
     deadline: Instant,
 ) -> Result<LookupAnswer, LookupError> {
+    let tenant = request.tenant.clone();
     let mut batch = join(context, key, request);
     let fetch = match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
         Ok(Ok(fetch)) => fetch.clone().ok_or(LookupError::Deadline)?,
@@ -69,11 +70,14 @@ pub(super) async fn fetch(
         Ok(Err(_closed)) => return Err(LookupError::Draining),
         Err(_elapsed) => return Err(LookupError::Deadline),
     };
-    let outcome = match fetch.fetched? {
-        Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
-        Fetched::Absent => LookupOutcome::Absent,
+    let (outcome, identity) = match fetch.fetched? {
+        Fetched::Found(profile) => {
+            let identity = profile.canonical.as_ref().map(|customer| context.deps.hasher.identify(&tenant, customer));
+            (LookupOutcome::Found(profile.into()), identity)
+        }
+        Fetched::Absent => (LookupOutcome::Absent, None),
     };
-    Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, since: fetch.since })
+    Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, identity, since: fetch.since })
 }
 
 fn join(context: &Arc<LookupContext>, key: &Key, request: BypassRequest) -> BatchReceiver {

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use crate::domain::{Identity, Modified, Timestamp};
+use tokio::time::Instant;
+
+use crate::contact;
+use crate::domain::{Identity, Modified, Profile, TenantId, Timestamp};
 use crate::metrics::FillOutcome;
 use crate::store::fence::{FenceVerdict, unsettled_lifetime};
-use crate::store::{Content, Filled, Lease, Record, Token};
+use crate::store::{Content, Filled, Found, Lease, Record, Token};
 use crate::upstream::{self, Requester};
 
 use super::{Config, LookupContext, freshness};
@@ -31,6 +34,31 @@ pub(super) enum FetchOutcome {
     Again,
     /// The fetch failed, for this requester.
     Failed(upstream::Error, Requester),
+}
+
+impl LookupContext {
+    /// Returns what is stored of a fetched profile.
+    pub(super) fn found(&self, tenant: &TenantId, profile: Profile) -> Found {
+        let identifiers = self.deps.identifiers.as_ref().map(|hasher| {
+            let shown = contact::identifiers(profile.body.expose());
+            hasher.mark(tenant, &shown)
+        });
+        Found { identifiers: identifiers.unwrap_or_default(), ..profile.into() }
+    }
+}
+
+/// When a request was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) at: Timestamp,
+    pub(super) started: Instant,
+}
+
+impl Sent {
+    /// Notes in a record when it was fetched, and what that cost.
+    pub(super) fn stamp(self, record: Record) -> Record {
+        Record { fetched_at: self.at, fetch_cost: self.started.elapsed(), ..record }
+    }
 }
 
 /// Fills the entry of one customer or identifier.

@@ -25,9 +25,10 @@ use super::bypass::{self, BypassRequest};
 use super::fill::FetchOutcome;
 use super::freshness::{self, Freshness};
 use super::identify::{Hint, Identified, IdentifyTask};
+use super::leader::LeaderResult;
 use super::reader::StepError;
 use super::single_flight::FlightResult;
-use super::{Config, LookupAnswer, LookupContext, LookupError};
+use super::{Config, LookupAnswer, LookupContext, LookupError, Phases};
 
 /// How many identifiers a process remembers the customer of, about 300 bytes each.
 pub(super) const GUESSES: u64 = 50_000;
@@ -45,6 +46,8 @@ pub(super) struct IdentifierReader<'a> {
     pub(super) key: Key,
     pub(super) requester: &'a Requester,
     pub(super) deadline: Instant,
+    /// Where its time is spent.
+    pub(super) phases: &'a mut Phases,
     /// The stale profile to serve if there is no fresh one, and for how long it has been stale.
     pub(super) stale: Option<(Record, Duration)>,
     /// Whether this lookup has waited for another one.
@@ -79,10 +82,11 @@ impl<'a> IdentifierReader<'a> {
         config: &'a Config,
         (identifier, identity): (&'a Identifier, Identity),
         requester: &'a Requester,
+        phases: &'a mut Phases,
         deadline: Instant,
     ) -> Self {
-        let key = identity.key();
-        Self { context, config, identifier, identity, key, requester, deadline, stale: None, has_waited: false }
+        let (key, stale, has_waited) = (identity.key(), None, false);
+        Self { context, config, identifier, identity, key, requester, deadline, phases, stale, has_waited }
     }
 
     pub(super) async fn read(mut self) -> Result<LookupAnswer, LookupError> {
@@ -150,7 +154,9 @@ impl<'a> IdentifierReader<'a> {
         }
         match (freshness::judge(&record, self.context.deps.clock.now()), &record.content) {
             (Freshness::Fresh { remaining }, Content::Negative) => {
-                Ok(LookupAnswer::of(&record, self.hit(remaining, false)))
+                let answer = LookupAnswer::of(&record, self.hit(remaining, false));
+                // The record is that of the identifier, which nobody has.
+                Ok(answer.map(|answer| LookupAnswer { identity: None, ..answer }))
             }
             (Freshness::Fresh { remaining }, Content::IdentifierPointer(pointer)) => {
                 let is_due = freshness::is_due_by_chance(&record, remaining);
@@ -210,17 +216,21 @@ impl<'a> IdentifierReader<'a> {
 
     /// Asks Genesys, in a task that holds the leases also if the caller disconnects.
     async fn ask(&mut self, base: Base, hint: Option<Hint>) -> Result<Option<LookupAnswer>, StepError> {
+        self.end_first_read();
         let deps = &self.context.deps;
         #[cfg(feature = "faults")]
         deps.faults.leak_or_panic(self.identifier.expose().value);
         let run = self.task(self.requester.clone()).run(base, hint);
         let task = deps.shutdown.spawn(spans::lead(&self.key, Cause::Miss, run));
         match timeout_at(self.wait_deadline(), task).await {
-            Ok(Ok(identified)) => match identified? {
-                Identified::Answer(answer) => Ok(Some(answer)),
-                Identified::Wait { key, seen } => self.wait(&key, seen).await,
-                Identified::Again => Ok(None),
-            },
+            Ok(Ok((identified, times))) => {
+                self.phases.led(times);
+                match identified? {
+                    Identified::Answer(answer) => Ok(Some(answer)),
+                    Identified::Wait { key, seen } => self.wait(&key, seen).await,
+                    Identified::Again => Ok(None),
+                }
+            }
             Ok(Err(_ended)) => self.leader_dropped(),
             Err(_elapsed) => Err(StepError::Failed(LookupError::Deadline)),
         }
@@ -228,10 +238,11 @@ impl<'a> IdentifierReader<'a> {
 
     /// Waits until the entry of a key is another one, then looks again.
     async fn wait(&mut self, key: &Key, seen: Token) -> Result<Option<LookupAnswer>, StepError> {
+        self.end_first_read();
         self.has_waited = true;
         let (context, until) = (self.context, self.wait_deadline());
         if let Some(mut follower) = context.flights.join(key, seen) {
-            return match follower.wait(until).await {
+            return match follower.wait(until).await.map(|LeaderResult { outcome, .. }| outcome) {
                 // The share of another caller, or of refreshes, is spent; this lookup has its own.
                 FlightResult::Completed(FetchOutcome::Failed(upstream::Error::BudgetSpent { .. }, spender))
                     if spender != *self.requester =>

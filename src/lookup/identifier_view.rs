@@ -59,6 +59,13 @@ impl IdentifierReader<'_> {
         }
     }
 
+    /// Notes how long the first read of the store took, which was not all.
+    pub(super) fn end_first_read(&mut self) {
+        if self.phases.store.is_zero() {
+            self.phases.store = (self.deadline - self.config.deadline).elapsed();
+        }
+    }
+
     /// Asks again in the background before the pointer or the profile expires; returns whether that is under way.
     fn refresh(&self, hint: Hint, token: Token) -> bool {
         let deps = &self.context.deps;

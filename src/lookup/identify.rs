@@ -16,16 +16,17 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::domain::{CustomerId, Identifier, Identity, Key, Modified, Profile, Timestamp};
+use crate::domain::{CustomerId, Identifier, Identity, Key, Modified, Profile};
 use crate::faults::Fault;
 use crate::metrics::PointerOutcome;
 use crate::spans::{self, Cause};
 use crate::store::fence::FenceVerdict;
 use crate::store::{Base, Content, Entry, Found, IdentifierPointer, Lease, LeaseAnswer, Record, Token};
-use crate::upstream::{self, Fetched, Requester, Search};
+use crate::upstream::{self, FetchTimes, Fetched, Requester, Search};
 
-use super::fill::{FetchOutcome, Filler};
-use super::leader::FetchTask;
+use super::fill::{FetchOutcome, Filler, Sent};
+use super::leader::{FetchTask, LeaderResult};
+use super::phases::LeaderTimes;
 use super::reader::StepError;
 use super::single_flight::Leader;
 use super::{AnswerSource, Config, ForwardReason, LookupAnswer, LookupContext, LookupOutcome};
@@ -74,7 +75,7 @@ struct ContactLease {
     identity: Identity,
     known: Option<Modified>,
     lease: Lease,
-    leader: Leader<FetchOutcome>,
+    leader: Leader<LeaderResult>,
 }
 
 /// What is known beside the answer of Genesys.
@@ -87,21 +88,15 @@ enum Beside {
     Separate,
 }
 
-/// When the request was sent.
-#[derive(Clone, Copy)]
-struct Sent {
-    at: Timestamp,
-    started: Instant,
-}
-impl Sent {
-    fn stamp(self, record: Record) -> Record {
-        Record { fetched_at: self.at, fetch_cost: self.started.elapsed(), ..record }
-    }
-}
-
 impl IdentifyTask {
-    /// Takes the leases, asks, and fills. `base` is what the identifier's entry holds.
-    pub(super) async fn run(self, base: Base, hint: Option<Hint>) -> Result<Identified, StepError> {
+    /// Takes the leases, asks, and fills; returns also how long that took. `base` is what the identifier's entry holds.
+    pub(super) async fn run(self, base: Base, hint: Option<Hint>) -> (Result<Identified, StepError>, LeaderTimes) {
+        let mut times = LeaderTimes::default();
+        let identified = self.identify(base, hint, &mut times).await;
+        (identified, times)
+    }
+
+    async fn identify(&self, base: Base, hint: Option<Hint>, times: &mut LeaderTimes) -> Result<Identified, StepError> {
         let (store, ttl) = (&self.context.deps.store, self.config.lease_ttl);
         let contact = match hint {
             None => None,
@@ -121,7 +116,7 @@ impl IdentifyTask {
         match store.lease(&key, &base, Token::draw(), ttl).await {
             Ok(LeaseAnswer::Granted(lease)) => {
                 let (leader, _follower) = self.context.flights.start(&key, lease.witness());
-                self.ask(lease, leader, contact).await
+                self.ask(lease, leader, contact, times).await
             }
             answer => {
                 self.give_up(contact).await;
@@ -136,13 +131,15 @@ impl IdentifyTask {
     async fn ask(
         &self,
         lease: Lease,
-        leader: Leader<FetchOutcome>,
+        leader: Leader<LeaderResult>,
         contact: Option<ContactLease>,
+        times: &mut LeaderTimes,
     ) -> Result<Identified, StepError> {
         let deps = &self.context.deps;
         let sent = Sent { at: deps.clock.now(), started: Instant::now() };
         let (search, deadline) = (Search::Identifier(self.identifier.clone()), sent.started + self.config.lease_ttl);
-        let fetched = deps.upstream.search(self.identity.tenant(), &search, &self.requester, deadline).await;
+        let fetch = deps.upstream.search(self.identity.tenant(), &search, &self.requester, deadline);
+        let fetched = FetchTimes::measure(fetch, &mut times.fetch).await;
         deps.faults.point(Fault::PauseBeforeFill).await;
         let fetched = fetched.and_then(|fetched| match fetched {
             Fetched::Absent => Ok(None),
@@ -152,6 +149,7 @@ impl IdentifyTask {
                 Ok(Some((canonical.ok_or(unnamed)?, profile)))
             }
         });
+        let filled_from = Instant::now();
         let answer = match fetched {
             Ok(Some((canonical, profile))) => self.found(lease, contact, canonical, profile, sent).await,
             Ok(None) => {
@@ -161,11 +159,12 @@ impl IdentifyTask {
             Err(error) => {
                 self.give_up(contact).await;
                 self.filler(&self.identity).release(lease).await;
-                leader.complete(FetchOutcome::Failed(error.clone(), self.requester.clone()));
+                leader.complete(FetchOutcome::Failed(error.clone(), self.requester.clone()).into());
                 return Err(StepError::Failed(error.into()));
             }
         };
-        leader.complete(FetchOutcome::Again);
+        times.fill = filled_from.elapsed();
+        leader.complete(FetchOutcome::Again.into());
         Ok(Identified::Answer(answer))
     }
 
@@ -221,8 +220,8 @@ impl IdentifyTask {
         let record = sent.stamp(filler.record(&lease, Content::IdentifierPointer(pointer), modified));
         unsettled |= !record.settled;
         let filled = filler.fill(lease, record).await;
-        self.context.guesses.insert(self.identity.key(), to);
-        self.answer(LookupOutcome::Found(found), &filled, unsettled, sent)
+        self.context.guesses.insert(self.identity.key(), to.clone());
+        LookupAnswer { identity: Some(to), ..self.answer(LookupOutcome::Found(found), &filled, unsettled, sent) }
     }
 
     /// Fills the entry of the customer, whose lease was taken before the request.
@@ -234,7 +233,7 @@ impl IdentifyTask {
         let filled = filler.fill(lease, record).await;
         let beside = if matches!(filled, FetchOutcome::Stored(_)) { Beside::Filled(token) } else { Beside::Separate };
         let unsettled = !settled || matches!(filled, FetchOutcome::Refused(_));
-        leader.complete(filled);
+        leader.complete(filled.into());
         (beside, unsettled)
     }
 
@@ -282,14 +281,14 @@ impl IdentifyTask {
         let how =
             AnswerSource::Fetched { over: ForwardReason::Miss, stored: matches!(filled, FetchOutcome::Stored(_)) };
         let unsettled = unsettled || matches!(filled, FetchOutcome::Refused(_));
-        LookupAnswer { outcome, how, unsettled, since: sent.at }
+        LookupAnswer { outcome, how, unsettled, identity: None, since: sent.at }
     }
 
     async fn give_up(&self, contact: Option<ContactLease>) {
         if let Some(ContactLease { identity, lease, leader, .. }) = contact {
             self.filler(&identity).release(lease).await;
             // The answer is about another customer, or there is none: those who wait ask for themselves.
-            leader.complete(FetchOutcome::Again);
+            leader.complete(FetchOutcome::Again.into());
         }
     }
 

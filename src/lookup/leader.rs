@@ -10,11 +10,25 @@ use tokio::time::Instant;
 use crate::domain::{CustomerId, EventTime, Identity, Profile};
 use crate::faults::Fault;
 use crate::store::{Content, Lease, Record, Tombstone};
-use crate::upstream::{Fetched, Requester};
+use crate::upstream::{FetchTimes, Fetched, Requester};
 
 use super::fill::{FetchOutcome, Filler};
+use super::phases::LeaderTimes;
 use super::single_flight::Leader;
 use super::{Config, LookupContext};
+
+/// The result of a leader, and how long its parts took.
+#[derive(Clone, Debug)]
+pub(super) struct LeaderResult {
+    pub(super) outcome: FetchOutcome,
+    pub(super) times: LeaderTimes,
+}
+
+impl From<FetchOutcome> for LeaderResult {
+    fn from(outcome: FetchOutcome) -> Self {
+        Self { outcome, times: LeaderTimes::default() }
+    }
+}
 
 /// The task of a leader.
 #[derive(Debug)]
@@ -33,17 +47,19 @@ pub(super) struct FetchTask {
 
 impl FetchTask {
     /// Fetches, fills, and completes the flight.
-    pub(super) async fn lead(self, lease: Lease, leader: Leader<FetchOutcome>) {
-        let outcome = self.fetch_and_fill(lease).await;
-        leader.complete(outcome);
+    pub(super) async fn lead(self, lease: Lease, leader: Leader<LeaderResult>) {
+        let mut times = LeaderTimes::default();
+        let outcome = self.fetch_and_fill(lease, &mut times).await;
+        leader.complete(LeaderResult { outcome, times });
     }
 
-    async fn fetch_and_fill(&self, lease: Lease) -> FetchOutcome {
+    async fn fetch_and_fill(&self, lease: Lease, times: &mut LeaderTimes) -> FetchOutcome {
         let deps = &self.context.deps;
         let started = Instant::now();
         let deadline = started + self.config.lease_ttl;
         let fetched_at = deps.clock.now();
-        let fetched = deps.upstream.fetch(self.identity.tenant(), &self.customer, &self.requester, deadline).await;
+        let fetch = deps.upstream.fetch(self.identity.tenant(), &self.customer, &self.requester, deadline);
+        let fetched = FetchTimes::measure(fetch, &mut times.fetch).await;
         deps.faults.point(Fault::PauseBeforeFill).await;
         let (content, canonical) = match fetched {
             Ok(Fetched::Found(profile)) => match self.merged_into(&profile) {
@@ -66,7 +82,9 @@ impl FetchTask {
         record.fetched_at = fetched_at;
         record.fetch_cost = started.elapsed();
         let known = fetched_at.plus(record.fetch_cost);
+        let filled_from = Instant::now();
         let outcome = self.fill(lease, record).await;
+        times.fill = filled_from.elapsed();
         match canonical {
             Some(canonical) => FetchOutcome::Alias { canonical, pointer, known },
             None => outcome,

@@ -39,6 +39,7 @@ mod identifier;
 mod identifier_view;
 mod identify;
 mod leader;
+mod phases;
 mod previous;
 mod reader;
 mod refresh;
@@ -58,22 +59,20 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::contact;
-use crate::domain::{
-    CustomerId, Identifier, IdentifierHasher, Identity, Key, KeyHasher, PhoneRegion, Profile, TenantId,
-};
+use crate::domain::{CustomerId, Identifier, IdentifierHasher, Identity, Key, KeyHasher, PhoneRegion, TenantId};
 use crate::faults::Faults;
 use crate::metrics::{LookupResult, Metrics, in_progress, observe};
 use crate::shutdown::Shutdown;
-use crate::store::{Found, Store};
+use crate::store::Store;
 use crate::upstream::{Expand, Fetched, Requester, Search, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
+pub use phases::Phases;
 
 use admission::Admission;
 use bypass::Bypasses;
-use fill::FetchOutcome;
 use identifier::IdentifierReader;
+use leader::LeaderResult;
 use reader::CacheReader;
 use single_flight::Flights;
 use waiters::Waiters;
@@ -151,7 +150,7 @@ pub struct Lookup {
 struct LookupContext {
     deps: LookupDependencies,
     admission: Admission,
-    flights: Flights<FetchOutcome>,
+    flights: Flights<LeaderResult>,
     waiters: Waiters,
     bypasses: Bypasses,
     /// The keys whose early refresh this process started recently. It saves a store command for each hit.
@@ -160,17 +159,6 @@ struct LookupContext {
     verified: Cache<Key, ()>,
     /// Where the pointers of identifiers led recently, so that both entries can be read at once.
     guesses: Cache<Key, Identity>,
-}
-
-impl LookupContext {
-    /// Returns what is stored of a fetched profile.
-    fn found(&self, tenant: &TenantId, profile: Profile) -> Found {
-        let identifiers = self.deps.identifiers.as_ref().map(|hasher| {
-            let shown = contact::identifiers(profile.body.expose());
-            hasher.mark(tenant, &shown)
-        });
-        Found { identifiers: identifiers.unwrap_or_default(), ..profile.into() }
-    }
 }
 
 impl Lookup {
@@ -209,24 +197,37 @@ impl Lookup {
         customer: &CustomerId,
         requester: &Requester,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        let read =
-            |config, deadline| CacheReader::new(&self.context, config, tenant, customer, requester, deadline).read();
-        self.timed(tenant, read).await
+        self.get_with_phases(tenant, customer, requester, &mut Phases::default()).await
     }
 
-    /// Looks up the customer that has an identifier, and is otherwise as [`get`](Self::get); also returns `None` if this process
-    /// has no key for identifiers.
+    /// Looks up a customer as [`get`](Self::get), and notes the phases of the lookup.
+    pub async fn get_with_phases(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        requester: &Requester,
+        phases: &mut Phases,
+    ) -> Option<Result<LookupAnswer, LookupError>> {
+        let timed = self.timed(tenant, |config, deadline| {
+            CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read()
+        });
+        timed.await
+    }
+
+    /// Looks up the customer that has an identifier, and is otherwise as [`get_with_phases`](Self::get_with_phases); also returns
+    /// `None` if this process has no key for identifiers.
     pub async fn get_by(
         &self,
         tenant: &TenantId,
         identifier: &Identifier,
         requester: &Requester,
+        phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let identity = self.context.deps.identifiers.as_ref()?.identify(tenant, identifier);
-        let read = |config, deadline| {
-            IdentifierReader::new(&self.context, config, (identifier, identity), requester, deadline).read()
-        };
-        self.timed(tenant, read).await
+        let timed = self.timed(tenant, |config, deadline| {
+            IdentifierReader::new(&self.context, config, (identifier, identity), requester, phases, deadline).read()
+        });
+        timed.await
     }
 
     /// Asks Genesys for a list of contacts; each call is one request.
@@ -245,7 +246,7 @@ impl Lookup {
                 Fetched::Found(list) => LookupOutcome::Found(list.into()),
                 Fetched::Absent => LookupOutcome::Absent,
             };
-            Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, since })
+            Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
         };
         self.timed(tenant, read).await
     }
@@ -267,10 +268,11 @@ impl Lookup {
         expand: &Expand,
         requester: &Requester,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        let read = |config, deadline| {
-            CacheReader::new(&self.context, config, tenant, customer, requester, deadline).read_expanded(expand)
-        };
-        self.timed(tenant, read).await
+        let phases = &mut Phases::default();
+        let timed = self.timed(tenant, |config, deadline| {
+            CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read_expanded(expand)
+        });
+        timed.await
     }
 
     async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(

@@ -11,7 +11,7 @@ use crate::upstream::{Expand, Fetched, Requester};
 
 use super::bypass;
 use super::leader::FetchTask;
-use super::{AnswerSource, Config, ForwardReason, LookupAnswer, LookupContext, LookupError, LookupOutcome};
+use super::{AnswerSource, Config, LookupAnswer, LookupContext, LookupError, LookupOutcome, Phases};
 
 /// The maximum number of moves of one lookup between the keys of a merged customer.
 const MAX_MOVES: u8 = 4;
@@ -26,6 +26,8 @@ pub(super) struct CacheReader<'a> {
     /// The customer that the caller asked for.
     pub(super) requested: Identity,
     pub(super) deadline: Instant,
+    /// Where its time is spent.
+    pub(super) phases: &'a mut Phases,
     /// The customer whose entry is read: the requested one, or the canonical one.
     pub(super) current: Identity,
     /// The entry key of `current`.
@@ -106,6 +108,7 @@ impl<'a> CacheReader<'a> {
         tenant: &TenantId,
         customer: &'a CustomerId,
         requester: &'a Requester,
+        phases: &'a mut Phases,
         deadline: Instant,
     ) -> Self {
         let requested = context.deps.hasher.identify(tenant, customer);
@@ -117,6 +120,7 @@ impl<'a> CacheReader<'a> {
             requester,
             requested,
             deadline,
+            phases,
             current,
             key,
             pointer: None,
@@ -145,6 +149,7 @@ impl<'a> CacheReader<'a> {
     }
 
     async fn read_slow(mut self, view: Result<EntryView, store::Error>) -> Result<LookupAnswer, LookupError> {
+        self.phases.store = (self.deadline - self.config.deadline).elapsed();
         let mut step = match view {
             Ok(view) => self.act_on(view).await,
             Err(error) => Err(error.into()),
@@ -201,7 +206,7 @@ impl<'a> CacheReader<'a> {
             Fetched::Absent => LookupOutcome::Absent,
             Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
         };
-        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, since })
+        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
     }
 
     async fn reread(&mut self) -> Result<LookupStep, StepError> {
@@ -274,10 +279,5 @@ impl<'a> CacheReader<'a> {
             requester,
             through_pointer: self.pointer.is_some(),
         }
-    }
-
-    /// Returns why this lookup fetches, for the answer.
-    pub(super) fn over(&self) -> ForwardReason {
-        if self.stale.is_some() { ForwardReason::Stale } else { ForwardReason::Miss }
     }
 }

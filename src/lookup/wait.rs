@@ -8,9 +8,10 @@ use crate::store::{Base, LeaseAnswer, Token};
 use crate::upstream::Error;
 
 use super::fill::FetchOutcome;
+use super::leader::LeaderResult;
 use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
 use super::single_flight::{FlightResult, Follower};
-use super::{AnswerSource, LookupError};
+use super::{AnswerSource, ForwardReason, LookupError};
 
 impl CacheReader<'_> {
     /// Requests the lease. Leads if it is granted; otherwise waits for its holder.
@@ -50,10 +51,15 @@ impl CacheReader<'_> {
 
     async fn await_leader(
         &mut self,
-        mut follower: Follower<FetchOutcome>,
+        mut follower: Follower<LeaderResult>,
         leads: bool,
     ) -> Result<LookupStep, StepError> {
-        let result = follower.wait(self.wait_deadline()).await;
+        let result = follower.wait(self.wait_deadline()).await.map(|LeaderResult { outcome, times }| {
+            if leads {
+                self.phases.led(times);
+            }
+            outcome
+        });
         self.has_waited |= !leads;
         let over = self.over();
         let how =
@@ -102,6 +108,11 @@ impl CacheReader<'_> {
                 Ok(LookupStep::RequestLease(Base::Token(outdated.token)))
             }
         }
+    }
+
+    /// Returns why this lookup fetches, for the answer.
+    pub(super) fn over(&self) -> ForwardReason {
+        if self.stale.is_some() { ForwardReason::Stale } else { ForwardReason::Miss }
     }
 
     /// Returns how long this lookup waits: only the soft timeout if it holds a stale profile.

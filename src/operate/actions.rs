@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, Digest, Event, EventId, KeyHasher, Kind, Shape, Stamps, TenantId};
+use crate::queue::outbox::Outbox;
 use crate::queue::{self, DeadLetters, MAX_SEARCHED, Publisher};
 use crate::store::fence::Newest;
 use crate::store::{self, Content, Entry, Inspect, Inspection};
@@ -23,6 +24,8 @@ pub struct Actions {
     pub store: Arc<dyn Inspect>,
     /// Publishes events; `None` in a process without a role that uses the queue.
     pub publisher: Option<Arc<dyn Publisher>>,
+    /// The outbox, if this process has one.
+    pub outbox: Option<Arc<Outbox>>,
     /// The dead letters; `None` in a process without a role that uses the queue.
     pub dead_letters: Option<Arc<dyn DeadLetters>>,
     /// The wall clock.
@@ -49,6 +52,9 @@ pub enum Error {
     /// The queue keeps no journal.
     #[error("this queue keeps no journal: see queue.embedded.journal_max_bytes and journal_retention")]
     NoJournal,
+    /// This process has no outbox.
+    #[error("this process has no outbox: it needs queue.outbox.enabled and the role ingest")]
+    NoOutbox,
     /// Another replay is in progress.
     #[error("this process runs another replay: wait for its end, or stop it")]
     Busy,

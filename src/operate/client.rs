@@ -45,34 +45,43 @@ impl Client {
     /// `base` is not an HTTP URL, the key would be sent in clear to another machine, or a file of `tls` cannot be used.
     pub fn new(base: &str, key: Option<Secret>, tls: &Tls) -> Result<Self, Error> {
         let base: Url = base.parse().map_err(|_| Error::Url)?;
-        // Fails if a provider is installed already, which is just as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        // A redirect would take the key to another service.
-        let mut http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().redirect(redirect::Policy::none());
-        match base.scheme() {
-            "http" if key.is_some() && !is_loopback(&base) => return Err(Error::PlainKey),
-            // Loading the CAs would fail on a machine that has none.
-            "http" => http = http.tls_certs_only([]),
-            "https" => http = tls.apply(http)?,
-            _ => return Err(Error::Url),
+        if base.scheme() == "http" && key.is_some() && !is_loopback(&base) {
+            return Err(Error::PlainKey);
         }
-        let http = http.build().map_err(|error| Error::Unavailable { reason: error.to_string() })?;
+        let http = http_client(&base, tls)?;
         Ok(Self { http, base, key })
     }
 
-    /// Succeeds if the service is ready.
+    /// Succeeds if the service is ready; with `deep` also only if none of its dependencies is down.
     ///
     /// # Errors
     ///
-    /// The service is not ready or cannot be reached.
-    pub async fn ready(&self) -> Result<(), Error> {
-        let answer = self.http.get(self.url("/readyz")).send().await.map_err(|_| self.unreachable())?;
-        if answer.status() == StatusCode::OK {
+    /// The service is not ready or cannot be reached, or something is down.
+    pub async fn ready(&self, deep: bool) -> Result<(), Error> {
+        let mut request = self.http.get(self.url("/readyz"));
+        if let Some(key) = self.key.as_ref().filter(|_| deep) {
+            request = request.bearer_auth(key.expose());
+        }
+        let answer = request.send().await.map_err(|_| self.unreachable())?;
+        let is_ready = answer.status() == StatusCode::OK;
+        if is_ready && !deep {
             return Ok(());
         }
         let body: Value = answer.json().await.unwrap_or_default();
-        let status = body["status"].as_str().unwrap_or("unknown");
-        Err(Error::Unavailable { reason: format!("not ready: {status}") })
+        if !is_ready {
+            let status = body["status"].as_str().unwrap_or("unknown");
+            return Err(Error::Unavailable { reason: format!("not ready: {status}") });
+        }
+        let reasons = &body["reasons"];
+        let describe = |name: &str| match reasons[name].as_str() {
+            Some(reason) => format!("{name} ({reason})"),
+            None => name.to_owned(),
+        };
+        let down = body["degraded"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        match down.map(describe).collect::<Vec<_>>() {
+            down if down.is_empty() => Ok(()),
+            down => Err(Error::Unavailable { reason: format!("degraded: {}", down.join(", ")) }),
+        }
     }
 
     /// Requests the state of a customer's entry.
@@ -135,6 +144,25 @@ impl Client {
     /// An id is unknown, or the service cannot be reached or refuses the command.
     pub async fn purge(&self, ids: &[String]) -> Result<Value, Error> {
         self.post_long("/admin/dead-letters/purge", &selection(ids)).await
+    }
+
+    /// Requests what the outbox holds.
+    ///
+    /// # Errors
+    ///
+    /// The service has no outbox, or cannot be reached.
+    pub async fn outbox(&self) -> Result<Value, Error> {
+        self.ask(self.http.get(self.url("/admin/outbox"))).await
+    }
+
+    /// Requests that the outbox is handed on, within `patience`, and returns what it holds afterwards.
+    ///
+    /// # Errors
+    ///
+    /// The service has no outbox, or cannot be reached.
+    pub async fn drain_outbox(&self, patience: Duration) -> Result<Value, Error> {
+        let body = json!({ "timeoutSeconds": patience.as_secs() });
+        self.ask(self.http.post(self.url("/admin/outbox/drain")).timeout(patience + TIMEOUT).json(&body)).await
     }
 
     /// Requests a replay and returns its last progress; `report` is called with the progress about twice a second.
@@ -219,6 +247,25 @@ impl Client {
         let reason = format!("no profile-edge answers at {}", self.base);
         Error::Unavailable { reason }
     }
+}
+
+/// Creates an HTTP client for the service at `base`; `tls` is used for https.
+///
+/// # Errors
+///
+/// `base` is not an HTTP URL, or a file of `tls` cannot be used.
+pub fn http_client(base: &Url, tls: &Tls) -> Result<reqwest::Client, Error> {
+    // Fails if a provider is installed already, which is just as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // A redirect would take a key to another service.
+    let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().redirect(redirect::Policy::none());
+    let http = match base.scheme() {
+        // Loading the CAs would fail on a machine that has none.
+        "http" => http.tls_certs_only([]),
+        "https" => tls.apply(http)?,
+        _ => return Err(Error::Url),
+    };
+    http.build().map_err(|error| Error::Unavailable { reason: error.to_string() })
 }
 
 fn selection(ids: &[String]) -> Value {

@@ -19,6 +19,8 @@ pub mod embedded;
 mod error;
 pub mod metered;
 pub mod open;
+pub mod outbox;
+pub mod shards;
 pub mod traced;
 pub mod wire;
 

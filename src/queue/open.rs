@@ -10,9 +10,11 @@ use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-use super::amqp::{self, Amqp};
+use super::amqp::{self, Amqp, BrokerAbsence};
 use super::embedded::{self, Embedded};
 use super::metered::MeteredPublisher;
+use super::outbox::{self, Outbox};
+use super::shards::Shards;
 use super::{DeadLetters, Error, Publisher, Queue};
 
 /// `[queue]`.
@@ -25,6 +27,8 @@ pub struct Config {
     pub embedded: embedded::Config,
     /// `[queue.amqp]`.
     pub amqp: amqp::Config,
+    /// `[queue.outbox]`.
+    pub outbox: outbox::Config,
 }
 
 /// The queue adapters.
@@ -40,8 +44,12 @@ pub enum QueueKind {
 /// An open queue, as its ports.
 #[derive(Clone, Debug)]
 pub struct OpenQueue {
-    /// Accepts events; measured.
+    /// Accepts events, into the outbox if there is one and the broker does not confirm them; measured.
     pub publisher: Arc<dyn Publisher>,
+    /// Accepts events, and never into the outbox: for those that are in the broker's journal.
+    pub direct: Arc<dyn Publisher>,
+    /// The outbox, if there is one.
+    pub outbox: Option<Arc<Outbox>>,
     /// Delivers events.
     pub queue: Arc<dyn Queue>,
     /// The dead letters.
@@ -57,7 +65,7 @@ pub struct QueueCloser(Adapter);
 #[derive(Clone, Debug)]
 enum Adapter {
     Embedded(Arc<Embedded>),
-    Amqp(Arc<Amqp>),
+    Amqp(Arc<Amqp>, Option<Arc<Outbox>>),
 }
 
 impl QueueCloser {
@@ -70,16 +78,20 @@ impl QueueCloser {
     pub async fn close(&self) -> Result<(), Error> {
         match &self.0 {
             Adapter::Embedded(embedded) => embedded.close().await,
-            Adapter::Amqp(amqp) => {
+            Adapter::Amqp(amqp, outbox) => {
+                let closed = match outbox {
+                    Some(outbox) => outbox.close().await,
+                    None => Ok(()),
+                };
                 amqp.close().await;
-                Ok(())
+                closed
             }
         }
     }
 }
 
-/// Opens the configured queue. With a broker it returns once publishing works, without a time limit. To be called
-/// within a Tokio runtime.
+/// Opens the configured queue. With a broker it returns once publishing works, without a time limit; with an outbox, after
+/// the first attempt to connect. To be called within a Tokio runtime.
 ///
 /// # Errors
 ///
@@ -93,23 +105,50 @@ pub async fn open(
 ) -> Result<OpenQueue, Error> {
     match config.kind {
         QueueKind::Embedded => {
-            // A large file that was not closed cleanly takes long to check.
             let (config, shutdown) = (config.embedded.clone(), shutdown.clone());
-            let opening = spawn_blocking(move || Embedded::open(&config, clock, &shutdown));
-            let embedded = opening.await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))?;
+            let embedded = open_file(move || Embedded::open(&config, clock, &shutdown)).await?;
             let publisher = Arc::new(MeteredPublisher::new(embedded.clone(), metrics));
-            let (queue, dead_letters) = (embedded.clone(), embedded.clone());
-            Ok(OpenQueue { publisher, queue, dead_letters, closer: QueueCloser(Adapter::Embedded(embedded)) })
+            Ok(OpenQueue {
+                publisher: publisher.clone(),
+                direct: publisher,
+                outbox: None,
+                queue: embedded.clone(),
+                dead_letters: embedded.clone(),
+                closer: QueueCloser(Adapter::Embedded(embedded)),
+            })
         }
         QueueKind::Amqp => {
-            let amqp = Amqp::open(&config.amqp, clock, shutdown, Arc::clone(&metrics)).await?;
-            let publisher = Arc::new(MeteredPublisher::new(amqp.clone(), metrics));
+            let (log, absence) = if config.outbox.enabled {
+                let (config, clock, shutdown) = (config.outbox.clone(), Arc::clone(&clock), shutdown.clone());
+                (Some(open_file(move || config.open(clock, &shutdown)).await?), BrokerAbsence::GoOn)
+            } else {
+                (None, BrokerAbsence::Wait)
+            };
+            let amqp = Amqp::open(&config.amqp, absence, Arc::clone(&clock), shutdown, Arc::clone(&metrics)).await?;
+            let direct: Arc<dyn Publisher> = Arc::new(MeteredPublisher::new(amqp.clone(), metrics));
+            let outbox = match log {
+                Some(log) => {
+                    let shards = Shards::new(config.amqp.shards);
+                    Some(Outbox::start(&config.outbox, log, Arc::clone(&direct), shards, clock, shutdown).await?)
+                }
+                None => None,
+            };
+            let publisher = outbox.clone().map_or_else(|| Arc::clone(&direct), |outbox| outbox as Arc<dyn Publisher>);
             Ok(OpenQueue {
                 publisher,
+                direct,
+                outbox: outbox.clone(),
                 queue: amqp.clone(),
                 dead_letters: amqp.clone(),
-                closer: QueueCloser(Adapter::Amqp(amqp)),
+                closer: QueueCloser(Adapter::Amqp(amqp, outbox)),
             })
         }
     }
+}
+
+/// Opens a file of events on a thread that may block: a large file that was not closed cleanly takes long to check.
+async fn open_file(
+    open: impl FnOnce() -> Result<Arc<Embedded>, Error> + Send + 'static,
+) -> Result<Arc<Embedded>, Error> {
+    spawn_blocking(open).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
 }

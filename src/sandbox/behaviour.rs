@@ -19,7 +19,7 @@ use super::errors::ApiError;
 use super::oauth::ClientKind;
 
 /// The keys of `POST /sandbox/behaviour`.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "latency",
     "fail_ratio",
     "fail_status",
@@ -36,6 +36,8 @@ const KEYS: [&str; 16] = [
     "permissions",
     "token_lifetime",
     "revoke_tokens",
+    "transports",
+    "clock_offset_seconds",
 ];
 /// The longest latency or lag.
 const LONGEST: Duration = Duration::from_secs(24 * 3_600);
@@ -72,11 +74,15 @@ pub(super) struct Behaviour {
     pub(super) permissions: Option<Vec<String>>,
     /// The lifetime of a new token, in seconds.
     pub(super) token_lifetime: u64,
+    /// The transports of the topics of notifications.
+    pub(super) transports: Vec<String>,
+    /// How far the `Date` of answers is from the clock, in seconds.
+    pub(super) clock_offset_seconds: i64,
 }
 
 impl Behaviour {
     /// Returns the default behaviour.
-    pub(super) const fn new(latency: Duration) -> Self {
+    pub(super) fn new(latency: Duration) -> Self {
         Self {
             latency,
             fail_ratio: None,
@@ -93,6 +99,8 @@ impl Behaviour {
             rate_limit_per_minute: None,
             permissions: None,
             token_lifetime: 86_399,
+            transports: vec!["Websocket".to_owned(), "EventBridge".to_owned()],
+            clock_offset_seconds: 0,
         }
     }
 
@@ -144,6 +152,11 @@ impl Behaviour {
                 );
             }
             "token_lifetime" => set!(token_lifetime, whole(value, 1..=172_800), "seconds, 1 to 172800"),
+            "transports" => set!(transports, names(value), "a list of at most 10 names"),
+            "clock_offset_seconds" => {
+                let offset = value.as_i64().filter(|offset| offset.unsigned_abs() <= LONGEST.as_secs());
+                set!(clock_offset_seconds, offset, "a number of seconds, at most a day");
+            }
             "revoke_tokens" if value.is_null() || value.is_boolean() => {}
             "revoke_tokens" => return Err(wrong("true or false")),
             _ => {
@@ -163,7 +176,8 @@ impl Behaviour {
             "stamp_reads": self.stamp_reads, "event_jitter": text(self.event_jitter),
             "event_duplicates": self.event_duplicates, "events": self.events,
             "rate_limit_per_minute": self.rate_limit_per_minute, "permissions": self.permissions,
-            "token_lifetime": self.token_lifetime,
+            "token_lifetime": self.token_lifetime, "transports": self.transports,
+            "clock_offset_seconds": self.clock_offset_seconds,
         })
     }
 
@@ -234,6 +248,11 @@ fn permissions(value: &Value) -> Option<Vec<String>> {
     let permission = |text: &str| text.split(':').count() == 3 && text.len() <= 256;
     let list = value.as_array().filter(|list| list.len() <= MAX_PERMISSIONS)?;
     list.iter().map(|text| text.as_str().filter(|text| permission(text)).map(str::to_owned)).collect()
+}
+
+fn names(value: &Value) -> Option<Vec<String>> {
+    let list = value.as_array().filter(|list| list.len() <= 10)?;
+    list.iter().map(|text| text.as_str().filter(|text| text.len() <= 64).map(str::to_owned)).collect()
 }
 
 #[cfg(test)]

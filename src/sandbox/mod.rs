@@ -18,6 +18,7 @@
 mod announcement;
 mod behaviour;
 mod calls;
+mod catalogues;
 mod contact;
 mod contacts;
 mod directory;
@@ -194,6 +195,8 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/login/oauth/token", post(oauth::token))
         .route("/api/v2/tokens/me", get(oauth::token_info))
         .route("/api/v2/authorization/subjects/me", get(oauth::subject))
+        .route("/api/v2/notifications/availabletopics", get(catalogues::topics))
+        .route("/api/v2/audits/query/realtime/servicemapping", get(catalogues::audited_services))
         .route("/sandbox/behaviour", get(behaviour::show).post(behaviour::update))
         .route("/sandbox/calls", get(calls::show))
         // For `profile-edge healthcheck --admin`, in a container.
@@ -202,7 +205,7 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(fields::MAX_BYTES))
-        .layer(middleware::map_response(label))
+        .layer(middleware::map_response_with_state(Arc::clone(&sandbox), label))
         .with_state(sandbox)
 }
 
@@ -218,8 +221,14 @@ async fn delay(State(sandbox): State<Arc<SandboxState>>, request: Request, next:
 }
 
 /// Adds the headers of every Genesys answer.
-async fn label(mut response: Response) -> Response {
+async fn label(State(sandbox): State<Arc<SandboxState>>, mut response: Response) -> Response {
     let headers = response.headers_mut();
+    let offset = sandbox.behaviour().clock_offset_seconds;
+    if offset != 0 {
+        let seconds = u64::try_from(sandbox.clock.now().as_millis() / 1_000 + offset).unwrap_or_default();
+        let date = httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(seconds));
+        headers.extend(HeaderValue::from_str(&date).ok().map(|date| (header::DATE, date)));
+    }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate"));
     headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
     headers.insert(header::EXPIRES, HeaderValue::from_static("0"));

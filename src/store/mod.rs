@@ -31,6 +31,7 @@
 //! never comes before the fence. Only then may the event be acknowledged to its queue.
 
 mod change;
+pub mod changes;
 pub mod embedded;
 mod encoding;
 mod entry;

@@ -10,10 +10,11 @@ use crate::metrics::Metrics;
 use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
+use super::changes::ChangeFeed;
 use super::embedded::{self, Embedded};
 use super::metered::Metered;
-use super::redis::Redis;
 use super::redis::config::Config as RedisConfig;
+use super::redis::{Redis, change_listener};
 use super::sealed::Sealed;
 use super::sealed::keyring::{self, Keyring};
 use super::sealed::macs::Macs;
@@ -53,6 +54,8 @@ pub struct OpenStore {
     pub store: Arc<dyn Store>,
     /// For operators and probes.
     pub inspect: Arc<dyn Inspect>,
+    /// What was applied, by any process.
+    pub changes: ChangeFeed,
 }
 
 /// Opens the configured store. With Redis, and if the store is `needed`, it waits for the first connection; the caller
@@ -72,23 +75,29 @@ pub async fn open(
 ) -> Result<OpenStore, Error> {
     let clock = Arc::clone(clock);
     match config.kind {
-        StoreKind::Embedded => Ok(decorated(Embedded::new(&config.embedded, lifetimes, clock), keyring, metrics)),
+        StoreKind::Embedded => {
+            let embedded = Embedded::new(&config.embedded, lifetimes, clock);
+            let changes = embedded.changes.clone();
+            Ok(decorated(embedded, changes, keyring, metrics))
+        }
         StoreKind::Redis => {
             let macs = Macs::new(keyring.clone(), Arc::clone(metrics));
             let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?.with_macs(macs);
             if needed {
                 redis.connected().await;
             }
-            Ok(decorated(redis, keyring, metrics))
+            let changes = ChangeFeed::new(false);
+            change_listener::listen(&config.redis, changes.clone(), shutdown)?;
+            Ok(decorated(redis, changes, keyring, metrics))
         }
     }
 }
 
-fn decorated<S>(store: S, keyring: &Reloadable<Keyring>, metrics: &Arc<Metrics>) -> OpenStore
+fn decorated<S>(store: S, changes: ChangeFeed, keyring: &Reloadable<Keyring>, metrics: &Arc<Metrics>) -> OpenStore
 where
     S: Store + Inspect + 'static,
 {
     let sealed = Sealed::new(store, keyring.clone(), Arc::clone(metrics));
     let store = Arc::new(Metered::new(sealed, Arc::clone(metrics)));
-    OpenStore { store: Arc::clone(&store) as Arc<dyn Store>, inspect: store }
+    OpenStore { store: Arc::clone(&store) as Arc<dyn Store>, inspect: store, changes }
 }

@@ -18,6 +18,8 @@ pub mod open;
 mod privilege_gate;
 pub mod privileges;
 mod search;
+pub mod survey;
+mod times;
 mod token;
 mod tokens;
 mod traced;
@@ -34,6 +36,7 @@ use crate::domain::{CustomerId, Profile, TenantId};
 pub use error::Error;
 pub use expand::{Expand, InvalidExpand};
 pub use search::{InvalidSearch, Search, SearchQuery};
+pub use times::FetchTimes;
 pub use transport::{TransportFailure, TransportPhase};
 
 /// Fetches profiles.

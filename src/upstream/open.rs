@@ -133,7 +133,7 @@ impl TenantConfig {
         TenantSettings::parse(self).map(drop)
     }
 
-    fn privilege_policy(&self) -> PrivilegePolicy {
+    pub(super) fn privilege_policy(&self) -> PrivilegePolicy {
         PrivilegePolicy {
             required_permissions: self.required_permissions.clone(),
             forbidden_permissions: self.forbidden_permissions.clone(),
@@ -153,17 +153,17 @@ impl TenantConfig {
 }
 
 /// The parsed configuration of a tenant.
-struct TenantSettings {
-    needs_tls: bool,
-    token_url: Url,
-    profile_url: ProfileUrl,
+pub(super) struct TenantSettings {
+    pub(super) needs_tls: bool,
+    pub(super) token_url: Url,
+    pub(super) profile_url: ProfileUrl,
     search_urls: SearchUrls,
-    introspection: IntrospectionUrls,
+    pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
 }
 
 impl TenantSettings {
-    fn parse(config: &TenantConfig) -> Result<Self, InvalidSetting> {
+    pub(super) fn parse(config: &TenantConfig) -> Result<Self, InvalidSetting> {
         let urls = config.base_urls()?;
         let profile_url = ProfileUrl::new(&urls.api, &config.profile_path)?;
         if config.client_id.is_empty() {

@@ -38,10 +38,10 @@ use crate::metrics::{Metrics, Outcome, PrivilegeOutcome};
 use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 
-use super::Error;
 use super::admission::PROBE_EVERY;
 use super::privileges::PrivilegeVerifier;
 use super::token::{ClientCredentials, Token};
+use super::{Error, times};
 
 /// The first pause after a failed renewal. It is shorter than the first retry of a fetch (at least 25 ms), so that a
 /// single failure of the token endpoint fails no fetch.
@@ -183,7 +183,9 @@ impl TokenCache {
             TokenWait::Ready(token) => return Ok(token),
             TokenWait::Renewing(receiver) => receiver,
         };
+        let since = Instant::now();
         let outcome = tokio::time::timeout_at(deadline, receiver.wait_for(Option::is_some)).await;
+        times::waited_for_token(since);
         match outcome {
             Ok(Ok(result)) => result.clone().unwrap_or(Err(Error::Unreachable(None))),
             // The task ended without a result: it panicked, or its runtime is shutting down.

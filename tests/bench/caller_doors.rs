@@ -62,7 +62,8 @@ fn main() {
 }
 
 async fn compare() {
-    logging::init(&logging::Config { level: logging::LogLevel::Info, format: logging::Format::Json });
+    let (level, format) = (logging::LogLevel::Info, logging::Format::Json);
+    logging::init(&logging::Config { level, format, slow_lookup: std::time::Duration::ZERO });
     let data = tempfile::tempdir().expect("a directory can be created");
     let mut settings = format!(
         "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nsandbox.listen = \"127.0.0.1:0\"\n\

@@ -40,7 +40,8 @@ fn main() {
 
 async fn compare() {
     // With the subscriber of the real binary, so that spans have their real cost.
-    logging::init(&logging::Config { level: logging::LogLevel::Info, format: logging::Format::Json });
+    let (level, format) = (logging::LogLevel::Info, logging::Format::Json);
+    logging::init(&logging::Config { level, format, slow_lookup: std::time::Duration::ZERO });
     let data = tempfile::tempdir().expect("a directory can be created");
     let app = start(data.path(), "none").await;
     let recorded = tempfile::tempdir().expect("a directory can be created");

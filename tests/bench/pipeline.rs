@@ -31,7 +31,7 @@ const HALF: Duration = Duration::from_secs(8);
 /// The length of a message of the service on the broker, in bytes.
 const MESSAGE: usize = 264;
 
-const APPLIED: &str = "profile_edge_consumer_events_total";
+pub(crate) const APPLIED: &str = "profile_edge_consumer_events_total";
 
 /// The rounds of one side: events per second, and CPU time per event.
 #[derive(Default)]
@@ -126,7 +126,7 @@ async fn at_half(service: &Service, rate: f64, requests: &mut Requests) {
 }
 
 /// Posts events, waits until all are applied, and returns the measurements of the senders and the total time.
-async fn run(service: &Service, events: Vec<Vec<u8>>, pace: Pace) -> (Round, Duration) {
+pub(crate) async fn run(service: &Service, events: Vec<Vec<u8>>, pace: Pace) -> (Round, Duration) {
     let wanted = Scrape::of(service.admin).await.sum(APPLIED) + events.len() as f64;
     let started = Instant::now();
     let round = each_once(service.public, CONNECTIONS, events, pace).await;

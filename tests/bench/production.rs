@@ -1,7 +1,7 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; with `hits`, `pipeline`, `protocol` or `protections` after a `--`, only that
-//! one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare programs, Redis and
+//! Run with `cargo bench --bench production`; with `hits`, `pipeline`, `outbox`, `protocol` or `protections` after a `--`,
+//! only that one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare programs, Redis and
 //! RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in one run and medians
 //! are compared, so that a ratio depends neither on the machine nor on its other work. It is not a test: nothing here
 //! fails because a machine is slow.
@@ -9,6 +9,7 @@
 mod bare;
 mod figures;
 mod load;
+mod outbox;
 mod pipeline;
 mod protections;
 mod protocol;
@@ -41,6 +42,9 @@ fn main() {
         }
         if only("pipeline") {
             pipeline::compare().await;
+        }
+        if only("outbox") {
+            outbox::compare().await;
         }
         if only("protocol") {
             protocol::measure().await;

@@ -20,8 +20,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("opentelemetry_proto", &["telemetry/"]),
     ("opentelemetry_sdk", &["telemetry/"]),
     ("prost", &["telemetry/"]),
-    ("reqwest", &["upstream/", "operate/", "sandbox/", "telemetry/"]),
+    ("reqwest", &["upstream/", "operate/", "doctor/", "sandbox/", "telemetry/"]),
     ("tokio_rustls", &["http/"]),
+    ("x509_parser", &["doctor/"]),
     ("tracing_opentelemetry", &["telemetry/", "spans.rs"]),
 ];
 
@@ -61,6 +62,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("lookup", &["clock", "contact", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
     ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise", "tls"]),
+    (
+        "doctor",
+        &["authorization", "clock", "config", "domain", "ingest", "operate", "queue", "store", "tls", "upstream"],
+    ),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (
         "http",

@@ -60,7 +60,7 @@ AUDIT = {
     "event": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
     "replayed": number, "redriven": number, "replay": ID, "count": number, "action": WORD, "outcome": WORD,
     "algorithm": WORD, "after": FILE, "mistrusted": TEXT, "bytes": number, "sha256": HEX, "records": number,
-    "lookups": number, "events": number, "others": number, "version": FILE, "pid": number,
+    "lookups": number, "events": number, "others": number, "version": FILE, "pid": number, "duration_ms": number,
 }  # fmt: skip
 
 # The fields of log lines: those of tracing, then those of the log statements.
@@ -75,6 +75,7 @@ LOG = {
     "purpose": WORD, "put_behind": FILE, "queue": TEXT, "rate": number, "ready_after": TEXT, "reason": TEXT,
     "records": number, "replay": ID, "replayed": number, "resume_since": TIME, "sandbox": TEXT, "seq": number,
     "settings": TEXT, "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
+    "total_ms": number, "auth_ms": number, "store_ms": number, "wait_ms": number, "token_ms": number, "fetch_ms": number, "fill_ms": number,
     "suppressed": number, "tenant": NAME, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
 }  # fmt: skip
 # Objects whose fields follow the same rules.

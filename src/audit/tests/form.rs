@@ -29,6 +29,7 @@ fn records_keep_the_order_and_the_form_of_their_members() {
         key: None,
         by: None,
         decision: Decision::Denied(DenialReason::UnknownTenant),
+        duration_ms: 0.25,
     };
     let replay = ReplayId::fresh();
     let replayed = Event { again: Some(Redelivery::Replayed(replay)), ..Event::clone(&event(1)) };
@@ -43,12 +44,16 @@ fn records_keep_the_order_and_the_form_of_their_members() {
                 key: Some(key),
                 by: Some(LookupBy::Phone),
                 decision: Decision::Allowed { result: LookupResult::Hit, shown: DisclosedFields::All },
+                duration_ms: 1.5,
             }),
             format!(
-                r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","by":"phone","decision":"allowed","result":"hit","fields":["*"]"#
+                r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","by":"phone","decision":"allowed","result":"hit","fields":["*"],"duration_ms":1.5"#
             ),
         ),
-        (AuditRecord::Lookup(denied), r#""type":"lookup","decision":"denied","reason":"unknown_tenant""#.to_owned()),
+        (
+            AuditRecord::Lookup(denied),
+            r#""type":"lookup","decision":"denied","reason":"unknown_tenant","duration_ms":0.25"#.to_owned(),
+        ),
         (
             AuditRecord::Event(EventRecord { event: Arc::new(replayed), verdict: EventEffect::Duplicate }),
             format!(

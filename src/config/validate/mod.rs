@@ -6,6 +6,7 @@ mod tenants;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::http::server::cors::AllowedOrigins;
 use crate::store::sealed::keyring;
 use crate::{queue, store};
 
@@ -16,6 +17,9 @@ use rules::{invalid, is_sha256, jitter, plain_link};
 
 /// The expected form of key material.
 const KEY_MATERIAL: &str = "must be base64 of 32 bytes or more";
+
+/// The longest `queue.amqp.publish_timeout` that leaves time for the outbox.
+const LONGEST_PUBLISH: Duration = Duration::from_secs(3);
 
 /// The allowed lifetimes of a token; Genesys allows no longer ones.
 const TOKEN_LIFETIMES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(48 * 3600);
@@ -31,6 +35,7 @@ pub(super) fn errors(config: &Config) -> Vec<SettingError> {
     sealing(config, &mut found);
     redis(config, &mut found);
     amqp(config, &mut found);
+    outbox(config, &mut found);
     audit(config, &mut found);
     tenants::check(config, &mut found);
     telemetry(config, &mut found);
@@ -71,6 +76,12 @@ fn times(config: &Config, found: &mut Vec<SettingError>) {
     }
     if config.http.max_in_flight == 0 {
         found.push(SettingError::new("http.max_in_flight", "must be at least 1"));
+    }
+    if config.http.max_change_streams == 0 {
+        found.push(SettingError::new("http.max_change_streams", "must be at least 1"));
+    }
+    if let Err(error) = AllowedOrigins::parse(&config.http.cors_origins) {
+        found.push(invalid("http", error));
     }
     if config.http.body_budget.as_u64() / 4 < config.http.max_body.as_u64() {
         found.push(SettingError::new("http.body_budget", "must be at least four times http.max_body"));
@@ -185,6 +196,23 @@ fn amqp(config: &Config, found: &mut Vec<SettingError>) {
     let path = if amqp.urls.is_empty() { "queue.amqp.url" } else { "queue.amqp.urls" };
     for url in amqp.addresses().iter().flatten() {
         plain_link(config, path, url, "amqps", found);
+    }
+}
+
+fn outbox(config: &Config, found: &mut Vec<SettingError>) {
+    let outbox = &config.queue.outbox;
+    if !outbox.enabled {
+        return;
+    }
+    if let Err(error) = outbox.validate() {
+        found.push(invalid("queue.outbox", error));
+    }
+    if config.queue.kind != queue::open::QueueKind::Amqp {
+        let reason = "needs queue.kind = \"amqp\": the embedded queue is on this disk already";
+        found.push(SettingError::new("queue.outbox.enabled", reason));
+    } else if config.queue.amqp.publish_timeout > LONGEST_PUBLISH {
+        let reason = "must be 3s or less with queue.outbox.enabled: a webhook waits four seconds for both";
+        found.push(SettingError::new("queue.amqp.publish_timeout", reason));
     }
 }
 

@@ -17,6 +17,7 @@ use crate::reload::Reloadable;
 
 use crate::http::auth::callers::{Caller, Callers};
 use crate::http::auth::jwt::TokenSigner;
+use crate::http::auth::profile_handles::ProfileHandles;
 use crate::http::auth::rate_limit::RateExceeded;
 use crate::http::response::problem::Problem;
 use crate::http::response::rate_limit_headers::Allowance;
@@ -27,6 +28,7 @@ pub struct CallerAuth {
     /// The configured callers. After a reload, rate limits and tokens stay valid for a caller with the same name and key.
     callers: Reloadable<Callers>,
     tokens: TokenSigner,
+    handles: ProfileHandles,
     metrics: Arc<Metrics>,
 }
 
@@ -61,7 +63,14 @@ impl CallerAuth {
     /// Creates the authentication of these callers.
     #[must_use]
     pub fn new(callers: Reloadable<Callers>, tokens: TokenSigner, metrics: Arc<Metrics>) -> Self {
-        Self { callers, tokens, metrics }
+        let handles = ProfileHandles::new(&tokens.derive_key("profile handles"));
+        Self { callers, tokens, handles, metrics }
+    }
+
+    /// Returns what computes the handles of customers.
+    #[must_use]
+    pub const fn handles(&self) -> &ProfileHandles {
+        &self.handles
     }
 
     /// Authenticates a request and counts it against its caller's rate limit.

@@ -42,6 +42,9 @@ pub struct Config {
     /// What it may look customers up by.
     #[serde(default = "by_id_only")]
     pub lookup_by: Vec<LookupBy>,
+    /// Whether its answers have the header `Server-Timing`.
+    #[serde(default)]
+    pub timing: bool,
 }
 
 fn by_id_only() -> Vec<LookupBy> {
@@ -57,6 +60,8 @@ pub struct Caller {
     pub fields: FieldSet,
     /// Its rate limit, if it has one.
     pub rate: Option<Arc<CallerRate>>,
+    /// Whether its answers have the header `Server-Timing`.
+    pub timing: bool,
     /// The hash of its key.
     pub key: KeyDigest,
     tenants: Vec<TenantId>,
@@ -169,8 +174,8 @@ impl Callers {
                 let running = running.filter(|rate| rate.quota() == requests.get());
                 running.map_or_else(|| Arc::new(CallerRate::per_second(requests)), Arc::clone)
             });
-            let (name, lookup_by) = (config.name.as_str().into(), config.lookup_by.clone());
-            let caller = Arc::new(Caller { name, fields, rate, key, tenants, lookup_by });
+            let (name, timing, lookup_by) = (config.name.as_str().into(), config.timing, config.lookup_by.clone());
+            let caller = Arc::new(Caller { name, fields, rate, timing, key, tenants, lookup_by });
             callers.by_key.insert(caller.key, Arc::clone(&caller));
             callers.by_name.insert(Arc::clone(&caller.name), caller);
         }
@@ -266,6 +271,7 @@ pub(in crate::http) mod tests {
             fields: vec!["*".to_owned()],
             requests_per_second: 0,
             lookup_by: by_id_only(),
+            timing: false,
         }
     }
 

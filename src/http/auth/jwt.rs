@@ -85,6 +85,13 @@ impl TokenSigner {
         Ok(Self { key, lifetime, clock })
     }
 
+    /// Derives a key for another purpose (RFC 5869 section 2.3: one step of HKDF-Expand). A token is never signed over a
+    /// purpose, because each begins with the same header.
+    #[must_use]
+    pub fn derive_key(&self, purpose: &str) -> [u8; 32] {
+        self.key.clone().chain_update(purpose).chain_update([1]).finalize().into_bytes().into()
+    }
+
     /// Returns the lifetime of a token.
     #[must_use]
     pub const fn lifetime(&self) -> Duration {

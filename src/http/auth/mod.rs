@@ -4,4 +4,5 @@ pub mod authenticate;
 pub mod callers;
 pub mod field_set;
 pub mod jwt;
+pub mod profile_handles;
 pub mod rate_limit;

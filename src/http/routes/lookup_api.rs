@@ -1,6 +1,7 @@
 //! What the routes of lookups share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -9,14 +10,15 @@ use tracing::{Instrument, Span};
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
-use crate::domain::{CustomerQuery, DisclosedFields, PhoneRegion, QueryHasher, TenantId};
-use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome};
+use crate::domain::{CustomerQuery, DisclosedFields, Identity, PhoneRegion, QueryHasher, TenantId};
+use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
 use crate::metrics::LookupResult;
 use crate::spans;
 use crate::upstream::Requester;
 
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::callers::Caller;
+use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::request::budget::ByteBudget;
 use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
@@ -42,12 +44,32 @@ pub struct LookupApi {
     pub max_body: usize,
     /// The memory of request bodies.
     pub bodies: ByteBudget,
+    /// From which duration on a lookup is logged with its phases; zero: never.
+    pub slow: Duration,
 }
 
 impl LookupApi {
     /// Starts the audit record of a request with these headers.
-    pub(super) const fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
-        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers)
+    pub(super) fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
+        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow)
+    }
+
+    /// Returns the handle by which a caller recognises the customer of an answer in the change feed; `None` for an identifier
+    /// that nobody has.
+    pub(super) fn handle(
+        &self,
+        caller: &Caller,
+        answer: &Result<LookupAnswer, LookupError>,
+        tenant: &TenantId,
+        query: &CustomerQuery,
+    ) -> Option<HeaderValue> {
+        let stored = answer.as_ref().ok().and_then(|answer| answer.identity.as_ref());
+        let digest = match (stored, query) {
+            (Some(stored), _) => stored.digest(),
+            (None, CustomerQuery::Id(_)) => self.hasher.identify(tenant, query).as_ref().map(Identity::digest)?,
+            (None, CustomerQuery::Identifier(_)) => return None,
+        };
+        Some(self.auth.handles().header(&caller.name, tenant, digest))
     }
 
     /// Adds the result of a lookup to its span.
@@ -55,17 +77,20 @@ impl LookupApi {
         spans::looked_up(span, result, || self.hasher.identify(tenant, customer).map(|identity| identity.key()));
     }
 
-    /// Looks up a customer by what the caller knows; returns `None` if the tenant is not configured.
+    /// Looks up a customer by what the caller knows, and notes the phases; returns `None` if the tenant is not configured.
     pub(super) async fn find(
         &self,
         tenant: &TenantId,
         query: &CustomerQuery,
         requester: &Requester,
+        phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         match query {
-            CustomerQuery::Id(customer) => self.lookup.get(tenant, customer, requester).await,
+            CustomerQuery::Id(customer) => self.lookup.get_with_phases(tenant, customer, requester, phases).await,
             // Boxed, so that the future of a lookup by id stays small.
-            CustomerQuery::Identifier(identifier) => Box::pin(self.lookup.get_by(tenant, identifier, requester)).await,
+            CustomerQuery::Identifier(identifier) => {
+                Box::pin(self.lookup.get_by(tenant, identifier, requester, phases)).await
+            }
         }
     }
 
@@ -85,7 +110,8 @@ impl LookupApi {
         audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
         let span = spans::lookup(headers, tenant, &caller.name);
-        let answer = self.find(tenant, query, &caller.requester()).instrument(span.clone()).await;
+        let (requester, phases) = (caller.requester(), audit.looking_up());
+        let answer = self.find(tenant, query, &requester, phases).instrument(span.clone()).await;
         self.finish_verbatim(caller, headers, (tenant, query), &span, answer, audit)
     }
 
@@ -103,8 +129,13 @@ impl LookupApi {
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(span, tenant, query, result);
         audit.allowed(result, shown(&answer), tenant, query);
+        let handle = self.handle(caller, &answer, tenant, query);
         let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, query, caller))?;
-        Ok(self.verbatim(&answer, headers))
+        let mut response = self.verbatim(&answer, headers);
+        if let Some(handle) = handle {
+            response.headers_mut().insert(PROFILE_KEY, handle);
+        }
+        Ok(response)
     }
 
     /// Renders an answer as Genesys does.

@@ -4,13 +4,14 @@
 //! unchecked input. If the audit records only denied lookups, nothing is collected for the others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::response::Response;
 use http::HeaderMap;
 
 use crate::audit::{self, Audit, AuditRecord, Decision, DenialReason};
 use crate::domain::{CustomerQuery, Digest, DisclosedFields, LookupBy, QueryHasher, TenantId};
-use crate::lookup::Lookup;
+use crate::lookup::{Lookup, Phases};
 use crate::metrics::LookupResult;
 
 use crate::http::auth::authenticate::{Admitted, CallerAuth, RefusedCaller};
@@ -19,6 +20,7 @@ use crate::http::response::dialect::Dialect;
 use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::Problem;
 use crate::http::response::rate_limit_headers::Allowance;
+use crate::http::routes::lookup_timing::LookupTiming;
 
 /// What is known of a lookup so far.
 #[derive(Debug)]
@@ -33,18 +35,26 @@ pub(in crate::http) struct LookupAudit<'a> {
     key: Option<Digest>,
     by: Option<LookupBy>,
     decision: Option<Decision>,
+    timing: LookupTiming,
 }
 
 impl<'a> LookupAudit<'a> {
     /// Starts the record of a request with these headers. `lookup` knows the configured tenants.
-    pub(in crate::http) const fn begin(
+    pub(in crate::http) fn begin(
         audit: &'a Audit,
         hasher: &'a QueryHasher,
         lookup: &'a Lookup,
         headers: &'a HeaderMap,
+        slow: Duration,
     ) -> Self {
         let (caller, allowance, tenant, key, by, decision) = (None, None, None, None, None, None);
-        Self { audit, hasher, lookup, headers, caller, allowance, tenant, key, by, decision }
+        let timing = LookupTiming::start(slow);
+        Self { audit, hasher, lookup, headers, caller, allowance, tenant, key, by, decision, timing }
+    }
+
+    /// Notes that the lookup itself begins, and returns where its phases are noted.
+    pub(in crate::http) fn looking_up(&mut self) -> &mut Phases {
+        self.timing.looking_up()
     }
 
     /// Authenticates the request and notes the caller, or why it is refused.
@@ -56,6 +66,7 @@ impl<'a> LookupAudit<'a> {
         match auth.admit(self.headers) {
             Ok(Admitted { caller, allowance }) => {
                 (self.caller, self.allowance) = (Some(Arc::clone(&caller.name)), allowance);
+                self.timing.admitted(caller.timing);
                 Ok(caller)
             }
             Err(RefusedCaller { problem, caller }) => {
@@ -112,11 +123,14 @@ impl<'a> LookupAudit<'a> {
 
     /// Writes the record and returns the response: a 503 if the record is required and cannot be written.
     pub(in crate::http) async fn end(self, mut answer: Result<Response, Problem>, dialect: &Dialect) -> Response {
-        let Self { audit, headers, caller, allowance, tenant, key, by, decision, .. } = self;
+        let Self { audit, headers, caller, allowance, tenant, key, by, decision, timing, .. } = self;
+        let (request, elapsed) = (headers.get(REQUEST_ID), timing.end());
+        elapsed.log_if_slow(request, caller.as_deref());
         if let Some(decision) = decision {
             let must_be_written = matches!(decision, Decision::Allowed { .. }) && audit.is_strict();
-            let request = headers.get(REQUEST_ID).cloned();
-            let record = AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, by, decision });
+            let (request, duration_ms) = (request.cloned(), elapsed.total_ms());
+            let record = audit::LookupRecord { request, caller, tenant, key, by, decision, duration_ms };
+            let record = AuditRecord::Lookup(record);
             if !must_be_written {
                 audit.record(record);
             } else if audit.record_and_wait(record).await.is_err() {
@@ -124,6 +138,7 @@ impl<'a> LookupAudit<'a> {
             }
         }
         let mut response = answer.unwrap_or_else(|problem| dialect.render(problem));
+        elapsed.write_header(response.headers_mut());
         if let Some(allowance) = allowance {
             allowance.write_headers(response.headers_mut());
         }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{contact, identifier, oauth_token, profile, webhook};
+use super::{changes, contact, identifier, oauth_token, profile, webhook};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,6 +29,7 @@ use super::{contact, identifier, oauth_token, profile, webhook};
         webhook::tenant_webhook,
         profile::profile,
         profile::post_profile,
+        changes::changes,
         contact::contact,
         identifier::lookup,
         identifier::old_lookup,

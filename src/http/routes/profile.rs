@@ -22,6 +22,7 @@ use crate::spans;
 use crate::store::Found;
 
 use crate::http::auth::callers::Caller;
+use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::request::body;
 use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
@@ -32,9 +33,9 @@ use crate::http::routes::lookup_audit::LookupAudit;
 use crate::http::routes::profile_query::ProfileQuery;
 use crate::http::server::service::{DirectRoute, ResponseFuture};
 
-/// `Content-Type`, `ETag`, `Cache-Status`, `Age`, `Cache-Control`, `X-Request-Id`, two for the rate limit, and four for
-/// browsers.
-const HEADERS_OF_A_HIT: usize = 12;
+/// `Content-Type`, `ETag`, `Cache-Status`, `Age`, `Cache-Control`, `X-Request-Id`, `X-Profile-Key`, two for the rate limit,
+/// and four for browsers.
+const HEADERS_OF_A_HIT: usize = 13;
 
 /// The path of lookups.
 const PATH: &str = "/api/v1/profile";
@@ -137,7 +138,8 @@ impl LookupApi {
             }
         };
         let span = spans::lookup(headers, tenant, &caller.name);
-        let answer = self.find(tenant, customer, &caller.requester()).instrument(span.clone()).await;
+        let (requester, phases) = (caller.requester(), audit.looking_up());
+        let answer = self.find(tenant, customer, &requester, phases).instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);
@@ -151,7 +153,12 @@ impl LookupApi {
             Err(failure) => Err(self.log_failure(failure, tenant, customer, caller)),
         };
         let (response, shown) = match response {
-            Ok((response, shown)) => (Ok(response), shown),
+            Ok((mut response, shown)) => {
+                if let Some(handle) = self.handle(caller, &answer, tenant, customer) {
+                    response.headers_mut().insert(PROFILE_KEY, handle);
+                }
+                (Ok(response), shown)
+            }
             Err(problem) => (Err(problem), DisclosedFields::Nothing),
         };
         audit.allowed(result, shown, tenant, customer);

@@ -27,6 +27,10 @@ pub struct Config {
     pub body_budget: ByteSize,
     /// The maximum number of concurrent requests; more are refused with 503.
     pub max_in_flight: usize,
+    /// The maximum number of open streams of changes; more are refused with 503.
+    pub max_change_streams: usize,
+    /// The origins whose pages may call, each exactly as browsers send it.
+    pub cors_origins: Vec<String>,
     /// The key that signs callers' tokens: base64 of 32 bytes or more.
     #[serde(default)]
     pub token_secret: Option<Secret>,

@@ -14,6 +14,7 @@
 pub mod config;
 mod connection;
 mod connection_state;
+pub mod cors;
 mod guarded_body;
 mod io;
 pub mod limits;

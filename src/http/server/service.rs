@@ -35,6 +35,7 @@ use crate::spans;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::headers::{CORRELATION_ID, REQUEST_ID};
 use crate::http::response::problem::Problem;
+use crate::http::server::cors::AllowedOrigins;
 use crate::http::server::guarded_body::GuardedBody;
 
 /// The maximum length of a client's request id, in bytes.
@@ -61,6 +62,7 @@ pub struct HttpService {
     load: LoadLimit,
     routes: TowerToHyperService<Router>,
     direct: Option<Arc<dyn DirectRoute>>,
+    origins: AllowedOrigins,
     is_tls: bool,
     metrics: Arc<Metrics>,
 }
@@ -86,7 +88,21 @@ impl HttpService {
                 Dialect::of(&request).render(Problem::method_not_allowed())
             });
         let load = LoadLimit { permits, uploads };
-        Self { load, routes: TowerToHyperService::new(routes), direct: None, is_tls, metrics }
+        Self {
+            load,
+            routes: TowerToHyperService::new(routes),
+            direct: None,
+            origins: AllowedOrigins::default(),
+            is_tls,
+            metrics,
+        }
+    }
+
+    /// Lets pages of these origins call.
+    #[must_use]
+    pub fn with_origins(mut self, origins: AllowedOrigins) -> Self {
+        self.origins = origins;
+        self
     }
 
     /// Adds a route that bypasses the router. The router needs it as well, for the requests that it does not accept.
@@ -110,9 +126,17 @@ impl HttpService {
             let correlation = correlation.get_or_insert_with(|| id.clone());
             request.headers_mut().insert(CORRELATION_ID, correlation.clone());
         }
-        let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), trace_id = Empty);
-        let mut response = spans::begin(span, self.admit(request)).await;
+        let cors = self.origins.judge(request.headers());
+        let mut response = match cors.preflight(&request) {
+            Some(answer) => answer.unwrap_or_else(|problem| Dialect::of(&request).render(problem)),
+            None => {
+                let request_id = id.to_str().unwrap_or_default();
+                let span = tracing::info_span!("request", request_id, trace_id = Empty);
+                spans::begin(span, self.admit(request)).await
+            }
+        };
         let headers = response.headers_mut();
+        cors.write_headers(headers);
         headers.insert(REQUEST_ID, id);
         if let Some(correlation) = correlation {
             headers.insert(CORRELATION_ID, correlation);

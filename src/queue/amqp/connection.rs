@@ -4,6 +4,7 @@
 //! for the present connection and get an error with the reason while there is none.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -95,11 +96,23 @@ pub(super) enum AmqpConnectionState<R> {
     Closed,
 }
 
+/// What opening the queue does while the broker does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokerAbsence {
+    /// It waits for the broker, without a time limit.
+    Wait,
+    /// It ends after the first attempt, and publishers get errors at once until the broker answers: events that are not
+    /// confirmed go elsewhere.
+    GoOn,
+}
+
 /// The handle of a supervised connection.
 #[derive(Debug)]
 pub(super) struct SupervisedConnection<R> {
     pub(super) state: watch::Receiver<AmqpConnectionState<R>>,
     pub(super) closing: CancellationToken,
+    /// Set when a refusal of the broker is no reason to give up, although the connection was never up.
+    pub(super) is_patient: Arc<AtomicBool>,
 }
 
 impl<R: Send + Sync + 'static> SupervisedConnection<R> {
@@ -129,6 +142,22 @@ impl<R: Send + Sync + 'static> SupervisedConnection<R> {
             return Err(Error::Closed);
         }
         self.now()
+    }
+
+    /// Waits until the connection is up, or until the first attempt to open it has failed, at most until `deadline`. From
+    /// then on the supervisor never gives up.
+    ///
+    /// # Errors
+    ///
+    /// As of [`get_eventually`](Self::get_eventually): the first attempt found a broker that refuses.
+    pub(super) async fn attempt(&self, deadline: Instant) -> Result<(), Error> {
+        // Either result is in the state, and so is the reason that there is none.
+        let _ = timeout_at(deadline, self.state.clone().changed()).await;
+        self.is_patient.store(true, Ordering::Release);
+        match self.now() {
+            Ok(_) | Err(Error::Unavailable { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the connection, if there is one now.

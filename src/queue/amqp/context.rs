@@ -1,7 +1,7 @@
 //! What the parts of the AMQP queue share, and the setup of the consuming connection.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -57,7 +57,12 @@ impl AmqpContext {
                 metrics: Arc::clone(&self.metrics),
             };
             let setup = ConsumeSetup { replayer, losses: Arc::clone(&self.losses), tasks: self.tasks.clone() };
-            supervisor::start(Arc::clone(&self.broker), setup, &self.tasks)
+            let consuming = supervisor::start(Arc::clone(&self.broker), setup, &self.tasks);
+            if self.publisher.connection().is_patient.load(Ordering::Acquire) {
+                // The start went on without the broker, so its first refusal ends nothing here either.
+                consuming.is_patient.store(true, Ordering::Release);
+            }
+            consuming
         })
     }
 

@@ -50,7 +50,7 @@ impl Message {
         }
         Self {
             exchange: topology.exchange.clone(),
-            routing_key: format!("shard.{}", topology.shard(&event.keys)),
+            routing_key: format!("shard.{}", topology.shards.of(event)),
             properties,
             body: topology.keys.encode(event),
         }

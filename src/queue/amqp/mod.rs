@@ -44,6 +44,7 @@ mod publisher;
 mod replay;
 mod subscription;
 mod supervisor;
+pub mod survey;
 mod topology;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -78,9 +79,16 @@ use subscription::AmqpSubscription;
 use topology::Topology;
 
 pub use config::Config;
+pub use connection::BrokerAbsence;
 
 /// The longest time for closing, if the broker does not answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a publish waits for a connection that is down, if its event can go nowhere else.
+const RECONNECT_GRACE: Duration = Duration::from_millis(250);
+
+/// The longest that a start waits for its first attempt to connect, if it can go on without the broker.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// How long a probe waits for a connection that is down.
 const PROBE_GRACE: Duration = Duration::from_millis(500);
@@ -102,7 +110,7 @@ struct ActiveSubscription {
 }
 
 impl Amqp {
-    /// Connects, declares, and returns once publishing works, without a time limit. To be called within a Tokio runtime;
+    /// Connects, declares, and returns once publishing works, or as `absence` says. To be called within a Tokio runtime;
     /// `tasks` tracks the connections.
     ///
     /// # Errors
@@ -110,6 +118,7 @@ impl Amqp {
     /// [`Error::Misconfigured`]: a URL, a file or the state of the broker is not usable.
     pub async fn open(
         config: &Config,
+        absence: BrokerAbsence,
         clock: SharedClock,
         tasks: &Shutdown,
         metrics: Arc<Metrics>,
@@ -119,11 +128,20 @@ impl Amqp {
         let patience = config.publish_timeout * 2;
         let setup = PublishSetup { topology: topology.clone(), tasks: tasks.clone(), patience };
         let publishing = supervisor::start(Arc::clone(&broker), setup, tasks);
-        publishing.get_eventually().await?;
+        let reconnect = match absence {
+            BrokerAbsence::Wait => {
+                publishing.get_eventually().await?;
+                RECONNECT_GRACE
+            }
+            BrokerAbsence::GoOn => {
+                publishing.attempt(Instant::now() + FIRST_ATTEMPT).await?;
+                Duration::ZERO
+            }
+        };
         let context = AmqpContext {
             broker,
             topology,
-            publisher: Arc::new(ConfirmedPublisher::new(publishing, config.publish_timeout)),
+            publisher: Arc::new(ConfirmedPublisher::new(publishing, config.publish_timeout, reconnect)),
             consuming: OnceLock::new(),
             prefetch: config.prefetch,
             clock,

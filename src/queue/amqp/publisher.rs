@@ -18,7 +18,7 @@
 //!
 //! At most [`MAX_UNCONFIRMED`] messages are unconfirmed at once. A caller waits until its deadline, including the wait
 //! for its permits. It does not wait while the broker blocks publishes, or while the connection is down for longer than
-//! [`RECONNECT_GRACE`]. A caller that gives up frees no permits: its messages are still unconfirmed.
+//! its patience with a reconnect. A caller that gives up frees no permits: its messages are still unconfirmed.
 //!
 //! # Failures
 //!
@@ -44,19 +44,22 @@ use super::topology::Topology;
 /// How many messages are published together.
 const CHUNK: usize = MAX_UNCONFIRMED / 4;
 
-/// How long a publish waits for a connection that is down.
-const RECONNECT_GRACE: Duration = Duration::from_millis(250);
-
 /// Publishes on the present connection.
 #[derive(Debug)]
 pub(super) struct ConfirmedPublisher {
     connection: SupervisedConnection<ConfirmChannel>,
     timeout: Duration,
+    reconnect: Duration,
 }
 
 impl ConfirmedPublisher {
-    pub(super) fn new(connection: SupervisedConnection<ConfirmChannel>, timeout: Duration) -> Self {
-        Self { connection, timeout }
+    /// Creates the publisher. A publish waits for `timeout` at most, and for `reconnect` while the connection is down.
+    pub(super) fn new(
+        connection: SupervisedConnection<ConfirmChannel>,
+        timeout: Duration,
+        reconnect: Duration,
+    ) -> Self {
+        Self { connection, timeout, reconnect }
     }
 
     /// Returns the publishing connection.
@@ -80,7 +83,7 @@ impl ConfirmedPublisher {
     }
 
     async fn publish_chunk(&self, messages: Vec<Message>, deadline: Instant) -> Result<(), Error> {
-        let ready = self.connection.get(deadline.min(Instant::now() + RECONNECT_GRACE)).await?;
+        let ready = self.connection.get(deadline.min(Instant::now() + self.reconnect)).await?;
         ready.open.accepts_messages()?;
         tokio::select! {
             biased;

@@ -12,10 +12,11 @@
 //! # Failures
 //!
 //! While the connection is down its users get the reason at once. A refusal that is final ([`Error::Misconfigured`])
-//! ends the supervisor if the connection was never up. Later it is retried like any other failure, since an operator may
-//! be working on the broker. Failures are logged here, once per new reason.
+//! ends the supervisor if the connection was never up, unless the start went on without the broker. Later it is retried
+//! like any other failure, since an operator may be working on the broker. Failures are logged here, once per new reason.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -43,6 +44,7 @@ struct Supervisor<S: ConnectionSetup> {
     setup: S,
     state: watch::Sender<AmqpConnectionState<S::Resources>>,
     closing: CancellationToken,
+    is_patient: Arc<AtomicBool>,
     shutdown: Shutdown,
 }
 
@@ -53,10 +55,17 @@ pub(super) fn start<S: ConnectionSetup>(
     shutdown: &Shutdown,
 ) -> SupervisedConnection<S::Resources> {
     let (sender, state) = watch::channel(AmqpConnectionState::Down("not connected yet".to_owned()));
-    let closing = CancellationToken::new();
-    let supervisor = Supervisor { broker, setup, state: sender, closing: closing.clone(), shutdown: shutdown.clone() };
+    let (closing, is_patient) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
+    let supervisor = Supervisor {
+        broker,
+        setup,
+        state: sender,
+        closing: closing.clone(),
+        is_patient: Arc::clone(&is_patient),
+        shutdown: shutdown.clone(),
+    };
     shutdown.spawn(supervisor.run());
-    SupervisedConnection { state, closing }
+    SupervisedConnection { state, closing, is_patient }
 }
 
 impl<S: ConnectionSetup> Supervisor<S> {
@@ -77,7 +86,7 @@ impl<S: ConnectionSetup> Supervisor<S> {
                     backoff.reset_after(since.elapsed());
                     reason
                 }
-                Err(error @ Error::Misconfigured { .. }) if !was_up => {
+                Err(error @ Error::Misconfigured { .. }) if !was_up && !self.is_patient.load(Ordering::Acquire) => {
                     self.state.send_replace(AmqpConnectionState::Refused(error));
                     return;
                 }

@@ -26,8 +26,8 @@ use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
-use crate::domain::Digest;
 use crate::queue::Error;
+use crate::queue::shards::Shards;
 
 use super::authenticity::MessageKeys;
 use super::channel::{self, declare_passive, is_absent, refused};
@@ -52,6 +52,8 @@ pub(super) struct Topology {
     pub(super) replays: String,
     /// How the events in all of these are signed and verified.
     pub(super) keys: Arc<MessageKeys>,
+    /// How the events are distributed over the work queues.
+    pub(super) shards: Shards,
     work: Vec<String>,
     max_age: String,
 }
@@ -64,6 +66,7 @@ impl Topology {
             dead_letters: format!("{NAMESPACE}.dead-letters"),
             replays: format!("{NAMESPACE}.replays"),
             keys: Arc::new(MessageKeys::new(config)),
+            shards: Shards::new(config.shards),
             work: (0..config.shards).map(|shard| format!("{NAMESPACE}.invalidations.{shard}")).collect(),
             max_age: max_age(config.journal_retention),
         }
@@ -74,26 +77,16 @@ impl Topology {
         &self.work
     }
 
-    /// Returns the shard of an event, from its first key.
-    pub(super) fn shard(&self, keys: &[Digest]) -> usize {
-        let mut head = [0; 8];
-        if let Some(key) = keys.first() {
-            head.copy_from_slice(&key.as_bytes()[..8]);
-        }
-        self.wrap(u64::from_be_bytes(head))
-    }
-
     /// Returns the work queue for a routing key of the exchange; `None` for an unknown key. The key may come from a time
     /// with more shards.
     pub(super) fn queue_of(&self, routing_key: &str) -> Option<&str> {
         let shard = routing_key.strip_prefix("shard.")?.parse().ok()?;
-        Some(&self.work[self.wrap(shard)])
+        Some(&self.work[self.shards.index(shard)])
     }
 
-    fn wrap(&self, shard: u64) -> usize {
-        let shards = self.work.len() as u64;
-        // The remainder is below the number of queues, which is a `usize`.
-        usize::try_from(shard % shards).expect("a remainder of a length is an index")
+    /// Returns the arguments of the journal.
+    pub(super) fn journal_arguments(&self) -> FieldTable {
+        journal_arguments(&self.max_age)
     }
 
     /// Returns the work queues that are missing while the journal exists.
@@ -138,7 +131,7 @@ impl Topology {
         }
         declarer.quorum(&self.dead_letters).await?;
         declarer.quorum(&self.replays).await?;
-        declarer.queue(&self.journal, journal_arguments(&self.max_age)).await?;
+        declarer.queue(&self.journal, self.journal_arguments()).await?;
         declarer.bind(&self.journal, &self.exchange, "#").await?;
         channel::close(declarer.channel).await;
         Ok(())
@@ -174,15 +167,15 @@ impl Topology {
 }
 
 /// Makes declarations one after the other. A refusal closes the channel; the next declaration uses a new one.
-struct Declarer<'a> {
+pub(super) struct Declarer<'a> {
     connection: &'a Connection,
     channel: Channel,
     /// Whether the broker limits deliveries by default.
-    has_default_limit: bool,
+    pub(super) has_default_limit: bool,
 }
 
 impl<'a> Declarer<'a> {
-    async fn new(connection: &'a Connection) -> Result<Self, Error> {
+    pub(super) async fn new(connection: &'a Connection) -> Result<Self, Error> {
         Ok(Self { connection, channel: channel::open(connection).await?, has_default_limit: false })
     }
 
@@ -204,7 +197,7 @@ impl<'a> Declarer<'a> {
         }
     }
 
-    async fn quorum(&mut self, queue: &str) -> Result<(), Error> {
+    pub(super) async fn quorum(&mut self, queue: &str) -> Result<(), Error> {
         if self.has_default_limit {
             let mut arguments = quorum_arguments();
             arguments.insert(DELIVERY_LIMIT.into(), AMQPValue::LongLongInt(-1));
@@ -224,7 +217,7 @@ impl<'a> Declarer<'a> {
         self.queue(queue, quorum_arguments()).await
     }
 
-    async fn queue(&self, queue: &str, arguments: FieldTable) -> Result<(), Error> {
+    pub(super) async fn queue(&self, queue: &str, arguments: FieldTable) -> Result<(), Error> {
         self.try_queue(queue, arguments).await.map_err(|error| refused(&error))
     }
 

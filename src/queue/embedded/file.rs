@@ -13,7 +13,7 @@ use super::change::LogLimits;
 use super::log::Log;
 
 /// The name of the file in the configured directory.
-pub(super) const NAME: &str = "queue.redb";
+pub(in crate::queue) const NAME: &str = "queue.redb";
 
 /// How much of the file is cached in memory. The events of the delivery window are in memory anyway.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;

@@ -81,6 +81,8 @@ use subscription::{EmbeddedSubscription, SharedWindow};
 use tables::LogTotals;
 use writer::{LogOpener, LogWriter};
 
+pub(super) use file::NAME as FILE_NAME;
+
 /// The longest that [`Embedded::close`] waits for the file to be closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -101,6 +103,17 @@ pub struct Config {
     /// How long settled events are kept.
     #[serde(with = "humantime_serde")]
     pub journal_retention: Duration,
+}
+
+/// What a log holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogSize {
+    /// Unsettled events.
+    pub(super) events: u64,
+    /// The bytes that count against the limit.
+    pub(super) bytes: u64,
+    /// Dead letters.
+    pub(super) dead_letters: u64,
 }
 
 /// A durable log in a local file. See the module head.
@@ -165,6 +178,13 @@ impl Embedded {
 }
 
 impl Embedded {
+    /// Returns what the log holds at this moment.
+    pub(super) fn size(&self) -> LogSize {
+        let LogTotals { events, dead_letters, .. } = self.progress.borrow().totals;
+        let bytes = events.bytes + dead_letters.bytes;
+        LogSize { events: events.rows, bytes, dead_letters: dead_letters.rows }
+    }
+
     /// Finds the selected dead letters among the present ones, oldest first.
     async fn find(&self, which: &DeadLetterSelection) -> Result<Vec<SelectedDeadLetter>, Error> {
         let mut left = usize::try_from(self.depth().await?.dead_letters).unwrap_or(usize::MAX);

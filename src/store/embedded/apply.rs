@@ -48,6 +48,7 @@ impl Embedded {
             self.seen.insert(mark, Expiring::new((), now, self.lifetimes.dedup_window));
         }
         self.stripes.of(key).changed.notify_waiters();
+        self.changes.publish(key.clone(), change.kind);
         if raised.outrun {
             return Applied::Outrun;
         }

@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::clock::SharedClock;
 use crate::domain::{Digest, Key, Timestamp};
+use crate::store::changes::ChangeFeed;
 use crate::store::fence::{Fence, Newest};
 use crate::store::{
     Applied, Base, Change, Content, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, LeaseTarget, Leased,
@@ -50,6 +51,8 @@ pub struct Embedded {
     seen: Cache<(Key, Digest), Expiring<()>>,
     locks: Cache<Key, Expiring<Token>>,
     stripes: Stripes,
+    /// What is applied here.
+    pub changes: ChangeFeed,
     lifetimes: Lifetimes,
     clock: SharedClock,
 }
@@ -67,6 +70,7 @@ impl Embedded {
             seen: cache(share(14), |_, _| OVERHEAD),
             locks: cache(share(2), |_, _| OVERHEAD),
             stripes: Stripes::new(),
+            changes: ChangeFeed::new(true),
             lifetimes,
             clock,
         }

@@ -19,7 +19,7 @@ impl Redis {
             cmd.arg(4 + usize::from(change.of.is_some())).arg(names.key).arg(&names.fence).arg(&names.lock);
             cmd.arg(names.seen(change.event)).arg(change.of.map(|of| names.seen(of)));
             self.add_change(&mut cmd, key, change);
-            cmd.arg(self.channel);
+            cmd.arg(&self.changes).arg(self.channel);
             cmd
         };
         let answer = match self.send_change(call(APPLY.by_name())).await {

@@ -15,6 +15,7 @@
 
 mod apply;
 mod breaker;
+pub mod change_listener;
 mod client;
 mod command;
 pub mod config;
@@ -30,6 +31,7 @@ mod replication;
 mod reply;
 mod scripts;
 mod subscriber;
+pub mod survey;
 mod values;
 mod waiting;
 
@@ -70,6 +72,8 @@ pub struct Redis {
     announcements: Announcements,
     /// The kind of channel on which scripts announce a change: sharded (`s`) or plain (`p`).
     channel: &'static str,
+    /// The channel on which scripts publish applied changes.
+    changes: String,
     lifetimes: Lifetimes,
     min_replicas: u32,
     timeout: Duration,
@@ -100,6 +104,7 @@ impl Redis {
             events: RedisConnection::open(&endpoints, certificates.as_ref(), event_timeout, shutdown)?,
             announcements: Announcements::open(&endpoints, certificates.as_ref(), shutdown)?,
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
+            changes: change_listener::channel(&endpoints),
             lifetimes,
             min_replicas: config.min_replicas,
             timeout,

@@ -89,7 +89,8 @@ pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(inclu
 /// does (`U`, `C`, `D`), its `modified`, its `at` and the precision of that, whether it is forced, why it is delivered
 /// once more, whether it lacks a `modified` that it should have, now, the lifetimes of fence, tombstone and mark in ms,
 /// a token for a tombstone, whether a duplicate writes (for `WAIT`), the text of the tombstone with its MAC or
-/// nothing, the values of both marks: `1`, or a MAC, without which a mark counts for nothing.
+/// nothing, the values of both marks: `1`, or a MAC, without which a mark counts for nothing; the channel of
+/// applied changes.
 pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/apply.lua")));
 
 /// Writes a key and removes it. KEYS is that key alone.

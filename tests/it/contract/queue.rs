@@ -129,6 +129,7 @@ macro_rules! queue_contract {
 queue_contract!(
     embedded_adapter: Embedded,
     rabbitmq: crate::contract::rabbit::Alone,
+    rabbitmq_with_outbox: crate::contract::rabbit::WithOutbox,
     rabbitmq_on_three_nodes: crate::contract::rabbit::OnThreeNodes
 );
 

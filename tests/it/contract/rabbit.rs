@@ -5,12 +5,19 @@ use profile_edge::config;
 use profile_edge::domain::Secret;
 use profile_edge::queue::amqp;
 use profile_edge::queue::open::{Config, OpenQueue, QueueKind};
+use tempfile::TempDir;
 
 use super::queue::{Fixture, open};
 use crate::support::servers::rabbit::{RabbitCluster, RabbitServer};
 
 /// An own virtual host on the node that all tests share.
 pub(crate) struct Alone(Place);
+
+/// The same, with an outbox that nothing goes to while the broker answers.
+pub(crate) struct WithOutbox {
+    place: Place,
+    _directory: TempDir,
+}
 
 /// An own virtual host on the three nodes that all tests share. Queues have a member on each node.
 pub(crate) struct OnThreeNodes(Place);
@@ -51,6 +58,28 @@ impl Fixture for Alone {
 
     async fn inject(&self, bytes: &[u8]) {
         self.0.inject(bytes).await;
+    }
+}
+
+#[async_trait]
+impl Fixture for WithOutbox {
+    const HISTORIES: u32 = 3;
+
+    async fn new() -> Self {
+        let (mut place, directory) =
+            (Place::on(RabbitServer::shared().await, |_, _| {}).await, tempfile::tempdir().unwrap());
+        (place.config.outbox.enabled, place.config.outbox.path) = (true, directory.path().join("outbox"));
+        Self { place, _directory: directory }
+    }
+
+    async fn open(&self) -> OpenQueue {
+        let opened = open(&self.place.config).await;
+        assert!(opened.outbox.is_some());
+        opened
+    }
+
+    async fn inject(&self, bytes: &[u8]) {
+        self.place.inject(bytes).await;
     }
 }
 

@@ -203,6 +203,13 @@ impl<'a> Load<'a> {
         }
     }
 
+    /// Checks that no sender was asked to post an event again.
+    pub(crate) fn all_were_accepted(&self) {
+        let refused: Vec<Event> =
+            self.record.lock().events.iter().filter(|event| !event.is_accepted()).cloned().collect();
+        assert!(refused.is_empty(), "{} events were refused, first {:?}", refused.len(), refused[0]);
+    }
+
     /// Waits until every accepted event has left its mark in Redis.
     pub(crate) async fn accepted_are_applied(&self, redis: &MultiplexedConnection) {
         let mut missing: Vec<String> =

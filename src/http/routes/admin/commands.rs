@@ -249,7 +249,7 @@ fn limit(query: &str) -> Result<usize, Problem> {
     limit.ok_or_else(|| Problem::bad_field("limit", expected))
 }
 
-async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+pub(super) async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     // The sender has the admin key, and the listener has few connections.
     json::parse(&body::read(headers, body, MAX_BODY, &ByteBudget::of(MAX_BODY)).await?.bytes)
 }

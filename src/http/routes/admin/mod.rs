@@ -9,6 +9,7 @@
 
 mod browser;
 mod commands;
+mod outbox;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -89,6 +90,8 @@ pub fn routes(api: Arc<AdminApi>) -> Router {
         .route("/admin/dead-letters/redrive", post(commands::redrive))
         .route("/admin/dead-letters/purge", post(commands::purge))
         .route("/admin/replay", post(commands::replay))
+        .route("/admin/outbox", get(outbox::status))
+        .route("/admin/outbox/drain", post(outbox::drain))
         .route("/", any(async || Problem::no_such_route()))
         .route("/{*rest}", any(async || Problem::no_such_route()))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), require_key));
@@ -111,7 +114,7 @@ async fn ready(State(api): State<Arc<AdminApi>>, headers: HeaderMap) -> Response
     let down = api.readiness.degraded().into_iter().map(str::to_owned);
     let mut degraded: Vec<String> = down.chain(reasons.keys().cloned()).collect();
     if !api.is_loopback && !api.has_key(&headers) {
-        reasons.clear();
+        reasons.retain(|name, _| !name.contains(':'));
         degraded.iter_mut().for_each(|name| name.truncate(name.find(':').unwrap_or(name.len())));
         degraded.dedup();
     }
@@ -225,6 +228,7 @@ fn problem(error: actions::Error) -> Problem {
         actions::Error::NoQueue => (StatusCode::CONFLICT, "no_queue"),
         actions::Error::NoJournal => (StatusCode::CONFLICT, "no_journal"),
         actions::Error::NoEvent => (StatusCode::CONFLICT, "no_event"),
+        actions::Error::NoOutbox => (StatusCode::CONFLICT, "no_outbox"),
         actions::Error::Busy => (StatusCode::CONFLICT, "busy"),
         actions::Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
         actions::Error::Queue(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),

@@ -110,5 +110,6 @@ end
 if whole then redis.call('SET', KEYS[4], ARGV[15], 'PX', dedup) end
 if KEYS[5] and whole and (remembered or not asked) then redis.call('SET', KEYS[5], ARGV[16], 'PX', dedup) end
 if present == 'L' or had_lock == 1 then announce() end
+redis.pcall('PUBLISH', ARGV[17], does .. K)
 if outrun then return 'outrun' end
 return (present and present ~= 'L') and 'applied' or 'absent'

@@ -240,6 +240,14 @@ impl RabbitServer {
         }
     }
 
+    /// Returns the address of the management API.
+    pub(crate) fn management(&self) -> String {
+        match &self.named {
+            Some((_, api)) => api.clone(),
+            None => format!("http://127.0.0.1:{}", self.management),
+        }
+    }
+
     /// Publishes bytes directly.
     pub(crate) async fn publish(&self, vhost: &str, exchange: &str, routing_key: &str, bytes: &[u8]) {
         use base64::Engine;

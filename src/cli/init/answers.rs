@@ -1,0 +1,153 @@
+//! What `profile-edge init` needs to know: from its arguments, and asked for at a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use url::Url;
+
+use crate::domain::{Secret, TenantId};
+
+use super::super::first_line;
+
+/// The arguments of `profile-edge init`.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct InitArgs {
+    /// The directory to write into; created if it does not exist.
+    #[arg(long, value_name = "DIR", default_value = "edge")]
+    pub(super) dir: PathBuf,
+    /// The id of the tenant: a name of your own for the organisation.
+    #[arg(long, aliases = ["organisation", "organization"], value_name = "ID")]
+    tenant: Option<TenantId>,
+    /// The region of the organisation, such as `us_east_1`.
+    #[arg(long, conflicts_with = "genesys_url")]
+    region: Option<String>,
+    /// The URL of a sandbox Genesys, instead of a region.
+    #[arg(long, value_name = "URL")]
+    genesys_url: Option<Url>,
+    /// The id of the OAuth client.
+    #[arg(long, value_name = "ID")]
+    client_id: Option<String>,
+    /// The file with the secret of the OAuth client; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    client_secret_file: Option<PathBuf>,
+    /// The name of a caller; may be repeated [default: architect].
+    #[arg(long = "caller", value_name = "NAME")]
+    callers: Vec<String>,
+    /// The URL at which Genesys and the callers reach the service [default: <http://127.0.0.1:8080>].
+    #[arg(long, value_name = "URL")]
+    public_url: Option<Url>,
+    /// Redis, if entries are to be shared by several processes: `redis://` or `rediss://`.
+    #[arg(long, value_name = "URL")]
+    redis_url: Option<String>,
+    /// RabbitMQ, if events are to be shared by several processes: `amqp://` or `amqps://`.
+    #[arg(long, value_name = "URL")]
+    amqp_url: Option<String>,
+    /// Do not ask; take the defaults.
+    #[arg(long, short)]
+    yes: bool,
+    /// Overwrite existing files. All secrets are created again.
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+/// Everything that the files are made of.
+#[derive(Debug)]
+pub(super) struct Answers {
+    pub(super) tenant: TenantId,
+    pub(super) genesys: Genesys,
+    pub(super) client_id: String,
+    pub(super) client_secret: Secret,
+    pub(super) callers: Vec<String>,
+    pub(super) public_url: Url,
+    pub(super) redis_url: Option<Secret>,
+    pub(super) amqp_url: Option<Secret>,
+}
+
+/// Where Genesys is.
+#[derive(Debug)]
+pub(super) enum Genesys {
+    Region(String),
+    Url(Url),
+}
+
+/// Asks at a terminal, if there is one and it may be used.
+#[derive(Clone, Copy)]
+struct Terminal {
+    may_ask: bool,
+}
+
+impl Answers {
+    /// Takes the arguments, and asks for what they leave open.
+    ///
+    /// # Errors
+    ///
+    /// Something is missing and cannot be asked for, or is malformed.
+    pub(super) fn complete(args: InitArgs) -> Result<Self, String> {
+        let may_ask = !args.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+        let terminal = Terminal { may_ask };
+        let tenant = match args.tenant {
+            Some(tenant) => tenant,
+            None => {
+                let id = terminal.ask("Id of the tenant", Some("10001"), "--tenant")?;
+                id.parse::<TenantId>().map_err(|error| format!("--tenant: {error}"))?
+            }
+        };
+        let genesys = match (args.region, args.genesys_url) {
+            (_, Some(url)) => Genesys::Url(url),
+            (Some(region), None) => Genesys::Region(region),
+            (None, None) => Genesys::Region(terminal.ask("Region, such as us_east_1", None, "--region")?),
+        };
+        let client_id = match args.client_id {
+            Some(id) => id,
+            None => terminal.ask("Id of the OAuth client", None, "--client-id")?,
+        };
+        let client_secret = match args.client_secret_file {
+            Some(file) => read(&file)?,
+            None => {
+                let file = terminal.ask("File with the secret of the OAuth client", None, "--client-secret-file")?;
+                read(&PathBuf::from(file))?
+            }
+        };
+        let callers = if args.callers.is_empty() {
+            let names = terminal.ask("Names of the callers, separated by spaces", Some("architect"), "--caller")?;
+            names.split_whitespace().map(str::to_owned).collect()
+        } else {
+            args.callers
+        };
+        let public_url = match args.public_url {
+            Some(url) => url,
+            None => {
+                let url = terminal.ask("Public URL of the service", Some("http://127.0.0.1:8080"), "--public-url")?;
+                url.parse::<Url>().map_err(|error| format!("--public-url: {error}"))?
+            }
+        };
+        let (redis_url, amqp_url) = (args.redis_url.map(Secret::new), args.amqp_url.map(Secret::new));
+        Ok(Self { tenant, genesys, client_id, client_secret, callers, public_url, redis_url, amqp_url })
+    }
+}
+
+impl Terminal {
+    /// Asks; an empty answer is the default.
+    fn ask(self, question: &str, default: Option<&str>, flag: &str) -> Result<String, String> {
+        if !self.may_ask {
+            return default.map(str::to_owned).ok_or_else(|| format!("{flag} is missing: {question}"));
+        }
+        let shown = default.map(|default| format!(" [{default}]")).unwrap_or_default();
+        let _ = write!(std::io::stderr().lock(), "{question}{shown}: ");
+        let answer = first_line().map_err(|error| format!("standard input cannot be read: {error}"))?;
+        match (answer.trim(), default) {
+            ("", Some(default)) => Ok(default.to_owned()),
+            ("", None) => Err(format!("{flag} is missing: {question}")),
+            (answer, _) => Ok(answer.to_owned()),
+        }
+    }
+}
+
+fn read(file: &PathBuf) -> Result<Secret, String> {
+    let text = if file.as_os_str() == "-" { first_line() } else { std::fs::read_to_string(file) };
+    let text = text.map_err(|error| format!("--client-secret-file {}: {error}", file.display()))?;
+    match text.trim_end_matches(['\n', '\r']) {
+        "" => Err(format!("--client-secret-file {} is empty", file.display())),
+        secret => Ok(Secret::new(secret)),
+    }
+}

@@ -1,0 +1,227 @@
+//! The change feed: Server-Sent Events of applied invalidations, in each lookup process, and requests of browsers.
+
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::support::edge::{Edge, Pairing, flat};
+use crate::support::servers::redis::RedisServer;
+use crate::support::{PATIENCE, customer, eventually};
+
+/// An event of a stream.
+#[derive(Clone, Debug, PartialEq)]
+struct StreamEvent {
+    id: String,
+    name: String,
+    data: Value,
+}
+
+/// An open stream.
+struct Changes {
+    response: Response,
+    unread: String,
+}
+
+impl Changes {
+    /// Opens a stream, and waits until the service has begun it.
+    async fn open(edge: &Edge, query: &str, last: Option<&str>) -> (Self, StreamEvent) {
+        let mut request =
+            edge.client.get(edge.url(&format!("/api/v1/changes?{query}"))).header("X-API-Key", "demo-key");
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last);
+        }
+        // The store's channel may not be subscribed yet.
+        let response = eventually("a stream", || async {
+            let response = request.try_clone().unwrap().send().await.unwrap();
+            (response.status() != 503).then_some(response)
+        })
+        .await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let mut stream = Self { response, unread: String::new() };
+        let first = stream.next().await.unwrap();
+        (stream, first)
+    }
+
+    /// Returns the next event, or the id that the stream begins with; `None` at its end.
+    async fn next(&mut self) -> Option<StreamEvent> {
+        loop {
+            if let Some((event, rest)) = self.unread.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.unread = rest;
+                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+                if let Some(id) = field("id:") {
+                    let (id, name) = (id.to_owned(), field("event:").unwrap_or_default().to_owned());
+                    let data = field("data:").map_or(Value::Null, |data| serde_json::from_str(data).unwrap());
+                    return Some(StreamEvent { id, name, data });
+                }
+                continue;
+            }
+            let chunk = timeout(PATIENCE, self.response.chunk()).await.expect("an event arrives").ok()??;
+            self.unread.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    }
+
+    /// Returns the next change: its handle and kind.
+    async fn change(&mut self) -> (String, String) {
+        let event = self.next().await.unwrap();
+        assert_eq!(event.name, "change", "{event:?}");
+        let text = |name: &str| event.data[name].as_str().unwrap().to_owned();
+        (text("profileKey"), text("kind"))
+    }
+}
+
+async fn handle(edge: &Edge, customer: &str) -> String {
+    edge.look_up(customer).await.headers["x-profile-key"].to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_applied_event_is_heard_under_the_handle_of_the_lookup() {
+    let edge = Edge::start_with("[sandbox]\nlatency = \"0ms\"\n").await;
+    let (one, two) = (customer(1), customer(2));
+    let handles = [handle(&edge, &one).await, handle(&edge, &two).await];
+    assert_ne!(handles[0], handles[1]);
+    assert_eq!(handle(&edge, &one).await, handles[0], "a hit and a miss have the same handle");
+    let (mut all, _) = Changes::open(&edge, "tenantId=10001", None).await;
+    let (mut only, _) = Changes::open(&edge, &format!("tenantId=10001&profileKeys={}", handles[1]), None).await;
+    assert_eq!(edge.post_event(&flat(&one)).await.status(), 202);
+    assert_eq!(all.change().await, (handles[0].clone(), "updated".to_owned()));
+    let mut deleted = flat(&two);
+    deleted["eventType"] = json!("customer.deleted");
+    assert_eq!(edge.post_event(&deleted).await.status(), 202);
+    let expected = (handles[1].clone(), "deleted".to_owned());
+    assert_eq!(all.change().await, expected);
+    assert_eq!(only.change().await, expected, "the other change is not heard here");
+    assert_eq!(edge.look_up(&two).await.status, 410);
+    assert_eq!(handle(&edge, &two).await, handles[1], "a tombstone has the same handle");
+    assert!((edge.metric("profile_edge_change_streams").await - 2.0).abs() < f64::EPSILON);
+    drop((all, only));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_heard_in_each_process_whichever_applied_it() {
+    for pairing in [Pairing::Redis, Pairing::RedisAndRabbit] {
+        let shared = pairing.settings().await;
+        let first = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{shared}")).await;
+        let lookup = "roles = [\"lookup\"]\n[sandbox]\nlatency = \"0ms\"\n";
+        let second = Edge::start_with(&format!("{lookup}{shared}")).await;
+        let one = customer(1);
+        let handles = [handle(&first, &one).await, handle(&second, &one).await];
+        let (mut here, _) = Changes::open(&first, "tenantId=10001", None).await;
+        let (mut there, _) = Changes::open(&second, "tenantId=10001", None).await;
+        assert_eq!(first.post_event(&flat(&one)).await.status(), 202);
+        // Without http.token_secret each process has its own handles.
+        assert_eq!(here.change().await.0, handles[0]);
+        assert_eq!(there.change().await.0, handles[1]);
+        drop((here, there));
+        first.stop().await;
+        second.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_resumes_after_the_last_event_or_says_reset() {
+    let edge = Edge::start_with("[sandbox]\nlatency = \"0ms\"\n").await;
+    let (mut stream, start) = Changes::open(&edge, "tenantId=10001", None).await;
+    assert_eq!((start.name.as_str(), &start.data), ("", &Value::Null));
+    for n in 1..=3 {
+        assert_eq!(edge.post_event(&flat(&customer(n))).await.status(), 202);
+    }
+    let mut events = Vec::new();
+    for _ in 0..3 {
+        events.push(stream.next().await.unwrap());
+    }
+    drop(stream);
+    let (mut resumed, first) = Changes::open(&edge, "tenantId=10001", Some(&events[0].id)).await;
+    assert_eq!((first.name.as_str(), &first.id), ("", &events[0].id));
+    assert_eq!(resumed.next().await.as_ref(), Some(&events[1]));
+    assert_eq!(resumed.next().await.as_ref(), Some(&events[2]));
+    for unknown in ["00000000000000000-1", "nonsense", "0000000000000001-1"] {
+        let (_, first) = Changes::open(&edge, "tenantId=10001", Some(unknown)).await;
+        assert_eq!((first.name.as_str(), first.data), ("reset", json!({ "reason": "resume" })), "{unknown}");
+    }
+    drop(resumed);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_connection_to_redis_resets_the_streams() {
+    let server = RedisServer::start(&[]).await;
+    let settings = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{}\"\n", server.url());
+    let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{settings}")).await;
+    let (mut stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
+    let mut admin = server.connect().await.unwrap();
+    redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec_async(&mut admin).await.unwrap();
+    // One when it breaks, one when it is whole again.
+    for _ in 0..2 {
+        let event = stream.next().await.unwrap();
+        assert_eq!((event.name.as_str(), event.data), ("reset", json!({ "reason": "gap" })));
+    }
+    let one = handle(&edge, &customer(1)).await;
+    assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
+    assert_eq!(stream.change().await.0, one);
+    drop(stream);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_ends_the_streams() {
+    let edge = Edge::start().await;
+    let (mut stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
+    let (end, ()) = tokio::join!(stream.next(), edge.stop());
+    assert_eq!(end, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_for_streams_are_checked() {
+    let edge = Edge::start_with("[http]\nmax_change_streams = 1\n").await;
+    let ask = async |query: &str, key: &str| {
+        let request = edge.client.get(edge.url(&format!("/api/v1/changes{query}"))).header("X-API-Key", key);
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json::<Value>().await.unwrap())
+    };
+    assert_eq!(ask("?tenantId=10001", "wrong").await.0, 401);
+    assert_eq!(ask("?tenantId=99", "demo-key").await.0, 403);
+    for (query, field) in
+        [("", "tenantId"), ("?tenantId=a%20b", "tenantId"), ("?tenantId=10001&profileKeys=", "profileKeys")]
+    {
+        let (status, problem) = ask(query, "demo-key").await;
+        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{query}");
+    }
+    let (stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
+    let (status, problem) = ask("?tenantId=10001", "demo-key").await;
+    assert_eq!((status, &problem["code"]), (503, &json!("shed")));
+    drop(stream);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_allowed_origins_may_call_and_others_may_not() {
+    let page = "https://desktop.example.com";
+    let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n[http]\ncors_origins = [\"{page}\"]\n")).await;
+    let url = edge.url(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(1)));
+    let preflight = async |origin: &str| {
+        let request = edge.client.request(Method::OPTIONS, &url).header("Origin", origin);
+        let request = request.header("Access-Control-Request-Method", "GET");
+        request.header("Access-Control-Request-Headers", "x-api-key").send().await.unwrap()
+    };
+    let allowed = preflight(page).await;
+    assert_eq!(allowed.status(), 204);
+    assert_eq!(allowed.headers()["access-control-allow-origin"], page);
+    assert!(allowed.headers()["access-control-allow-headers"].to_str().unwrap().contains("x-api-key"));
+    let foreign = preflight("https://desktop.example.com.evil.example").await;
+    assert_eq!(foreign.status(), 403);
+    assert!(!foreign.headers().contains_key("access-control-allow-origin"));
+    for (origin, is_allowed) in [(page, true), ("https://evil.example", false)] {
+        let request = edge.client.get(&url).header("X-API-Key", "demo-key").header("Origin", origin);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers().contains_key("access-control-allow-origin"), is_allowed, "{origin}");
+        assert_eq!(answer.headers()["vary"], "origin");
+    }
+    // Not of a page: nothing is added.
+    assert!(!edge.look_up(&customer(1)).await.headers.contains_key("vary"));
+    edge.stop().await;
+}

@@ -1,0 +1,125 @@
+//! Worlds whose Redis or RabbitMQ is broken.
+
+use lapin::options::BasicConsumeOptions;
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
+use serde_json::json;
+
+use super::{Diagnosis, diagnose, sandbox_of, settings};
+use crate::support::edge::{Edge, on_rabbit};
+use crate::support::eventually;
+use crate::support::process::free_port;
+use crate::support::servers::rabbit::RabbitServer;
+use crate::support::servers::redis::RedisServer;
+
+const ALONE: &[&str] = &["--without-service"];
+
+fn on_redis(url: &str, more: &str) -> String {
+    format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{url}\"\n{more}")
+}
+
+async fn with_redis(genesys: &Edge, server: &RedisServer, more: &str) -> Diagnosis {
+    diagnose(&format!("{}{}", settings(&sandbox_of(genesys)), on_redis(&server.url(), more)), ALONE, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_redis_are_named() {
+    let genesys = Edge::start().await;
+    let settings = settings(&sandbox_of(&genesys));
+    let nobody = format!("{settings}{}", on_redis(&format!("redis://127.0.0.1:{}", free_port()), ""));
+    diagnose(&nobody, ALONE, &[]).await.blames_only("redis.connection", "failed", "that the server runs");
+
+    let healthy = RedisServer::start(&[]).await;
+    with_redis(&genesys, &healthy, "").await.is_healthy();
+    let locked = format!("{settings}{}", on_redis(&healthy.url().replace("//", "//:wrong@"), ""));
+    diagnose(&locked, ALONE, &[]).await.blames_only("redis.connection", "failed", "password");
+    let found = with_redis(&genesys, &healthy, "min_replicas = 1\n").await;
+    found.blames_only("redis.replicas", "failed", "no event is acknowledged");
+
+    let follows = format!("127.0.0.1 {}", healthy.port);
+    for (arguments, check, verdict, advice) in [
+        (vec!["--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"], "redis.eviction", "warning", "volatile-ttl"),
+        (vec!["--maxmemory", "100kb"], "redis.eviction", "failed", "nothing can be stored"),
+        (vec!["--appendonly", "no"], "redis.persistence", "warning", "appendonly yes"),
+        (vec!["--replicaof", follows.as_str()], "redis.role", "failed", "primary"),
+    ] {
+        let broken = RedisServer::start(&arguments).await;
+        with_redis(&genesys, &broken, "").await.blames_only(check, verdict, advice);
+    }
+    genesys.stop().await;
+}
+
+/// A service on a virtual host of its own that has created its queues and was stopped, and its settings.
+async fn created(genesys: &Edge, server: &RabbitServer) -> (String, String) {
+    let vhost = server.vhost().await;
+    let settings = format!("{}{}", settings(&sandbox_of(genesys)), on_rabbit(&server.url(&vhost)));
+    Edge::start_with(&settings).await.stop().await;
+    (vhost, settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_our_queues_are_named() {
+    let genesys = Edge::start().await;
+    let server = RabbitServer::shared().await;
+    let management = server.management();
+    let alone = ["--without-service", "--rabbitmq-api", management.as_str()];
+    let (vhost, settings) = created(&genesys, server).await;
+    diagnose(&settings, &alone, &[]).await.is_healthy();
+    let refused = settings.replace("guest:guest", "guest:wrong");
+    diagnose(&refused, &alone, &[]).await.blames_only("rabbitmq.connection", "failed", "refuses the user");
+
+    let rules = json!({ "pattern": "^profile-edge", "definition": { "message-ttl": 60_000 }, "apply-to": "queues" });
+    server.api("PUT", &format!("/policies/{vhost}/short"), Some(rules)).await.unwrap();
+    let found = diagnose(&settings, &alone, &[]).await;
+    let wrong: Vec<_> = found.findings.iter().filter(|finding| finding["verdict"] != "ok").collect();
+    assert!(!wrong.is_empty() && wrong.iter().all(|finding| finding["check"] == "rabbitmq.policies"), "{wrong:#?}");
+    server.api("DELETE", &format!("/policies/{vhost}/short"), None).await.unwrap();
+
+    // A consumer of another program.
+    let connection = Connection::connect(&server.url(&vhost), ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let queue = "profile-edge.invalidations.0";
+    let consumer = channel
+        .basic_consume(queue.into(), "thief".into(), BasicConsumeOptions::default(), FieldTable::default())
+        .await
+        .unwrap();
+    eventually("the consumer is named", || async {
+        let found = diagnose(&settings, &alone, &[]).await;
+        let is_named =
+            found.findings.iter().any(|one| one["check"] == "rabbitmq.consumers" && one["verdict"] == "failed");
+        is_named.then(|| found.blames_only("rabbitmq.consumers", "failed", "a queue of its own"))
+    })
+    .await;
+    drop(consumer);
+    connection.close(200, "done".into()).await.unwrap();
+
+    server.api("DELETE", &format!("/queues/{vhost}/{queue}"), None).await.unwrap();
+    diagnose(&settings, &alone, &[]).await.blames_only("rabbitmq.queues", "failed", "restores its events");
+
+    let (vhost, settings) = created(&genesys, server).await;
+    let dead_letters = format!("/queues/{vhost}/profile-edge.dead-letters");
+    server.api("DELETE", &dead_letters, None).await.unwrap();
+    server.api("PUT", &dead_letters, Some(json!({ "durable": true }))).await.unwrap();
+    diagnose(&settings, &alone, &[]).await.blames_only("rabbitmq.queues", "failed", "quorum queues");
+    genesys.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_with_an_alarm_or_without_management_is_named() {
+    let genesys = Edge::start().await;
+    let server = RabbitServer::start("").await;
+    let (_, settings) = created(&genesys, &server).await;
+    let management = server.management();
+    let silent = format!("http://127.0.0.1:{}", free_port());
+    let found = diagnose(&settings, &["--without-service", "--rabbitmq-api", &silent], &[]).await;
+    found.blames_only("rabbitmq.policies", "warning", "--rabbitmq-api");
+    server.ctl(&["set_vm_memory_high_watermark", "0.0001"]).await;
+    let alone = ["--without-service", "--rabbitmq-api", management.as_str()];
+    eventually("the alarm is named", || async {
+        let found = diagnose(&settings, &alone, &[]).await;
+        let is_named = found.findings.iter().any(|one| one["check"] == "rabbitmq.alarm" && one["verdict"] == "failed");
+        is_named.then(|| found.blames_only("rabbitmq.alarm", "failed", "free memory"))
+    })
+    .await;
+    genesys.stop().await;
+}

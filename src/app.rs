@@ -12,6 +12,7 @@ mod components;
 mod dependencies;
 mod error;
 mod listeners;
+mod prewarm;
 mod probe;
 mod reload;
 mod sandboxed;
@@ -33,6 +34,7 @@ use crate::metrics::{Listener, Metrics};
 use crate::queue;
 use crate::readiness::{Phase, Readiness};
 use crate::shutdown::{Controller, Shutdown};
+use crate::store::Clears;
 
 use components::Components;
 use listeners::{Listeners, addr};
@@ -110,9 +112,22 @@ impl App {
             readiness.awaiting("queue", dependencies::queue(&config, &clock, &queue_shutdown, &metrics, until)),
             readiness.awaiting("store", dependencies::store(&config, &access, &clock, &metrics, &shutdown, until)),
         )?;
-        let hashers = config.keys.hashers();
-        let components =
-            Components { hashers, queue, store, access, readiness, audit, config, clock, metrics, faults, shutdown };
+        let (hashers, clears) = (config.keys.hashers(), Clears::default());
+        let components = Components {
+            hashers,
+            queue,
+            store,
+            clears,
+            access,
+            readiness,
+            audit,
+            config,
+            clock,
+            metrics,
+            faults,
+            shutdown,
+        };
+        components.follow_clears().await;
         let (lookup, refused) = components.lookup()?;
         let (routes, lookups) = components.public_routes(lookup)?;
         let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;

@@ -20,6 +20,7 @@ pub mod ingest;
 pub mod invalid;
 pub mod logging;
 pub mod lookup;
+pub mod max_age;
 pub mod metrics;
 pub mod operate;
 mod private_files;

@@ -32,6 +32,8 @@ pub struct Readiness {
     roles: Roles,
     phase: AtomicU8,
     store_up: AtomicBool,
+    /// The codes of the store's errors that were logged since it works no more.
+    store_codes: Mutex<BTreeSet<String>>,
     /// Whether at least a part of the store works.
     store_usable: AtomicBool,
     queue_up: AtomicBool,
@@ -58,6 +60,7 @@ impl Readiness {
             queue_up: up(),
             outbox_accepts: AtomicBool::new(false),
             outbox: Mutex::default(),
+            store_codes: Mutex::default(),
             audit_up: up(),
             awaited: Mutex::default(),
             refused: Mutex::default(),
@@ -93,12 +96,23 @@ impl Readiness {
         self.awaited.lock().iter().copied().collect()
     }
 
-    /// Stores whether every part of the store works, or else the reason, and logs a change; `usable`: whether at least
-    /// one part works.
+    /// Stores whether every part of the store works, or else the reason, and logs a change, and each code of the server
+    /// once; `usable`: whether at least one part works.
     pub fn store(&self, answer: Result<(), String>, usable: bool, metrics: &Metrics) {
         let up = answer.is_ok();
         self.store_usable.store(usable, Ordering::Release);
-        update("store", &self.store_up, up, answer.err());
+        let reason = answer.err();
+        let is_new = match reason.as_deref().map(code) {
+            None => {
+                self.store_codes.lock().clear();
+                false
+            }
+            Some(code) => code.is_some_and(|code| self.store_codes.lock().insert(code.to_owned())),
+        };
+        if is_new && !self.store_up.load(Ordering::Acquire) {
+            tracing::warn!(dependency = "store", reason, "dependency does not work, for another reason now");
+        }
+        update("store", &self.store_up, up, reason);
         metrics.store_up.set(f64::from(u8::from(up)));
     }
 
@@ -160,6 +174,12 @@ impl Readiness {
     }
 }
 
+/// Returns the code of a server in the text of an error: an upper-case word in brackets at the end.
+fn code(reason: &str) -> Option<&str> {
+    let (_, code) = reason.strip_suffix(')')?.rsplit_once('(')?;
+    (!code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase())).then_some(code)
+}
+
 fn update(dependency: &'static str, flag: &AtomicBool, up: bool, reason: Option<String>) {
     let was = flag.swap(up, Ordering::AcqRel);
     match (was, up) {
@@ -181,6 +201,14 @@ mod tests {
         readiness.enter(Phase::Draining);
         readiness.enter(Phase::Running);
         assert_eq!(readiness.phase(), Phase::Draining);
+    }
+
+    #[test]
+    fn the_code_of_a_server_ends_the_text_of_its_error() {
+        assert_eq!(code("store unavailable: not connected: busy loading (LOADING)"), Some("LOADING"));
+        for none in ["Connection refused (os error 111)", "it does not answer (CLIENT PAUSE)", "", "()"] {
+            assert_eq!(code(none), None, "{none}");
+        }
     }
 
     #[test]

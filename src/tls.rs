@@ -41,3 +41,16 @@ pub fn is_loopback(url: &Url) -> bool {
         None => false,
     }
 }
+
+/// Adds advice to the text of a failed TLS handshake, where the text alone does not say what to do.
+#[must_use]
+pub fn with_advice(text: String) -> String {
+    // The name of the error in the library (webpki).
+    if text.contains("CaUsedAsEndEntity") {
+        return format!(
+            "{text}: the server presents the certificate of an authority (CA:TRUE); give it a certificate of its own that \
+             this authority has signed"
+        );
+    }
+    text
+}

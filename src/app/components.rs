@@ -19,9 +19,12 @@ use crate::http::request::budget::BodyBudgets;
 use crate::http::routes::admin::Operations;
 use crate::http::routes::changes::ChangesApi;
 use crate::http::routes::lookup_api::LookupApi;
-use crate::http::routes::{changes, contact, identifier, oauth_token, openapi, profile, webhook};
+use crate::http::routes::{
+    bulk_contacts, changes, contact, identifier, oauth_token, openapi, profile, profiles, webhook,
+};
 use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
+use crate::lookup::prefetch::Prefetcher;
 use crate::lookup::{self, Lookup};
 use crate::metrics::Metrics;
 use crate::operate::actions::Actions;
@@ -31,6 +34,7 @@ use crate::shutdown::Shutdown;
 use crate::{queue, store, upstream};
 
 use super::Error;
+use super::prewarm::prewarm;
 use super::probe::Probe;
 use super::reload::AccessControl;
 
@@ -48,6 +52,7 @@ pub(super) struct Components {
     /// `None` if no role of this process uses it.
     pub(super) queue: Option<queue::open::OpenQueue>,
     pub(super) store: store::open::OpenStore,
+    pub(super) clears: store::Clears,
 }
 
 impl Components {
@@ -63,6 +68,7 @@ impl Components {
             identifiers: self.config.keys.identifier_hasher(),
             previous: self.hashers.get(1).cloned(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
+            clears: self.clears.clone(),
             settle_window: self.config.consumer.settle_window,
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
@@ -79,6 +85,7 @@ impl Components {
         let budget = usize::try_from(self.config.http.body_budget.as_u64()).unwrap_or(usize::MAX);
         let bodies = BodyBudgets::new(budget);
         let mut routes = openapi::routes();
+        let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::start(&lookup)));
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let ingest = Ingest::new(
                 self.access.sources.clone(),
@@ -87,14 +94,16 @@ impl Components {
                 Arc::clone(&queue.publisher),
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),
-            );
+            )
+            .with_prewarm(prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, prefetcher)));
             routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body, bodies.clone()));
         }
         let mut lookups: Option<Arc<dyn DirectRoute>> = None;
-        if roles.lookup {
+        if let Some(prefetcher) = prefetcher {
             let auth = self.caller_auth()?;
             let api = Arc::new(LookupApi {
                 lookup,
+                prefetcher,
                 auth: Arc::clone(&auth),
                 audit: self.audit.clone(),
                 hasher: QueryHasher { customers: self.hasher(), identifiers: self.config.keys.identifier_hasher() },
@@ -103,7 +112,9 @@ impl Components {
                 bodies: bodies.proven.clone(),
                 slow: self.config.log.slow_lookup,
             });
-            routes = routes.merge(profile::routes(Arc::clone(&api))).merge(identifier::routes(Arc::clone(&api)));
+            routes = routes.merge(profile::routes(Arc::clone(&api))).merge(profiles::routes(Arc::clone(&api)));
+            routes = routes.merge(bulk_contacts::routes(Arc::clone(&api))).merge(contact::routes(Arc::clone(&api)));
+            routes = routes.merge(identifier::routes(Arc::clone(&api)));
             let changes = ChangesApi {
                 auth: Arc::clone(&auth),
                 feed: self.store.changes.clone(),
@@ -113,7 +124,6 @@ impl Components {
                 shutdown: self.shutdown.clone(),
             };
             routes = routes.merge(changes::routes(Arc::new(changes)));
-            routes = routes.merge(contact::routes(Arc::clone(&api)));
             routes = routes.merge(oauth_token::routes(auth, self.audit.clone(), bodies.unproven));
             lookups = Some(api);
         }
@@ -173,6 +183,14 @@ impl Components {
             shutdown: self.shutdown.clone(),
         };
         self.shutdown.spawn(losses.run());
+    }
+
+    /// Reads the generations of the tenants' records once, then at an interval until shutdown, if this process looks up.
+    pub(super) async fn follow_clears(&self) {
+        if self.config.roles.lookup {
+            self.clears.read(&*self.store.inspect).await;
+            self.shutdown.spawn(self.clears.clone().follow(Arc::clone(&self.store.inspect), self.shutdown.clone()));
+        }
     }
 
     /// Checks the dependencies once, then at an interval until shutdown.

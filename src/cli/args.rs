@@ -80,6 +80,17 @@ pub(super) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Marks everything that is stored of a tenant as due for refresh; it is served meanwhile.
+    Clear {
+        #[command(flatten)]
+        service: ServiceArgs,
+        /// The id of the tenant.
+        #[arg(long)]
+        tenant: String,
+        /// Mark it as missing instead: every customer is fetched at its next lookup.
+        #[arg(long)]
+        hard: bool,
+    },
     /// Checks the audit records of who saw what.
     #[command(subcommand)]
     Audit(AuditCommand),

@@ -91,7 +91,7 @@ pub(super) fn public_client(
     listen: SocketAddr,
     certificate: Option<PathBuf>,
     tls: TlsArgs,
-) -> Result<(Url, reqwest::Client), Exit> {
+) -> Result<(Url, client::HttpClient), Exit> {
     let (url, trust) = match given {
         Some(url) => (url, Trust::System),
         None => {

@@ -5,6 +5,7 @@
 
 mod args;
 mod audit;
+mod clear;
 mod dead_letters;
 mod doctor;
 mod init;
@@ -135,6 +136,7 @@ async fn command(args: Args) -> Exit {
         Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Inspect(target) => operate(target, None).await,
         Command::Invalidate { target, force } => operate(target, Some(force)).await,
+        Command::Clear { service, tenant, hard } => clear::run(service, &tenant, hard).await,
         Command::Audit(AuditCommand::Verify { files, expect_head, config, json }) => match load(&config, None) {
             Ok(loaded) => audit::verify(&files, loaded.config.audit.hasher(), expect_head, json),
             Err(exit) => exit,

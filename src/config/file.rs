@@ -71,6 +71,8 @@ struct TenantSection {
     soft_timeout: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
     deadline: Option<Duration>,
+    #[serde(default)]
+    prewarm: bool,
     phone_region: Option<PhoneRegion>,
     upstream: Option<upstream::open::TenantConfig>,
     #[serde(default)]
@@ -124,6 +126,6 @@ impl TenantSection {
             deadline: self.deadline.unwrap_or(common.deadline),
             phone_region: self.phone_region,
         };
-        Tenant { id: self.id, lookup, upstream: self.upstream, webhooks: self.webhook }
+        Tenant { id: self.id, lookup, prewarm: self.prewarm, upstream: self.upstream, webhooks: self.webhook }
     }
 }

@@ -103,6 +103,8 @@ pub struct Tenant {
     pub id: TenantId,
     /// `[lookup]`, with the options that the tenant overrides.
     pub lookup: lookup::Config,
+    /// Whether conversation events prefetch their customers.
+    pub prewarm: bool,
     /// `[tenant.upstream]`.
     pub upstream: Option<upstream::open::TenantConfig>,
     /// `[[tenant.webhook]]`: how the senders of events authenticate.

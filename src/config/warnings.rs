@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::queue::open::QueueKind;
+use crate::store::open::StoreKind;
 
 use super::nearest::nearest;
 use super::{Config, DEFAULTS, ENV_PREFIX, KeyScheme, contact};
@@ -35,6 +36,7 @@ impl Config {
                     .to_owned(),
             );
         }
+        self.unconnected_processes(&mut found);
         self.unconnected_tenants(&mut found);
         if self.roles.ingest && self.queue.kind == QueueKind::Amqp && self.queue.outbox.is_abandoned() {
             found.push(format!(
@@ -63,6 +65,39 @@ impl Config {
             }
         }
         found
+    }
+
+    /// Finds roles and adapters that leave out what other processes need.
+    fn unconnected_processes(&self, found: &mut Vec<String>) {
+        let roles = self.roles;
+        if self.store.kind == StoreKind::Embedded && self.queue.kind == QueueKind::Amqp {
+            found.push(
+                "store.kind is \"embedded\" and queue.kind is \"amqp\": each event reaches one process, and evicts in the memory \
+                 of that one only; run exactly one process, or set store.kind = \"redis\""
+                    .to_owned(),
+            );
+        }
+        if self.store.kind == StoreKind::Embedded && roles.lookup && !roles.consumer {
+            found.push(
+                "roles has \"lookup\" without \"consumer\", and store.kind is \"embedded\", the memory of one process: no event \
+                 evicts what this process caches, which is outdated until its ttl; set store.kind = \"redis\""
+                    .to_owned(),
+            );
+        }
+        if self.store.kind == StoreKind::Embedded && roles.consumer && !roles.lookup {
+            found.push(
+                "roles has \"consumer\" without \"lookup\", and store.kind is \"embedded\": events evict in the memory of this \
+                 process, which nobody reads; set store.kind = \"redis\""
+                    .to_owned(),
+            );
+        }
+        if self.queue.kind == QueueKind::Embedded && roles.ingest != roles.consumer {
+            found.push(
+                "roles has one of \"ingest\" and \"consumer\", and queue.kind is \"embedded\", which one process uses alone: no \
+                 event gets from one to the other; run both in one process, or set queue.kind = \"amqp\""
+                    .to_owned(),
+            );
+        }
     }
 
     /// Finds webhook secrets that can be guessed from a recorded signature with some effort.

@@ -262,7 +262,8 @@ impl Worker {
 
     async fn wait_until_unblocked(&self, backoff: &mut Backoff) {
         if self.can_record() {
-            tracing::warn!("the store is down; pausing the consumer until it answers");
+            let reason = self.probe.ping().await.err().map(|error| error.to_string());
+            tracing::warn!(reason, "the store is down; pausing the consumer until it answers");
         } else {
             tracing::warn!("the audit accepts no records; pausing the consumer until it does");
         }

@@ -2,7 +2,7 @@
 //!
 //! Each subject has a file: it collects what there is to know (a *survey* of the adapter, or requests of its own) and judges
 //! it by pure functions, one finding for each check. Nothing is changed, except that one test event about a customer that
-//! does not exist is posted to each tenant's webhook. Every subject has [`PATIENCE`]; all run at the same time.
+//! does not exist is posted to each tenant's webhook. Every subject has `PATIENCE`; all run at the same time.
 //!
 //! A fault is named where it is: what cannot be checked because of it gets no finding of its own.
 

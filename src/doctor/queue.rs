@@ -126,7 +126,7 @@ fn judge_queue(queue: &QueueState, expects_consumers: bool) -> Finding {
             "profile-edge dead-letters list shows why; then redrive or purge them",
         ),
         Purpose::Work => Finding::ok(CHECK, name, format!("{messages} events wait, {consumers} consumers")),
-        Purpose::DeadLetters | Purpose::Replays => Finding::ok(CHECK, name, format!("{messages} wait")),
+        Purpose::DeadLetters | Purpose::Restores => Finding::ok(CHECK, name, format!("{messages} wait")),
         Purpose::Journal => Finding::ok(CHECK, name, "a stream"),
     }
 }

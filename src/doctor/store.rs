@@ -34,8 +34,14 @@ pub(super) async fn examine(config: &Config, clock: &SharedClock) -> Vec<Finding
     }
 }
 
+/// What to do about a replica.
+const PRIMARY: &str = "point store.redis.url at the primary, or use mode = \"sentinel\" or \"cluster\"";
+
 fn unreachable(error: &store::Error) -> Finding {
     let (detail, subject) = (error.to_string(), "redis");
+    if detail.contains("READONLY") {
+        return Finding::failed("redis.role", subject, detail, PRIMARY);
+    }
     let advice = match error {
         store::Error::Rejected { .. } => {
             "Redis refuses the user or a command: check user, password and ACL; the service needs every key under cust:, \
@@ -76,8 +82,7 @@ fn version(subject: &str, version: &str) -> Finding {
 fn role(subject: &str, node: &NodeState) -> Finding {
     const CHECK: &str = "redis.role";
     if !node.is_primary {
-        let advice = "point store.redis.url at the primary, or use mode = \"sentinel\" or \"cluster\"";
-        return Finding::failed(CHECK, subject, "a replica, which accepts no writes", advice);
+        return Finding::failed(CHECK, subject, "a replica, which accepts no writes", PRIMARY);
     }
     if node.is_loading {
         return Finding::warning(CHECK, subject, "it still loads its data", "wait, then run the doctor again");

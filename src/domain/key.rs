@@ -144,6 +144,12 @@ impl Key {
     pub fn digest(&self) -> Digest {
         self.digest
     }
+
+    /// Returns whether it is the key of an identifier.
+    #[must_use]
+    pub fn is_identifier(&self) -> bool {
+        self.kind == KeyKind::Identifier
+    }
 }
 
 impl PartialEq for Key {

@@ -16,9 +16,10 @@ mod answer;
 pub mod authenticate;
 mod limits;
 pub mod malformed;
+mod prewarm;
 pub mod shapes;
+mod sources;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,6 @@ use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
 use crate::domain::{Digest, Event, Identifier, IdentifierHasher, KeyHasher, Shape, TenantId, Timestamp, Traceparent};
-use crate::invalid::InvalidSetting;
 use crate::metrics::{AuthEndpoint, IngestDoubt, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
@@ -35,19 +35,17 @@ use crate::sampled::Sampled;
 use crate::spans;
 
 pub use authenticate::HeaderProof;
-use authenticate::{Authenticator, Proof, ReceivedRequest};
+use authenticate::{Proof, ReceivedRequest};
 use malformed::Malformed;
 use shapes::{PostedEvent, PostedRequest};
 
 pub use answer::{Accepted, AcceptedShapes, Disposition, IngestError};
 pub use limits::{Config, TimeLimits};
+pub use prewarm::Prewarm;
+pub use sources::WebhookSources;
 
 /// The maximum time for publishing: EventBridge ends a request after 5 s.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(4);
-
-/// The configured tenants, and how the sources of each authenticate.
-#[derive(Debug)]
-pub struct WebhookSources(HashMap<TenantId, Vec<Authenticator>>);
 
 /// The ingest flow.
 #[derive(Debug)]
@@ -57,26 +55,9 @@ pub struct Ingest {
     identifier_hashers: Vec<IdentifierHasher>,
     times: TimeLimits,
     publisher: Arc<dyn Publisher>,
+    prewarm: Option<Arc<dyn Prewarm>>,
     clock: SharedClock,
     metrics: Arc<Metrics>,
-}
-
-impl WebhookSources {
-    /// Creates the sources from their configuration.
-    ///
-    /// # Errors
-    ///
-    /// The configuration of a webhook is invalid.
-    pub fn new<'a>(
-        tenants: impl IntoIterator<Item = (TenantId, &'a [authenticate::Config])>,
-    ) -> Result<Self, InvalidSetting> {
-        let source = |(tenant, webhooks): (TenantId, &[authenticate::Config])| {
-            let authenticators = webhooks.iter().map(Authenticator::new).collect::<Result<_, _>>();
-            let authenticators = authenticators.map_err(|error: InvalidSetting| error.within("tenant.webhook"))?;
-            Ok((tenant, authenticators))
-        };
-        Ok(Self(tenants.into_iter().map(source).collect::<Result<_, _>>()?))
-    }
 }
 
 impl Ingest {
@@ -91,7 +72,14 @@ impl Ingest {
         clock: SharedClock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { sources, hashers, identifier_hashers, times, publisher, clock, metrics }
+        Self { sources, hashers, identifier_hashers, times, publisher, prewarm: None, clock, metrics }
+    }
+
+    /// Sets what fetches the customers of conversations ahead of time.
+    #[must_use]
+    pub fn with_prewarm(mut self, prewarm: Option<Arc<dyn Prewarm>>) -> Self {
+        self.prewarm = prewarm;
+        self
     }
 
     /// Returns whether a tenant is configured.
@@ -234,6 +222,15 @@ impl Ingest {
                     self.count(shape, IngestOutcome::Ignored, 1);
                     items.push(Disposition::Ignored(reason));
                 }
+                PostedEvent::Conversation { shape, customers } => {
+                    self.count(shape, IngestOutcome::Ignored, 1);
+                    let is_wanted = self.prewarm.as_ref().is_some_and(|prewarm| prewarm.expect(tenant, customers));
+                    items.push(Disposition::Ignored(if is_wanted {
+                        "a conversation: its customer is fetched ahead of time"
+                    } else {
+                        "a conversation: prewarm is not enabled for this tenant, or this process does not look up"
+                    }));
+                }
                 PostedEvent::Rejected(malformed) => {
                     self.count(Shape::Flat, IngestOutcome::Malformed, 1);
                     items.push(Disposition::Rejected(malformed));
@@ -291,6 +288,6 @@ fn names_another(posted: &PostedRequest, tenant: &TenantId) -> Option<Shape> {
             let foreign = announcement.tenant.as_ref().is_some_and(|named| named != tenant);
             foreign.then_some(announcement.shape)
         }
-        PostedEvent::Ignored { .. } | PostedEvent::Rejected(_) => None,
+        PostedEvent::Ignored { .. } | PostedEvent::Conversation { .. } | PostedEvent::Rejected(_) => None,
     })
 }

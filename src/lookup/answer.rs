@@ -7,6 +7,8 @@ use crate::metrics::LookupResult;
 use crate::store::{Content, Found, Record, Tombstone};
 use crate::upstream;
 
+use super::demand::Demand;
+
 /// The answer to a lookup.
 #[derive(Clone, Debug)]
 pub struct LookupAnswer {
@@ -85,6 +87,19 @@ pub enum ForwardReason {
     Miss,
     /// The store held a stale record.
     Stale,
+    /// The store held a fresh record, but the caller demanded a newer one.
+    Request,
+}
+
+impl ForwardReason {
+    /// Returns the reason of a lookup that fetches.
+    pub(super) const fn of(is_stale: bool, demand: Demand) -> Self {
+        match (is_stale, demand.has_refused()) {
+            (true, _) => Self::Stale,
+            (false, true) => Self::Request,
+            (false, false) => Self::Miss,
+        }
+    }
 }
 
 /// Why a lookup has no answer.

@@ -3,7 +3,8 @@
 //! Without the entry, a lookup may share a fetch only if its request is sent after the lookup began
 //! ([`rules::witness`](crate::rules#witness)). So the lookups of one customer are collected in a batch until the next
 //! request is sent. While requests are under way, one is sent per [`BATCH_INTERVAL`]: any number of lookups of one
-//! customer costs Genesys at most ten requests a second, and delays each lookup only briefly.
+//! customer costs Genesys at most ten requests a second, and delays each lookup only briefly. All of them together may
+//! spend half of the tenant's budget.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::domain::{CustomerQuery, Key, TenantId, Timestamp};
 use crate::spans::{self, Cause};
 use crate::upstream::{self, Fetched, Requester, Search};
 
+use super::batch::BatchSeat;
 use super::{AnswerSource, LookupAnswer, LookupContext, LookupError, LookupOutcome};
 
 /// How long a batch collects lookups while a fetch of their customer is under way.
@@ -30,7 +32,7 @@ struct BypassFetch {
 }
 
 /// What to fetch.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct BypassRequest {
     pub(super) tenant: TenantId,
     pub(super) query: CustomerQuery,
@@ -38,6 +40,8 @@ pub(super) struct BypassRequest {
     pub(super) requester: Requester,
     /// The maximum duration of the fetch.
     pub(super) timeout: Duration,
+    /// The place in a batch of lookups that fetch together.
+    pub(super) seat: Option<BatchSeat>,
 }
 
 /// Receives the result for the lookups of one batch.
@@ -70,6 +74,9 @@ pub(super) async fn fetch(
         Ok(Err(_closed)) => return Err(LookupError::Draining),
         Err(_elapsed) => return Err(LookupError::Deadline),
     };
+    if matches!(fetch.fetched, Err(upstream::Error::BudgetSpent { .. })) {
+        context.deps.metrics.lookup_bypass_refused.increment(1);
+    }
     let (outcome, identity) = match fetch.fetched? {
         Fetched::Found(profile) => {
             let identity = profile.canonical.as_ref().map(|customer| context.deps.hasher.identify(&tenant, customer));
@@ -102,17 +109,24 @@ struct BypassTask {
 
 impl BypassTask {
     async fn run(self, request: BypassRequest) {
+        let BypassRequest { tenant, query, requester, timeout: longest, mut seat } = request;
         while let Some(sender) = self.next_batch() {
-            let (context, request) = (Arc::clone(&self.context), request.clone());
+            let context = Arc::clone(&self.context);
+            let (tenant, query, requester) = (tenant.clone(), query.clone(), requester.clone());
+            // Only the first request is that of the batch; later lookups did not wait for it.
+            let seat = seat.take();
             let fetch = async move {
                 let deps = &context.deps;
                 let since = deps.clock.now();
-                let deadline = Instant::now() + request.timeout;
-                let (tenant, requester) = (&request.tenant, &request.requester);
-                let fetched = match request.query {
-                    CustomerQuery::Id(customer) => deps.upstream.fetch(tenant, &customer, requester, deadline).await,
-                    CustomerQuery::Identifier(identifier) => {
-                        deps.upstream.search(tenant, &Search::Identifier(identifier), requester, deadline).await
+                let deadline = Instant::now() + longest;
+                let fetched = match (query, seat) {
+                    (CustomerQuery::Id(customer), Some(seat)) => seat.fetch(customer, deadline).await,
+                    (CustomerQuery::Id(customer), None) => {
+                        deps.upstream.fetch(&tenant, &customer, &requester, deadline).await
+                    }
+                    (CustomerQuery::Identifier(identifier), _) => {
+                        let search = Search::Identifier(identifier);
+                        deps.upstream.search(&tenant, &search, &requester, deadline).await
                     }
                 };
                 sender.send_replace(Some(BypassFetch { fetched, since }));

@@ -67,6 +67,8 @@ pub(super) struct Filler<'a> {
     pub(super) context: &'a LookupContext,
     pub(super) config: &'a Config,
     pub(super) identity: &'a Identity,
+    /// The generation of the tenant's records, known before the request was sent.
+    pub(super) generation: u64,
 }
 
 impl Filler<'_> {
@@ -96,6 +98,7 @@ impl Filler<'_> {
             ttl,
             grace,
             settled,
+            generation: self.generation,
         }
     }
 

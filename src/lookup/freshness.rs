@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::RngExt;
 
 use crate::domain::Timestamp;
-use crate::store::Record;
+use crate::store::{Generations, Record};
 
 /// The freshness of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,9 +24,12 @@ pub enum Freshness {
     Expired,
 }
 
-/// Returns the freshness of a record at the time `now`.
+/// Returns the freshness of a record at the time `now`. One from before a hard clear of its tenant is expired.
 #[must_use]
-pub fn judge(record: &Record, now: Timestamp) -> Freshness {
+pub fn judge(record: &Record, cleared: Generations, now: Timestamp) -> Freshness {
+    if record.generation < cleared.hard {
+        return Freshness::Expired;
+    }
     let age = now.since(record.fetched_at);
     if let Some(remaining) = record.ttl.checked_sub(age).filter(|remaining| !remaining.is_zero()) {
         Freshness::Fresh { remaining }
@@ -83,13 +86,14 @@ mod tests {
             ttl: Duration::from_millis(ttl),
             grace: Duration::from_millis(grace),
             settled: true,
+            generation: 7,
         }
     }
 
     #[test]
     fn a_record_is_fresh_then_stale_then_expired() {
         let record = record(300, 100);
-        let at = |millis: i64| judge(&record, Timestamp::from_millis(1_000 + millis));
+        let at = |millis: i64| judge(&record, Generations::default(), Timestamp::from_millis(1_000 + millis));
         assert_eq!(at(0), Freshness::Fresh { remaining: Duration::from_millis(300) });
         assert_eq!(at(299), Freshness::Fresh { remaining: Duration::from_millis(1) });
         assert_eq!(at(300), Freshness::Stale { since: Duration::ZERO });
@@ -99,8 +103,17 @@ mod tests {
 
     #[test]
     fn a_record_from_the_future_has_its_whole_ttl() {
-        let freshness = judge(&record(300, 0), Timestamp::from_millis(0));
+        let freshness = judge(&record(300, 0), Generations::default(), Timestamp::from_millis(0));
         assert_eq!(freshness, Freshness::Fresh { remaining: Duration::from_millis(300) });
+    }
+
+    #[test]
+    fn only_a_record_from_before_a_hard_clear_is_expired() {
+        let at = |soft, hard| judge(&record(300, 0), Generations { soft, hard }, Timestamp::from_millis(1_000));
+        assert_eq!(at(8, 8), Freshness::Expired);
+        for (soft, hard) in [(8, 7), (8, 0), (7, 7)] {
+            assert_eq!(at(soft, hard), Freshness::Fresh { remaining: Duration::from_millis(300) });
+        }
     }
 
     #[test]
@@ -135,7 +148,8 @@ mod tests {
 
         #[test]
         fn a_record_never_becomes_fresher(ttl in 0u64..1_000, grace in 0u64..1_000, a in 0i64..3_000, b in 0i64..3_000) {
-            let rank = |millis: i64| match judge(&record(ttl, grace), Timestamp::from_millis(1_000 + millis)) {
+            let (record, none) = (record(ttl, grace), Generations::default());
+            let rank = |millis: i64| match judge(&record, none, Timestamp::from_millis(1_000 + millis)) {
                 Freshness::Fresh { .. } => 0,
                 Freshness::Stale { .. } => 1,
                 Freshness::Expired => 2,

@@ -15,20 +15,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{CustomerQuery, Identifier, Identity, Key};
-use crate::metrics::PointerOutcome;
+use crate::domain::{Identifier, Identity, Key};
+use crate::metrics::{PointerOutcome, RefreshCause};
 use crate::spans::{self, Cause};
 use crate::store::{self, Base, Content, Entry, IdentifierPointer, Record, Token};
-use crate::upstream::{self, Requester};
+use crate::upstream::Requester;
 
-use super::bypass::{self, BypassRequest};
-use super::fill::FetchOutcome;
+use super::demand::Demand;
 use super::freshness::{self, Freshness};
-use super::identify::{Hint, Identified, IdentifyTask};
-use super::leader::LeaderResult;
+use super::hint::Hint;
+use super::identify::{Identified, IdentifyTask};
 use super::reader::StepError;
-use super::single_flight::FlightResult;
-use super::{Config, LookupAnswer, LookupContext, LookupError, Phases};
+use super::{Config, ForwardReason, LookupAnswer, LookupContext, LookupError, Phases};
 
 /// How many identifiers a process remembers the customer of, about 300 bytes each.
 pub(super) const GUESSES: u64 = 50_000;
@@ -52,6 +50,8 @@ pub(super) struct IdentifierReader<'a> {
     pub(super) stale: Option<(Record, Duration)>,
     /// Whether this lookup has waited for another one.
     pub(super) has_waited: bool,
+    /// How old the answer may be.
+    pub(super) demand: Demand,
 }
 
 /// The pointer that a lookup has read.
@@ -63,6 +63,8 @@ pub(super) struct ReadPointer {
     settled: bool,
     /// Whether it should be refreshed before it expires.
     pub(super) is_due: bool,
+    /// The generation of its record.
+    pub(super) generation: u64,
 }
 
 /// What a customer's entry says about a pointer to it.
@@ -81,12 +83,12 @@ impl<'a> IdentifierReader<'a> {
         context: &'a Arc<LookupContext>,
         config: &'a Config,
         (identifier, identity): (&'a Identifier, Identity),
-        requester: &'a Requester,
+        (requester, max_age): (&'a Requester, Option<Duration>),
         phases: &'a mut Phases,
         deadline: Instant,
     ) -> Self {
-        let (key, stale, has_waited) = (identity.key(), None, false);
-        Self { context, config, identifier, identity, key, requester, deadline, phases, stale, has_waited }
+        let (key, stale, has_waited, demand) = (identity.key(), None, false, Demand::new(max_age));
+        Self { context, config, identifier, identity, key, requester, deadline, phases, stale, has_waited, demand }
     }
 
     pub(super) async fn read(mut self) -> Result<LookupAnswer, LookupError> {
@@ -152,16 +154,23 @@ impl<'a> IdentifierReader<'a> {
             tracing::warn!(key = %self.key, "a stored record is about another identifier and is not used");
             return self.ask(dead, None).await;
         }
-        match (freshness::judge(&record, self.context.deps.clock.now()), &record.content) {
+        let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.identity.tenant()));
+        match (freshness::judge(&record, cleared, now), &record.content) {
+            (Freshness::Fresh { .. }, Content::Negative) if self.demand.refuses(&record, self.has_waited, now) => {
+                self.ask(Base::Token(record.token), None).await
+            }
             (Freshness::Fresh { remaining }, Content::Negative) => {
-                let answer = LookupAnswer::of(&record, self.hit(remaining, false));
+                let refreshing =
+                    record.generation < cleared.soft && self.refresh(None, record.token, RefreshCause::Cleared);
+                let answer = LookupAnswer::of(&record, self.hit(remaining, refreshing));
                 // The record is that of the identifier, which nobody has.
                 Ok(answer.map(|answer| LookupAnswer { identity: None, ..answer }))
             }
             (Freshness::Fresh { remaining }, Content::IdentifierPointer(pointer)) => {
                 let is_due = freshness::is_due_by_chance(&record, remaining);
-                let (token, settled) = (record.token, record.settled);
-                self.follow(ReadPointer { pointer: pointer.clone(), token, settled, is_due }, guessed).await
+                let (token, settled, generation) = (record.token, record.settled, record.generation);
+                let pointer = pointer.clone();
+                self.follow(ReadPointer { pointer, token, settled, is_due, generation }, guessed).await
             }
             // It has no grace, and no other content is written here.
             (
@@ -236,59 +245,6 @@ impl<'a> IdentifierReader<'a> {
         }
     }
 
-    /// Waits until the entry of a key is another one, then looks again.
-    async fn wait(&mut self, key: &Key, seen: Token) -> Result<Option<LookupAnswer>, StepError> {
-        self.end_first_read();
-        self.has_waited = true;
-        let (context, until) = (self.context, self.wait_deadline());
-        if let Some(mut follower) = context.flights.join(key, seen) {
-            return match follower.wait(until).await.map(|LeaderResult { outcome, .. }| outcome) {
-                // The share of another caller, or of refreshes, is spent; this lookup has its own.
-                FlightResult::Completed(FetchOutcome::Failed(upstream::Error::BudgetSpent { .. }, spender))
-                    if spender != *self.requester =>
-                {
-                    Ok(None)
-                }
-                FlightResult::Completed(FetchOutcome::Failed(error, _)) => Err(StepError::Failed(error.into())),
-                FlightResult::Completed(_) => Ok(None),
-                FlightResult::LeaderDropped => self.leader_dropped(),
-                FlightResult::TimedOut => Err(StepError::Failed(LookupError::Deadline)),
-            };
-        }
-        let (deps, max_wait) = (&context.deps, self.config.lease_ttl);
-        let mut follower = context.waiters.join(key, seen, max_wait, &deps.store, &deps.shutdown);
-        match follower.wait(until).await {
-            FlightResult::Completed(entry) => Ok(entry.map(|_| None)?),
-            FlightResult::LeaderDropped => self.leader_dropped(),
-            FlightResult::TimedOut => Err(StepError::Failed(LookupError::Deadline)),
-        }
-    }
-
-    fn leader_dropped(&self) -> Result<Option<LookupAnswer>, StepError> {
-        if self.context.deps.shutdown.is_requested() { Err(StepError::Failed(LookupError::Draining)) } else { Ok(None) }
-    }
-
-    /// Returns how long this lookup waits: only the soft timeout if it holds a stale profile.
-    fn wait_deadline(&self) -> Instant {
-        match self.stale {
-            Some(_) => self.deadline.min(Instant::now() + self.config.soft_timeout),
-            None => self.deadline,
-        }
-    }
-
-    /// Asks Genesys without the store.
-    async fn bypass(self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
-        tracing::debug!(key = %self.key, %error, "the lookup bypasses the store");
-        let request = BypassRequest {
-            tenant: self.identity.tenant().clone(),
-            query: CustomerQuery::Identifier(self.identifier.clone()),
-            requester: self.requester.clone(),
-            timeout: self.config.lease_ttl,
-        };
-        let answer = bypass::fetch(self.context, &self.key, request, self.deadline).await;
-        answer.or_else(|failure| LookupAnswer::stale(self.stale.as_ref(), failure))
-    }
-
     pub(super) fn task(&self, requester: Requester) -> IdentifyTask {
         IdentifyTask {
             context: Arc::clone(self.context),
@@ -296,6 +252,8 @@ impl<'a> IdentifierReader<'a> {
             identifier: self.identifier.clone(),
             identity: self.identity.clone(),
             requester,
+            over: ForwardReason::of(self.stale.is_some(), self.demand),
+            generation: self.context.deps.clears.of(self.identity.tenant()).soft,
         }
     }
 }

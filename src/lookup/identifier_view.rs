@@ -8,8 +8,8 @@ use crate::store::{Base, Content, Record, Token};
 use crate::upstream::Requester;
 
 use super::freshness::{self, Freshness};
+use super::hint::Hint;
 use super::identifier::{ContactView, IdentifierReader, ReadPointer};
-use super::identify::Hint;
 use super::{AnswerSource, ForwardReason, LookupAnswer};
 
 impl IdentifierReader<'_> {
@@ -29,15 +29,27 @@ impl IdentifierReader<'_> {
                 (false, None)
             }
         };
-        match (freshness::judge(&record, self.context.deps.clock.now()), &record.content) {
+        let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.identity.tenant()));
+        match (freshness::judge(&record, cleared, now), &record.content) {
             (Freshness::Expired, _) | (_, Content::Sealed(_) | Content::IdentifierPointer(_)) => {
                 hint(Base::Dead(base), None)
             }
             (_, Content::Pointer(_)) => ContactView::Gone,
+            // The pointer is believed because of this record, so the answer is as old as the record.
+            (Freshness::Fresh { .. }, Content::Found(_))
+                if shows && self.demand.refuses(&record, self.has_waited, now) =>
+            {
+                hint(Base::Token(base), known)
+            }
             (Freshness::Fresh { remaining }, Content::Found(_)) if shows => {
-                let refreshing = record.settled && (read.is_due || freshness::is_due_by_chance(&record, remaining));
-                let refreshing =
-                    refreshing && self.refresh(Hint::over(pointer.to.clone(), Base::Token(base), known), read.token);
+                let is_due = || record.settled && (read.is_due || freshness::is_due_by_chance(&record, remaining));
+                let cause = if record.generation.min(read.generation) < cleared.soft {
+                    Some(RefreshCause::Cleared)
+                } else {
+                    is_due().then_some(RefreshCause::Early)
+                };
+                let over = || Hint::over(pointer.to.clone(), Base::Token(base), known);
+                let refreshing = cause.is_some_and(|cause| self.refresh(Some(over()), read.token, cause));
                 let how = self.hit(remaining, refreshing);
                 LookupAnswer::of(&record, how).map_or_else(|| hint(Base::Dead(base), None), ContactView::Serve)
             }
@@ -53,7 +65,7 @@ impl IdentifierReader<'_> {
 
     pub(super) fn hit(&self, remaining: Duration, refreshing: bool) -> AnswerSource {
         if self.has_waited {
-            AnswerSource::Collapsed { over: ForwardReason::Miss }
+            AnswerSource::Collapsed { over: ForwardReason::of(self.stale.is_some(), self.demand) }
         } else {
             AnswerSource::Hit { remaining: Some(remaining), refreshing }
         }
@@ -66,15 +78,22 @@ impl IdentifierReader<'_> {
         }
     }
 
-    /// Asks again in the background before the pointer or the profile expires; returns whether that is under way.
-    fn refresh(&self, hint: Hint, token: Token) -> bool {
+    /// Asks again in the background, before the pointer or the profile expires or after a clear; returns whether that is
+    /// under way. After a clear everything is due at once, so such refreshes start at a limited rate.
+    pub(super) fn refresh(&self, hint: Option<Hint>, token: Token, cause: RefreshCause) -> bool {
         let deps = &self.context.deps;
         if deps.shutdown.is_requested() {
             return false;
         }
+        if self.context.refreshing.contains_key(&self.key) {
+            return true;
+        }
+        if matches!(cause, RefreshCause::Cleared) && !self.context.may_refresh_cleared(self.identity.tenant()) {
+            return false;
+        }
         if self.context.refreshing.entry(self.key.clone()).or_insert(()).is_fresh() {
-            deps.metrics.refreshes.with(RefreshCause::Early).increment(1);
-            let run = self.task(Requester::Background).run(Base::Token(token), Some(hint));
+            deps.metrics.refreshes.with(cause).increment(1);
+            let run = self.task(Requester::Background).run(Base::Token(token), hint);
             deps.shutdown.spawn(spans::lead(&self.key, Cause::Refresh, async move { drop(run.await) }));
         }
         true

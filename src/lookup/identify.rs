@@ -25,6 +25,7 @@ use crate::store::{Base, Content, Entry, Found, IdentifierPointer, Lease, LeaseA
 use crate::upstream::{self, FetchTimes, Fetched, Requester, Search};
 
 use super::fill::{FetchOutcome, Filler, Sent};
+use super::hint::Hint;
 use super::leader::{FetchTask, LeaderResult};
 use super::phases::LeaderTimes;
 use super::reader::StepError;
@@ -40,6 +41,10 @@ pub(super) struct IdentifyTask {
     /// The identity of the identifier, whose entry is filled.
     pub(super) identity: Identity,
     pub(super) requester: Requester,
+    /// Why the lookup asks.
+    pub(super) over: ForwardReason,
+    /// The generation of the tenant's records, known before the request is sent.
+    pub(super) generation: u64,
 }
 
 /// What a task resulted in, for the lookup that started it.
@@ -51,23 +56,6 @@ pub(super) enum Identified {
     Wait { key: Key, seen: Token },
     /// An entry has changed meanwhile.
     Again,
-}
-
-/// The customer to whom a pointer leads that is not believed.
-#[derive(Debug)]
-pub(super) struct Hint {
-    identity: Identity,
-    /// What the customer's entry holds.
-    base: Base,
-    /// The `modifyDate` of the profile there.
-    known: Option<Modified>,
-}
-
-impl Hint {
-    /// Creates a hint over an entry, with the `modifyDate` of the profile there.
-    pub(super) const fn over(identity: Identity, base: Base, known: Option<Modified>) -> Self {
-        Self { identity, base, known }
-    }
 }
 
 /// The lease of the customer whom the hint names.
@@ -272,14 +260,15 @@ impl IdentifyTask {
             customer,
             requester: self.requester.clone(),
             through_pointer: false,
+            generation: self.generation,
+            seat: None,
         };
         let task = spans::lead(&key, Cause::Miss, async move { fetch.lead(lease, leader).await });
         self.context.deps.shutdown.spawn(task);
     }
 
     fn answer(&self, outcome: LookupOutcome, filled: &FetchOutcome, unsettled: bool, sent: Sent) -> LookupAnswer {
-        let how =
-            AnswerSource::Fetched { over: ForwardReason::Miss, stored: matches!(filled, FetchOutcome::Stored(_)) };
+        let how = AnswerSource::Fetched { over: self.over, stored: matches!(filled, FetchOutcome::Stored(_)) };
         let unsettled = unsettled || matches!(filled, FetchOutcome::Refused(_));
         LookupAnswer { outcome, how, unsettled, identity: None, since: sent.at }
     }
@@ -293,6 +282,6 @@ impl IdentifyTask {
     }
 
     fn filler<'a>(&'a self, identity: &'a Identity) -> Filler<'a> {
-        Filler { context: &self.context, config: &self.config, identity }
+        Filler { context: &self.context, config: &self.config, identity, generation: self.generation }
     }
 }

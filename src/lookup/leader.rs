@@ -12,6 +12,7 @@ use crate::faults::Fault;
 use crate::store::{Content, Lease, Record, Tombstone};
 use crate::upstream::{FetchTimes, Fetched, Requester};
 
+use super::batch::BatchSeat;
 use super::fill::{FetchOutcome, Filler};
 use super::phases::LeaderTimes;
 use super::single_flight::Leader;
@@ -43,22 +44,31 @@ pub(super) struct FetchTask {
     pub(super) requester: Requester,
     /// Whether a pointer led to the entry; then the entry must not become a pointer itself.
     pub(super) through_pointer: bool,
+    /// The generation of the tenant's records, known before the request is sent.
+    pub(super) generation: u64,
+    /// The place in a batch of lookups that fetch together.
+    pub(super) seat: Option<BatchSeat>,
 }
 
 impl FetchTask {
     /// Fetches, fills, and completes the flight.
-    pub(super) async fn lead(self, lease: Lease, leader: Leader<LeaderResult>) {
-        let mut times = LeaderTimes::default();
-        let outcome = self.fetch_and_fill(lease, &mut times).await;
+    pub(super) async fn lead(mut self, lease: Lease, leader: Leader<LeaderResult>) {
+        let (seat, mut times) = (self.seat.take(), LeaderTimes::default());
+        let outcome = self.fetch_and_fill(lease, seat, &mut times).await;
         leader.complete(LeaderResult { outcome, times });
     }
 
-    async fn fetch_and_fill(&self, lease: Lease, times: &mut LeaderTimes) -> FetchOutcome {
+    async fn fetch_and_fill(&self, lease: Lease, seat: Option<BatchSeat>, times: &mut LeaderTimes) -> FetchOutcome {
         let deps = &self.context.deps;
         let started = Instant::now();
         let deadline = started + self.config.lease_ttl;
         let fetched_at = deps.clock.now();
-        let fetch = deps.upstream.fetch(self.identity.tenant(), &self.customer, &self.requester, deadline);
+        let fetch = async {
+            match seat {
+                Some(seat) => seat.fetch(self.customer.clone(), deadline).await,
+                None => deps.upstream.fetch(self.identity.tenant(), &self.customer, &self.requester, deadline).await,
+            }
+        };
         let fetched = FetchTimes::measure(fetch, &mut times.fetch).await;
         deps.faults.point(Fault::PauseBeforeFill).await;
         let (content, canonical) = match fetched {
@@ -117,7 +127,7 @@ impl FetchTask {
     }
 
     fn filler(&self) -> Filler<'_> {
-        Filler { context: &self.context, config: &self.config, identity: &self.identity }
+        Filler { context: &self.context, config: &self.config, identity: &self.identity, generation: self.generation }
     }
 
     async fn release(&self, lease: Lease) {

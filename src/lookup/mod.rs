@@ -32,14 +32,22 @@
 
 mod admission;
 mod answer;
+mod batch;
+mod by_identifier;
 mod bypass;
+mod demand;
+mod expanded;
 mod fill;
 pub mod freshness;
+mod hint;
 mod identifier;
 mod identifier_view;
+mod identifier_wait;
 mod identify;
 mod leader;
+mod many;
 mod phases;
+pub mod prefetch;
 mod previous;
 mod reader;
 mod refresh;
@@ -51,31 +59,36 @@ mod wait;
 mod waiters;
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{CustomerId, Identifier, IdentifierHasher, Identity, Key, KeyHasher, PhoneRegion, TenantId};
+use crate::domain::{CustomerId, IdentifierHasher, Identity, Key, KeyHasher, PhoneRegion, TenantId};
 use crate::faults::Faults;
 use crate::metrics::{LookupResult, Metrics, in_progress, observe};
 use crate::shutdown::Shutdown;
-use crate::store::Store;
-use crate::upstream::{Expand, Fetched, Requester, Search, Upstream};
+use crate::store::{Clears, Store};
+use crate::upstream::{Requester, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 pub use phases::Phases;
 
 use admission::Admission;
 use bypass::Bypasses;
-use identifier::IdentifierReader;
+use demand::Demand;
 use leader::LeaderResult;
 use reader::CacheReader;
 use single_flight::Flights;
 use waiters::Waiters;
+
+/// How many refreshes one process starts each second after a clear of a tenant. The budget of the tenant limits them further.
+const CLEARED_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("it is not zero");
 
 /// `[lookup]`; a `[[tenant]]` may override the times.
 #[derive(Clone, Debug, Deserialize)]
@@ -127,6 +140,8 @@ pub struct LookupDependencies {
     pub previous: Option<KeyHasher>,
     /// The configuration of each tenant.
     pub tenants: HashMap<TenantId, Config>,
+    /// The generations of the tenants' records.
+    pub clears: Clears,
     /// How long after an event a fill is compared with the fence (`consumer.settle_window`).
     pub settle_window: Duration,
     /// The wall clock.
@@ -157,6 +172,8 @@ struct LookupContext {
     refreshing: Cache<Key, ()>,
     /// The keys whose tombstone this process verified recently. It saves a store command for each hit.
     verified: Cache<Key, ()>,
+    /// The pace of the refreshes after a clear, for each tenant.
+    cleared: HashMap<TenantId, DefaultDirectRateLimiter>,
     /// Where the pointers of identifiers led recently, so that both entries can be read at once.
     guesses: Cache<Key, Identity>,
 }
@@ -166,6 +183,8 @@ impl Lookup {
     #[must_use]
     pub fn new(deps: LookupDependencies) -> Self {
         let recent = |time| Cache::builder().max_capacity(10_000).time_to_live(time).build();
+        let pace = |tenant: &TenantId| (tenant.clone(), RateLimiter::direct(Quota::per_second(CLEARED_PER_SECOND)));
+        let cleared = deps.tenants.keys().map(pace).collect();
         let deadline = deps.tenants.values().map(|config| config.deadline).min().unwrap_or_default();
         Self {
             context: Arc::new(LookupContext {
@@ -176,6 +195,7 @@ impl Lookup {
                 bypasses: Bypasses::default(),
                 refreshing: recent(refresh::REFRESH_INTERVAL),
                 verified: recent(refresh::VERIFY_INTERVAL),
+                cleared,
                 guesses: Cache::builder().max_capacity(identifier::GUESSES).build(),
             }),
         }
@@ -187,7 +207,8 @@ impl Lookup {
         self.context.deps.tenants.contains_key(tenant)
     }
 
-    /// Looks up a customer for a requester; returns `None` if the tenant is not configured.
+    /// Looks up a customer for a requester; returns `None` if the tenant is not configured. With `max_age`, an answer that was
+    /// fetched longer ago is fetched anew, as always under the lease and within the budget.
     ///
     /// Answers within the tenant's `deadline`. Dropping the future ends the wait; a fetch that it has started
     /// continues.
@@ -196,8 +217,9 @@ impl Lookup {
         tenant: &TenantId,
         customer: &CustomerId,
         requester: &Requester,
+        max_age: Option<Duration>,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.get_with_phases(tenant, customer, requester, &mut Phases::default()).await
+        self.get_with_phases(tenant, customer, requester, max_age, &mut Phases::default()).await
     }
 
     /// Looks up a customer as [`get`](Self::get), and notes the phases of the lookup.
@@ -206,71 +228,13 @@ impl Lookup {
         tenant: &TenantId,
         customer: &CustomerId,
         requester: &Requester,
+        max_age: Option<Duration>,
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let timed = self.timed(tenant, |config, deadline| {
-            CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read()
-        });
-        timed.await
-    }
-
-    /// Looks up the customer that has an identifier, and is otherwise as [`get_with_phases`](Self::get_with_phases); also returns
-    /// `None` if this process has no key for identifiers.
-    pub async fn get_by(
-        &self,
-        tenant: &TenantId,
-        identifier: &Identifier,
-        requester: &Requester,
-        phases: &mut Phases,
-    ) -> Option<Result<LookupAnswer, LookupError>> {
-        let identity = self.context.deps.identifiers.as_ref()?.identify(tenant, identifier);
-        let timed = self.timed(tenant, |config, deadline| {
-            IdentifierReader::new(&self.context, config, (identifier, identity), requester, phases, deadline).read()
-        });
-        timed.await
-    }
-
-    /// Asks Genesys for a list of contacts; each call is one request.
-    ///
-    /// Otherwise as [`get`](Self::get).
-    pub async fn search(
-        &self,
-        tenant: &TenantId,
-        search: &Search,
-        requester: &Requester,
-    ) -> Option<Result<LookupAnswer, LookupError>> {
-        let deps = &self.context.deps;
-        let read = async |_: &Config, deadline| {
-            let since = deps.clock.now();
-            let outcome = match deps.upstream.search(tenant, search, requester, deadline).await? {
-                Fetched::Found(list) => LookupOutcome::Found(list.into()),
-                Fetched::Absent => LookupOutcome::Absent,
-            };
-            Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
-        };
-        self.timed(tenant, read).await
-    }
-
-    /// Returns the country of a tenant's phone numbers without a country code.
-    #[must_use]
-    pub fn phone_region(&self, tenant: &TenantId) -> Option<PhoneRegion> {
-        self.context.deps.tenants.get(tenant)?.phone_region
-    }
-
-    /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
-    /// the customer was deleted.
-    ///
-    /// Otherwise as [`get`](Self::get).
-    pub async fn get_expanded(
-        &self,
-        tenant: &TenantId,
-        customer: &CustomerId,
-        expand: &Expand,
-        requester: &Requester,
-    ) -> Option<Result<LookupAnswer, LookupError>> {
-        let phases = &mut Phases::default();
-        let timed = self.timed(tenant, |config, deadline| {
-            CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read_expanded(expand)
+            let mut reader = CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline);
+            reader.demand = Demand::new(max_age);
+            reader.read()
         });
         timed.await
     }
@@ -290,5 +254,12 @@ impl Lookup {
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());
         Some(answer)
+    }
+}
+
+impl LookupContext {
+    /// Returns whether a record from before a clear may be refreshed now.
+    fn may_refresh_cleared(&self, tenant: &TenantId) -> bool {
+        self.cleared.get(tenant).is_some_and(|pace| pace.check().is_ok())
     }
 }

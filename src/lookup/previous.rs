@@ -36,7 +36,11 @@ impl CacheReader<'_> {
             Content::Found(_) | Content::Negative => {}
             Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => return None,
         }
-        match freshness::judge(&record, self.context.deps.clock.now()) {
+        let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.requested.tenant()));
+        if self.is_too_old(&record, now) {
+            return None;
+        }
+        match freshness::judge(&record, cleared, now) {
             Freshness::Fresh { remaining } => {
                 LookupAnswer::of(&record, AnswerSource::Hit { remaining: Some(remaining), refreshing: false })
             }

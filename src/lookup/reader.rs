@@ -7,11 +7,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::domain::{CustomerId, CustomerQuery, Identity, Key, TenantId, Timestamp};
 use crate::store::{self, Base, Entry, Record, Token};
-use crate::upstream::{Expand, Fetched, Requester};
+use crate::upstream::Requester;
 
+use super::batch::BatchSeat;
 use super::bypass;
+use super::demand::Demand;
 use super::leader::FetchTask;
-use super::{AnswerSource, Config, LookupAnswer, LookupContext, LookupError, LookupOutcome, Phases};
+use super::{AnswerSource, Config, LookupAnswer, LookupContext, LookupError, Phases};
 
 /// The maximum number of moves of one lookup between the keys of a merged customer.
 const MAX_MOVES: u8 = 4;
@@ -39,6 +41,10 @@ pub(super) struct CacheReader<'a> {
     pub(super) stale: Option<(Record, Duration)>,
     /// Whether this lookup has waited for the fetch of another one.
     pub(super) has_waited: bool,
+    /// How old the answer may be.
+    pub(super) demand: Demand,
+    /// The place in a batch, until this lookup is decided.
+    pub(super) seat: Option<BatchSeat>,
 }
 
 /// What a lookup does next, given an entry.
@@ -127,6 +133,8 @@ impl<'a> CacheReader<'a> {
             moves: 0,
             stale: None,
             has_waited: false,
+            demand: Demand::default(),
+            seat: None,
         }
     }
 
@@ -179,36 +187,6 @@ impl<'a> CacheReader<'a> {
         }
     }
 
-    /// Fetches from Genesys with expansions, which the store does not hold; but not for a deleted customer.
-    pub(super) async fn read_expanded(mut self, expand: &Expand) -> Result<LookupAnswer, LookupError> {
-        // A pointer leads to the key of the canonical customer, which may hold a tombstone.
-        while let Ok(entry) = self.context.deps.store.get(&self.key).await {
-            match self.view(entry) {
-                EntryView::Serve(answer) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
-                EntryView::FollowPointer(canonical, pointer) => {
-                    if self.go_to(canonical, Some(pointer)).is_err() {
-                        break;
-                    }
-                }
-                EntryView::RequestLease(Base::Absent) => match self.get_under_previous_key().await {
-                    Ok(Some(answer)) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
-                    Ok(_) | Err(_) => break,
-                },
-                EntryView::Serve(_) | EntryView::RequestLease(_) | EntryView::Wait(_) => break,
-            }
-        }
-        let deps = &self.context.deps;
-        let since = deps.clock.now();
-        let tenant = self.requested.tenant();
-        let fetched = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.requester, self.deadline).await;
-        // A stored record has no expansions, so it cannot be served instead.
-        let outcome = match fetched? {
-            Fetched::Absent => LookupOutcome::Absent,
-            Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
-        };
-        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
-    }
-
     async fn reread(&mut self) -> Result<LookupStep, StepError> {
         Ok(LookupStep::Evaluate(self.context.deps.store.get(&self.key).await?))
     }
@@ -250,14 +228,15 @@ impl<'a> CacheReader<'a> {
     }
 
     /// Fetches from Genesys without the store.
-    async fn bypass(self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
+    async fn bypass(mut self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
         tracing::debug!(key = %self.key, %error, "the lookup bypasses the store");
         let key = self.requested.key();
         let request = bypass::BypassRequest {
             tenant: self.requested.tenant().clone(),
             query: CustomerQuery::Id(self.customer.clone()),
-            requester: self.requester.clone(),
+            requester: self.requester.past_the_store(),
             timeout: self.config.lease_ttl,
+            seat: self.seat.take(),
         };
         match bypass::fetch(self.context, &key, request, self.deadline).await {
             Ok(answer) => Ok(answer),
@@ -278,6 +257,8 @@ impl<'a> CacheReader<'a> {
             customer: self.customer.clone(),
             requester,
             through_pointer: self.pointer.is_some(),
+            generation: self.context.deps.clears.of(self.requested.tenant()).soft,
+            seat: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::metrics::RefreshCause;
 use crate::spans::{self, Cause};
-use crate::store::{Base, Content, LeaseAnswer, Record, Token, Tombstone};
+use crate::store::{Base, Content, Generations, LeaseAnswer, Record, Token, Tombstone};
 use crate::upstream::Requester;
 
 use super::freshness;
@@ -22,27 +22,35 @@ pub(super) const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const VERIFY_INTERVAL: Duration = Duration::from_secs(60);
 
 impl CacheReader<'_> {
-    /// Starts the refresh of a fresh record that expires soon (see [`freshness::is_due`]); returns whether a refresh
-    /// is under way.
+    /// Starts the refresh of a fresh record that expires soon (see [`freshness::is_due`]), or is from before a clear of its
+    /// tenant; returns whether a refresh is under way.
     ///
-    /// An unsettled record must expire ([`rules::unsettled`](crate::rules#unsettled)). A negative one is not
+    /// After a clear, all records of the tenant are due at once, so their refreshes start at a limited rate. An unsettled record must expire ([`rules::unsettled`](crate::rules#unsettled)). A negative one is not
     /// refreshed either, because it is cheap.
-    pub(super) fn refresh_if_due(&self, record: &Record, remaining: Duration) -> bool {
+    pub(super) fn refresh_if_due(&self, record: &Record, remaining: Duration, cleared: Generations) -> bool {
         let is_worthwhile = match &record.content {
             Content::Found(_) | Content::Pointer(_) => record.settled,
             Content::Negative | Content::IdentifierPointer(_) | Content::Sealed(_) => false,
         };
         let draining = || self.context.deps.shutdown.is_requested();
-        if !is_worthwhile || !freshness::is_due_by_chance(record, remaining) || draining() {
+        let is_from_before = record.generation < cleared.soft && !matches!(record.content, Content::Sealed(_));
+        let is_due = is_from_before || (is_worthwhile && freshness::is_due_by_chance(record, remaining));
+        if !is_due || draining() {
+            return false;
+        }
+        if self.context.refreshing.contains_key(&self.key) {
+            return true;
+        }
+        if is_from_before && !self.context.may_refresh_cleared(self.requested.tenant()) {
             return false;
         }
         if self.context.refreshing.entry(self.key.clone()).or_insert(()).is_fresh() {
-            self.refresh(record.token);
+            self.refresh(record.token, if is_from_before { RefreshCause::Cleared } else { RefreshCause::Early });
         }
         true
     }
 
-    fn refresh(&self, base: Token) {
+    fn refresh(&self, base: Token, cause: RefreshCause) {
         let (context, key, fetch) =
             (Arc::clone(self.context), self.key.clone(), self.fetch_task(Requester::Background));
         let ttl = self.config.lease_ttl;
@@ -50,7 +58,7 @@ impl CacheReader<'_> {
             let deps = &context.deps;
             match deps.store.lease(&key, &Base::Token(base), Token::draw(), ttl).await {
                 Ok(LeaseAnswer::Granted(lease)) => {
-                    deps.metrics.refreshes.with(RefreshCause::Early).increment(1);
+                    deps.metrics.refreshes.with(cause).increment(1);
                     // Lookups that read the record after its expiry join this flight.
                     let (leader, _follower) = context.flights.start(&key, lease.witness());
                     fetch.lead(lease, leader).await;

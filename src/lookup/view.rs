@@ -1,5 +1,6 @@
 //! The view: what one lookup does next, given the entry that it read.
 
+use crate::domain::Timestamp;
 use crate::store::{Base, Content, Entry, Record};
 
 use super::freshness::{self, Freshness};
@@ -28,9 +29,15 @@ impl CacheReader<'_> {
             tracing::warn!(key = %self.key, "a stored record is about another customer and is not served");
             return EntryView::RequestLease(dead);
         }
-        let freshness = freshness::judge(&record, self.context.deps.clock.now());
+        let now = self.context.deps.clock.now();
+        let cleared = self.context.deps.clears.of(self.requested.tenant());
+        let freshness = freshness::judge(&record, cleared, now);
+        let is_answer = matches!(&record.content, Content::Found(_) | Content::Negative);
+        if is_answer && matches!(freshness, Freshness::Fresh { .. }) && self.is_too_old(&record, now) {
+            return EntryView::RequestLease(base);
+        }
         let refreshing = match freshness {
-            Freshness::Fresh { remaining } => self.refresh_if_due(&record, remaining),
+            Freshness::Fresh { remaining } => self.refresh_if_due(&record, remaining, cleared),
             Freshness::Stale { .. } | Freshness::Expired => false,
         };
         match (freshness, &record.content) {
@@ -61,5 +68,10 @@ impl CacheReader<'_> {
                 EntryView::RequestLease(base)
             }
         }
+    }
+
+    /// Returns whether the caller demands a newer answer.
+    pub(super) fn is_too_old(&mut self, record: &Record, now: Timestamp) -> bool {
+        self.demand.refuses(record, self.has_waited, now)
     }
 }

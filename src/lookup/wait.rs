@@ -22,7 +22,8 @@ impl CacheReader<'_> {
         match deps.store.lease(&self.key, &base, Token::draw(), ttl).await? {
             LeaseAnswer::Granted(lease) => {
                 let (leader, follower) = self.context.flights.start(&self.key, lease.witness());
-                let fetch = self.fetch_task(self.requester.clone());
+                let mut fetch = self.fetch_task(self.requester.clone());
+                fetch.seat = self.seat.take();
                 let task = spans::lead(&self.key, Cause::Miss, async move { fetch.lead(lease, leader).await });
                 deps.shutdown.spawn(task);
                 self.await_leader(follower, true).await
@@ -34,6 +35,7 @@ impl CacheReader<'_> {
 
     /// Waits for the lookup that fetches: takes its result, or evaluates the entry after the fetch.
     pub(super) async fn follow(&mut self, seen: Token) -> Result<LookupStep, StepError> {
+        self.seat = None;
         if let Some(follower) = self.context.flights.join(&self.key, seen) {
             return self.await_leader(follower, false).await;
         }
@@ -112,7 +114,7 @@ impl CacheReader<'_> {
 
     /// Returns why this lookup fetches, for the answer.
     pub(super) fn over(&self) -> ForwardReason {
-        if self.stale.is_some() { ForwardReason::Stale } else { ForwardReason::Miss }
+        ForwardReason::of(self.stale.is_some(), self.demand)
     }
 
     /// Returns how long this lookup waits: only the soft timeout if it holds a stale profile.

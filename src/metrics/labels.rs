@@ -89,7 +89,7 @@ labels!(
     /// An operation of the store port.
     StoreOp {
         Get = "get", Lease = "lease", Fill = "fill", Release = "release", Invalidate = "invalidate", WriteTombstone = "bury",
-        Ping = "ping", ReplicationHistory = "lineage", Inspect = "inspect",
+        Ping = "ping", ReplicationHistory = "lineage", Inspect = "inspect", Clear = "clear", Generations = "generations",
     }
 );
 labels!(
@@ -112,8 +112,23 @@ labels!(
     RefreshCause {
         /// The record is close to its expiry.
         Early = "early",
+        /// The record is from before a clear of its tenant.
+        Cleared = "cleared",
         /// A tombstone, to check whether the customer exists again.
         Tombstone = "tombstone",
+    }
+);
+labels!(
+    /// What became of a customer that was to be fetched ahead of time.
+    PrefetchOutcome {
+        Fetched = "fetched",
+        /// The store held it, or another lookup fetched it.
+        Present = "present",
+        /// The queue was full, or the process stopped.
+        Dropped = "dropped",
+        /// The budget allowed no request in time.
+        Expired = "expired",
+        Failed = "failed",
     }
 );
 labels!(

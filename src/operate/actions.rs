@@ -11,7 +11,7 @@ use crate::domain::{CustomerId, Digest, Event, EventId, KeyHasher, Kind, Shape, 
 use crate::queue::outbox::Outbox;
 use crate::queue::{self, DeadLetters, MAX_SEARCHED, Publisher};
 use crate::store::fence::Newest;
-use crate::store::{self, Content, Entry, Inspect, Inspection};
+use crate::store::{self, ClearMode, Content, Entry, Inspect, Inspection};
 
 /// The commands and the components that they use.
 #[derive(Debug)]
@@ -116,6 +116,18 @@ impl Actions {
         queue::traced::publish(publisher.as_ref(), &mut event).await?;
         tracing::info!(%tenant, event = %id, force, "published an operator's invalidation");
         Ok(id)
+    }
+
+    /// Marks all records of a tenant as due for refresh, or as missing; every process obeys within a second.
+    ///
+    /// # Errors
+    ///
+    /// Unknown tenant, or the store failed.
+    pub async fn clear(&self, tenant: &TenantId, mode: ClearMode) -> Result<(), Error> {
+        self.hasher(tenant)?;
+        self.store.clear(tenant, mode).await?;
+        tracing::info!(%tenant, ?mode, "cleared the records of a tenant");
+        Ok(())
     }
 
     /// Returns the digest of a customer; `None` if the tenant is not configured.

@@ -10,6 +10,7 @@ use url::Url;
 use crate::domain::Secret;
 use crate::tls::is_loopback;
 
+pub use super::answer_text::{line, lines};
 pub use super::client_error::Error;
 
 use super::trust::Tls;
@@ -29,10 +30,13 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// The longest line about a replay, in bytes.
 const MAX_LINE: usize = 64 * 1024;
 
+/// The HTTP client that this client uses.
+pub type HttpClient = reqwest::Client;
+
 /// A client of a running service's admin listener.
 #[derive(Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    http: HttpClient,
     base: Url,
     key: Option<Secret>,
 }
@@ -102,6 +106,15 @@ impl Client {
     pub async fn invalidate(&self, tenant: &str, customer: &str, force: bool) -> Result<Value, Error> {
         let body = json!({ "tenantId": tenant, "customerId": customer, "force": force });
         self.post("/admin/invalidate", &body).await
+    }
+
+    /// Requests that all records of a tenant count as due for refresh, or with `hard` as missing.
+    ///
+    /// # Errors
+    ///
+    /// The service cannot be reached, or refuses the command.
+    pub async fn clear(&self, tenant: &str, hard: bool) -> Result<Value, Error> {
+        self.post("/admin/clear", &json!({ "tenantId": tenant, "hard": hard })).await
     }
 
     /// Requests the oldest dead letters.
@@ -254,7 +267,7 @@ impl Client {
 /// # Errors
 ///
 /// `base` is not an HTTP URL, or a file of `tls` cannot be used.
-pub fn http_client(base: &Url, tls: &Tls) -> Result<reqwest::Client, Error> {
+pub fn http_client(base: &Url, tls: &Tls) -> Result<HttpClient, Error> {
     // Fails if a provider is installed already, which is just as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A redirect would take a key to another service.
@@ -270,40 +283,4 @@ pub fn http_client(base: &Url, tls: &Tls) -> Result<reqwest::Client, Error> {
 
 fn selection(ids: &[String]) -> Value {
     if ids.is_empty() { json!({ "all": true }) } else { json!({ "ids": ids }) }
-}
-
-/// Formats an answer as text: one line for each value, with its path.
-#[must_use]
-pub fn lines(answer: &Value) -> String {
-    let mut lines = Vec::new();
-    flatten("", answer, &mut lines);
-    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
-}
-
-/// Formats one dead letter as one line of text.
-#[must_use]
-pub fn line(letter: &Value) -> String {
-    let text = |name: &str| letter[name].as_str().unwrap_or("-");
-    let what = match (letter["eventId"].as_str(), letter["length"].as_u64()) {
-        (Some(event), _) => format!("{} of tenant {}, event {event}", text("kind"), text("tenantId")),
-        (None, Some(length)) => format!("{length} bytes that are not an event, SHA-256 {}", text("sha256")),
-        (None, None) => "-".to_owned(),
-    };
-    format!("{}  {}  {}  {what}\n", text("id"), text("since"), text("reason"))
-}
-
-fn flatten(path: &str, value: &Value, lines: &mut Vec<(String, String)>) {
-    match value {
-        Value::Object(members) => {
-            for (name, member) in members {
-                let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                flatten(&below, member, lines);
-            }
-        }
-        Value::String(text) => lines.push((path.to_owned(), text.clone())),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
-            lines.push((path.to_owned(), value.to_string()));
-        }
-    }
 }

@@ -19,13 +19,14 @@ use super::oauth::ClientKind;
 const MAX_COUNTED: usize = 100_000;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The counts of profile reads since start, by requested id.
+/// The counts of profile reads since start, by requested id. The total counts requests, so a bulk request is one.
 #[derive(Default)]
 pub(super) struct Calls(Mutex<CallCounts>);
 
 #[derive(Default)]
 struct CallCounts {
     total: u64,
+    bulk: u64,
     searches: u64,
     contacts: HashMap<CustomerId, u64>,
 }
@@ -42,10 +43,24 @@ impl Calls {
     pub(super) fn count(&self, customer: &CustomerId) {
         let mut counts = self.0.lock();
         counts.total += 1;
-        if let Some(count) = counts.contacts.get_mut(customer) {
+        counts.count(customer);
+    }
+
+    /// Counts one read of many contacts: one call.
+    pub(super) fn count_bulk(&self, customers: &[CustomerId]) {
+        let mut counts = self.0.lock();
+        counts.total += 1;
+        counts.bulk += 1;
+        customers.iter().for_each(|customer| counts.count(customer));
+    }
+}
+
+impl CallCounts {
+    fn count(&mut self, customer: &CustomerId) {
+        if let Some(count) = self.contacts.get_mut(customer) {
             *count += 1;
-        } else if counts.contacts.len() < MAX_COUNTED {
-            counts.contacts.insert(customer.clone(), 1);
+        } else if self.contacts.len() < MAX_COUNTED {
+            self.contacts.insert(customer.clone(), 1);
         }
     }
 }
@@ -55,9 +70,13 @@ pub(super) async fn show(State(sandbox): State<Arc<SandboxState>>) -> Json<Value
     let counts = sandbox.calls.0.lock();
     let contacts: serde_json::Map<_, _> =
         counts.contacts.iter().map(|(customer, count)| (customer.expose().to_owned(), Value::from(*count))).collect();
-    Json(
-        json!({ "contacts": contacts, "total": counts.total, "searches": counts.searches, "tokens": sandbox.tokens.count() }),
-    )
+    Json(json!({
+        "contacts": contacts,
+        "total": counts.total,
+        "bulk": counts.bulk,
+        "searches": counts.searches,
+        "tokens": sandbox.tokens.count(),
+    }))
 }
 
 /// Answers `GET /sandbox/events`.

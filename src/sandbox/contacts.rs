@@ -13,7 +13,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::domain::CustomerId;
@@ -31,6 +31,9 @@ const READ_AT: &str = "sandboxReadAt";
 
 /// The number of contacts in one merge.
 const MERGE_SIZE: std::ops::RangeInclusive<usize> = 2..=25;
+
+/// The maximum number of contacts in one bulk request.
+const BULK_SIZE: usize = 100;
 
 /// The contact id in a path: a UUID, in lower case.
 pub(super) struct ContactPath {
@@ -60,6 +63,46 @@ pub(super) async fn read(
         contact[READ_AT] = sandbox.clock.now().as_millis().into();
     }
     Ok(Json(contact).into_response())
+}
+
+/// Answers `POST …/bulk/contacts`: the canonical contacts of up to 100 ids, in an order of its own.
+pub(super) async fn read_many(
+    State(sandbox): State<Arc<SandboxState>>,
+    client: AuthenticatedClient,
+    body: Result<JsonObject, ApiError>,
+) -> Result<Response, ApiError> {
+    client.require(oauth::VIEW)?;
+    let JsonObject(fields) = body?;
+    let entities = fields.get("entities").and_then(Value::as_array).filter(|ids| (1..=BULK_SIZE).contains(&ids.len()));
+    let entities = entities.ok_or(ApiError::bad_request("entities must be a list of 1 to 100 objects with an id"))?;
+    let id = |entity: &Value| entity["id"].as_str().and_then(|id| id.parse::<CustomerId>().ok());
+    let ids: Option<Vec<CustomerId>> = entities.iter().map(id).collect();
+    let ids = ids.ok_or(ApiError::bad_request("each entity must have an id"))?;
+    sandbox.calls.count_bulk(&ids);
+    if let Some(failure) = sandbox.injected_failure(client.kind) {
+        return Ok(failure);
+    }
+    let behaviour = sandbox.behaviour();
+    let read = |id: &CustomerId| {
+        let view = id.expose().parse().ok().and_then(|id| sandbox.directory.read(id, behaviour.read_lag).ok());
+        let Some(view) = view else {
+            let error = json!({
+                "message": "The requested resource was not found.", "code": "not.found", "status": 404,
+                "retryable": false, "details": [],
+            });
+            return json!({ "id": id.expose(), "success": false, "status": 404, "error": error });
+        };
+        let mut contact = shapes::api(&view);
+        if behaviour.stamp_reads {
+            contact[READ_AT] = sandbox.clock.now().as_millis().into();
+        }
+        json!({ "id": id.expose(), "success": true, "status": 200, "entity": contact })
+    };
+    // Genesys promises no order.
+    let results: Vec<Value> = ids.iter().rev().map(read).collect();
+    let failed: Vec<usize> = (0..results.len()).filter(|index| results[*index]["success"] == false).collect();
+    let answer = json!({ "results": results, "errorCount": failed.len(), "errorIndexes": failed });
+    Ok(Json(answer).into_response())
 }
 
 /// Answers `GET …/contacts/{id}/unresolved`: the contact itself, even if it was merged.

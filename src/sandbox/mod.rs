@@ -183,6 +183,9 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/{id}", contact)
         .route("/{id}/unresolved", get(contacts::read_unresolved))
         .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
+    let bulk = Router::new()
+        .route(shapes::BULK, post(contacts::read_many))
+        .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
     let searches = Router::new()
         .route("/identifierlookup/contacts", post(search::identifier))
         .route("/identifierlookup", post(search::identifier))
@@ -190,6 +193,7 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
     Router::new()
         .nest(shapes::CONTACTS, contacts)
+        .merge(bulk)
         .nest(shapes::EXTERNAL_CONTACTS, searches)
         .route("/oauth/token", post(oauth::token))
         .route("/login/oauth/token", post(oauth::token))

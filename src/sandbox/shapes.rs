@@ -10,6 +10,8 @@ use super::fields::Fields;
 pub(super) const EXTERNAL_CONTACTS: &str = "/api/v2/externalcontacts";
 /// The path of all contacts.
 pub(super) const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
+/// The path of the bulk request for contacts.
+pub(super) const BULK: &str = "/api/v2/externalcontacts/bulk/contacts";
 /// The one division of the sandbox.
 pub(super) const DIVISION: &str = "5a4d0000-0000-4000-8000-0000000000d1";
 

@@ -13,10 +13,11 @@ use super::{Ciphertext, Content, Found, IdentifierPointer, Record, Token};
 /// Bits of the flags of a record.
 const SETTLED: u8 = 1;
 const HAS_MODIFIED: u8 = 2;
-/// A pointer of an identifier has the token of the record that was filled together with it.
-const HAS_TOKEN: u8 = 4;
+const HAS_GENERATION: u8 = 4;
 /// A profile has the marks of its identifiers.
 const HAS_MARKS: u8 = 8;
+/// A pointer of an identifier has the token of the record that was filled together with it.
+const HAS_TOKEN: u8 = 16;
 
 /// The bit of a length byte that distinguishes the identity of an identifier from that of a customer. A tenant id is shorter.
 const OF_IDENTIFIER: u8 = 0x80;
@@ -52,24 +53,28 @@ pub(super) fn put_clear(out: &mut impl BufMut, record: &Record) {
     }
 }
 
-/// Writes a content.
-pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: bool) {
-    let flags = u8::from(settled) * SETTLED;
-    match content {
-        Content::Negative => out.put_u8(flags),
-        Content::Pointer(canonical) => {
-            out.put_u8(flags);
-            put_identity(out, canonical);
+/// Writes a content, after its flags and the generation, if that is not zero.
+pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: bool, generation: u64) {
+    let own = match content {
+        Content::Found(Found { modified, identifiers, .. }) => {
+            flag(modified.is_some(), HAS_MODIFIED) | flag(!identifiers.as_bytes().is_empty(), HAS_MARKS)
         }
+        Content::IdentifierPointer(pointer) => flag(pointer.filled_with.is_some(), HAS_TOKEN),
+        Content::Negative | Content::Pointer(_) | Content::Sealed(_) => 0,
+    };
+    out.put_u8(own | flag(settled, SETTLED) | flag(generation > 0, HAS_GENERATION));
+    if generation > 0 {
+        out.put_u64(generation);
+    }
+    match content {
+        Content::Negative => {}
+        Content::Pointer(canonical) => put_identity(out, canonical),
         Content::IdentifierPointer(IdentifierPointer { to, filled_with }) => {
-            out.put_u8(flags + u8::from(filled_with.is_some()) * HAS_TOKEN);
             put_identity(out, to);
             out.put_slice(filled_with.as_ref().map_or(&[], |token| token.as_bytes().as_slice()));
         }
         Content::Found(found) => {
             let marks = found.identifiers.as_bytes();
-            let has_modified = u8::from(found.modified.is_some()) * HAS_MODIFIED;
-            out.put_u8(flags + has_modified + u8::from(!marks.is_empty()) * HAS_MARKS);
             out.put_i64(found.modified.map_or(0, Modified::as_millis));
             out.put_slice(&found.validator);
             if !marks.is_empty() {
@@ -79,25 +84,25 @@ pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: boo
             }
             out.put_slice(found.body.expose());
         }
-        Content::Sealed(ciphertext) => {
-            out.put_u8(flags);
-            out.put_slice(ciphertext.as_bytes());
-        }
+        Content::Sealed(ciphertext) => out.put_slice(ciphertext.as_bytes()),
     }
 }
 
-/// Reads a content of this kind, up to the end of the bytes, and whether it is settled. A profile that is
+/// Reads a content of this kind, up to the end of the bytes, whether it is settled, and its generation. A profile that is
 /// [nested too deeply](ProfileBody::is_nested_too_deep) is not read.
-pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)> {
+pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool, u64)> {
     let flags = rest.try_get_u8().ok()?;
-    let known = match kind {
-        b'P' => SETTLED | HAS_MODIFIED | HAS_MARKS,
-        b'I' => SETTLED | HAS_TOKEN,
-        _ => SETTLED,
-    };
+    let known = SETTLED
+        | HAS_GENERATION
+        | match kind {
+            b'P' => HAS_MODIFIED | HAS_MARKS,
+            b'I' => HAS_TOKEN,
+            _ => 0,
+        };
     if flags & !known != 0 {
         return None;
     }
+    let generation = if flags & HAS_GENERATION == 0 { 0 } else { rest.try_get_u64().ok()? };
     let content = match kind {
         b'N' => Content::Negative,
         b'A' => Content::Pointer(take_identity(&mut rest)?),
@@ -123,7 +128,7 @@ pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool)>
         b'S' => Content::Sealed(Ciphertext::new(std::mem::take(&mut rest))),
         _ => return None,
     };
-    rest.is_empty().then_some((content, flags & SETTLED != 0))
+    rest.is_empty().then_some((content, flags & SETTLED != 0, generation))
 }
 
 /// Reads what [`put_clear`] wrote: the identity, the time of the fetch, and the three durations.
@@ -144,6 +149,10 @@ pub(super) fn take_array<const N: usize>(rest: &mut Bytes) -> Option<[u8; N]> {
 /// Returns a duration in whole milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+const fn flag(is_set: bool, bit: u8) -> u8 {
+    if is_set { bit } else { 0 }
 }
 
 fn take_marks(rest: &mut Bytes) -> Option<IdentifierMarks> {

@@ -42,6 +42,8 @@ pub struct Record {
     pub grace: Duration,
     /// Whether it is as new as all announced events: [`rules::unsettled`](crate::rules#unsettled).
     pub settled: bool,
+    /// The tenant's generation when it was fetched: see [`clears`](super::clears). Zero before the first clear.
+    pub generation: u64,
 }
 
 /// What was fetched.

@@ -1,5 +1,6 @@
 //! Metrics of a store: counts and times every operation.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,12 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::domain::Key;
+use crate::domain::{Key, TenantId};
 use crate::metrics::{Metrics, Outcome, StoreOp, observe};
 
 use super::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, ReplicationHistory,
-    Store, Token,
+    Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
+    Record, ReplicationHistory, Store, Token,
 };
 
 /// Counts and times the operations of a store.
@@ -81,5 +82,13 @@ impl<S: Inspect> Inspect for Metered<S> {
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {
         self.count(StoreOp::Inspect, self.store.inspect(key)).await
+    }
+
+    async fn clear(&self, tenant: &TenantId, mode: ClearMode) -> Result<(), Error> {
+        self.count(StoreOp::Clear, self.store.clear(tenant, mode)).await
+    }
+
+    async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error> {
+        self.count(StoreOp::Generations, self.store.generations()).await
     }
 }

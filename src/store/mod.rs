@@ -32,6 +32,7 @@
 
 mod change;
 pub mod changes;
+pub mod clears;
 pub mod embedded;
 mod encoding;
 mod entry;
@@ -44,7 +45,7 @@ pub mod redis;
 pub mod sealed;
 mod token;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -52,9 +53,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::domain::Key;
+use crate::domain::{Key, TenantId};
 
 pub use change::{Applied, Change, Lifetimes};
+pub use clears::{ClearMode, Clears, Generations};
 pub use entry::{Ciphertext, Content, Entry, Found, IdentifierPointer, Leased, Record, Tombstone};
 pub use error::Error;
 pub use lease::{Lease, LeaseTarget};
@@ -130,7 +132,7 @@ pub trait Store: Debug + Send + Sync {
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant);
 }
 
-/// Access for operators and probes; no lookup or event uses it.
+/// Access for operators, probes and other work in the background; no lookup or event waits for it.
 #[async_trait]
 pub trait Inspect: Debug + Send + Sync {
     /// Checks that every part of the store does the work of lookups and events; limited by the store's timeout.
@@ -142,6 +144,12 @@ pub trait Inspect: Debug + Send + Sync {
 
     /// Returns the state of a key without its contents.
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error>;
+
+    /// Raises the generations of a tenant, above all earlier ones: see [`clears`].
+    async fn clear(&self, tenant: &TenantId, mode: ClearMode) -> Result<(), Error>;
+
+    /// Returns the generations of all tenants that were cleared.
+    async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error>;
 }
 
 /// The replication histories of a store's data: one opaque name for each primary.

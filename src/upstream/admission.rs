@@ -15,7 +15,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, BreakerLevel, BreakerPermit, RequestOutcome};
-use super::{Error, Fetched, TransportPhase};
+use super::{Error, TransportPhase};
 
 /// How often one request passes during a long pause.
 pub(super) const PROBE_EVERY: Duration = Duration::from_secs(60);
@@ -88,9 +88,9 @@ impl AdmissionState {
     }
 
     /// Takes note of the outcome of a request that began at `began`, and returns what the breaker counts.
-    pub(super) fn note(
+    pub(super) fn note<T>(
         &mut self,
-        outcome: &Result<Fetched, Error>,
+        outcome: &Result<T, Error>,
         verdict: RequestOutcome,
         began: Instant,
         now: Instant,

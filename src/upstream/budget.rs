@@ -10,6 +10,8 @@
 //!   that begins to request gets its share at once, whatever the others have spent.
 //! - Customers that do not exist are bounded for each caller: a quarter of the budget. Above it the caller waits, because
 //!   random ids would otherwise cost a request each.
+//! - Fetches past a store that does not answer are bounded: half of the budget. Otherwise its failure would turn every hit
+//!   into a request, and nothing would be left for the misses when it is back.
 //! - Refreshes in the background pass only while more than half of the common part is left, so they take nothing that a
 //!   waiting caller needs.
 //!
@@ -32,6 +34,9 @@ const STEP: Duration = Duration::from_millis(5);
 /// The part of the budget that may be spent on customers that do not exist, for each caller.
 const ABSENT_PART: f64 = 0.25;
 
+/// The part of the budget that may be spent on fetches past the store.
+const BYPASS_PART: f64 = 0.5;
+
 /// One request; less a rounding error.
 const ONE: f64 = 1.0 - 1e-6;
 
@@ -41,6 +46,8 @@ pub(super) struct Budget {
     /// The most requests per minute, also the size of the bucket.
     per_minute: f64,
     common: f64,
+    /// How many more fetches may go past the store.
+    bypass: f64,
     accounts: HashMap<Arc<str>, Account>,
     filled_at: Instant,
 }
@@ -58,7 +65,8 @@ impl Budget {
     /// Creates a full budget.
     pub(super) fn new(per_minute: u32, now: Instant) -> Self {
         let per_minute = f64::from(per_minute);
-        Self { per_minute, common: per_minute, accounts: HashMap::new(), filled_at: now }
+        let bypass = per_minute * BYPASS_PART;
+        Self { per_minute, common: per_minute, bypass, accounts: HashMap::new(), filled_at: now }
     }
 
     /// Takes one request.
@@ -68,7 +76,14 @@ impl Budget {
     /// There is none for this requester; returns the time until there is.
     pub(super) fn spend(&mut self, requester: &Requester, now: Instant) -> Result<(), Duration> {
         self.fill(now);
-        let Requester::Caller(caller) = requester else { return self.spend_in_background() };
+        let (caller, is_bypass) = match requester {
+            Requester::Caller(caller) => (caller, false),
+            Requester::Bypass(caller) => (caller, true),
+            Requester::Background => return self.spend_in_background(),
+        };
+        if is_bypass && self.bypass < ONE {
+            return Err(wait(1.0 - self.bypass, self.per_second() * BYPASS_PART));
+        }
         self.open_account(caller, now);
         let (rate, hungry) = (self.per_second(), self.hungry());
         let Some(account) = self.accounts.get_mut(caller) else { return Ok(()) };
@@ -82,12 +97,13 @@ impl Budget {
         let from_common = self.common.min(1.0);
         self.common -= from_common;
         account.reserved = (account.reserved - (1.0 - from_common)).max(0.0);
+        self.bypass -= f64::from(u8::from(is_bypass));
         Ok(())
     }
 
     /// Records that a request of this requester found no customer.
     pub(super) fn absent(&mut self, requester: &Requester) {
-        if let Requester::Caller(caller) = requester
+        if let Requester::Caller(caller) | Requester::Bypass(caller) = requester
             && let Some(account) = self.accounts.get_mut(caller)
         {
             account.absent -= 1.0;
@@ -139,6 +155,7 @@ impl Budget {
             stays
         });
         let mut added = self.per_second() * elapsed.as_secs_f64();
+        self.bypass = (self.bypass + added * BYPASS_PART).min(self.per_minute * BYPASS_PART);
         let (part, absent) = (self.part(), added * ABSENT_PART);
         // The fullest accounts first: what one of them does not need is shared by those after it.
         let mut accounts: Vec<_> = self.accounts.values_mut().collect();
@@ -214,6 +231,17 @@ mod tests {
             b += spent_at_once(&mut budget, &caller("b"), now);
         }
         assert!((24..=26).contains(&a) && (24..=26).contains(&b), "{a} {b}");
+    }
+
+    #[test]
+    fn fetches_past_the_store_leave_half_of_the_budget() {
+        let now = Instant::now();
+        let mut budget = Budget::new(300, now);
+        let past = caller("a").past_the_store();
+        assert_eq!(spent_at_once(&mut budget, &past, now), 150);
+        assert_eq!(budget.spend(&past, now).unwrap_err().as_millis(), 400);
+        assert_eq!(spent_at_once(&mut budget, &caller("a"), now), 150);
+        assert_eq!(spent_at_once(&mut budget, &past, now + Duration::from_secs(10)), 25);
     }
 
     #[test]

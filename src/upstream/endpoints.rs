@@ -79,6 +79,11 @@ impl BaseUrls {
         }
     }
 
+    /// Returns the hosts of the two.
+    pub(super) fn hosts(self) -> [String; 2] {
+        [self.api, self.login].map(|url| url.host_str().unwrap_or_default().to_owned())
+    }
+
     /// Returns whether one of the two needs TLS.
     pub(super) fn need_tls(&self) -> bool {
         [&self.api, &self.login].iter().any(|url| url.scheme() == "https")
@@ -88,6 +93,11 @@ impl BaseUrls {
     pub(super) fn token(&self) -> Result<Url, InvalidSetting> {
         Url::parse(&format!("{}/oauth/token", trimmed(&self.login)))
             .map_err(|error| InvalidSetting::new("login_url", error.to_string()))
+    }
+
+    /// Returns the URL of the bulk request for contacts.
+    pub(super) fn bulk(&self) -> Result<Url, InvalidSetting> {
+        self.api("/api/v2/externalcontacts/bulk/contacts")
     }
 
     /// Returns the URLs of searches for contacts.

@@ -5,11 +5,9 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use reqwest::{Client, RequestBuilder, Response, redirect};
 use tokio::time::Instant;
-
-use crate::invalid::InvalidSetting;
 
 use super::Error;
 use super::transport::{self, TransportFailure};
@@ -20,7 +18,10 @@ const USER_AGENT: &str = concat!("profile-edge/", env!("CARGO_PKG_VERSION"));
 /// The longest `Retry-After` that is honoured. Daily limits name hours.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Creates an HTTP client.
+/// Why an answer with a content coding is not used.
+const ENCODED: &str = "its body is compressed, which was not asked for: a proxy on the way changes it";
+
+/// Creates an HTTP client. It asks for answers without a content coding.
 ///
 /// With `tls` it trusts the certificate authorities of this machine and uses the proxy that the environment names;
 /// on a machine without authorities this fails. Without `tls` it needs no authorities and no proxy: it speaks plain
@@ -34,6 +35,7 @@ pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
         .user_agent(USER_AGENT)
+        .default_headers(HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
         .redirect(redirect::Policy::none())
         .referer(false)
         .pool_idle_timeout(Duration::from_secs(30))
@@ -43,31 +45,9 @@ pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
     if tls { builder.build() } else { builder.tls_certs_only([]).no_proxy().build() }
 }
 
-/// The HTTP clients that tenants share. Each is created when the first tenant needs it: the one for TLS needs a machine
-/// with certificate authorities, and a sandbox on loopback does not need TLS.
-#[derive(Default)]
-pub(super) struct HttpClients {
-    plain: Option<Client>,
-    tls: Option<Client>,
-}
-
-impl HttpClients {
-    /// Returns the client of links with or without TLS.
-    ///
-    /// # Errors
-    ///
-    /// This machine has no certificate authorities.
-    pub(super) fn get(&mut self, tls: bool) -> Result<Client, InvalidSetting> {
-        let slot = if tls { &mut self.tls } else { &mut self.plain };
-        let client = match slot.take() {
-            Some(client) => client,
-            None => client(tls).map_err(|error| {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                InvalidSetting::new("tenant.upstream", format!("cannot create an HTTP client: {cause}"))
-            })?,
-        };
-        Ok(slot.insert(client).clone())
-    }
+/// Returns whether a body has a content coding (RFC 9110 section 8.4).
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// A response of Genesys.
@@ -89,6 +69,7 @@ impl GenesysResponse {
         let exchange = async {
             let mut response = client.execute(request).await.map_err(|error| failed(&host, &error))?;
             let body = match response.status() {
+                StatusCode::OK if is_encoded(response.headers()) => return Err(Error::Unusable { reason: ENCODED }),
                 StatusCode::OK => read(&mut response, limit, &host).await?,
                 _ => Bytes::new(),
             };

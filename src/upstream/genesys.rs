@@ -15,7 +15,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
-use reqwest::{Client, RequestBuilder};
+use reqwest::RequestBuilder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -23,21 +23,27 @@ use url::Url;
 
 use crate::domain::{CustomerId, Identifier, Modified, Profile, ProfileBody, TenantId};
 
+use super::bulk::{self, BulkRequest};
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
+use super::http_client::HttpClient;
 use super::search::{SearchUrls, body_of};
 use super::token::Token;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, Requester, Search, SearchQuery, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, SearchQuery, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.
 const MAX_PROFILE: usize = 1024 * 1024;
 
+/// The largest answer to a bulk request, in bytes. The customers of a larger one are fetched alone.
+const MAX_BULK: usize = 16 * MAX_PROFILE;
+
 /// The Genesys of one tenant.
 #[derive(Debug)]
 pub(super) struct Genesys {
-    client: Client,
+    client: HttpClient,
     profile_url: ProfileUrl,
+    bulk_url: Url,
     search_urls: SearchUrls,
     tokens: TokenCache,
 }
@@ -45,39 +51,41 @@ pub(super) struct Genesys {
 impl Genesys {
     /// Creates the adapter. It sends nothing before the first fetch.
     pub(super) const fn new(
-        client: Client,
+        client: HttpClient,
         profile_url: ProfileUrl,
+        bulk_url: Url,
         search_urls: SearchUrls,
         tokens: TokenCache,
     ) -> Self {
-        Self { client, profile_url, search_urls, tokens }
+        Self { client, profile_url, bulk_url, search_urls, tokens }
     }
 
-    /// Sends a request with the token; after a 401 once more with a renewed one.
-    async fn send(
+    /// Sends a request with a token, and repeats it once with a renewed one after a 401.
+    async fn ask(
         &self,
-        request: impl Fn(&Client) -> RequestBuilder,
+        build: impl Fn() -> RequestBuilder + Send + Sync,
+        limit: usize,
         deadline: Instant,
     ) -> Result<GenesysResponse, Error> {
         let send = async |token: &Token| {
-            let request = request(&self.client).header(header::AUTHORIZATION, token.header());
-            GenesysResponse::receive(request.header(header::ACCEPT, "application/json"), MAX_PROFILE, deadline).await
+            let request =
+                build().header(header::AUTHORIZATION, token.header()).header(header::ACCEPT, "application/json");
+            GenesysResponse::receive(request, limit, deadline).await
         };
         let token = self.tokens.get(deadline).await?;
-        let response = send(&token).await?;
-        if response.status != StatusCode::UNAUTHORIZED {
-            return Ok(response);
-        }
-        let renewed = self.tokens.replace(&token, deadline).await?;
-        let response = send(&renewed).await?;
+        let mut response = send(&token).await?;
         if response.status == StatusCode::UNAUTHORIZED {
-            self.tokens.reject(&renewed);
+            let renewed = self.tokens.replace(&token, deadline).await?;
+            response = send(&renewed).await?;
+            if response.status == StatusCode::UNAUTHORIZED {
+                self.tokens.reject(&renewed);
+            }
         }
         Ok(response)
     }
 
     async fn get(&self, url: &Url, deadline: Instant) -> Result<Fetched, Error> {
-        let response = self.send(|client| client.get(url.clone()), deadline).await?;
+        let response = self.ask(|| self.client.get(url.clone()), MAX_PROFILE, deadline).await?;
         match response.status {
             StatusCode::OK => read_profile(response.body).map(Fetched::Found),
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
@@ -88,7 +96,7 @@ impl Genesys {
     /// Looks an identifier up. How Genesys says that nobody has it is not documented: as any of these it is an answer.
     async fn identify(&self, identifier: &Identifier, deadline: Instant) -> Result<Fetched, Error> {
         let (url, body) = (&self.search_urls.identifier, body_of(identifier));
-        let response = self.send(|client| client.post(url.clone()).json(&body), deadline).await?;
+        let response = self.ask(|| self.client.post(url.clone()).json(&body), MAX_PROFILE, deadline).await?;
         let is_empty = |body: &Bytes| matches!(body.trim_ascii(), b"" | b"null" | b"{}");
         match response.status {
             StatusCode::NO_CONTENT | StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
@@ -127,6 +135,21 @@ impl Upstream for Genesys {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         self.get(&self.profile_url.of(customer, Some(expand))?, deadline).await
+    }
+
+    async fn fetch_many(
+        &self,
+        _tenant: &TenantId,
+        customers: &[CustomerId],
+        _: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error> {
+        let request = || self.client.post(self.bulk_url.clone()).json(&BulkRequest::of(customers));
+        let response = self.ask(request, MAX_BULK, deadline).await?;
+        match response.status {
+            StatusCode::OK => bulk::assign(&response.body, customers, read_profile),
+            _ => Err(response.error()),
+        }
     }
 
     async fn search(

@@ -15,26 +15,31 @@
 //! and only if enough time remains for the wait and for another attempt as long as the last. Denials, absences and
 //! unusable answers are not retried, since a retry would get them again.
 //!
+//! A bulk request passes the same checks once, for all its customers. What its answer does not hold in a usable form is
+//! fetched alone.
+//!
 //! A cancelled fetch returns its permit and its right to be the breaker's probe.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::domain::{CustomerId, TenantId};
-use crate::metrics::{Metrics, UpstreamOutcome, observe};
+use crate::metrics::{Metrics, observe};
 use crate::spans;
 use crate::supervise::Backoff;
 
 use super::admission::AdmissionState;
+use super::answer::{Answer, label};
 use super::breaker::{BreakerLevel, BreakerPermit, RequestOutcome};
 use super::breaker_gauge::BreakerGauge;
 use super::budget::Budget;
-use super::{Error, Expand, Fetched, Requester, Search, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, Upstream};
 
 /// How many times an attempt is retried.
 const RETRIES: usize = 2;
@@ -51,6 +56,8 @@ pub(super) struct UpstreamLimits {
     pub(super) max_in_flight: usize,
     /// The most attempts per minute.
     pub(super) per_minute: u32,
+    /// Whether Genesys' bulk request returns the same bodies as the configured path.
+    pub(super) has_bulk: bool,
 }
 
 /// Limits the requests of one tenant; see the module's head.
@@ -59,26 +66,12 @@ pub(super) struct Guard<U> {
     inner: U,
     tenant: TenantId,
     timeout: Duration,
+    has_bulk: bool,
     permits: Semaphore,
     budget: Mutex<Budget>,
     admission: Mutex<AdmissionState>,
     gauge: BreakerGauge,
     metrics: Arc<Metrics>,
-}
-
-/// The arguments of a fetch.
-#[derive(Clone, Copy)]
-struct FetchRequest<'a> {
-    what: Wanted<'a>,
-    requester: &'a Requester,
-}
-
-/// What a fetch asks for.
-#[derive(Clone, Copy)]
-enum Wanted<'a> {
-    Profile(&'a CustomerId),
-    Expanded(&'a CustomerId, &'a Expand),
-    Search(&'a Search),
 }
 
 /// The right to send one request. If it is dropped without an outcome (a cancelled fetch), it is returned.
@@ -108,6 +101,7 @@ impl<U> Guard<U> {
             inner,
             tenant,
             timeout: limits.timeout,
+            has_bulk: limits.has_bulk,
             permits: Semaphore::new(limits.max_in_flight),
             budget: Mutex::new(Budget::new(limits.per_minute, Instant::now())),
             admission: Mutex::new(AdmissionState::new(Instant::now())),
@@ -156,7 +150,7 @@ impl<U> Guard<U> {
 
     /// Returns what an outcome shows about Genesys. A timeout counts as a failure only if Genesys had at least a quarter
     /// of `timeout` to answer: a fetch that started just before its deadline must not open the breaker.
-    fn verdict(&self, outcome: &Result<Fetched, Error>, allowed: Duration) -> RequestOutcome {
+    fn verdict<T>(&self, outcome: &Result<T, Error>, allowed: Duration) -> RequestOutcome {
         match outcome {
             Ok(_)
             | Err(Error::Unusable { .. } | Error::Denied { .. } | Error::Privileges { .. } | Error::Throttled { .. }) => {
@@ -170,45 +164,47 @@ impl<U> Guard<U> {
 }
 
 impl<U: Upstream> Guard<U> {
-    async fn attempt(&self, request: FetchRequest<'_>, deadline: Instant) -> Result<Fetched, Error> {
+    async fn attempt<'a, T: Answer>(
+        &self,
+        requester: &Requester,
+        deadline: Instant,
+        send: &(impl Fn(Instant) -> BoxFuture<'a, Result<T, Error>> + Sync),
+    ) -> Result<T, Error> {
         self.with_admission(|state, now| state.check(now))?;
         if Instant::now() >= deadline {
             return Err(Error::Timeout(None));
         }
-        self.spend(request.requester)?;
+        self.spend(requester)?;
         let permit = tokio::time::timeout_at(deadline, self.permits.acquire()).await;
         // The semaphore is never closed, so an error means that the deadline has passed.
         let _permit = permit.ok().and_then(Result::ok).ok_or(Error::Timeout(None))?;
         let mut admission = self.admit()?;
 
         let began = Instant::now();
-        let (tenant, requester) = (&self.tenant, request.requester);
-        let fetch = match request.what {
-            Wanted::Profile(customer) => self.inner.fetch(tenant, customer, requester, deadline),
-            Wanted::Expanded(customer, expand) => {
-                self.inner.fetch_expanded(tenant, customer, expand, requester, deadline)
-            }
-            Wanted::Search(search) => self.inner.search(tenant, search, requester, deadline),
-        };
-        let outcome = tokio::time::timeout_at(deadline, fetch).await.unwrap_or(Err(Error::Timeout(None)));
+        let outcome = tokio::time::timeout_at(deadline, send(deadline)).await.unwrap_or(Err(Error::Timeout(None)));
         observe(&self.metrics.upstream_duration, began.elapsed());
         let verdict = self.verdict(&outcome, deadline.duration_since(began));
         admission.verdict = self.with_admission(|state, now| state.note(&outcome, verdict, began, now));
-        if matches!(outcome, Ok(Fetched::Absent)) {
-            self.budget.lock().absent(request.requester);
+        if outcome.as_ref().is_ok_and(Answer::is_absent) {
+            self.budget.lock().absent(requester);
         }
         outcome
     }
 
     /// Makes one attempt, and retries if that makes sense.
-    async fn run(&self, request: FetchRequest<'_>, deadline: Instant) -> Result<Fetched, Error> {
+    async fn run<'a, T: Answer>(
+        &self,
+        requester: &Requester,
+        deadline: Instant,
+        send: impl Fn(Instant) -> BoxFuture<'a, Result<T, Error>> + Send + Sync,
+    ) -> Result<T, Error> {
         let deadline = deadline.min(Instant::now() + self.timeout);
         let mut backoff = Backoff::new(FIRST_WAIT, self.timeout);
         let mut retries_left = RETRIES;
         let mut was_lost = false;
         loop {
             let began = Instant::now();
-            let outcome = self.attempt(request, deadline).await;
+            let outcome = self.attempt(requester, deadline, &send).await;
             self.metrics.upstream_requests.with(label(&outcome)).increment(1);
             // A lost connection says nothing about the next one, which is tried at once, but only once.
             let is_lost = outcome.as_ref().is_err_and(Error::is_lost_connection);
@@ -235,7 +231,8 @@ impl<U: Upstream> Upstream for Guard<U> {
         requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.run(FetchRequest { what: Wanted::Profile(customer), requester }, deadline).await
+        let send = |deadline| self.inner.fetch(&self.tenant, customer, requester, deadline);
+        self.run(requester, deadline, send).await
     }
 
     async fn fetch_expanded(
@@ -246,7 +243,35 @@ impl<U: Upstream> Upstream for Guard<U> {
         requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.run(FetchRequest { what: Wanted::Expanded(customer, expand), requester }, deadline).await
+        let send = |deadline| self.inner.fetch_expanded(&self.tenant, customer, expand, requester, deadline);
+        self.run(requester, deadline, send).await
+    }
+
+    async fn fetch_many(
+        &self,
+        tenant: &TenantId,
+        customers: &[CustomerId],
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error> {
+        let send = |deadline| self.inner.fetch_many(&self.tenant, customers, requester, deadline);
+        let unusable = || Error::Unusable { reason: "no bulk answer" };
+        let many = if self.has_bulk && customers.len() > 1 {
+            self.run(requester, deadline, send).await
+        } else {
+            Err(unusable())
+        };
+        let many = match many {
+            Ok(many) => many,
+            // For example a gateway without this route, or an answer that is too large.
+            Err(Error::Unusable { .. }) => customers.iter().map(|_| Err(unusable())).collect(),
+            Err(error) => return Err(error),
+        };
+        let each = many.into_iter().zip(customers).map(async |(fetched, customer)| match fetched {
+            Err(Error::Unusable { .. }) => self.fetch(tenant, customer, requester, deadline).await,
+            fetched => fetched,
+        });
+        Ok(join_all(each).await)
     }
 
     async fn search(
@@ -256,24 +281,8 @@ impl<U: Upstream> Upstream for Guard<U> {
         requester: &Requester,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        self.run(FetchRequest { what: Wanted::Search(search), requester }, deadline).await
-    }
-}
-
-/// Returns the metric label of an outcome.
-pub(super) const fn label(outcome: &Result<Fetched, Error>) -> UpstreamOutcome {
-    match outcome {
-        Ok(Fetched::Found(_)) => UpstreamOutcome::Found,
-        Ok(Fetched::Absent) => UpstreamOutcome::Absent,
-        Err(Error::Unusable { .. }) => UpstreamOutcome::Unusable,
-        Err(Error::Denied { .. }) => UpstreamOutcome::Denied,
-        Err(Error::Privileges { .. }) => UpstreamOutcome::Privileges,
-        Err(Error::Throttled { .. }) => UpstreamOutcome::Throttled,
-        Err(Error::BudgetSpent { .. }) => UpstreamOutcome::BudgetSpent,
-        Err(Error::BreakerOpen { .. }) => UpstreamOutcome::BreakerOpen,
-        Err(Error::Failed { .. }) => UpstreamOutcome::Failed,
-        Err(Error::Unreachable(_)) => UpstreamOutcome::Unreachable,
-        Err(Error::Timeout(_)) => UpstreamOutcome::Timeout,
+        let send = |deadline| self.inner.search(&self.tenant, search, requester, deadline);
+        self.run(requester, deadline, send).await
     }
 }
 

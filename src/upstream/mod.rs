@@ -5,20 +5,24 @@
 //! budget per minute, the circuit breaker and the retries. Callers see only an [`Error`], by which they decide.
 
 mod admission;
+mod answer;
 mod breaker;
 mod breaker_gauge;
 mod budget;
+mod bulk;
 mod endpoints;
 mod error;
 mod exchange;
 mod expand;
 mod genesys;
 mod guard;
+mod http_client;
 pub mod open;
 mod privilege_gate;
 pub mod privileges;
 mod search;
 pub mod survey;
+mod tenants;
 mod times;
 mod token;
 mod tokens;
@@ -38,6 +42,9 @@ pub use expand::{Expand, InvalidExpand};
 pub use search::{InvalidSearch, Search, SearchQuery};
 pub use times::FetchTimes;
 pub use transport::{TransportFailure, TransportPhase};
+
+/// The answers for several customers, in the order of the request.
+pub type FetchedMany = Vec<Result<Fetched, Error>>;
 
 /// Fetches profiles.
 #[async_trait]
@@ -65,6 +72,19 @@ pub trait Upstream: Debug + Send + Sync {
         deadline: Instant,
     ) -> Result<Fetched, Error>;
 
+    /// Fetches the profiles of at most 100 customers with one request, which spends the budget of one; otherwise like
+    /// [`fetch`](Self::fetch). Each customer has an answer of its own, in the order of `customers`.
+    ///
+    /// Where the configured path of a profile is not that of Genesys, each customer is fetched alone, because Genesys' bulk
+    /// request may return other bodies.
+    async fn fetch_many(
+        &self,
+        tenant: &TenantId,
+        customers: &[CustomerId],
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error>;
+
     /// Asks for contacts by something else than their id, and is otherwise like [`fetch`](Self::fetch). Only the answer to
     /// [`Search::Identifier`] is a profile.
     async fn search(
@@ -81,8 +101,21 @@ pub trait Upstream: Debug + Send + Sync {
 pub enum Requester {
     /// A lookup of this caller, by its configured name.
     Caller(Arc<str>),
+    /// A lookup of this caller that goes past the store, which does not answer.
+    Bypass(Arc<str>),
     /// A refresh that no lookup waits for.
     Background,
+}
+
+impl Requester {
+    /// Returns this requester for a fetch past the store.
+    #[must_use]
+    pub fn past_the_store(&self) -> Self {
+        match self {
+            Self::Caller(caller) | Self::Bypass(caller) => Self::Bypass(Arc::clone(caller)),
+            Self::Background => Self::Background,
+        }
+    }
 }
 
 /// The answer of Genesys.

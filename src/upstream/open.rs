@@ -7,28 +7,29 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use url::Url;
 
-use crate::domain::{CustomerId, Secret, TenantId};
+use crate::domain::{Secret, TenantId};
 use crate::invalid::InvalidSetting;
+use crate::max_age::MaxAge;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
+use super::Upstream;
 use super::breaker_gauge::BreakerGauge;
 use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
 use super::guard::{Guard, UpstreamLimits};
+use super::http_client::HttpClients;
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
 use super::search::SearchUrls;
+use super::tenants::TenantUpstreams;
 use super::token::ClientCredentials;
 use super::tokens::TokenCache;
 use super::traced::TracedUpstream;
-use super::{Error, Expand, Fetched, Requester, Search, Upstream, exchange};
 
 pub use super::endpoints::BaseUrls;
 
@@ -41,6 +42,9 @@ pub struct Config {
     pub timeout: Duration,
     /// The most requests in flight, per tenant.
     pub max_in_flight: usize,
+    /// The age at which the connections are replaced, where a tenant's URLs contain a name.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
 }
 
 /// `[tenant.upstream]`.
@@ -119,6 +123,9 @@ impl Config {
         if !(1..=Semaphore::MAX_PERMITS).contains(&self.max_in_flight) {
             return Err(InvalidSetting::new("max_in_flight", "must be at least 1"));
         }
+        if self.max_connection_age < Duration::from_secs(1) {
+            return Err(InvalidSetting::new("max_connection_age", "must be 1s or longer"));
+        }
         Ok(())
     }
 }
@@ -157,6 +164,7 @@ pub(super) struct TenantSettings {
     pub(super) needs_tls: bool,
     pub(super) token_url: Url,
     pub(super) profile_url: ProfileUrl,
+    bulk_url: Url,
     search_urls: SearchUrls,
     pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
@@ -177,8 +185,10 @@ impl TenantSettings {
             let reason = "must be at least 1: Genesys always limits requests";
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
-        let (token_url, introspection, search_urls) = (urls.token()?, urls.introspection()?, urls.searches()?);
-        Ok(Self { needs_tls: urls.need_tls(), token_url, profile_url, search_urls, introspection, per_minute })
+        let (token_url, introspection) = (urls.token()?, urls.introspection()?);
+        let (bulk_url, search_urls) = (urls.bulk()?, urls.searches()?);
+        let needs_tls = urls.need_tls();
+        Ok(Self { needs_tls, token_url, profile_url, bulk_url, search_urls, introspection, per_minute })
     }
 }
 
@@ -221,7 +231,10 @@ pub fn open<'a>(
     config.validate().map_err(|error| error.within("upstream"))?;
     let tenants: HashMap<_, _> = tenants.into_iter().collect();
     let gauges: Vec<_> = BreakerGauge::for_tenants(tenants.len(), &metrics.upstream_breaker_state).collect();
-    let mut clients = exchange::HttpClients::default();
+    let urls = tenants.values().filter_map(|options| options.base_urls().ok());
+    let hosts: Vec<String> = urls.flat_map(BaseUrls::hosts).collect();
+    let max_age = MaxAge::new(config.max_connection_age, hosts.iter().map(String::as_str));
+    let mut clients = HttpClients::new(max_age, shutdown.clone());
     let guarded = tenants.into_iter().zip(gauges).map(|((tenant, options), gauge)| {
         let settings = TenantSettings::parse(options).map_err(|error| error.within("tenant.upstream"))?;
         let client = clients.get(settings.needs_tls)?;
@@ -235,12 +248,14 @@ pub fn open<'a>(
             timeout: config.timeout,
             max_in_flight: config.max_in_flight,
             per_minute: settings.per_minute,
+            has_bulk: options.profile_path == default_profile_path(),
         };
         let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), settings.introspection);
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys = Genesys::new(client, settings.profile_url, settings.search_urls, tokens.clone());
+        let genesys =
+            Genesys::new(client, settings.profile_url, settings.bulk_url, settings.search_urls, tokens.clone());
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
@@ -249,51 +264,6 @@ pub fn open<'a>(
         upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))),
         tenant_health: TenantHealth(tenants),
     })
-}
-
-/// The upstreams of all tenants.
-#[derive(Debug)]
-struct TenantUpstreams(HashMap<TenantId, PrivilegeGate<Guard<Genesys>>>);
-
-impl TenantUpstreams {
-    /// Lookups of unknown tenants are refused before they get here, so the error does not occur.
-    fn of(&self, tenant: &TenantId) -> Result<&PrivilegeGate<Guard<Genesys>>, Error> {
-        self.0.get(tenant).ok_or(Error::Unreachable(None))
-    }
-}
-
-#[async_trait]
-impl Upstream for Arc<TenantUpstreams> {
-    async fn fetch(
-        &self,
-        tenant: &TenantId,
-        customer: &CustomerId,
-        requester: &Requester,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        self.of(tenant)?.fetch(tenant, customer, requester, deadline).await
-    }
-
-    async fn fetch_expanded(
-        &self,
-        tenant: &TenantId,
-        customer: &CustomerId,
-        expand: &Expand,
-        requester: &Requester,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        self.of(tenant)?.fetch_expanded(tenant, customer, expand, requester, deadline).await
-    }
-
-    async fn search(
-        &self,
-        tenant: &TenantId,
-        search: &Search,
-        requester: &Requester,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        self.of(tenant)?.search(tenant, search, requester, deadline).await
-    }
 }
 
 #[cfg(test)]
@@ -338,10 +308,14 @@ mod tests {
 
     #[test]
     fn limits_that_block_all_requests_are_refused() {
-        let field = |timeout, max_in_flight| Config { timeout, max_in_flight }.validate().unwrap_err().field;
-        assert_eq!(field(Duration::ZERO, 1), "timeout");
-        assert_eq!(field(Duration::MAX, 1), "timeout");
-        assert_eq!(field(Duration::from_secs(1), 0), "max_in_flight");
-        assert_eq!(field(Duration::from_secs(1), usize::MAX), "max_in_flight");
+        let second = Duration::from_secs(1);
+        let field = |timeout, max_in_flight, max_connection_age| {
+            Config { timeout, max_in_flight, max_connection_age }.validate().unwrap_err().field
+        };
+        assert_eq!(field(Duration::ZERO, 1, second), "timeout");
+        assert_eq!(field(Duration::MAX, 1, second), "timeout");
+        assert_eq!(field(second, 0, second), "max_in_flight");
+        assert_eq!(field(second, usize::MAX, second), "max_in_flight");
+        assert_eq!(field(second, 1, Duration::ZERO), "max_connection_age");
     }
 }

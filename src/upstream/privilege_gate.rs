@@ -15,7 +15,7 @@ use crate::metrics::{Metrics, UpstreamOutcome};
 
 use super::guard::Guard;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, Requester, Search, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, Upstream};
 
 /// The upstream of one tenant, which is available while its token is not refused.
 #[derive(Debug)]
@@ -68,6 +68,16 @@ impl<U: Upstream> Upstream for PrivilegeGate<U> {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         self.admit()?.fetch_expanded(tenant, customer, expand, requester, deadline).await
+    }
+
+    async fn fetch_many(
+        &self,
+        tenant: &TenantId,
+        customers: &[CustomerId],
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error> {
+        self.admit()?.fetch_many(tenant, customers, requester, deadline).await
     }
 
     async fn search(

@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
-use reqwest::Client;
 use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
@@ -18,7 +17,8 @@ use crate::domain::{CustomerId, TenantId, Timestamp};
 use crate::invalid::InvalidSetting;
 
 use super::endpoints::ProfileUrl;
-use super::exchange::{self, GenesysResponse};
+use super::exchange::GenesysResponse;
+use super::http_client::HttpClient;
 use super::open::{TenantConfig, TenantSettings};
 use super::privileges::PrivilegeVerifier;
 use super::token::{ClientCredentials, Token};
@@ -99,7 +99,7 @@ pub async fn survey(
 ) -> Result<Survey, InvalidSetting> {
     let settings = TenantSettings::parse(config)?;
     let urls = config.base_urls()?;
-    let client = exchange::HttpClients::default().get(settings.needs_tls)?;
+    let client = HttpClient::new(settings.needs_tls)?;
     let hosts = [transport::host(&urls.api), transport::host(&urls.login)];
     let credentials = ClientCredentials {
         tenant: tenant.clone(),
@@ -138,7 +138,7 @@ pub async fn survey(
 
 /// A token and where it is used.
 struct Session {
-    client: Client,
+    client: HttpClient,
     token: Token,
     api: Url,
     deadline: Instant,

@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use reqwest::Client;
 use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
@@ -13,6 +12,7 @@ use crate::domain::{Secret, TenantId};
 
 use super::Error;
 use super::exchange::GenesysResponse;
+use super::http_client::HttpClient;
 
 /// A token is renewed when its remaining lifetime is below this.
 const AHEAD: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ pub(super) struct ClientCredentials {
 
 impl ClientCredentials {
     /// Requests a token until `deadline`.
-    pub(super) async fn request_token(&self, client: &Client, deadline: Instant) -> Result<Token, Error> {
+    pub(super) async fn request_token(&self, client: &HttpClient, deadline: Instant) -> Result<Token, Error> {
         // The SDKs of Genesys do not form-encode id and secret first, as RFC 6749 section 2.3.1 says. For the
         // characters that Genesys issues there is no difference.
         let request = client

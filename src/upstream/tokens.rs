@@ -30,7 +30,6 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use http::StatusCode;
 use parking_lot::Mutex;
-use reqwest::Client;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -39,6 +38,7 @@ use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 
 use super::admission::PROBE_EVERY;
+use super::http_client::HttpClient;
 use super::privileges::PrivilegeVerifier;
 use super::token::{ClientCredentials, Token};
 use super::{Error, times};
@@ -60,7 +60,7 @@ pub(super) struct TokenCache(Arc<TokenCacheInner>);
 
 #[derive(Debug)]
 struct TokenCacheInner {
-    client: Client,
+    client: HttpClient,
     credentials: ClientCredentials,
     privileges: PrivilegeVerifier,
     /// The time limit of a token request, and of the check of its privileges.
@@ -96,7 +96,7 @@ enum TokenWait {
 impl TokenCache {
     /// Creates an empty cache. The first fetch requests a token.
     pub(super) fn new(
-        client: Client,
+        client: HttpClient,
         credentials: ClientCredentials,
         privileges: PrivilegeVerifier,
         timeout: Duration,

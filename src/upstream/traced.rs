@@ -10,8 +10,8 @@ use tracing::Instrument;
 use crate::domain::{CustomerId, TenantId};
 use crate::spans;
 
-use super::guard::label;
-use super::{Error, Expand, Fetched, Requester, Search, Upstream};
+use super::answer::{Answer, label};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, Upstream};
 
 /// An upstream that records each fetch as a span.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl<U> TracedUpstream<U> {
     }
 }
 
-async fn traced(tenant: &TenantId, fetch: impl Future<Output = Result<Fetched, Error>>) -> Result<Fetched, Error> {
+async fn traced<T: Answer>(tenant: &TenantId, fetch: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let span = spans::fetch(tenant);
     let outcome = fetch.instrument(span.clone()).await;
     spans::fetched(&span, label(&outcome));
@@ -54,6 +54,16 @@ impl<U: Upstream> Upstream for TracedUpstream<U> {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         traced(tenant, self.inner.fetch_expanded(tenant, customer, expand, requester, deadline)).await
+    }
+
+    async fn fetch_many(
+        &self,
+        tenant: &TenantId,
+        customers: &[CustomerId],
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error> {
+        traced(tenant, self.inner.fetch_many(tenant, customers, requester, deadline)).await
     }
 
     async fn search(

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use url::Url;
 
+use crate::tls::with_advice;
+
 /// Why a request got no whole answer. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{host}: {phase}: {cause}")]
@@ -82,7 +84,7 @@ pub(super) fn describe(host: &str, error: &reqwest::Error) -> TransportFailure {
     } else {
         TransportPhase::Response
     };
-    TransportFailure { host: host.into(), phase, cause: cause.to_string().into() }
+    TransportFailure { host: host.into(), phase, cause: with_advice(cause.to_string()).into() }
 }
 
 /// Returns the next error of a chain. `source` of an `io::Error` would skip the error that it wraps.

@@ -52,6 +52,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     ///
     /// The answer is not a success.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> &[u8] {
+        let (status, body) = self.ask(request).await;
+        assert!((200..300).contains(&status), "{status} {}", String::from_utf8_lossy(body));
+        body
+    }
+
+    /// Sends a request, reads the whole answer, and returns its status and body.
+    pub(crate) async fn ask(&mut self, request: &[u8]) -> (u16, &[u8]) {
         self.stream.write_all(request).await.expect("the server reads");
         self.buffer.clear();
         loop {
@@ -59,9 +66,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             assert!(read > 0, "the server closed the connection");
             let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
             let head = &self.buffer[..end];
-            assert!(head.starts_with(b"HTTP/1.1 20"), "{}", String::from_utf8_lossy(&self.buffer));
             if self.buffer.len() >= end + 4 + content_length(head) {
-                return &self.buffer[end + 4..];
+                let status = std::str::from_utf8(&head[9..12]).ok().and_then(|status| status.parse().ok());
+                return (status.expect("a status is a number"), &self.buffer[end + 4..]);
             }
         }
     }

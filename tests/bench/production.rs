@@ -1,15 +1,17 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; with `hits`, `pipeline`, `outbox`, `protocol` or `protections` after a `--`,
-//! only that one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare programs, Redis and
-//! RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in one run and medians
-//! are compared, so that a ratio depends neither on the machine nor on its other work. It is not a test: nothing here
-//! fails because a machine is slow.
+//! Run with `cargo bench --bench production`; with `hits`, `batches`, `pipeline`, `outbox`, `protocol`, `protections` or `overload`
+//! after a `--`, only that one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare
+//! programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in
+//! one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
+//! test: nothing here fails because a machine is slow.
 
 mod bare;
+mod batches;
 mod figures;
 mod load;
 mod outbox;
+mod overload;
 mod pipeline;
 mod protections;
 mod protocol;
@@ -40,6 +42,9 @@ fn main() {
         if only("hits") {
             redis_hits::compare().await;
         }
+        if only("batches") {
+            batches::compare().await;
+        }
         if only("pipeline") {
             pipeline::compare().await;
         }
@@ -51,6 +56,9 @@ fn main() {
         }
         if only("protections") {
             protections::compare().await;
+        }
+        if only("overload") {
+            overload::measure().await;
         }
     });
 }

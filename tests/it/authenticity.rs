@@ -69,7 +69,7 @@ async fn every_step_of_a_mac_rotation_loses_no_event() {
         let server = RabbitServer::shared().await;
         let vhost = server.vhost().await;
         let rabbit = on_rabbit(&server.url(&vhost));
-        let publisher = format!("roles = [\"ingest\", \"lookup\"]\n[sandbox]\nlatency = \"0ms\"\n{rabbit}{publishing}");
+        let publisher = format!("roles = [\"ingest\"]\n[sandbox]\nlatency = \"0ms\"\n{rabbit}{publishing}");
         let publisher = Edge::start_with(&publisher).await;
         let sandbox = with_sandbox_of(publisher.sandbox_address());
         let consumer = Edge::start_with(&format!("roles = [\"consumer\"]\n{rabbit}{consuming}{sandbox}")).await;

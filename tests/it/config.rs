@@ -63,7 +63,7 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
     let example = key("7b8a2d3c5f4e60918273645566778899aabbccddeeff00112233445566778899");
     let short = TENANT.replace("env:WEBHOOK_SECRET", "sevench");
     let letter = key("CA978112CA1BBDCAFAC231B39A23DC4DA786EFF8147C4E72B9807785AFEE48BB");
-    let mistakes: [(&str, &str, &str); 45] = [
+    let mistakes: [(&str, &str, &str); 48] = [
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
         ("[lokup]", "lokup", "the nearest is `lookup`"),
@@ -83,6 +83,9 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         ("store.embedded.max_bytes = \"lots\"", "store.embedded.max_bytes", "must be"),
         ("store.kind = \"memory\"", "store.kind", "\"embedded\""),
         ("roles = []", "roles", "at least one"),
+        ("[queue]\nkind = \"amqp\"\n[queue.amqp]\nname = \"a b\"", "queue.amqp.name", "1 to 64 characters"),
+        ("store.kind = \"redis\"\nstore.redis.sentinel_password = \"x\"", "store.redis.sentinel_password", "sentinel"),
+        ("upstream.max_connection_age = \"0s\"", "upstream.max_connection_age", "1s or longer"),
         ("http.listen = \"0.0.0.0:8080\"\nsecurity.require_tls = false", "http.listen", "demo"),
         ("http.listen = \"0.0.0.0:8080\"\ndemo.allow_remote = true", "http.listen", "security.require_tls"),
         (&empty, "admin.key_sha256", "empty key"),
@@ -260,6 +263,10 @@ fn settings_that_are_probably_a_mistake_cause_a_warning() {
         (&with("frstName"), "the field \"frstName\", so caller \"ivr\" never gets it; the nearest is \"firstName\""),
         (&with("workPhone.e146"), "the nearest is \"workPhone.e164\""),
         (&placeholder, "caller[0].key_sha256 is a placeholder"),
+        (&format!("queue.kind = \"amqp\"\n{TENANT}"), "run exactly one process, or set store.kind"),
+        (&format!("roles = [\"lookup\"]\n{TENANT}"), "no event evicts what this process caches"),
+        (&format!("roles = [\"ingest\", \"consumer\"]\n{TENANT}"), "which nobody reads"),
+        (&format!("roles = [\"ingest\"]\n{TENANT}"), "no event gets from one to the other"),
     ] {
         let output = check(directory.path(), settings, &[], &SECRETS);
         assert_eq!(output.status.code(), Some(0));

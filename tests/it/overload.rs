@@ -8,7 +8,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, interval};
 
 use crate::support::customer;
-use crate::support::edge::{Edge, LookupAnswer};
+use crate::support::edge::{Edge, LookupAnswer, with_sandbox_of};
 use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::redis::RedisServer;
 
@@ -93,4 +93,43 @@ async fn five_times_the_capacity_leaves_goodput_and_refuses_the_rest_early() {
     it.proxy.set(Link::Whole);
     assert!(it.edge.look_up(&customer(1)).await.is_hit());
     it.edge.stop().await;
+}
+
+/// The budget is 60 requests a minute, and half of it may go past the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_redis_leaves_half_of_the_budget_of_genesys() {
+    let redis = RedisServer::start(&[]).await;
+    let proxy = Proxy::to(redis.port).await;
+    let sandbox = Edge::start().await;
+    let tenant = with_sandbox_of(sandbox.sandbox_address());
+    let tenant = tenant.replace("client_id", "requests_per_minute = 60, client_id");
+    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"redis://{}\"\n", proxy.address);
+    let edge = Edge::start_with(&format!("{store}{tenant}")).await;
+    proxy.set(Link::Broken);
+    edge.is_without("store").await;
+    let mut refused = 0;
+    for n in 1..=60 {
+        let answer = edge.look_up(&customer(n)).await;
+        if answer.status == 503 {
+            assert!(
+                answer.headers.contains_key("retry-after") && answer.text.contains("budget_spent"),
+                "{}",
+                answer.text
+            );
+            refused += 1;
+        }
+    }
+    // One is added every two seconds.
+    let (calls, _) = sandbox.calls().await;
+    assert!((30..=45).contains(&calls) && refused >= 15, "{calls} calls, {refused} refused");
+    assert_eq!(edge.metric("profile_edge_lookup_bypass_refused_total").await, f64::from(refused));
+
+    proxy.set(Link::Whole);
+    edge.is_ready().await;
+    for n in 101..=110 {
+        let answer = edge.look_up(&customer(n)).await;
+        assert!(answer.status == 200 && answer.cache_status.contains("stored"), "{}", answer.text);
+    }
+    edge.stop().await;
+    sandbox.stop().await;
 }

@@ -285,13 +285,38 @@ fn profile_edge(directory: &TempDir, arguments: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
+/// A user without the permission `configure` works with what another user declared, under names of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_may_declare_nothing_uses_what_exists() {
+    let server = RabbitServer::shared().await;
+    let vhost = server.vhost().await;
+    let mut url = url::Url::parse(&server.url(&vhost)).unwrap();
+    let settings = |url: &url::Url| format!("{QUICK}{}name = \"shop\"\n", on_rabbit(url.as_str()));
+    // The first start declares everything.
+    Edge::start_with(&settings(&url)).await.stop().await;
+    let user = json!({ "password": "limited", "tags": "" });
+    server.api("PUT", "/users/limited", Some(user)).await.expect("the user is created");
+    let permissions = json!({ "configure": "", "write": ".*", "read": ".*" });
+    let path = format!("/permissions/{vhost}/limited");
+    server.api("PUT", &path, Some(permissions)).await.expect("the permissions are set");
+    url.set_username("limited").unwrap();
+    url.set_password(Some("limited")).unwrap();
+    let edge = Edge::start_with(&settings(&url)).await;
+    assert_eq!(post_events(&edge, &customers(1..5)).await.len(), 4);
+    edge.applied("updated", 4.0).await;
+    edge.is_ready().await;
+    let work = format!("/queues/{vhost}/shop.invalidations.0");
+    assert!(server.api("GET", &work, None).await.is_some());
+    edge.stop().await;
+}
+
 /// A broker that rejects every message on one connection may accept messages on another. So the connection is replaced,
 /// and rejected events are accepted when they are posted again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_gets_only_nacks_is_replaced() {
     let server = RabbitServer::start("").await;
     // Without a consumer, one event fills a queue of length 0.
-    let roles = "roles = [\"ingest\", \"lookup\"]\n";
+    let roles = "roles = [\"ingest\"]\n";
     let edge = Edge::start_with(&format!("{roles}{QUICK}{}", on_rabbit(&server.url("%2f")))).await;
     let connection = async || {
         let connections = server.api("GET", "/connections", None).await?;

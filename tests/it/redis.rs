@@ -7,11 +7,12 @@ use futures_util::future::join_all;
 use profile_edge::faults::Fault;
 use serde_json::json;
 
+use crate::support::command::run;
 use crate::support::edge::{Edge, flat, looked, with_sandbox_of};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::redis::{Deployment, RedisServer, Setup};
-use crate::support::tls::certificates;
+use crate::support::tls::{certificate_of_an_authority, certificates};
 use crate::support::{customer, eventually};
 
 const UPDATED: &str = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
@@ -33,8 +34,8 @@ async fn commands_during(deployment: &Deployment, done: impl Future<Output = ()>
         if line.contains("end of the recording") {
             break;
         }
-        if line.contains(":probe-") {
-            // Readiness is probed about once a second.
+        if line.contains(":probe-") || line.contains("\"cust:cleared\"") {
+            // Readiness is probed about once a second, and the generations are read twice.
             continue;
         }
         let name = line.split('"').nth(1).unwrap_or_default().to_ascii_uppercase();
@@ -99,6 +100,7 @@ async fn redis_holds_only_documented_keys_and_all_expire() {
     edge.change(&customer(2), json!({ "firstName": "Grace" })).await;
     edge.applied("deleted", 1.0).await;
     edge.applied("updated", 1.0).await;
+    assert_eq!(run(&edge, &["clear", "--tenant", "10001"]).await.code, Some(0));
     let mut connection = deployment.servers[0].connect().await.unwrap();
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap();
     assert!(keys.len() >= 7, "{keys:?}");
@@ -107,6 +109,7 @@ async fn redis_holds_only_documented_keys_and_all_expire() {
     for key in &keys {
         let within = |prefix| key.strip_prefix(prefix).and_then(|rest| rest.split_once('}'));
         let documented = record(key)
+            || key == "cust:cleared"
             || within("fence:{").is_some_and(|(of, rest)| record(of) && rest.is_empty())
             || within("lock:{").is_some_and(|(of, rest)| record(of) && rest.is_empty())
             || within("seen:{").is_some_and(|(of, rest)| record(of) && rest.strip_prefix(':').is_some_and(digest));
@@ -265,6 +268,26 @@ async fn a_rediss_link_needs_the_right_authority() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_the_certificate_of_an_authority_gets_advice() {
+    let directory = tempfile::tempdir().unwrap();
+    certificate_of_an_authority(directory.path());
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (cert, key, port) = (file("own.pem"), file("own.key"), free_port());
+    let tls = ["--tls-port", &port.to_string(), "--tls-cert-file", &cert, "--tls-key-file", &key];
+    let tls = [&tls[..], &["--tls-ca-cert-file", &cert, "--tls-auth-clients", "no"]].concat();
+    let _server = RedisServer::start(&tls).await;
+    let settings = format!(
+        "startup_timeout = \"1s\"\nhttp.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n\
+         sandbox.listen = \"127.0.0.1:0\"\n[store]\nkind = \"redis\"\n[store.redis]\n\
+         url = \"rediss://127.0.0.1:{port}\"\n[store.redis.tls]\nca = {cert:?}\n"
+    );
+    let file = configuration(directory.path(), &settings);
+    let mut refused = Process::start(directory.path(), &["run", "--config", &file.display().to_string()], &[]);
+    assert_eq!(refused.ended().await, Some(69), "{}", refused.log());
+    assert!(refused.log().contains("give it a certificate of its own"), "{}", refused.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sentinel_failover_is_followed() {
     let mut deployment = Deployment::start(Setup::Sentinel).await;
     let edge = Edge::start_with(&settings(&deployment)).await;
@@ -371,34 +394,17 @@ enum PartialTrouble {
 async fn is_partly_down(trouble: PartialTrouble) {
     const CUSTOMERS: u32 = 400;
     let deployment = Deployment::start(Setup::Cluster).await;
-    let command = async |server: usize, words: &[&str]| {
-        let mut connection = deployment.servers[server].connect().await.unwrap();
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]).query_async::<redis::Value>(&mut connection).await.unwrap()
-    };
-    let entries = async |server: usize| -> Vec<String> {
-        redis::from_redis_value(command(server, &["KEYS", "cust:profile:*"]).await).unwrap()
-    };
-    for server in 0..3 {
-        command(server, &["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
-    }
+    let command = async |words: &[&str]| deployment.command::<redis::Value>(0, words).await;
+    let entries = async || -> Vec<String> { deployment.command(0, &["KEYS", "cust:profile:*"]).await };
+    deployment.serve_without_full_coverage().await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     let ids: Vec<String> = (1..=CUSTOMERS).map(customer).collect();
     join_all(ids.iter().map(|id| edge.look_up(id))).await;
-    let at_first = entries(0).await;
-    let slot: u16 = redis::from_redis_value(command(0, &["CLUSTER", "KEYSLOT", &at_first[0]]).await).unwrap();
-    let (slot, mut nodes) = (slot.to_string(), Vec::new());
-    for server in 0..2 {
-        let id: String = redis::from_redis_value(command(server, &["CLUSTER", "MYID"]).await).unwrap();
-        nodes.push(id);
-    }
+    let at_first = entries().await;
     match trouble {
-        PartialTrouble::Full => drop(command(0, &["CONFIG", "SET", "maxmemory", "1"]).await),
+        PartialTrouble::Full => drop(command(&["CONFIG", "SET", "maxmemory", "1"]).await),
         PartialTrouble::Silent => deployment.servers[0].pause().await,
-        PartialTrouble::Moving => {
-            command(1, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &nodes[0]]).await;
-            command(0, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &nodes[1]]).await;
-        }
+        PartialTrouble::Moving => deployment.begin_to_move_a_slot().await,
     }
     for id in &ids {
         assert_eq!(edge.post_event(&flat(id)).await.status(), 202);
@@ -413,8 +419,8 @@ async fn is_partly_down(trouble: PartialTrouble) {
     match trouble {
         PartialTrouble::Full => {
             edge.is_without("store").await;
-            eventually("a full master deletes", || async { entries(0).await.is_empty().then_some(()) }).await;
-            command(0, &["CONFIG", "SET", "maxmemory", "0"]).await;
+            eventually("a full master deletes", || async { entries().await.is_empty().then_some(()) }).await;
+            command(&["CONFIG", "SET", "maxmemory", "0"]).await;
         }
         PartialTrouble::Silent => {
             edge.is_without("store").await;
@@ -422,17 +428,7 @@ async fn is_partly_down(trouble: PartialTrouble) {
         }
         PartialTrouble::Moving => {
             assert!(done().await < all);
-            for server in [1, 0] {
-                let port = deployment.servers[1].port.to_string();
-                if server == 0 {
-                    let keys = command(0, &["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
-                    let keys: Vec<String> = redis::from_redis_value(keys).unwrap();
-                    for key in &keys {
-                        command(0, &["MIGRATE", "127.0.0.1", &port, key, "0", "5000", "REPLACE"]).await;
-                    }
-                }
-                command(server, &["CLUSTER", "SETSLOT", &slot, "NODE", &nodes[1]]).await;
-            }
+            deployment.end_to_move_the_slot().await;
         }
     }
     eventually("every event is applied", || async { (done().await >= all).then_some(()) }).await;

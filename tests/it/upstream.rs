@@ -24,6 +24,8 @@ use profile_edge::upstream::{Error, Fetched, Requester, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::support::servers::proxy::Proxy;
+
 /// A test that waits this long has failed.
 const LONG: Duration = Duration::from_secs(20);
 
@@ -41,12 +43,13 @@ const PROFILE: &str = r#"{"id":"c-1","modifyDate":"2025-03-04T05:06:07.089Z","fi
 struct Reply {
     status: u16,
     retry_after: Option<&'static str>,
+    coding: Option<&'static str>,
     body: Bytes,
 }
 
 impl Reply {
     fn new(status: u16, body: impl Into<Bytes>) -> Self {
-        Self { status, retry_after: None, body: body.into() }
+        Self { status, retry_after: None, coding: None, body: body.into() }
     }
 
     fn status(status: u16) -> Self {
@@ -63,6 +66,9 @@ impl IntoResponse for Reply {
         let mut response = (StatusCode::from_u16(self.status).unwrap(), self.body).into_response();
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, after.parse().unwrap());
+        }
+        if let Some(coding) = self.coding {
+            response.headers_mut().insert(header::CONTENT_ENCODING, coding.parse().unwrap());
         }
         response
     }
@@ -146,6 +152,7 @@ async fn profile(State(script): State<Arc<Script>>, uri: Uri, headers: HeaderMap
     script.profiles.fetch_add(1, Ordering::SeqCst);
     let in_flight = script.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
     script.most_in_flight.fetch_max(in_flight, Ordering::SeqCst);
+    assert_eq!(headers[header::ACCEPT_ENCODING], "identity");
     let authorization = headers[header::AUTHORIZATION].to_str().unwrap();
     script.seen.lock().push((uri.to_string(), authorization.to_owned()));
     Script::pass(&script.hold_profiles).await;
@@ -181,7 +188,8 @@ impl Default for Options {
 }
 
 fn open_at(url: &str, options: &Options, metrics: &Arc<Metrics>, shutdown: &Shutdown) -> Arc<dyn Upstream> {
-    let config = Config { timeout: LONG, max_in_flight: options.max_in_flight };
+    let max_connection_age = Duration::from_secs(1);
+    let config = Config { timeout: LONG, max_in_flight: options.max_in_flight, max_connection_age };
     let tenant_config = TenantConfig {
         region: None,
         api_url: Some(url.parse().unwrap()),
@@ -307,6 +315,46 @@ async fn a_profile_is_fetched_verbatim_with_modify_date_and_canonical_id() {
     assert_eq!(it.count("upstream_requests_total{outcome=\"found\"}"), 1);
     assert_eq!(it.count("upstream_duration_seconds_count"), 1);
     it.end().await;
+}
+
+#[tokio::test]
+async fn a_compressed_answer_is_unusable_and_says_so() {
+    let it = Harness::start(Options::default()).await;
+    for (coding, is_used) in [("identity", true), ("gzip", false), ("Identity", true), ("br", false)] {
+        it.script.next.lock().push_back(Reply { coding: Some(coding), ..Reply::profile() });
+        match it.fetch().await {
+            Ok(Fetched::Found(_)) => assert!(is_used, "{coding}"),
+            Err(error @ Error::Unusable { .. }) => {
+                assert!(!is_used && error.to_string().contains("compressed"), "{coding}: {error}");
+            }
+            other => panic!("{coding}: {other:?}"),
+        }
+    }
+    it.end().await;
+}
+
+/// The name is `localhost`; for new connections it leads to another server from some time on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_genesys_that_moves_is_followed_and_no_fetch_fails() {
+    let (old, new) = (Harness::start(Options::default()).await, Harness::start(Options::default()).await);
+    let mut before = Proxy::to(old.address.port()).await;
+    let (port, (controller, shutdown)) = (before.address.port(), Shutdown::new());
+    let upstream = open_at(&format!("http://localhost:{port}"), &Options::default(), &old.metrics, &shutdown);
+    let fetch = async || {
+        let fetched = upstream.fetch(&tenant(), &customer("planted-id"), &requester(), Instant::now() + LONG).await;
+        assert!(matches!(fetched, Ok(Fetched::Found(_))), "{fetched:?}");
+    };
+    fetch().await;
+    before.retire().await;
+    let _after = Proxy::at(("127.0.0.1", port), new.address.port()).await;
+    let deadline = Instant::now() + LONG;
+    while new.script.profiles() == 0 {
+        assert!(Instant::now() < deadline, "the new server is never asked");
+        fetch().await;
+    }
+    assert!(controller.drain(LONG).await);
+    old.end().await;
+    new.end().await;
 }
 
 #[tokio::test]

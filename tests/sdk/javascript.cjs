@@ -42,6 +42,10 @@ async function main() {
   const expanded = await api.getExternalcontactsContact(customer(1), { expand: ['externalOrganization', 'identifiers'] });
   assert.equal(expanded.id, customer(1));
 
+  const many = await api.postExternalcontactsBulkContacts({ entities: [{ id: customer(1) }, { id: customer(5) }] });
+  assert.deepEqual(many.results.map((result) => [result.status, result.entity.id]), [[200, customer(1)], [200, customer(5)]]);
+  console.log('  javascript: many contacts: as at Genesys');
+
   const unknown = await refusal(() => api.getExternalcontactsContact('00000000-0000-4000-8000-0000ffffffff'));
   assert.deepEqual([unknown.status, unknown.code], [404, 'not.found']);
   const malformed = await refusal(() => api.getExternalcontactsContact('a b/c'));

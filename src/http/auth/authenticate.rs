@@ -5,6 +5,7 @@
 //! with two it is not clear which caller is meant. Every failure gets the same answer.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
@@ -88,11 +89,18 @@ impl CallerAuth {
             );
             return Err(RefusedCaller { problem, caller: None });
         };
-        let allowance = match &caller.rate {
-            None => None,
-            Some(rate) => Some(rate.count().map_err(|exceeded| self.over_rate(&caller, exceeded))?),
-        };
+        let allowance = self.count(&caller, NonZeroU32::MIN)?;
         Ok(Admitted { caller, allowance })
+    }
+
+    /// Counts lookups against a caller's rate limit, and returns what is left of it, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// 429 when the rate limit is reached.
+    pub fn count(&self, caller: &Caller, lookups: NonZeroU32) -> Result<Option<Allowance>, RefusedCaller> {
+        let counted = caller.rate.as_ref().map(|rate| rate.count(lookups));
+        counted.transpose().map_err(|exceeded| self.over_rate(caller, exceeded))
     }
 
     /// Issues a token for a caller's name and key; `None` if they are missing or wrong.
@@ -136,7 +144,7 @@ impl CallerAuth {
 
     fn over_rate(&self, caller: &Caller, exceeded: RateExceeded) -> RefusedCaller {
         self.metrics.lookup_throttled.increment(1);
-        let detail = "too many requests of this caller per second";
+        let detail = "too many lookups of this caller per second";
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_exceeded", detail);
         let problem = problem.retry_after(exceeded.retry_after).allowance(exceeded.allowance);
         RefusedCaller { problem, caller: Some(Arc::clone(&caller.name)) }

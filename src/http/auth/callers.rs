@@ -39,6 +39,9 @@ pub struct Config {
     /// The rate limit, in requests per second and process; 0: no limit.
     #[serde(default)]
     pub requests_per_second: u32,
+    /// Whether it may demand an answer that is fetched anew.
+    #[serde(default)]
+    pub may_refresh: bool,
     /// What it may look customers up by.
     #[serde(default = "by_id_only")]
     pub lookup_by: Vec<LookupBy>,
@@ -60,6 +63,8 @@ pub struct Caller {
     pub fields: FieldSet,
     /// Its rate limit, if it has one.
     pub rate: Option<Arc<CallerRate>>,
+    /// Whether it may demand an answer that is fetched anew.
+    pub may_refresh: bool,
     /// Whether its answers have the header `Server-Timing`.
     pub timing: bool,
     /// The hash of its key.
@@ -174,8 +179,9 @@ impl Callers {
                 let running = running.filter(|rate| rate.quota() == requests.get());
                 running.map_or_else(|| Arc::new(CallerRate::per_second(requests)), Arc::clone)
             });
-            let (name, timing, lookup_by) = (config.name.as_str().into(), config.timing, config.lookup_by.clone());
-            let caller = Arc::new(Caller { name, fields, rate, timing, key, tenants, lookup_by });
+            let (name, may_refresh, timing) = (config.name.as_str().into(), config.may_refresh, config.timing);
+            let lookup_by = config.lookup_by.clone();
+            let caller = Arc::new(Caller { name, fields, rate, may_refresh, timing, key, tenants, lookup_by });
             callers.by_key.insert(caller.key, Arc::clone(&caller));
             callers.by_name.insert(Arc::clone(&caller.name), caller);
         }
@@ -270,6 +276,7 @@ pub(in crate::http) mod tests {
             tenants: vec!["10001".parse().unwrap()],
             fields: vec!["*".to_owned()],
             requests_per_second: 0,
+            may_refresh: false,
             lookup_by: by_id_only(),
             timing: false,
         }

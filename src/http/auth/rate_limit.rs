@@ -45,18 +45,19 @@ impl CallerRate {
         self.quota
     }
 
-    /// Counts one request and returns what is left.
+    /// Counts this many lookups and returns what is left.
     ///
     /// # Errors
     ///
-    /// The limit is reached; the request is not counted.
-    pub fn count(&self) -> Result<Allowance, RateExceeded> {
+    /// The limit is reached, or is smaller than the number; nothing is counted.
+    pub fn count(&self, lookups: NonZeroU32) -> Result<Allowance, RateExceeded> {
         let allowance = |left| Allowance { quota: self.quota, left };
-        match self.limiter.check() {
-            Ok(state) => Ok(allowance(state.remaining_burst_capacity())),
-            Err(until) => {
-                Err(RateExceeded { retry_after: until.wait_time_from(self.clock.now()), allowance: allowance(0) })
-            }
+        let exceeded = |retry_after| RateExceeded { retry_after, allowance: allowance(0) };
+        match self.limiter.check_n(lookups) {
+            Ok(Ok(state)) => Ok(allowance(state.remaining_burst_capacity())),
+            Ok(Err(until)) => Err(exceeded(until.wait_time_from(self.clock.now()))),
+            // It never fits: the caller must send less.
+            Err(_) => Err(exceeded(Duration::from_secs(1))),
         }
     }
 }
@@ -68,11 +69,12 @@ mod tests {
     #[test]
     fn one_second_allows_the_quota_and_reports_what_is_left() {
         let rate = CallerRate::per_second(NonZeroU32::new(3).unwrap());
-        let mut left: Vec<u32> = (0..3).map(|_| rate.count().unwrap().left).collect();
+        let mut left: Vec<u32> = (0..3).map(|_| rate.count(NonZeroU32::MIN).unwrap().left).collect();
         left.sort_unstable();
         // On a slow machine some of the quota may be available again.
         assert!(left.first().is_some_and(|least| *least < 3), "{left:?}");
-        let exceeded = std::iter::repeat_with(|| rate.count()).take(10_000).find_map(Result::err).unwrap();
+        let exceeded =
+            std::iter::repeat_with(|| rate.count(NonZeroU32::MIN)).take(10_000).find_map(Result::err).unwrap();
         assert!(exceeded.retry_after <= Duration::from_secs(1) && exceeded.allowance.left == 0);
     }
 }

@@ -17,7 +17,7 @@ pub(in crate::http) fn write_headers(headers: &mut HeaderMap, answer: &LookupAns
 }
 
 /// Returns the value of `Cache-Status` (RFC 9211).
-fn cache_status(answer: &LookupAnswer) -> HeaderValue {
+pub(in crate::http) fn cache_status(answer: &LookupAnswer) -> HeaderValue {
     let mut text = String::with_capacity(64);
     text.push_str("profile-edge");
     // Writing to a String cannot fail.
@@ -58,5 +58,6 @@ fn fwd(over: ForwardReason) -> &'static str {
     match over {
         ForwardReason::Miss => "miss",
         ForwardReason::Stale => "stale",
+        ForwardReason::Request => "request",
     }
 }

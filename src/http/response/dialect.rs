@@ -67,6 +67,15 @@ impl Dialect {
         Self::Genesys(headers.get(CORRELATION_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("")))
     }
 
+    /// Returns the body that Genesys sends for a failure.
+    #[must_use]
+    pub fn error_body(&self, problem: Problem) -> ErrorBody {
+        match self {
+            Self::Problem => genesys_body(problem, &HeaderValue::from_static("")),
+            Self::Genesys(context) => genesys_body(problem, context),
+        }
+    }
+
     /// Returns the response for a failure.
     #[must_use]
     pub fn render(&self, problem: Problem) -> Response {
@@ -78,6 +87,15 @@ impl Dialect {
 }
 
 fn genesys_response(problem: Problem, context: &HeaderValue) -> Response {
+    let (retry_after, allowance) = (problem.retry_after.filter(|_| problem.throttled), problem.allowance);
+    let body = genesys_body(problem, context);
+    let status = StatusCode::from_u16(body.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, Json(body)).into_response();
+    write_headers(&mut response, retry_after, allowance);
+    response
+}
+
+fn genesys_body(problem: Problem, context: &HeaderValue) -> ErrorBody {
     let (status, code, message) = match problem.status {
         _ if problem.throttled => {
             let seconds = whole_seconds(problem.retry_after.unwrap_or_default());
@@ -90,7 +108,7 @@ fn genesys_response(problem: Problem, context: &HeaderValue) -> Response {
         StatusCode::UNAUTHORIZED => (problem.status, "bad.credentials", "Invalid login credentials.".to_owned()),
         status => (status, genesys_code(status), problem.detail),
     };
-    let body = ErrorBody {
+    ErrorBody {
         message,
         code,
         status: status.as_u16(),
@@ -98,11 +116,7 @@ fn genesys_response(problem: Problem, context: &HeaderValue) -> Response {
         context_id: context.to_str().unwrap_or_default().to_owned(),
         details: Vec::new(),
         errors: Vec::new(),
-    };
-    let mut response = (status, Json(body)).into_response();
-    let retry_after = problem.retry_after.filter(|_| problem.throttled);
-    write_headers(&mut response, retry_after, problem.allowance);
-    response
+    }
 }
 
 /// Returns Genesys' code for a status; where Genesys documents none, one in the same style.

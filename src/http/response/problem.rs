@@ -136,6 +136,12 @@ impl Problem {
         self.status
     }
 
+    /// Returns the value of `Retry-After`, in seconds.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(whole_seconds)
+    }
+
     /// Returns the stable name of the failure.
     #[must_use]
     pub const fn code(&self) -> &'static str {

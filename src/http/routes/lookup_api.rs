@@ -11,19 +11,23 @@ use tracing::{Instrument, Span};
 use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::domain::{CustomerQuery, DisclosedFields, Identity, PhoneRegion, QueryHasher, TenantId};
-use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
+use crate::lookup::prefetch::Prefetcher;
+use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome};
 use crate::metrics::LookupResult;
 use crate::spans;
-use crate::upstream::Requester;
 
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::callers::Caller;
 use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::request::budget::ByteBudget;
+use crate::http::request::cache_control;
 use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::problem::Problem;
 use crate::http::routes::lookup_audit::LookupAudit;
+
+/// The maximum number of customers in one request.
+pub(super) const MAX_BATCH: usize = 100;
 
 const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 
@@ -32,6 +36,8 @@ const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 pub struct LookupApi {
     /// The lookup flow.
     pub lookup: Lookup,
+    /// Fetches customers ahead of time.
+    pub prefetcher: Arc<Prefetcher>,
     /// The authentication of callers.
     pub auth: Arc<CallerAuth>,
     /// The audit of lookups.
@@ -59,11 +65,11 @@ impl LookupApi {
     pub(super) fn handle(
         &self,
         caller: &Caller,
-        answer: &Result<LookupAnswer, LookupError>,
+        answer: Option<&LookupAnswer>,
         tenant: &TenantId,
         query: &CustomerQuery,
     ) -> Option<HeaderValue> {
-        let stored = answer.as_ref().ok().and_then(|answer| answer.identity.as_ref());
+        let stored = answer.and_then(|answer| answer.identity.as_ref());
         let digest = match (stored, query) {
             (Some(stored), _) => stored.digest(),
             (None, CustomerQuery::Id(_)) => self.hasher.identify(tenant, query).as_ref().map(Identity::digest)?,
@@ -75,23 +81,6 @@ impl LookupApi {
     /// Adds the result of a lookup to its span.
     pub(super) fn trace(&self, span: &Span, tenant: &TenantId, customer: &CustomerQuery, result: LookupResult) {
         spans::looked_up(span, result, || self.hasher.identify(tenant, customer).map(|identity| identity.key()));
-    }
-
-    /// Looks up a customer by what the caller knows, and notes the phases; returns `None` if the tenant is not configured.
-    pub(super) async fn find(
-        &self,
-        tenant: &TenantId,
-        query: &CustomerQuery,
-        requester: &Requester,
-        phases: &mut Phases,
-    ) -> Option<Result<LookupAnswer, LookupError>> {
-        match query {
-            CustomerQuery::Id(customer) => self.lookup.get_with_phases(tenant, customer, requester, phases).await,
-            // Boxed, so that the future of a lookup by id stays small.
-            CustomerQuery::Identifier(identifier) => {
-                Box::pin(self.lookup.get_by(tenant, identifier, requester, phases)).await
-            }
-        }
     }
 
     /// Returns the country of phone numbers without a country code, to a caller that may read the tenant: others must not
@@ -110,8 +99,9 @@ impl LookupApi {
         audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
         let span = spans::lookup(headers, tenant, &caller.name);
-        let (requester, phases) = (caller.requester(), audit.looking_up());
-        let answer = self.find(tenant, query, &requester, phases).instrument(span.clone()).await;
+        let (requester, max_age, phases) = (caller.requester(), max_age(caller, headers), audit.looking_up());
+        let looking_up = self.lookup.find(tenant, query, &requester, max_age, phases);
+        let answer = looking_up.instrument(span.clone()).await;
         self.finish_verbatim(caller, headers, (tenant, query), &span, answer, audit)
     }
 
@@ -129,7 +119,7 @@ impl LookupApi {
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(span, tenant, query, result);
         audit.allowed(result, shown(&answer), tenant, query);
-        let handle = self.handle(caller, &answer, tenant, query);
+        let handle = self.handle(caller, answer.as_ref().ok(), tenant, query);
         let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, query, caller))?;
         let mut response = self.verbatim(&answer, headers);
         if let Some(handle) = handle {
@@ -177,10 +167,37 @@ impl LookupApi {
         tracing::warn!(key, caller = %caller.name, code = problem.code(), error = %failure, cause, "lookup failed");
         problem
     }
+
+    /// Looks up several customers for a caller, who may read the tenant; `None` if the tenant is not configured. Failures are
+    /// logged in one line, with the first of them.
+    pub(super) async fn look_up_many(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        tenant: &TenantId,
+        customers: &[CustomerQuery],
+    ) -> Option<Vec<Result<LookupAnswer, Problem>>> {
+        let (span, requester) = (spans::lookup(headers, tenant, &caller.name), caller.requester());
+        let answers = self.lookup.get_many(tenant, customers, &requester, max_age(caller, headers));
+        let answers = answers.instrument(span).await?;
+        let failed = answers.iter().filter(|answer| answer.is_err()).count();
+        if let Some((first, Err(failure))) = answers.iter().enumerate().find(|(_, answer)| answer.is_err()) {
+            let problem = self.log_failure(failure, tenant, &customers[first], caller);
+            if failed > 1 {
+                tracing::warn!(failed, code = problem.code(), caller = %caller.name, "several lookups of a batch failed");
+            }
+        }
+        Some(answers.into_iter().map(|answer| answer.map_err(|failure| Problem::of_failure(&failure))).collect())
+    }
+}
+
+/// Returns the greatest age of an answer that a request demands, if its caller may.
+pub(super) fn max_age(caller: &Caller, headers: &HeaderMap) -> Option<Duration> {
+    if caller.may_refresh { cache_control::max_age(headers) } else { None }
 }
 
 /// Returns what a caller with all fields sees of an answer.
-pub(super) fn shown(answer: &Result<LookupAnswer, LookupError>) -> DisclosedFields {
+pub(super) fn shown<E>(answer: &Result<LookupAnswer, E>) -> DisclosedFields {
     match answer {
         Ok(LookupAnswer { outcome: LookupOutcome::Found(_), .. }) => DisclosedFields::All,
         Ok(_) | Err(_) => DisclosedFields::Nothing,

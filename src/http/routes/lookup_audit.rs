@@ -3,10 +3,12 @@
 //! A malformed request gets no record. A record names a tenant only if it is configured, because any other value is
 //! unchecked input. If the audit records only denied lookups, nothing is collected for the others.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
+use futures_util::future::join_all;
 use http::HeaderMap;
 
 use crate::audit::{self, Audit, AuditRecord, Decision, DenialReason};
@@ -32,10 +34,19 @@ pub(in crate::http) struct LookupAudit<'a> {
     caller: Option<Arc<str>>,
     allowance: Option<Allowance>,
     tenant: Option<TenantId>,
-    key: Option<Digest>,
-    by: Option<LookupBy>,
+    customer: NamedCustomer,
     decision: Option<Decision>,
+    /// The decisions about the customers of a batch.
+    each: Vec<(NamedCustomer, Decision)>,
     timing: LookupTiming,
+}
+
+/// How a record names a customer.
+#[derive(Clone, Copy, Debug, Default)]
+struct NamedCustomer {
+    key: Option<Digest>,
+    /// What the customer was looked up by, if not by its id.
+    by: Option<LookupBy>,
 }
 
 impl<'a> LookupAudit<'a> {
@@ -47,9 +58,9 @@ impl<'a> LookupAudit<'a> {
         headers: &'a HeaderMap,
         slow: Duration,
     ) -> Self {
-        let (caller, allowance, tenant, key, by, decision) = (None, None, None, None, None, None);
-        let timing = LookupTiming::start(slow);
-        Self { audit, hasher, lookup, headers, caller, allowance, tenant, key, by, decision, timing }
+        let (timing, each) = (LookupTiming::start(slow), Vec::new());
+        let (caller, allowance, tenant, customer, decision) = (None, None, None, NamedCustomer::default(), None);
+        Self { audit, hasher, lookup, headers, caller, allowance, tenant, customer, decision, each, timing }
     }
 
     /// Notes that the lookup itself begins, and returns where its phases are noted.
@@ -97,6 +108,54 @@ impl<'a> LookupAudit<'a> {
         }
     }
 
+    /// Counts further lookups of an admitted request against its caller's rate limit.
+    ///
+    /// # Errors
+    ///
+    /// 429 when the rate limit is reached.
+    pub(in crate::http) fn admit_more(
+        &mut self,
+        auth: &CallerAuth,
+        caller: &Caller,
+        lookups: usize,
+    ) -> Result<(), Problem> {
+        let Some(lookups) = u32::try_from(lookups).ok().and_then(NonZeroU32::new) else { return Ok(()) };
+        match auth.count(caller, lookups) {
+            Ok(allowance) => {
+                self.allowance = allowance;
+                Ok(())
+            }
+            Err(RefusedCaller { problem, .. }) => {
+                self.decision = Some(Decision::Denied(DenialReason::Rate));
+                Err(problem)
+            }
+        }
+    }
+
+    /// Notes that the caller may not look up these customers.
+    pub(in crate::http) fn denied_each(
+        &mut self,
+        reason: DenialReason,
+        tenant: &TenantId,
+        customers: &[CustomerQuery],
+    ) {
+        self.note_each(tenant, customers.iter().map(|customer| (customer, Decision::Denied(reason))));
+    }
+
+    /// Notes the results of the lookups of a batch, and the fields that each answer contains.
+    pub(in crate::http) fn allowed_each<'c>(
+        &mut self,
+        tenant: &TenantId,
+        results: impl Iterator<Item = (&'c CustomerQuery, LookupResult, DisclosedFields)>,
+    ) {
+        if self.audit.records_all_lookups() {
+            self.note_each(
+                tenant,
+                results.map(|(customer, result, shown)| (customer, Decision::Allowed { result, shown })),
+            );
+        }
+    }
+
     /// Notes that the caller may not search for customers.
     pub(in crate::http) fn denied_search(&mut self, reason: DenialReason, tenant: &TenantId) {
         self.set_tenant(tenant);
@@ -111,31 +170,49 @@ impl<'a> LookupAudit<'a> {
         }
     }
 
+    fn note_each<'c>(&mut self, tenant: &TenantId, decisions: impl Iterator<Item = (&'c CustomerQuery, Decision)>) {
+        self.set_tenant(tenant);
+        self.each = decisions.map(|(customer, decision)| (self.named(tenant, customer), decision)).collect();
+    }
+
     fn set_customer(&mut self, tenant: &TenantId, customer: &CustomerQuery) {
         self.set_tenant(tenant);
-        self.key = self.hasher.identify(tenant, customer).map(|identity| identity.digest());
-        self.by = Some(customer.by()).filter(|by| *by != LookupBy::CustomerId);
+        self.customer = self.named(tenant, customer);
+    }
+
+    fn named(&self, tenant: &TenantId, customer: &CustomerQuery) -> NamedCustomer {
+        NamedCustomer {
+            key: self.hasher.identify(tenant, customer).map(|identity| identity.digest()),
+            by: Some(customer.by()).filter(|by| *by != LookupBy::CustomerId),
+        }
     }
 
     fn set_tenant(&mut self, tenant: &TenantId) {
         self.tenant = self.lookup.knows(tenant).then(|| tenant.clone());
     }
 
-    /// Writes the record and returns the response: a 503 if the record is required and cannot be written.
+    /// Writes the records and returns the response: a 503 if a record is required and cannot be written.
     pub(in crate::http) async fn end(self, mut answer: Result<Response, Problem>, dialect: &Dialect) -> Response {
-        let Self { audit, headers, caller, allowance, tenant, key, by, decision, timing, .. } = self;
+        let Self { audit, headers, caller, allowance, tenant, customer, decision, each, timing, .. } = self;
         let (request, elapsed) = (headers.get(REQUEST_ID), timing.end());
         elapsed.log_if_slow(request, caller.as_deref());
-        if let Some(decision) = decision {
+        let record = |NamedCustomer { key, by }, decision| {
+            let (request, caller, tenant) = (request.cloned(), caller.clone(), tenant.clone());
+            let duration_ms = elapsed.total_ms();
+            AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, by, decision, duration_ms })
+        };
+        let mut required = Vec::new();
+        for (customer, decision) in decision.map(|decision| (customer, decision)).into_iter().chain(each) {
             let must_be_written = matches!(decision, Decision::Allowed { .. }) && audit.is_strict();
-            let (request, duration_ms) = (request.cloned(), elapsed.total_ms());
-            let record = audit::LookupRecord { request, caller, tenant, key, by, decision, duration_ms };
-            let record = AuditRecord::Lookup(record);
-            if !must_be_written {
+            let record = record(customer, decision);
+            if must_be_written {
+                required.push(audit.record_and_wait(record));
+            } else {
                 audit.record(record);
-            } else if audit.record_and_wait(record).await.is_err() {
-                answer = Err(Problem::unrecorded());
             }
+        }
+        if !required.is_empty() && join_all(required).await.iter().any(Result::is_err) {
+            answer = Err(Problem::unrecorded());
         }
         let mut response = answer.unwrap_or_else(|problem| dialect.render(problem));
         elapsed.write_header(response.headers_mut());

@@ -1,6 +1,8 @@
 //! The routes: one file for each resource.
 
 pub mod admin;
+mod batch_query;
+pub mod bulk_contacts;
 pub mod changes;
 pub mod contact;
 pub mod identifier;
@@ -11,4 +13,5 @@ pub mod oauth_token;
 pub mod openapi;
 pub mod profile;
 mod profile_query;
+pub mod profiles;
 pub mod webhook;

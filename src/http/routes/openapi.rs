@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{changes, contact, identifier, oauth_token, profile, webhook};
+use super::{bulk_contacts, changes, contact, identifier, oauth_token, profile, profiles, webhook};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,8 +29,11 @@ use super::{changes, contact, identifier, oauth_token, profile, webhook};
         webhook::tenant_webhook,
         profile::profile,
         profile::post_profile,
+        profiles::profiles,
+        profiles::prefetch,
         changes::changes,
         contact::contact,
+        bulk_contacts::bulk_contacts,
         identifier::lookup,
         identifier::old_lookup,
         identifier::reverse,

@@ -28,7 +28,7 @@ use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::etag::{etag, if_none_match};
 use crate::http::response::problem::{Problem, ProblemBody};
-use crate::http::routes::lookup_api::LookupApi;
+use crate::http::routes::lookup_api::{LookupApi, max_age};
 use crate::http::routes::lookup_audit::LookupAudit;
 use crate::http::routes::profile_query::ProfileQuery;
 use crate::http::server::service::{DirectRoute, ResponseFuture};
@@ -138,8 +138,9 @@ impl LookupApi {
             }
         };
         let span = spans::lookup(headers, tenant, &caller.name);
-        let (requester, phases) = (caller.requester(), audit.looking_up());
-        let answer = self.find(tenant, customer, &requester, phases).instrument(span.clone()).await;
+        let (requester, max_age, phases) = (caller.requester(), max_age(caller, headers), audit.looking_up());
+        let looking_up = self.lookup.find(tenant, customer, &requester, max_age, phases);
+        let answer = looking_up.instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);
@@ -154,7 +155,7 @@ impl LookupApi {
         };
         let (response, shown) = match response {
             Ok((mut response, shown)) => {
-                if let Some(handle) = self.handle(caller, &answer, tenant, customer) {
+                if let Some(handle) = self.handle(caller, answer.as_ref().ok(), tenant, customer) {
                     response.headers_mut().insert(PROFILE_KEY, handle);
                 }
                 (Ok(response), shown)

@@ -102,7 +102,7 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
     }
     Ok(match flat::read(data, path, flat::kind_of(&attributes.kind), Shape::CloudEvents)? {
         PostedEvent::Announced(announcement) => PostedEvent::Announced(enclose(announcement, envelope)),
-        other @ (PostedEvent::Ignored { .. } | PostedEvent::Rejected(_)) => other,
+        other @ (PostedEvent::Ignored { .. } | PostedEvent::Conversation { .. } | PostedEvent::Rejected(_)) => other,
     })
 }
 

@@ -11,6 +11,10 @@ use super::{Announcement, Malformed, PostedEvent, SenderId, join, parse};
 
 const CONTACTS: &str = "v2.externalcontacts.contacts.";
 const AUDITS: &str = "v2.audits.entitytype.";
+const CONVERSATIONS: &str = "v2.detail.events.conversation.";
+
+/// The maximum number of contacts that are read from one conversation.
+const MAX_IN_CONVERSATION: usize = 10;
 
 /// A notification as a WebSocket delivers it; also the `detail` of EventBridge.
 #[derive(Deserialize)]
@@ -36,6 +40,8 @@ enum Topic<'a> {
     /// A contact; with its id if the topic contains it.
     Contact(Option<&'a str>),
     Audit,
+    /// The start of a conversation, or of its wait for an agent.
+    Conversation,
     /// Another subject, ignored for this reason.
     Other(&'static str),
 }
@@ -101,6 +107,7 @@ pub(super) fn read_topic(
     let topic = topic(&notification.topic_name);
     let in_topic = match topic {
         Topic::Other(reason) => return Ok(PostedEvent::Ignored { shape: envelope.shape, reason }),
+        Topic::Conversation => return Ok(read_conversation(notification.event_body, envelope.shape)),
         Topic::Contact(id) => id,
         Topic::Audit => None,
     };
@@ -108,7 +115,7 @@ pub(super) fn read_topic(
     let body = notification.event_body.ok_or_else(|| Malformed::new(&path, "is missing"))?.get().as_bytes();
     match topic {
         Topic::Audit => read_audit(body, &path, envelope),
-        Topic::Contact(_) | Topic::Other(_) => read_contact(body, &path, in_topic, envelope),
+        Topic::Contact(_) | Topic::Conversation | Topic::Other(_) => read_contact(body, &path, in_topic, envelope),
     }
 }
 
@@ -127,6 +134,9 @@ fn topic(name: &str) -> Topic<'_> {
     }
     match name {
         _ if name.starts_with(AUDITS) => Topic::Audit,
+        _ if name.starts_with(CONVERSATIONS) && (name.ends_with(".customer.start") || name.ends_with(".acd.start")) => {
+            Topic::Conversation
+        }
         "channel.metadata" => Topic::Other("a heartbeat"),
         _ if name.starts_with("v2.system.") => Topic::Other("a system topic"),
         _ => Topic::Other("a topic that is about no contact"),
@@ -176,6 +186,31 @@ impl ContactBody {
         }
         Ok(())
     }
+}
+
+/// Reads the customers of a conversation. It changes no profile, so one that cannot be read is ignored.
+fn read_conversation(body: Option<&RawValue>, shape: Shape) -> PostedEvent {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct ConversationBody {
+        #[serde(default)]
+        external_contact_id: OptionalText,
+        #[serde(default)]
+        conversation_external_contact_ids: Option<Vec<OptionalText>>,
+    }
+    let body = body.and_then(|body| serde_json::from_str::<ConversationBody>(body.get()).ok());
+    let mut customers = CustomerList::default();
+    let ids = body.into_iter().flat_map(|body| {
+        std::iter::once(body.external_contact_id).chain(body.conversation_external_contact_ids.unwrap_or_default())
+    });
+    for id in ids.take(MAX_IN_CONVERSATION) {
+        // Neither an unreadable id nor one too many is a fault of an event that changes nothing.
+        let _ = customers.add_optional("", "externalContactId", &id, &mut Doubt::default());
+    }
+    if customers.ids.is_empty() {
+        return PostedEvent::Ignored { shape, reason: "a conversation that names no contact" };
+    }
+    PostedEvent::Conversation { shape, customers: customers.ids }
 }
 
 fn read_audit(body: &[u8], path: &str, mut envelope: Envelope) -> Result<PostedEvent, Malformed> {

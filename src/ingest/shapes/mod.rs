@@ -63,6 +63,13 @@ pub enum PostedEvent {
         /// Why it is ignored.
         reason: &'static str,
     },
+    /// It is a conversation with these customers, who will probably be looked up. It changes no profile.
+    Conversation {
+        /// Its shape.
+        shape: Shape,
+        /// Its customers; at least one.
+        customers: Vec<CustomerId>,
+    },
     /// It is an element of an array that cannot be read.
     Rejected(Malformed),
 }
@@ -125,7 +132,10 @@ impl PostedRequest {
                 PostedEvent::Announced(announcement) if announcement.shape != Shape::CloudEvents => {
                     announcement.sender_id = Some(if self.batch { message.of_part(index) } else { message.clone() });
                 }
-                PostedEvent::Announced(_) | PostedEvent::Ignored { .. } | PostedEvent::Rejected(_) => {}
+                PostedEvent::Announced(_)
+                | PostedEvent::Ignored { .. }
+                | PostedEvent::Conversation { .. }
+                | PostedEvent::Rejected(_) => {}
             }
         }
     }

@@ -27,7 +27,9 @@ fn announced(posted: &PostedRequest) -> &Announcement {
     assert_eq!(posted.items.len(), 1);
     match &posted.items[0] {
         PostedEvent::Announced(announcement) => announcement,
-        other @ (PostedEvent::Ignored { .. } | PostedEvent::Rejected(_)) => panic!("{other:?}"),
+        other @ (PostedEvent::Ignored { .. } | PostedEvent::Conversation { .. } | PostedEvent::Rejected(_)) => {
+            panic!("{other:?}")
+        }
     }
 }
 
@@ -192,7 +194,9 @@ fn an_array_keeps_its_order() {
     assert!(posted.batch);
     let kinds = posted.items.iter().map(|item| match item {
         PostedEvent::Announced(announcement) => announcement.kind,
-        PostedEvent::Ignored { .. } | PostedEvent::Rejected(_) => panic!("not announced"),
+        PostedEvent::Ignored { .. } | PostedEvent::Conversation { .. } | PostedEvent::Rejected(_) => {
+            panic!("not announced")
+        }
     });
     assert_eq!(kinds.collect::<Vec<_>>(), [Kind::Updated, Kind::Deleted, Kind::Updated]);
 }

@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use crate::queue::Error;
-use crate::tls::TlsFiles;
+use crate::tls::{TlsFiles, with_advice};
 
 use super::config::Config;
 
@@ -154,7 +154,7 @@ impl Broker {
         let major = timeout(CONNECT_TIMEOUT, self.read_version(node))
             .await
             .map_err(late)?
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| with_advice(error.to_string()))?;
         let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
         let socket = SharedSocket::default();
         let mut guard = SocketGuard(Some(socket.clone()));
@@ -174,7 +174,7 @@ impl Broker {
         let properties = ConnectionProperties::default().with_connection_name("profile-edge".into());
         let connecting = Connection::connector(node.clone(), runtime, connect, properties);
         let connecting = timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?;
-        let connection = connecting.map_err(|error| error.to_string())?;
+        let connection = connecting.map_err(|error| with_advice(error.to_string()))?;
         guard.0 = None;
         Ok(BrokerConnection { connection, address: address(node), major, socket })
     }

@@ -24,6 +24,8 @@ pub struct Config {
     /// `[queue.amqp.tls]`, for `amqps://` URLs.
     #[serde(default)]
     pub tls: TlsFiles,
+    /// The prefix of the names of exchange, queues and stream.
+    pub name: String,
     /// The number of work queues. An event goes to one of them by its first key.
     pub shards: u16,
     /// How many unsettled deliveries this process may have.
@@ -60,6 +62,10 @@ impl Config {
         }
         if self.tls.is_any() && !encrypted {
             return refuse("tls", "needs amqps:// addresses");
+        }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(is_plain) {
+            return refuse("name", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -");
         }
         if !(1..=MAX_SHARDS).contains(&self.shards) {
             return refuse("shards", "must be from 1 to 256");
@@ -116,6 +122,7 @@ mod tests {
             url: Secret::new("amqp://guest:planted@127.0.0.1:5672/%2f"),
             urls: Vec::new(),
             tls: TlsFiles::default(),
+            name: "profile-edge".to_owned(),
             shards: 1,
             prefetch: 512,
             publish_timeout: Duration::from_secs(2),
@@ -136,6 +143,9 @@ mod tests {
         assert_eq!(refused(|_| ()), None);
         assert_eq!(refused(|config| config.tls.cert = Some("c.pem".into())).as_deref(), Some("tls.key"));
         assert_eq!(refused(|config| config.tls.ca = Some("c.pem".into())).as_deref(), Some("tls"));
+        for name in ["", "a b", "a/b"] {
+            assert_eq!(refused(|config| config.name = name.to_owned()).as_deref(), Some("name"), "{name}");
+        }
         assert_eq!(refused(|config| config.shards = 0).as_deref(), Some("shards"));
         assert_eq!(refused(|config| config.shards = 257).as_deref(), Some("shards"));
         assert_eq!(refused(|config| config.prefetch = 0).as_deref(), Some("prefetch"));

@@ -8,16 +8,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::{BoxStream, FuturesUnordered, ReadyChunks, SelectAll, once};
+use futures_util::stream::{BoxStream, ReadyChunks, SelectAll, once};
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::FieldTable;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::Redelivery;
-use crate::queue::delivery::redelivery_delay;
 use crate::queue::{Error, Payload};
 use crate::supervise::Backoff;
 
@@ -26,6 +25,7 @@ use super::connection::OpenConnection;
 use super::context::AmqpContext;
 use super::ledger::Ledger;
 use super::message::{is_replayed, traceparent};
+use super::returned::{ReturnStep, ReturnedDeliveries, ReturnedDelivery};
 
 /// How many deliveries are read, and how many settlements are sent, at once.
 const BATCH: usize = 1024;
@@ -36,6 +36,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A delivery from the broker, on its way to the consumer.
 #[derive(Debug)]
 pub(super) struct ReceivedDelivery {
+    /// The number of its queue.
+    pub(super) queue: usize,
     pub(super) delivery: lapin::message::Delivery,
     pub(super) payload: Payload,
     /// Cancelled when the channel of the delivery ends.
@@ -43,12 +45,12 @@ pub(super) struct ReceivedDelivery {
 }
 
 /// The settlement of a delivery, by its tag.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) enum DeliverySettlement {
     /// Remove the event from the queue.
     Ack(u64),
-    /// Return the event after a delay, which depends on the number of its redeliveries.
-    Return(u64, u32),
+    /// Deliver the event again later.
+    Return(Box<ReturnedDelivery>),
 }
 
 /// Owns the channel.
@@ -116,7 +118,7 @@ impl ConsumerTask {
         ledger: &mut Ledger,
     ) -> Result<ChannelEnd, Error> {
         let (channel, mut consumers) = self.consume(open).await?;
-        let mut delayed = FuturesUnordered::new();
+        let mut returned = ReturnedDeliveries::new(&self.context, self.prefetch());
         let mut settlements = Vec::new();
         // Created once, since each registration takes a lock.
         let end = self.end.clone();
@@ -131,15 +133,11 @@ impl ConsumerTask {
                 }
                 () = &mut ended => return Ok(ChannelEnd::Failed),
                 _ = self.settled.recv_many(&mut settlements, BATCH) => {
-                    let on_return = |tag, redelivered| delayed.push(delay(tag, redelivered));
-                    let sent = send_settlements(&channel, ledger, &mut settlements, on_return);
+                    let sent = send_settlements(&channel, ledger, &mut settlements, |delivery| returned.add(delivery));
                     unless_ended(open, sent).await?;
                 }
-                Some(tag) = delayed.next(), if !delayed.is_empty() => {
-                    if ledger.returned(tag) {
-                        let requeue = BasicNackOptions { requeue: true, multiple: false };
-                        unless_ended(open, channel.basic_nack(tag, requeue)).await?;
-                    }
+                Some(step) = returned.next(), if !returned.is_empty() => {
+                    unless_ended(open, settle_returned(&channel, ledger, step)).await?;
                 }
                 outputs = consumers.next() => {
                     let Some(outputs) = outputs else { return Ok(ChannelEnd::Failed) };
@@ -165,8 +163,7 @@ impl ConsumerTask {
     ) -> Result<(Channel, ReadyChunks<SelectAll<BoxStream<'static, ConsumerOutput>>>), Error> {
         let channel = channel::open(open.connection()).await?;
         let queues = self.context.topology.work_queues();
-        let shards = u16::try_from(queues.len()).unwrap_or(u16::MAX);
-        channel::prefetch(&channel, (self.context.prefetch / shards).max(1)).await?;
+        channel::prefetch(&channel, self.prefetch()).await?;
         let mut consumers = SelectAll::new();
         for (shard, queue) in queues.iter().enumerate() {
             let consumer = channel::consume(&channel, queue, FieldTable::default()).await?;
@@ -174,6 +171,12 @@ impl ConsumerTask {
             consumers.push(deliveries.chain(once(async move { (shard, None) })).boxed());
         }
         Ok((channel, consumers.ready_chunks(BATCH)))
+    }
+
+    /// Returns the prefetch of each queue.
+    fn prefetch(&self) -> u16 {
+        let shards = u16::try_from(self.context.topology.work_queues().len()).unwrap_or(u16::MAX);
+        (self.context.prefetch / shards).max(1)
     }
 
     fn pass_on(
@@ -198,7 +201,7 @@ impl ConsumerTask {
         };
         ledger.arrived(delivery.delivery_tag, queue, received_at);
         // If the subscription was dropped, the end of the channel returns the event.
-        let _ = self.deliveries.send(ReceivedDelivery { delivery, payload, channel: alive.clone() });
+        let _ = self.deliveries.send(ReceivedDelivery { queue, delivery, payload, channel: alive.clone() });
     }
 
     /// Sends the settlements made before the end, then closes the channel, which returns all other events.
@@ -211,7 +214,7 @@ impl ConsumerTask {
         self.settled.close();
         let closing = async {
             while self.settled.recv_many(settlements, BATCH).await > 0 {
-                send_settlements(channel, ledger, settlements, |_, _| ()).await?;
+                send_settlements(channel, ledger, settlements, |_| ()).await?;
             }
             channel.close(200, "the subscription ended".into()).await
         };
@@ -225,14 +228,14 @@ async fn send_settlements(
     channel: &Channel,
     ledger: &mut Ledger,
     settlements: &mut Vec<(CancellationToken, DeliverySettlement)>,
-    on_return: impl Fn(u64, u32),
+    mut on_return: impl FnMut(ReturnedDelivery),
 ) -> lapin::Result<()> {
     let mut tags = Vec::with_capacity(settlements.len());
     for (of, settlement) in settlements.drain(..) {
         match settlement {
             _ if of.is_cancelled() => {}
             DeliverySettlement::Ack(tag) => tags.push(tag),
-            DeliverySettlement::Return(tag, redelivered) => on_return(tag, redelivered),
+            DeliverySettlement::Return(delivery) => on_return(*delivery),
         }
     }
     for ack in ledger.acknowledged(tags) {
@@ -249,7 +252,18 @@ async fn unless_ended(open: &OpenConnection, sending: impl Future<Output = lapin
     }
 }
 
-async fn delay(tag: u64, redelivered: u32) -> u64 {
-    sleep(redelivery_delay(redelivered)).await;
-    tag
+/// Settles a returned delivery with the broker.
+async fn settle_returned(channel: &Channel, ledger: &mut Ledger, step: ReturnStep) -> lapin::Result<()> {
+    match step {
+        ReturnStep::Requeue(tag) if ledger.returned(tag) => {
+            channel.basic_nack(tag, BasicNackOptions { requeue: true, multiple: false }).await
+        }
+        ReturnStep::Requeue(_) => Ok(()),
+        ReturnStep::Acknowledge(tag) => {
+            for ack in ledger.acknowledged(vec![tag]) {
+                channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await?;
+            }
+            Ok(())
+        }
+    }
 }

@@ -17,7 +17,7 @@ use crate::shutdown::Shutdown;
 use super::broker::Broker;
 use super::connection::{ConnectionSetup, OpenConnection, SupervisedConnection};
 use super::publisher::ConfirmedPublisher;
-use super::replay::{Replayer, RestoreRequest};
+use super::restore::Restorer;
 use super::supervisor;
 use super::topology::Topology;
 
@@ -43,20 +43,25 @@ pub(super) struct AmqpContext {
 pub(super) struct QueueLosses {
     /// The mark of each queue at the end of its last channel.
     marks: BTreeMap<String, Timestamp>,
+    /// For each queue with events that were moved to its end: when the oldest of them was received. No mark is later.
+    moved: BTreeMap<String, Timestamp>,
     /// Queues whose consumers the broker cancelled.
     cancelled: BTreeSet<String>,
+}
+
+impl QueueLosses {
+    /// Returns the earliest mark of some queues; `None` if one of them has none.
+    fn earliest_mark(&self, queues: &BTreeSet<String>) -> Option<Timestamp> {
+        queues.iter().map(|queue| self.marks.get(queue).copied()).min().flatten()
+    }
 }
 
 impl AmqpContext {
     /// Returns the consuming connection; the first call starts it.
     pub(super) fn consuming(&self) -> &SupervisedConnection<()> {
         self.consuming.get_or_init(|| {
-            let replayer = Replayer {
-                topology: self.topology.clone(),
-                publisher: Arc::clone(&self.publisher),
-                metrics: Arc::clone(&self.metrics),
-            };
-            let setup = ConsumeSetup { replayer, losses: Arc::clone(&self.losses), tasks: self.tasks.clone() };
+            let (restorer, losses) = (self.restorer(), Arc::clone(&self.losses));
+            let setup = ConsumeSetup { restorer, losses, tasks: self.tasks.clone() };
             let consuming = supervisor::start(Arc::clone(&self.broker), setup, &self.tasks);
             if self.publisher.connection().is_patient.load(Ordering::Acquire) {
                 // The start went on without the broker, so its first refusal ends nothing here either.
@@ -66,12 +71,39 @@ impl AmqpContext {
         })
     }
 
-    /// Keeps the marks of the work queues, in the order of their shards, for a replay.
-    pub(super) fn keep_marks(&self, marks: &[Option<Timestamp>]) {
-        let known = &mut self.losses.lock().marks;
-        for (queue, mark) in self.topology.work_queues().iter().zip(marks) {
-            known.extend(mark.map(|mark| (queue.clone(), mark)));
+    /// Returns what orders restores and carries them out.
+    pub(super) fn restorer(&self) -> Restorer {
+        Restorer {
+            topology: self.topology.clone(),
+            publisher: Arc::clone(&self.publisher),
+            metrics: Arc::clone(&self.metrics),
+            clock: Arc::clone(&self.clock),
         }
+    }
+
+    /// Keeps the marks of the work queues, in the order of their shards, for a restore.
+    pub(super) fn keep_marks(&self, marks: &[Option<Timestamp>]) {
+        let losses = &mut *self.losses.lock();
+        for (queue, mark) in self.topology.work_queues().iter().zip(marks) {
+            let bound = losses.moved.get(queue);
+            let mark = mark.map(|mark| bound.map_or(mark, |moved| mark.min(*moved)));
+            losses.marks.extend(mark.map(|mark| (queue.clone(), mark)));
+        }
+    }
+
+    /// Notes that an event is published again at the end of its queue.
+    pub(super) fn moved_to_the_end(&self, queue: &str, received_at: Option<Timestamp>) {
+        let Some(received_at) = received_at else { return };
+        let moved = &mut self.losses.lock().moved;
+        match moved.get_mut(queue) {
+            Some(oldest) => *oldest = received_at.min(*oldest),
+            None => drop(moved.insert(queue.to_owned(), received_at)),
+        }
+    }
+
+    /// Notes that the work queues are empty.
+    pub(super) fn nothing_is_moved(&self) {
+        self.losses.lock().moved.clear();
     }
 
     /// Notes that the broker cancelled the consumer of a shard.
@@ -82,7 +114,7 @@ impl AmqpContext {
 
 /// Sets up the consuming connection.
 struct ConsumeSetup {
-    replayer: Replayer,
+    restorer: Restorer,
     losses: Arc<Mutex<QueueLosses>>,
     tasks: Shutdown,
 }
@@ -92,19 +124,21 @@ impl ConnectionSetup for ConsumeSetup {
     type Resources = ();
     const PURPOSE: &'static str = "consume";
 
-    /// Requests the replay of lost work queues, then declares them. The order matters, see [`super::replay`].
+    /// Orders the restore of lost work queues, then declares them. The sequence matters, see [`super::restore`].
     async fn set_up(&self, open: &OpenConnection) -> Result<(), Error> {
-        let Replayer { topology, publisher, .. } = &self.replayer;
+        let topology = &self.restorer.topology;
         let mut lost: BTreeSet<String> = topology.lost(open.connection()).await?.into_iter().collect();
         let cancelled = self.losses.lock().cancelled.clone();
         lost.extend(cancelled.iter().cloned());
         if !lost.is_empty() {
-            let request = RestoreRequest::new(lost, &self.losses.lock().marks);
-            request.publish(topology, publisher).await?;
+            let except: Vec<String> = lost.iter().cloned().collect();
+            topology.declare(open.connection(), open.major(), &except).await?;
+            let since = self.losses.lock().earliest_mark(&lost);
+            self.restorer.order(open.connection(), lost, since).await?;
             self.losses.lock().cancelled.retain(|queue| !cancelled.contains(queue));
         }
         topology.declare(open.connection(), open.major(), &[]).await?;
-        self.tasks.spawn(self.replayer.clone().run(open.clone()));
+        self.tasks.spawn(self.restorer.clone().run(open.clone()));
         Ok(())
     }
 }

@@ -16,6 +16,9 @@ const TRACEPARENT: &str = "traceparent";
 /// The header of a redelivered event.
 const REPLAYED: &str = "replayed";
 
+/// The header with the number of times that an event was returned before it was published to the end of its queue.
+const RETURNS: &str = "returns";
+
 /// A message, ready to be published.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
@@ -56,10 +59,26 @@ impl Message {
         }
     }
 
+    /// Creates the message that brings a delivery to the end of its queue, with the number of its returns.
+    pub(super) fn once_more(queue: &str, properties: BasicProperties, body: Vec<u8>, returns: u32) -> Self {
+        let mut headers = properties.headers().clone().unwrap_or_default();
+        headers.insert(RETURNS.into(), AMQPValue::LongLongInt(returns.into()));
+        let properties = properties.with_headers(headers);
+        Self { exchange: String::new(), routing_key: queue.to_owned(), properties, body: body.into() }
+    }
+
     /// Creates a JSON message for one queue, through the default exchange.
     pub(super) fn to_queue(queue: &str, headers: FieldTable, body: Vec<u8>) -> Self {
         let properties = json_properties().with_headers(headers);
         Self { exchange: String::new(), routing_key: queue.to_owned(), properties, body: body.into() }
+    }
+}
+
+/// Returns how often an event was returned before it was published to the end of its queue.
+pub(super) fn returns(properties: &BasicProperties) -> u32 {
+    match header(properties, RETURNS) {
+        Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).unwrap_or(0),
+        Some(_) | None => 0,
     }
 }
 
@@ -118,6 +137,18 @@ mod tests {
             let message = Message::of_event(&event, &topology);
             assert_eq!(is_replayed(&message.properties), again.is_some(), "{again:?}");
         }
+    }
+
+    #[test]
+    fn a_message_that_is_published_once_more_keeps_its_headers_and_its_count() {
+        let topology = Topology::new(&config::from_toml("").unwrap().config.queue.amqp);
+        let event = Event { again: Some(Redelivery::Restored), ..Event::example() };
+        let first = Message::of_event(&event, &topology);
+        assert_eq!(returns(&first.properties), 0);
+        let again = Message::once_more("work", first.properties.clone(), first.body.to_vec(), 7);
+        assert_eq!((again.routing_key.as_str(), &again.body), ("work", &first.body));
+        assert!(is_replayed(&again.properties));
+        assert_eq!((returns(&again.properties), again.properties.message_id()), (7, first.properties.message_id()));
     }
 
     #[test]

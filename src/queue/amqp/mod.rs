@@ -4,14 +4,13 @@
 //!
 //! `publish` returns after the broker has confirmed every event and returned none: each event is stored by a majority of
 //! the broker's nodes, in its work queue and in the journal. It stays in its work queue until it is acknowledged or
-//! becomes a dead letter. If a work queue is deleted by others, it is declared again and the journal is replayed into
-//! it.
+//! becomes a dead letter. If a work queue is deleted by others, it is declared again and restored from the journal.
 //!
 //! # Parts
 //!
 //! ```text
 //! publish ── publisher ── connection ══ exchange ─┬─ work queue per shard ══ connection ── subscription ── deliveries
-//!    │                                            └─ journal (stream) ── replay ────┐
+//!    │                                            └─ journal (stream) ── restore ───┐
 //!    └──────── into the work queue again, and dead letters ─────────────────────────┘
 //! ```
 //!
@@ -41,7 +40,9 @@ mod ledger;
 mod message;
 mod publish_task;
 mod publisher;
-mod replay;
+mod restore;
+mod restore_state;
+mod returned;
 mod subscription;
 mod supervisor;
 pub mod survey;
@@ -74,7 +75,6 @@ use context::AmqpContext;
 use journal::StreamReader;
 use message::Message;
 use publisher::{ConfirmedPublisher, PublishSetup};
-use replay::RestoreRequest;
 use subscription::AmqpSubscription;
 use topology::Topology;
 
@@ -83,6 +83,9 @@ pub use connection::BrokerAbsence;
 
 /// The longest time for closing, if the broker does not answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest time for an order of a restore.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a publish waits for a connection that is down, if its event can go nowhere else.
 const RECONNECT_GRACE: Duration = Duration::from_millis(250);
@@ -243,7 +246,7 @@ impl Queue for Amqp {
         let missing = self.request(async |connection| self.context.topology.missing(connection).await).await?;
         // A process that only publishes loses nothing: the journal keeps what it publishes.
         let (Some(queue), Some(consuming)) = (missing, self.context.consuming.get()) else { return Ok(()) };
-        // The consuming connection declares what is missing, after it ordered a replay. A paused subscription would not
+        // The consuming connection declares what is missing, after it ordered a restore. A paused subscription would not
         // notice.
         consuming.now()?.open.give_up();
         Err(Error::Unavailable { reason: format!("the queue {queue} does not exist") })
@@ -254,21 +257,25 @@ impl Queue for Amqp {
         let (waiting, dead_letters) =
             self.request(async |connection| self.context.topology.count(connection).await).await?;
         let unsettled = self.context.unsettled.load(Ordering::Relaxed) as u64;
+        if waiting + unsettled == 0 {
+            self.context.nothing_is_moved();
+        }
         Ok(Depth { events: waiting + unsettled, bytes: None, dead_letters })
     }
 
     async fn restore(&self, since: Timestamp) -> Result<RestoreOutcome, Error> {
-        let topology = &self.context.topology;
-        let all = topology.work_queues().iter().cloned();
-        let since = all.clone().map(|queue| (queue, since)).collect();
-        RestoreRequest::new(all, &since).publish(topology, &self.context.publisher).await?;
+        let ready = self.context.publisher.connection().now()?;
+        let queues = self.context.topology.work_queues().iter().cloned().collect();
+        let restorer = self.context.restorer();
+        let order = restorer.order(ready.open.connection(), queues, Some(since));
+        channel::within(ORDER_TIMEOUT, order).await?;
         Ok(RestoreOutcome::Ordered)
     }
 
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
-        let AmqpContext { topology, publisher, .. } = &*self.context;
-        let start =
-            async |connection: &Connection| StreamReader::start(connection, topology, publisher, Some(since)).await;
+        let AmqpContext { topology, publisher, clock, .. } = &*self.context;
+        let age = Some(clock.now().since(since));
+        let start = async |connection: &Connection| StreamReader::start(connection, topology, publisher, age).await;
         Ok(Some(Box::new(self.request(start).await?)))
     }
 }

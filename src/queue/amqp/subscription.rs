@@ -8,14 +8,15 @@
 //! every unsettled event, and the late settlements of the old channel are refused.
 //!
 //! A returned event is delayed here before it goes back to the broker, so that other events are delivered first: 100 ms,
-//! doubled with every return up to 5 s. A delayed event does not count against the prefetch of the subscription.
+//! doubled with every return up to 5 s. A delayed event does not count against the prefetch of the subscription. Where too
+//! many are delayed, the others go to the end of their queue (see [`super::returned`]).
 //!
 //! # Failures
 //!
 //! - The subscription is dropped or the queue closes: the task sends the settlements that it has got, then closes the
 //!   channel; all other events go back to the work queues.
-//! - The broker cancels a consumer: its queue is gone. The task keeps the marks of what was settled for the replay (see
-//!   [`super::replay`]), and the connection is opened again, which declares the queue.
+//! - The broker cancels a consumer: its queue is gone. The task keeps the marks of what was settled for the restore (see
+//!   [`super::restore`]), and the connection is opened again, which declares the queue.
 
 use std::sync::Arc;
 
@@ -31,7 +32,8 @@ use crate::queue::{DeadLetterReason, Delivery, Error, Payload, Settle};
 use super::consumer_task::{ConsumerTask, DeliverySettlement, ReceivedDelivery};
 use super::context::AmqpContext;
 use super::dead_letters;
-use super::message::header;
+use super::message::{header, returns};
+use super::returned::ReturnedDelivery;
 
 /// The subscription of the AMQP queue.
 #[derive(Debug)]
@@ -74,14 +76,16 @@ impl crate::queue::Subscription for AmqpSubscription {
             () = self.end.cancelled() => return None,
         };
         loop {
-            let ReceivedDelivery { delivery, payload, channel } = self.received.recv().await?;
+            let ReceivedDelivery { queue, delivery, payload, channel } = self.received.recv().await?;
             if channel.is_cancelled() {
                 continue;
             }
-            let redelivered = delivery_count(&delivery.properties);
+            let redelivered = delivery_count(&delivery.properties).saturating_add(returns(&delivery.properties));
             let unsettled = AmqpDelivery {
                 tag: delivery.delivery_tag,
+                queue,
                 redelivered,
+                properties: delivery.properties,
                 body: delivery.data,
                 payload: payload.clone(),
                 channel,
@@ -99,7 +103,9 @@ impl crate::queue::Subscription for AmqpSubscription {
 #[derive(Debug)]
 struct AmqpDelivery {
     tag: u64,
+    queue: usize,
     redelivered: u32,
+    properties: BasicProperties,
     body: Vec<u8>,
     payload: Payload,
     /// Cancelled when the channel of the delivery ends.
@@ -127,7 +133,18 @@ impl AmqpDelivery {
 impl Drop for AmqpDelivery {
     fn drop(&mut self) {
         if !self.settled {
-            let returned = DeliverySettlement::Return(self.tag, self.redelivered);
+            let received_at = match &self.payload {
+                Payload::Event(event) => Some(event.received_at),
+                Payload::Undecodable(_) => None,
+            };
+            let returned = DeliverySettlement::Return(Box::new(ReturnedDelivery {
+                tag: self.tag,
+                queue: self.queue,
+                redelivered: self.redelivered,
+                received_at,
+                properties: std::mem::take(&mut self.properties),
+                body: std::mem::take(&mut self.body),
+            }));
             // Without the task the channel is closed, which returns the event too.
             let _ = self.settlements.send((self.channel.clone(), returned));
         }
@@ -154,9 +171,14 @@ impl Settle for AmqpDelivery {
     }
 }
 
-/// Returns how often the broker counts that a delivery was returned.
+/// Returns how often the broker delivered a message before. RabbitMQ 4 does not add a return to the delivery count, but counts
+/// how often a message was acquired.
 fn delivery_count(properties: &BasicProperties) -> u32 {
-    let count = match header(properties, "x-delivery-count") {
+    ["x-acquired-count", "x-delivery-count"].into_iter().map(|name| count(properties, name)).max().unwrap_or(0)
+}
+
+fn count(properties: &BasicProperties, name: &str) -> u32 {
+    let count = match header(properties, name) {
         Some(AMQPValue::LongLongInt(count)) => *count,
         Some(AMQPValue::LongInt(count)) => i64::from(*count),
         Some(AMQPValue::LongUInt(count)) => i64::from(*count),

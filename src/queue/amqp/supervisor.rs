@@ -7,7 +7,7 @@
 //!    ([`OpenConnection::give_up`]) ends it, with everything on it.
 //! 3. Wait as [`Backoff`] says, and continue with step 1. A connection that lasted resets the backoff.
 //!
-//! The recovery of the library is not used: it gives up, and it does not know which queues need a replay.
+//! The recovery of the library is not used: it gives up, and it does not know which queues need a restore.
 //!
 //! # Failures
 //!

@@ -55,8 +55,8 @@ pub enum Purpose {
     Work,
     /// Events that could not be applied.
     DeadLetters,
-    /// Requests for replays.
-    Replays,
+    /// Restores from the journal that are due.
+    Restores,
     /// The stream of all events.
     Journal,
 }
@@ -79,7 +79,7 @@ async fn ask(config: &Config) -> Result<Survey, Error> {
         queues.push(state(connection, name, Purpose::Work).await?);
     }
     queues.push(state(connection, &topology.dead_letters, Purpose::DeadLetters).await?);
-    queues.push(state(connection, &topology.replays, Purpose::Replays).await?);
+    queues.push(state(connection, &topology.restores, Purpose::Restores).await?);
     queues.push(state(connection, &topology.journal, Purpose::Journal).await?);
     for queue in queues.iter_mut().filter(|queue| queue.counts.is_some()) {
         queue.differs = difference(connection, &topology, broker.major, queue).await?;
@@ -115,7 +115,8 @@ async fn difference(
     declarer.has_default_limit = major.is_some_and(|major| major >= 4);
     let declared = match queue.purpose {
         Purpose::Journal => declarer.queue(&queue.name, topology.journal_arguments()).await,
-        Purpose::Work | Purpose::DeadLetters | Purpose::Replays => declarer.quorum(&queue.name).await,
+        Purpose::Work | Purpose::DeadLetters => declarer.quorum(&queue.name, false).await,
+        Purpose::Restores => declarer.quorum(&queue.name, true).await,
     };
     match declared {
         Ok(()) => Ok(None),

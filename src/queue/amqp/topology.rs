@@ -1,14 +1,16 @@
 //! The topology: what exists on the broker. Its names are a contract between versions.
 //!
 //! Everything is durable: a topic exchange; one quorum queue per shard, bound with `shard.{n}`; a stream as journal,
-//! bound with `#`; a quorum queue of dead letters; a quorum queue of replay requests.
+//! bound with `#`; a quorum queue of dead letters; a quorum queue of restores, with a single active consumer.
 //!
 //! # Who declares what
 //!
 //! The journal is declared last, so if the journal exists, all work queues existed before. A work queue that is missing
 //! while the journal exists was lost, and the journal may contain events that the queue never got. Only the consuming
-//! side declares such a queue again, because it also replays the journal into the queue (see [`super::replay`]). Until
+//! side declares such a queue again, because it also restores the queue from the journal (see [`super::restore`]). Until
 //! then the journal keeps what is published. On a new broker either side declares everything.
+//!
+//! A user without the permission to declare (`configure`) uses what an operator has declared, as it is.
 //!
 //! # Delivery limit
 //!
@@ -16,7 +18,7 @@
 //! RabbitMQ 4 has a default limit of 20, and -1 disables it. Older versions have no limit, read -1 as a limit below zero,
 //! and drop every returned event (observed on 3.10). So the argument is set for brokers that report version 4 or newer,
 //! and omitted for all others. A queue that an older broker created keeps the default limit of the newer one; a warning
-//! in the log names the policy that disables it.
+//! in the log names the policy that disables it. Since version 4.3 a broker counts no returns, only consumers that end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +38,6 @@ use super::config::Config;
 /// The argument for the delivery limit.
 const DELIVERY_LIMIT: &str = "x-delivery-limit";
 
-/// The prefix of all names on the broker.
-const NAMESPACE: &str = "profile-edge";
-
 /// The names on the broker and the arguments of their declarations.
 #[derive(Clone, Debug)]
 pub(super) struct Topology {
@@ -48,8 +47,10 @@ pub(super) struct Topology {
     pub(super) journal: String,
     /// The queue of dead letters.
     pub(super) dead_letters: String,
-    /// The queue of replay requests.
-    pub(super) replays: String,
+    /// The queue of restores that are due.
+    pub(super) restores: String,
+    /// The queue of restores that earlier versions requested.
+    pub(super) earlier_requests: String,
     /// How the events in all of these are signed and verified.
     pub(super) keys: Arc<MessageKeys>,
     /// How the events are distributed over the work queues.
@@ -60,14 +61,16 @@ pub(super) struct Topology {
 
 impl Topology {
     pub(super) fn new(config: &Config) -> Self {
+        let prefix = &config.name;
         Self {
-            exchange: format!("{NAMESPACE}.events"),
-            journal: format!("{NAMESPACE}.journal"),
-            dead_letters: format!("{NAMESPACE}.dead-letters"),
-            replays: format!("{NAMESPACE}.replays"),
+            exchange: format!("{prefix}.events"),
+            journal: format!("{prefix}.journal"),
+            dead_letters: format!("{prefix}.dead-letters"),
+            restores: format!("{prefix}.restores"),
+            earlier_requests: format!("{prefix}.replays"),
             keys: Arc::new(MessageKeys::new(config)),
             shards: Shards::new(config.shards),
-            work: (0..config.shards).map(|shard| format!("{NAMESPACE}.invalidations.{shard}")).collect(),
+            work: (0..config.shards).map(|shard| format!("{prefix}.invalidations.{shard}")).collect(),
             max_age: max_age(config.journal_retention),
         }
     }
@@ -125,12 +128,12 @@ impl Topology {
         declarer.exchange(&self.exchange).await?;
         for (shard, queue) in self.work.iter().enumerate() {
             if !except.contains(queue) {
-                declarer.quorum(queue).await?;
+                declarer.quorum(queue, false).await?;
                 declarer.bind(queue, &self.exchange, &format!("shard.{shard}")).await?;
             }
         }
-        declarer.quorum(&self.dead_letters).await?;
-        declarer.quorum(&self.replays).await?;
+        declarer.quorum(&self.dead_letters, false).await?;
+        declarer.quorum(&self.restores, true).await?;
         declarer.queue(&self.journal, self.journal_arguments()).await?;
         declarer.bind(&self.journal, &self.exchange, "#").await?;
         channel::close(declarer.channel).await;
@@ -144,7 +147,7 @@ impl Topology {
     /// [`Error::Unavailable`] when the broker fails.
     pub(super) async fn missing(&self, connection: &Connection) -> Result<Option<String>, Error> {
         let mut declarer = Declarer::new(connection).await?;
-        for queue in self.work.iter().chain([&self.journal, &self.dead_letters, &self.replays]) {
+        for queue in self.work.iter().chain([&self.journal, &self.dead_letters, &self.restores]) {
             if !declarer.exists(queue).await? {
                 return Ok(Some(queue.clone()));
             }
@@ -169,7 +172,7 @@ impl Topology {
 /// Makes declarations one after the other. A refusal closes the channel; the next declaration uses a new one.
 pub(super) struct Declarer<'a> {
     connection: &'a Connection,
-    channel: Channel,
+    pub(super) channel: Channel,
     /// Whether the broker limits deliveries by default.
     pub(super) has_default_limit: bool,
 }
@@ -179,10 +182,18 @@ impl<'a> Declarer<'a> {
         Ok(Self { connection, channel: channel::open(connection).await?, has_default_limit: false })
     }
 
-    async fn exchange(&self, name: &str) -> Result<(), Error> {
+    async fn exchange(&mut self, name: &str) -> Result<(), Error> {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        let arguments = FieldTable::default();
-        let declared = self.channel.exchange_declare(name.into(), ExchangeKind::Topic, options, arguments).await;
+        let declare = async |channel: &Channel, options| {
+            channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default()).await
+        };
+        let declared = match declare(&self.channel, options).await {
+            Err(error) if is_forbidden(&error) => {
+                self.channel = channel::open(self.connection).await?;
+                declare(&self.channel, ExchangeDeclareOptions { passive: true, ..options }).await
+            }
+            declared => declared,
+        };
         declared.map_err(|error| refused(&error))
     }
 
@@ -197,9 +208,9 @@ impl<'a> Declarer<'a> {
         }
     }
 
-    pub(super) async fn quorum(&mut self, queue: &str) -> Result<(), Error> {
+    pub(super) async fn quorum(&mut self, queue: &str, single_active: bool) -> Result<(), Error> {
         if self.has_default_limit {
-            let mut arguments = quorum_arguments();
+            let mut arguments = quorum_arguments(single_active);
             arguments.insert(DELIVERY_LIMIT.into(), AMQPValue::LongLongInt(-1));
             match self.try_queue(queue, arguments).await {
                 Ok(()) => return Ok(()),
@@ -211,14 +222,29 @@ impl<'a> Declarer<'a> {
                     );
                     self.channel = channel::open(self.connection).await?;
                 }
+                Err(error) if is_forbidden(&error) => return self.must_exist(queue).await,
                 Err(error) => return Err(refused(&error)),
             }
         }
-        self.queue(queue, quorum_arguments()).await
+        self.queue(queue, quorum_arguments(single_active)).await
     }
 
-    pub(super) async fn queue(&self, queue: &str, arguments: FieldTable) -> Result<(), Error> {
-        self.try_queue(queue, arguments).await.map_err(|error| refused(&error))
+    pub(super) async fn queue(&mut self, queue: &str, arguments: FieldTable) -> Result<(), Error> {
+        match self.try_queue(queue, arguments).await {
+            Err(error) if is_forbidden(&error) => self.must_exist(queue).await,
+            declared => declared.map_err(|error| refused(&error)),
+        }
+    }
+
+    /// Checks that an operator has declared a queue, where our user may not.
+    async fn must_exist(&mut self, queue: &str) -> Result<(), Error> {
+        self.channel = channel::open(self.connection).await?;
+        if self.exists(queue).await? {
+            return Ok(());
+        }
+        let reason =
+            format!("the queue {queue} does not exist, and the user may not declare it (permission configure)");
+        Err(Error::Misconfigured { reason })
     }
 
     async fn try_queue(&self, queue: &str, arguments: FieldTable) -> lapin::Result<()> {
@@ -226,11 +252,16 @@ impl<'a> Declarer<'a> {
         self.channel.queue_declare(queue.into(), options, arguments).await.map(drop)
     }
 
-    async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<(), Error> {
+    pub(super) async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<(), Error> {
         let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
         let bound = self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, arguments).await;
         bound.map_err(|error| refused(&error))
     }
+}
+
+/// Returns whether our user lacks a permission.
+fn is_forbidden(error: &lapin::Error) -> bool {
+    channel::soft_error(error) == Some(AMQPSoftError::ACCESSREFUSED)
 }
 
 /// Returns whether a declaration differs from an existing queue in its delivery limit.
@@ -239,9 +270,12 @@ fn differs_in_limit(error: &lapin::Error) -> bool {
         && channel::error_text(error).contains(DELIVERY_LIMIT)
 }
 
-fn quorum_arguments() -> FieldTable {
+fn quorum_arguments(single_active: bool) -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    if single_active {
+        arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    }
     arguments
 }
 

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
@@ -144,6 +145,13 @@ impl crate::queue::Subscription for EmbeddedSubscription {
         let shared = self.shared.clone();
         loop {
             if self.progress.has_changed().is_err() {
+                return None;
+            }
+            // Where delayed events are always due, nothing is waited for below, and new events would never be read.
+            if self.fresh.is_empty()
+                && shared.window.lock().may_starve_new_events()
+                && let Some(Err(QueueClosed)) = self.refill(true).now_or_never()
+            {
                 return None;
             }
             let action = shared.window.lock().next_action(Instant::now(), &mut self.fresh);

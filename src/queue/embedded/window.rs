@@ -2,10 +2,13 @@
 //! I/O, no clock.
 //!
 //! At most `prefetch` events are unsettled. A returned event waits for its [redelivery delay](redelivery_delay), so that
-//! other events go first and a failing event does not spin. At most [`MAX_DELAYED`] events wait at once; at that number
-//! no new event is delivered until one of them was redelivered.
+//! other events go first and a failing event does not spin. Many wait where a part of the store fails; so that the events of
+//! the other parts go on, new events and due ones take turns, and a due one is at least [`SPACING`] after the one before.
+//! At most [`MAX_DELAYED`] events of [`MAX_DELAYED_BYTES`] wait at once; at that number no new event is delivered until one
+//! of them was redelivered.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -14,7 +17,13 @@ use crate::queue::delivery::redelivery_delay;
 use super::change::LogEntry;
 
 /// How many events may wait for their redelivery at once.
-const MAX_DELAYED: usize = 1_024;
+const MAX_DELAYED: usize = 65_536;
+
+/// How many bytes they may have together, since they wait in memory.
+const MAX_DELAYED_BYTES: usize = 64 << 20;
+
+/// The least time between two redeliveries.
+const SPACING: Duration = Duration::from_micros(500);
 
 /// The unsettled and the delayed events of one subscription.
 #[derive(Debug)]
@@ -22,6 +31,12 @@ pub(super) struct DeliveryWindow {
     prefetch: usize,
     unsettled: HashSet<u64>,
     delayed: BTreeMap<(Instant, u64), LogEntry>,
+    delayed_positions: HashSet<u64>,
+    delayed_bytes: usize,
+    /// Whether the last delivery was a redelivery.
+    redelivered_last: bool,
+    /// When the next redelivery is allowed.
+    redeliver_from: Option<Instant>,
     ended: bool,
 }
 
@@ -43,10 +58,19 @@ pub(super) enum NextAction {
 
 impl DeliveryWindow {
     pub(super) fn new(prefetch: usize) -> Self {
-        Self { prefetch: prefetch.max(1), unsettled: HashSet::new(), delayed: BTreeMap::new(), ended: false }
+        Self {
+            prefetch: prefetch.max(1),
+            unsettled: HashSet::new(),
+            delayed: BTreeMap::new(),
+            delayed_positions: HashSet::new(),
+            delayed_bytes: 0,
+            redelivered_last: false,
+            redeliver_from: None,
+            ended: false,
+        }
     }
 
-    /// Decides what to deliver now: a delayed event that is due, else the first of `fresh`.
+    /// Decides what to deliver now: a delayed event that is due or the first of `fresh`, in turns.
     pub(super) fn next_action(&mut self, now: Instant, fresh: &mut VecDeque<LogEntry>) -> NextAction {
         if self.ended {
             return NextAction::End;
@@ -54,19 +78,43 @@ impl DeliveryWindow {
         if self.unsettled.len() >= self.prefetch {
             return NextAction::Wait { wanted: false, until: None };
         }
-        let wanted = self.delayed.len() < MAX_DELAYED;
-        let entry = match self.delayed.first_entry().filter(|first| first.key().0 <= now) {
-            Some(due) => Some(due.remove()),
-            None if wanted => fresh.pop_front(),
-            None => None,
+        let wanted = self.has_room();
+        let due =
+            self.delayed.first_key_value().map(|((due, _), _)| self.redeliver_from.map_or(*due, |from| from.max(*due)));
+        let is_due = due.is_some_and(|due| due <= now);
+        let is_fresh = wanted && !fresh.is_empty() && (!is_due || self.redelivered_last);
+        self.redelivered_last = is_due && !is_fresh;
+        let entry = if is_fresh {
+            fresh.pop_front()
+        } else if is_due {
+            self.redeliver_from = Some(now + SPACING);
+            self.take_delayed()
+        } else {
+            None
         };
         match entry {
             Some(entry) => {
                 self.unsettled.insert(entry.position);
                 NextAction::Deliver(entry)
             }
-            None => NextAction::Wait { wanted, until: self.delayed.first_key_value().map(|((due, _), _)| *due) },
+            None => NextAction::Wait { wanted, until: due },
         }
+    }
+
+    /// Returns whether the delayed events alone may keep the consumer busy, while there is room for new ones.
+    pub(super) fn may_starve_new_events(&self) -> bool {
+        !self.delayed.is_empty() && self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
+        self.delayed.len() < MAX_DELAYED && self.delayed_bytes < MAX_DELAYED_BYTES
+    }
+
+    fn take_delayed(&mut self) -> Option<LogEntry> {
+        let (_, entry) = self.delayed.pop_first()?;
+        self.delayed_positions.remove(&entry.position);
+        self.delayed_bytes -= entry.wire.len();
+        Some(entry)
     }
 
     /// Removes a settled event.
@@ -80,6 +128,8 @@ impl DeliveryWindow {
         if was_unsettled {
             let due = now + redelivery_delay(entry.returns);
             entry.returns = entry.returns.saturating_add(1);
+            self.delayed_positions.insert(entry.position);
+            self.delayed_bytes += entry.wire.len();
             self.delayed.insert((due, entry.position), entry);
         }
         was_unsettled
@@ -87,13 +137,15 @@ impl DeliveryWindow {
 
     /// Returns whether an event is unsettled or delayed.
     pub(super) fn contains(&self, position: u64) -> bool {
-        self.unsettled.contains(&position) || self.delayed.values().any(|entry| entry.position == position)
+        self.unsettled.contains(&position) || self.delayed_positions.contains(&position)
     }
 
     /// Ends the subscription, and returns the positions of the unsettled events.
     pub(super) fn end(&mut self) -> HashSet<u64> {
         self.ended = true;
         self.delayed.clear();
+        self.delayed_positions.clear();
+        self.delayed_bytes = 0;
         std::mem::take(&mut self.unsettled)
     }
 }
@@ -143,6 +195,36 @@ mod tests {
         assert!(matches!(window.next_action(now, &mut fresh), NextAction::Wait { wanted: false, until: Some(_) }));
         assert_eq!(fresh.len(), 1);
         assert_eq!(deliver(&mut window, now + redelivery_delay(0), &mut fresh).returns, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_events_and_due_ones_take_turns() {
+        let (mut window, mut fresh, now) = (DeliveryWindow::new(16), entries(0..8), Instant::now());
+        for _ in 0..4 {
+            let entry = deliver(&mut window, now, &mut fresh);
+            assert!(window.returned(entry, now));
+        }
+        let mut at = now + redelivery_delay(0);
+        let mut returns = Vec::new();
+        for _ in 0..8 {
+            returns.push(deliver(&mut window, at, &mut fresh).returns);
+            at += SPACING;
+        }
+        assert_eq!(returns.iter().filter(|returns| **returns == 1).count(), 4);
+        assert!(returns.windows(2).all(|two| two[0] != two[1]), "{returns:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn redeliveries_have_a_least_distance() {
+        let (mut window, mut fresh, now) = (DeliveryWindow::new(4), entries(0..2), Instant::now());
+        for _ in 0..2 {
+            let entry = deliver(&mut window, now, &mut fresh);
+            assert!(window.returned(entry, now));
+        }
+        let due = now + redelivery_delay(0);
+        deliver(&mut window, due, &mut fresh);
+        let waits = window.next_action(due, &mut fresh);
+        assert!(matches!(waits, NextAction::Wait { until: Some(until), .. } if until == due + SPACING), "{waits:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::Key;
+use crate::domain::{Key, Timestamp};
 use crate::store::fence::{KeyAction, raise, repeat};
 use crate::store::{Applied, Change, Entry, Token, Tombstone};
 
@@ -10,6 +10,19 @@ use super::Embedded;
 use super::expiring::{Expiring, live};
 
 impl Embedded {
+    /// Restores a tombstone that was evicted while the fence says "deleted".
+    pub(super) fn restore_tombstone(&self, key: &Key, now: Timestamp) -> Option<Entry> {
+        let fence = live(&self.fences, key, now).filter(|fence| fence.value.says_deleted())?;
+        let tombstone = Tombstone { token: Token::draw(), at: fence.value.at, written_at: fence.value.raised };
+        let remaining = fence.value.raised.plus(self.lifetimes.tombstone_ttl).since(now);
+        if remaining.is_zero() {
+            return None;
+        }
+        let entry = Entry::Tombstone(tombstone);
+        self.write(key, entry.clone(), now, remaining);
+        Some(entry)
+    }
+
     /// See [`Store::invalidate`](crate::store::Store::invalidate) and
     /// [`Store::write_tombstone`](crate::store::Store::write_tombstone).
     pub(super) fn apply(&self, key: &Key, change: &Change) -> Applied {

@@ -11,29 +11,30 @@
 mod apply;
 mod expiring;
 mod stripes;
+mod weight;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytesize::ByteSize;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::SharedClock;
-use crate::domain::{Digest, Key, Timestamp};
+use crate::domain::{Digest, Key, TenantId, Timestamp};
 use crate::store::changes::ChangeFeed;
 use crate::store::fence::{Fence, Newest};
 use crate::store::{
-    Applied, Base, Change, Content, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, LeaseTarget, Leased,
-    Lifetimes, Record, ReplicationHistory, Store, Token, Tombstone,
+    Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
+    LeaseTarget, Leased, Lifetimes, Record, ReplicationHistory, Store, Token,
 };
 
 use expiring::{Expiring, cache, live};
 use stripes::Stripes;
-
-/// The bytes of a cache member besides its body: key, bookkeeping, allocator. Measured, rounded up.
-const OVERHEAD: u32 = 400;
+use weight::{OVERHEAD, entry_weight};
 
 /// `[store.embedded]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -50,6 +51,7 @@ pub struct Embedded {
     fences: Cache<Key, Expiring<Fence>>,
     seen: Cache<(Key, Digest), Expiring<()>>,
     locks: Cache<Key, Expiring<Token>>,
+    generations: Mutex<HashMap<TenantId, Generations>>,
     stripes: Stripes,
     /// What is applied here.
     pub changes: ChangeFeed,
@@ -69,6 +71,7 @@ impl Embedded {
             fences: cache(share(14), |_, _| OVERHEAD),
             seen: cache(share(14), |_, _| OVERHEAD),
             locks: cache(share(2), |_, _| OVERHEAD),
+            generations: Mutex::default(),
             stripes: Stripes::new(),
             changes: ChangeFeed::new(true),
             lifetimes,
@@ -108,19 +111,6 @@ impl Embedded {
 
     fn fence(&self, key: &Key, now: Timestamp) -> Option<Fence> {
         live(&self.fences, key, now).map(|found| found.value)
-    }
-
-    /// Restores a tombstone that was evicted while the fence says "deleted".
-    fn restore_tombstone(&self, key: &Key, now: Timestamp) -> Option<Entry> {
-        let fence = live(&self.fences, key, now).filter(|fence| fence.value.says_deleted())?;
-        let tombstone = Tombstone { token: Token::draw(), at: fence.value.at, written_at: fence.value.raised };
-        let remaining = fence.value.raised.plus(self.lifetimes.tombstone_ttl).since(now);
-        if remaining.is_zero() {
-            return None;
-        }
-        let entry = Entry::Tombstone(tombstone);
-        self.write(key, entry.clone(), now, remaining);
-        Some(entry)
     }
 
     /// Removes a lease, if it is still there.
@@ -285,16 +275,17 @@ impl Inspect for Embedded {
             lock: live(&self.locks, key, now).map(|lock| (lock.value, lock.remaining(now))),
         })
     }
-}
 
-fn entry_weight(_key: &Key, entry: &Expiring<Entry>) -> u32 {
-    let body = match &entry.value {
-        Entry::Record(Record { content: Content::Found(found), .. }) => found.body.len(),
-        Entry::Record(Record { content: Content::Sealed(ciphertext), .. }) => ciphertext.as_bytes().len(),
-        Entry::Corrupt(bytes) => bytes.len(),
-        Entry::Record(_) | Entry::Tombstone(_) | Entry::Leased(_) => 0,
-    };
-    u32::try_from(body).unwrap_or(u32::MAX).saturating_add(OVERHEAD)
+    async fn clear(&self, tenant: &TenantId, mode: ClearMode) -> Result<(), Error> {
+        let mut generations = self.generations.lock();
+        let known = generations.entry(tenant.clone()).or_default();
+        *known = known.cleared(mode, self.clock.now());
+        Ok(())
+    }
+
+    async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error> {
+        Ok(self.generations.lock().clone())
+    }
 }
 
 #[cfg(test)]
@@ -302,6 +293,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, ManualClock};
     use crate::domain::Identity;
+    use crate::store::Content;
 
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_is_set_back_makes_no_record_younger() {
@@ -316,7 +308,8 @@ mod tests {
         };
         let content = Content::Negative;
         let (fetched_at, fetch_cost) = (clock.now(), Duration::ZERO);
-        let record = Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled: true };
+        let (settled, generation) = (true, 0);
+        let record = Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled, generation };
         assert_eq!(store.fill(lease, record).await.unwrap(), Filled::Stored);
         let pass = async |time| {
             clock.advance(time);

@@ -11,13 +11,19 @@
 //! In a cluster, one node may be silent while the others answer. The client library does not show which node has
 //! a slot, but nodes have slots in ranges. So each of [`RANGES`] ranges of slots has its own breaker. A range that two
 //! nodes share may stay closed although one of them is silent. A single server has one range, 0.
+//!
+//! The other nodes of a cluster answer for a node that is gone: with a redirection to it, or that it is down. Neither
+//! is an answer of the server.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redis::RedisError;
 use tokio::time::Instant;
 
 use crate::breaker::{Breaker, BreakerPermit, Policy, RequestOutcome};
+
+use super::error::{Redirection, is_absent};
 
 /// How many commands in a row without an answer open the breaker.
 const SUSPICIOUS: u32 = 3;
@@ -115,6 +121,15 @@ impl NodeBreaker {
         self.reset(permit.range, now);
     }
 
+    /// Records an error other than a timeout. A broken connection to a single server is not counted: it is restored.
+    pub(super) fn failed(&self, permit: NodePermit, error: &RedisError, in_a_cluster: bool, sent_at: Instant) {
+        if in_a_cluster && is_absent(error) {
+            self.timed_out(permit, Instant::now());
+        } else if !error.is_io_error() && Redirection::of(error).is_none() {
+            self.answered(permit, sent_at);
+        }
+    }
+
     /// Records that a command was not answered in time. Returns whether the breaker of its range opens.
     pub(super) fn timed_out(&self, permit: NodePermit, now: Instant) -> bool {
         self.range(permit.range).lock().record(permit.pass, RequestOutcome::Fails, now)
@@ -170,6 +185,23 @@ mod tests {
             breaker.answered(permit, now);
         }
         open(&breaker, WHOLE, now);
+        assert!(breaker.admit(WHOLE, now).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_of_other_nodes_of_a_cluster_close_nothing() {
+        let (breaker, now) = (NodeBreaker::new(), Instant::now());
+        let answer = |line: &str| {
+            let parsed = redis::parse_redis_value(format!("-{line}\r\n").as_bytes());
+            parsed.and_then(redis::Value::extract_error).unwrap_err()
+        };
+        let [moved, down, full] =
+            ["MOVED 1 127.0.0.1:1", "CLUSTERDOWN Hash slot not served", "OOM no memory"].map(answer);
+        let fail = |error| breaker.failed(breaker.admit(WHOLE, now).unwrap(), error, true, now);
+        for error in [&down, &down, &full, &down, &moved, &down, &moved] {
+            fail(error);
+        }
+        fail(&down);
         assert!(breaker.admit(WHOLE, now).is_none());
     }
 

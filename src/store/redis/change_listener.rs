@@ -40,7 +40,7 @@ pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<
     let client = |endpoints: &Endpoints| RedisClient::new(endpoints, certificates.as_ref(), |cluster| cluster);
     let clients: RedisResult<Vec<_>> = match &endpoints {
         Endpoints::Cluster(nodes) => nodes.iter().map(|node| client(&Endpoints::Single(node.clone()))).collect(),
-        Endpoints::Single(_) | Endpoints::Sentinel(..) => client(&endpoints).map(|client| vec![client]),
+        Endpoints::Single(_) | Endpoints::Sentinel { .. } => client(&endpoints).map(|client| vec![client]),
     };
     let clients = clients.map_err(|error| explain(&error))?;
     shutdown.spawn(run(clients, channel(&endpoints), feed, shutdown.clone()));
@@ -51,7 +51,7 @@ pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<
 pub(super) fn channel(endpoints: &Endpoints) -> String {
     let node = match endpoints {
         Endpoints::Single(node) => Some(node),
-        Endpoints::Cluster(nodes) | Endpoints::Sentinel(nodes, _) => nodes.first(),
+        Endpoints::Cluster(nodes) | Endpoints::Sentinel { nodes, .. } => nodes.first(),
     };
     format!("{CHANNEL}{}", node.map_or(0, |node| node.redis_settings().db()))
 }

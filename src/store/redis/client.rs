@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, TlsMode};
+use tokio::time::{sleep, timeout};
 
 use super::command::CommandConnection;
-use super::config::Endpoints;
+use super::config::{Endpoints, SentinelLogin};
 use super::subscriber::PubSubConnection;
 
 /// The longest time to connect to a server.
@@ -21,11 +23,25 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest time to connect to a whole cluster.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often the sentinels are asked whether the master has changed, and how long an answer may take.
+const ASK_SENTINELS_EVERY: Duration = Duration::from_secs(1);
+
 /// Creates connections.
 pub(super) enum RedisClient {
     Single(Box<Client>),
-    Sentinel(Box<SentinelClient>),
+    Sentinel(Box<Sentinels>),
     Cluster(Box<ClusterClient>),
+}
+
+/// The sentinels, and what they said last.
+pub(super) struct Sentinels {
+    client: SentinelClient,
+    /// The name of the master.
+    name: String,
+    /// The connection on which one of them is asked again.
+    link: Option<MultiplexedConnection>,
+    /// The address of the master to which the last connection was made.
+    master: Option<(String, u16)>,
 }
 
 impl RedisClient {
@@ -53,8 +69,9 @@ impl RedisClient {
                 }
                 builder.build().map(|client| Self::Cluster(Box::new(client)))
             }
-            Endpoints::Sentinel(sentinels, name) => {
-                sentinel(sentinels, name, certificates).map(|client| Self::Sentinel(Box::new(client)))
+            Endpoints::Sentinel { nodes, name, login } => {
+                let client = sentinel(nodes, name, login, certificates)?;
+                Ok(Self::Sentinel(Box::new(Sentinels { client, name: name.clone(), link: None, master: None })))
             }
         }
     }
@@ -67,26 +84,53 @@ impl RedisClient {
         }
     }
 
-    /// Connects for commands. The connection has answered once: a `PING`, or the query for the cluster's slots.
+    /// Connects for commands. The connection has answered once: that of a primary a `PING`, that of a cluster the query for
+    /// its slots.
+    ///
+    /// # Errors
+    ///
+    /// Also `READONLY`: the server is a replica.
     pub(super) async fn connect(&mut self) -> RedisResult<CommandConnection> {
         // Each command has the store's own deadline; a second timer for it would only cost.
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
-        let connection = match self {
-            Self::Single(client) => client.get_multiplexed_async_connection_with_config(&config).await?,
-            Self::Sentinel(client) => client.get_async_connection_with_config(&config).await?,
+        let client = match self {
+            Self::Single(client) => client.as_ref().clone(),
+            Self::Sentinel(sentinels) => {
+                let client = sentinels.client.async_get_client().await?;
+                sentinels.master = address(client.get_connection_info().addr());
+                client
+            }
             Self::Cluster(client) => return client.get_async_connection().await.map(CommandConnection::Cluster),
         };
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut connection = CommandConnection::Single(connection);
-        connection.ping().await?;
+        let (_, has_role) = connection.one_of_primary(&redis::cmd("PING")).await?;
+        if !has_role {
+            tracing::warn!("redis does not name its role (HELLO), so it is not noticed if it becomes a replica");
+        }
         Ok(connection)
+    }
+
+    /// Waits until the sentinels name another master than the last connection has. Without sentinels, for ever. Cancel-safe.
+    pub(super) async fn moved(&mut self) {
+        let Self::Sentinel(sentinels) = self else { return std::future::pending().await };
+        loop {
+            sleep(ASK_SENTINELS_EVERY).await;
+            match timeout(ASK_SENTINELS_EVERY, sentinels.ask()).await {
+                Ok(Ok(master)) if master.is_some() && master != sentinels.master => return,
+                Ok(Ok(_)) => {}
+                // Another one is asked next, and the master goes on being used.
+                Ok(Err(_)) | Err(_) => sentinels.link = None,
+            }
+        }
     }
 
     /// Connects for subscriptions.
     pub(super) async fn connect_pubsub(&mut self) -> RedisResult<PubSubConnection> {
         let client = match self {
             Self::Single(client) => client.as_ref().clone(),
-            Self::Sentinel(client) => client.async_get_client().await?,
+            Self::Sentinel(sentinels) => sentinels.client.async_get_client().await?,
             Self::Cluster(client) => return client.get_async_connection().await.map(PubSubConnection::Cluster),
         };
         let (sink, stream) = client.get_async_pubsub().await?.split();
@@ -94,10 +138,32 @@ impl RedisClient {
     }
 }
 
+impl Sentinels {
+    /// Asks one of them for the address of the master.
+    async fn ask(&mut self) -> RedisResult<Option<(String, u16)>> {
+        let link = match &mut self.link {
+            Some(link) => link,
+            none => {
+                let sentinel = self.client.async_get_sentinel_client().await?;
+                none.insert(sentinel.get_multiplexed_async_connection().await?)
+            }
+        };
+        redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name).query_async(link).await
+    }
+}
+
+fn address(address: &ConnectionAddr) -> Option<(String, u16)> {
+    match address {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
+        _ => None,
+    }
+}
+
 /// Creates a client that asks sentinels for the master.
 fn sentinel(
     sentinels: &[ConnectionInfo],
     name: &str,
+    login: &SentinelLogin,
     certificates: Option<&TlsCertificates>,
 ) -> RedisResult<SentinelClient> {
     let addresses: Vec<ConnectionAddr> = sentinels.iter().map(|node| node.addr().clone()).collect();
@@ -106,7 +172,13 @@ fn sentinel(
     if tls {
         builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
     }
-    // The user and password of the addresses are those of the servers; sentinels are queried without.
+    if let Some(username) = &login.username {
+        builder = builder.set_client_to_sentinel_username(username);
+    }
+    if let Some(password) = &login.password {
+        builder = builder.set_client_to_sentinel_password(password.expose());
+    }
+    // The user and password of the addresses are those of the servers.
     if let Some(settings) = sentinels.first().map(ConnectionInfo::redis_settings) {
         if let Some(username) = settings.username() {
             builder = builder.set_client_to_redis_username(username);

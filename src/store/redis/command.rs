@@ -6,6 +6,7 @@ use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRou
 use redis::{Arg, Cmd, Pipeline, RedisResult, Value};
 
 use super::breaker::SlotRange;
+use super::role;
 
 /// A connection for commands.
 #[derive(Clone)]
@@ -40,24 +41,23 @@ impl CommandConnection {
         words.nth(if is_script { 2 } else { 0 }).map(SlotRange::of)
     }
 
-    pub(super) async fn ping(&mut self) -> RedisResult<()> {
-        let ping = redis::cmd("PING");
-        let answer = match self {
-            Self::Single(connection) => connection.req_packed_command(&ping).await?,
-            // Without a route it would go to every node, and fail if any of them fails.
-            Self::Cluster(connection) => {
-                connection.route_command(ping, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random)).await?
-            }
-        };
-        answer.extract_error().map(drop)
-    }
-
     pub(super) async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
         match self {
             // Every hit comes here: this call avoids the boxed future of the library's trait.
             Self::Single(connection) => connection.send_packed_command(cmd).await?.extract_error(),
             Self::Cluster(connection) => connection.req_packed_command(cmd).await?.extract_error(),
         }
+    }
+
+    /// Sends a command to the server together with the question for its role. Returns the answer, and whether the server
+    /// named its role. Fails with `READONLY` if it is no primary. A cluster is not asked.
+    pub(super) async fn one_of_primary(&mut self, cmd: &Cmd) -> RedisResult<(Value, bool)> {
+        let Self::Single(connection) = self else { return Ok((self.one(cmd).await?, true)) };
+        let mut both = redis::pipe();
+        both.add_command(role::question()).add_command(cmd.clone());
+        let mut answers = connection.send_packed_commands(&both, 0, 2).await?.into_iter();
+        let has_role = role::check(answers.next().unwrap_or(Value::Nil))?;
+        Ok((answers.next().unwrap_or(Value::Nil).extract_error()?, has_role))
     }
 
     pub(super) async fn many(&mut self, commands: &Pipeline, count: usize) -> RedisResult<Vec<Value>> {

@@ -1,6 +1,7 @@
 //! `[store.redis]`: the addresses of Redis and how to connect.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use redis::{ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
 use serde::Deserialize;
@@ -8,6 +9,7 @@ use url::Url;
 
 use crate::domain::Secret;
 use crate::invalid::InvalidSetting;
+use crate::max_age::MaxAge;
 use crate::tls::TlsFiles;
 
 /// `[store.redis]`.
@@ -25,6 +27,15 @@ pub struct Config {
     /// The name of the master, as configured in the sentinels.
     #[serde(default)]
     pub master_name: Option<String>,
+    /// The user at the sentinels; needs `sentinel_password`.
+    #[serde(default)]
+    pub sentinel_username: Option<String>,
+    /// The password at the sentinels.
+    #[serde(default)]
+    pub sentinel_password: Option<Secret>,
+    /// The age at which a connection is replaced, where `url` or `urls` contains a name.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
     /// `[store.redis.tls]`, for `rediss://` addresses.
     #[serde(default)]
     pub tls: TlsFiles,
@@ -47,7 +58,14 @@ pub enum Mode {
 pub(super) enum Endpoints {
     Single(ConnectionInfo),
     Cluster(Vec<ConnectionInfo>),
-    Sentinel(Vec<ConnectionInfo>, String),
+    Sentinel { nodes: Vec<ConnectionInfo>, name: String, login: SentinelLogin },
+}
+
+/// How to log in at the sentinels.
+#[derive(Clone, Debug)]
+pub(super) struct SentinelLogin {
+    pub(super) username: Option<String>,
+    pub(super) password: Option<Secret>,
 }
 
 impl Config {
@@ -58,7 +76,16 @@ impl Config {
     /// The first option that is invalid.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         self.endpoints().map(drop)?;
+        if self.max_connection_age < Duration::from_secs(1) {
+            return Err(InvalidSetting::new("max_connection_age", "must be 1s or longer"));
+        }
         self.certificates().map(drop)
+    }
+
+    /// Returns the age at which connections are replaced.
+    pub(super) fn max_age(&self) -> Result<MaxAge, InvalidSetting> {
+        let urls = self.addresses()?;
+        Ok(MaxAge::new(self.max_connection_age, urls.iter().filter_map(Url::host_str)))
     }
 
     /// Returns the addresses in use.
@@ -88,12 +115,20 @@ impl Config {
             let info = address.into_connection_info();
             nodes.push(info.map_err(|error| InvalidSetting::new("url", error.category().to_owned()))?);
         }
+        let login =
+            SentinelLogin { username: self.sentinel_username.clone(), password: self.sentinel_password.clone() };
+        if self.mode != Some(Mode::Sentinel) && (login.username.is_some() || login.password.is_some()) {
+            return Err(InvalidSetting::new("sentinel_password", "belongs to mode \"sentinel\" only"));
+        }
+        if login.username.is_some() && login.password.is_none() {
+            return Err(InvalidSetting::new("sentinel_password", "is missing: sentinel_username needs it"));
+        }
         match (self.mode, self.urls.is_empty(), &self.master_name) {
             (None, true, None) => Ok(Endpoints::Single(nodes.swap_remove(0))),
             (None, false, _) => Err(InvalidSetting::new("mode", "is missing: must be \"cluster\" or \"sentinel\"")),
             (Some(_), true, _) => Err(InvalidSetting::new("urls", "is missing: store.redis.mode needs it")),
             (Some(Mode::Cluster), false, None) => Ok(Endpoints::Cluster(nodes)),
-            (Some(Mode::Sentinel), false, Some(name)) => Ok(Endpoints::Sentinel(nodes, name.clone())),
+            (Some(Mode::Sentinel), false, Some(name)) => Ok(Endpoints::Sentinel { nodes, name: name.clone(), login }),
             (Some(Mode::Sentinel), false, None) => {
                 Err(InvalidSetting::new("master_name", "is missing: mode \"sentinel\" needs it"))
             }

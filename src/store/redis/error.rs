@@ -3,6 +3,7 @@
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::store::Error;
+use crate::tls::with_advice;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ pub(super) enum Redirection {
 
 impl Redirection {
     /// Returns the redirection that an error is, if it is one.
-    fn of(error: &RedisError) -> Option<Self> {
+    pub(super) fn of(error: &RedisError) -> Option<Self> {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::TryAgain) => Some(Self::Again),
             ErrorKind::Server(ServerErrorKind::Ask) => {
@@ -45,6 +46,10 @@ impl Redirection {
 impl CommandError {
     pub(super) fn unavailable(reason: &str) -> Self {
         Self::Store(Error::Unavailable { reason: reason.to_owned() })
+    }
+
+    pub(super) const fn is_redirection(&self) -> bool {
+        matches!(self, Self::Redirected(_))
     }
 
     pub(super) fn slow() -> Self {
@@ -97,16 +102,26 @@ fn server_code(error: &RedisError) -> Option<&str> {
 const NO_PERMISSION: [&str; 3] =
     ["ACL failure in script", "can't run this command", "can't access at least one of the keys"];
 
+/// Returns whether an error shows that the node of a slot is not there: no connection, or another node reports it.
+pub(super) fn is_absent(error: &RedisError) -> bool {
+    let is_down = matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown));
+    error.is_io_error() || is_down
+}
+
 /// Describes an error of the client library without any key, value or password.
-pub(super) fn explain(error: &RedisError) -> Error {
-    let code = server_code(error);
-    let reason = match code {
+pub(super) fn reason(error: &RedisError) -> String {
+    match server_code(error) {
         Some(code) => format!("{} ({code})", error.category()).trim_start().to_owned(),
         // The transport's own text (refused, reset, an invalid certificate) describes the connection only.
-        None if error.is_io_error() => error.to_string(),
+        None if error.is_io_error() => with_advice(error.to_string()),
         None => error.category().to_owned(),
-    };
-    match (error.kind(), code) {
+    }
+}
+
+/// Returns what an error of the client library means for the caller of the store.
+pub(super) fn explain(error: &RedisError) -> Error {
+    let reason = reason(error);
+    match (error.kind(), server_code(error)) {
         (_, Some("NOPERM" | "ERR" | "NOAUTH" | "WRONGPASS")) => Error::Rejected { reason },
         (
             ErrorKind::AuthenticationFailed

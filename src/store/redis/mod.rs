@@ -20,21 +20,26 @@ mod client;
 mod command;
 pub mod config;
 mod connection;
+mod connection_state;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod generations;
 mod patience;
 mod probe;
 mod pubsub;
 mod record;
 mod replication;
 mod reply;
+mod role;
 mod scripts;
 mod subscriber;
+mod supervisor;
 pub mod survey;
 mod values;
 mod waiting;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,15 +48,15 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::Key;
+use crate::domain::{Key, TenantId};
 use crate::invalid::InvalidSetting;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
 use super::sealed::macs::Macs;
 use super::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, LeaseTarget, Leased,
-    Lifetimes, Record, ReplicationHistory, Store, Token,
+    Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
+    LeaseTarget, Leased, Lifetimes, Record, ReplicationHistory, Store, Token,
 };
 
 use config::{Config, Endpoints};
@@ -59,7 +64,7 @@ use connection::RedisConnection;
 use error::CommandError;
 use pubsub::Announcements;
 use reply::{bytes, list, number, unexpected};
-use scripts::{FILL, INSPECT, KeyNames, LEASE, RELEASE, Script};
+use scripts::{FILL, INSPECT, KeyNames, LEASE, RELEASE, Script, script_name};
 
 /// How far the clocks of processes may differ before the age of a record comes from Redis.
 const SKEW: Duration = Duration::from_secs(1);
@@ -97,12 +102,13 @@ impl Redis {
         let refuse = |error: InvalidSetting| Error::Rejected { reason: error.within("store.redis").to_string() };
         let endpoints = config.endpoints().map_err(refuse)?;
         let certificates = config.certificates().map_err(refuse)?;
+        let max_age = config.max_age().map_err(refuse)?;
         // A WAIT may take as long as its script did.
         let event_timeout = if config.min_replicas > 0 { timeout * 2 } else { timeout };
         Ok(Self {
-            lookups: RedisConnection::open(&endpoints, certificates.as_ref(), timeout, shutdown)?,
-            events: RedisConnection::open(&endpoints, certificates.as_ref(), event_timeout, shutdown)?,
-            announcements: Announcements::open(&endpoints, certificates.as_ref(), shutdown)?,
+            lookups: RedisConnection::open(&endpoints, certificates.as_ref(), timeout, max_age, shutdown)?,
+            events: RedisConnection::open(&endpoints, certificates.as_ref(), event_timeout, max_age, shutdown)?,
+            announcements: Announcements::open(&endpoints, certificates.as_ref(), max_age, shutdown)?,
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             changes: change_listener::channel(&endpoints),
             lifetimes,
@@ -275,12 +281,12 @@ impl Inspect for Redis {
             lock: reply::token(lock).zip(left(lock_left)),
         })
     }
-}
 
-/// Returns the name by which scripts know where a lease is.
-const fn script_name(target: LeaseTarget) -> &'static str {
-    match target {
-        LeaseTarget::Key => "key",
-        LeaseTarget::Lock(_) => "lock",
+    async fn clear(&self, tenant: &TenantId, mode: ClearMode) -> Result<(), Error> {
+        self.raise_generations(tenant, mode).await
+    }
+
+    async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error> {
+        self.read_generations().await
     }
 }

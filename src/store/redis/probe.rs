@@ -14,6 +14,7 @@ use crate::store::Error;
 
 use super::Redis;
 use super::breaker::{RANGES, SlotRange};
+use super::connection::SILENT;
 use super::error::CommandError;
 use super::scripts::PROBE;
 
@@ -56,10 +57,16 @@ impl Redis {
             cmd.arg(1).arg(key);
             cmd
         };
-        match self.send_change(call(PROBE.by_name())).await {
+        let written = match self.send_change(call(PROBE.by_name())).await {
             Err(CommandError::NoScript) => self.send_change(call(PROBE.by_text())).await,
             answer => answer,
-        }?;
-        Ok(())
+        };
+        match written.map_err(Error::from) {
+            // The read above was answered.
+            Err(Error::Unavailable { reason }) if reason.ends_with(SILENT) => Err(Error::Unavailable {
+                reason: format!("{SILENT} writes, but reads (CLIENT PAUSE WRITE, or a failover is under way)"),
+            }),
+            written => written.map(drop),
+        }
     }
 }

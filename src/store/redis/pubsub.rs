@@ -15,6 +15,7 @@ use redis::{ProtocolVersion, PushInfo, PushKind, TlsCertificates, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::max_age::MaxAge;
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 
@@ -82,6 +83,7 @@ impl Announcements {
     pub(super) fn open(
         endpoints: &Endpoints,
         certificates: Option<&TlsCertificates>,
+        max_age: MaxAge,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let channels: Arc<Channels> = Arc::default();
@@ -98,7 +100,7 @@ impl Announcements {
         });
         let client = client.map_err(|error| explain(&error))?;
         let (commands, received) = mpsc::channel(MAX_CHANNELS);
-        shutdown.spawn(run(client, Arc::clone(&channels), received, shutdown.clone()));
+        shutdown.spawn(run(client, Arc::clone(&channels), received, max_age, shutdown.clone()));
         Ok(Self { channels, commands })
     }
 
@@ -171,6 +173,7 @@ async fn run(
     mut client: RedisClient,
     channels: Arc<Channels>,
     mut commands: mpsc::Receiver<SubscriptionCommand>,
+    max_age: MaxAge,
     shutdown: Shutdown,
 ) {
     while !shutdown.is_requested() {
@@ -179,7 +182,11 @@ async fn run(
             connected = timeout(PAUSE, client.connect_pubsub()) => connected,
         };
         if let Ok(Ok(connection)) = connected {
-            serve(connection, &channels, &mut commands, &shutdown).await;
+            tokio::select! {
+                () = serve(connection, &channels, &mut commands, &shutdown) => {}
+                // Until the next connection is made, waiters look at their keys by themselves.
+                () = max_age.reached() => {}
+            }
         }
         // Shutdown ends the pause early; the loop checks it.
         let _ = timeout(PAUSE, shutdown.requested()).await;
@@ -222,8 +229,12 @@ async fn serve(
 async fn execute(connection: &mut PubSubConnection, channels: &Channels, command: SubscriptionCommand) -> Option<()> {
     match command {
         SubscriptionCommand::Subscribe(channel) => {
-            timeout(PAUSE, connection.subscribe(&channel)).await.ok()?.ok()?;
-            notify(channels, &channel, ChannelState::Subscribed);
+            match timeout(PAUSE, connection.subscribe(&channel)).await.ok()? {
+                Ok(()) => notify(channels, &channel, ChannelState::Subscribed),
+                // Without the permission for the channel its waiters poll: economy is lost, and nothing else.
+                Err(error) if error.code() == Some("NOPERM") => {}
+                Err(_) => return None,
+            }
         }
         SubscriptionCommand::Unsubscribe(channel) => {
             // A new waiter may have come in the meantime.

@@ -3,7 +3,8 @@
 //! # Entries
 //!
 //! Every value of an entry key starts with the version (one byte, [`VERSION`]), the kind (one letter) and the token
-//! (16 bytes) of the write that placed it, so that a script compares tokens without reading further.
+//! (16 bytes) of the write that placed it, so that a script compares tokens without reading further. A generation is written
+//! only after the first clear of a tenant.
 //! The rest depends on the kind. A record holds its identity, its times and its content, in clear or sealed. A
 //! tombstone and a lease hold their times as decimal text, which scripts write and read too, and a tombstone its MAC if it
 //! has one: `at|precision|written[|mac]`. Numbers are big-endian.
@@ -29,11 +30,11 @@ const HEADER: usize = 18;
 
 /// Encodes a record.
 pub(super) fn encode(record: &Record) -> Bytes {
-    let clear = 33 + TenantId::MAX_LEN + 4 * size_of::<u64>();
+    let clear = 33 + TenantId::MAX_LEN + 5 * size_of::<u64>();
     let mut out = BytesMut::with_capacity(HEADER + clear + encoding::length_of(&record.content));
     header(&mut out, encoding::kind_of(&record.content), record.token);
     encoding::put_clear(&mut out, record);
-    encoding::put_content(&mut out, &record.content, record.settled);
+    encoding::put_content(&mut out, &record.content, record.settled, record.generation);
     out.freeze()
 }
 
@@ -73,8 +74,8 @@ fn read(bytes: &Bytes) -> Option<Entry> {
 
 fn read_record(kind: u8, token: Token, mut rest: Bytes) -> Option<Record> {
     let (identity, fetched_at, [fetch_cost, ttl, grace]) = encoding::take_clear(&mut rest)?;
-    let (content, settled) = encoding::take_content(kind, rest)?;
-    Some(Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled })
+    let (content, settled, generation) = encoding::take_content(kind, rest)?;
+    Some(Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled, generation })
 }
 
 /// Returns the MAC in the value of a tombstone.
@@ -197,8 +198,9 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         let duration = || (0..=u64::MAX / 2).prop_map(Duration::from_millis);
-        (identity(), any::<[u8; 16]>(), content(), any::<i64>(), duration(), duration(), duration(), any::<bool>())
-            .prop_map(|(identity, token, content, fetched_at, fetch_cost, ttl, grace, settled)| Record {
+        let times = (any::<i64>(), duration(), duration(), duration());
+        (identity(), any::<[u8; 16]>(), content(), times, any::<bool>(), any::<u64>()).prop_map(
+            |(identity, token, content, (fetched_at, fetch_cost, ttl, grace), settled, generation)| Record {
                 identity,
                 token: Token::from_bytes(token),
                 content,
@@ -207,7 +209,9 @@ mod tests {
                 ttl,
                 grace,
                 settled,
-            })
+                generation,
+            },
+        )
     }
 
     proptest! {

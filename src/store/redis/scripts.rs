@@ -16,6 +16,7 @@ use std::sync::LazyLock;
 use redis::Cmd;
 
 use crate::domain::{Digest, Key};
+use crate::store::LeaseTarget;
 
 /// A script, and the hash by which Redis knows it after it was loaded.
 #[derive(Debug)]
@@ -74,6 +75,14 @@ impl<'a> KeyNames<'a> {
     }
 }
 
+/// Returns the name by which scripts know where a lease is.
+pub(super) const fn script_name(target: LeaseTarget) -> &'static str {
+    match target {
+        LeaseTarget::Key => "key",
+        LeaseTarget::Lock(_) => "lock",
+    }
+}
+
 /// Grants a lease. ARGV: what the caller saw (`absent`, `token`, `dead`, `corrupt`), the token or bytes that it saw,
 /// the lease's token, its lifetime in ms, its value, now, the lifetime of tombstones in ms, a token for a tombstone
 /// that is restored.
@@ -95,6 +104,10 @@ pub(super) static APPLY: LazyLock<Script> = LazyLock::new(|| Script::new(include
 
 /// Writes a key and removes it. KEYS is that key alone.
 pub(super) static PROBE: LazyLock<Script> = LazyLock::new(|| Script::alone(include_str!("scripts/probe.lua")));
+
+/// Raises the generations of a tenant. KEYS is their hash alone. ARGV: the tenant, now, `soft` or `hard`, the lifetime of
+/// the hash in ms.
+pub(super) static CLEAR: LazyLock<Script> = LazyLock::new(|| Script::alone(include_str!("scripts/clear.lua")));
 
 /// Returns the value of K, its remaining ms, the fence, the lock, its remaining ms.
 pub(super) static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/inspect.lua")));

@@ -11,11 +11,11 @@
 //! ```text
 //! sealed  = length of the key's name (1) │ name │ nonce (24) │ ciphertext │ tag (16)
 //! text    = the content's letter (1) │ the content, encoded as in a record in clear
-//! data    = version (1) │ entry key │ the key's name │ token │ identity │ four times │ settled
+//! data    = version (1) │ entry key │ the key's name │ token │ identity │ four times │ settled │ generation, if not zero
 //! ```
 //!
 //! The associated data holds everything else in the record, and the entry key, which the record does not hold. Names
-//! are preceded by their length and the rest has a fixed length, so two records never have the same data.
+//! are preceded by their length and the rest has a fixed length (the generation is at the end), so two records never have the same data.
 
 #[cfg(test)]
 mod tests;
@@ -48,7 +48,7 @@ const TAG: usize = 16;
 /// The longest name of a key.
 const LONGEST_NAME: usize = 32;
 
-/// More than the length of the associated data: an entry key has at most 110 bytes, a name 32, the rest 147.
+/// More than the length of the associated data: an entry key has at most 110 bytes, a name 32, the rest 155.
 const MAX_DATA: usize = 320;
 
 /// `[store.sealing]`.
@@ -152,7 +152,7 @@ impl Keyring {
         out.put_slice(&nonce);
         let head = out.len();
         out.put_u8(encoding::kind_of(&record.content));
-        encoding::put_content(&mut out, &record.content, record.settled);
+        encoding::put_content(&mut out, &record.content, record.settled, 0);
         let data = AssociatedData::of(key, &active.name, &record);
         let sealed = active.with_cipher(key.tenant(), |cipher| {
             cipher.encrypt_inout_detached(&nonce.into(), data.bytes(), (&mut out[head..]).into())
@@ -177,7 +177,7 @@ impl Keyring {
         let content = std::mem::replace(&mut record.content, Content::Sealed(Ciphertext::default()));
         let Content::Sealed(ciphertext) = content else { return Err(UnsealError::InClear) };
         let opened = self.decrypt(key, record, ciphertext)?;
-        let (content, _) = take_text(opened).ok_or(UnsealError::NotAuthentic)?;
+        let content = take_text(opened).ok_or(UnsealError::NotAuthentic)?;
         record.content = content;
         Ok(())
     }
@@ -234,6 +234,9 @@ impl AssociatedData {
         rest.put_slice(record.token.as_bytes());
         encoding::put_clear(&mut rest, record);
         rest.put_u8(record.settled.into());
+        if record.generation > 0 {
+            rest.put_u64(record.generation);
+        }
         let length = MAX_DATA - rest.len();
         Self { buffer, length }
     }
@@ -265,9 +268,10 @@ fn put_name(out: &mut impl BufMut, name: &str) {
 }
 
 /// Reads a decrypted text. A sealed content in it is refused: this program never writes one.
-fn take_text(mut text: Bytes) -> Option<(Content, bool)> {
+fn take_text(mut text: Bytes) -> Option<Content> {
     let kind = text.try_get_u8().ok()?;
-    encoding::take_content(kind, text).filter(|(content, _)| !matches!(content, Content::Sealed(_)))
+    let (content, ..) = encoding::take_content(kind, text)?;
+    (!matches!(content, Content::Sealed(_))).then_some(content)
 }
 
 impl fmt::Debug for Keyring {

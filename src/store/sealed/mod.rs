@@ -31,19 +31,20 @@
 pub mod keyring;
 pub mod macs;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::domain::Key;
+use crate::domain::{Key, TenantId};
 use crate::metrics::Metrics;
 use crate::reload::Reloadable;
 
 use super::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, ReplicationHistory,
-    Store, Token,
+    Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
+    Record, ReplicationHistory, Store, Token,
 };
 
 use keyring::Keyring;
@@ -126,5 +127,13 @@ impl<S: Inspect> Inspect for Sealed<S> {
         }
         found.entry = found.entry.map(Entry::without_body);
         Ok(found)
+    }
+
+    async fn clear(&self, tenant: &TenantId, mode: ClearMode) -> Result<(), Error> {
+        self.store.clear(tenant, mode).await
+    }
+
+    async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error> {
+        self.store.generations().await
     }
 }

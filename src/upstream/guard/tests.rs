@@ -54,6 +54,17 @@ impl Upstream for Arc<FakeUpstream> {
         self.fetch(tenant, customer, requester, deadline).await
     }
 
+    async fn fetch_many(
+        &self,
+        tenant: &TenantId,
+        customers: &[CustomerId],
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<FetchedMany, Error> {
+        let one = self.fetch(tenant, &customers[0], requester, deadline).await?;
+        Ok(customers.iter().map(|_| Ok(one.clone())).collect())
+    }
+
     async fn search(
         &self,
         tenant: &TenantId,
@@ -74,7 +85,7 @@ struct Guarded {
 
 fn guarded(answer: Result<Fetched, Error>, max_in_flight: usize, per_minute: u32) -> Guarded {
     let (fake, metrics) = (FakeUpstream::answering(answer), Metrics::new());
-    let limits = UpstreamLimits { timeout: TIMEOUT, max_in_flight, per_minute };
+    let limits = UpstreamLimits { timeout: TIMEOUT, max_in_flight, per_minute, has_bulk: true };
     let gauge = BreakerGauge::for_tenants(1, &metrics.upstream_breaker_state).next().unwrap();
     let guard = Guard::new(Arc::clone(&fake), tenant(), limits, gauge, Arc::clone(&metrics));
     Guarded { guard, fake, metrics }

@@ -1,13 +1,13 @@
 //! The two documents of Genesys about a token.
 
 use http::header;
-use reqwest::Client;
 use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
 use super::super::Error;
 use super::super::exchange::GenesysResponse;
+use super::super::http_client::HttpClient;
 use super::super::token::Token;
 use super::policy::HeldPermission;
 
@@ -25,7 +25,7 @@ pub(in crate::upstream) struct IntrospectionUrls {
 
 /// Reads one of the documents until `deadline`.
 pub(super) async fn read<T: for<'de> Deserialize<'de>>(
-    client: &Client,
+    client: &HttpClient,
     url: &Url,
     token: &Token,
     deadline: Instant,

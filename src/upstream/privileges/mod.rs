@@ -24,10 +24,10 @@ mod policy;
 
 use std::sync::Arc;
 
-use reqwest::Client;
 use tokio::time::Instant;
 
 use super::Error;
+use super::http_client::HttpClient;
 use super::token::Token;
 
 use introspection::{TokenInfo, TokenSubject, read};
@@ -39,14 +39,14 @@ pub use policy::{InvalidPermission, InvalidScope, Permission, Scope};
 /// Checks the tokens of one tenant.
 #[derive(Debug)]
 pub(super) struct PrivilegeVerifier {
-    client: Client,
+    client: HttpClient,
     policy: PrivilegePolicy,
     urls: IntrospectionUrls,
 }
 
 impl PrivilegeVerifier {
     /// Creates a verifier. It sends nothing before the first token.
-    pub(super) const fn new(client: Client, policy: PrivilegePolicy, urls: IntrospectionUrls) -> Self {
+    pub(super) const fn new(client: HttpClient, policy: PrivilegePolicy, urls: IntrospectionUrls) -> Self {
         Self { client, policy, urls }
     }
 

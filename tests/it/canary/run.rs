@@ -264,6 +264,12 @@ async fn answers(running: &Running<'_>, record: &mut RunRecord) {
     reaches(record, 404, lookup(running, "10001", FREE_ID)).await;
     reaches(record, 404, lookup(running, "10001", FREE_ID)).await;
     assert_eq!(record.ask(lookup(running, FREE_ID, FREE_ID)).await.0, 403);
+    // Many at once and ahead of time, also customers that Genesys does not know or fails for.
+    let many = json!({ "tenantId": "10002", "customerIds": [UUID, FREE_ID, SPACED_ID, with_status("404"), with_status("400")] });
+    for path in ["/api/v1/profiles", "/api/v1/profiles/prefetch"] {
+        let request = client.post(running.url(path)).header("X-API-Key", CALLER_KEY).json(&many);
+        assert!(matches!(record.ask(request).await.0, 200 | 202), "{path}");
+    }
     // Every answer of Genesys.
     let kinds = ["400", "404", "410", "413", "415", "302", "500", "503", "merged", "malformed", "silent"];
     for kind in kinds.iter().chain(&["401", "403", "429"]) {

@@ -274,6 +274,7 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
                     ttl: TTL,
                     grace: Duration::ZERO,
                     settled: true,
+                    generation: 0,
                 };
                 let answer = store.fill(lease, record).await.unwrap();
                 (format!("{answer:?}"), format!("{:?}", reference.fill(token, base, current)))

@@ -5,5 +5,6 @@ mod histories;
 mod queue;
 mod rabbit;
 mod redis;
+mod restores;
 mod sealed;
 pub(crate) mod store;

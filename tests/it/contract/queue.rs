@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use profile_edge::clock::SystemClock;
+use profile_edge::clock::{SharedClock, SystemClock};
 use profile_edge::config;
 use profile_edge::domain::{Digest, Event, Kind, Shape, Stamps, Timestamp};
 use profile_edge::metrics::Metrics;
@@ -83,8 +83,13 @@ async fn open_embedded(path: &Path, max_bytes: u64) -> OpenQueue {
 }
 
 pub(super) async fn open(config: &Config) -> OpenQueue {
+    open_at(config, SystemClock::shared()).await
+}
+
+/// Opens a queue with another clock.
+pub(super) async fn open_at(config: &Config, clock: SharedClock) -> OpenQueue {
     let (_, shutdown) = Shutdown::new();
-    let opened = open::open(config, SystemClock::shared(), &shutdown, Metrics::new());
+    let opened = open::open(config, clock, &shutdown, Metrics::new());
     soon(opened).await.unwrap()
 }
 

@@ -11,25 +11,26 @@ use super::queue::{Fixture, open};
 use crate::support::servers::rabbit::{RabbitCluster, RabbitServer};
 
 /// An own virtual host on the node that all tests share.
-pub(crate) struct Alone(Place);
+pub(crate) struct Alone(Place<'static>);
 
 /// The same, with an outbox that nothing goes to while the broker answers.
 pub(crate) struct WithOutbox {
-    place: Place,
+    place: Place<'static>,
     _directory: TempDir,
 }
 
 /// An own virtual host on the three nodes that all tests share. Queues have a member on each node.
-pub(crate) struct OnThreeNodes(Place);
+pub(crate) struct OnThreeNodes(Place<'static>);
 
-struct Place {
-    server: &'static RabbitServer,
+/// A virtual host, and the configuration that points at it.
+pub(super) struct Place<'s> {
+    server: &'s RabbitServer,
     vhost: String,
-    config: Config,
+    pub(super) config: Config,
 }
 
-impl Place {
-    async fn on(server: &'static RabbitServer, adapt: impl FnOnce(&str, &mut amqp::Config)) -> Self {
+impl<'s> Place<'s> {
+    pub(super) async fn on(server: &'s RabbitServer, adapt: impl FnOnce(&str, &mut amqp::Config)) -> Self {
         let vhost = server.vhost().await;
         let mut config = config::from_toml("").unwrap().config.queue;
         config.kind = QueueKind::Amqp;

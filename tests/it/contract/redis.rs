@@ -46,7 +46,8 @@ impl<const KIND: u8> Fixture for InRedis<KIND> {
         let settings = format!("url = \"\"\n{}", deployment.settings);
         // A single server's settings name the url themselves.
         let settings = if kind == Setup::Single { &deployment.settings } else { &settings };
-        let config: Config = toml::from_str(&format!("min_replicas = 0\n{settings}")).unwrap();
+        let config: Config =
+            toml::from_str(&format!("min_replicas = 0\nmax_connection_age = \"5m\"\n{settings}")).unwrap();
         let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
         let (running, shutdown) = Shutdown::new();
         let shared = Arc::clone(&clock) as SharedClock;
@@ -179,7 +180,8 @@ async fn a_clock_that_is_set_back_makes_no_record_in_redis_younger() {
     let LeaseAnswer::Granted(lease) = granted else { panic!("nobody else holds the lease") };
     let fetched_at = redis.clock().now();
     let (content, fetch_cost) = (Content::Negative, Duration::ZERO);
-    let record = Record { identity, token, content, fetched_at, fetch_cost, ttl, grace: 2 * ttl, settled: true };
+    let (grace, settled, generation) = (2 * ttl, true, 0);
+    let record = Record { identity, token, content, fetched_at, fetch_cost, ttl, grace, settled, generation };
     assert_eq!(redis.store.fill(lease, record).await.unwrap(), Filled::Stored);
     redis.pass(ttl).await;
     redis.clock.set_back(Duration::from_secs(3 * 3_600));

@@ -1,5 +1,6 @@
 //! The sealing decorator under the contract of the store.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use profile_edge::reload::Reloadable;
 use profile_edge::store::sealed::Sealed;
 use profile_edge::store::sealed::keyring::{Config, Keyring};
 use profile_edge::store::{
-    Applied, Base, Change, Entry, Error, Filled, Inspect, Inspection, Lease, LeaseAnswer, Record, ReplicationHistory,
-    Store, Token,
+    Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
+    Record, ReplicationHistory, Store, Token,
 };
 use tokio::time::Instant;
 
@@ -116,5 +117,13 @@ impl Inspect for Whole {
 
     async fn inspect(&self, key: &Key) -> Result<Inspection, Error> {
         self.inspect.inspect(key).await
+    }
+
+    async fn clear(&self, tenant: &TenantId, mode: ClearMode) -> Result<(), Error> {
+        self.inspect.clear(tenant, mode).await
+    }
+
+    async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error> {
+        self.inspect.generations().await
     }
 }

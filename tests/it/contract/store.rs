@@ -17,8 +17,8 @@ use profile_edge::domain::{
 use profile_edge::store::embedded::{self, Embedded};
 use profile_edge::store::fence::{Fence, FenceVerdict};
 use profile_edge::store::{
-    Applied, Base, Change, Content, Entry, Error, Filled, Found, Inspect, Lease, LeaseAnswer, Lifetimes, Record, Store,
-    Token,
+    Applied, Base, Change, ClearMode, Content, Entry, Error, Filled, Found, Inspect, Lease, LeaseAnswer, Lifetimes,
+    Record, Store, Token,
 };
 use tokio::time::{Instant, timeout};
 
@@ -119,6 +119,7 @@ impl<F: Fixture> Case<F> {
             ttl: TTL,
             grace: Duration::ZERO,
             settled: true,
+            generation: 0,
         }
     }
 
@@ -280,6 +281,8 @@ store_contract!(
     tenants_are_separate,
     an_inspection_shows_no_body,
     an_inspection_shows_every_kind_of_entry,
+    each_clear_raises_the_generations_of_its_tenant,
+    a_record_keeps_its_generation,
 ]);
 
 async fn a_fill_with_its_own_lease_is_stored<F: Fixture>(case: Case<F>) {
@@ -740,4 +743,35 @@ async fn an_inspection_shows_every_kind_of_entry<F: Fixture>(case: Case<F>) {
     }
     case.apply(event(Kind::Deleted)).await;
     assert!(matches!(shown().await, Some(Entry::Tombstone(_))));
+}
+
+async fn each_clear_raises_the_generations_of_its_tenant<F: Fixture>(case: Case<F>) {
+    let (tenant, other) = (case.identity.tenant(), "other".parse().unwrap());
+    let generations = async || case.fixture.inspect().generations().await.unwrap().get(tenant).copied();
+    let clear = async |mode| case.fixture.inspect().clear(tenant, mode).await.unwrap();
+    assert_eq!(generations().await, None);
+    clear(ClearMode::Soft).await;
+    let first = generations().await.unwrap();
+    assert!(first.soft > 0 && first.hard == 0, "{first:?}");
+    clear(ClearMode::Hard).await;
+    let second = generations().await.unwrap();
+    assert!(second.soft > first.soft && second.hard == second.soft, "{second:?}");
+    clear(ClearMode::Soft).await;
+    let third = generations().await.unwrap();
+    assert!(third.soft > second.soft && third.hard == second.hard, "{third:?}");
+    case.fixture.inspect().clear(&other, ClearMode::Hard).await.unwrap();
+    assert_eq!(generations().await, Some(third));
+}
+
+async fn a_record_keeps_its_generation<F: Fixture>(case: Case<F>) {
+    for (content, generation) in
+        [(profile("{}"), 1), (Content::Negative, u64::MAX), (Content::Pointer(case.identity.clone()), 0)]
+    {
+        case.fixture.evict(&case.key).await;
+        let lease = case.leased().await;
+        let record = Record { generation, ..case.record(lease.token(), content) };
+        assert_eq!(case.store.fill(lease, record).await.unwrap(), Filled::Stored);
+        let Some(Entry::Record(record)) = case.store.get(&case.key).await.unwrap() else { panic!("it is stored") };
+        assert_eq!(record.generation, generation);
+    }
 }

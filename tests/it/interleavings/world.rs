@@ -18,8 +18,8 @@ use profile_edge::faults::Faults;
 use profile_edge::lookup::{Config, Lookup, LookupAnswer, LookupDependencies, LookupError, LookupOutcome};
 use profile_edge::metrics::Metrics;
 use profile_edge::shutdown::Shutdown;
-use profile_edge::store::Lifetimes;
 use profile_edge::store::embedded::{self, Embedded};
+use profile_edge::store::{Clears, Lifetimes};
 use profile_edge::upstream::{self, Expand, Fetched, Requester, Search, Upstream};
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
@@ -127,6 +127,17 @@ impl Upstream for Line {
         Ok(fetched)
     }
 
+    /// No plan looks up many customers at once.
+    async fn fetch_many(
+        &self,
+        _: &TenantId,
+        _: &[CustomerId],
+        _: &Requester,
+        _: Instant,
+    ) -> Result<upstream::FetchedMany, upstream::Error> {
+        Err(upstream::Error::Unreachable(None))
+    }
+
     /// Expanded answers are never stored, and no lookup of a plan requests one.
     async fn fetch_expanded(
         &self,
@@ -204,6 +215,7 @@ impl<'a> World<'a> {
             hasher: KeyHasher::Sha256,
             identifiers: None,
             previous: None,
+            clears: Clears::default(),
             tenants: HashMap::from([(TENANT.parse().unwrap(), times)]),
             settle_window: TTL * 10,
             clock: clock as SharedClock,
@@ -292,8 +304,8 @@ impl<'a> World<'a> {
         let (lookup, gates) = (self.lookups[process].clone(), Arc::clone(&self.gates));
         tokio::spawn(async move {
             let began = gates.begin(LOOKUPS + number).await;
-            let answer =
-                lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap(), &Requester::Background).await.unwrap();
+            let (tenant, customer) = (TENANT.parse().unwrap(), customer.parse().unwrap());
+            let answer = lookup.get(&tenant, &customer, &Requester::Background, None).await.unwrap();
             Seen { lookup: number, began, answer }
         })
     }
@@ -345,7 +357,10 @@ impl<'a> World<'a> {
     async fn alone(&self, process: usize, customer: &'static str) -> Result<LookupAnswer, LookupError> {
         let lookup = self.lookups[process].clone();
         let task = tokio::spawn(async move {
-            lookup.get(&TENANT.parse().unwrap(), &customer.parse().unwrap(), &Requester::Background).await.unwrap()
+            lookup
+                .get(&TENANT.parse().unwrap(), &customer.parse().unwrap(), &Requester::Background, None)
+                .await
+                .unwrap()
         });
         while !task.is_finished() {
             if let Some((actor, step)) = self.gates.waiting().first() {

@@ -8,20 +8,20 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 /// A time in the run: microseconds since its start, by the monotonic clock of this process.
-pub(super) type RunMicros = u64;
+pub(crate) type RunMicros = u64;
 
 /// A time that the processes under test report: milliseconds since the epoch, by the wall clock of this machine.
-pub(super) type WallMillis = i64;
+pub(crate) type WallMillis = i64;
 
 /// The number of a customer in [`RunHistory::customers`].
-pub(super) type CustomerNumber = u32;
+pub(crate) type CustomerNumber = u32;
 
 /// The number of recently changed customers that readers prefer.
 const RECENT: usize = 24;
 
 /// The state of a customer before its first change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InitialState {
+pub(crate) enum InitialState {
     /// The sandbox created it at its start.
     Invented,
     /// Its first change creates it.
@@ -30,7 +30,7 @@ pub(super) enum InitialState {
 
 /// What a change does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ChangeKind {
+pub(crate) enum ChangeKind {
     /// Writes its own number into the profile: a creation, an update, or a merge.
     Write,
     /// Deletes the customer.
@@ -39,32 +39,32 @@ pub(super) enum ChangeKind {
 
 /// One change of a profile, as its writer observed it. Changes of one profile never overlap.
 #[derive(Clone, Debug)]
-pub(super) struct ProfileChange {
+pub(crate) struct ProfileChange {
     /// Its number, unique in the run. The profile holds it after the change.
-    pub(super) number: u32,
-    pub(super) kind: ChangeKind,
+    pub(crate) number: u32,
+    pub(crate) kind: ChangeKind,
     /// The customers whose lookups show this profile; more than one after a merge.
-    pub(super) customers: Vec<CustomerNumber>,
+    pub(crate) customers: Vec<CustomerNumber>,
     /// When the request was sent; the sandbox applied it later.
-    pub(super) began: RunMicros,
+    pub(crate) began: RunMicros,
     /// When the answer arrived; the sandbox applied it earlier.
-    pub(super) ended: RunMicros,
+    pub(crate) ended: RunMicros,
     /// Its events; each names all of `customers`.
-    pub(super) events: Vec<Uuid>,
+    pub(crate) events: Vec<Uuid>,
 }
 
 /// How an event was applied, as a consumer logged it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct EventApply {
+pub(crate) struct EventApply {
     /// When this process read the log line; the effect was complete before.
-    pub(super) observed: RunMicros,
+    pub(crate) observed: RunMicros,
     /// When that consumer started to apply it, if no other consumer had done so before; the effect came later.
-    pub(super) taken_at: Option<WallMillis>,
+    pub(crate) taken_at: Option<WallMillis>,
 }
 
 /// What an answer shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Observation {
+pub(crate) enum Observation {
     /// A profile with the number of its last change; zero before the first change.
     Profile(u32),
     /// 404.
@@ -75,7 +75,7 @@ pub(super) enum Observation {
 
 /// How `Cache-Status` labels an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AnswerLabel {
+pub(crate) enum AnswerLabel {
     /// Not labelled.
     None,
     /// The answer may be older than announced changes.
@@ -86,33 +86,35 @@ pub(super) enum AnswerLabel {
 
 /// One answer to a reader.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ObservedAnswer {
-    pub(super) customer: CustomerNumber,
+pub(crate) struct ObservedAnswer {
+    pub(crate) customer: CustomerNumber,
     /// When the lookup was sent.
-    pub(super) began: RunMicros,
+    pub(crate) began: RunMicros,
     /// When the whole answer had arrived.
-    pub(super) ended: RunMicros,
-    pub(super) saw: Observation,
-    pub(super) label: AnswerLabel,
+    pub(crate) ended: RunMicros,
+    pub(crate) saw: Observation,
+    pub(crate) label: AnswerLabel,
     /// Whether the store held it: a hit, or a fetch that was stored.
-    pub(super) from_store: bool,
+    pub(crate) from_store: bool,
     /// When the sandbox read the profile.
-    pub(super) read_at: Option<WallMillis>,
+    pub(crate) read_at: Option<WallMillis>,
 }
 
 /// The record of a round.
 #[derive(Clone, Debug, Default)]
-pub(super) struct RunHistory {
-    pub(super) customers: Vec<InitialState>,
-    pub(super) changes: Vec<ProfileChange>,
-    pub(super) applies: HashMap<Uuid, EventApply>,
-    pub(super) answers: Vec<ObservedAnswer>,
+pub(crate) struct RunHistory {
+    pub(crate) customers: Vec<InitialState>,
+    pub(crate) changes: Vec<ProfileChange>,
+    pub(crate) applies: HashMap<Uuid, EventApply>,
+    pub(crate) answers: Vec<ObservedAnswer>,
 }
 
 /// Records what happens during a round.
 #[derive(Debug)]
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     zero: Instant,
+    /// Whether copies from the journal show that their event was applied.
+    counts_copies: bool,
     record: Mutex<EventRecord>,
 }
 
@@ -138,11 +140,17 @@ struct AppliedEventLine {
 }
 
 impl Recorder {
-    pub(super) fn new() -> Self {
-        Self { zero: Instant::now(), record: Mutex::default() }
+    pub(crate) fn new() -> Self {
+        Self { zero: Instant::now(), counts_copies: false, record: Mutex::default() }
     }
 
-    pub(super) fn now(&self) -> RunMicros {
+    /// Returns a recorder for a run in which nobody replays events: a copy from the journal is there in place of an event
+    /// that the queue lost, so it counts.
+    pub(crate) fn counting_copies() -> Self {
+        Self { counts_copies: true, ..Self::new() }
+    }
+
+    pub(crate) fn now(&self) -> RunMicros {
         RunMicros::try_from(self.zero.elapsed().as_micros()).expect("a run is shorter than the range of the type")
     }
 
@@ -150,12 +158,12 @@ impl Recorder {
     ///
     /// A consumer writes the line between the effect and the acknowledgement. So every event that has left the queue has
     /// one, whichever process was killed. A redelivery writes another.
-    pub(super) fn record_consumer_line(&self, line: &str) -> bool {
+    pub(crate) fn record_consumer_line(&self, line: &str) -> bool {
         if !line.contains("\"event applied\"") {
             return false;
         }
         let Ok(line) = serde_json::from_str::<AppliedEventLine>(line) else { return false };
-        if line.again.is_some() {
+        if line.again.is_some() && !self.counts_copies {
             // A replayed copy does not show that the event itself was applied.
             return true;
         }
@@ -171,7 +179,7 @@ impl Recorder {
     }
 
     /// Records the events of a change and the customers that they name.
-    pub(super) fn record_events(&self, events: &[Uuid], customers: &[CustomerNumber]) {
+    pub(crate) fn record_events(&self, events: &[Uuid], customers: &[CustomerNumber]) {
         let mut record = self.record.lock();
         for event in events {
             record.events.insert(*event, customers.to_vec());
@@ -184,20 +192,25 @@ impl Recorder {
     }
 
     /// Returns the number of events, and the number of those that are not known to be applied.
-    pub(super) fn event_counts(&self) -> (usize, usize) {
+    pub(crate) fn event_counts(&self) -> (usize, usize) {
         let record = self.record.lock();
         (record.events.len(), record.open.len())
     }
 
+    /// Returns whether an event is known to be applied.
+    pub(crate) fn is_applied(&self, event: Uuid) -> bool {
+        self.record.lock().applies.contains_key(&event)
+    }
+
     /// Returns the customer with the `n`-th last change.
-    pub(super) fn recent(&self, n: usize) -> Option<CustomerNumber> {
+    pub(crate) fn recent(&self, n: usize) -> Option<CustomerNumber> {
         let record = self.record.lock();
         let last = record.recent.len().checked_sub(1)?;
         record.recent.get(last.saturating_sub(n % RECENT)).copied()
     }
 
     /// Ends a round: returns how events were applied, and clears the record.
-    pub(super) fn finish(&self) -> HashMap<Uuid, EventApply> {
+    pub(crate) fn finish(&self) -> HashMap<Uuid, EventApply> {
         std::mem::take(&mut *self.record.lock()).applies
     }
 }

@@ -13,16 +13,16 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct OracleReply {
-    pub(super) status: u16,
+pub(crate) struct OracleReply {
+    pub(crate) status: u16,
     /// The status line and the headers; the service sends names in lower case.
-    pub(super) head: String,
-    pub(super) body: String,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 /// The client of one server.
 #[derive(Debug)]
-pub(super) struct OracleClient {
+pub(crate) struct OracleClient {
     address: SocketAddr,
     /// The header lines of every request.
     headers: String,
@@ -30,12 +30,12 @@ pub(super) struct OracleClient {
 }
 
 impl OracleClient {
-    pub(super) fn new(address: SocketAddr, headers: &str) -> Self {
+    pub(crate) fn new(address: SocketAddr, headers: &str) -> Self {
         Self { address, headers: headers.to_owned(), connection: None }
     }
 
     /// Sends a request and reads its answer. An error closes the connection; the next request opens another.
-    pub(super) async fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<OracleReply> {
+    pub(crate) async fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<OracleReply> {
         let connection = self.connection.take();
         let mut connection = match connection {
             Some(connection) => connection,
@@ -56,7 +56,7 @@ impl OracleClient {
 }
 
 impl OracleReply {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }

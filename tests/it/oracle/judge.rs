@@ -47,12 +47,12 @@ use super::history::{
 
 /// The time bounds that the service and its upstream promise.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TimeBounds {
+pub(crate) struct TimeBounds {
     /// The longest time from a change's answer until the read side of upstream shows it.
-    pub(super) read_lag: RunMicros,
+    pub(crate) read_lag: RunMicros,
     /// The longest time from then until no older profile is answered:
     /// see [`rules::unsettled`](profile_edge::rules#unsettled).
-    pub(super) settlement: RunMicros,
+    pub(crate) settlement: RunMicros,
 }
 
 /// How many faults of each kind are described.
@@ -60,7 +60,7 @@ const DESCRIBED: usize = 5;
 
 /// Why an answer is a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum OracleFault {
+pub(crate) enum OracleFault {
     NotLabelled,
     ReadBeforeTheApply,
     PastTheSettlement,
@@ -71,17 +71,17 @@ pub(super) enum OracleFault {
 
 /// The result of judging a history.
 #[derive(Debug, Default)]
-pub(super) struct Judgement {
-    pub(super) answers: usize,
+pub(crate) struct Judgement {
+    pub(crate) answers: usize,
     /// Answers to lookups that began within 250 ms after a change of their customer was applied.
-    pub(super) right_after_an_apply: usize,
+    pub(crate) right_after_an_apply: usize,
     /// Answers that were older than an applied event, and allowed, since they were labelled.
-    pub(super) lagging: usize,
+    pub(crate) lagging: usize,
     /// The longest time from an applied event to the start of a lookup with an older answer.
-    pub(super) longest_staleness: RunMicros,
-    pub(super) faults: Vec<(OracleFault, String)>,
-    pub(super) events: usize,
-    pub(super) applied: usize,
+    pub(crate) longest_staleness: RunMicros,
+    pub(crate) faults: Vec<(OracleFault, String)>,
+    pub(crate) events: usize,
+    pub(crate) applied: usize,
 }
 
 /// One version of a customer, after the initial one.
@@ -110,7 +110,7 @@ struct PlacedAnswer<'a> {
 }
 
 /// Judges a history.
-pub(super) fn judge(history: &RunHistory, bounds: TimeBounds) -> Judgement {
+pub(crate) fn judge(history: &RunHistory, bounds: TimeBounds) -> Judgement {
     let timelines = timelines(history, bounds);
     let events: Vec<_> = history.changes.iter().flat_map(|change| &change.events).collect();
     let mut judgement = Judgement {
@@ -203,7 +203,7 @@ impl CustomerTimeline {
 
 impl Judgement {
     /// Returns the number of faults of these kinds.
-    pub(super) fn count(&self, of: impl Fn(OracleFault) -> bool) -> usize {
+    pub(crate) fn count(&self, of: impl Fn(OracleFault) -> bool) -> usize {
         self.faults.iter().filter(|(fault, _)| of(*fault)).count()
     }
 
@@ -267,7 +267,7 @@ impl Judgement {
     }
 
     /// Adds the result of another history.
-    pub(super) fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.answers += other.answers;
         self.right_after_an_apply += other.right_after_an_apply;
         self.lagging += other.lagging;

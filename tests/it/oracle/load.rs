@@ -17,36 +17,47 @@ use super::history::{
 use super::http::{OracleClient, OracleReply};
 use crate::support::customer;
 
-const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
-const EDITOR: &str = "authorization: Bearer sandbox-editor\r\ncontent-type: application/json\r\n";
-const READER: &str = "x-api-key: demo-key\r\n";
+pub(crate) const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
+pub(crate) const EDITOR: &str = "authorization: Bearer sandbox-editor\r\ncontent-type: application/json\r\n";
+pub(crate) const READER: &str = "x-api-key: demo-key\r\n";
 
-/// How many events may be unapplied before writers wait; far below the sandbox's own limit.
-const MOST_OPEN: usize = 400;
-/// By how much the events may be ahead of the answers.
-const AHEAD: usize = 5_000;
+/// When writers wait, so that readers on a slow machine and consumers keep up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriterLimits {
+    /// How many events may be unapplied; far below the sandbox's own limit.
+    pub(crate) most_open: usize,
+    /// By how much ten times the number of events may be ahead of the number of answers.
+    pub(crate) ahead: usize,
+}
+
+impl Default for WriterLimits {
+    fn default() -> Self {
+        Self { most_open: 400, ahead: 5_000 }
+    }
+}
 
 /// The largest number of ids of one merged customer.
 const MOST_IDS: usize = 8;
 
 /// The state that the readers and writers of a round share.
 #[derive(Debug)]
-pub(super) struct RoundState {
-    pub(super) recorder: Arc<Recorder>,
+pub(crate) struct RoundState {
+    pub(crate) recorder: Arc<Recorder>,
     /// The id and the initial state of each customer, by its number.
-    pub(super) customers: RwLock<Vec<(String, InitialState)>>,
-    pub(super) numbers: AtomicU32,
+    pub(crate) customers: RwLock<Vec<(String, InitialState)>>,
+    pub(crate) numbers: AtomicU32,
     /// The number of answers so far.
-    pub(super) answers: AtomicUsize,
+    pub(crate) answers: AtomicUsize,
     /// The number of lookups without a usable answer: a 503, or a connection that a kill broke.
-    pub(super) unanswered: AtomicUsize,
+    pub(crate) unanswered: AtomicUsize,
     /// Whether the round is over.
-    pub(super) over: AtomicBool,
+    pub(crate) over: AtomicBool,
+    pub(crate) limits: WriterLimits,
 }
 
 impl RoundState {
     /// Creates the state of a round with this many customers of the sandbox, starting with this one.
-    pub(super) fn new(recorder: &Arc<Recorder>, from: u32, count: u32) -> Self {
+    pub(crate) fn new(recorder: &Arc<Recorder>, from: u32, count: u32) -> Self {
         let customers = (from..from + count).map(|n| (customer(n), InitialState::Invented)).collect();
         Self {
             recorder: Arc::clone(recorder),
@@ -55,19 +66,20 @@ impl RoundState {
             answers: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
             over: AtomicBool::new(false),
+            limits: WriterLimits::default(),
         }
     }
 
     /// Returns whether the round is over.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Returns whether writers must wait: until more events are applied, or until readers on a slow machine have got ten
-    /// answers for each event.
+    /// Returns whether writers must wait: see [`WriterLimits`].
     fn writers_must_wait(&self) -> bool {
         let (events, open) = self.recorder.event_counts();
-        open > MOST_OPEN || events * 10 > self.answers.load(Ordering::Relaxed) + AHEAD
+        open > self.limits.most_open
+            || events * 10 > self.answers.load(Ordering::Relaxed).saturating_add(self.limits.ahead)
     }
 
     fn id(&self, customer: CustomerNumber) -> String {
@@ -93,7 +105,7 @@ impl Drop for EndRoundOnPanic {
 }
 
 /// Reads through both lookups until the round is over.
-pub(super) async fn read(stage: Arc<RoundState>, lookups: [SocketAddr; 2], every: Duration) -> Vec<ObservedAnswer> {
+pub(crate) async fn read(stage: Arc<RoundState>, lookups: [SocketAddr; 2], every: Duration) -> Vec<ObservedAnswer> {
     let mut clients = lookups.map(|address| OracleClient::new(address, READER));
     let (mut answers, mut ticks) = (Vec::new(), pace(every));
     let _alarm = EndRoundOnPanic(Arc::clone(&stage));
@@ -113,7 +125,7 @@ pub(super) async fn read(stage: Arc<RoundState>, lookups: [SocketAddr; 2], every
 }
 
 /// Reads every customer once through each lookup; none of these may fail.
-pub(super) async fn read_all(stage: &RoundState, lookups: [SocketAddr; 2]) -> Vec<ObservedAnswer> {
+pub(crate) async fn read_all(stage: &RoundState, lookups: [SocketAddr; 2]) -> Vec<ObservedAnswer> {
     let mut clients = lookups.map(|address| OracleClient::new(address, READER));
     let mut answers = Vec::new();
     let count = CustomerNumber::try_from(stage.customers.read().len()).expect("the number of customers fits");
@@ -133,7 +145,12 @@ fn pick(stage: &RoundState) -> CustomerNumber {
     Some(recent).filter(|n| *n < 24).and_then(|n| stage.recorder.recent(n)).unwrap_or(any % count)
 }
 
-async fn look_up(stage: &RoundState, client: &mut OracleClient, customer: CustomerNumber) -> Option<ObservedAnswer> {
+/// Looks a customer up, and returns the answer, or `None` after a failure.
+pub(crate) async fn look_up(
+    stage: &RoundState,
+    client: &mut OracleClient,
+    customer: CustomerNumber,
+) -> Option<ObservedAnswer> {
     let path = format!("/api/v1/profile?tenantId=10001&customerId={}", stage.id(customer));
     let began = stage.recorder.now();
     let reply = client.send("GET", &path, "").await.ok();
@@ -177,7 +194,7 @@ fn after<'a>(body: &'a str, text: &str) -> Option<&'a str> {
 
 /// A client that changes customers; no other client changes the same ones.
 #[derive(Debug)]
-pub(super) struct ProfileWriter {
+pub(crate) struct ProfileWriter {
     stage: Arc<RoundState>,
     client: OracleClient,
     /// The customers of each profile, the canonical one last.
@@ -186,7 +203,7 @@ pub(super) struct ProfileWriter {
 }
 
 impl ProfileWriter {
-    pub(super) fn new(
+    pub(crate) fn new(
         stage: &Arc<RoundState>,
         sandbox: SocketAddr,
         customers: impl Iterator<Item = CustomerNumber>,
@@ -197,7 +214,7 @@ impl ProfileWriter {
     }
 
     /// Changes customers until the round is over: mostly updates, some in quick succession.
-    pub(super) async fn write(mut self, every: Duration) -> Vec<ProfileChange> {
+    pub(crate) async fn write(mut self, every: Duration) -> Vec<ProfileChange> {
         let mut ticks = pace(every);
         let _alarm = EndRoundOnPanic(Arc::clone(&self.stage));
         while !self.stage.is_over() {

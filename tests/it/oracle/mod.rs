@@ -12,10 +12,10 @@
 //!
 //! `tests/oracle --minutes N` repeats rounds for that time.
 
-mod history;
-mod http;
-mod judge;
-mod load;
+pub(crate) mod history;
+pub(crate) mod http;
+pub(crate) mod judge;
+pub(crate) mod load;
 mod world;
 
 use std::fmt;
@@ -76,6 +76,8 @@ struct OracleReport {
     unanswered: usize,
     replays: usize,
     kills: Vec<KillTarget>,
+    /// Memory and files at the end of each round.
+    sizes: Vec<String>,
     took: Duration,
 }
 
@@ -134,6 +136,7 @@ impl OracleRun {
             unanswered: stage.unanswered.load(Ordering::Relaxed),
             replays,
             kills,
+            sizes: vec![self.world.sizes()],
             took: started.elapsed(),
         }
     }
@@ -210,6 +213,7 @@ impl OracleReport {
         self.unanswered += round.unanswered;
         self.replays += round.replays;
         self.kills.extend(round.kills);
+        self.sizes.extend(round.sizes);
         self.took += round.took;
     }
 
@@ -234,6 +238,7 @@ impl fmt::Display for OracleReport {
         writeln!(f, "lookups without an answer  {}", self.unanswered)?;
         writeln!(f, "replays                    {}", self.replays)?;
         writeln!(f, "kills                      {} {:?}", self.kills.len(), self.kills)?;
+        writeln!(f, "after each round           {:#?}", self.sizes)?;
         write!(f, "took                       {} s", self.took.as_secs())
     }
 }

@@ -1,6 +1,7 @@
 //! The processes of an oracle run; each can be killed and restarted.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,6 +135,14 @@ impl OracleWorld {
         }
     }
 
+    /// Returns the resident memory of each process of the service, and the size of the data of each server, in MiB.
+    pub(super) fn sizes(&self) -> String {
+        let roles = [&self.ingest].into_iter().chain(&self.consumers).chain(&self.readers);
+        let memory: Vec<u64> = roles.filter_map(|role| Some(role.process.as_ref()?.resident())).collect();
+        let [redis, rabbit] = [self.redis.directory(), self.rabbit.directory()].map(mebibytes);
+        format!("MiB resident {memory:?}, on disk: Redis {redis}, RabbitMQ {rabbit}")
+    }
+
     fn role(&mut self, victim: KillTarget) -> &mut ServiceProcess {
         match victim {
             KillTarget::Consumer(n) => &mut self.consumers[n],
@@ -217,6 +226,20 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> 
         redis.url(),
         on_rabbit(&rabbit.url("%2f")),
     )
+}
+
+/// Returns the size of all files below a directory. Files come and go meanwhile.
+fn mebibytes(directory: &Path) -> u64 {
+    fn bytes(directory: &Path) -> u64 {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let size = |entry: std::fs::DirEntry| match entry.metadata() {
+            Ok(data) if data.is_dir() => bytes(&entry.path()),
+            Ok(data) => data.len(),
+            Err(_) => 0,
+        };
+        entries.map(size).sum()
+    }
+    bytes(directory) >> 20
 }
 
 fn loopback() -> SocketAddr {

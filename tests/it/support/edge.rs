@@ -1,5 +1,6 @@
 //! A whole profile-edge in this process: the real application on port 0, with its sandbox.
 
+use std::io::BufRead;
 use std::net::SocketAddr;
 
 use profile_edge::app::App;
@@ -25,6 +26,8 @@ pub(crate) struct Edge {
     pub(crate) public: SocketAddr,
     pub(crate) admin: SocketAddr,
     sandbox: Option<SocketAddr>,
+    /// The trail, unless the settings put it elsewhere.
+    audit: Option<std::fs::File>,
     /// Removed when this is dropped.
     _data: TempDir,
 }
@@ -106,6 +109,7 @@ impl Edge {
             admin: app.admin,
             sandbox: app.sandbox,
             app: Some(app),
+            audit: std::fs::File::open(data.path().join("audit.jsonl")).ok(),
             _data: data,
         }
     }
@@ -113,6 +117,14 @@ impl Edge {
     /// Shuts down gracefully.
     pub(crate) async fn stop(mut self) {
         assert!(self.app.take().unwrap().stop().await, "the drain met its deadline");
+    }
+
+    /// Returns what reads the audit records of this application, also after it has stopped.
+    pub(crate) fn audit_records(&self) -> impl FnOnce() -> Vec<Value> + use<> {
+        let file = self.audit.as_ref().expect("the trail is here").try_clone().unwrap();
+        move || {
+            std::io::BufReader::new(file).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+        }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{PATIENCE, customer, eventually};
 
@@ -106,6 +106,24 @@ impl Process {
         // The second field is the program's name in brackets, which may hold any character. utime is the fourteenth.
         let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
         fields.skip(11).take(2).map(|ticks| TICK * ticks.parse::<u32>().unwrap()).sum()
+    }
+
+    /// Returns the resident memory, in MiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
+    /// Takes half of the processor time from the process for a while (SIGSTOP and SIGCONT).
+    pub(crate) async fn starve(&self, time: Duration) {
+        let (began, period) = (Instant::now(), Duration::from_millis(200));
+        while began.elapsed() < time {
+            self.signal("STOP");
+            sleep(period).await;
+            self.signal("CONT");
+            sleep(period).await;
+        }
     }
 
     /// Waits for the end and returns the exit code; `None` after a signal.

@@ -34,6 +34,15 @@ pub(crate) fn certificates(directory: &Path) {
     }
 }
 
+/// The certificate of an authority with its key, which a server cannot use: `own.pem` and `own.key`.
+pub(crate) fn certificate_of_an_authority(directory: &Path) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(directory.join("own.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(directory.join("own.key"), key.serialize_pem()).unwrap();
+}
+
 /// Returns a client builder that trusts only the authorities of these directories.
 pub(crate) fn client_trusting(directories: &[&Path]) -> ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -25,6 +25,7 @@ use crate::operate::actions;
 use crate::operate::dead_letters::{DeadLetterSelection, Handled, MAX_SEARCHED};
 use crate::operate::replay::request::ReplayRequest;
 use crate::operate::replay::{PreparedReplay, Progress, RunningReplay};
+use crate::store::ClearMode;
 
 use super::{AdminApi, CommandOutcome, CommandTarget};
 
@@ -41,6 +42,14 @@ struct CustomerRequest {
     customer_id: String,
     #[serde(default)]
     force: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ClearRequest {
+    tenant_id: String,
+    #[serde(default)]
+    hard: bool,
 }
 
 /// A selection of dead letters.
@@ -92,6 +101,21 @@ pub(in crate::http) async fn invalidate(
     let event = api.perform(&headers, "invalidate", target, action, outcome).await?;
     let answer = json!({ "status": "queued", "eventId": event.as_str() });
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+pub(in crate::http) async fn clear(
+    State(api): State<Arc<AdminApi>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let ClearRequest { tenant_id, hard } = read(&headers, body).await?;
+    let tenant: TenantId = tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?;
+    let known = Some(tenant.clone()).filter(|tenant| api.operations().actions.knows(tenant));
+    let target = CommandTarget { tenant: known, key: None };
+    let (name, mode) = if hard { ("clear.hard", ClearMode::Hard) } else { ("clear", ClearMode::Soft) };
+    let action = move |api: Arc<AdminApi>| async move { api.operations().actions.clear(&tenant, mode).await };
+    api.perform(&headers, name, target, action, |()| CommandOutcome::default()).await?;
+    Ok(Json(json!({ "status": "cleared" })))
 }
 
 pub(in crate::http) async fn dead_letters(

@@ -85,6 +85,7 @@ pub fn routes(api: Arc<AdminApi>) -> Router {
     let guarded = Router::new()
         .route("/admin/inspect", post(commands::inspect))
         .route("/admin/invalidate", post(commands::invalidate))
+        .route("/admin/clear", post(commands::clear))
         .route("/admin/dead-letters", get(commands::dead_letters))
         .route("/admin/dead-letters/{id}", get(commands::dead_letter))
         .route("/admin/dead-letters/redrive", post(commands::redrive))

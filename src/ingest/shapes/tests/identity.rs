@@ -21,7 +21,9 @@ fn a_signed_message_id_replaces_all_event_ids_but_those_of_cloudevents() {
             PostedEvent::Announced(announcement) => {
                 announcement.into_event(&tenant, &[KeyHasher::Sha256], Timestamp::from_millis(0))
             }
-            PostedEvent::Ignored { .. } | PostedEvent::Rejected(_) => panic!("not announced"),
+            PostedEvent::Ignored { .. } | PostedEvent::Conversation { .. } | PostedEvent::Rejected(_) => {
+                panic!("not announced")
+            }
         };
         let events: Vec<Event> = posted.items.into_iter().map(event).collect();
         events.into_iter().map(|event| (event.id.as_str().to_owned(), event.identity)).collect::<Vec<_>>()

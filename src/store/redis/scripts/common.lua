@@ -37,7 +37,7 @@ local function timely(written, ttl, now)
   return written and written + ttl > now and written <= now + 300000
 end
 local function announce()
-  redis.call(ARGV[#ARGV] == 's' and 'SPUBLISH' or 'PUBLISH', K, '')
+  redis.pcall(ARGV[#ARGV] == 's' and 'SPUBLISH' or 'PUBLISH', K, '')
 end
 local function tombstone(tok, f, time)
   local text = int(f.at) .. '|' .. (f.at and f.ap or '') .. '|' .. int(time)

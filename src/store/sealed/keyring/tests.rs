@@ -43,6 +43,7 @@ fn record(content: Content) -> Record {
         ttl: Duration::from_secs(300),
         grace: Duration::from_secs(600),
         settled: true,
+        generation: 9,
     }
 }
 

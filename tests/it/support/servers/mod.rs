@@ -1,8 +1,9 @@
 //! Private servers for tests. Each has its own ports and directory, and stops with the test process.
 //!
-//! A server is a process of this machine, or, where `PROFILE_EDGE_TEST_SERVERS` is `containers`, a container
-//! on the engine of this machine, which shares its network and the directory of temporary files. Containers that a test
-//! process leaves behind (the ones its tests share) carry [`LABEL`], by which `tests/run` removes them.
+//! A server is a process of this machine. [`SERVERS`] can name a directory of launchers, which replace its programs, or be
+//! `containers`: then a server is a container on the engine of this machine, which shares its network and the directory of
+//! temporary files. Containers that a test process leaves behind (the ones its tests share) carry [`LABEL`], by which
+//! `tests/run` removes them.
 //! A server that is already there can be named instead, for the tests that do not harm theirs: see
 //! [`redis`] and [`rabbit`].
 
@@ -10,12 +11,16 @@ pub(crate) mod proxy;
 pub(crate) mod rabbit;
 pub(crate) mod redis;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use testcontainers::core::{ExecCommand, Mount};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
+
+/// The variable that selects the servers; see `tests/run`.
+const SERVERS: &str = "PROFILE_EDGE_TEST_SERVERS";
 
 /// The label of every container that a test starts.
 const LABEL: (&str, &str) = ("profile-edge", "test");
@@ -47,7 +52,7 @@ impl Server {
     ///
     /// The program is not installed, or the engine has no such image.
     pub(crate) async fn start(directory: &Path, program: &Program) -> Self {
-        if std::env::var("PROFILE_EDGE_TEST_SERVERS").is_ok_and(|servers| servers == "containers") {
+        if std::env::var(SERVERS).is_ok_and(|servers| servers == "containers") {
             return Self::container(directory, program).await;
         }
         let script = "\"$@\" >> log 2>&1 & pid=$!; echo $pid > server.pid; read -r _; kill -9 $pid; wait $pid";
@@ -55,6 +60,7 @@ impl Server {
         let shell = Command::new("sh")
             .args(["-c", script, "sh"])
             .args(&program.command)
+            .env("PATH", path())
             .current_dir(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -115,7 +121,9 @@ impl Server {
         match self {
             Self::Process { .. } => {
                 // The wait must not block other tasks of the test.
-                let done = tokio::process::Command::new(&command[0]).args(&command[1..]).output().await.unwrap();
+                let (program, arguments) = (&command[0], &command[1..]);
+                let mut running = tokio::process::Command::new(program);
+                let done = running.args(arguments).env("PATH", path()).output().await.unwrap();
                 assert!(done.status.success(), "{command:?}: {done:?}");
                 String::from_utf8(done.stdout).unwrap()
             }
@@ -137,6 +145,14 @@ impl Server {
             Self::Container(container) => container.stop_with_timeout(Some(0)).await.unwrap(),
         }
     }
+}
+
+/// Returns where programs are searched: first among the launchers.
+fn path() -> OsString {
+    let launchers = std::env::var_os(SERVERS).unwrap_or_default();
+    let usual = std::env::var_os("PATH").unwrap_or_default();
+    let all = std::iter::once(launchers.into()).chain(std::env::split_paths(&usual));
+    std::env::join_paths(all.filter(|path| path.is_absolute())).unwrap()
 }
 
 fn signal(name: &str, pid: &str) {

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::watch;
 
 /// How the proxy handles data.
@@ -31,22 +32,42 @@ const THROTTLE: Duration = Duration::from_millis(20);
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     link: Arc<watch::Sender<Link>>,
+    port: Arc<AtomicU16>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
 impl Proxy {
     /// Starts a proxy in front of a port of this machine.
     pub(crate) async fn to(port: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0", port).await
+    }
+
+    /// Starts a proxy at an address, in front of a port of this machine.
+    pub(crate) async fn at(address: impl ToSocketAddrs, port: u16) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let link = Arc::new(watch::Sender::new(Link::Whole));
-        let state = Arc::clone(&link);
+        let port = Arc::new(AtomicU16::new(port));
+        let (state, target) = (Arc::clone(&link), Arc::clone(&port));
         let accepting = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(join(near, port, state.subscribe()));
+                tokio::spawn(join(near, target.load(Ordering::Relaxed), state.subscribe()));
             }
         });
-        Self { address, link, accepting }
+        Self { address, link, port, accepting }
+    }
+
+    /// Connects new clients to another port, as a name that moves does; connections that are open stay where they are.
+    pub(crate) fn move_to(&self, port: u16) {
+        self.port.store(port, Ordering::Relaxed);
+    }
+
+    /// Accepts no more connections; those that exist continue. Another proxy may take its address then: for new
+    /// connections the name has moved.
+    pub(crate) async fn retire(&mut self) {
+        self.accepting.abort();
+        // It ends because it was aborted.
+        let _ = (&mut self.accepting).await;
     }
 
     /// Changes how the proxy handles data.

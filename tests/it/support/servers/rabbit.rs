@@ -28,9 +28,10 @@ const NAMED_API: &str = "PROFILE_EDGE_TEST_RABBITMQ_API";
 /// The longest that a broker may take to start on a busy machine.
 const START: Duration = Duration::from_secs(120);
 
-/// Runs a program of RabbitMQ from where Debian, or the official image, keeps those that do not insist on a
-/// user of their own.
-const FIND: &str = "for at in /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin; do [ -x $at/$0 ] && exec $at/$0 \"$@\"; done";
+/// Runs a program of RabbitMQ: its launcher, or from where Debian, or the official image, keeps those that do not insist on
+/// a user of their own.
+const FIND: &str = "for at in \"$PROFILE_EDGE_TEST_SERVERS\" /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin; do \
+                    [ -x \"$at/$0\" ] && exec \"$at/$0\" \"$@\"; done";
 
 /// The Erlang cookie of the nodes of a cluster. Every node listens on loopback only.
 const COOKIE: &[u8] = b"PROFILEEDGETESTS";
@@ -173,6 +174,11 @@ impl RabbitServer {
         self.server.as_ref().unwrap().unpause().await;
     }
 
+    /// The directory of its data.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
     /// Runs `rabbitmqctl`.
     pub(crate) async fn ctl(&self, arguments: &[&str]) {
         self.server.as_ref().unwrap().run(&self.command("rabbitmqctl", arguments)).await;
@@ -220,6 +226,7 @@ impl RabbitServer {
     /// Returns the configuration that points at a virtual host.
     pub(crate) fn config(&self, vhost: &str) -> Config {
         Config {
+            name: "profile-edge".to_owned(),
             url: Secret::new(self.url(vhost)),
             urls: Vec::new(),
             tls: TlsFiles::default(),

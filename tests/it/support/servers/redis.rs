@@ -1,8 +1,8 @@
 //! Private Redis servers: one alone, a cluster of three masters, a master with a replica and a sentinel.
 //!
-//! Where [`NAMED`] is set, it names the single server that tests share. It must be there for tests alone, and allow
-//! 256 databases (`redis-server --databases 256`): each test empties one before it begins. Tests that kill their
-//! servers, or need several, still start their own.
+//! Where [`NAMED`] is set, it names the single server that tests share. It must be there for tests alone: each test empties
+//! one database before it begins. Tests that kill their servers, need several, or find no database left, still use others
+//! that are started for them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -37,20 +37,19 @@ impl RedisServer {
     ///
     /// # Panics
     ///
-    /// It does not answer, or has too few databases.
+    /// It does not answer.
     async fn named() -> Option<Self> {
         let url = std::env::var(NAMED).ok()?.trim_end_matches('/').to_owned();
         let directory = tempfile::tempdir().unwrap();
         let server = Self { port: 0, named: Some(url), directory, arguments: vec![], server: None };
-        let mut connection = server.connect().await.unwrap_or_else(|| panic!("{NAMED}: the server does not answer"));
-        let last = redis::cmd("SELECT").arg(255).exec_async(&mut connection).await;
-        last.unwrap_or_else(|error| panic!("{NAMED}: needs 256 databases: {error}"));
+        server.connect().await.unwrap_or_else(|| panic!("{NAMED}: the server does not answer"));
         Some(server)
     }
 
     async fn start_at(port: u16, more: &[&str]) -> Self {
         let mut arguments: Vec<String> = vec!["--port".into(), port.to_string(), "--bind".into(), "127.0.0.1".into()];
-        arguments.extend(["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""].map(str::to_owned));
+        // Every change is handed to the kernel before it is answered, so a kill loses nothing, and a slow disk delays nothing.
+        arguments.extend(["--appendonly", "yes", "--appendfsync", "no", "--save", ""].map(str::to_owned));
         // Replicas follow at once, not after the usual five seconds.
         arguments.extend(["--repl-diskless-sync-delay", "0", "--databases", "256"].map(str::to_owned));
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
@@ -60,12 +59,17 @@ impl RedisServer {
         server
     }
 
-    /// Starts it again on the same data.
-    pub(crate) async fn restart(&mut self) {
+    /// Starts it again on the same data, and does not wait until it has loaded them.
+    pub(crate) async fn relaunch(&mut self) {
         self.kill().await;
         let command = std::iter::once("redis-server".to_owned()).chain(self.arguments.clone()).collect();
         let program = Program { image: ("redis", "7"), command };
         self.server = Some(Server::start(self.directory.path(), &program).await);
+    }
+
+    /// Starts it again on the same data.
+    pub(crate) async fn restart(&mut self) {
+        self.relaunch().await;
         eventually("redis-server answers; is it installed?", || async {
             let mut connection = self.connect().await?;
             redis::cmd("PING").query_async::<String>(&mut connection).await.ok()
@@ -80,6 +84,17 @@ impl RedisServer {
         }
     }
 
+    /// Kills it and removes its data; the configuration of a cluster stays.
+    pub(crate) async fn kill_with_its_data(&mut self) {
+        self.kill().await;
+        std::fs::remove_dir_all(self.directory.path().join("appendonlydir")).unwrap();
+    }
+
+    /// The directory of its data.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
     /// Pauses it (SIGSTOP).
     pub(crate) async fn pause(&self) {
         self.server.as_ref().unwrap().pause().await;
@@ -90,18 +105,38 @@ impl RedisServer {
         self.server.as_ref().unwrap().unpause().await;
     }
 
+    /// The directory of its data.
+    pub(crate) fn data(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
     pub(crate) fn url(&self) -> String {
         self.named.clone().unwrap_or_else(|| format!("redis://127.0.0.1:{}", self.port))
     }
 
+    /// Returns whether it says that it is a master.
+    async fn is_master(&self) -> bool {
+        let Some(mut connection) = self.connect().await else { return false };
+        let info: redis::RedisResult<String> = redis::cmd("INFO").arg("replication").query_async(&mut connection).await;
+        info.is_ok_and(|info| info.contains("role:master"))
+    }
+
     /// Waits until it follows its master, if it has one: only then may it take the master's place.
-    async fn follows(&self) {
+    pub(crate) async fn follows(&self) {
         eventually("the replica follows its master", || async {
             let mut connection = self.connect().await?;
             let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection).await.ok()?;
             (info.contains("role:master") || info.contains("master_link_status:up")).then_some(())
         })
         .await;
+    }
+
+    /// Empties a database, and returns the settings that point at it.
+    async fn empty(&self, database: u32) -> redis::RedisResult<String> {
+        let mut connection = self.connect().await.expect("the server that tests share answers");
+        redis::cmd("SELECT").arg(database).exec_async(&mut connection).await?;
+        redis::cmd("FLUSHDB").exec_async(&mut connection).await?;
+        Ok(format!("url = \"{}/{database}\"\n", self.url()))
     }
 
     /// Connects to it, if it answers.
@@ -115,7 +150,7 @@ pub(crate) struct Deployment {
     pub(crate) servers: Vec<RedisServer>,
     /// The lines of `[store.redis]`.
     pub(crate) settings: String,
-    _sentinels: Vec<RedisServer>,
+    sentinels: Vec<RedisServer>,
 }
 
 /// The kinds of deployment.
@@ -147,18 +182,97 @@ impl Deployment {
     }
 
     fn single(server: RedisServer) -> Self {
-        Self { settings: format!("url = \"{}\"\n", server.url()), servers: vec![server], _sentinels: vec![] }
+        Self { settings: format!("url = \"{}\"\n", server.url()), servers: vec![server], sentinels: vec![] }
     }
 
-    /// The settings of an empty database of its own, on the single server that all tests share.
+    /// The settings of an empty database of its own, on the single server that all tests share, or on another one when that
+    /// has no database left: many servers have 16.
     pub(crate) async fn database() -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let server = &Self::shared(Setup::Single).await.servers[0];
+        static MORE: OnceCell<RedisServer> = OnceCell::const_new();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut connection = server.connect().await.expect("the server that tests share answers");
-        redis::cmd("SELECT").arg(number).exec_async(&mut connection).await.unwrap();
-        redis::cmd("FLUSHDB").exec_async(&mut connection).await.unwrap();
-        format!("url = \"{}/{number}\"\n", server.url())
+        let shared = &Self::shared(Setup::Single).await.servers[0];
+        match shared.empty(number).await {
+            Ok(settings) => settings,
+            Err(_) => MORE.get_or_init(|| RedisServer::start(&[])).await.empty(number).await.unwrap(),
+        }
+    }
+
+    /// Sends a command to a server, and returns its answer.
+    pub(crate) async fn command<T: redis::FromRedisValue>(&self, server: usize, words: &[&str]) -> T {
+        let mut connection = self.servers[server].connect().await.expect("the server answers");
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+
+    /// Returns which server is the master: the one that the sentinel names, or else the first that says so.
+    pub(crate) async fn master(&self) -> usize {
+        if let Some(sentinel) = self.sentinels.first() {
+            let mut connection = sentinel.connect().await.expect("the sentinel answers");
+            let asked = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "edge"];
+            let address: Vec<String> =
+                redis::cmd(asked[0]).arg(&asked[1..]).query_async(&mut connection).await.unwrap();
+            let is_it = |server: &RedisServer| server.port.to_string() == address[1];
+            return self.servers.iter().position(is_it).expect("the sentinel names one of the servers");
+        }
+        for (index, server) in self.servers.iter().enumerate() {
+            if server.is_master().await {
+                return index;
+            }
+        }
+        panic!("no server is a master");
+    }
+
+    /// Waits until every server except the master follows it.
+    pub(crate) async fn follows_one_master(&self) {
+        eventually("every other server follows the master", || async {
+            let master = self.master().await;
+            for (index, server) in self.servers.iter().enumerate() {
+                if server.is_master().await != (index == master) {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+        for server in &self.servers {
+            server.follows().await;
+        }
+    }
+
+    /// Lets the masters of a cluster that work go on without the others.
+    pub(crate) async fn serve_without_full_coverage(&self) {
+        for server in 0..self.servers.len() {
+            let option = ["CONFIG", "SET", "cluster-require-full-coverage", "no"];
+            self.command::<redis::Value>(server, &option).await;
+        }
+    }
+
+    /// Begins to move a slot that has entries from the first master of a cluster to the second.
+    pub(crate) async fn begin_to_move_a_slot(&self) {
+        let entries: Vec<String> = self.command(0, &["KEYS", "cust:profile:*"]).await;
+        let slot: u16 = self.command(0, &["CLUSTER", "KEYSLOT", &entries[0]]).await;
+        let [from, to]: [String; 2] =
+            [self.command(0, &["CLUSTER", "MYID"]).await, self.command(1, &["CLUSTER", "MYID"]).await];
+        let set = |end, node| ["CLUSTER", "SETSLOT", &slot.to_string(), end, node].map(str::to_owned);
+        for (server, words) in [(1, set("IMPORTING", &from)), (0, set("MIGRATING", &to))] {
+            self.command::<redis::Value>(server, &words.each_ref().map(String::as_str)).await;
+        }
+    }
+
+    /// Ends the move.
+    pub(crate) async fn end_to_move_the_slot(&self) {
+        let nodes: String = self.command(0, &["CLUSTER", "NODES"]).await;
+        // Of the slots of a node the one that moves is listed as `[slot->-node]`.
+        let (before, after) = nodes.split_once("->-").expect("a slot moves");
+        let (slot, to) = (before.rsplit('[').next().unwrap(), after.split(']').next().unwrap());
+        let port = self.servers[1].port.to_string();
+        self.command::<redis::Value>(1, &["CLUSTER", "SETSLOT", slot, "NODE", to]).await;
+        let keys: Vec<String> = self.command(0, &["CLUSTER", "GETKEYSINSLOT", slot, "1000"]).await;
+        for key in &keys {
+            let words = ["MIGRATE", "127.0.0.1", &port, key, "0", "5000", "REPLACE"];
+            self.command::<redis::Value>(0, &words).await;
+        }
+        self.command::<redis::Value>(0, &["CLUSTER", "SETSLOT", slot, "NODE", to]).await;
     }
 
     /// Starts a deployment of its own.
@@ -168,6 +282,11 @@ impl Deployment {
             Setup::Cluster => Self::cluster(0).await,
             Setup::Sentinel => Self::sentinel().await,
         }
+    }
+
+    /// The sentinel of a deployment that has one.
+    pub(crate) fn sentinel_server(&self) -> &RedisServer {
+        &self.sentinels[0]
     }
 
     /// A cluster of three masters, each with this many replicas.
@@ -193,7 +312,7 @@ impl Deployment {
         }
         let urls: Vec<String> = servers.iter().map(|server| format!("\"{}\"", server.url())).collect();
         let settings = format!("urls = [{}]\nmode = \"cluster\"\n", urls.join(", "));
-        Self { servers, settings, _sentinels: vec![] }
+        Self { servers, settings, sentinels: vec![] }
     }
 
     /// A master, a replica, and a sentinel that can fail over alone.
@@ -220,6 +339,6 @@ impl Deployment {
         })
         .await;
         let settings = format!("urls = [\"{}\"]\nmode = \"sentinel\"\nmaster_name = \"edge\"\n", sentinel.url());
-        Self { servers: vec![master, replica], settings, _sentinels: vec![sentinel] }
+        Self { servers: vec![master, replica], settings, sentinels: vec![sentinel] }
     }
 }

@@ -1,0 +1,89 @@
+//! The body of a batch of lookups.
+
+use serde::{Deserialize, Deserializer};
+
+use crate::domain::{CustomerQuery, PhoneRegion, QueryFields, TenantId};
+use crate::http::auth::field_set::FieldSet;
+
+use crate::http::request::json;
+use crate::http::response::problem::Problem;
+use crate::http::routes::lookup_api::MAX_BATCH;
+
+/// The JSON body of both routes.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BatchRequest {
+    tenant_id: String,
+    #[serde(default, deserialize_with = "not_null")]
+    customer_ids: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    lookups: Option<Vec<BatchLookup>>,
+    /// The fields to return, separated by commas; absent: all that the caller may read.
+    fields: Option<String>,
+}
+
+/// One lookup of a batch.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BatchLookup {
+    customer_id: Option<String>,
+    phone: Option<String>,
+    email: Option<String>,
+    external_id: Option<String>,
+    external_source: Option<String>,
+}
+
+/// A parsed request.
+pub(super) struct BatchQuery {
+    pub(super) tenant: TenantId,
+    pub(super) customers: Vec<CustomerQuery>,
+    pub(super) fields: Option<FieldSet>,
+}
+
+impl BatchLookup {
+    fn fields(&self) -> QueryFields<'_> {
+        QueryFields {
+            customer_id: self.customer_id.as_deref(),
+            phone: self.phone.as_deref(),
+            email: self.email.as_deref(),
+            external_id: self.external_id.as_deref(),
+            external_source: self.external_source.as_deref(),
+        }
+    }
+}
+
+impl BatchQuery {
+    /// Parses a body. `region` returns the country of the tenant's phone numbers.
+    pub(super) fn parse(body: &[u8], region: impl FnOnce(&TenantId) -> Option<PhoneRegion>) -> Result<Self, Problem> {
+        let BatchRequest { tenant_id, customer_ids, lookups, fields } = json::parse(body)?;
+        let tenant: TenantId = tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?;
+        let by_id = |id| BatchLookup { customer_id: Some(id), ..BatchLookup::default() };
+        let (name, lookups) = match (customer_ids, lookups) {
+            (Some(ids), None) => ("customerIds", ids.into_iter().map(by_id).collect()),
+            (None, Some(lookups)) => ("lookups", lookups),
+            (Some(_), Some(_)) => {
+                return Err(Problem::bad_field("lookups", "must not be given together with customerIds"));
+            }
+            (None, None) => return Err(Problem::bad_field("customerIds", "is missing")),
+        };
+        if !(1..=MAX_BATCH).contains(&lookups.len()) {
+            return Err(Problem::bad_field(name, format!("must have 1 to {MAX_BATCH} elements")));
+        }
+        let region = region(&tenant);
+        let parse = |(index, lookup): (usize, &BatchLookup)| {
+            CustomerQuery::parse(&lookup.fields(), region).map_err(|invalid| {
+                let member = if name == "lookups" { format!(".{}", invalid.field) } else { String::new() };
+                Problem::bad_field(format!("{name}[{index}]{member}"), invalid.reason)
+            })
+        };
+        let customers = lookups.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        let fields = fields.map(|fields| FieldSet::parse(fields.split(',').map(str::trim))).transpose();
+        let fields = fields.map_err(|error| Problem::bad_field("fields", error))?;
+        Ok(Self { tenant, customers, fields })
+    }
+}
+
+/// Reads a member that may be missing, but not null.
+fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}

@@ -1,0 +1,253 @@
+//! `POST /api/v1/profiles` and `/api/v1/profiles/prefetch`: many customers of one tenant with one request.
+//!
+//! The order of checks is that of a single lookup; each customer counts against the caller's rate limit and leaves an audit
+//! record of its own. A prefetch discloses nothing, so it leaves a record only if it is denied.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::audit::DenialReason;
+use crate::domain::{CustomerQuery, DisclosedFields};
+use crate::http::auth::field_set::FieldSet;
+use crate::lookup::{LookupAnswer, LookupOutcome};
+use crate::metrics::LookupResult;
+
+use crate::http::auth::callers::Caller;
+use crate::http::request::body;
+use crate::http::response::cache_status::cache_status;
+use crate::http::response::dialect::Dialect;
+use crate::http::response::problem::{Problem, ProblemBody};
+use crate::http::routes::batch_query::BatchQuery;
+use crate::http::routes::lookup_api::LookupApi;
+use crate::http::routes::lookup_audit::LookupAudit;
+
+/// The answer to a prefetch.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PrefetchBody {
+    /// Always `queued`.
+    pub status: &'static str,
+    /// How many customers were queued; the others found a full queue.
+    pub queued: usize,
+}
+
+/// Returns the routes.
+pub fn routes(api: Arc<LookupApi>) -> Router {
+    Router::new()
+        .route("/api/v1/profiles", post(profiles))
+        .route("/api/v1/profiles/prefetch", post(prefetch))
+        .with_state(api)
+}
+
+/// Returns the profiles of up to 100 customers: one result for each, in order, with the status and the failure that a single
+/// lookup would have. Customers that must be fetched share one request to Genesys.
+#[utoipa::path(
+    post, path = "/api/v1/profiles", tag = "lookup",
+    request_body(content = ref("#/components/schemas/BatchRequest"), content_type = "application/json"),
+    security(("apiKey" = []), ("bearer" = []), ("basic" = [])),
+    responses(
+        (status = 200, description = "One result for each customer, in order", body = ref("#/components/schemas/BatchAnswer"), content_type = "application/json"),
+        (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "The caller's rate limit is reached, or is smaller than the batch: each customer counts", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut audit = api.begin_audit(&parts.headers);
+    let answer = match audit.admit(&api.auth) {
+        Ok(caller) => api.profiles(&caller, &parts.headers, body, &mut audit).await,
+        Err(problem) => Err(problem),
+    };
+    audit.end(answer, &Dialect::Problem).await
+}
+
+/// Fetches up to 100 customers that the cache does not hold, in the background, while no lookup needs the budget.
+#[utoipa::path(
+    post, path = "/api/v1/profiles/prefetch", tag = "lookup",
+    request_body(content = ref("#/components/schemas/BatchRequest"), content_type = "application/json"),
+    security(("apiKey" = []), ("bearer" = []), ("basic" = [])),
+    responses(
+        (status = 202, description = "The customers are queued, as far as the queue has room", body = PrefetchBody),
+        (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "The caller's rate limit is reached, or is smaller than the batch: each customer counts", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub(in crate::http) async fn prefetch(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut audit = api.begin_audit(&parts.headers);
+    let answer = match audit.admit(&api.auth) {
+        Ok(caller) => api.prefetch(&caller, &parts.headers, body, &mut audit).await,
+        Err(problem) => Err(problem),
+    };
+    audit.end(answer, &Dialect::Problem).await
+}
+
+impl LookupApi {
+    async fn profiles(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        body: Body,
+        audit: &mut LookupAudit<'_>,
+    ) -> Result<Response, Problem> {
+        let query = self.authorized(caller, headers, body, audit).await?;
+        let BatchQuery { tenant, customers, fields } = &query;
+        let answers = self.look_up_many(caller, headers, tenant, customers).await;
+        let answers = answers.ok_or_else(|| forbidden("tenantId"))?;
+        let visible = fields.as_ref().filter(|fields| **fields != FieldSet::All).unwrap_or(&caller.fields);
+        let mut text = Vec::with_capacity(64 * 1024);
+        text.extend_from_slice(b"{\"results\":[");
+        let mut shown = Vec::with_capacity(answers.len());
+        for (index, (customer, answer)) in customers.iter().zip(&answers).enumerate() {
+            if index > 0 {
+                text.push(b',');
+            }
+            let (result, fields) = match answer {
+                Ok(answer) => {
+                    let handle = self.handle(caller, Some(answer), tenant, customer);
+                    (answer.result(), self.write_answer(&mut text, answer, handle.as_ref(), visible))
+                }
+                Err(problem) => {
+                    write_problem(&mut text, problem, None, None);
+                    (LookupResult::Error, DisclosedFields::Nothing)
+                }
+            };
+            shown.push((result, fields));
+        }
+        text.extend_from_slice(b"]}");
+        audit.allowed_each(
+            tenant,
+            customers.iter().zip(shown).map(|(customer, (result, shown))| (customer, result, shown)),
+        );
+        let mut response = Response::new(Body::from(text));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+        Ok(response)
+    }
+
+    async fn prefetch(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        body: Body,
+        audit: &mut LookupAudit<'_>,
+    ) -> Result<Response, Problem> {
+        let BatchQuery { tenant, customers, .. } = self.authorized(caller, headers, body, audit).await?;
+        let queued = self.prefetcher.submit(&tenant, customers);
+        Ok((StatusCode::ACCEPTED, Json(PrefetchBody { status: "queued", queued })).into_response())
+    }
+
+    /// Reads a request, counts its customers against the caller's rate limit, and checks what the caller may read.
+    async fn authorized(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        body: Body,
+        audit: &mut LookupAudit<'_>,
+    ) -> Result<BatchQuery, Problem> {
+        let body = body::read(headers, body, self.max_body, &self.bodies).await?;
+        let query = BatchQuery::parse(&body.bytes, |tenant| self.region_for(caller, tenant))?;
+        drop(body);
+        audit.admit_more(&self.auth, caller, query.customers.len() - 1)?;
+        let denied = if !caller.may_read(&query.tenant) || !self.lookup.knows(&query.tenant) {
+            Some((DenialReason::Tenant, "tenantId"))
+        } else if let Some(by) = query.customers.iter().map(CustomerQuery::by).find(|by| !caller.may_look_up_by(*by)) {
+            Some((DenialReason::LookupBy, by.as_str()))
+        } else if query.fields.as_ref().is_some_and(|fields| *fields != FieldSet::All && !caller.fields.covers(fields))
+        {
+            Some((DenialReason::Fields, "fields"))
+        } else {
+            None
+        };
+        match denied {
+            None => Ok(query),
+            Some((reason, field)) => {
+                audit.denied_each(reason, &query.tenant, &query.customers);
+                Err(forbidden(field))
+            }
+        }
+    }
+
+    /// Writes the result of one lookup; returns the fields that it contains.
+    fn write_answer(
+        &self,
+        text: &mut Vec<u8>,
+        answer: &LookupAnswer,
+        handle: Option<&HeaderValue>,
+        visible: &FieldSet,
+    ) -> DisclosedFields {
+        let cache_status = cache_status(answer);
+        let (cache_status, handle) = (cache_status.to_str().ok(), handle.and_then(|handle| handle.to_str().ok()));
+        let problem = |status, code, detail: &str| Problem::new(status, code, detail);
+        let problem = match &answer.outcome {
+            LookupOutcome::Found(found) => match visible.filter(found.body.expose()) {
+                Ok((body, shown)) => {
+                    let age = self.clock.now().since(answer.since).as_secs();
+                    let (cache_status, handle) = (cache_status.unwrap_or_default(), handle.unwrap_or_default());
+                    // Neither has a character that JSON escapes. Writing to a vector does not fail.
+                    let _ = write!(
+                        text,
+                        "{{\"status\":200,\"cacheStatus\":\"{cache_status}\",\"profileKey\":\"{handle}\",\"age\":{age},\"profile\":",
+                    );
+                    text.extend_from_slice(&body);
+                    text.push(b'}');
+                    return shown;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot filter a stored profile of a batch");
+                    problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
+                }
+            },
+            LookupOutcome::Absent => problem(StatusCode::NOT_FOUND, "not_found", "there is no such customer"),
+            LookupOutcome::Deleted => problem(StatusCode::GONE, "deleted", "the customer was deleted"),
+        };
+        write_problem(text, &problem, cache_status, handle);
+        DisclosedFields::Nothing
+    }
+}
+
+/// Writes the result of a lookup that has no profile.
+fn write_problem(text: &mut Vec<u8>, problem: &Problem, cache_status: Option<&str>, profile_key: Option<&str>) {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct FailedResult<'a> {
+        status: u16,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cache_status: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        profile_key: Option<&'a str>,
+        code: &'a str,
+        detail: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after: Option<u64>,
+    }
+    let (status, code, detail) = (problem.status().as_u16(), problem.code(), problem.detail());
+    let retry_after = problem.retry_after_seconds();
+    let failed = FailedResult { status, cache_status, profile_key, code, detail, retry_after };
+    // Strings and numbers always serialize.
+    let _ = serde_json::to_writer(text, &failed);
+}
+
+fn forbidden(field: &str) -> Problem {
+    let detail = format!("{field}: not allowed for this caller");
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail).field(field)
+}

@@ -1,0 +1,60 @@
+//! Lookups with expansions, which the store does not hold.
+
+use crate::domain::{CustomerId, TenantId};
+use crate::store::Base;
+use crate::upstream::{Expand, Fetched, Requester};
+
+use super::reader::{CacheReader, EntryView};
+use super::{AnswerSource, Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
+
+impl Lookup {
+    /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
+    /// the customer was deleted.
+    ///
+    /// Otherwise as [`get`](Self::get).
+    pub async fn get_expanded(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        expand: &Expand,
+        requester: &Requester,
+    ) -> Option<Result<LookupAnswer, LookupError>> {
+        let phases = &mut Phases::default();
+        let timed = self.timed(tenant, |config, deadline| {
+            CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read_expanded(expand)
+        });
+        timed.await
+    }
+}
+
+impl CacheReader<'_> {
+    /// Fetches from Genesys with expansions, which the store does not hold; but not for a deleted customer.
+    pub(super) async fn read_expanded(mut self, expand: &Expand) -> Result<LookupAnswer, LookupError> {
+        // A pointer leads to the key of the canonical customer, which may hold a tombstone.
+        while let Ok(entry) = self.context.deps.store.get(&self.key).await {
+            match self.view(entry) {
+                EntryView::Serve(answer) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
+                EntryView::FollowPointer(canonical, pointer) => {
+                    if self.go_to(canonical, Some(pointer)).is_err() {
+                        break;
+                    }
+                }
+                EntryView::RequestLease(Base::Absent) => match self.get_under_previous_key().await {
+                    Ok(Some(answer)) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
+                    Ok(_) | Err(_) => break,
+                },
+                EntryView::Serve(_) | EntryView::RequestLease(_) | EntryView::Wait(_) => break,
+            }
+        }
+        let deps = &self.context.deps;
+        let since = deps.clock.now();
+        let tenant = self.requested.tenant();
+        let fetched = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.requester, self.deadline).await;
+        // A stored record has no expansions, so it cannot be served instead.
+        let outcome = match fetched? {
+            Fetched::Absent => LookupOutcome::Absent,
+            Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
+        };
+        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
+    }
+}

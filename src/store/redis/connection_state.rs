@@ -1,0 +1,116 @@
+//! The state of a connection that its users and its supervisor share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::breaker::NodeBreaker;
+use super::command::CommandConnection;
+use super::error::CommandError;
+use super::patience::Patience;
+use super::role::RoleCheck;
+
+/// The state of a connection.
+#[derive(Debug)]
+pub(super) struct ConnectionState {
+    /// The present connection, or why there is none.
+    current: watch::Sender<Result<CurrentConnection, Arc<str>>>,
+    /// Notified when the current connection is broken.
+    pub(super) broken: Notify,
+    pub(super) breaker: NodeBreaker,
+    pub(super) patience: Patience,
+    pub(super) role: RoleCheck,
+}
+
+/// A numbered connection. The number keeps a late report about an old connection from closing the new one.
+#[derive(Clone)]
+pub(super) struct CurrentConnection {
+    pub(super) number: u64,
+    pub(super) connection: CommandConnection,
+}
+
+impl std::fmt::Debug for CurrentConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CurrentConnection({})", self.number)
+    }
+}
+
+impl ConnectionState {
+    /// Creates the state before the first connection; `timeout` is that of a command.
+    pub(super) fn new(timeout: Duration, is_cluster: bool) -> Self {
+        Self {
+            current: watch::Sender::new(Err("not connected yet".into())),
+            broken: Notify::new(),
+            breaker: NodeBreaker::new(),
+            patience: Patience::new(timeout),
+            role: if is_cluster { RoleCheck::off() } else { RoleCheck::new() },
+        }
+    }
+
+    /// Waits for the first connection.
+    pub(super) async fn connected(&self) {
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = self.current.subscribe().wait_for(Result::is_ok).await;
+    }
+
+    /// Returns the present connection.
+    ///
+    /// # Errors
+    ///
+    /// There is none; with the reason.
+    pub(super) fn now(&self) -> Result<CurrentConnection, CommandError> {
+        self.current.borrow().clone().map_err(|reason| CommandError::unavailable(&reason))
+    }
+
+    /// Returns why there is no connection.
+    pub(super) fn why_down(&self) -> Option<String> {
+        self.current.borrow().as_ref().err().map(ToString::to_string)
+    }
+
+    /// Starts the use of a connection.
+    pub(super) fn connected_by(&self, current: CurrentConnection) {
+        // What is replaced, the old connection or the reason, is of no use.
+        drop(self.current.send_replace(Ok(current)));
+    }
+
+    /// Records why no connection could be made. A connection that is still in use stays.
+    pub(super) fn refused(&self, reason: &str) {
+        self.current.send_if_modified(|current| {
+            let is_down = current.is_err();
+            if is_down {
+                *current = Err(format!("not connected: {reason}").into());
+            }
+            is_down
+        });
+    }
+
+    /// Requests a new connection because a server is silent. In a cluster, the old one stays in use for the rest.
+    pub(super) fn report_silence(&self, number: u64, reason: &str) {
+        let is_current_cluster = match self.current.borrow().as_ref() {
+            Ok(now) => now.number == number && matches!(now.connection, CommandConnection::Cluster(_)),
+            Err(_) => false,
+        };
+        if is_current_cluster {
+            self.broken.notify_one();
+        }
+        self.report_broken(number, reason);
+    }
+
+    /// Stops the use of a connection and requests a new one. The client library of a cluster restores its connections
+    /// itself.
+    pub(super) fn report_broken(&self, number: u64, reason: &str) {
+        let removed = self.current.send_if_modified(|current| {
+            let broken = current
+                .as_ref()
+                .is_ok_and(|now| now.number == number && matches!(now.connection, CommandConnection::Single(_)));
+            if broken {
+                *current = Err(format!("not connected: {reason}").into());
+            }
+            broken
+        });
+        if removed {
+            self.broken.notify_one();
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The role of the server behind a connection: only the answers of a primary are used.
+//!
+//! A primary that was demoted, while its link to the others was cut or the name in our configuration moved to another
+//! server, goes on answering reads on the connections that it has, from data that no event evicts any more. So the role
+//! is asked again while a connection is used: one command in [`ASK_EVERY`] carries the question, and every command that
+//! finds the last answer older than [`TRUSTED`] carries it too. An answer of the server is used only if it was a
+//! primary at most [`TRUSTED`] before the command was sent. No timer decides, so a process that lacks processor time
+//! trusts nobody for longer, and calls Genesys no sooner.
+//!
+//! The question is `HELLO`, which needs no permission (`ROLE` and `INFO` are among the dangerous commands). A server or a
+//! proxy that does not know it is trusted, with a warning. A cluster needs no question: a demoted node answers `MOVED`,
+//! and one that is cut off answers `CLUSTERDOWN` after `cluster-node-timeout`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use tokio::time::Instant;
+
+use super::reply::bytes;
+
+/// How long a server that was a primary is taken for one.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// How often the role is asked while a connection is in use.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Decides which commands carry the question. All times are in microseconds since `start`.
+#[derive(Debug)]
+pub(super) struct RoleCheck {
+    start: Instant,
+    /// From when on a command may have to carry the question.
+    ask_at: AtomicU64,
+    /// When the newest question was sent to which the server answered that it is a primary.
+    confirmed: AtomicU64,
+}
+
+impl RoleCheck {
+    /// Creates the check of a connection to one server at a time.
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), ask_at: AtomicU64::new(0), confirmed: AtomicU64::new(0) }
+    }
+
+    /// Creates the check of a cluster, which asks nothing.
+    pub(super) fn off() -> Self {
+        Self { ask_at: AtomicU64::new(u64::MAX), ..Self::new() }
+    }
+
+    /// Returns whether a command that is sent now must carry the question.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        let (now, ask_at) = (self.micros(now), self.ask_at.load(Ordering::Relaxed));
+        if now < ask_at {
+            return false;
+        }
+        let trusted_until = self.confirmed.load(Ordering::Relaxed).saturating_add(micros(TRUSTED));
+        if now >= trusted_until {
+            return true;
+        }
+        // One of those that come now asks, for all of them.
+        let next = (now + micros(ASK_EVERY)).min(trusted_until);
+        self.ask_at.compare_exchange(ask_at, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Records that the server was a primary after `asked`.
+    pub(super) fn confirm(&self, asked: Instant) {
+        let asked = self.micros(asked);
+        self.confirmed.fetch_max(asked, Ordering::Relaxed);
+        self.ask_at.fetch_max(asked + micros(ASK_EVERY), Ordering::Relaxed);
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        micros(at.saturating_duration_since(self.start))
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Returns the question.
+pub(super) fn question() -> Cmd {
+    redis::cmd("HELLO")
+}
+
+/// Checks the answer to the question; returns whether it names a role.
+///
+/// # Errors
+///
+/// `READONLY`: the server is a replica.
+pub(super) fn check(hello: Value) -> RedisResult<bool> {
+    let mut fields = match hello {
+        // By the version of the protocol.
+        Value::Map(pairs) => pairs,
+        Value::Array(items) => pairs(items),
+        _ => Vec::new(),
+    }
+    .into_iter();
+    match fields.find_map(|(name, value)| bytes(name).is_some_and(|name| name == b"role").then(|| bytes(value))) {
+        Some(Some(role)) if role == b"master" => Ok(true),
+        Some(_) => Err(RedisError::from((ErrorKind::Server(ServerErrorKind::ReadOnly), "the server is a replica"))),
+        None => Ok(false),
+    }
+}
+
+fn pairs(items: Vec<Value>) -> Vec<(Value, Value)> {
+    let mut items = items.into_iter();
+    std::iter::from_fn(|| Some((items.next()?, items.next()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn one_command_in_a_while_asks_and_each_without_a_recent_answer() {
+        let (check, start) = (RoleCheck::new(), Instant::now());
+        check.confirm(start);
+        let asks = |after: Duration| check.is_due(start + after);
+        assert!(!asks(ASK_EVERY - MILLISECOND));
+        assert_eq!([asks(ASK_EVERY), asks(ASK_EVERY), asks(TRUSTED - MILLISECOND)], [true, false, false]);
+        assert!((0..3).all(|_| asks(TRUSTED)), "it was not answered");
+        check.confirm(start + TRUSTED);
+        assert!(!asks(TRUSTED + ASK_EVERY - MILLISECOND));
+        assert!(asks(TRUSTED + ASK_EVERY));
+    }
+
+    /// A question that is not answered makes no earlier answer valid for longer.
+    #[tokio::test(start_paused = true)]
+    async fn an_unanswered_question_extends_no_trust() {
+        let (check, start) = (RoleCheck::new(), Instant::now());
+        check.confirm(start);
+        assert!(check.is_due(start + TRUSTED - MILLISECOND));
+        assert!(check.is_due(start + TRUSTED));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_is_not_asked() {
+        let (check, start) = (RoleCheck::off(), Instant::now());
+        assert!(!check.is_due(start + TRUSTED * 100));
+        check.confirm(start);
+        assert!(!check.is_due(start + TRUSTED * 100));
+    }
+
+    #[test]
+    fn only_a_primary_passes_in_both_versions_of_the_protocol() {
+        let read = |reply: &str| check(redis::parse_redis_value(reply.as_bytes()).unwrap());
+        for form in ["*4\r\n$5\r\nproto\r\n:2\r\n$4\r\nrole\r\n", "%2\r\n$5\r\nproto\r\n:3\r\n$4\r\nrole\r\n"] {
+            assert_eq!(read(&format!("{form}$6\r\nmaster\r\n")), Ok(true));
+            let replica = read(&format!("{form}$7\r\nreplica\r\n")).unwrap_err();
+            assert_eq!(replica.code(), Some("READONLY"));
+        }
+        for unknown in ["-ERR unknown command 'HELLO'\r\n", "*0\r\n", "+OK\r\n"] {
+            assert_eq!(read(unknown), Ok(false));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The task that keeps a connection to Redis up.
+//!
+//! It connects, with backoff and without a limit of attempts, and shares the connection. It connects again after a caller
+//! reports that the connection is broken: the server closed it, it is no primary any more, or the breaker opened. Where
+//! there are sentinels, it first asks them for the master; and it asks them every second whether that has changed,
+//! because a master that is cut off from them goes on answering.
+//!
+//! Where a name leads to the server, a connection is replaced after its [`MaxAge`], so that the name is resolved again. The
+//! new connection is made first, and commands in flight keep the old one: no command fails because of it.
+//!
+//! The client library of a cluster reconnects to nodes that refuse or close a connection. But it keeps asking a silent
+//! node, even when a replica has replaced it. So when the breaker of a slot range opens, the task creates a new client
+//! connection, which asks the nodes that answer for the slots. The old connection serves the other ranges until then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::shutdown::Shutdown;
+use crate::supervise::Backoff;
+
+use super::breaker::SlotRange;
+use super::client::RedisClient;
+use super::command::CommandConnection;
+use super::connection_state::{ConnectionState, CurrentConnection};
+use super::error::reason;
+use crate::max_age::MaxAge;
+
+/// The least time between two connections to a cluster.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+
+/// After a connection that lasted this long, the next failure is reported again.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// Keeps a connection up.
+pub(super) struct Supervisor {
+    client: RedisClient,
+    state: Arc<ConnectionState>,
+    max_age: MaxAge,
+    shutdown: Shutdown,
+    /// The number of the last connection.
+    number: u64,
+}
+
+/// Why a connection is not held any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HoldEnd {
+    Shutdown,
+    Broken,
+    /// The sentinels name another master.
+    Moved,
+    /// It has reached its age.
+    Aged,
+}
+
+impl Supervisor {
+    pub(super) fn new(client: RedisClient, state: Arc<ConnectionState>, max_age: MaxAge, shutdown: Shutdown) -> Self {
+        Self { client, state, max_age, shutdown, number: 0 }
+    }
+
+    /// Connects until shutdown.
+    pub(super) async fn run(mut self) {
+        let shutdown = self.shutdown.clone();
+        let (mut failing, mut logged) = (false, String::new());
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let connected = tokio::select! {
+                () = shutdown.requested() => return,
+                connected = self.connect() => connected,
+            };
+            match connected {
+                Ok(pause) => {
+                    backoff.reset();
+                    let since = Instant::now();
+                    if failing || logged.is_empty() {
+                        tracing::info!(connection = self.number, "connected to redis");
+                    } else {
+                        tracing::debug!(connection = self.number, "connected to redis again");
+                    }
+                    failing = false;
+                    if self.hold().await == HoldEnd::Shutdown {
+                        return;
+                    }
+                    let reason = self.state.why_down().unwrap_or_else(|| "a node is silent".to_owned());
+                    // A server that is connected to again and again, for the same reason, is reported once.
+                    if reason != logged || since.elapsed() > QUIET {
+                        tracing::warn!(
+                            connection = self.number,
+                            reason,
+                            "the redis connection is not usable, reconnecting"
+                        );
+                        logged = reason;
+                    }
+                    let _ = timeout_at(since + pause, shutdown.requested()).await;
+                }
+                Err(why) => {
+                    self.state.refused(&why);
+                    if !failing {
+                        tracing::warn!(why, "redis cannot be reached, retrying until it answers");
+                        failing = true;
+                    }
+                    backoff.pause(&shutdown).await;
+                }
+            }
+        }
+    }
+
+    /// Connects, and starts the use of the connection. Returns the least time until the next one, or why it failed.
+    async fn connect(&mut self) -> Result<Duration, String> {
+        let began = Instant::now();
+        let connection = match timeout(self.client.connect_timeout(), self.client.connect()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(reason(&error)),
+            Err(_elapsed) => return Err("no connection in time".to_owned()),
+        };
+        self.number += 1;
+        let pause = match connection {
+            CommandConnection::Single(_) => {
+                self.state.breaker.reset(SlotRange::WHOLE, Instant::now());
+                self.state.role.confirm(began);
+                Duration::ZERO
+            }
+            CommandConnection::Cluster(_) => RENEW_EVERY,
+        };
+        self.state.connected_by(CurrentConnection { number: self.number, connection });
+        Ok(pause)
+    }
+
+    /// Holds the connection until it is broken, and replaces it when it has reached its age.
+    async fn hold(&mut self) -> HoldEnd {
+        let shutdown = self.shutdown.clone();
+        loop {
+            let end = tokio::select! {
+                // Commands in flight keep the connection that they have.
+                () = shutdown.requested() => HoldEnd::Shutdown,
+                () = self.state.broken.notified() => HoldEnd::Broken,
+                () = self.client.moved() => HoldEnd::Moved,
+                () = self.max_age.reached() => HoldEnd::Aged,
+            };
+            match end {
+                HoldEnd::Shutdown | HoldEnd::Broken => return end,
+                HoldEnd::Moved => self.state.report_broken(self.number, "the sentinels name another master"),
+                HoldEnd::Aged => match self.connect().await {
+                    Ok(_) => tracing::debug!(connection = self.number, "replaced the connection to redis"),
+                    // The old one is still good.
+                    Err(why) => tracing::debug!(why, "could not replace the connection to redis, trying again later"),
+                },
+            }
+        }
+    }
+}

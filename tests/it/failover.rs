@@ -1,0 +1,128 @@
+//! Redis changes behind connections that stay open: a primary is demoted, a name or a master moves.
+
+use serde_json::json;
+
+use crate::support::edge::{Edge, flat};
+use crate::support::servers::proxy::Proxy;
+use crate::support::servers::redis::{Deployment, RedisServer, Setup};
+use crate::support::{customer, eventually};
+
+fn on(redis: &str) -> String {
+    format!("[sandbox]\nlatency = \"0ms\"\n[store]\nkind = \"redis\"\n[store.redis]\n{redis}")
+}
+
+async fn order(server: &RedisServer, words: &[&str]) {
+    let mut connection = server.connect().await.unwrap();
+    redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut connection).await.unwrap();
+}
+
+/// Waits until a cached customer is no hit, and checks that it stays so.
+async fn serves_no_hits(edge: &Edge) {
+    eventually("no hit", || async { (!edge.look_up(&customer(1)).await.is_hit()).then_some(()) }).await;
+    for _ in 0..50 {
+        let answer = edge.look_up(&customer(1)).await;
+        assert!(!answer.is_hit(), "{}", answer.cache_status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demoted_primary_serves_no_hits() {
+    let server = RedisServer::start(&[]).await;
+    let edge = Edge::start_with(&on(&format!("url = \"{}\"\n", server.url()))).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+
+    // Its primary cannot be reached, so it keeps its data, and its connections.
+    order(&server, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    serves_no_hits(&edge).await;
+    edge.is_without("store").await;
+    assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
+
+    order(&server, &["REPLICAOF", "NO", "ONE"]).await;
+    edge.applied("updated", 1.0).await;
+    edge.is_ready().await;
+    eventually("hits again", || async { edge.look_up(&customer(1)).await.is_hit().then_some(()) }).await;
+    edge.stop().await;
+}
+
+/// The sentinels agreed on another master, and the old one does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_is_cut_off_from_its_sentinels_serves_no_hits() {
+    let deployment = Deployment::start(Setup::Sentinel).await;
+    let edge = Edge::start_with(&on(&deployment.settings)).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+
+    let other = &deployment.servers[1];
+    order(other, &["REPLICAOF", "NO", "ONE"]).await;
+    order(other, &["FLUSHALL"]).await;
+    let sentinel = deployment.sentinel_server();
+    order(sentinel, &["SENTINEL", "REMOVE", "edge"]).await;
+    order(sentinel, &["SENTINEL", "MONITOR", "edge", "127.0.0.1", &other.port.to_string(), "1"]).await;
+    // The other master has nothing, so the first lookup there is a miss that is stored.
+    eventually("a miss that is stored", || async {
+        edge.look_up(&customer(1)).await.cache_status.contains("stored").then_some(())
+    })
+    .await;
+    order(&deployment.servers[0], &["FLUSHALL"]).await;
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_are_asked_with_their_own_password() {
+    let deployment = Deployment::start(Setup::Sentinel).await;
+    order(deployment.sentinel_server(), &["ACL", "SETUSER", "default", "resetpass", ">planted"]).await;
+    let login = format!("{}sentinel_password = \"planted\"\n", deployment.settings);
+    let edge = Edge::start_with(&on(&login)).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+    edge.stop().await;
+}
+
+/// The name is `localhost`; for new connections it leads to another server from some time on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_moves_is_followed_and_no_lookup_fails() {
+    let (old, new) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
+    let mut before = Proxy::to(old.port).await;
+    let port = before.address.port();
+    let settings = format!("url = \"redis://localhost:{port}\"\nmax_connection_age = \"1s\"\n");
+    let edge = Edge::start_with(&on(&settings)).await;
+    edge.look_up(&customer(1)).await;
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+
+    before.retire().await;
+    let _after = Proxy::at(("127.0.0.1", port), new.port).await;
+    // The new server has nothing, so the first lookup there is a miss that is stored.
+    eventually("a miss that is stored", || async {
+        let answer = edge.look_up(&customer(1)).await;
+        let cache_status = &answer.cache_status;
+        assert!(answer.status == 200 && !cache_status.contains("bypass"), "{} {cache_status}", answer.status);
+        cache_status.contains("stored").then_some(())
+    })
+    .await;
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+    // The connection for events reaches its age on its own.
+    eventually("an event takes effect at the new server", || async {
+        edge.change(&customer(1), json!({ "firstName": "Moved" })).await;
+        (edge.look_up(&customer(1)).await.json()["firstName"] == "Moved").then_some(())
+    })
+    .await;
+    edge.stop().await;
+}
+
+/// Announcements only save time: without the permission for their channels nothing else changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_without_channels_fills_and_evicts() {
+    let server = RedisServer::start(&[]).await;
+    order(&server, &["ACL", "SETUSER", "default", "resetchannels"]).await;
+    let edge = Edge::start_with(&on(&format!("url = \"{}\"\n", server.url()))).await;
+    assert!(edge.look_up(&customer(1)).await.cache_status.contains("stored"));
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+    edge.change(&customer(1), json!({ "firstName": "Quiet" })).await;
+    edge.applied("updated", 1.0).await;
+    assert_eq!(edge.look_up(&customer(1)).await.json()["firstName"], "Quiet");
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+    edge.is_ready().await;
+    edge.stop().await;
+}

@@ -1,0 +1,135 @@
+//! Customers are fetched before they are looked up, on request and by the events of conversations.
+
+use reqwest::Response;
+use serde_json::{Value, json};
+
+use crate::pairing::on_every_pairing;
+use crate::support::customer;
+use crate::support::edge::{Edge, Pairing, with_sandbox_of};
+
+const FETCHED: &str = "profile_edge_prefetches_total{outcome=\"fetched\"}";
+const PRESENT: &str = "profile_edge_prefetches_total{outcome=\"present\"}";
+
+on_every_pairing!(
+    a_prefetched_customer_is_a_hit_when_it_is_looked_up,
+    the_start_of_a_conversation_fetches_its_customer_ahead,
+);
+
+async fn prefetch(edge: &Edge, customers: impl IntoIterator<Item = u32>) -> Response {
+    let customers: Vec<_> = customers.into_iter().map(customer).collect();
+    let request = edge.client.post(edge.url("/api/v1/profiles/prefetch")).header("X-API-Key", "demo-key");
+    request.json(&json!({ "tenantId": "10001", "customerIds": customers })).send().await.unwrap()
+}
+
+async fn a_prefetched_customer_is_a_hit_when_it_is_looked_up(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
+    edge.look_up(&customer(1)).await;
+    let answer = prefetch(&edge, 1..=50).await;
+    assert_eq!(answer.status(), 202);
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "status": "queued", "queued": 50 }));
+    edge.wait_for_metric(FETCHED, 49.0).await;
+    edge.wait_for_metric(PRESENT, 1.0).await;
+    assert_eq!(edge.calls().await.0, 2);
+    for n in 1..=50 {
+        assert!(edge.look_up(&customer(n)).await.is_hit());
+    }
+    // Only the lookups of callers are counted as such.
+    assert_eq!(edge.metric("profile_edge_lookup_requests_total{result=\"miss\"}").await, 1.0);
+    edge.stop().await;
+}
+
+async fn the_start_of_a_conversation_fetches_its_customer_ahead(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
+    let conversation = |topic: &str, body: Value| {
+        json!({ "id": "e", "detail-type": "v2.detail.events.conversation.{id}.customer.start", "detail": {
+            "topicName": format!("v2.detail.events.conversation.c0ffee00-0000-4000-8000-000000000001.{topic}"),
+            "eventBody": body,
+        } })
+    };
+    for (n, event) in [
+        (
+            1,
+            conversation(
+                "customer.start",
+                json!({ "eventTime": 1_750_000_000_000_u64, "externalContactId": customer(1) }),
+            ),
+        ),
+        (
+            2,
+            conversation(
+                "acd.start",
+                json!({ "conversationExternalContactIds": [customer(2)], "ani": "tel:+13175550125" }),
+            ),
+        ),
+        (3, conversation("customer.start", json!({ "externalContactId": customer(3) }))["detail"].clone()),
+    ] {
+        let answer = edge.post_event(&event).await;
+        assert_eq!(answer.status(), 202);
+        assert_eq!(answer.json::<Value>().await.unwrap()["status"], "ignored");
+        edge.wait_for_metric(FETCHED, f64::from(n)).await;
+        assert!(edge.look_up(&customer(n)).await.is_hit());
+    }
+    // In an array with a change, each for itself.
+    let change = json!({ "tenantId": "10001", "customerId": customer(1), "modifyDate": "2020-01-01T00:00:00.000Z" });
+    let both = json!([change, conversation("customer.start", json!({ "externalContactId": customer(4) }))]);
+    let answer: Value = edge.post_event(&both).await.json().await.unwrap();
+    assert_eq!((&answer["events"][0]["status"], &answer["events"][1]["status"]), (&json!("queued"), &json!("ignored")));
+    edge.applied("updated", 1.0).await;
+    edge.wait_for_metric(FETCHED, 4.0).await;
+    // No customer, one that cannot be read, and other topics of conversations: nothing is fetched, nothing is refused.
+    for event in [
+        conversation("customer.start", json!({})),
+        conversation("customer.start", json!({ "externalContactId": "a/b" })),
+        conversation("customer.start", json!(7)),
+        conversation("customer.end", json!({ "externalContactId": customer(9) })),
+    ] {
+        let answer = edge.post_event(&event).await;
+        assert_eq!(
+            (answer.status().as_u16(), answer.json::<Value>().await.unwrap()["status"].clone()),
+            (202, json!("ignored"))
+        );
+    }
+    assert_eq!(edge.calls().await.0, 4);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prewarming_is_off_unless_the_tenant_enables_it() {
+    let edge = Edge::start().await;
+    let settings = with_sandbox_of(edge.sandbox_address());
+    let webhook = "[[tenant.webhook]]\nscheme = \"api-key\"\nsecrets = [\"demo-secret\"]\n[[caller]]";
+    let other =
+        Edge::start_with(&format!("sandbox.enabled = false\n{}", settings.replacen("[[caller]]", webhook, 1))).await;
+    let event = json!({ "topicName": "v2.detail.events.conversation.c.customer.start",
+        "eventBody": { "externalContactId": customer(1) } });
+    let answer: Value = other.post_event(&event).await.json().await.unwrap();
+    assert_eq!(answer["status"], "ignored");
+    assert!(answer["reason"].as_str().unwrap().contains("prewarm is not enabled"), "{answer}");
+    assert!(!other.look_up(&customer(1)).await.is_hit());
+    other.stop().await;
+    edge.stop().await;
+}
+
+/// With a budget of 40 a minute, prefetching may spend only what is above the reserve of lookups.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetching_leaves_budget_to_lookups() {
+    let edge = Edge::start().await;
+    let settings = with_sandbox_of(edge.sandbox_address())
+        .replacen("client_secret = \"sandbox\"", "client_secret = \"sandbox\", requests_per_minute = 40", 1)
+        // Another path than Genesys' own: each customer is a request.
+        .replacen(
+            "upstream = {",
+            "upstream = { profile_path = \"/api/v2/externalcontacts/contacts/{customer_id}?x=1\",",
+            1,
+        );
+    let narrow = Edge::start_with(&format!("sandbox.enabled = false\n{settings}")).await;
+    assert_eq!(prefetch(&narrow, 1..=100).await.status(), 202);
+    narrow.wait_for_metric(FETCHED, 20.0).await;
+    for n in 101..=105 {
+        assert_eq!(narrow.look_up(&customer(n)).await.status, 200);
+    }
+    assert!(narrow.metric(FETCHED).await <= 40.0);
+    // Those that wait for budget do not hold up the drain.
+    narrow.stop().await;
+    edge.stop().await;
+}

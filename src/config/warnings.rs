@@ -104,14 +104,14 @@ impl Config {
     fn short_secrets(&self, found: &mut Vec<String>) {
         for (index, tenant) in self.tenants.iter().enumerate() {
             for (number, webhook) in tenant.webhooks.iter().enumerate() {
-                for (place, secret) in webhook.secrets.iter().enumerate() {
-                    if (1..16).contains(&secret.expose().len()) && !secret.matches(b"demo-secret") {
-                        found.push(format!(
+                found.extend(webhook.secrets_below(16).filter(|place| !webhook.secrets[*place].matches(b"demo-secret")).map(
+                    |place| {
+                        format!(
                             "tenant[{index}].webhook[{number}].secrets[{place}] has fewer than 16 bytes: choose a longer, \
                              random one"
-                        ));
-                    }
-                }
+                        )
+                    },
+                ));
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::load::{Connection, fetch};
+use crate::load::{Connection, get};
 use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
 use crate::support::eventually;
 use crate::support::process::{Process, configuration, free_port};
@@ -86,12 +86,12 @@ impl Service {
         );
         let file = configuration(directory.path(), &text).display().to_string();
         let process = start(directory.path(), &["run", "--config", &file]);
-        eventually("the service and its sandbox listen", || async {
+        eventually("the service is ready and its sandbox listens", || async {
             for addr in [admin, genesys] {
                 tokio::net::TcpStream::connect(addr).await.ok()?;
             }
-            let ready = fetch(admin, "/livez").await;
-            Some(ready)
+            let (status, _) = Connection::open(admin).await.ask(&get("/readyz")).await;
+            (status == 200).then_some(())
         })
         .await;
         Self { public, admin, genesys, process, _sandbox: sandbox, _directory: directory }

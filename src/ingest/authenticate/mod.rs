@@ -125,6 +125,14 @@ impl Config {
         Authenticator::new(self).map(drop)
     }
 
+    /// Returns the places in `secrets` of those with fewer bytes than `length`, without empty ones and those of
+    /// `standard-webhooks`, which [`Config::validate`] judges.
+    pub fn secrets_below(&self, length: usize) -> impl Iterator<Item = usize> {
+        let is_judged = self.scheme != Scheme::StandardWebhooks;
+        let short = move |secret: &Secret| is_judged && (1..length).contains(&secret.expose().len());
+        self.secrets.iter().enumerate().filter(move |(_, secret)| short(secret)).map(|(place, _)| place)
+    }
+
     /// Refuses options of another scheme.
     fn check_options(&self) -> Result<(), InvalidSetting> {
         if self.header.is_some() && self.scheme != Scheme::ApiKey {

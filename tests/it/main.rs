@@ -19,6 +19,7 @@ mod doors;
 mod failover;
 mod faults;
 mod fuzz;
+mod identifier_freshness;
 mod identifiers;
 mod ingest;
 mod init;

@@ -1,6 +1,6 @@
 //! Lookups by an identifier beside demands for a fresh answer, clears, batches, prefetches and sealing.
 
-use redis::AsyncCommands;
+use ::redis::AsyncCommands;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 

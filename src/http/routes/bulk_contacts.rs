@@ -64,12 +64,10 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
 pub(in crate::http) async fn bulk_contacts(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let dialect = Dialect::of(&request);
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.bulk_contacts(&caller, &parts.headers, body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &dialect).await
+    let headers = &parts.headers;
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.bulk_contacts(caller, headers, body, audit).await;
+    api.audited(headers, &dialect, answer).await
 }
 
 impl LookupApi {

@@ -77,13 +77,10 @@ pub(in crate::http) async fn contact(State(api): State<Arc<LookupApi>>, request:
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
-    let headers = request.headers();
-    let mut audit = api.begin_audit(headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.contact(&caller, headers, request.uri(), &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &dialect).await
+    let (parts, _) = request.into_parts();
+    let (headers, uri) = (&parts.headers, &parts.uri);
+    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.contact(caller, headers, uri, audit).await;
+    api.audited(headers, &dialect, answer).await
 }
 
 impl LookupApi {

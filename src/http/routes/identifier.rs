@@ -85,12 +85,10 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
 pub(in crate::http) async fn lookup(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let dialect = Dialect::of(&request);
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.identifier(&caller, &parts.headers, body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &dialect).await
+    let headers = &parts.headers;
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.identifier(caller, headers, body, audit).await;
+    api.audited(headers, &dialect, answer).await
 }
 
 /// Returns the contact that has an identifier, under Genesys' deprecated path.
@@ -132,12 +130,11 @@ pub(in crate::http) async fn contacts(State(api): State<Arc<LookupApi>>, request
 
 async fn passed_on(api: &LookupApi, request: Request, search: fn(SearchQuery) -> Search) -> Response {
     let dialect = Dialect::of(&request);
-    let mut audit = api.begin_audit(request.headers());
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.list(&caller, request.headers(), request.uri().query(), search, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &dialect).await
+    let (parts, _) = request.into_parts();
+    let (headers, query) = (&parts.headers, parts.uri.query());
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.list(caller, headers, query, search, audit).await;
+    api.audited(headers, &dialect, answer).await
 }
 
 impl LookupApi {

@@ -55,9 +55,19 @@ pub struct LookupApi {
 }
 
 impl LookupApi {
-    /// Starts the audit record of a request with these headers.
-    pub(super) fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
-        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow)
+    /// Handles a request with these headers: admits its caller, lets `answer` answer, and writes the audit record.
+    pub(super) async fn audited<'a>(
+        &'a self,
+        headers: &'a HeaderMap,
+        dialect: &Dialect,
+        answer: impl AsyncFnOnce(&Caller, &mut LookupAudit<'a>) -> Result<Response, Problem>,
+    ) -> Response {
+        let mut audit = LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow);
+        let answer = match audit.admit(&self.auth) {
+            Ok(caller) => answer(&caller, &mut audit).await,
+            Err(problem) => Err(problem),
+        };
+        audit.end(answer, dialect).await
     }
 
     /// Returns the handle by which a caller recognises the customer of an answer in the change feed; `None` for an identifier

@@ -93,12 +93,10 @@ impl DirectRoute for LookupApi {
 
 async fn answer(api: &LookupApi, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.profile(&caller, &parts.headers, parts.uri.query(), body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &Dialect::Problem).await
+    let (headers, query) = (&parts.headers, parts.uri.query());
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profile(caller, headers, query, body, audit).await;
+    api.audited(headers, &Dialect::Problem, answer).await
 }
 
 /// Returns one customer's profile, for clients that cannot send a body with GET.

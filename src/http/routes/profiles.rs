@@ -57,7 +57,7 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
         (status = 200, description = "One result for each customer, in order", body = ref("#/components/schemas/BatchAnswer"), content_type = "application/json"),
         (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
         (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant, field, or what a customer is looked up by not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
@@ -66,12 +66,9 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
 )]
 pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.profiles(&caller, &parts.headers, body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &Dialect::Problem).await
+    let headers = &parts.headers;
+    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profiles(caller, headers, body, audit).await;
+    api.audited(headers, &Dialect::Problem, answer).await
 }
 
 /// Fetches up to 100 customers that the cache does not hold, in the background, while no lookup needs the budget.
@@ -83,7 +80,7 @@ pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request
         (status = 202, description = "The customers are queued, as far as the queue has room", body = PrefetchBody),
         (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
         (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant, field, or what a customer is looked up by not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
@@ -92,12 +89,9 @@ pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request
 )]
 pub(in crate::http) async fn prefetch(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.prefetch(&caller, &parts.headers, body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &Dialect::Problem).await
+    let headers = &parts.headers;
+    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.prefetch(caller, headers, body, audit).await;
+    api.audited(headers, &Dialect::Problem, answer).await
 }
 
 impl LookupApi {

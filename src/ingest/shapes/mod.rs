@@ -5,8 +5,7 @@
 //! flat form of this program. A request may be an array. The `data` of a `CloudEvents` event may be a flat form, a
 //! notification, an EventBridge event, or the `detail` of one.
 //!
-//! Every customer id in an event becomes one of its customers, and every phone number, e-mail address and external id of a contact
-//! becomes one of its identifiers. Nothing else of the body is kept.
+//! Of a body only the customer ids are kept, and the phone numbers, e-mail addresses and external ids of a contact.
 //!
 //! An event that names a customer in a readable way evicts: a refused one would leave an outdated profile, and no sender
 //! corrects an event. So an optional field that cannot be read is treated as absent, and counted. One that is `""` or
@@ -237,8 +236,7 @@ fn read_one(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
 }
 
 impl Announcement {
-    /// Creates the event for the queue, without personal data: customer ids become digests, one per key scheme, the
-    /// present scheme first. It names no identifiers yet.
+    /// Creates the event for the queue, without identifiers. Customer ids become digests, one per key scheme, the present first.
     #[must_use]
     pub fn into_event(self, tenant: &TenantId, hashers: &[KeyHasher], received_at: Timestamp) -> Event {
         let mut seen = HashSet::new();

@@ -48,8 +48,9 @@ fn tenants(config: &Config, found: &mut Vec<SettingError>) {
                 found.push(invalid(&format!("tenant[{index}].webhook[{number}]"), error));
             }
             found.extend(webhook.secrets_below(SHORTEST_SECRET).map(|place| {
-                let reason =
-                    format!("has fewer than {SHORTEST_SECRET} bytes, so it can be guessed: choose a longer, random one");
+                let reason = format!(
+                    "has fewer than {SHORTEST_SECRET} bytes, so it can be guessed: choose a longer, random one"
+                );
                 SettingError::new(format!("tenant[{index}].webhook[{number}].secrets[{place}]"), reason)
             }));
         }

@@ -27,6 +27,7 @@ mod interleavings;
 mod laws;
 mod losses;
 mod main_job;
+mod managed;
 mod model;
 mod operator;
 mod oracle;

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod consumer;
+pub mod contact;
 pub mod doctor;
 pub mod domain;
 pub mod faults;

@@ -103,6 +103,7 @@ catalogue! {
     change_streams: gauge "change_streams" = "Open streams of changes.";
     lookup_shed: counter "lookup_shed_total" = "Lookups refused at once because the store answers too slowly for their number.";
     lookup_bypass_refused: counter "lookup_bypass_refused_total" = "Lookups refused because the store does not answer and fetches past it have spent their half of the budget.";
+    identifier_pointers: counter "identifier_pointers_total" ["outcome": PointerOutcome] = "Pointers from phone numbers, e-mail addresses and external ids to customers, by what lookups made of them.";
     lookup_throttled: counter "lookup_throttled_total" = "Requests refused because the caller exceeded its rate.";
     upstream_requests: counter "upstream_requests_total" ["outcome": UpstreamOutcome] = "Profile requests to Genesys by outcome; each attempt counts.";
     upstream_duration: histogram "upstream_duration_seconds" = "Duration of one profile request to Genesys.";
@@ -224,7 +225,7 @@ pub fn observe(histogram: &Histogram, duration: Duration) {
 /// Returns whether a metric belongs to one of these flows, or to no flow in particular.
 fn is_of(name: &str, roles: Roles) -> bool {
     let has_prefix = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if has_prefix(&["lookup_", "upstream_", "token_", "fills_", "refreshes_", "prefetches_"]) {
+    if has_prefix(&["lookup_", "identifier_", "upstream_", "token_", "fills_", "refreshes_", "prefetches_"]) {
         roles.lookup
     } else if has_prefix(&["ingest_"]) {
         roles.ingest

@@ -102,9 +102,12 @@ pub fn lookup(headers: &HeaderMap, tenant: &TenantId, caller: &str) -> Span {
 }
 
 /// Records the result of a lookup; `key` is called only if the span is recorded.
-pub fn looked_up(span: &Span, result: LookupResult, key: impl FnOnce() -> Key) {
+pub fn looked_up(span: &Span, result: LookupResult, key: impl FnOnce() -> Option<Key>) {
     if !span.is_disabled() {
-        span.record("key", display(key())).record("result", result.value());
+        if let Some(key) = key() {
+            span.record("key", display(key));
+        }
+        span.record("result", result.value());
         failed_if(span, result == LookupResult::Error);
     }
 }

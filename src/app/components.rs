@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::consumer::losses::LossDetector;
 use crate::consumer::refusals::Refusals;
 use crate::consumer::worker::Worker;
-use crate::domain::KeyHasher;
+use crate::domain::{KeyHasher, QueryHasher};
 use crate::faults::Faults;
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::jwt::TokenSigner;
@@ -19,7 +19,9 @@ use crate::http::request::budget::BodyBudgets;
 use crate::http::routes::admin::Operations;
 use crate::http::routes::changes::ChangesApi;
 use crate::http::routes::lookup_api::LookupApi;
-use crate::http::routes::{bulk_contacts, changes, contact, oauth_token, openapi, profile, profiles, webhook};
+use crate::http::routes::{
+    bulk_contacts, changes, contact, identifier, oauth_token, openapi, profile, profiles, webhook,
+};
 use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
 use crate::ingest::audits::AuditEvents;
@@ -70,6 +72,7 @@ impl Components {
             store: Arc::clone(&self.store.store),
             upstream,
             hasher: self.hasher(),
+            identifiers: self.config.keys.identifier_hasher(),
             previous: self.hashers.get(1).cloned(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
             clears: self.clears.clone(),
@@ -92,7 +95,7 @@ impl Components {
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let ingest = Ingest::new(
                 self.access.sources.clone(),
-                self.hashers.clone(),
+                (self.hashers.clone(), self.config.keys.identifier_hashers()),
                 self.config.ingest.limits(self.config.consumer.dedup_window),
                 Arc::clone(&queue.publisher),
                 Arc::clone(&self.clock),
@@ -109,7 +112,7 @@ impl Components {
                 prefetcher,
                 auth: Arc::clone(&auth),
                 audit: self.audit.clone(),
-                hasher: self.hasher(),
+                hasher: QueryHasher { customers: self.hasher(), identifiers: self.config.keys.identifier_hasher() },
                 clock: Arc::clone(&self.clock),
                 max_body,
                 bodies: bodies.proven.clone(),
@@ -117,6 +120,7 @@ impl Components {
             });
             routes = routes.merge(profile::routes(Arc::clone(&api))).merge(profiles::routes(Arc::clone(&api)));
             routes = routes.merge(bulk_contacts::routes(Arc::clone(&api))).merge(contact::routes(Arc::clone(&api)));
+            routes = routes.merge(identifier::routes(Arc::clone(&api)));
             let changes = ChangesApi {
                 auth: Arc::clone(&auth),
                 feed: self.store.changes.clone(),

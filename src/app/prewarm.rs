@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::domain::{CustomerId, TenantId};
+use crate::domain::{CustomerId, CustomerQuery, TenantId};
 use crate::ingest::Prewarm;
 use crate::lookup::prefetch::Prefetcher;
 
@@ -25,7 +25,7 @@ impl Prewarm for ConversationPrewarm {
     fn expect(&self, tenant: &TenantId, customers: Vec<CustomerId>) -> bool {
         let is_wanted = self.tenants.contains(tenant);
         if is_wanted {
-            self.prefetcher.submit(tenant, customers);
+            self.prefetcher.submit(tenant, customers.into_iter().map(CustomerQuery::Id));
         }
         is_wanted
     }

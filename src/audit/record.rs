@@ -11,7 +11,7 @@ use http::HeaderValue;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::domain::{Digest, DisclosedFields, Event, EventId, Redelivery, ReplayId, TenantId};
+use crate::domain::{Digest, DisclosedFields, Event, EventId, LookupBy, Redelivery, ReplayId, TenantId};
 use crate::metrics::{LabelSet, LookupResult};
 
 /// The `type` of records about events.
@@ -45,9 +45,12 @@ pub struct LookupRecord {
     /// The tenant, if it is configured.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub tenant: Option<TenantId>,
-    /// The digest of the customer, if the request names one.
+    /// The digest of the customer or of the identifier, if the request names one.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub key: Option<Digest>,
+    /// What the customer is looked up by, if that is not its id.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "kind")]
+    pub by: Option<LookupBy>,
     /// Whether the lookup was allowed.
     #[serde(flatten)]
     pub decision: Decision,
@@ -94,6 +97,8 @@ pub enum DenialReason {
     Tenant,
     /// The caller may not read these fields.
     Fields,
+    /// The caller may not look customers up by this.
+    LookupBy,
     /// The caller exceeded its rate.
     Rate,
     /// The tenant is not configured.
@@ -235,6 +240,10 @@ impl<T: Display> Serialize for Text<T> {
 
 fn optional<S: Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
     value.as_ref().map(Text).serialize(serializer)
+}
+
+fn kind<S: Serializer>(value: &Option<LookupBy>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.map(LookupBy::as_str).serialize(serializer)
 }
 
 fn header<S: Serializer>(value: &Option<HeaderValue>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -71,6 +71,7 @@ impl Door {
                 Decision::Denied(
                     DenialReason::Tenant
                     | DenialReason::Fields
+                    | DenialReason::LookupBy
                     | DenialReason::UnknownTenant
                     | DenialReason::ForeignTenant,
                 )
@@ -80,7 +81,11 @@ impl Door {
             AuditRecord::Webhook(denied) => match denied.reason {
                 DenialReason::Unauthorized => Some(Self::Webhook),
                 DenialReason::UnknownTenant => Some(Self::UnknownTenant),
-                DenialReason::Tenant | DenialReason::Fields | DenialReason::Rate | DenialReason::ForeignTenant => None,
+                DenialReason::Tenant
+                | DenialReason::Fields
+                | DenialReason::LookupBy
+                | DenialReason::Rate
+                | DenialReason::ForeignTenant => None,
             },
             AuditRecord::Operator(command) => (command.outcome == OperatorRecord::UNAUTHORIZED).then_some(Self::Admin),
             AuditRecord::Event(_) => None,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::domain::TenantId;
+use crate::domain::{PhoneRegion, TenantId};
 use crate::http::auth::callers;
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
@@ -66,11 +66,14 @@ struct TenantSection {
     #[serde(default, with = "humantime_serde")]
     unsettled_ttl: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
+    identifier_ttl: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
     soft_timeout: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
     deadline: Option<Duration>,
     #[serde(default)]
     prewarm: bool,
+    phone_region: Option<PhoneRegion>,
     upstream: Option<upstream::open::TenantConfig>,
     #[serde(default)]
     webhook: Vec<authenticate::Config>,
@@ -90,7 +93,7 @@ impl ConfigFile {
             http: self.http,
             admin: self.admin,
             security: self.security,
-            keys: self.keys,
+            keys: KeysConfig { is_demo, ..self.keys },
             store: self.store,
             queue: self.queue,
             upstream: self.upstream,
@@ -117,9 +120,11 @@ impl TenantSection {
             grace: self.grace.unwrap_or(common.grace),
             negative_ttl: self.negative_ttl.unwrap_or(common.negative_ttl),
             unsettled_ttl: self.unsettled_ttl.unwrap_or(common.unsettled_ttl),
+            identifier_ttl: self.identifier_ttl.unwrap_or(common.identifier_ttl),
             lease_ttl: common.lease_ttl,
             soft_timeout: self.soft_timeout.unwrap_or(common.soft_timeout),
             deadline: self.deadline.unwrap_or(common.deadline),
+            phone_region: self.phone_region,
         };
         Tenant { id: self.id, lookup, prewarm: self.prewarm, upstream: self.upstream, webhooks: self.webhook }
     }

@@ -22,8 +22,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use url::Url;
+use zeroize::Zeroizing;
 
-use crate::domain::{KeyHasher, Secret, TenantId};
+use crate::domain::{IdentifierHasher, KeyHasher, Secret, TenantId};
 use crate::http::auth::callers;
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
@@ -155,7 +156,13 @@ pub struct KeysConfig {
     scheme: KeyScheme,
     secret: Option<Secret>,
     previous: Option<Secret>,
+    /// Whether identifiers have the key of the demo where no other is configured.
+    #[serde(skip)]
+    is_demo: bool,
 }
+
+/// The key of identifiers in the demo, which everybody knows.
+const DEMO_KEY: &[u8] = b"profile-edge demo key: everybody knows it";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -207,6 +214,23 @@ impl Config {
 }
 
 impl KeysConfig {
+    /// Returns the key of identifiers, if there is one: `secret`, whatever the scheme of customer ids is. The demo has one
+    /// without it.
+    #[must_use]
+    pub fn identifier_hasher(&self) -> Option<IdentifierHasher> {
+        let demo = || self.is_demo.then(|| Zeroizing::new(DEMO_KEY.to_vec()));
+        self.secret.as_ref().map_or_else(demo, Secret::key_material).map(IdentifierHasher::new)
+    }
+
+    /// Returns the keys of identifiers in events: the current one first, then the previous one during a change.
+    #[must_use]
+    pub fn identifier_hashers(&self) -> Vec<IdentifierHasher> {
+        let current = self.identifier_hasher();
+        let previous = self.previous.as_ref().and_then(Secret::key_material).map(IdentifierHasher::new);
+        let previous = previous.filter(|previous| current.as_ref() != Some(previous));
+        current.into_iter().chain(previous).collect()
+    }
+
     /// Returns the key schemes in use: the current one first, then the previous one during a change.
     #[must_use]
     pub fn hashers(&self) -> Vec<KeyHasher> {

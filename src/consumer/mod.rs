@@ -37,7 +37,8 @@ pub struct Config {
     pub settle_window: Duration,
 }
 
-/// Applies an event at every entry key that it names.
+/// Applies an event at every entry key that it names, of customers and of identifiers. Whatever happened to the customer, an
+/// identifier is looked up again: a deletion leaves no tombstone there, because somebody else may have it next.
 ///
 /// It continues when a key answers `Duplicate`, because an earlier delivery may have reached only some keys
 /// ([`rules::invalidate-before-ack`](crate::rules#invalidate-before-ack)); and when the store fails at a key, because
@@ -51,11 +52,13 @@ pub async fn apply(store: &dyn Store, event: &Event) -> Result<EventEffect, stor
     let Event { kind, stamps, again, force, .. } = *event;
     let of = matches!(again, Some(Redelivery::Replayed(_))).then(|| event.dedup_digest());
     let change = Change { event: event.mark(), of, kind, stamps, again, force };
+    let of_identifier = Change { kind: Kind::Updated, ..change };
+    let customers = event.keys().map(|key| (key, &change));
     let mut verdict = Ok(EventEffect::Duplicate);
-    for key in event.keys() {
-        let applied = match event.kind {
-            Kind::Deleted => store.write_tombstone(&key, &change).await,
-            Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, &change).await,
+    for (key, change) in customers.chain(event.identifier_keys().map(|key| (key, &of_identifier))) {
+        let applied = match change.kind {
+            Kind::Deleted => store.write_tombstone(&key, change).await,
+            Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, change).await,
         };
         verdict = match (verdict, applied) {
             (Err(first), _) | (Ok(_), Err(first)) => Err(first),

@@ -157,6 +157,8 @@ pub struct Event {
     pub tenant: TenantId,
     /// The digests of its customers; never empty, no duplicates.
     pub keys: Vec<Digest>,
+    /// The digests of the identifiers in its body, under each key scheme; no duplicates.
+    pub identifiers: Vec<Digest>,
     /// What happened.
     pub kind: Kind,
     /// When it happened, by the clocks of Genesys.
@@ -179,6 +181,11 @@ impl Event {
         self.keys.iter().map(|digest| Key::new(&self.tenant, *digest))
     }
 
+    /// Returns the entry keys of its identifiers.
+    pub fn identifier_keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.identifiers.iter().map(|digest| Key::of_identifier(&self.tenant, *digest))
+    }
+
     /// Returns the event as a redriven dead letter. A replayed event stays a replayed one.
     #[must_use]
     pub fn redriven(&self) -> Self {
@@ -186,7 +193,7 @@ impl Event {
         Self { again: replayed.or(Some(Redelivery::Redriven)), ..self.clone() }
     }
 
-    /// Returns the digest that the dedup window remembers. It covers the sender's id, kind, stamps and keys, so that
+    /// Returns the digest that the dedup window remembers. It covers the sender's id, kind, stamps, keys and identifiers, so that
     /// an event is not dropped if its sender reuses an id ([`rules::dedup`](crate::rules#dedup)).
     #[must_use]
     pub fn dedup_digest(&self) -> Digest {
@@ -204,7 +211,7 @@ impl Event {
             }
             None => hash.update([0xff]),
         }
-        for key in &self.keys {
+        for key in self.keys.iter().chain(&self.identifiers) {
             hash.update(key.as_bytes());
         }
         cut(hash)
@@ -234,6 +241,7 @@ impl Event {
             // A tenant id is one.
             tenant: "10001".parse().expect("a tenant id"),
             keys: vec![Digest::from_bytes([1; 16])],
+            identifiers: Vec::new(),
             kind: Kind::Updated,
             stamps: Stamps::default(),
             received_at: Timestamp::from_millis(1_741_064_767_500),

@@ -1,4 +1,4 @@
-//! Entry keys: `cust:profile:{tenant_id}:{digest}`.
+//! Entry keys: `cust:profile:{tenant_id}:{digest}` of a customer, `cust:ident:{tenant_id}:{digest}` of an identifier.
 //!
 //! The digest is the first 16 bytes of a SHA-256 (or HMAC-SHA-256) over the customer id, so a key contains no personal
 //! data and is the same on every deployment. A record contains all 32 bytes ([`Identity`]), so that a digest collision
@@ -16,7 +16,23 @@ use zeroize::Zeroizing;
 use super::customer::CustomerId;
 use super::tenant::TenantId;
 
-const PREFIX: &str = "cust:profile:";
+/// What a key is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum KeyKind {
+    Customer,
+    Identifier,
+}
+
+impl KeyKind {
+    const ALL: [Self; 2] = [Self::Customer, Self::Identifier];
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Customer => "cust:profile:",
+            Self::Identifier => "cust:ident:",
+        }
+    }
+}
 
 /// The 16 bytes that identify a customer in a key, a queue message and an audit record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,8 +44,8 @@ pub enum InvalidKey {
     /// Not 32 lowercase hex digits.
     #[error("a digest is 32 lowercase hex digits")]
     Digest,
-    /// Not `cust:profile:{tenant_id}:{digest}`.
-    #[error("a key is cust:profile:{{tenant_id}}:{{digest}}")]
+    /// Neither `cust:profile:{tenant_id}:{digest}` nor `cust:ident:{tenant_id}:{digest}`.
+    #[error("a key is cust:profile:{{tenant_id}}:{{digest}} or cust:ident:{{tenant_id}}:{{digest}}")]
     Key,
 }
 
@@ -79,10 +95,11 @@ impl FromStr for Digest {
     }
 }
 
-/// The key of one customer's entry in the store. Cloning is cheap.
+/// The key of the entry of one customer, or of one identifier, in the store. Cloning is cheap.
 #[derive(Clone)]
 pub struct Key {
     name: Arc<str>,
+    kind: KeyKind,
     tenant: TenantId,
     digest: Digest,
 }
@@ -91,13 +108,23 @@ impl Key {
     /// Creates the key of a tenant's customer.
     #[must_use]
     pub fn new(tenant: &TenantId, digest: Digest) -> Self {
+        Self::of(KeyKind::Customer, tenant, digest)
+    }
+
+    /// Creates the key of a tenant's identifier.
+    #[must_use]
+    pub fn of_identifier(tenant: &TenantId, digest: Digest) -> Self {
+        Self::of(KeyKind::Identifier, tenant, digest)
+    }
+
+    fn of(kind: KeyKind, tenant: &TenantId, digest: Digest) -> Self {
         // Every lookup creates one; `format!` would be slower.
-        let mut name = String::with_capacity(PREFIX.len() + tenant.as_str().len() + 1 + 32);
-        name.push_str(PREFIX);
+        let mut name = String::with_capacity(kind.prefix().len() + tenant.as_str().len() + 1 + 32);
+        name.push_str(kind.prefix());
         name.push_str(tenant.as_str());
         name.push(':');
         name.push_str(digest.text(&mut [0; 32]));
-        Self { name: name.into(), tenant: tenant.clone(), digest }
+        Self { name: name.into(), kind, tenant: tenant.clone(), digest }
     }
 
     /// Returns the key as text, as Redis stores it.
@@ -106,22 +133,28 @@ impl Key {
         &self.name
     }
 
-    /// Returns the tenant of the customer.
+    /// Returns the tenant.
     #[must_use]
     pub fn tenant(&self) -> &TenantId {
         &self.tenant
     }
 
-    /// Returns the digest of the customer id.
+    /// Returns the digest of the customer id or the identifier.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// Returns whether it is the key of an identifier.
+    #[must_use]
+    pub fn is_identifier(&self) -> bool {
+        self.kind == KeyKind::Identifier
     }
 }
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.digest == other.digest && self.tenant == other.tenant
+        self.digest == other.digest && self.tenant == other.tenant && self.kind == other.kind
     }
 }
 
@@ -150,24 +183,38 @@ impl FromStr for Key {
     type Err = InvalidKey;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (tenant, digest) =
-            text.strip_prefix(PREFIX).and_then(|rest| rest.rsplit_once(':')).ok_or(InvalidKey::Key)?;
-        Ok(Self::new(&tenant.parse().map_err(|_| InvalidKey::Key)?, digest.parse()?))
+        let stripped = KeyKind::ALL.into_iter().find_map(|kind| Some((kind, text.strip_prefix(kind.prefix())?)));
+        let (kind, rest) = stripped.ok_or(InvalidKey::Key)?;
+        let (tenant, digest) = rest.rsplit_once(':').ok_or(InvalidKey::Key)?;
+        Ok(Self::of(kind, &tenant.parse().map_err(|_| InvalidKey::Key)?, digest.parse()?))
     }
 }
 
-/// The customer of a record: the tenant and the full digest of the customer id.
+/// What a record is about: the tenant and the full digest of the customer id, or of an identifier.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
+    kind: KeyKind,
     tenant: TenantId,
     full: [u8; 32],
 }
 
 impl Identity {
-    /// Creates an identity from the parts that a stored record contains.
+    /// Creates the identity of a customer from the parts that a stored record contains.
     #[must_use]
     pub const fn new(tenant: TenantId, full: [u8; 32]) -> Self {
-        Self { tenant, full }
+        Self { kind: KeyKind::Customer, tenant, full }
+    }
+
+    /// Creates the identity of an identifier from the parts that a stored record contains.
+    #[must_use]
+    pub const fn of_identifier(tenant: TenantId, full: [u8; 32]) -> Self {
+        Self { kind: KeyKind::Identifier, tenant, full }
+    }
+
+    /// Returns whether it is that of an identifier.
+    #[must_use]
+    pub const fn is_identifier(&self) -> bool {
+        matches!(self.kind, KeyKind::Identifier)
     }
 
     /// Returns the tenant.
@@ -190,10 +237,10 @@ impl Identity {
         Digest(short)
     }
 
-    /// Returns the key of this customer's entry.
+    /// Returns the key of its entry.
     #[must_use]
     pub fn key(&self) -> Key {
-        Key::new(&self.tenant, self.digest())
+        Key::of(self.kind, &self.tenant, self.digest())
     }
 }
 
@@ -210,7 +257,7 @@ impl KeyHasher {
     /// Returns the identity of a tenant's customer.
     #[must_use]
     pub fn identify(&self, tenant: &TenantId, customer: &CustomerId) -> Identity {
-        Identity { tenant: tenant.clone(), full: self.hash(&customer.hashed_form()) }
+        Identity::new(tenant.clone(), self.hash(&customer.hashed_form()))
     }
 
     /// Hashes a text that may identify a customer, with the scheme of the customers' keys, so that it is as hard to
@@ -288,7 +335,7 @@ mod tests {
 
         #[test]
         fn a_key_does_not_contain_the_id(id in "[g-z]{6,40}") {
-            prop_assert!(!identify(&KeyHasher::Sha256, &id).key().as_str()[PREFIX.len()..].contains(&id));
+            prop_assert!(!identify(&KeyHasher::Sha256, &id).key().as_str()[KeyKind::Customer.prefix().len()..].contains(&id));
         }
     }
 }

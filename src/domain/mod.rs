@@ -1,12 +1,13 @@
 //! The domain types: no I/O, no wire format, no async.
 //!
 //! All input from outside is parsed once into one of these types; from then on the type proves that it is valid.
-//! Personal data ([`customer::CustomerId`], [`profile::ProfileBody`]) and secrets
+//! Personal data ([`customer::CustomerId`], [`identifier::Identifier`], [`profile::ProfileBody`]) and secrets
 //! ([`secret::Secret`]) have no `Display`, and their `Debug` shows `[redacted]`.
 
 pub mod customer;
 pub mod event;
 mod event_id;
+pub mod identifier;
 pub mod key;
 pub mod profile;
 pub mod secret;
@@ -19,6 +20,10 @@ pub mod traceparent;
 pub use customer::CustomerId;
 pub use event::{Event, Kind, Redelivery, ReplayId, Shape};
 pub use event_id::{EventId, InvalidEventId};
+pub use identifier::{
+    CustomerQuery, Identifier, IdentifierHasher, IdentifierMarks, LookupBy, MAX_IDENTIFIERS, PhoneRegion, QueryFields,
+    QueryHasher,
+};
 pub use key::{Digest, Identity, Key, KeyHasher};
 pub use profile::{Profile, ProfileBody};
 pub use secret::Secret;

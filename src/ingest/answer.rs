@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::EventId;
+use crate::metrics::IngestOutcome;
 
 use super::malformed::Malformed;
 
@@ -56,4 +57,18 @@ pub enum IngestError {
         /// How long the sender should wait.
         retry_after: Duration,
     },
+}
+
+/// Returns the metric label for a request.
+pub(super) fn outcome(answer: &Result<Accepted, IngestError>) -> IngestOutcome {
+    match answer {
+        Ok(accepted) if !accepted.items.iter().any(|item| matches!(item, Disposition::Queued(_))) => {
+            IngestOutcome::Ignored
+        }
+        Ok(_) => IngestOutcome::Queued,
+        Err(IngestError::Malformed(_)) => IngestOutcome::Malformed,
+        Err(IngestError::Foreign) => IngestOutcome::Foreign,
+        Err(IngestError::Unavailable { .. }) => IngestOutcome::Unavailable,
+        Err(IngestError::UnknownTenant | IngestError::Unauthorized) => IngestOutcome::Unauthorized,
+    }
 }

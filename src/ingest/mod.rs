@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span};
 
 use crate::clock::SharedClock;
-use crate::domain::{Event, KeyHasher, Shape, TenantId, Timestamp, Traceparent};
+use crate::domain::{Digest, Event, Identifier, IdentifierHasher, KeyHasher, Shape, TenantId, Timestamp, Traceparent};
 use crate::metrics::{AuthEndpoint, IngestDoubt, IngestOutcome, Metrics, observe};
 use crate::queue::{self, Publisher};
 use crate::reload::Reloadable;
@@ -53,6 +53,7 @@ const PUBLISH_DEADLINE: Duration = Duration::from_secs(4);
 pub struct Ingest {
     sources: Reloadable<WebhookSources>,
     hashers: Vec<KeyHasher>,
+    identifier_hashers: Vec<IdentifierHasher>,
     times: TimeLimits,
     publisher: Arc<dyn Publisher>,
     prewarm: Option<Arc<dyn Prewarm>>,
@@ -61,17 +62,18 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Creates the ingest flow. `hashers` contains the present key scheme first, then those that it replaces.
+    /// Creates the ingest flow. `hashers` contains the present key scheme first, then those that it replaces; likewise the keys
+    /// of identifiers, without which events name none.
     #[must_use]
     pub fn new(
         sources: Reloadable<WebhookSources>,
-        hashers: Vec<KeyHasher>,
+        (hashers, identifier_hashers): (Vec<KeyHasher>, Vec<IdentifierHasher>),
         times: TimeLimits,
         publisher: Arc<dyn Publisher>,
         clock: SharedClock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { sources, hashers, times, publisher, prewarm: None, clock, metrics }
+        Self { sources, hashers, identifier_hashers, times, publisher, prewarm: None, clock, metrics }
     }
 
     /// Sets what fetches the customers of conversations ahead of time.
@@ -152,7 +154,7 @@ impl Ingest {
             });
         }
         let answer = self.take_verified(tenant, &proof, posted, &span).instrument(span.clone()).await;
-        spans::accepted(&span, outcome(&answer));
+        spans::accepted(&span, answer::outcome(&answer));
         answer
     }
 
@@ -210,8 +212,9 @@ impl Ingest {
         for item in posted.items {
             match item {
                 PostedEvent::Announced(announcement) => {
-                    let mut event = announcement.into_event(tenant, &self.hashers, received_at);
-                    event.traceparent = traceparent;
+                    let identifiers = self.digests(tenant, &announcement.identifiers);
+                    let event = announcement.into_event(tenant, &self.hashers, received_at);
+                    let event = Event { identifiers, traceparent, ..event };
                     items.push(Disposition::Queued(event.id.clone()));
                     shapes.push(event.shape);
                     events.push(event);
@@ -252,6 +255,13 @@ impl Ingest {
         outcome.map(|()| Accepted { batch: posted.batch, items })
     }
 
+    /// Returns the digests of identifiers, one for each key.
+    fn digests(&self, tenant: &TenantId, identifiers: &[Identifier]) -> Vec<Digest> {
+        let keyed =
+            |identifier| self.identifier_hashers.iter().map(move |hasher| hasher.identify(tenant, identifier).digest());
+        identifiers.iter().flat_map(keyed).collect()
+    }
+
     async fn make_durable(&self, tenant: &TenantId, events: &mut [Event]) -> Result<(), IngestError> {
         if events.is_empty() {
             return Ok(());
@@ -269,20 +279,6 @@ impl Ingest {
 
     fn count(&self, shape: Shape, outcome: IngestOutcome, events: u64) {
         self.metrics.ingest_events.with(shape).with(outcome).increment(events);
-    }
-}
-
-/// Returns the metric label for a request.
-fn outcome(answer: &Result<Accepted, IngestError>) -> IngestOutcome {
-    match answer {
-        Ok(accepted) if !accepted.items.iter().any(|item| matches!(item, Disposition::Queued(_))) => {
-            IngestOutcome::Ignored
-        }
-        Ok(_) => IngestOutcome::Queued,
-        Err(IngestError::Malformed(_)) => IngestOutcome::Malformed,
-        Err(IngestError::Foreign) => IngestOutcome::Foreign,
-        Err(IngestError::Unavailable { .. }) => IngestOutcome::Unavailable,
-        Err(IngestError::UnknownTenant | IngestError::Unauthorized) => IngestOutcome::Unauthorized,
     }
 }
 

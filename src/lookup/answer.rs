@@ -7,6 +7,8 @@ use crate::metrics::LookupResult;
 use crate::store::{Content, Found, Record, Tombstone};
 use crate::upstream;
 
+use super::demand::Demand;
+
 /// The answer to a lookup.
 #[derive(Clone, Debug)]
 pub struct LookupAnswer {
@@ -17,7 +19,7 @@ pub struct LookupAnswer {
     /// Whether it may be older than the known events ([`rules::unsettled`](crate::rules#unsettled)), or its fill was
     /// refused.
     pub unsettled: bool,
-    /// The customer of the stored record: the canonical one after a merge. `None` if no record was stored or read.
+    /// The customer whom the answer is about: the canonical one after a merge. `None` if neither a record nor Genesys named one.
     pub identity: Option<Identity>,
     /// When it was fetched from Genesys, or when the tombstone was written; by our clock.
     pub since: Timestamp,
@@ -65,7 +67,7 @@ pub enum AnswerSource {
     },
     /// Fetched without the store, which did not answer.
     Bypass,
-    /// Fetched without the store, which holds no expansions.
+    /// Fetched without the store, which holds no expansions and no lists.
     Expanded,
 }
 
@@ -87,6 +89,17 @@ pub enum ForwardReason {
     Stale,
     /// The store held a fresh record, but the caller demanded a newer one.
     Request,
+}
+
+impl ForwardReason {
+    /// Returns the reason of a lookup that fetches.
+    pub(super) const fn of(is_stale: bool, demand: Demand) -> Self {
+        match (is_stale, demand.has_refused()) {
+            (true, _) => Self::Stale,
+            (false, true) => Self::Request,
+            (false, false) => Self::Miss,
+        }
+    }
 }
 
 /// Why a lookup has no answer.
@@ -115,10 +128,25 @@ impl LookupAnswer {
         let outcome = match &record.content {
             Content::Found(found) => LookupOutcome::Found(found.clone()),
             Content::Negative => LookupOutcome::Absent,
-            Content::Pointer(_) | Content::Sealed(_) => return None,
+            Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => return None,
         };
         let identity = Some(record.identity.clone());
         Some(Self { outcome, how, unsettled: !record.settled, identity, since: record.fetched_at })
+    }
+
+    /// Returns the stale record instead of a failure, if there is one. `stale` has the time since it became stale.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub(super) fn stale(stale: Option<&(Record, Duration)>, failure: LookupError) -> Result<Self, LookupError> {
+        let why = match &failure {
+            LookupError::Deadline => StaleReason::SoftTimeout,
+            LookupError::Upstream(_) | LookupError::MergeLoop | LookupError::Overloaded | LookupError::Draining => {
+                StaleReason::Error
+            }
+        };
+        stale.and_then(|(record, since)| Self::of(record, AnswerSource::Stale { since: *since, why })).ok_or(failure)
     }
 
     /// Returns the answer for a deleted customer.

@@ -14,28 +14,28 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::domain::{CustomerId, Key, TenantId, Timestamp};
+use crate::domain::{CustomerQuery, Key, TenantId, Timestamp};
 use crate::spans::{self, Cause};
-use crate::upstream::{self, Fetched, Requester};
+use crate::upstream::{self, Fetched, Requester, Search};
 
 use super::batch::BatchSeat;
-use super::{LookupContext, LookupError};
+use super::{AnswerSource, LookupAnswer, LookupContext, LookupError, LookupOutcome};
 
 /// How long a batch collects lookups while a fetch of their customer is under way.
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The result of a fetch, and when its request was sent.
 #[derive(Clone, Debug)]
-pub(super) struct BypassFetch {
-    pub(super) fetched: Result<Fetched, upstream::Error>,
-    pub(super) since: Timestamp,
+struct BypassFetch {
+    fetched: Result<Fetched, upstream::Error>,
+    since: Timestamp,
 }
 
 /// What to fetch.
 #[derive(Debug)]
 pub(super) struct BypassRequest {
     pub(super) tenant: TenantId,
-    pub(super) customer: CustomerId,
+    pub(super) query: CustomerQuery,
     /// Whose share of the budget the fetch spends: the caller whose lookup started it.
     pub(super) requester: Requester,
     /// The maximum duration of the fetch.
@@ -59,26 +59,32 @@ struct PendingBatch {
     receiver: BatchReceiver,
 }
 
-/// Fetches a customer from Genesys, together with the other lookups of the batch, until `deadline`.
+/// Answers with what Genesys knows, fetched together with the other lookups of the batch, until `deadline`.
 pub(super) async fn fetch(
     context: &Arc<LookupContext>,
     key: &Key,
     request: BypassRequest,
     deadline: Instant,
-) -> Result<BypassFetch, LookupError> {
+) -> Result<LookupAnswer, LookupError> {
+    let tenant = request.tenant.clone();
     let mut batch = join(context, key, request);
-    match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
-        Ok(Ok(fetch)) => {
-            let fetch = fetch.clone().ok_or(LookupError::Deadline)?;
-            if matches!(fetch.fetched, Err(upstream::Error::BudgetSpent { .. })) {
-                context.deps.metrics.lookup_bypass_refused.increment(1);
-            }
-            Ok(fetch)
-        }
+    let fetch = match timeout_at(deadline, batch.wait_for(Option::is_some)).await {
+        Ok(Ok(fetch)) => fetch.clone().ok_or(LookupError::Deadline)?,
         // The task ends without a result only when the process ends.
-        Ok(Err(_closed)) => Err(LookupError::Draining),
-        Err(_elapsed) => Err(LookupError::Deadline),
+        Ok(Err(_closed)) => return Err(LookupError::Draining),
+        Err(_elapsed) => return Err(LookupError::Deadline),
+    };
+    if matches!(fetch.fetched, Err(upstream::Error::BudgetSpent { .. })) {
+        context.deps.metrics.lookup_bypass_refused.increment(1);
     }
+    let (outcome, identity) = match fetch.fetched? {
+        Fetched::Found(profile) => {
+            let identity = profile.canonical.as_ref().map(|customer| context.deps.hasher.identify(&tenant, customer));
+            (LookupOutcome::Found(profile.into()), identity)
+        }
+        Fetched::Absent => (LookupOutcome::Absent, None),
+    };
+    Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, identity, since: fetch.since })
 }
 
 fn join(context: &Arc<LookupContext>, key: &Key, request: BypassRequest) -> BatchReceiver {
@@ -103,19 +109,25 @@ struct BypassTask {
 
 impl BypassTask {
     async fn run(self, request: BypassRequest) {
-        let BypassRequest { tenant, customer, requester, timeout: longest, mut seat } = request;
+        let BypassRequest { tenant, query, requester, timeout: longest, mut seat } = request;
         while let Some(sender) = self.next_batch() {
             let context = Arc::clone(&self.context);
-            let (tenant, customer, requester) = (tenant.clone(), customer.clone(), requester.clone());
+            let (tenant, query, requester) = (tenant.clone(), query.clone(), requester.clone());
             // Only the first request is that of the batch; later lookups did not wait for it.
             let seat = seat.take();
             let fetch = async move {
                 let deps = &context.deps;
                 let since = deps.clock.now();
                 let deadline = Instant::now() + longest;
-                let fetched = match seat {
-                    Some(seat) => seat.fetch(customer, deadline).await,
-                    None => deps.upstream.fetch(&tenant, &customer, &requester, deadline).await,
+                let fetched = match (query, seat) {
+                    (CustomerQuery::Id(customer), Some(seat)) => seat.fetch(customer, deadline).await,
+                    (CustomerQuery::Id(customer), None) => {
+                        deps.upstream.fetch(&tenant, &customer, &requester, deadline).await
+                    }
+                    (CustomerQuery::Identifier(identifier), _) => {
+                        let search = Search::Identifier(identifier);
+                        deps.upstream.search(&tenant, &search, &requester, deadline).await
+                    }
                 };
                 sender.send_replace(Some(BypassFetch { fetched, since }));
             };

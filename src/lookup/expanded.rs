@@ -1,11 +1,32 @@
 //! Lookups with expansions, which the store does not hold.
 
+use crate::domain::{CustomerId, TenantId};
 use crate::store::Base;
-use crate::upstream::{Expand, FetchTimes, Fetched};
+use crate::upstream::{Expand, FetchTimes, Fetched, Requester};
 
 use super::phases::LeaderTimes;
 use super::reader::{CacheReader, EntryView};
-use super::{AnswerSource, LookupAnswer, LookupError, LookupOutcome};
+use super::{AnswerSource, Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
+
+impl Lookup {
+    /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
+    /// the customer was deleted.
+    ///
+    /// Otherwise as [`get_with_phases`](Self::get_with_phases).
+    pub async fn get_expanded(
+        &self,
+        tenant: &TenantId,
+        customer: &CustomerId,
+        expand: &Expand,
+        requester: &Requester,
+        phases: &mut Phases,
+    ) -> Option<Result<LookupAnswer, LookupError>> {
+        let timed = self.timed(tenant, |config, deadline| {
+            CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read_expanded(expand)
+        });
+        timed.await
+    }
+}
 
 impl CacheReader<'_> {
     /// Fetches from Genesys with expansions, which the store does not hold; but not for a deleted customer.

@@ -4,48 +4,31 @@
 //! its lease is consumed: the entry is filled, or the lease is released so that another lookup can try.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::{CustomerId, EventTime, Identity, Profile, Timestamp};
+use crate::domain::{CustomerId, EventTime, Identity, Profile};
 use crate::faults::Fault;
-use crate::metrics::FillOutcome;
-use crate::store::fence::{FenceVerdict, unsettled_lifetime};
-use crate::store::{Content, Filled, Lease, Record, Token, Tombstone};
-use crate::upstream::{self, FetchTimes, Fetched, Requester};
+use crate::store::{Content, Lease, Record, Tombstone};
+use crate::upstream::{FetchTimes, Fetched, Requester};
 
 use super::batch::BatchSeat;
+use super::fill::{FetchOutcome, Filler};
 use super::phases::LeaderTimes;
 use super::single_flight::Leader;
-use super::{Config, LookupContext, freshness};
-
-/// What a leader's fetch and fill resulted in.
-#[derive(Clone, Debug)]
-pub(super) enum FetchOutcome {
-    /// The store holds the record.
-    Stored(Record),
-    /// The fill was refused. Only lookups that had already joined may use the record, as unsettled.
-    Refused(Record),
-    /// The store failed during the fill; it may or may not hold the record.
-    NotStored(Record),
-    /// The profile belongs to another customer: the requested one was merged. The entry now holds a pointer to it,
-    /// under the token `pointer`; unless a pointer led to this key, for then that pointer is out of date.
-    Alias {
-        canonical: Identity,
-        pointer: Token,
-        /// When the fetch that showed the merge ended.
-        known: Timestamp,
-    },
-    /// The fetch failed, for this requester.
-    Failed(upstream::Error, Requester),
-}
+use super::{Config, LookupContext};
 
 /// The result of a leader, and how long its parts took.
 #[derive(Clone, Debug)]
 pub(super) struct LeaderResult {
     pub(super) outcome: FetchOutcome,
     pub(super) times: LeaderTimes,
+}
+
+impl From<FetchOutcome> for LeaderResult {
+    fn from(outcome: FetchOutcome) -> Self {
+        Self { outcome, times: LeaderTimes::default() }
+    }
 }
 
 /// The task of a leader.
@@ -96,7 +79,7 @@ impl FetchTask {
                     return FetchOutcome::Alias { canonical, pointer, known: deps.clock.now() };
                 }
                 Some(canonical) => (Content::Pointer(canonical.clone()), Some(canonical)),
-                None => (Content::Found(profile.into()), None),
+                None => (Content::Found(self.context.found(self.identity.tenant(), profile)), None),
             },
             Ok(Fetched::Absent) => (Content::Negative, None),
             Err(error) => {
@@ -125,65 +108,30 @@ impl FetchTask {
         (canonical != self.identity).then_some(canonical)
     }
 
-    /// Creates the record to fill with. The fence that the lease carries decides whether it is settled, and so how long
-    /// it is kept.
-    fn record(&self, lease: &Lease, content: Content) -> Record {
-        let deps = &self.context.deps;
+    /// Returns what this task fills with, for the content of the entry.
+    pub(super) fn record(&self, lease: &Lease, content: Content) -> Record {
         let modified = match &content {
             Content::Found(found) => found.modified,
-            Content::Negative | Content::Pointer(_) | Content::Sealed(_) => None,
+            Content::Negative | Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => None,
         };
-        let (ttl, grace) = match &content {
-            Content::Found(_) => (self.config.ttl, self.config.grace),
-            Content::Negative => (self.config.negative_ttl, Duration::ZERO),
-            Content::Pointer(_) | Content::Sealed(_) => (self.config.ttl, Duration::ZERO),
-        };
-        let ttl = freshness::jittered(ttl, self.config.ttl_jitter);
-        let (settled, ttl, grace) = match lease.judge(modified, deps.settle_window, &deps.clock) {
-            FenceVerdict::CaughtUp => (true, ttl, grace),
-            FenceVerdict::Unsettled { age } => {
-                (false, ttl.min(unsettled_lifetime(age, self.config.unsettled_ttl)), Duration::ZERO)
-            }
-        };
-        Record {
-            identity: self.identity.clone(),
-            token: lease.token(),
-            content,
-            fetched_at: deps.clock.now(),
-            fetch_cost: Duration::ZERO,
-            ttl,
-            grace,
-            settled,
-            generation: self.generation,
-        }
+        self.filler().record(lease, content, modified)
     }
 
-    async fn fill(&self, lease: Lease, record: Record) -> FetchOutcome {
-        let deps = &self.context.deps;
-        let fills = &deps.metrics.fills;
-        match deps.store.fill(lease, record.clone()).await {
-            Ok(Filled::Stored) => {
-                let outcome = if record.settled { FillOutcome::Stored } else { FillOutcome::Unsettled };
-                fills.with(outcome).increment(1);
-                FetchOutcome::Stored(record)
-            }
-            Ok(Filled::Refused) => {
-                fills.with(FillOutcome::Refused).increment(1);
-                #[cfg(feature = "faults")]
-                self.fill_despite_refusal(record.clone()).await;
-                FetchOutcome::Refused(record)
-            }
-            Err(error) => {
-                tracing::warn!(key = %self.identity.key(), %error, "could not store a fetched profile");
-                FetchOutcome::NotStored(record)
-            }
+    pub(super) async fn fill(&self, lease: Lease, record: Record) -> FetchOutcome {
+        let outcome = self.filler().fill(lease, record).await;
+        #[cfg(feature = "faults")]
+        if let FetchOutcome::Refused(record) = &outcome {
+            self.fill_despite_refusal(record.clone()).await;
         }
+        outcome
+    }
+
+    fn filler(&self) -> Filler<'_> {
+        Filler { context: &self.context, config: &self.config, identity: &self.identity, generation: self.generation }
     }
 
     async fn release(&self, lease: Lease) {
-        if let Err(error) = self.context.deps.store.release(lease).await {
-            tracing::warn!(key = %self.identity.key(), %error, "could not release a lease; it expires by itself");
-        }
+        self.filler().release(lease).await;
     }
 
     /// Asks Genesys whether a deleted customer exists again. A profile that was modified after the deletion replaces
@@ -207,7 +155,8 @@ impl FetchTask {
         };
         match revived {
             Some(profile) => {
-                let record = self.record(&lease, Content::Found(profile.into()));
+                let found = self.context.found(self.identity.tenant(), profile);
+                let record = self.record(&lease, Content::Found(found));
                 self.fill(lease, record).await;
             }
             None => lease.keep_until_it_expires(),

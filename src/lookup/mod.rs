@@ -20,6 +20,9 @@
 //!    fails. A lookup without a stale record waits until its deadline.
 //! 6. A lookup that reads a fresh record near its expiry may start a refresh in the background (`refresh`).
 //!
+//! A lookup by a phone number or another identifier reads the pointer of the identifier first (`identifier`), and asks Genesys who
+//! has the identifier if that cannot be used (`identify`).
+//!
 //! # When something fails
 //!
 //! The store is slower than the lookups arrive: those above a limit are refused at once (`admission`).
@@ -30,10 +33,19 @@
 mod admission;
 mod answer;
 mod batch;
+mod by_identifier;
 mod bypass;
+mod demand;
 mod expanded;
+mod fill;
 pub mod freshness;
+mod hint;
+mod identifier;
+mod identifier_view;
+mod identifier_wait;
+mod identify;
 mod leader;
+mod many;
 mod phases;
 pub mod prefetch;
 mod previous;
@@ -51,26 +63,25 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{CustomerId, Key, KeyHasher, TenantId};
+use crate::domain::{CustomerId, IdentifierHasher, Identity, Key, KeyHasher, PhoneRegion, TenantId};
 use crate::faults::Faults;
 use crate::metrics::{LookupResult, Metrics, in_progress, observe};
 use crate::shutdown::Shutdown;
 use crate::store::{Clears, Store};
-use crate::upstream::{Expand, Requester, Upstream};
+use crate::upstream::{Requester, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 pub use phases::Phases;
 
 use admission::Admission;
-use batch::Batch;
 use bypass::Bypasses;
+use demand::Demand;
 use leader::LeaderResult;
 use reader::CacheReader;
 use single_flight::Flights;
@@ -94,6 +105,9 @@ pub struct Config {
     /// How long a negative answer ("no such customer") is kept.
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
+    /// How long it is known which customer has an identifier.
+    #[serde(with = "humantime_serde")]
+    pub identifier_ttl: Duration,
     /// The minimum time for which a profile that may be older than the known events is kept.
     #[serde(with = "humantime_serde")]
     pub unsettled_ttl: Duration,
@@ -106,6 +120,9 @@ pub struct Config {
     /// How long a lookup may take; then it fails with 503.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
+    /// The country of phone numbers without a country code; an option of a `[[tenant]]`.
+    #[serde(skip)]
+    pub phone_region: Option<PhoneRegion>,
 }
 
 /// The dependencies of the lookup flow.
@@ -117,6 +134,8 @@ pub struct LookupDependencies {
     pub upstream: Arc<dyn Upstream>,
     /// Turns customer ids into entry keys.
     pub hasher: KeyHasher,
+    /// Turns identifiers into keys; without it nobody is looked up by one.
+    pub identifiers: Option<IdentifierHasher>,
     /// The other key scheme, while `[keys]` is changed: see `previous.rs`.
     pub previous: Option<KeyHasher>,
     /// The configuration of each tenant.
@@ -155,6 +174,8 @@ struct LookupContext {
     verified: Cache<Key, ()>,
     /// The pace of the refreshes after a clear, for each tenant.
     cleared: HashMap<TenantId, DefaultDirectRateLimiter>,
+    /// Where the pointers of identifiers led recently, so that both entries can be read at once.
+    guesses: Cache<Key, Identity>,
 }
 
 impl Lookup {
@@ -175,6 +196,7 @@ impl Lookup {
                 refreshing: recent(refresh::REFRESH_INTERVAL),
                 verified: recent(refresh::VERIFY_INTERVAL),
                 cleared,
+                guesses: Cache::builder().max_capacity(identifier::GUESSES).build(),
             }),
         }
     }
@@ -209,81 +231,25 @@ impl Lookup {
         max_age: Option<Duration>,
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, phases, |mut reader| {
-            reader.max_age = max_age;
+        let timed = self.timed(tenant, |config, deadline| {
+            let mut reader = CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline);
+            reader.demand = Demand::new(max_age);
             reader.read()
-        })
-        .await
-    }
-
-    /// Looks up several customers at once, each as [`get`](Self::get) does; those that must be fetched share one request.
-    /// Returns an answer for each, in order, and notes the phases of the lookup that took longest.
-    pub async fn get_many(
-        &self,
-        tenant: &TenantId,
-        customers: &[CustomerId],
-        requester: &Requester,
-        max_age: Option<Duration>,
-        phases: &mut Phases,
-    ) -> Option<Vec<Result<LookupAnswer, LookupError>>> {
-        let seats = Batch::seats(&self.context, tenant, requester, customers.len());
-        let started = Instant::now();
-        let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
-            let mut own = Phases::default();
-            let answer = self.timed(tenant, customer, requester, &mut own, |mut reader| {
-                (reader.max_age, reader.seat) = (max_age, Some(seat));
-                reader.read()
-            });
-            (answer.await, started.elapsed(), own)
         });
-        let answers = join_all(lookups).await;
-        *phases = answers.iter().max_by_key(|(_, took, _)| *took).map_or(*phases, |(.., own)| *own);
-        answers.into_iter().map(|(answer, ..)| answer).collect()
-    }
-
-    /// Fetches customers that the store does not hold, in the background and for nobody: no lookup is counted.
-    async fn warm(&self, tenant: &TenantId, customers: &[CustomerId]) -> Vec<Result<LookupAnswer, LookupError>> {
-        let Some(config) = self.context.deps.tenants.get(tenant) else { return Vec::new() };
-        let (requester, deadline) = (&Requester::Background, Instant::now() + config.deadline);
-        let seats = Batch::seats(&self.context, tenant, requester, customers.len());
-        let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
-            let mut phases = Phases::default();
-            let mut reader =
-                CacheReader::new(&self.context, config, tenant, customer, requester, &mut phases, deadline);
-            reader.seat = Some(seat);
-            reader.read().await
-        });
-        join_all(lookups).await
-    }
-
-    /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless the
-    /// customer was deleted. Otherwise as [`get_with_phases`](Self::get_with_phases).
-    pub async fn get_expanded(
-        &self,
-        tenant: &TenantId,
-        customer: &CustomerId,
-        expand: &Expand,
-        requester: &Requester,
-        phases: &mut Phases,
-    ) -> Option<Result<LookupAnswer, LookupError>> {
-        self.timed(tenant, customer, requester, phases, |reader| reader.read_expanded(expand)).await
+        timed.await
     }
 
     async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(
         &'a self,
         tenant: &TenantId,
-        customer: &'a CustomerId,
-        requester: &'a Requester,
-        phases: &'a mut Phases,
-        read: impl FnOnce(CacheReader<'a>) -> F,
+        read: impl FnOnce(&'a Config, Instant) -> F,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let config = self.context.deps.tenants.get(tenant)?;
         let metrics = &self.context.deps.metrics;
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
         let deadline = started + config.deadline;
-        let reader = CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline);
-        let answer = read(reader).await;
+        let answer = read(config, deadline).await;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());

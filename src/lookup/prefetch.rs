@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::domain::{CustomerId, TenantId};
+use crate::domain::{CustomerQuery, TenantId};
 use crate::metrics::{Metrics, PrefetchOutcome};
 use crate::shutdown::Shutdown;
 use crate::upstream::Error;
@@ -37,7 +37,7 @@ pub struct Prefetcher {
 
 #[derive(Debug)]
 struct WaitingCustomer {
-    customer: CustomerId,
+    customer: CustomerQuery,
     until: Instant,
 }
 
@@ -72,7 +72,7 @@ impl Prefetcher {
     }
 
     /// Queues customers of a tenant; returns how many: the queue may be full, or the tenant not configured.
-    pub fn submit(&self, tenant: &TenantId, customers: impl IntoIterator<Item = CustomerId>) -> usize {
+    pub fn submit(&self, tenant: &TenantId, customers: impl IntoIterator<Item = CustomerQuery>) -> usize {
         let (until, mut queued) = (Instant::now() + MAX_WAIT, 0);
         for customer in customers {
             let waiting = WaitingCustomer { customer, until };

@@ -34,7 +34,7 @@ impl CacheReader<'_> {
     fn use_previous(&mut self, record: Record) -> Option<LookupAnswer> {
         match &record.content {
             Content::Found(_) | Content::Negative => {}
-            Content::Pointer(_) | Content::Sealed(_) => return None,
+            Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => return None,
         }
         let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.requested.tenant()));
         if self.is_too_old(&record, now) {

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{CustomerId, Identity, Key, TenantId, Timestamp};
+use crate::domain::{CustomerId, CustomerQuery, Identity, Key, TenantId, Timestamp};
 use crate::store::{self, Base, Entry, Record, Token};
-use crate::upstream::{Fetched, Requester};
+use crate::upstream::Requester;
 
 use super::batch::BatchSeat;
-use super::bypass::{self, BypassFetch};
+use super::bypass;
+use super::demand::Demand;
 use super::leader::FetchTask;
-use super::{AnswerSource, Config, LookupAnswer, LookupContext, LookupError, LookupOutcome, Phases, StaleReason};
+use super::{AnswerSource, Config, LookupAnswer, LookupContext, LookupError, Phases};
 
 /// The maximum number of moves of one lookup between the keys of a merged customer.
 const MAX_MOVES: u8 = 4;
@@ -40,10 +41,8 @@ pub(super) struct CacheReader<'a> {
     pub(super) stale: Option<(Record, Duration)>,
     /// Whether this lookup has waited for the fetch of another one.
     pub(super) has_waited: bool,
-    /// The greatest age of an acceptable answer, if the caller demands one.
-    pub(super) max_age: Option<Duration>,
-    /// The record that was older than that.
-    pub(super) too_old: Option<Token>,
+    /// How old the answer may be.
+    pub(super) demand: Demand,
     /// The place in a batch, until this lookup is decided.
     pub(super) seat: Option<BatchSeat>,
 }
@@ -134,8 +133,7 @@ impl<'a> CacheReader<'a> {
             moves: 0,
             stale: None,
             has_waited: false,
-            max_age: None,
-            too_old: None,
+            demand: Demand::default(),
             seat: None,
         }
     }
@@ -235,35 +233,20 @@ impl<'a> CacheReader<'a> {
         let key = self.requested.key();
         let request = bypass::BypassRequest {
             tenant: self.requested.tenant().clone(),
-            customer: self.customer.clone(),
+            query: CustomerQuery::Id(self.customer.clone()),
             requester: self.requester.past_the_store(),
             timeout: self.config.lease_ttl,
             seat: self.seat.take(),
         };
-        let BypassFetch { fetched, since } = match bypass::fetch(self.context, &key, request, self.deadline).await {
-            Ok(fetch) => fetch,
-            Err(failure) => return self.fall_back(failure),
-        };
-        let outcome = match fetched {
-            Ok(Fetched::Found(profile)) => LookupOutcome::Found(profile.into()),
-            Ok(Fetched::Absent) => LookupOutcome::Absent,
-            Err(error) => return self.fall_back(error.into()),
-        };
-        Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, identity: None, since })
+        match bypass::fetch(self.context, &key, request, self.deadline).await {
+            Ok(answer) => Ok(answer),
+            Err(failure) => self.fall_back(failure),
+        }
     }
 
     /// Answers with the stale record; fails if there is none.
     fn fall_back(self, failure: LookupError) -> Result<LookupAnswer, LookupError> {
-        let why = match &failure {
-            LookupError::Deadline => StaleReason::SoftTimeout,
-            LookupError::Upstream(_) | LookupError::MergeLoop | LookupError::Overloaded | LookupError::Draining => {
-                StaleReason::Error
-            }
-        };
-        let stale = self.stale.as_ref();
-        stale
-            .and_then(|(record, since)| LookupAnswer::of(record, AnswerSource::Stale { since: *since, why }))
-            .ok_or(failure)
+        LookupAnswer::stale(self.stale.as_ref(), failure)
     }
 
     pub(super) fn fetch_task(&self, requester: Requester) -> FetchTask {

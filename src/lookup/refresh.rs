@@ -30,7 +30,7 @@ impl CacheReader<'_> {
     pub(super) fn refresh_if_due(&self, record: &Record, remaining: Duration, cleared: Generations) -> bool {
         let is_worthwhile = match &record.content {
             Content::Found(_) | Content::Pointer(_) => record.settled,
-            Content::Negative | Content::Sealed(_) => false,
+            Content::Negative | Content::IdentifierPointer(_) | Content::Sealed(_) => false,
         };
         let draining = || self.context.deps.shutdown.is_requested();
         let is_from_before = record.generation < cleared.soft && !matches!(record.content, Content::Sealed(_));

@@ -65,6 +65,17 @@ pub enum FlightResult<T> {
     TimedOut,
 }
 
+impl<T> FlightResult<T> {
+    /// Changes the result of a completed flight.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> FlightResult<U> {
+        match self {
+            Self::Completed(result) => FlightResult::Completed(change(result)),
+            Self::LeaderDropped => FlightResult::LeaderDropped,
+            Self::TimedOut => FlightResult::TimedOut,
+        }
+    }
+}
+
 impl<T: Clone> Flights<T> {
     /// Creates an empty set of flights.
     #[must_use]

@@ -34,7 +34,6 @@ impl CacheReader<'_> {
         let freshness = freshness::judge(&record, cleared, now);
         let is_answer = matches!(&record.content, Content::Found(_) | Content::Negative);
         if is_answer && matches!(freshness, Freshness::Fresh { .. }) && self.is_too_old(&record, now) {
-            self.too_old = Some(record.token);
             return EntryView::RequestLease(base);
         }
         let refreshing = match freshness {
@@ -42,8 +41,10 @@ impl CacheReader<'_> {
             Freshness::Stale { .. } | Freshness::Expired => false,
         };
         match (freshness, &record.content) {
-            // A record that the store cannot decrypt is a miss, even a fresh one.
-            (Freshness::Expired, _) | (_, Content::Sealed(_)) => EntryView::RequestLease(dead),
+            // A record that the store cannot decrypt is a miss, even a fresh one. No customer has a pointer of an identifier.
+            (Freshness::Expired, _) | (_, Content::Sealed(_) | Content::IdentifierPointer(_)) => {
+                EntryView::RequestLease(dead)
+            }
             (_, Content::Pointer(canonical)) if self.pointer.is_none() && *canonical != self.current => {
                 let known = record.fetched_at.plus(record.fetch_cost);
                 EntryView::FollowPointer(canonical.clone(), FollowedPointer { token: record.token, known })
@@ -69,12 +70,8 @@ impl CacheReader<'_> {
         }
     }
 
-    /// Returns whether the caller demands a newer answer. What another lookup has fetched while this one waited is new enough.
-    pub(super) fn is_too_old(&self, record: &Record, now: Timestamp) -> bool {
-        let was_fetched_meanwhile = self.has_waited && self.too_old != Some(record.token);
-        self.max_age.is_some_and(|max_age| {
-            let age = now.since(record.fetched_at);
-            !was_fetched_meanwhile && (age > max_age || max_age.is_zero())
-        })
+    /// Returns whether the caller demands a newer answer.
+    pub(super) fn is_too_old(&mut self, record: &Record, now: Timestamp) -> bool {
+        self.demand.refuses(record, self.has_waited, now)
     }
 }

@@ -7,7 +7,8 @@ use crate::spans::{self, Cause};
 use crate::store::{Base, LeaseAnswer, Token};
 use crate::upstream::Error;
 
-use super::leader::{FetchOutcome, LeaderResult};
+use super::fill::FetchOutcome;
+use super::leader::LeaderResult;
 use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
 use super::single_flight::{FlightResult, Follower};
 use super::{AnswerSource, ForwardReason, LookupError};
@@ -55,16 +56,12 @@ impl CacheReader<'_> {
         mut follower: Follower<LeaderResult>,
         leads: bool,
     ) -> Result<LookupStep, StepError> {
-        let result = match follower.wait(self.wait_deadline()).await {
-            FlightResult::Completed(LeaderResult { outcome, times }) => {
-                if leads {
-                    self.phases.led(times);
-                }
-                FlightResult::Completed(outcome)
+        let result = follower.wait(self.wait_deadline()).await.map(|LeaderResult { outcome, times }| {
+            if leads {
+                self.phases.led(times);
             }
-            FlightResult::LeaderDropped => FlightResult::LeaderDropped,
-            FlightResult::TimedOut => FlightResult::TimedOut,
-        };
+            outcome
+        });
         self.has_waited |= !leads;
         let over = self.over();
         let how =
@@ -75,6 +72,7 @@ impl CacheReader<'_> {
             FlightResult::Completed(FetchOutcome::NotStored(record)) => {
                 Ok(LookupStep::answer(&record, how(false), false))
             }
+            FlightResult::Completed(FetchOutcome::Again) => Ok(LookupStep::Reread),
             FlightResult::Completed(FetchOutcome::Alias { canonical, pointer, known }) => {
                 self.follow_alias(canonical, FollowedPointer { token: pointer, known })
             }
@@ -116,11 +114,7 @@ impl CacheReader<'_> {
 
     /// Returns why this lookup fetches, for the answer.
     pub(super) fn over(&self) -> ForwardReason {
-        match (&self.stale, self.too_old) {
-            (Some(_), _) => ForwardReason::Stale,
-            (None, Some(_)) => ForwardReason::Request,
-            (None, None) => ForwardReason::Miss,
-        }
+        ForwardReason::of(self.stale.is_some(), self.demand)
     }
 
     /// Returns how long this lookup waits: only the soft timeout if it holds a stale profile.

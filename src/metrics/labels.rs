@@ -97,6 +97,17 @@ labels!(
     FillOutcome { Stored = "stored", Unsettled = "unsettled", Refused = "refused" }
 );
 labels!(
+    /// What a lookup made of the pointer of an identifier.
+    PointerOutcome {
+        /// The entry of its customer confirms it.
+        Believed = "believed",
+        /// It does not, so Genesys is asked again.
+        Hint = "hint",
+        /// Genesys names another customer.
+        Moved = "moved",
+    }
+);
+labels!(
     /// Why a background fetch runs.
     RefreshCause {
         /// The record is close to its expiry.

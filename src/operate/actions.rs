@@ -137,6 +137,7 @@ impl Actions {
             id: id.clone(),
             tenant: tenant.clone(),
             keys,
+            identifiers: Vec::new(),
             kind: Kind::Updated,
             stamps: Stamps::default(),
             received_at: self.clock.now(),
@@ -225,7 +226,7 @@ fn kind(entry: Option<&Entry>) -> &'static str {
         Some(Entry::Record(record)) => match record.content {
             Content::Found(_) => "profile",
             Content::Negative => "negative",
-            Content::Pointer(_) => "pointer",
+            Content::Pointer(_) | Content::IdentifierPointer(_) => "pointer",
             Content::Sealed(_) => "sealed",
         },
         Some(Entry::Tombstone(_)) => "tombstone",

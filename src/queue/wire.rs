@@ -6,7 +6,7 @@
 //! all other bytes are refused as [`DeadLetterReason::Undecodable`]. A refusal carries the length and the SHA-256 of the bytes,
 //! never the bytes.
 //!
-//! The form contains no customer id and no part of a profile, see [`crate::domain::event`].
+//! The form contains no customer id, no identifier and no part of a profile, see [`crate::domain::event`].
 
 use std::borrow::Cow;
 
@@ -31,6 +31,8 @@ struct WireEvent<'a> {
     id: Cow<'a, str>,
     tenant: TenantId,
     keys: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    identifiers: Vec<String>,
     #[serde(borrow)]
     kind: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +74,7 @@ pub fn encode(event: &Event) -> Bytes {
         id: event.id.as_str().into(),
         tenant: event.tenant.clone(),
         keys: event.keys.iter().map(Digest::to_string).collect(),
+        identifiers: event.identifiers.iter().map(Digest::to_string).collect(),
         kind: event.kind.as_str().into(),
         modified: event.stamps.modified,
         at: event.stamps.at.map(EventTime::as_millis),
@@ -117,7 +120,8 @@ fn read(form: WireEvent<'_>) -> Option<Event> {
     Some(Event {
         id: form.id.parse().ok()?,
         identity,
-        keys: keys(&form.keys)?,
+        keys: distinct(&form.keys).filter(|keys| !keys.is_empty())?,
+        identifiers: distinct(&form.identifiers)?,
         tenant: form.tenant,
         kind: form.kind.parse().ok()?,
         stamps: Stamps { modified: form.modified, at },
@@ -140,13 +144,12 @@ fn redelivery(again: &str, replay: Option<&str>) -> Redelivery {
     }
 }
 
-/// Returns the keys, if there is at least one and none is repeated.
-fn keys(texts: &[String]) -> Option<Vec<Digest>> {
-    let keys: Vec<Digest> = texts.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?;
-    let mut sorted = keys.clone();
+/// Parses digests; `None` if one is repeated.
+fn distinct(texts: &[String]) -> Option<Vec<Digest>> {
+    let digests: Vec<Digest> = texts.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?;
+    let mut sorted = digests.clone();
     sorted.sort_unstable();
-    let distinct = sorted.windows(2).all(|pair| pair[0] != pair[1]);
-    (distinct && !keys.is_empty()).then_some(keys)
+    sorted.windows(2).all(|pair| pair[0] != pair[1]).then_some(digests)
 }
 
 /// Returns the identity of an event that was written without one: the first 16 bytes of a SHA-256 over tenant, shape
@@ -188,6 +191,7 @@ mod tests {
             identity in digest(),
             tenant in "[A-Za-z0-9._-]{1,64}",
             keys in proptest::collection::btree_set(digest(), 1..5),
+            identifiers in proptest::collection::btree_set(digest(), 0..5),
             kind in proptest::sample::select(&Kind::ALL[..]),
             modified in proptest::option::of(any::<i64>()),
             at in proptest::option::of((any::<i64>(), any::<bool>())),
@@ -205,6 +209,7 @@ mod tests {
                 identity,
                 tenant: tenant.parse().unwrap(),
                 keys: keys.into_iter().collect(),
+                identifiers: identifiers.into_iter().collect(),
                 kind,
                 stamps: Stamps {
                     modified: modified.map(Modified::from_millis),
@@ -345,6 +350,8 @@ mod tests {
             ("keys", json!([])),
             ("keys", json!([key, key])),
             ("keys", json!([key.to_uppercase()])),
+            ("identifiers", json!([key, key])),
+            ("identifiers", json!(["+13175550101"])),
             ("kind", json!("renamed")),
             ("shape", json!(7)),
             ("at", Value::Null),

@@ -19,13 +19,14 @@ use super::errors::ApiError;
 use super::oauth::ClientKind;
 
 /// The keys of `POST /sandbox/behaviour`.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "latency",
     "fail_ratio",
     "fail_status",
     "malformed",
     "retry_after",
     "read_lag",
+    "search_lag",
     "stamp_reads",
     "event_lag",
     "event_jitter",
@@ -56,6 +57,8 @@ pub(super) struct Behaviour {
     retry_after: Option<u64>,
     /// The delay after which reads show a change.
     pub(super) read_lag: Duration,
+    /// How much later than reads searches show a change.
+    pub(super) search_lag: Duration,
     /// Whether a profile in an answer has the time of the read.
     pub(super) stamp_reads: bool,
     /// The minimum delay from a change to its event.
@@ -87,6 +90,7 @@ impl Behaviour {
             malformed: false,
             retry_after: None,
             read_lag: Duration::ZERO,
+            search_lag: Duration::ZERO,
             stamp_reads: false,
             event_lag: Duration::ZERO,
             event_jitter: Duration::ZERO,
@@ -98,6 +102,11 @@ impl Behaviour {
             transports: vec!["Websocket".to_owned(), "EventBridge".to_owned()],
             clock_offset_seconds: 0,
         }
+    }
+
+    /// Returns after which time everything shows a change.
+    pub(super) fn longest_lag(&self) -> Duration {
+        self.read_lag + self.search_lag
     }
 
     fn set(&mut self, key: &str, value: &Value, defaults: &Self) -> Result<(), ApiError> {
@@ -112,6 +121,7 @@ impl Behaviour {
         match key {
             "latency" => set!(latency, duration(value), DURATION),
             "read_lag" => set!(read_lag, duration(value), DURATION),
+            "search_lag" => set!(search_lag, duration(value), DURATION),
             "event_lag" => set!(event_lag, duration(value), DURATION),
             "event_jitter" => set!(event_jitter, duration(value), DURATION),
             "stamp_reads" => set!(stamp_reads, value.as_bool(), "true or false"),
@@ -162,7 +172,7 @@ impl Behaviour {
         json!({
             "latency": text(self.latency), "fail_ratio": self.failing(),
             "fail_status": self.fail_status.map(|status| status.as_u16()), "malformed": self.malformed,
-            "retry_after": self.retry_after, "read_lag": text(self.read_lag), "event_lag": text(self.event_lag),
+            "retry_after": self.retry_after, "read_lag": text(self.read_lag), "search_lag": text(self.search_lag), "event_lag": text(self.event_lag),
             "stamp_reads": self.stamp_reads, "event_jitter": text(self.event_jitter),
             "event_duplicates": self.event_duplicates, "events": self.events,
             "rate_limit_per_minute": self.rate_limit_per_minute, "permissions": self.permissions,

@@ -27,10 +27,18 @@ pub(super) struct Calls(Mutex<CallCounts>);
 struct CallCounts {
     total: u64,
     bulk: u64,
+    searches: u64,
     contacts: HashMap<CustomerId, u64>,
 }
 
 impl Calls {
+    /// Counts one search.
+    pub(super) fn count_search(&self) {
+        let mut counts = self.0.lock();
+        counts.total += 1;
+        counts.searches += 1;
+    }
+
     /// Counts one read.
     pub(super) fn count(&self, customer: &CustomerId) {
         let mut counts = self.0.lock();
@@ -63,7 +71,11 @@ pub(super) async fn show(State(sandbox): State<Arc<SandboxState>>) -> Json<Value
     let contacts: serde_json::Map<_, _> =
         counts.contacts.iter().map(|(customer, count)| (customer.expose().to_owned(), Value::from(*count))).collect();
     Json(json!({
-        "contacts": contacts, "total": counts.total, "bulk": counts.bulk, "tokens": sandbox.tokens.count(),
+        "contacts": contacts,
+        "total": counts.total,
+        "bulk": counts.bulk,
+        "searches": counts.searches,
+        "tokens": sandbox.tokens.count(),
         "audits": sandbox.audits.queries(),
     }))
 }

@@ -130,7 +130,7 @@ pub(super) async fn create(
     let JsonObject(fields) = body?;
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
-    let created = sandbox.directory.create(fields, behaviour.read_lag)?;
+    let created = sandbox.directory.create(fields, behaviour.longest_lag())?;
     sandbox.audits.record(client.kind, AuditedAction::Create, &created, sandbox.clock.now());
     let announced = permit.send([ContactEvent::of_contact(&created)]);
     Ok((StatusCode::CREATED, announced, Json(shapes::api(&created))).into_response())
@@ -167,7 +167,7 @@ async fn change(
 ) -> Result<(CausedEvents, Json<Value>), ApiError> {
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
-    let changed = make(behaviour.read_lag)?;
+    let changed = make(behaviour.longest_lag())?;
     sandbox.audits.record(client, AuditedAction::Update, &changed, sandbox.clock.now());
     let announced = permit.send([ContactEvent::of_contact(&changed)]);
     Ok((announced, Json(shapes::api(&changed))))
@@ -182,7 +182,7 @@ pub(super) async fn remove(
     client.require(oauth::DELETE)?;
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
-    let deleted = sandbox.directory.delete(path.id()?, behaviour.read_lag)?;
+    let deleted = sandbox.directory.delete(path.id()?, behaviour.longest_lag())?;
     let now = sandbox.clock.now();
     sandbox.audits.record(client.kind, AuditedAction::Delete, &deleted, now);
     let announced = permit.send([ContactEvent::of_deletion(&deleted, client.kind, now)]);
@@ -207,7 +207,7 @@ pub(super) async fn merge(
     };
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, ids.len() + 1).await?;
-    let merge = sandbox.directory.merge(&ids, overriding, behaviour.read_lag)?;
+    let merge = sandbox.directory.merge(&ids, overriding, behaviour.longest_lag())?;
     sandbox.audits.record(client.kind, AuditedAction::Create, &merge.canonical, sandbox.clock.now());
     for ancestor in &merge.ancestors {
         sandbox.audits.record(client.kind, AuditedAction::Update, ancestor, sandbox.clock.now());

@@ -23,6 +23,7 @@ use super::contact::{Contact, ContactView, MergeResult};
 use super::errors::ApiError;
 use super::fields::{Fields, fits, patch, writable};
 use super::people;
+use super::search::Wanted;
 
 /// The default limit of a merge set at Genesys.
 const MAX_MERGE_SET: usize = 52;
@@ -68,6 +69,21 @@ impl ContactDirectory {
         let contact = self.visible(&stored, id, lag, self.clock.now()).ok_or(ApiError::not_found())?;
         let (canonical, root) = self.resolve(&stored, id, lag)?;
         Ok(ContactView { id, contact, canonical, merge_set: root.merge_set.clone() })
+    }
+
+    /// Returns the canonical contact that a search finds.
+    pub(super) fn find(&self, wanted: &Wanted, lag: Duration) -> Result<ContactView, ApiError> {
+        let (stored, now) = (self.stored.lock(), self.clock.now());
+        let shown = stored.iter().filter_map(|(id, history)| Some((*id, history.visible(now, lag)?)));
+        let changed = shown.filter(|(_, contact)| contact.merged_to.is_none() && wanted.is_in(&contact.fields));
+        let changed = changed.max_by_key(|(id, contact)| (contact.modified, *id));
+        let unchanged = || {
+            let customers = if wanted.may_be_generated() { self.customers } else { 0 };
+            let ids = (1..=customers).map(people::id_of).filter(|id| !stored.contains_key(id));
+            ids.filter_map(|id| Some((id, self.generated(id)?))).find(|(_, contact)| wanted.is_in(&contact.fields))
+        };
+        let (id, contact) = changed.or_else(unchanged).ok_or(ApiError::not_found())?;
+        Ok(ContactView::of_canonical(id, contact))
     }
 
     /// Creates a contact.

@@ -29,6 +29,7 @@ mod events;
 mod fields;
 mod oauth;
 mod people;
+mod search;
 mod shapes;
 
 use std::fmt;
@@ -181,7 +182,7 @@ async fn serve(listener: TcpListener, sandbox: Arc<SandboxState>) {
 fn router(sandbox: Arc<SandboxState>) -> Router {
     let contact = get(contacts::read).put(contacts::replace).patch(contacts::amend).delete(contacts::remove);
     let contacts = Router::new()
-        .route("/", post(contacts::create))
+        .route("/", post(contacts::create).get(search::contacts))
         .route("/merge", post(contacts::merge))
         .route("/{id}", contact)
         .route("/{id}/unresolved", get(contacts::read_unresolved))
@@ -189,9 +190,15 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
     let bulk = Router::new()
         .route(shapes::BULK, post(contacts::read_many))
         .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
+    let searches = Router::new()
+        .route("/identifierlookup/contacts", post(search::identifier))
+        .route("/identifierlookup", post(search::identifier))
+        .route("/reversewhitepageslookup", get(search::reverse))
+        .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
     Router::new()
         .nest(shapes::CONTACTS, contacts)
         .merge(bulk)
+        .nest(shapes::EXTERNAL_CONTACTS, searches)
         .route("/oauth/token", post(oauth::token))
         .route("/login/oauth/token", post(oauth::token))
         .route("/api/v2/tokens/me", get(oauth::token_info))

@@ -6,6 +6,8 @@ use uuid::Uuid;
 use super::contact::ContactView;
 use super::fields::Fields;
 
+/// The path of everything about contacts.
+pub(super) const EXTERNAL_CONTACTS: &str = "/api/v2/externalcontacts";
 /// The path of all contacts.
 pub(super) const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 /// The path of the bulk request for contacts.

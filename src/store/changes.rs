@@ -86,8 +86,11 @@ impl ChangeFeed {
         Self(Arc::new(Feed { epoch: rand::random(), items, next, is_live: AtomicBool::new(is_live) }))
     }
 
-    /// Publishes an applied event.
+    /// Publishes an applied event. That of an identifier is not published: it names no customer.
     pub fn publish(&self, key: Key, kind: Kind) {
+        if key.is_identifier() {
+            return;
+        }
         self.push(FeedItem::Change(Arc::new(AppliedChange { key, kind })));
     }
 

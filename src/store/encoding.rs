@@ -6,14 +6,21 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::domain::{Identity, Modified, ProfileBody, Timestamp};
+use crate::domain::{IdentifierMarks, Identity, Modified, ProfileBody, Timestamp};
 
-use super::{Ciphertext, Content, Found, Record};
+use super::{Ciphertext, Content, Found, IdentifierPointer, Record, Token};
 
 /// Bits of the flags of a record.
 const SETTLED: u8 = 1;
 const HAS_MODIFIED: u8 = 2;
 const HAS_GENERATION: u8 = 4;
+/// A profile has the marks of its identifiers.
+const HAS_MARKS: u8 = 8;
+/// A pointer of an identifier has the token of the record that was filled together with it.
+const HAS_TOKEN: u8 = 16;
+
+/// The bit of a length byte that distinguishes the identity of an identifier from that of a customer. A tenant id is shorter.
+const OF_IDENTIFIER: u8 = 0x80;
 
 /// Returns the letter of the kind of a content.
 pub(super) const fn kind_of(content: &Content) -> u8 {
@@ -21,6 +28,7 @@ pub(super) const fn kind_of(content: &Content) -> u8 {
         Content::Found(_) => b'P',
         Content::Negative => b'N',
         Content::Pointer(_) => b'A',
+        Content::IdentifierPointer(_) => b'I',
         Content::Sealed(_) => b'S',
     }
 }
@@ -28,10 +36,11 @@ pub(super) const fn kind_of(content: &Content) -> u8 {
 /// Returns the approximate length of an encoded content.
 pub(super) fn length_of(content: &Content) -> usize {
     match content {
-        Content::Found(found) => found.body.len() + 25,
+        Content::Found(found) => found.body.len() + found.identifiers.as_bytes().len() + 26,
         Content::Sealed(ciphertext) => ciphertext.as_bytes().len() + 1,
         Content::Negative => 1,
         Content::Pointer(canonical) => canonical.tenant().as_str().len() + 34,
+        Content::IdentifierPointer(pointer) => pointer.to.tenant().as_str().len() + 50,
     }
 }
 
@@ -46,18 +55,33 @@ pub(super) fn put_clear(out: &mut impl BufMut, record: &Record) {
 
 /// Writes a content, after its flags and the generation, if that is not zero.
 pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: bool, generation: u64) {
-    let has_modified = matches!(content, Content::Found(found) if found.modified.is_some());
-    let flags = [(settled, SETTLED), (has_modified, HAS_MODIFIED), (generation > 0, HAS_GENERATION)];
-    out.put_u8(flags.into_iter().map(|(is_set, flag)| u8::from(is_set) * flag).sum());
+    let own = match content {
+        Content::Found(Found { modified, identifiers, .. }) => {
+            flag(modified.is_some(), HAS_MODIFIED) | flag(!identifiers.as_bytes().is_empty(), HAS_MARKS)
+        }
+        Content::IdentifierPointer(pointer) => flag(pointer.filled_with.is_some(), HAS_TOKEN),
+        Content::Negative | Content::Pointer(_) | Content::Sealed(_) => 0,
+    };
+    out.put_u8(own | flag(settled, SETTLED) | flag(generation > 0, HAS_GENERATION));
     if generation > 0 {
         out.put_u64(generation);
     }
     match content {
         Content::Negative => {}
         Content::Pointer(canonical) => put_identity(out, canonical),
+        Content::IdentifierPointer(IdentifierPointer { to, filled_with }) => {
+            put_identity(out, to);
+            out.put_slice(filled_with.as_ref().map_or(&[], |token| token.as_bytes().as_slice()));
+        }
         Content::Found(found) => {
+            let marks = found.identifiers.as_bytes();
             out.put_i64(found.modified.map_or(0, Modified::as_millis));
             out.put_slice(&found.validator);
+            if !marks.is_empty() {
+                // There are at most 64 marks.
+                out.put_u16(u16::try_from(marks.len()).unwrap_or_default());
+                out.put_slice(marks);
+            }
             out.put_slice(found.body.expose());
         }
         Content::Sealed(ciphertext) => out.put_slice(ciphertext.as_bytes()),
@@ -68,7 +92,13 @@ pub(super) fn put_content(out: &mut impl BufMut, content: &Content, settled: boo
 /// [nested too deeply](ProfileBody::is_nested_too_deep) is not read.
 pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool, u64)> {
     let flags = rest.try_get_u8().ok()?;
-    let known = SETTLED | HAS_GENERATION | if kind == b'P' { HAS_MODIFIED } else { 0 };
+    let known = SETTLED
+        | HAS_GENERATION
+        | match kind {
+            b'P' => HAS_MODIFIED | HAS_MARKS,
+            b'I' => HAS_TOKEN,
+            _ => 0,
+        };
     if flags & !known != 0 {
         return None;
     }
@@ -76,17 +106,24 @@ pub(super) fn take_content(kind: u8, mut rest: Bytes) -> Option<(Content, bool, 
     let content = match kind {
         b'N' => Content::Negative,
         b'A' => Content::Pointer(take_identity(&mut rest)?),
+        b'I' => {
+            let to = take_identity(&mut rest)?;
+            let filled_with =
+                if flags & HAS_TOKEN != 0 { Some(Token::from_bytes(take_array(&mut rest)?)) } else { None };
+            Content::IdentifierPointer(IdentifierPointer { to, filled_with })
+        }
         b'P' => {
             let modified = rest.try_get_i64().ok()?;
             let modified = (flags & HAS_MODIFIED != 0).then_some(Modified::from_millis(modified));
             let validator = take_array(&mut rest)?;
+            let identifiers = if flags & HAS_MARKS != 0 { take_marks(&mut rest)? } else { IdentifierMarks::default() };
             // The rest is the body: a part of the same buffer, not a copy.
             let body = ProfileBody::new(std::mem::take(&mut rest));
             // Such a body was written by somebody else, or by a version without this limit.
             if body.is_nested_too_deep() {
                 return None;
             }
-            Content::Found(Found { body, validator, modified })
+            Content::Found(Found { body, validator, modified, identifiers })
         }
         b'S' => Content::Sealed(Ciphertext::new(std::mem::take(&mut rest))),
         _ => return None,
@@ -114,17 +151,29 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+const fn flag(is_set: bool, bit: u8) -> u8 {
+    if is_set { bit } else { 0 }
+}
+
+fn take_marks(rest: &mut Bytes) -> Option<IdentifierMarks> {
+    let length = usize::from(rest.try_get_u16().ok()?);
+    (length > 0 && length <= rest.len()).then(|| rest.split_to(length)).and_then(IdentifierMarks::from_bytes)
+}
+
 fn put_identity(out: &mut impl BufMut, identity: &Identity) {
     let tenant = identity.tenant().as_str().as_bytes();
     // A tenant id is at most 64 bytes long.
-    out.put_u8(u8::try_from(tenant.len()).unwrap_or(u8::MAX));
+    let kind = u8::from(identity.is_identifier()) * OF_IDENTIFIER;
+    out.put_u8(u8::try_from(tenant.len()).unwrap_or_default() | kind);
     out.put_slice(tenant);
     out.put_slice(identity.full_digest());
 }
 
 fn take_identity(rest: &mut Bytes) -> Option<Identity> {
-    let length = usize::from(rest.try_get_u8().ok()?);
+    let first = rest.try_get_u8().ok()?;
+    let length = usize::from(first & !OF_IDENTIFIER);
     let tenant = std::str::from_utf8(rest.get(..length)?).ok()?.parse().ok()?;
     rest.advance(length);
-    Some(Identity::new(tenant, take_array(rest)?))
+    let full = take_array(rest)?;
+    Some(if first & OF_IDENTIFIER == 0 { Identity::new(tenant, full) } else { Identity::of_identifier(tenant, full) })
 }

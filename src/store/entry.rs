@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::domain::{EventTime, Identity, Modified, Profile, ProfileBody, Timestamp};
+use crate::domain::{EventTime, IdentifierMarks, Identity, Modified, Profile, ProfileBody, Timestamp};
 
 use super::token::Token;
 
 /// The value of an entry key: a record, a tombstone, a lease, or unreadable bytes.
 #[derive(Clone, Debug)]
 pub enum Entry {
-    /// What a fill wrote: a profile, a negative answer, or a pointer to the canonical customer.
+    /// What a fill wrote: a profile, a negative answer, or a pointer to a customer.
     Record(Record),
     /// The customer was deleted; the key is not filled until a re-creation.
     Tombstone(Tombstone),
@@ -25,7 +25,7 @@ pub enum Entry {
 /// What a fill wrote, with the identity of the customer and the token of the fill.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The customer. It must match the key, or the record is corrupt (a miss).
+    /// The customer or the identifier. It must match the key, or the record is corrupt (a miss).
     pub identity: Identity,
     /// The fill that wrote it. A refresh compares it, and never the content:
     /// [`rules::compare-the-read-record`](crate::rules#compare-the-read-record).
@@ -55,6 +55,8 @@ pub enum Content {
     Negative,
     /// The customer was merged into this one, whose key holds the profile.
     Pointer(Identity),
+    /// The customer that has this identifier.
+    IdentifierPointer(IdentifierPointer),
     /// Any of these, sealed. If [`Store::get`](super::Store::get) returns it, it could not be opened: a miss, to be
     /// replaced like a [dead](super::Base::Dead) record.
     Sealed(Ciphertext),
@@ -63,6 +65,15 @@ pub enum Content {
 /// A [sealed](super::sealed) content. Cloning is cheap.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Ciphertext(Bytes);
+
+/// The customer that has an identifier: see [`rules::identifier-pointer`](crate::rules#identifier-pointer).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentifierPointer {
+    /// The customer, whose key may hold the profile.
+    pub to: Identity,
+    /// The token of the record that was filled there from the same request, if one was.
+    pub filled_with: Option<Token>,
+}
 
 /// A stored profile.
 #[derive(Clone, Debug)]
@@ -73,12 +84,15 @@ pub struct Found {
     pub validator: [u8; 16],
     /// The `modifyDate`, if the profile has one.
     pub modified: Option<Modified>,
+    /// The identifiers that the profile shows; empty if none were computed.
+    pub identifiers: IdentifierMarks,
 }
 
 impl From<Profile> for Found {
-    /// Converts a fetched profile and computes its validator.
+    /// Converts a fetched profile and computes its validator, but not the marks of its identifiers.
     fn from(profile: Profile) -> Self {
-        Self { validator: profile.body.validator(), body: profile.body, modified: profile.modified }
+        let (validator, identifiers) = (profile.body.validator(), IdentifierMarks::default());
+        Self { validator, body: profile.body, modified: profile.modified, identifiers }
     }
 }
 

@@ -57,7 +57,7 @@ use crate::domain::{Key, TenantId};
 
 pub use change::{Applied, Change, Lifetimes};
 pub use clears::{ClearMode, Clears, Generations};
-pub use entry::{Ciphertext, Content, Entry, Found, Leased, Record, Tombstone};
+pub use entry::{Ciphertext, Content, Entry, Found, IdentifierPointer, Leased, Record, Tombstone};
 pub use error::Error;
 pub use lease::{Lease, LeaseTarget};
 pub use token::Token;

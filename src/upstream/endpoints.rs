@@ -9,6 +9,7 @@ use crate::domain::CustomerId;
 use crate::invalid::InvalidSetting;
 
 use super::privileges::IntrospectionUrls;
+use super::search::SearchUrls;
 use super::{Error, Expand};
 
 /// The part of a path template that is replaced by the customer id.
@@ -96,7 +97,20 @@ impl BaseUrls {
 
     /// Returns the URL of the bulk request for contacts.
     pub(super) fn bulk(&self) -> Result<Url, InvalidSetting> {
-        Url::parse(&format!("{}/api/v2/externalcontacts/bulk/contacts", trimmed(&self.api)))
+        self.api("/api/v2/externalcontacts/bulk/contacts")
+    }
+
+    /// Returns the URLs of searches for contacts.
+    pub(super) fn searches(&self) -> Result<SearchUrls, InvalidSetting> {
+        Ok(SearchUrls {
+            identifier: self.api("/api/v2/externalcontacts/identifierlookup/contacts")?,
+            reverse: self.api("/api/v2/externalcontacts/reversewhitepageslookup")?,
+            contacts: self.api("/api/v2/externalcontacts/contacts")?,
+        })
+    }
+
+    fn api(&self, path: &str) -> Result<Url, InvalidSetting> {
+        Url::parse(&format!("{}{path}", trimmed(&self.api)))
             .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
     }
 
@@ -108,11 +122,8 @@ impl BaseUrls {
 
     /// Returns the URLs of the documents about a token.
     pub(super) fn introspection(&self) -> Result<IntrospectionUrls, InvalidSetting> {
-        let url = |path| {
-            Url::parse(&format!("{}{path}", trimmed(&self.api)))
-                .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
-        };
-        Ok(IntrospectionUrls { token: url("/api/v2/tokens/me")?, subject: url("/api/v2/authorization/subjects/me")? })
+        let (token, subject) = ("/api/v2/tokens/me", "/api/v2/authorization/subjects/me");
+        Ok(IntrospectionUrls { token: self.api(token)?, subject: self.api(subject)? })
     }
 }
 

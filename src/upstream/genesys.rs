@@ -21,16 +21,17 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::domain::{CustomerId, Modified, Profile, ProfileBody, TenantId};
+use crate::domain::{CustomerId, Identifier, Modified, Profile, ProfileBody, TenantId};
 
 use super::audits::{AuditPage, AuditQuery};
 use super::bulk::{self, BulkRequest};
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
 use super::http_client::HttpClient;
+use super::search::{SearchUrls, body_of};
 use super::token::Token;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, FetchedMany, Requester, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, SearchQuery, Upstream};
 
 /// The largest profile, in bytes. Genesys itself accepts half of that.
 const MAX_PROFILE: usize = 1024 * 1024;
@@ -45,6 +46,7 @@ pub(super) struct Genesys {
     profile_url: ProfileUrl,
     bulk_url: Url,
     audits_url: Url,
+    search_urls: SearchUrls,
     tokens: TokenCache,
 }
 
@@ -55,9 +57,10 @@ impl Genesys {
         profile_url: ProfileUrl,
         bulk_url: Url,
         audits_url: Url,
+        search_urls: SearchUrls,
         tokens: TokenCache,
     ) -> Self {
-        Self { client, profile_url, bulk_url, audits_url, tokens }
+        Self { client, profile_url, bulk_url, audits_url, search_urls, tokens }
     }
 
     /// Reads a page of audits until `deadline`.
@@ -102,6 +105,26 @@ impl Genesys {
             _ => Err(response.error()),
         }
     }
+
+    /// Looks an identifier up. How Genesys says that nobody has it is not documented: as any of these it is an answer.
+    async fn identify(&self, identifier: &Identifier, deadline: Instant) -> Result<Fetched, Error> {
+        let (url, body) = (&self.search_urls.identifier, body_of(identifier));
+        let response = self.ask(|| self.client.post(url.clone()).json(&body), MAX_PROFILE, deadline).await?;
+        let is_empty = |body: &Bytes| matches!(body.trim_ascii(), b"" | b"null" | b"{}");
+        match response.status {
+            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Fetched::Absent),
+            StatusCode::OK if is_empty(&response.body) => Ok(Fetched::Absent),
+            StatusCode::OK => match read_profile(response.body)? {
+                profile if profile.canonical.is_some() => Ok(Fetched::Found(profile)),
+                _ => Err(Error::Unusable { reason: "the contact of an identifier has no id" }),
+            },
+            _ => Err(response.error()),
+        }
+    }
+
+    async fn list(&self, url: &Url, query: &SearchQuery, deadline: Instant) -> Result<Fetched, Error> {
+        self.get(&SearchUrls::with_query(url, query), deadline).await
+    }
 }
 
 #[async_trait]
@@ -139,6 +162,20 @@ impl Upstream for Genesys {
         match response.status {
             StatusCode::OK => bulk::assign(&response.body, customers, read_profile),
             _ => Err(response.error()),
+        }
+    }
+
+    async fn search(
+        &self,
+        _tenant: &TenantId,
+        search: &Search,
+        _: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        match search {
+            Search::Identifier(identifier) => self.identify(identifier, deadline).await,
+            Search::ReverseWhitePages(query) => self.list(&self.search_urls.reverse, query, deadline).await,
+            Search::Contacts(query) => self.list(&self.search_urls.contacts, query, deadline).await,
         }
     }
 }

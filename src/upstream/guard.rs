@@ -39,7 +39,7 @@ use super::answer::{Answer, label};
 use super::breaker::{BreakerLevel, BreakerPermit, RequestOutcome};
 use super::breaker_gauge::BreakerGauge;
 use super::budget::Budget;
-use super::{Error, Expand, Fetched, FetchedMany, Requester, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, Upstream};
 
 /// How many times an attempt is retried.
 const RETRIES: usize = 2;
@@ -279,6 +279,17 @@ impl<U: Upstream> Upstream for Guard<U> {
             fetched => fetched,
         });
         Ok(join_all(each).await)
+    }
+
+    async fn search(
+        &self,
+        _tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        let send = |deadline| self.inner.search(&self.tenant, search, requester, deadline);
+        self.run(requester, deadline, send).await
     }
 }
 

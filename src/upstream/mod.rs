@@ -22,6 +22,7 @@ mod http_client;
 pub mod open;
 mod privilege_gate;
 pub mod privileges;
+mod search;
 pub mod survey;
 mod tenants;
 mod times;
@@ -40,6 +41,7 @@ use crate::domain::{CustomerId, Profile, TenantId};
 
 pub use error::Error;
 pub use expand::{Expand, InvalidExpand};
+pub use search::{InvalidSearch, Search, SearchQuery};
 pub use times::FetchTimes;
 pub use transport::{TransportFailure, TransportPhase};
 
@@ -84,6 +86,16 @@ pub trait Upstream: Debug + Send + Sync {
         requester: &Requester,
         deadline: Instant,
     ) -> Result<FetchedMany, Error>;
+
+    /// Asks for contacts by something else than their id, and is otherwise like [`fetch`](Self::fetch). Only the answer to
+    /// [`Search::Identifier`] is a profile.
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error>;
 }
 
 /// Who needs a fetch. The budget of a tenant is shared between its requesters.

@@ -26,6 +26,7 @@ use super::guard::{Guard, UpstreamLimits};
 use super::http_client::HttpClients;
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
+use super::search::SearchUrls;
 use super::tenants::TenantUpstreams;
 use super::token::ClientCredentials;
 use super::tokens::TokenCache;
@@ -166,6 +167,7 @@ pub(super) struct TenantSettings {
     pub(super) profile_url: ProfileUrl,
     bulk_url: Url,
     audits_url: Url,
+    search_urls: SearchUrls,
     pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
 }
@@ -186,8 +188,9 @@ impl TenantSettings {
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
         let (token_url, introspection) = (urls.token()?, urls.introspection()?);
-        let (bulk_url, audits_url, needs_tls) = (urls.bulk()?, urls.audits()?, urls.need_tls());
-        Ok(Self { needs_tls, token_url, profile_url, bulk_url, audits_url, introspection, per_minute })
+        let (bulk_url, audits_url, search_urls) = (urls.bulk()?, urls.audits()?, urls.searches()?);
+        let needs_tls = urls.need_tls();
+        Ok(Self { needs_tls, token_url, profile_url, bulk_url, audits_url, search_urls, introspection, per_minute })
     }
 }
 
@@ -255,8 +258,14 @@ pub fn open<'a>(
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys =
-            Genesys::new(client, settings.profile_url, settings.bulk_url, settings.audits_url, tokens.clone());
+        let genesys = Genesys::new(
+            client,
+            settings.profile_url,
+            settings.bulk_url,
+            settings.audits_url,
+            settings.search_urls,
+            tokens.clone(),
+        );
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });

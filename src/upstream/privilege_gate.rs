@@ -15,7 +15,7 @@ use crate::metrics::{Metrics, UpstreamOutcome};
 
 use super::guard::Guard;
 use super::tokens::TokenCache;
-use super::{Error, Expand, Fetched, FetchedMany, Requester, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, Upstream};
 
 /// The upstream of one tenant, which is available while its token is not refused.
 #[derive(Debug)]
@@ -78,5 +78,15 @@ impl<U: Upstream> Upstream for PrivilegeGate<U> {
         deadline: Instant,
     ) -> Result<FetchedMany, Error> {
         self.admit()?.fetch_many(tenant, customers, requester, deadline).await
+    }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.admit()?.search(tenant, search, requester, deadline).await
     }
 }

@@ -11,7 +11,7 @@ use crate::domain::{CustomerId, TenantId};
 use super::genesys::Genesys;
 use super::guard::Guard;
 use super::privilege_gate::PrivilegeGate;
-use super::{Error, Expand, Fetched, FetchedMany, Requester, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, Upstream};
 
 /// The upstreams of all tenants.
 #[derive(Debug)]
@@ -55,5 +55,15 @@ impl Upstream for Arc<TenantUpstreams> {
         deadline: Instant,
     ) -> Result<FetchedMany, Error> {
         self.of(tenant)?.fetch_many(tenant, customers, requester, deadline).await
+    }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        self.of(tenant)?.search(tenant, search, requester, deadline).await
     }
 }

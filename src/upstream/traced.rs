@@ -11,7 +11,7 @@ use crate::domain::{CustomerId, TenantId};
 use crate::spans;
 
 use super::answer::{Answer, label};
-use super::{Error, Expand, Fetched, FetchedMany, Requester, Upstream};
+use super::{Error, Expand, Fetched, FetchedMany, Requester, Search, Upstream};
 
 /// An upstream that records each fetch as a span.
 #[derive(Debug)]
@@ -64,5 +64,15 @@ impl<U: Upstream> Upstream for TracedUpstream<U> {
         deadline: Instant,
     ) -> Result<FetchedMany, Error> {
         traced(tenant, self.inner.fetch_many(tenant, customers, requester, deadline)).await
+    }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        search: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        traced(tenant, self.inner.search(tenant, search, requester, deadline)).await
     }
 }

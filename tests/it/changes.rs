@@ -100,6 +100,20 @@ async fn an_applied_event_is_heard_under_the_handle_of_the_lookup() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_names_identifiers_is_one_change() {
+    for pairing in [Pairing::Embedded, Pairing::Redis] {
+        let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
+        let (mut stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
+        for one in [customer(1), customer(2)] {
+            // The event has the whole contact, with its numbers and addresses.
+            edge.change(&one, json!({ "firstName": "Augusta" })).await;
+            assert_eq!(stream.change().await, (handle(&edge, &one).await, "updated".to_owned()));
+        }
+        edge.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_heard_in_each_process_whichever_applied_it() {
     for pairing in [Pairing::Redis, Pairing::RedisAndRabbit] {
         let shared = pairing.settings().await;

@@ -32,6 +32,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("authorization", &[]),
     ("breaker", &[]),
     ("clock", &["domain"]),
+    ("contact", &["domain"]),
     ("domain", &[]),
     ("faults", &[]),
     ("invalid", &[]),
@@ -70,12 +71,15 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("ingest", &["authorization", "clock", "domain", "invalid", "metrics", "queue", "reload", "sampled", "spans"]),
+    (
+        "ingest",
+        &["authorization", "clock", "contact", "domain", "invalid", "metrics", "queue", "reload", "sampled", "spans"],
+    ),
     (
         "consumer",
         &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
     ),
-    ("lookup", &["clock", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
+    ("lookup", &["clock", "contact", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
     (
         "operate",
         &["clock", "domain", "ingest", "metrics", "queue", "shutdown", "store", "supervise", "tls", "upstream"],

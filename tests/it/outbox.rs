@@ -81,6 +81,7 @@ fn event(n: usize) -> Event {
         traceparent: None,
         force: false,
         again: None,
+        identifiers: Vec::new(),
     }
 }
 

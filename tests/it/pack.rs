@@ -151,6 +151,32 @@ async fn a_data_action_maps_what_the_service_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn data_actions_find_a_contact_by_its_number_and_its_address() {
+    let edge = Edge::start().await;
+    edge.change(&customer(1), json!({ "workPhone": { "e164": "+12025550171" } })).await;
+    edge.applied("updated", 1.0).await;
+    let address = edge.look_up(&customer(1)).await.json()["workEmail"].clone();
+    for (name, input, nobody, malformed) in [
+        ("phone", json!("+12025550171"), "+12025550199", "anonymous"),
+        ("phone", json!("tel:+12025550171"), "+12025550199", "sip:ada@example.com"),
+        ("email", address, "nobody@example.com", "ada"),
+    ] {
+        let action = json_of(&format!("data-action-profile-by-{name}.json"));
+        let ask = async |value: &Value| execute(&edge, &action, &json!({ name: value }), "demo-key").await;
+        let (status, body) = ask(&input).await;
+        let output = translate(&action, &body);
+        keeps_the_contract(&action, &output);
+        assert_eq!((status, &output["contactId"]), (200, &json!(customer(1))), "{body}");
+        for (value, expected) in [(nobody, 404), (malformed, 400)] {
+            let (status, body) = ask(&json!(value)).await;
+            assert_eq!(status, expected, "{body}");
+            assert!(translate(&action, &body).values().all(|value| value == ""), "{body}");
+        }
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn fields_that_a_caller_may_not_read_get_their_defaults() {
     let genesys = Edge::start().await;
     let narrow =

@@ -105,7 +105,8 @@ async fn redis_holds_only_documented_keys_and_all_expire() {
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap();
     assert!(keys.len() >= 7, "{keys:?}");
     let digest = |text: &str| text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let record = |text: &str| text.strip_prefix("cust:profile:10001:").is_some_and(digest);
+    let of = |text: &str, prefix| text.strip_prefix(prefix).is_some_and(digest);
+    let record = |text: &str| of(text, "cust:profile:10001:") || of(text, "cust:ident:10001:");
     for key in &keys {
         let within = |prefix| key.strip_prefix(prefix).and_then(|rest| rest.split_once('}'));
         let documented = record(key)

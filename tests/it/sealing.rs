@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use profile_edge::domain::{Identity, KeyHasher, ProfileBody};
+use profile_edge::domain::{IdentifierMarks, Identity, KeyHasher, ProfileBody};
 use profile_edge::store::redis::fuzz::{decode, encode};
 use profile_edge::store::{Content, Entry, Found, Record};
 use redis::AsyncCommands;
@@ -176,7 +176,12 @@ async fn a_value_moved_to_another_customers_key_is_not_served() {
         (
             "a profile in clear",
             &target,
-            clear(Content::Found(Found { validator: body.validator(), body, modified: None })),
+            clear(Content::Found(Found {
+                validator: body.validator(),
+                body,
+                modified: None,
+                identifiers: IdentifierMarks::default(),
+            })),
         ),
         ("a pointer in clear", &target, clear(Content::Pointer(victim.clone()))),
         ("an absence in clear", &target, clear(Content::Negative)),
@@ -236,7 +241,7 @@ async fn processes_with_different_sealing_keys_share_no_entry_and_no_failure() {
         match &record.content {
             Content::Sealed(_) => assert_eq!(sealed_under(&record), name),
             Content::Found(_) => assert_eq!("", name),
-            Content::Negative | Content::Pointer(_) => panic!("{record:?}"),
+            Content::Negative | Content::Pointer(_) | Content::IdentifierPointer(_) => panic!("{record:?}"),
         }
         assert!(edge.look_up(&one).await.is_hit(), "{name}");
     }
@@ -254,7 +259,12 @@ async fn a_deeply_nested_value_in_redis_is_a_miss() {
     for levels in [64, 20_000, 200_000] {
         let json = format!("{{\"firstName\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
         let body = ProfileBody::new(json.into());
-        let content = Content::Found(Found { validator: body.validator(), body, modified: None });
+        let content = Content::Found(Found {
+            validator: body.validator(),
+            body,
+            modified: None,
+            identifiers: IdentifierMarks::default(),
+        });
         world.put(&at, &encode(&Record { content, ..record.clone() })).await;
         let answer = edge.look_up(&one).await;
         assert_eq!((answer.status, answer.is_hit(), &answer.text), (200, false, &own), "{levels} levels");

@@ -2,7 +2,7 @@
 
 use http::HeaderValue;
 
-use crate::domain::{Digest, DisclosedFields, Redelivery, ReplayId};
+use crate::domain::{Digest, DisclosedFields, LookupBy, Redelivery, ReplayId};
 use crate::metrics::LookupResult;
 
 use super::*;
@@ -27,6 +27,7 @@ fn records_keep_the_order_and_the_form_of_their_members() {
         caller: None,
         tenant: None,
         key: None,
+        by: None,
         decision: Decision::Denied(DenialReason::UnknownTenant),
         duration_ms: 0.25,
     };
@@ -41,11 +42,12 @@ fn records_keep_the_order_and_the_form_of_their_members() {
                 caller: Some("a\\b".into()),
                 tenant,
                 key: Some(key),
+                by: Some(LookupBy::Phone),
                 decision: Decision::Allowed { result: LookupResult::Hit, shown: DisclosedFields::All },
                 duration_ms: 1.5,
             }),
             format!(
-                r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","decision":"allowed","result":"hit","fields":["*"],"duration_ms":1.5"#
+                r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","by":"phone","decision":"allowed","result":"hit","fields":["*"],"duration_ms":1.5"#
             ),
         ),
         (

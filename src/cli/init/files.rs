@@ -188,7 +188,9 @@ fn template(answers: &Answers, directory: &Path, secrets: &[(String, Secret)]) -
             text,
             "[[caller]]\nname = {name}\nkey_sha256 = \"{digest}\"\ntenants = [{tenant}]\n\
              # The fields that it may read; \"*\" for all.\n\
-             fields = [\"id\", \"firstName\", \"lastName\", \"workEmail\", \"workPhone.e164\"]\n\n"
+             fields = [\"id\", \"firstName\", \"lastName\", \"workEmail\", \"workPhone.e164\"]\n\
+             # What it may look customers up by: the data actions use all three.\n\
+             lookup_by = [\"customerId\", \"phone\", \"email\"]\n\n"
         );
     }
     text

@@ -60,6 +60,7 @@ fn times(config: &Config, found: &mut Vec<SettingError>) {
     positive("store.timeout", config.store.timeout);
     positive("lookup.ttl", config.lookup.ttl);
     positive("lookup.negative_ttl", config.lookup.negative_ttl);
+    positive("lookup.identifier_ttl", config.lookup.identifier_ttl);
     positive("lookup.unsettled_ttl", config.lookup.unsettled_ttl);
     positive("lookup.deadline", config.lookup.deadline);
     positive("consumer.dedup_window", config.consumer.dedup_window);
@@ -97,6 +98,10 @@ fn keys(config: &Config, found: &mut Vec<SettingError>) {
             found.push(SettingError::new("keys.secret", "is missing: keys.scheme \"hmac-sha256\" needs it"));
         }
         (KeyScheme::HmacSha256, Some(secret)) if secret.key_material().is_none() => {
+            found.push(SettingError::new("keys.secret", material));
+        }
+        // It is the key of identifiers.
+        (KeyScheme::Sha256, Some(secret)) if secret.key_material().is_none() => {
             found.push(SettingError::new("keys.secret", material));
         }
         (KeyScheme::HmacSha256 | KeyScheme::Sha256, _) => {}

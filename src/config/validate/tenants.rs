@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use sha2::{Digest, Sha256};
 
+use crate::domain::LookupBy;
 use crate::http::auth::callers;
 use crate::ingest::authenticate;
 
@@ -99,6 +100,15 @@ fn callers(config: &Config, found: &mut Vec<SettingError>) {
         faults.map(|fault| SettingError::new(format!("caller[{}].{}", fault.index, fault.field), fault.reason)),
     );
     for (index, caller) in config.callers.iter().enumerate() {
+        if let Some(by) = caller.lookup_by.iter().find(|by| **by != LookupBy::CustomerId)
+            && config.keys.identifier_hasher().is_none()
+        {
+            let reason = format!(
+                "\"{}\" needs keys.secret: without a key, anyone who can read the store could find out phone numbers by trial",
+                by.as_str()
+            );
+            found.push(SettingError::new(format!("caller[{index}].lookup_by"), reason));
+        }
         for tenant in &caller.tenants {
             if !config.tenants.iter().any(|known| known.id == *tenant) {
                 let reason = format!("{tenant} is not a configured tenant");

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::domain::{TenantId, is_name};
+use crate::domain::{LookupBy, TenantId, is_name};
 use crate::http::auth::field_set::FieldSet;
 use crate::upstream::Requester;
 
@@ -42,9 +42,16 @@ pub struct Config {
     /// Whether it may demand an answer that is fetched anew.
     #[serde(default)]
     pub may_refresh: bool,
+    /// What it may look customers up by.
+    #[serde(default = "by_id_only")]
+    pub lookup_by: Vec<LookupBy>,
     /// Whether its answers have the header `Server-Timing`.
     #[serde(default)]
     pub timing: bool,
+}
+
+fn by_id_only() -> Vec<LookupBy> {
+    vec![LookupBy::CustomerId]
 }
 
 /// An authenticated caller.
@@ -63,6 +70,7 @@ pub struct Caller {
     /// The hash of its key.
     pub key: KeyDigest,
     tenants: Vec<TenantId>,
+    lookup_by: Vec<LookupBy>,
 }
 
 /// All configured callers. A reload replaces them all at once.
@@ -172,7 +180,8 @@ impl Callers {
                 running.map_or_else(|| Arc::new(CallerRate::per_second(requests)), Arc::clone)
             });
             let (name, may_refresh, timing) = (config.name.as_str().into(), config.may_refresh, config.timing);
-            let caller = Arc::new(Caller { name, fields, rate, may_refresh, timing, key, tenants });
+            let lookup_by = config.lookup_by.clone();
+            let caller = Arc::new(Caller { name, fields, rate, may_refresh, timing, key, tenants, lookup_by });
             callers.by_key.insert(caller.key, Arc::clone(&caller));
             callers.by_name.insert(Arc::clone(&caller.name), caller);
         }
@@ -203,6 +212,12 @@ impl Caller {
     #[must_use]
     pub fn may_read(&self, tenant: &TenantId) -> bool {
         self.tenants.contains(tenant)
+    }
+
+    /// Returns whether the caller may look customers up by this.
+    #[must_use]
+    pub fn may_look_up_by(&self, by: LookupBy) -> bool {
+        self.lookup_by.contains(&by)
     }
 
     /// Returns the caller's tenant, if it has exactly one.
@@ -262,6 +277,7 @@ pub(in crate::http) mod tests {
             fields: vec!["*".to_owned()],
             requests_per_second: 0,
             may_refresh: false,
+            lookup_by: by_id_only(),
             timing: false,
         }
     }

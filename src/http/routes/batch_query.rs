@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use crate::domain::{CustomerId, TenantId};
+use crate::domain::{CustomerQuery, PhoneRegion, QueryFields, TenantId};
 use crate::http::auth::field_set::FieldSet;
 
 use crate::http::request::json;
@@ -23,40 +23,60 @@ struct BatchRequest {
 }
 
 /// One lookup of a batch.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct BatchLookup {
-    customer_id: String,
+    customer_id: Option<String>,
+    phone: Option<String>,
+    email: Option<String>,
+    external_id: Option<String>,
+    external_source: Option<String>,
 }
 
 /// A parsed request.
 pub(super) struct BatchQuery {
     pub(super) tenant: TenantId,
-    pub(super) customers: Vec<CustomerId>,
+    pub(super) customers: Vec<CustomerQuery>,
     pub(super) fields: Option<FieldSet>,
 }
 
+impl BatchLookup {
+    fn fields(&self) -> QueryFields<'_> {
+        QueryFields {
+            customer_id: self.customer_id.as_deref(),
+            phone: self.phone.as_deref(),
+            email: self.email.as_deref(),
+            external_id: self.external_id.as_deref(),
+            external_source: self.external_source.as_deref(),
+        }
+    }
+}
+
 impl BatchQuery {
-    pub(super) fn parse(body: &[u8]) -> Result<Self, Problem> {
+    /// Parses a body. `region` returns the country of the tenant's phone numbers.
+    pub(super) fn parse(body: &[u8], region: impl FnOnce(&TenantId) -> Option<PhoneRegion>) -> Result<Self, Problem> {
         let BatchRequest { tenant_id, customer_ids, lookups, fields } = json::parse(body)?;
-        let tenant = tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?;
-        let (name, member, ids) = match (customer_ids, lookups) {
-            (Some(ids), None) => ("customerIds", "", ids),
-            (None, Some(lookups)) => {
-                ("lookups", ".customerId", lookups.into_iter().map(|lookup| lookup.customer_id).collect())
-            }
+        let tenant: TenantId = tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?;
+        let by_id = |id| BatchLookup { customer_id: Some(id), ..BatchLookup::default() };
+        let (name, lookups) = match (customer_ids, lookups) {
+            (Some(ids), None) => ("customerIds", ids.into_iter().map(by_id).collect()),
+            (None, Some(lookups)) => ("lookups", lookups),
             (Some(_), Some(_)) => {
                 return Err(Problem::bad_field("lookups", "must not be given together with customerIds"));
             }
             (None, None) => return Err(Problem::bad_field("customerIds", "is missing")),
         };
-        if !(1..=MAX_BATCH).contains(&ids.len()) {
+        if !(1..=MAX_BATCH).contains(&lookups.len()) {
             return Err(Problem::bad_field(name, format!("must have 1 to {MAX_BATCH} elements")));
         }
-        let parse = |(index, id): (usize, &String)| {
-            id.parse().map_err(|error| Problem::bad_field(format!("{name}[{index}]{member}"), error))
+        let region = region(&tenant);
+        let parse = |(index, lookup): (usize, &BatchLookup)| {
+            CustomerQuery::parse(&lookup.fields(), region).map_err(|invalid| {
+                let member = if name == "lookups" { format!(".{}", invalid.field) } else { String::new() };
+                Problem::bad_field(format!("{name}[{index}]{member}"), invalid.reason)
+            })
         };
-        let customers = ids.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        let customers = lookups.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
         let fields = fields.map(|fields| FieldSet::parse(fields.split(',').map(str::trim))).transpose();
         let fields = fields.map_err(|error| Problem::bad_field("fields", error))?;
         Ok(Self { tenant, customers, fields })

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::audit::DenialReason;
-use crate::domain::{CustomerId, DisclosedFields};
+use crate::domain::{CustomerId, CustomerQuery, LookupBy};
 use crate::http::auth::field_set::FieldSet;
 use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::metrics::LookupResult;
@@ -25,8 +25,7 @@ use crate::http::auth::callers::Caller;
 use crate::http::request::{body, json};
 use crate::http::response::dialect::{Dialect, ErrorBody};
 use crate::http::response::problem::Problem;
-use crate::http::routes::contact::{forbidden, tenant};
-use crate::http::routes::lookup_api::{LookupApi, MAX_BATCH};
+use crate::http::routes::lookup_api::{LookupApi, MAX_BATCH, not_authorized, shown, tenant_of};
 use crate::http::routes::lookup_audit::LookupAudit;
 
 /// Genesys' `BulkIdsRequest`.
@@ -65,12 +64,10 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
 pub(in crate::http) async fn bulk_contacts(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let dialect = Dialect::of(&request);
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.bulk_contacts(&caller, &parts.headers, body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &dialect).await
+    let headers = &parts.headers;
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.bulk_contacts(caller, headers, body, audit).await;
+    api.audited(headers, &dialect, answer).await
 }
 
 impl LookupApi {
@@ -85,23 +82,24 @@ impl LookupApi {
         let request: BulkIdsRequest = json::parse(&body.bytes)?;
         drop(body);
         let customers = request.customers()?;
-        let tenant = tenant(caller, headers)?;
+        let tenant = tenant_of(caller, headers)?;
         audit.admit_more(&self.auth, caller, customers.len() - 1)?;
+        let queries: Vec<_> = customers.iter().cloned().map(CustomerQuery::Id).collect();
         let reason = match caller.fields {
-            FieldSet::All if caller.may_read(&tenant) => None,
-            FieldSet::All => Some(DenialReason::Tenant),
+            FieldSet::All if !caller.may_read(&tenant) => Some(DenialReason::Tenant),
+            FieldSet::All if !caller.may_look_up_by(LookupBy::CustomerId) => Some(DenialReason::LookupBy),
+            FieldSet::All => None,
             FieldSet::Only(_) => Some(DenialReason::Fields),
         };
         if let Some(reason) = reason {
-            audit.denied_each(reason, &tenant, &customers);
-            return Err(forbidden());
+            audit.denied_each(reason, &tenant, &queries);
+            return Err(not_authorized());
         }
-        let answers = self.look_up_many(caller, headers, &tenant, &customers, audit.looking_up()).await;
-        let answers = answers.ok_or_else(forbidden)?;
-        let results = customers.iter().zip(&answers).map(|(customer, answer)| {
+        let answers = self.look_up_many(caller, headers, &tenant, &queries, audit.looking_up()).await;
+        let answers = answers.ok_or_else(not_authorized)?;
+        let results = queries.iter().zip(&answers).map(|(customer, answer)| {
             let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
-            let is_found = matches!(answer, Ok(LookupAnswer { outcome: LookupOutcome::Found(_), .. }));
-            (customer, result, if is_found { DisclosedFields::All } else { DisclosedFields::Nothing })
+            (customer, result, shown(answer))
         });
         audit.allowed_each(&tenant, results);
         let mut response = Response::new(Body::from(write_answers(&customers, &answers, headers)));

@@ -11,31 +11,24 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use percent_encoding::percent_decode_str;
 use tracing::Instrument;
 
 use crate::audit::DenialReason;
-use crate::domain::{CustomerId, DisclosedFields, TenantId};
+use crate::domain::{CustomerId, CustomerQuery, LookupBy, TenantId};
 use crate::http::auth::field_set::FieldSet;
-use crate::lookup::{LookupAnswer, LookupOutcome};
-use crate::metrics::LookupResult;
 use crate::spans;
 use crate::upstream::Expand;
 
 use crate::http::auth::callers::Caller;
-use crate::http::auth::profile_handles::PROFILE_KEY;
-use crate::http::response::cache_status;
 use crate::http::response::dialect::{Dialect, ErrorBody};
 use crate::http::response::problem::Problem;
-use crate::http::routes::lookup_api::{LookupApi, max_age};
+use crate::http::routes::lookup_api::{LookupApi, not_authorized, tenant_of};
 use crate::http::routes::lookup_audit::LookupAudit;
-
-const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 
 /// The path of contacts at Genesys.
 const CONTACTS: &str = "/api/v2/externalcontacts/contacts/";
@@ -84,13 +77,10 @@ pub(in crate::http) async fn contact(State(api): State<Arc<LookupApi>>, request:
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
-    let headers = request.headers();
-    let mut audit = api.begin_audit(headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.contact(&caller, headers, request.uri(), &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &dialect).await
+    let (parts, _) = request.into_parts();
+    let (headers, uri) = (&parts.headers, &parts.uri);
+    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.contact(caller, headers, uri, audit).await;
+    api.audited(headers, &dialect, answer).await
 }
 
 impl LookupApi {
@@ -103,43 +93,19 @@ impl LookupApi {
     ) -> Result<Response, Problem> {
         let contact = ContactRequest::parse(caller, headers, uri)?;
         if let Err(reason) = authorize(caller, &contact) {
-            audit.denied(reason, &contact.tenant, &contact.customer);
-            return Err(forbidden());
+            audit.denied(reason, &contact.tenant, &CustomerQuery::Id(contact.customer));
+            return Err(not_authorized());
         }
         let ContactRequest { tenant, customer, expand } = &contact;
-        let requester = caller.requester();
+        let query = CustomerQuery::Id(customer.clone());
+        let Some(expand) = expand else {
+            return self.answer_verbatim(caller, headers, tenant, &query, audit).await;
+        };
         let span = spans::lookup(headers, tenant, &caller.name);
-        let answer = match expand {
-            None => {
-                let (max_age, phases) = (max_age(caller, headers), audit.looking_up());
-                let looking_up = self.lookup.get_with_phases(tenant, customer, &requester, max_age, phases);
-                looking_up.instrument(span.clone()).await
-            }
-            Some(expand) => {
-                let looking_up = self.lookup.get_expanded(tenant, customer, expand, &requester, audit.looking_up());
-                looking_up.instrument(span.clone()).await
-            }
-        };
-        let answer = answer.ok_or_else(forbidden)?;
-        let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
-        self.trace(&span, tenant, customer, result);
-        let found = matches!(&answer, Ok(answer) if matches!(answer.outcome, LookupOutcome::Found(_)));
-        audit.allowed(result, if found { DisclosedFields::All } else { DisclosedFields::Nothing }, tenant, customer);
-        let handle = self.handle(caller, &answer, tenant, customer);
-        let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, customer, caller))?;
-        let mut response = match &answer.outcome {
-            LookupOutcome::Found(found) => {
-                let mut response = Response::new(Body::from(found.body.expose().clone()));
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response
-            }
-            LookupOutcome::Absent | LookupOutcome::Deleted => {
-                Dialect::of_headers(headers).render(Problem::new(StatusCode::NOT_FOUND, "not_found", ""))
-            }
-        };
-        cache_status::write_headers(response.headers_mut(), &answer, self.clock.now());
-        response.headers_mut().insert(PROFILE_KEY, handle);
-        Ok(response)
+        let requester = caller.requester();
+        let expanded = self.lookup.get_expanded(tenant, customer, expand, &requester, audit.looking_up());
+        let expanded = expanded.instrument(span.clone()).await;
+        self.finish_verbatim(caller, headers, (tenant, &query), &span, expanded, audit)
     }
 }
 
@@ -156,32 +122,15 @@ impl ContactRequest {
         }
         let expand =
             Expand::parse(uri.query().unwrap_or_default()).map_err(|error| Problem::bad_field("expand", error))?;
-        Ok(Self { tenant: tenant(caller, headers)?, customer, expand })
-    }
-}
-
-/// Returns the caller's only tenant, or that of `X-Tenant-Id`.
-pub(super) fn tenant(caller: &Caller, headers: &HeaderMap) -> Result<TenantId, Problem> {
-    let mut named = headers.get_all(TENANT_ID).iter();
-    match (named.next(), named.next()) {
-        (None, _) => caller.only_tenant().cloned().ok_or_else(|| Problem::bad_field("X-Tenant-Id", "is missing")),
-        (Some(name), None) => {
-            let name = name.to_str().ok().and_then(|name| name.parse().ok());
-            name.ok_or_else(|| Problem::bad_field("X-Tenant-Id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -"))
-        }
-        (Some(_), Some(_)) => Err(Problem::bad_field("X-Tenant-Id", "is given more than once")),
+        Ok(Self { tenant: tenant_of(caller, headers)?, customer, expand })
     }
 }
 
 fn authorize(caller: &Caller, contact: &ContactRequest) -> Result<(), DenialReason> {
     match caller.fields {
-        FieldSet::All if caller.may_read(&contact.tenant) => Ok(()),
-        FieldSet::All => Err(DenialReason::Tenant),
+        FieldSet::All if !caller.may_read(&contact.tenant) => Err(DenialReason::Tenant),
+        FieldSet::All if !caller.may_look_up_by(LookupBy::CustomerId) => Err(DenialReason::LookupBy),
+        FieldSet::All => Ok(()),
         FieldSet::Only(_) => Err(DenialReason::Fields),
     }
-}
-
-/// The text is the same for the tenant and for the fields, so that a caller cannot tell which one is denied.
-pub(super) fn forbidden() -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", "You are not authorized to perform the requested action.")
 }

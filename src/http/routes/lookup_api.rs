@@ -3,26 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tracing::{Instrument, Span};
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
-use crate::domain::{CustomerId, Identity, KeyHasher, TenantId};
+use crate::domain::{CustomerQuery, DisclosedFields, Identity, PhoneRegion, QueryHasher, TenantId};
 use crate::lookup::prefetch::Prefetcher;
-use crate::lookup::{Lookup, LookupAnswer, LookupError, Phases};
+use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
 use crate::metrics::LookupResult;
 use crate::spans;
 
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::callers::Caller;
+use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::request::budget::ByteBudget;
 use crate::http::request::cache_control;
+use crate::http::response::cache_status;
+use crate::http::response::dialect::Dialect;
 use crate::http::response::problem::Problem;
 use crate::http::routes::lookup_audit::LookupAudit;
 
 /// The maximum number of customers in one request.
 pub(super) const MAX_BATCH: usize = 100;
+
+const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 
 /// The state of the routes of lookups.
 #[derive(Debug)]
@@ -35,8 +42,8 @@ pub struct LookupApi {
     pub auth: Arc<CallerAuth>,
     /// The audit of lookups.
     pub audit: Audit,
-    /// Computes the keys of customers, for logs and the audit.
-    pub hasher: KeyHasher,
+    /// Computes the keys of customers and identifiers, for logs and the audit.
+    pub hasher: QueryHasher,
     /// The wall clock, for `Age`.
     pub clock: SharedClock,
     /// The maximum size of a request body, in bytes.
@@ -48,42 +55,111 @@ pub struct LookupApi {
 }
 
 impl LookupApi {
-    /// Starts the audit record of a request with these headers.
-    pub(super) fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
-        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow)
+    /// Handles a request with these headers: admits its caller, lets `answer` answer, and writes the audit record.
+    pub(super) async fn audited<'a>(
+        &'a self,
+        headers: &'a HeaderMap,
+        dialect: &Dialect,
+        answer: impl AsyncFnOnce(&Caller, &mut LookupAudit<'a>) -> Result<Response, Problem>,
+    ) -> Response {
+        let mut audit = LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow);
+        let answer = match audit.admit(&self.auth) {
+            Ok(caller) => answer(&caller, &mut audit).await,
+            Err(problem) => Err(problem),
+        };
+        audit.end(answer, dialect).await
     }
 
-    /// Returns the handle by which a caller recognises the customer of an answer in the change feed.
+    /// Returns the handle by which a caller recognises the customer of an answer in the change feed; `None` for an identifier
+    /// that nobody has.
     pub(super) fn handle(
         &self,
         caller: &Caller,
-        answer: &Result<LookupAnswer, LookupError>,
+        answer: Option<&LookupAnswer>,
         tenant: &TenantId,
-        customer: &CustomerId,
-    ) -> HeaderValue {
-        let stored = answer.as_ref().ok().and_then(|answer| answer.identity.as_ref());
-        let digest = stored.map_or_else(|| self.hasher.identify(tenant, customer).digest(), Identity::digest);
-        self.auth.handles().header(&caller.name, tenant, digest)
-    }
-
-    /// Returns the handle of the customer of an answer.
-    pub(super) fn handle_of(
-        &self,
-        caller: &Caller,
-        answer: &LookupAnswer,
-        tenant: &TenantId,
-        customer: &CustomerId,
-    ) -> HeaderValue {
-        let digest = match &answer.identity {
-            Some(stored) => stored.digest(),
-            None => self.hasher.identify(tenant, customer).digest(),
+        query: &CustomerQuery,
+    ) -> Option<HeaderValue> {
+        let stored = answer.and_then(|answer| answer.identity.as_ref());
+        let digest = match (stored, query) {
+            (Some(stored), _) => stored.digest(),
+            (None, CustomerQuery::Id(_)) => self.hasher.identify(tenant, query).as_ref().map(Identity::digest)?,
+            (None, CustomerQuery::Identifier(_)) => return None,
         };
-        self.auth.handles().header(&caller.name, tenant, digest)
+        Some(self.auth.handles().header(&caller.name, tenant, digest))
     }
 
     /// Adds the result of a lookup to its span.
-    pub(super) fn trace(&self, span: &Span, tenant: &TenantId, customer: &CustomerId, result: LookupResult) {
-        spans::looked_up(span, result, || self.hasher.identify(tenant, customer).key());
+    pub(super) fn trace(&self, span: &Span, tenant: &TenantId, customer: &CustomerQuery, result: LookupResult) {
+        spans::looked_up(span, result, || self.hasher.identify(tenant, customer).map(|identity| identity.key()));
+    }
+
+    /// Returns the country of phone numbers without a country code, to a caller that may read the tenant: others must not
+    /// learn which tenants exist.
+    pub(super) fn region_for(&self, caller: &Caller, tenant: &TenantId) -> Option<PhoneRegion> {
+        self.lookup.phone_region(tenant).filter(|_| caller.may_read(tenant))
+    }
+
+    /// Looks up a customer for a caller that may do so, and answers as Genesys does.
+    pub(super) async fn answer_verbatim(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        tenant: &TenantId,
+        query: &CustomerQuery,
+        audit: &mut LookupAudit<'_>,
+    ) -> Result<Response, Problem> {
+        let span = spans::lookup(headers, tenant, &caller.name);
+        let (requester, max_age, phases) = (caller.requester(), max_age(caller, headers), audit.looking_up());
+        let looking_up = self.lookup.find(tenant, query, &requester, max_age, phases);
+        let answer = looking_up.instrument(span.clone()).await;
+        self.finish_verbatim(caller, headers, (tenant, query), &span, answer, audit)
+    }
+
+    /// Records the answer to a lookup, and renders it as Genesys does.
+    pub(super) fn finish_verbatim(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        (tenant, query): (&TenantId, &CustomerQuery),
+        span: &Span,
+        answer: Option<Result<LookupAnswer, LookupError>>,
+        audit: &mut LookupAudit<'_>,
+    ) -> Result<Response, Problem> {
+        let answer = answer.ok_or_else(not_authorized)?;
+        let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
+        self.trace(span, tenant, query, result);
+        audit.allowed(result, shown(&answer), tenant, query);
+        let handle = self.handle(caller, answer.as_ref().ok(), tenant, query);
+        let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, query, caller))?;
+        let mut response = self.verbatim(&answer, headers);
+        if let Some(handle) = handle {
+            response.headers_mut().insert(PROFILE_KEY, handle);
+        }
+        Ok(response)
+    }
+
+    /// Renders an answer as Genesys does.
+    pub(super) fn verbatim(&self, answer: &LookupAnswer, headers: &HeaderMap) -> Response {
+        let mut response = match &answer.outcome {
+            LookupOutcome::Found(found) => {
+                let mut response = Response::new(Body::from(found.body.expose().clone()));
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            LookupOutcome::Absent | LookupOutcome::Deleted => {
+                Dialect::of_headers(headers).render(Problem::new(StatusCode::NOT_FOUND, "not_found", ""))
+            }
+        };
+        cache_status::write_headers(response.headers_mut(), answer, self.clock.now());
+        response
+    }
+
+    /// Logs a failed search and returns its answer.
+    pub(super) fn log_failed_search(&self, failure: &LookupError, tenant: &TenantId, caller: &Caller) -> Problem {
+        let problem = Problem::of_failure(failure);
+        let cause = std::error::Error::source(failure).map(tracing::field::display);
+        tracing::warn!(%tenant, caller = %caller.name, code = problem.code(), error = %failure, cause, "search failed");
+        problem
     }
 
     /// Logs a failed lookup and returns its answer.
@@ -91,14 +167,14 @@ impl LookupApi {
         &self,
         failure: &LookupError,
         tenant: &TenantId,
-        customer: &CustomerId,
+        customer: &CustomerQuery,
         caller: &Caller,
     ) -> Problem {
         let problem = Problem::of_failure(failure);
-        let key = self.hasher.identify(tenant, customer).key();
+        let key = self.hasher.identify(tenant, customer).map(|identity| tracing::field::display(identity.key()));
         // Host, phase and cause of a failed request to Genesys.
         let cause = std::error::Error::source(failure).map(tracing::field::display);
-        tracing::warn!(%key, caller = %caller.name, code = problem.code(), error = %failure, cause, "lookup failed");
+        tracing::warn!(key, caller = %caller.name, code = problem.code(), error = %failure, cause, "lookup failed");
         problem
     }
 
@@ -109,7 +185,7 @@ impl LookupApi {
         caller: &Caller,
         headers: &HeaderMap,
         tenant: &TenantId,
-        customers: &[CustomerId],
+        customers: &[CustomerQuery],
         phases: &mut Phases,
     ) -> Option<Vec<Result<LookupAnswer, Problem>>> {
         let (span, requester) = (spans::lookup(headers, tenant, &caller.name), caller.requester());
@@ -129,4 +205,31 @@ impl LookupApi {
 /// Returns the greatest age of an answer that a request demands, if its caller may.
 pub(super) fn max_age(caller: &Caller, headers: &HeaderMap) -> Option<Duration> {
     if caller.may_refresh { cache_control::max_age(headers) } else { None }
+}
+
+/// Returns what a caller with all fields sees of an answer.
+pub(super) fn shown<E>(answer: &Result<LookupAnswer, E>) -> DisclosedFields {
+    match answer {
+        Ok(LookupAnswer { outcome: LookupOutcome::Found(_), .. }) => DisclosedFields::All,
+        Ok(_) | Err(_) => DisclosedFields::Nothing,
+    }
+}
+
+/// The refusal on Genesys' routes. The text is the same for the tenant, the fields and the right to look up, so that a caller
+/// cannot tell which one is denied.
+pub(super) fn not_authorized() -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", "You are not authorized to perform the requested action.")
+}
+
+/// Returns the tenant of a request on Genesys' routes: the caller's only one, or that of `X-Tenant-Id`.
+pub(super) fn tenant_of(caller: &Caller, headers: &HeaderMap) -> Result<TenantId, Problem> {
+    let mut named = headers.get_all(TENANT_ID).iter();
+    match (named.next(), named.next()) {
+        (None, _) => caller.only_tenant().cloned().ok_or_else(|| Problem::bad_field("X-Tenant-Id", "is missing")),
+        (Some(name), None) => {
+            let name = name.to_str().ok().and_then(|name| name.parse().ok());
+            name.ok_or_else(|| Problem::bad_field("X-Tenant-Id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -"))
+        }
+        (Some(_), Some(_)) => Err(Problem::bad_field("X-Tenant-Id", "is given more than once")),
+    }
 }

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use http::HeaderMap;
 
 use crate::audit::{self, Audit, AuditRecord, Decision, DenialReason};
-use crate::domain::{CustomerId, Digest, DisclosedFields, KeyHasher, TenantId};
+use crate::domain::{CustomerQuery, Digest, DisclosedFields, LookupBy, QueryHasher, TenantId};
 use crate::lookup::{Lookup, Phases};
 use crate::metrics::LookupResult;
 
@@ -28,31 +28,39 @@ use crate::http::routes::lookup_timing::LookupTiming;
 #[derive(Debug)]
 pub(in crate::http) struct LookupAudit<'a> {
     audit: &'a Audit,
-    hasher: &'a KeyHasher,
+    hasher: &'a QueryHasher,
     lookup: &'a Lookup,
     headers: &'a HeaderMap,
     caller: Option<Arc<str>>,
     allowance: Option<Allowance>,
     tenant: Option<TenantId>,
-    key: Option<Digest>,
+    customer: NamedCustomer,
     decision: Option<Decision>,
     /// The decisions about the customers of a batch.
-    each: Vec<(Digest, Decision)>,
+    each: Vec<(NamedCustomer, Decision)>,
     timing: LookupTiming,
+}
+
+/// How a record names a customer.
+#[derive(Clone, Copy, Debug, Default)]
+struct NamedCustomer {
+    key: Option<Digest>,
+    /// What the customer was looked up by, if not by its id.
+    by: Option<LookupBy>,
 }
 
 impl<'a> LookupAudit<'a> {
     /// Starts the record of a request with these headers. `lookup` knows the configured tenants.
     pub(in crate::http) fn begin(
         audit: &'a Audit,
-        hasher: &'a KeyHasher,
+        hasher: &'a QueryHasher,
         lookup: &'a Lookup,
         headers: &'a HeaderMap,
         slow: Duration,
     ) -> Self {
         let (timing, each) = (LookupTiming::start(slow), Vec::new());
-        let (caller, allowance, tenant, key, decision) = (None, None, None, None, None);
-        Self { audit, hasher, lookup, headers, caller, allowance, tenant, key, decision, each, timing }
+        let (caller, allowance, tenant, customer, decision) = (None, None, None, NamedCustomer::default(), None);
+        Self { audit, hasher, lookup, headers, caller, allowance, tenant, customer, decision, each, timing }
     }
 
     /// Notes that the lookup itself begins, and returns where its phases are noted.
@@ -81,7 +89,7 @@ impl<'a> LookupAudit<'a> {
     }
 
     /// Notes that the caller may not look this customer up.
-    pub(in crate::http) fn denied(&mut self, reason: DenialReason, tenant: &TenantId, customer: &CustomerId) {
+    pub(in crate::http) fn denied(&mut self, reason: DenialReason, tenant: &TenantId, customer: &CustomerQuery) {
         self.set_customer(tenant, customer);
         self.decision = Some(Decision::Denied(reason));
     }
@@ -92,7 +100,7 @@ impl<'a> LookupAudit<'a> {
         result: LookupResult,
         shown: DisclosedFields,
         tenant: &TenantId,
-        customer: &CustomerId,
+        customer: &CustomerQuery,
     ) {
         if self.audit.records_all_lookups() {
             self.set_customer(tenant, customer);
@@ -125,7 +133,12 @@ impl<'a> LookupAudit<'a> {
     }
 
     /// Notes that the caller may not look up these customers.
-    pub(in crate::http) fn denied_each(&mut self, reason: DenialReason, tenant: &TenantId, customers: &[CustomerId]) {
+    pub(in crate::http) fn denied_each(
+        &mut self,
+        reason: DenialReason,
+        tenant: &TenantId,
+        customers: &[CustomerQuery],
+    ) {
         self.note_each(tenant, customers.iter().map(|customer| (customer, Decision::Denied(reason))));
     }
 
@@ -133,7 +146,7 @@ impl<'a> LookupAudit<'a> {
     pub(in crate::http) fn allowed_each<'c>(
         &mut self,
         tenant: &TenantId,
-        results: impl Iterator<Item = (&'c CustomerId, LookupResult, DisclosedFields)>,
+        results: impl Iterator<Item = (&'c CustomerQuery, LookupResult, DisclosedFields)>,
     ) {
         if self.audit.records_all_lookups() {
             self.note_each(
@@ -143,32 +156,55 @@ impl<'a> LookupAudit<'a> {
         }
     }
 
-    fn note_each<'c>(&mut self, tenant: &TenantId, decisions: impl Iterator<Item = (&'c CustomerId, Decision)>) {
-        self.tenant = self.lookup.knows(tenant).then(|| tenant.clone());
-        let digest = |customer| self.hasher.identify(tenant, customer).digest();
-        self.each = decisions.map(|(customer, decision)| (digest(customer), decision)).collect();
+    /// Notes that the caller may not search for customers.
+    pub(in crate::http) fn denied_search(&mut self, reason: DenialReason, tenant: &TenantId) {
+        self.set_tenant(tenant);
+        self.decision = Some(Decision::Denied(reason));
     }
 
-    fn set_customer(&mut self, tenant: &TenantId, customer: &CustomerId) {
+    /// Notes the result of a search, which names no customer.
+    pub(in crate::http) fn searched(&mut self, result: LookupResult, shown: DisclosedFields, tenant: &TenantId) {
+        if self.audit.records_all_lookups() {
+            self.set_tenant(tenant);
+            self.decision = Some(Decision::Allowed { result, shown });
+        }
+    }
+
+    fn note_each<'c>(&mut self, tenant: &TenantId, decisions: impl Iterator<Item = (&'c CustomerQuery, Decision)>) {
+        self.set_tenant(tenant);
+        self.each = decisions.map(|(customer, decision)| (self.named(tenant, customer), decision)).collect();
+    }
+
+    fn set_customer(&mut self, tenant: &TenantId, customer: &CustomerQuery) {
+        self.set_tenant(tenant);
+        self.customer = self.named(tenant, customer);
+    }
+
+    fn named(&self, tenant: &TenantId, customer: &CustomerQuery) -> NamedCustomer {
+        NamedCustomer {
+            key: self.hasher.identify(tenant, customer).map(|identity| identity.digest()),
+            by: Some(customer.by()).filter(|by| *by != LookupBy::CustomerId),
+        }
+    }
+
+    fn set_tenant(&mut self, tenant: &TenantId) {
         self.tenant = self.lookup.knows(tenant).then(|| tenant.clone());
-        self.key = Some(self.hasher.identify(tenant, customer).digest());
     }
 
     /// Writes the records and returns the response: a 503 if a record is required and cannot be written.
     pub(in crate::http) async fn end(self, mut answer: Result<Response, Problem>, dialect: &Dialect) -> Response {
-        let Self { audit, headers, caller, allowance, tenant, key, decision, each, timing, .. } = self;
+        let Self { audit, headers, caller, allowance, tenant, customer, decision, each, timing, .. } = self;
         let (request, elapsed) = (headers.get(REQUEST_ID), timing.end());
         elapsed.log_if_slow(request, caller.as_deref());
-        let record = |key, decision| {
+        let record = |NamedCustomer { key, by }, decision| {
             let (request, caller, tenant) = (request.cloned(), caller.clone(), tenant.clone());
             let duration_ms = elapsed.total_ms();
-            AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, decision, duration_ms })
+            AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, by, decision, duration_ms })
         };
         let mut required = Vec::new();
-        let decisions = decision.map(|decision| (key, decision)).into_iter();
-        for (key, decision) in decisions.chain(each.into_iter().map(|(key, decision)| (Some(key), decision))) {
+        for (customer, decision) in decision.map(|decision| (customer, decision)).into_iter().chain(each) {
             let must_be_written = matches!(decision, Decision::Allowed { .. }) && audit.is_strict();
-            let record = record(key, decision);
+            let record = record(customer, decision);
             if must_be_written {
                 required.push(audit.record_and_wait(record));
             } else {

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{bulk_contacts, changes, contact, oauth_token, profile, profiles, webhook};
+use super::{bulk_contacts, changes, contact, identifier, oauth_token, profile, profiles, webhook};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -34,6 +34,10 @@ use super::{bulk_contacts, changes, contact, oauth_token, profile, profiles, web
         changes::changes,
         contact::contact,
         bulk_contacts::bulk_contacts,
+        identifier::lookup,
+        identifier::old_lookup,
+        identifier::reverse,
+        identifier::contacts,
         oauth_token::token,
         oauth_token::gateway_token,
         openapi,
@@ -88,18 +92,28 @@ impl Modify for SecuritySchemes {
 const SCHEMAS: &str = include_str!("schemas.json");
 
 /// The parameters that use one of the schemas.
-const PARAMETERS: [(&str, &str); 5] = [
+const PARAMETERS: [(&str, &str); 9] = [
     ("customerId", "CustomerId"),
     ("tenantId", "TenantId"),
     ("tenant_id", "TenantId"),
     ("X-Tenant-Id", "TenantId"),
     ("fields", "Fields"),
+    ("phone", "Phone"),
+    ("email", "Email"),
+    ("externalId", "ExternalText"),
+    ("externalSource", "ExternalText"),
 ];
 
+/// The lookup of an identifier, whose answers similar routes have.
+const IDENTIFIER: &str = "/api/v2/externalcontacts/identifierlookup/contacts";
+
 /// Operations with the answers of another one and possibly more: path and method of both.
-const ALIKE: [[(&str, &str); 2]; 3] = [
+const ALIKE: [[(&str, &str); 2]; 6] = [
     [("/webhooks/{tenant_id}", "post"), ("/webhook/customer-updated", "post")],
     [("/api/v1/profile", "post"), ("/api/v1/profile", "get")],
+    [("/api/v2/externalcontacts/identifierlookup", "post"), (IDENTIFIER, "post")],
+    [("/api/v2/externalcontacts/reversewhitepageslookup", "get"), (IDENTIFIER, "post")],
+    [("/api/v2/externalcontacts/contacts", "get"), (IDENTIFIER, "post")],
     [("/login/oauth/token", "post"), ("/oauth/token", "post")],
 ];
 

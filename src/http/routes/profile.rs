@@ -3,7 +3,6 @@
 //! The order of checks: authentication (401), rate limit (429), the request itself (400, 413, 415), authorization (403);
 //! then the lookup. Fields are filtered after the lookup; the authorization is never cached.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
@@ -12,11 +11,10 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use serde::Deserialize;
 use tracing::Instrument;
 
 use crate::audit::DenialReason;
-use crate::domain::{CustomerId, DisclosedFields, ProfileBody, TenantId};
+use crate::domain::{DisclosedFields, ProfileBody};
 use crate::http::auth::field_set::{FieldSet, NotAnObject};
 use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::metrics::LookupResult;
@@ -25,42 +23,22 @@ use crate::store::Found;
 
 use crate::http::auth::callers::Caller;
 use crate::http::auth::profile_handles::PROFILE_KEY;
-use crate::http::request::{body, json, query};
+use crate::http::request::body;
 use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::etag::{etag, if_none_match};
 use crate::http::response::problem::{Problem, ProblemBody};
 use crate::http::routes::lookup_api::{LookupApi, max_age};
 use crate::http::routes::lookup_audit::LookupAudit;
+use crate::http::routes::profile_query::ProfileQuery;
 use crate::http::server::service::{DirectRoute, ResponseFuture};
 
 /// `Content-Type`, `ETag`, `Cache-Status`, `Age`, `Cache-Control`, `X-Request-Id`, `X-Profile-Key`, two for the rate limit,
 /// and four for browsers.
 const HEADERS_OF_A_HIT: usize = 13;
 
-/// The maximum number of fields that a request may name: its audit record shows them.
-const MAX_FIELDS: usize = 64;
-
 /// The path of lookups.
 const PATH: &str = "/api/v1/profile";
-
-/// The JSON body of a lookup.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ProfileRequest {
-    customer_id: Option<String>,
-    tenant_id: Option<String>,
-    /// The fields to return, separated by commas; absent: all that the caller may read.
-    fields: Option<String>,
-}
-
-/// A parsed lookup.
-#[derive(Debug)]
-struct ProfileQuery {
-    tenant: TenantId,
-    customer: CustomerId,
-    fields: Option<FieldSet>,
-}
 
 /// Returns the routes.
 pub fn routes(api: Arc<LookupApi>) -> Router {
@@ -73,8 +51,12 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
 #[utoipa::path(
     get, path = "/api/v1/profile", tag = "lookup",
     params(
-        ("customerId" = String, Query, description = "The customer"),
         ("tenantId" = String, Query, description = "The tenant"),
+        ("customerId" = Option<String>, Query, description = "The customer; exactly one of customerId, phone, email and externalId is given"),
+        ("phone" = Option<String>, Query, description = "A phone number of the customer: E.164 with a percent-encoded +, or a tel URI; without + in the country of the tenant"),
+        ("email" = Option<String>, Query, description = "An e-mail address of the customer"),
+        ("externalId" = Option<String>, Query, description = "The id of the customer in another system"),
+        ("externalSource" = Option<String>, Query, description = "The id of that system's external source at Genesys"),
         ("fields" = Option<String>, Query, description = "The fields to return; absent: all that the caller may read"),
     ),
     security(("apiKey" = []), ("bearer" = []), ("basic" = [])),
@@ -83,7 +65,7 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
         (status = 304, description = "The profile still matches `If-None-Match`"),
         (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
         (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant, field, or what the customer is looked up by not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such customer", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
         (status = 410, description = "The customer was deleted", body = ProblemBody, content_type = "application/problem+json"),
@@ -111,12 +93,10 @@ impl DirectRoute for LookupApi {
 
 async fn answer(api: &LookupApi, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.profile(&caller, &parts.headers, parts.uri.query(), body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &Dialect::Problem).await
+    let (headers, query) = (&parts.headers, parts.uri.query());
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profile(caller, headers, query, body, audit).await;
+    api.audited(headers, &Dialect::Problem, answer).await
 }
 
 /// Returns one customer's profile, for clients that cannot send a body with GET.
@@ -144,7 +124,8 @@ impl LookupApi {
         } else {
             Some(Box::pin(body::read(headers, body, self.max_body, &self.bodies)).await?)
         };
-        let query = ProfileQuery::parse(query, body.as_ref().map(|body| &*body.bytes).unwrap_or_default())?;
+        let bytes = body.as_ref().map(|body| &*body.bytes).unwrap_or_default();
+        let query = ProfileQuery::parse(query, bytes, |tenant| self.region_for(caller, tenant))?;
         drop(body);
         let (tenant, customer) = (&query.tenant, &query.customer);
         let visible = match authorize(caller, &query) {
@@ -156,22 +137,25 @@ impl LookupApi {
         };
         let span = spans::lookup(headers, tenant, &caller.name);
         let (requester, max_age, phases) = (caller.requester(), max_age(caller, headers), audit.looking_up());
-        let looking_up = self.lookup.get_with_phases(tenant, customer, &requester, max_age, phases);
+        let looking_up = self.lookup.find(tenant, customer, &requester, max_age, phases);
         let answer = looking_up.instrument(span.clone()).await;
         let answer = answer.ok_or_else(|| forbidden("tenantId"))?;
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);
         let response = match &answer {
             Ok(answer) => self.response(headers, answer, visible).map_err(|error| {
-                let key = self.hasher.identify(tenant, customer).key();
-                tracing::error!(%key, %error, "cannot filter the stored profile");
+                let key =
+                    self.hasher.identify(tenant, customer).map(|identity| tracing::field::display(identity.key()));
+                tracing::error!(key, %error, "cannot filter the stored profile");
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
             }),
             Err(failure) => Err(self.log_failure(failure, tenant, customer, caller)),
         };
         let (response, shown) = match response {
             Ok((mut response, shown)) => {
-                response.headers_mut().insert(PROFILE_KEY, self.handle(caller, &answer, tenant, customer));
+                if let Some(handle) = self.handle(caller, answer.as_ref().ok(), tenant, customer) {
+                    response.headers_mut().insert(PROFILE_KEY, handle);
+                }
                 (Ok(response), shown)
             }
             Err(problem) => (Err(problem), DisclosedFields::Nothing),
@@ -225,42 +209,15 @@ fn found_response(
     Ok((response, shown))
 }
 
-impl ProfileQuery {
-    /// Parses the query and the body. A parameter that is in both must have the same value.
-    fn parse<'q>(query: Option<&'q str>, body: &[u8]) -> Result<Self, Problem> {
-        let [customer, tenant, fields] = query::parse(query.unwrap_or_default(), ["customerId", "tenantId", "fields"])?;
-        let body: ProfileRequest = if body.is_empty() { ProfileRequest::default() } else { json::parse(body)? };
-        let either = |name: &'static str, query: Option<Cow<'q, str>>, body: Option<String>| match (query, body) {
-            (Some(one), Some(other)) if one != other => Err(Problem::bad_field(name, "query and body disagree")),
-            (one, other) => Ok(one.or(other.map(Cow::Owned))),
-        };
-        let tenant = either("tenantId", tenant, body.tenant_id)?;
-        let customer = either("customerId", customer, body.customer_id)?;
-        let fields = either("fields", fields, body.fields)?;
-        let missing = |name| Problem::bad_field(name, "is missing");
-        let tenant = tenant.ok_or_else(|| missing("tenantId"))?;
-        let customer = customer.ok_or_else(|| missing("customerId"))?;
-        Ok(Self {
-            tenant: tenant.parse().map_err(|error| Problem::bad_field("tenantId", error))?,
-            customer: customer.parse().map_err(|error| Problem::bad_field("customerId", error))?,
-            fields: fields.map(|fields| requested(&fields)).transpose()?,
-        })
-    }
-}
-
-/// Parses the fields of a request.
-fn requested(fields: &str) -> Result<FieldSet, Problem> {
-    if fields.split(',').nth(MAX_FIELDS).is_some() {
-        return Err(Problem::bad_field("fields", format!("must name at most {MAX_FIELDS} fields")));
-    }
-    FieldSet::parse(fields.split(',').map(str::trim)).map_err(|error| Problem::bad_field("fields", error))
-}
-
 /// Returns the fields to return. If the caller may not read all requested fields, returns the reason and the field of the
 /// request that is denied.
 fn authorize<'a>(caller: &'a Caller, query: &'a ProfileQuery) -> Result<&'a FieldSet, (DenialReason, &'static str)> {
     if !caller.may_read(&query.tenant) {
         return Err((DenialReason::Tenant, "tenantId"));
+    }
+    let by = query.customer.by();
+    if !caller.may_look_up_by(by) {
+        return Err((DenialReason::LookupBy, by.as_str()));
     }
     match &query.fields {
         None | Some(FieldSet::All) => Ok(&caller.fields),

@@ -16,7 +16,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::audit::DenialReason;
-use crate::domain::DisclosedFields;
+use crate::domain::{CustomerQuery, DisclosedFields};
 use crate::http::auth::field_set::FieldSet;
 use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::metrics::LookupResult;
@@ -57,7 +57,7 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
         (status = 200, description = "One result for each customer, in order", body = ref("#/components/schemas/BatchAnswer"), content_type = "application/json"),
         (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
         (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant, field, or what a customer is looked up by not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
@@ -66,12 +66,9 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
 )]
 pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.profiles(&caller, &parts.headers, body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &Dialect::Problem).await
+    let headers = &parts.headers;
+    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profiles(caller, headers, body, audit).await;
+    api.audited(headers, &Dialect::Problem, answer).await
 }
 
 /// Fetches up to 100 customers that the cache does not hold, in the background, while no lookup needs the budget.
@@ -83,7 +80,7 @@ pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request
         (status = 202, description = "The customers are queued, as far as the queue has room", body = PrefetchBody),
         (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
         (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant, field, or what a customer is looked up by not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
@@ -92,12 +89,9 @@ pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request
 )]
 pub(in crate::http) async fn prefetch(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut audit = api.begin_audit(&parts.headers);
-    let answer = match audit.admit(&api.auth) {
-        Ok(caller) => api.prefetch(&caller, &parts.headers, body, &mut audit).await,
-        Err(problem) => Err(problem),
-    };
-    audit.end(answer, &Dialect::Problem).await
+    let headers = &parts.headers;
+    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.prefetch(caller, headers, body, audit).await;
+    api.audited(headers, &Dialect::Problem, answer).await
 }
 
 impl LookupApi {
@@ -122,8 +116,8 @@ impl LookupApi {
             }
             let (result, fields) = match answer {
                 Ok(answer) => {
-                    let handle = self.handle_of(caller, answer, tenant, customer);
-                    (answer.result(), self.write_answer(&mut text, answer, &handle, visible))
+                    let handle = self.handle(caller, Some(answer), tenant, customer);
+                    (answer.result(), self.write_answer(&mut text, answer, handle.as_ref(), visible))
                 }
                 Err(problem) => {
                     write_problem(&mut text, problem, None, None);
@@ -165,11 +159,13 @@ impl LookupApi {
         audit: &mut LookupAudit<'_>,
     ) -> Result<BatchQuery, Problem> {
         let body = body::read(headers, body, self.max_body, &self.bodies).await?;
-        let query = BatchQuery::parse(&body.bytes)?;
+        let query = BatchQuery::parse(&body.bytes, |tenant| self.region_for(caller, tenant))?;
         drop(body);
         audit.admit_more(&self.auth, caller, query.customers.len() - 1)?;
         let denied = if !caller.may_read(&query.tenant) || !self.lookup.knows(&query.tenant) {
             Some((DenialReason::Tenant, "tenantId"))
+        } else if let Some(by) = query.customers.iter().map(CustomerQuery::by).find(|by| !caller.may_look_up_by(*by)) {
+            Some((DenialReason::LookupBy, by.as_str()))
         } else if query.fields.as_ref().is_some_and(|fields| *fields != FieldSet::All && !caller.fields.covers(fields))
         {
             Some((DenialReason::Fields, "fields"))
@@ -190,11 +186,11 @@ impl LookupApi {
         &self,
         text: &mut Vec<u8>,
         answer: &LookupAnswer,
-        handle: &HeaderValue,
+        handle: Option<&HeaderValue>,
         visible: &FieldSet,
     ) -> DisclosedFields {
         let cache_status = cache_status(answer);
-        let (cache_status, handle) = (cache_status.to_str().ok(), handle.to_str().ok());
+        let (cache_status, handle) = (cache_status.to_str().ok(), handle.and_then(|handle| handle.to_str().ok()));
         let problem = |status, code, detail: &str| Problem::new(status, code, detail);
         let problem = match &answer.outcome {
             LookupOutcome::Found(found) => match visible.filter(found.body.expose()) {

@@ -45,6 +45,7 @@ pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) ->
         kind: named.flatten().or(kind).unwrap_or(Kind::Updated),
         stamps: stamps(doubt.time(&flat.modify_date), doubt.time(&flat.occurred_at)),
         customers: customers.ids,
+        identifiers: Vec::new(),
         tenant: tenant.map_err(|error| Malformed::new(join(path, "tenantId"), error))?,
         is_partial: doubt.0,
     }))

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::domain::{EventTime, Kind, Modified, Precision, Shape, Stamps};
+use crate::contact;
+use crate::domain::{EventTime, Identifier, Kind, Modified, Precision, Shape, Stamps};
 
 use super::super::malformed::check_depth;
 use super::fields::{CustomerList, Doubt, OptionalText, stamps};
@@ -169,19 +170,19 @@ fn read_contact(
     in_topic: Option<&str>,
     mut envelope: Envelope,
 ) -> Result<PostedEvent, Malformed> {
-    let contact: ContactBody = parse(body, path)?;
+    let named: ContactBody = parse(body, path)?;
     let doubt = &mut envelope.doubt;
     let mut customers = CustomerList::default();
-    customers.add_optional(path, "id", &contact.id, doubt)?;
+    customers.add_optional(path, "id", &named.id, doubt)?;
     let in_topic = in_topic.map_or(OptionalText::Absent, |id| OptionalText::Text(id.to_owned()));
     customers.add_optional("", "topicName", &in_topic, doubt)?;
-    contact.add_related(path, &mut customers, doubt)?;
+    named.add_related(path, &mut customers, doubt)?;
     if customers.ids.is_empty() {
         return Err(Malformed::new(join(path, "id"), "is no customer id, and the topic names no contact either"));
     }
-    let merged = contact.merged_to != OptionalText::Absent || contact.merged_from.is_some_and(|from| !from.is_empty());
-    let modified = doubt.time(&contact.modify_date);
-    Ok(announced(envelope, if merged { Kind::Merged } else { Kind::Updated }, modified, None, customers))
+    let merged = named.merged_to != OptionalText::Absent || named.merged_from.is_some_and(|from| !from.is_empty());
+    let (modified, kind) = (doubt.time(&named.modify_date), if merged { Kind::Merged } else { Kind::Updated });
+    Ok(announced(envelope, kind, (modified, None), customers, contact::identifiers(body)))
 }
 
 impl ContactBody {
@@ -261,15 +262,16 @@ fn read_audit(body: &[u8], path: &str, mut envelope: Envelope) -> Result<PostedE
     };
     let mut customers = CustomerList::default();
     customers.add(path, "entity.id", envelope.doubt.text(&audit.entity).unwrap_or_default())?;
-    Ok(announced(envelope, kind, None, happened.map(EventTime::whole_seconds_if_zero_millis), customers))
+    let happened = happened.map(EventTime::whole_seconds_if_zero_millis);
+    Ok(announced(envelope, kind, (None, happened), customers, Vec::new()))
 }
 
 fn announced(
     envelope: Envelope,
     kind: Kind,
-    modified: Option<Modified>,
-    happened: Option<EventTime>,
+    (modified, happened): (Option<Modified>, Option<EventTime>),
     customers: CustomerList,
+    identifiers: Vec<Identifier>,
 ) -> PostedEvent {
     let stamps: Stamps = stamps(modified, happened.or(envelope.at));
     PostedEvent::Announced(Announcement {
@@ -278,6 +280,7 @@ fn announced(
         kind,
         stamps,
         customers: customers.ids,
+        identifiers,
         tenant: None,
         is_partial: envelope.doubt.0,
     })

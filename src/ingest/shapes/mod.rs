@@ -5,7 +5,7 @@
 //! flat form of this program. A request may be an array. The `data` of a `CloudEvents` event may be a flat form, a
 //! notification, an EventBridge event, or the `detail` of one.
 //!
-//! Every customer id in an event becomes one of its customers. Nothing else of the body is kept.
+//! Of a body only the customer ids are kept, and the phone numbers, e-mail addresses and external ids of a contact.
 //!
 //! An event that names a customer in a readable way evicts: a refused one would leave an outdated profile, and no sender
 //! corrects an event. So an optional field that cannot be read is treated as absent, and counted. One that is `""` or
@@ -26,7 +26,9 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{CustomerId, Digest, Event, EventId, KeyHasher, Kind, Shape, Stamps, TenantId, Timestamp};
+use crate::domain::{
+    CustomerId, Digest, Event, EventId, Identifier, KeyHasher, Kind, Shape, Stamps, TenantId, Timestamp,
+};
 
 use super::malformed::{self, Malformed, join, parse};
 
@@ -84,6 +86,8 @@ pub struct Announcement {
     pub stamps: Stamps,
     /// Its customers; at least one.
     pub customers: Vec<CustomerId>,
+    /// The identifiers in the body of its contact.
+    pub identifiers: Vec<Identifier>,
     /// The tenant that it names, if any.
     pub tenant: Option<TenantId>,
     /// Whether an optional field of it could not be read.
@@ -232,8 +236,7 @@ fn read_one(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
 }
 
 impl Announcement {
-    /// Creates the event for the queue, without personal data: customer ids become digests, one per key scheme, the
-    /// present scheme first.
+    /// Creates the event for the queue, without identifiers. Customer ids become digests, one per key scheme, the present first.
     #[must_use]
     pub fn into_event(self, tenant: &TenantId, hashers: &[KeyHasher], received_at: Timestamp) -> Event {
         let mut seen = HashSet::new();
@@ -245,6 +248,7 @@ impl Announcement {
             identity: self.identity(tenant),
             tenant: tenant.clone(),
             keys,
+            identifiers: Vec::new(),
             kind: self.kind,
             stamps: self.stamps,
             received_at,

@@ -12,7 +12,6 @@ use redis::{Msg, RedisResult};
 use tokio::time::{interval, timeout};
 
 use crate::domain::{Key, Kind};
-use crate::invalid::InvalidSetting;
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 use crate::store::changes::ChangeFeed;
@@ -20,7 +19,7 @@ use crate::supervise::Backoff;
 
 use super::client::RedisClient;
 use super::config::{Config, Endpoints};
-use super::error::explain;
+use super::error::refused;
 use super::subscriber::PubSubConnection;
 
 /// The channel of applied changes, followed by the number of the database: channels are common to all databases.
@@ -35,14 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// The configuration is invalid.
 pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<(), Error> {
-    let refuse = |error: InvalidSetting| Error::Rejected { reason: error.within("store.redis").to_string() };
-    let (endpoints, certificates) = (config.endpoints().map_err(refuse)?, config.certificates().map_err(refuse)?);
-    let client = |endpoints: &Endpoints| RedisClient::new(endpoints, certificates.as_ref(), |cluster| cluster);
-    let clients: RedisResult<Vec<_>> = match &endpoints {
-        Endpoints::Cluster(nodes) => nodes.iter().map(|node| client(&Endpoints::Single(node.clone()))).collect(),
-        Endpoints::Single(_) | Endpoints::Sentinel { .. } => client(&endpoints).map(|client| vec![client]),
-    };
-    let clients = clients.map_err(|error| explain(&error))?;
+    let clients = config.of_each_node().into_iter().map(|node| RedisClient::new(&node, |cluster| cluster));
+    let clients = clients.collect::<Result<Vec<_>, _>>()?;
+    let endpoints = config.endpoints().map_err(refused)?;
     shutdown.spawn(run(clients, channel(&endpoints), feed, shutdown.clone()));
     Ok(())
 }

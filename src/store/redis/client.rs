@@ -1,16 +1,25 @@
 //! Creates connections to Redis: for commands and for subscriptions, to one server, a cluster, or the master that
 //! sentinels name.
 
+use std::io;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, TlsMode};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode,
+};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use crate::invalid::InvalidSetting;
+use crate::store::Error;
+
 use super::command::CommandConnection;
-use super::config::{Endpoints, SentinelLogin};
+use super::config::{Config, Endpoints, SentinelLogin};
+use super::error::{explain, refused};
 use super::subscriber::PubSubConnection;
 
 /// The longest time to connect to a server.
@@ -26,15 +35,24 @@ const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the sentinels are asked whether the master has changed, and how long an answer may take.
 const ASK_SENTINELS_EVERY: Duration = Duration::from_secs(1);
 
+/// The options that only a cluster's client has.
+type Configure = Box<dyn Fn(ClusterClientBuilder) -> ClusterClientBuilder + Send + Sync>;
+
 /// Creates connections.
-pub(super) enum RedisClient {
+pub(super) struct RedisClient {
+    config: Config,
+    configure: Configure,
+    kind: ClientKind,
+}
+
+enum ClientKind {
     Single(Box<Client>),
     Sentinel(Box<Sentinels>),
     Cluster(Box<ClusterClient>),
 }
 
 /// The sentinels, and what they said last.
-pub(super) struct Sentinels {
+struct Sentinels {
     client: SentinelClient,
     /// The name of the master.
     name: String,
@@ -46,11 +64,104 @@ pub(super) struct Sentinels {
 
 impl RedisClient {
     /// Creates a client; `configure` adds the options that only a cluster's client has.
+    ///
+    /// # Errors
+    ///
+    /// The configuration is invalid, or one of its files cannot be read.
     pub(super) fn new(
-        endpoints: &Endpoints,
-        certificates: Option<&TlsCertificates>,
-        configure: impl FnOnce(ClusterClientBuilder) -> ClusterClientBuilder,
-    ) -> RedisResult<Self> {
+        config: &Config,
+        configure: impl Fn(ClusterClientBuilder) -> ClusterClientBuilder + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let endpoints = config.endpoints().map_err(refused)?;
+        let certificates = config.certificates().map_err(refused)?;
+        let configure: Configure = Box::new(configure);
+        let kind = ClientKind::new(&endpoints, certificates.as_ref(), &configure).map_err(|error| explain(&error))?;
+        Ok(Self { config: config.clone(), configure, kind })
+    }
+
+    /// Reads the files of the configuration, which may have changed since the last connection.
+    async fn read_files(&mut self) -> RedisResult<()> {
+        if !self.config.has_files() {
+            return Ok(());
+        }
+        let config = self.config.clone();
+        let read = spawn_blocking(move || Ok((config.endpoints()?, config.certificates()?))).await;
+        let read = read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()));
+        let (endpoints, certificates) = read.map_err(|error: InvalidSetting| {
+            RedisError::from(io::Error::other(error.within("store.redis").to_string()))
+        })?;
+        self.kind = ClientKind::new(&endpoints, certificates.as_ref(), &self.configure)?;
+        Ok(())
+    }
+
+    /// Returns the longest time that [`connect`](Self::connect) may take.
+    pub(super) const fn connect_timeout(&self) -> Duration {
+        match self.kind {
+            ClientKind::Single(_) | ClientKind::Sentinel(_) => CONNECT_TIMEOUT,
+            ClientKind::Cluster(_) => CLUSTER_TIMEOUT,
+        }
+    }
+
+    /// Connects for commands. The connection has answered once: that of a primary a `PING`, that of a cluster the query for
+    /// its slots.
+    ///
+    /// # Errors
+    ///
+    /// Also `READONLY`: the server is a replica.
+    pub(super) async fn connect(&mut self) -> RedisResult<CommandConnection> {
+        self.read_files().await?;
+        // Each command has the store's own deadline; a second timer for it would only cost.
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
+        let client = match &mut self.kind {
+            ClientKind::Single(client) => client.as_ref().clone(),
+            ClientKind::Sentinel(sentinels) => {
+                let client = sentinels.client.async_get_client().await?;
+                sentinels.master = address(client.get_connection_info().addr());
+                client
+            }
+            ClientKind::Cluster(client) => {
+                return client.get_async_connection().await.map(CommandConnection::Cluster);
+            }
+        };
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = CommandConnection::Single(connection);
+        let (_, has_role) = connection.one_of_primary(&redis::cmd("PING")).await?;
+        if !has_role {
+            tracing::warn!("redis does not name its role (HELLO), so it is not noticed if it becomes a replica");
+        }
+        Ok(connection)
+    }
+
+    /// Waits until the sentinels name another master than the last connection has. Without sentinels, for ever. Cancel-safe.
+    pub(super) async fn moved(&mut self) {
+        let ClientKind::Sentinel(sentinels) = &mut self.kind else { return std::future::pending().await };
+        loop {
+            sleep(ASK_SENTINELS_EVERY).await;
+            match timeout(ASK_SENTINELS_EVERY, sentinels.ask()).await {
+                Ok(Ok(master)) if master.is_some() && master != sentinels.master => return,
+                Ok(Ok(_)) => {}
+                // Another one is asked next, and the master goes on being used.
+                Ok(Err(_)) | Err(_) => sentinels.link = None,
+            }
+        }
+    }
+
+    /// Connects for subscriptions.
+    pub(super) async fn connect_pubsub(&mut self) -> RedisResult<PubSubConnection> {
+        self.read_files().await?;
+        let client = match &mut self.kind {
+            ClientKind::Single(client) => client.as_ref().clone(),
+            ClientKind::Sentinel(sentinels) => sentinels.client.async_get_client().await?,
+            ClientKind::Cluster(client) => return client.get_async_connection().await.map(PubSubConnection::Cluster),
+        };
+        let (sink, stream) = client.get_async_pubsub().await?.split();
+        Ok(PubSubConnection::Single(sink, stream))
+    }
+}
+
+impl ClientKind {
+    fn new(endpoints: &Endpoints, certificates: Option<&TlsCertificates>, configure: &Configure) -> RedisResult<Self> {
         // The library takes the process-wide TLS provider. An error says that one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         match endpoints {
@@ -74,67 +185,6 @@ impl RedisClient {
                 Ok(Self::Sentinel(Box::new(Sentinels { client, name: name.clone(), link: None, master: None })))
             }
         }
-    }
-
-    /// Returns the longest time that [`connect`](Self::connect) may take.
-    pub(super) const fn connect_timeout(&self) -> Duration {
-        match self {
-            Self::Single(_) | Self::Sentinel(_) => CONNECT_TIMEOUT,
-            Self::Cluster(_) => CLUSTER_TIMEOUT,
-        }
-    }
-
-    /// Connects for commands. The connection has answered once: that of a primary a `PING`, that of a cluster the query for
-    /// its slots.
-    ///
-    /// # Errors
-    ///
-    /// Also `READONLY`: the server is a replica.
-    pub(super) async fn connect(&mut self) -> RedisResult<CommandConnection> {
-        // Each command has the store's own deadline; a second timer for it would only cost.
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
-        let client = match self {
-            Self::Single(client) => client.as_ref().clone(),
-            Self::Sentinel(sentinels) => {
-                let client = sentinels.client.async_get_client().await?;
-                sentinels.master = address(client.get_connection_info().addr());
-                client
-            }
-            Self::Cluster(client) => return client.get_async_connection().await.map(CommandConnection::Cluster),
-        };
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut connection = CommandConnection::Single(connection);
-        let (_, has_role) = connection.one_of_primary(&redis::cmd("PING")).await?;
-        if !has_role {
-            tracing::warn!("redis does not name its role (HELLO), so it is not noticed if it becomes a replica");
-        }
-        Ok(connection)
-    }
-
-    /// Waits until the sentinels name another master than the last connection has. Without sentinels, for ever. Cancel-safe.
-    pub(super) async fn moved(&mut self) {
-        let Self::Sentinel(sentinels) = self else { return std::future::pending().await };
-        loop {
-            sleep(ASK_SENTINELS_EVERY).await;
-            match timeout(ASK_SENTINELS_EVERY, sentinels.ask()).await {
-                Ok(Ok(master)) if master.is_some() && master != sentinels.master => return,
-                Ok(Ok(_)) => {}
-                // Another one is asked next, and the master goes on being used.
-                Ok(Err(_)) | Err(_) => sentinels.link = None,
-            }
-        }
-    }
-
-    /// Connects for subscriptions.
-    pub(super) async fn connect_pubsub(&mut self) -> RedisResult<PubSubConnection> {
-        let client = match self {
-            Self::Single(client) => client.as_ref().clone(),
-            Self::Sentinel(sentinels) => sentinels.client.async_get_client().await?,
-            Self::Cluster(client) => return client.get_async_connection().await.map(PubSubConnection::Cluster),
-        };
-        let (sink, stream) = client.get_async_pubsub().await?.split();
-        Ok(PubSubConnection::Single(sink, stream))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `[store.redis]`: the addresses of Redis and how to connect.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redis::{ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
@@ -21,6 +21,10 @@ pub struct Config {
     /// Some nodes of a cluster, or the sentinels. If there are any, `url` is not used.
     #[serde(default)]
     pub urls: Vec<Secret>,
+    /// A file with the password at the servers, in place of one in the addresses. It is read again for each connection, so
+    /// that a password that changes all the time, such as a token of a managed service, needs no restart.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
     /// What `urls` are.
     #[serde(default)]
     pub mode: Option<Mode>,
@@ -109,11 +113,36 @@ impl Config {
         Ok(urls)
     }
 
+    /// Returns whether a file may change what a connection needs.
+    pub(super) const fn has_files(&self) -> bool {
+        self.password_file.is_some() || self.tls.ca.is_some() || self.tls.cert.is_some()
+    }
+
+    /// Returns a configuration for each server that the addresses name, as the only one; behind sentinels for their master.
+    pub(super) fn of_each_node(&self) -> Vec<Self> {
+        if self.mode != Some(Mode::Cluster) {
+            return vec![self.clone()];
+        }
+        let only = |url: &Secret| Self { url: url.clone(), urls: Vec::new(), mode: None, ..self.clone() };
+        self.urls.iter().map(only).collect()
+    }
+
+    /// Returns the addresses with what is needed to log in; reads the password file.
     pub(super) fn endpoints(&self) -> Result<Endpoints, InvalidSetting> {
+        let password = self.password()?;
         let mut nodes = Vec::new();
         for address in self.addresses()? {
             let info = address.into_connection_info();
-            nodes.push(info.map_err(|error| InvalidSetting::new("url", error.category().to_owned()))?);
+            let mut node = info.map_err(|error| InvalidSetting::new("url", error.category().to_owned()))?;
+            if let Some(password) = &password {
+                if node.redis_settings().password().is_some() {
+                    let reason = "replaces the password in url or urls: remove that one";
+                    return Err(InvalidSetting::new("password_file", reason));
+                }
+                let settings = node.redis_settings().clone().set_password(password.expose());
+                node = node.set_redis_settings(settings);
+            }
+            nodes.push(node);
         }
         let login =
             SentinelLogin { username: self.sentinel_username.clone(), password: self.sentinel_password.clone() };
@@ -138,13 +167,20 @@ impl Config {
         }
     }
 
+    /// Reads the password file, if there is one; a line end after the password is not part of it.
+    fn password(&self) -> Result<Option<Secret>, InvalidSetting> {
+        let Some(path) = &self.password_file else { return Ok(None) };
+        let text = String::from_utf8(read("password_file", path)?);
+        let text = text.map_err(|_| InvalidSetting::new("password_file", "must be a file with UTF-8 text"))?;
+        let password = Secret::new(text.trim_end_matches(['\r', '\n']));
+        if password.is_empty() {
+            return Err(InvalidSetting::new("password_file", format!("the file {} is empty", path.display())));
+        }
+        Ok(Some(password))
+    }
+
     /// Reads the certificates, if any are configured.
     pub(super) fn certificates(&self) -> Result<Option<TlsCertificates>, InvalidSetting> {
-        let read = |field, path: &PathBuf| {
-            std::fs::read(path).map_err(|error| {
-                InvalidSetting::new(field, format!("the file {} cannot be read: {error}", path.display()))
-            })
-        };
         let client_tls = match (&self.tls.cert, &self.tls.key) {
             (None, None) => None,
             (Some(cert), Some(key)) => {
@@ -160,4 +196,9 @@ impl Config {
         }
         Ok(any.then_some(TlsCertificates { client_tls, root_cert }))
     }
+}
+
+fn read(field: &'static str, path: &Path) -> Result<Vec<u8>, InvalidSetting> {
+    std::fs::read(path)
+        .map_err(|error| InvalidSetting::new(field, format!("the file {} cannot be read: {error}", path.display())))
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, TlsCertificates, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, Value};
 use tokio::time::{Instant, sleep};
 
 use crate::shutdown::Shutdown;
@@ -23,9 +23,9 @@ use crate::store::Error;
 
 use super::client::RedisClient;
 use super::command::{CommandConnection, RedisRequest};
-use super::config::Endpoints;
+use super::config::{Config, Mode};
 use super::connection_state::{ConnectionState, CurrentConnection};
-use super::error::{CommandError, Redirection, explain, reason};
+use super::error::{CommandError, Redirection, reason};
 use super::patience::Expired;
 use super::supervisor::Supervisor;
 use crate::max_age::MaxAge;
@@ -48,20 +48,18 @@ impl RedisConnection {
     ///
     /// # Errors
     ///
-    /// The certificates or addresses cannot be used.
+    /// The configuration is invalid, or one of its files cannot be read.
     pub(super) fn open(
-        endpoints: &Endpoints,
-        certificates: Option<&TlsCertificates>,
+        config: &Config,
         timeout: Duration,
         max_age: MaxAge,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
-        let client = RedisClient::new(endpoints, certificates, |cluster| {
+        let client = RedisClient::new(config, move |cluster| {
             // The library's retries send a command again whose effect is unknown.
             cluster.retries(0).response_timeout(timeout)
-        });
-        let client = client.map_err(|error| explain(&error))?;
-        let state = Arc::new(ConnectionState::new(timeout, matches!(endpoints, Endpoints::Cluster(_))));
+        })?;
+        let state = Arc::new(ConnectionState::new(timeout, config.mode == Some(Mode::Cluster)));
         shutdown.spawn(Supervisor::new(client, Arc::clone(&state), max_age, shutdown.clone()).run());
         Ok(Self { state })
     }

@@ -2,6 +2,7 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+use crate::invalid::InvalidSetting;
 use crate::store::Error;
 use crate::tls::with_advice;
 
@@ -83,6 +84,11 @@ impl From<CommandError> for Error {
             CommandError::WrongType => Self::Rejected { reason: "the key holds another type".to_owned() },
         }
     }
+}
+
+/// Returns the error for an option that cannot be used.
+pub(super) fn refused(error: InvalidSetting) -> Error {
+    Error::Rejected { reason: error.within("store.redis").to_string() }
 }
 
 /// Returns the code of a server's error. Inside a script Redis 6 wraps the error of a command (`ERR Error running script

@@ -49,7 +49,6 @@ use tokio::time::Instant;
 
 use crate::clock::SharedClock;
 use crate::domain::{Key, TenantId};
-use crate::invalid::InvalidSetting;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
@@ -61,7 +60,7 @@ use super::{
 
 use config::{Config, Endpoints};
 use connection::RedisConnection;
-use error::CommandError;
+use error::{CommandError, refused};
 use pubsub::Announcements;
 use reply::{bytes, list, number, unexpected};
 use scripts::{FILL, INSPECT, KeyNames, LEASE, RELEASE, Script, script_name};
@@ -99,16 +98,14 @@ impl Redis {
         clock: SharedClock,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
-        let refuse = |error: InvalidSetting| Error::Rejected { reason: error.within("store.redis").to_string() };
-        let endpoints = config.endpoints().map_err(refuse)?;
-        let certificates = config.certificates().map_err(refuse)?;
-        let max_age = config.max_age().map_err(refuse)?;
+        let endpoints = config.endpoints().map_err(refused)?;
+        let max_age = config.max_age().map_err(refused)?;
         // A WAIT may take as long as its script did.
         let event_timeout = if config.min_replicas > 0 { timeout * 2 } else { timeout };
         Ok(Self {
-            lookups: RedisConnection::open(&endpoints, certificates.as_ref(), timeout, max_age, shutdown)?,
-            events: RedisConnection::open(&endpoints, certificates.as_ref(), event_timeout, max_age, shutdown)?,
-            announcements: Announcements::open(&endpoints, certificates.as_ref(), max_age, shutdown)?,
+            lookups: RedisConnection::open(config, timeout, max_age, shutdown)?,
+            events: RedisConnection::open(config, event_timeout, max_age, shutdown)?,
+            announcements: Announcements::open(config, max_age, shutdown)?,
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             changes: change_listener::channel(&endpoints),
             lifetimes,

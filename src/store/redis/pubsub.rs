@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::{ProtocolVersion, PushInfo, PushKind, TlsCertificates, Value};
+use redis::{ProtocolVersion, PushInfo, PushKind, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -20,8 +20,7 @@ use crate::shutdown::Shutdown;
 use crate::store::Error;
 
 use super::client::RedisClient;
-use super::config::Endpoints;
-use super::error::explain;
+use super::config::Config;
 use super::subscriber::PubSubConnection;
 
 /// How many channels may be subscribed.
@@ -79,13 +78,8 @@ impl Announcements {
     ///
     /// # Errors
     ///
-    /// The certificates or addresses cannot be used.
-    pub(super) fn open(
-        endpoints: &Endpoints,
-        certificates: Option<&TlsCertificates>,
-        max_age: MaxAge,
-        shutdown: &Shutdown,
-    ) -> Result<Self, Error> {
+    /// The configuration is invalid, or one of its files cannot be read.
+    pub(super) fn open(config: &Config, max_age: MaxAge, shutdown: &Shutdown) -> Result<Self, Error> {
         let channels: Arc<Channels> = Arc::default();
         let pushed_to = Arc::clone(&channels);
         let on_push = move |push: PushInfo| -> Result<(), Infallible> {
@@ -95,10 +89,9 @@ impl Announcements {
             }
             Ok(())
         };
-        let client = RedisClient::new(endpoints, certificates, |cluster| {
-            cluster.use_protocol(ProtocolVersion::RESP3).response_timeout(PAUSE).push_sender(on_push)
-        });
-        let client = client.map_err(|error| explain(&error))?;
+        let client = RedisClient::new(config, move |cluster| {
+            cluster.use_protocol(ProtocolVersion::RESP3).response_timeout(PAUSE).push_sender(on_push.clone())
+        })?;
         let (commands, received) = mpsc::channel(MAX_CHANNELS);
         shutdown.spawn(run(client, Arc::clone(&channels), received, max_age, shutdown.clone()));
         Ok(Self { channels, commands })

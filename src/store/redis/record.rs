@@ -67,7 +67,7 @@ fn read(bytes: &Bytes) -> Option<Entry> {
             let is_whole = parts.next().is_none_or(|mac| mac.len() == 2 * MAC) && parts.next().is_none();
             is_whole.then_some(Entry::Tombstone(Tombstone { token, at, written_at }))
         }
-        b'P' | b'N' | b'A' | b'S' => read_record(kind, token, rest).map(Entry::Record),
+        b'P' | b'N' | b'A' | b'I' | b'S' => read_record(kind, token, rest).map(Entry::Record),
         _ => None,
     }
 }
@@ -167,13 +167,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{Identity, ProfileBody};
-    use crate::store::{Ciphertext, Content, Found};
+    use crate::domain::{IdentifierMarks, Identity, ProfileBody};
+    use crate::store::{Ciphertext, Content, Found, IdentifierPointer};
 
     fn identity() -> impl Strategy<Value = Identity> {
-        ("[A-Za-z0-9._-]{1,64}", any::<[u8; 32]>()).prop_map(|(tenant, full)| {
+        ("[A-Za-z0-9._-]{1,64}", any::<[u8; 32]>(), any::<bool>()).prop_map(|(tenant, full, of_identifier)| {
             // The pattern is that of a tenant id.
-            Identity::new(tenant.parse().unwrap(), full)
+            let tenant = tenant.parse().unwrap();
+            if of_identifier { Identity::of_identifier(tenant, full) } else { Identity::new(tenant, full) }
         })
     }
 
@@ -181,14 +182,17 @@ mod tests {
         prop_oneof![
             Just(Content::Negative),
             identity().prop_map(Content::Pointer),
+            (identity(), any::<Option<[u8; 16]>>()).prop_map(|(to, token)| {
+                Content::IdentifierPointer(IdentifierPointer { to, filled_with: token.map(Token::from_bytes) })
+            }),
             prop::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| Content::Sealed(Ciphertext::new(bytes.into()))),
-            (prop::collection::vec(any::<u8>(), 0..200), any::<[u8; 16]>(), any::<Option<i64>>()).prop_map(
-                |(body, validator, modified)| Content::Found(Found {
+            (prop::collection::vec(any::<u8>(), 0..200), any::<[u8; 16]>(), any::<Option<i64>>(), 0_usize..=64)
+                .prop_map(|(body, validator, modified, marks)| Content::Found(Found {
+                    identifiers: IdentifierMarks::from_bytes(vec![7; 8 * marks].into()).unwrap(),
                     body: ProfileBody::new(body.into()),
                     validator,
                     modified: modified.map(Modified::from_millis),
-                })
-            ),
+                })),
         ]
     }
 
@@ -218,7 +222,7 @@ mod tests {
             let body = |record: &Record| match &record.content {
                 Content::Found(found) => Some(found.body.expose().clone()),
                 Content::Sealed(ciphertext) => Some(ciphertext.as_bytes().clone()),
-                Content::Negative | Content::Pointer(_) => None,
+                Content::Negative | Content::Pointer(_) | Content::IdentifierPointer(_) => None,
             };
             let Entry::Record(read) = decoded else { panic!("not a record") };
             prop_assert_eq!(format!("{read:?}"), format!("{record:?}"));
@@ -240,7 +244,7 @@ mod tests {
             let fixed = whole.len() - match &record.content {
                 Content::Found(found) => found.body.len(),
                 Content::Sealed(ciphertext) => ciphertext.as_bytes().len(),
-                Content::Negative | Content::Pointer(_) => 0,
+                Content::Negative | Content::Pointer(_) | Content::IdentifierPointer(_) => 0,
             };
             let cut = (share * fixed as f64) as usize;
             prop_assert!(matches!(decode(whole.slice(..cut)), Entry::Corrupt(_)));

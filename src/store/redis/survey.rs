@@ -10,7 +10,7 @@ use crate::store::Error;
 
 use super::client::RedisClient;
 use super::command::CommandConnection;
-use super::config::{Config, Endpoints};
+use super::config::Config;
 use super::error::explain;
 use super::reply::{bytes, list};
 
@@ -87,22 +87,13 @@ impl NodeState {
 ///
 /// The configuration is invalid, no server answers, or one of them refuses the user or a command.
 pub async fn survey(config: &Config, patience: Duration, clock: &SharedClock) -> Result<Survey, Error> {
-    let refuse =
-        |error: crate::invalid::InvalidSetting| Error::Rejected { reason: error.within("store.redis").to_string() };
-    let endpoints = config.endpoints().map_err(refuse)?;
-    let certificates = config.certificates().map_err(refuse)?;
-    let asking = ask(&endpoints, certificates.as_ref(), clock);
-    timeout(patience, asking)
+    timeout(patience, ask(config, clock))
         .await
         .unwrap_or_else(|_elapsed| Err(Error::Unavailable { reason: "no answer".to_owned() }))
 }
 
-async fn ask(
-    endpoints: &Endpoints,
-    certificates: Option<&redis::TlsCertificates>,
-    clock: &SharedClock,
-) -> Result<Survey, Error> {
-    let mut client = RedisClient::new(endpoints, certificates, |builder| builder).map_err(|error| explain(&error))?;
+async fn ask(config: &Config, clock: &SharedClock) -> Result<Survey, Error> {
+    let mut client = RedisClient::new(config, |cluster| cluster)?;
     let mut connection = client.connect().await.map_err(|error| explain(&error))?;
     let infos = every(&mut connection, redis::cmd("INFO")).await?;
     let nodes = infos.into_iter().filter_map(bytes).map(|info| NodeState::parse(&String::from_utf8_lossy(&info)));

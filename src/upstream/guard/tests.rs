@@ -64,6 +64,17 @@ impl Upstream for Arc<FakeUpstream> {
         let one = self.fetch(tenant, &customers[0], requester, deadline).await?;
         Ok(customers.iter().map(|_| Ok(one.clone())).collect())
     }
+
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        _: &Search,
+        requester: &Requester,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        // A valid id that no test uses.
+        self.fetch(tenant, &"search".parse().unwrap(), requester, deadline).await
+    }
 }
 
 struct Guarded {

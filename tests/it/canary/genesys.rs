@@ -29,7 +29,9 @@ impl Genesys {
             .route("/oauth/token", post(token))
             .route("/api/v2/tokens/me", get(token_info))
             .route("/api/v2/authorization/subjects/me", get(subject))
-            .route("/api/v2/externalcontacts/contacts/{id}", get(contact));
+            .route("/api/v2/externalcontacts/contacts/{id}", get(contact))
+            .route("/api/v2/externalcontacts/identifierlookup/contacts", post(identifier))
+            .route("/api/v2/externalcontacts/reversewhitepageslookup", get(list));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, running) = (listener.local_addr().unwrap(), CancellationToken::new());
         let ended = running.clone().cancelled_owned();
@@ -68,6 +70,14 @@ async fn token_info() -> Response {
 async fn subject() -> Response {
     let policies = json!([{ "domain": "externalContacts", "entityName": "contact", "actions": ["view"] }]);
     json_text(StatusCode::OK, &json!({ "grants": [{ "role": { "policies": policies } }], "name": LAST_NAME }))
+}
+
+async fn identifier() -> Response {
+    json_text(StatusCode::OK, &person(UUID))
+}
+
+async fn list() -> Response {
+    json_text(StatusCode::OK, &json!({ "contacts": [person(UUID)] }))
 }
 
 async fn contact(Path(id): Path<String>) -> Response {

@@ -230,6 +230,28 @@ async fn answers(running: &Running<'_>, record: &mut RunRecord) {
         record.ask(lookup(running, "10002", id).query(&[("fields", "id,workPhone.e164")])).await;
         record.ask(lookup(running, "10002", id).header("if-none-match", "*")).await;
     }
+    let by = |name: &str, value: &str| {
+        let request = client.get(running.url("/api/v1/profile")).header("X-API-Key", CALLER_KEY);
+        request.query(&[("tenantId", "10002"), (name, value)])
+    };
+    for _ in 0..3 {
+        for request in
+            [by("phone", PHONE), by("email", EMAIL), by("externalId", FREE_ID).query(&[("externalSource", UUID)])]
+        {
+            let text = reaches(record, 200, request).await;
+            assert!(text.contains(EMAIL), "the planted profile is answered");
+        }
+    }
+    let genesys = |path: &str| running.url(&format!("/api/v2/externalcontacts/{path}"));
+    let asked = client.post(genesys("identifierlookup/contacts")).json(&json!({ "type": "Email", "value": EMAIL }));
+    reaches(record, 200, asked.header("X-API-Key", CALLER_KEY).header("X-Tenant-Id", "10002")).await;
+    let asked = client.get(genesys("reversewhitepageslookup")).query(&[("lookupVal", PHONE)]);
+    reaches(record, 200, asked.header("X-API-Key", CALLER_KEY).header("X-Tenant-Id", "10002")).await;
+    for request in
+        [by("phone", EMAIL), by("email", PHONE), by("phone", &format!("sip:{EMAIL}")), by("externalId", EMAIL)]
+    {
+        assert_eq!(record.ask(request).await.0, 400);
+    }
     let narrow = |fields: &str| {
         client.get(running.url("/api/v1/profile")).header("X-API-Key", NARROW_KEY).query(&[
             ("tenantId", "10002"),

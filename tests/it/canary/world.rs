@@ -72,7 +72,9 @@ impl Backing {
     }
 
     fn settings(&self) -> String {
-        let Self::Servers(servers) = self else { return "audit.sink = \"stdout\"\n".to_owned() };
+        let Self::Servers(servers) = self else {
+            return format!("audit.sink = \"stdout\"\nkeys.secret = \"{}\"\n", base64(HASH_KEY));
+        };
         let redis = servers.redis.url().replace("redis://", &format!("redis://edge:{REDIS_PASSWORD}@"));
         format!(
             "store.kind = \"redis\"\nstore.redis.url = \"{redis}\"\nqueue.kind = \"amqp\"\nqueue.amqp.url = \"{}\"\n\
@@ -128,11 +130,12 @@ impl World {
                  client_id = \"{client}\"\nclient_secret = \"{secret}\"\nrequests_per_minute = 60000\n"
             )
         };
+        let all = "[\"customerId\", \"phone\", \"email\", \"externalId\"]";
         let caller = |name: &str, key: &str, fields: &str, rate: u32| {
             let key = hex::encode(Sha256::digest(key));
             format!(
                 "[[caller]]\nname = \"{name}\"\nkey_sha256 = \"{key}\"\ntenants = [\"10001\", \"10002\", \"10003\"]\n\
-                 fields = {fields}\nrequests_per_second = {rate}\n"
+                 fields = {fields}\nrequests_per_second = {rate}\nlookup_by = {all}\n"
             )
         };
         [

@@ -144,6 +144,7 @@ pub(super) fn event(id: impl std::fmt::Display) -> Event {
         identity: Digest::from_bytes([7; 16]),
         tenant: "10001".parse().unwrap(),
         keys: vec![Digest::from_bytes([1; 16])],
+        identifiers: vec![Digest::from_bytes([2; 16])],
         kind: Kind::Updated,
         stamps: Stamps::default(),
         received_at: Timestamp::from_millis(1_741_064_767_500),

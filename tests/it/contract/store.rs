@@ -11,8 +11,8 @@ use bytesize::ByteSize;
 use futures_util::future::join_all;
 use profile_edge::clock::{ManualClock, SharedClock};
 use profile_edge::domain::{
-    CustomerId, Digest, EventTime, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody, Redelivery,
-    ReplayId, Stamps, Timestamp,
+    CustomerId, Digest, EventTime, IdentifierMarks, Identity, Key, KeyHasher, Kind, Modified, Precision, ProfileBody,
+    Redelivery, ReplayId, Stamps, Timestamp,
 };
 use profile_edge::store::embedded::{self, Embedded};
 use profile_edge::store::fence::{Fence, FenceVerdict};
@@ -184,7 +184,7 @@ pub(crate) fn identity(tenant: &str, customer: &str) -> Identity {
 
 fn profile(body: &str) -> Content {
     let body = ProfileBody::new(Bytes::copy_from_slice(body.as_bytes()));
-    Content::Found(Found { validator: body.validator(), body, modified: None })
+    Content::Found(Found { validator: body.validator(), body, modified: None, identifiers: IdentifierMarks::default() })
 }
 
 fn granted(answer: LeaseAnswer) -> Lease {

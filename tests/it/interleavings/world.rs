@@ -20,7 +20,7 @@ use profile_edge::metrics::Metrics;
 use profile_edge::shutdown::Shutdown;
 use profile_edge::store::embedded::{self, Embedded};
 use profile_edge::store::{Clears, Lifetimes};
-use profile_edge::upstream::{self, Expand, Fetched, Requester, Upstream};
+use profile_edge::upstream::{self, Expand, Fetched, Requester, Search, Upstream};
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
 
@@ -149,6 +149,11 @@ impl Upstream for Line {
     ) -> Result<Fetched, upstream::Error> {
         Err(upstream::Error::Unreachable(None))
     }
+
+    /// No lookup of a plan is by an identifier.
+    async fn search(&self, _: &TenantId, _: &Search, _: &Requester, _: Instant) -> Result<Fetched, upstream::Error> {
+        Err(upstream::Error::Unreachable(None))
+    }
 }
 
 /// Reads `{"version":v,"fetch":f}`.
@@ -196,6 +201,8 @@ impl<'a> World<'a> {
             ttl_jitter: 0.0,
             grace: GRACE,
             negative_ttl: TTL,
+            identifier_ttl: TTL,
+            phone_region: None,
             unsettled_ttl: Duration::from_secs(1),
             lease_ttl: LEASE,
             soft_timeout: LEASE * 10,
@@ -206,6 +213,7 @@ impl<'a> World<'a> {
             store: self.gated(process),
             upstream: Arc::new(Line { genesys, gates, actor: process }),
             hasher: KeyHasher::Sha256,
+            identifiers: None,
             previous: None,
             clears: Clears::default(),
             tenants: HashMap::from([(TENANT.parse().unwrap(), times)]),
@@ -381,6 +389,7 @@ fn event(number: usize, customers: &[&str], kind: Kind, at: i64) -> Event {
         identity: profile_edge::domain::Digest::from_bytes([u8::try_from(number).unwrap(); 16]),
         tenant: TENANT.parse().unwrap(),
         keys: customers.iter().map(|customer| identity(customer).key().digest()).collect(),
+        identifiers: Vec::new(),
         kind,
         stamps: Stamps {
             modified: (kind != Kind::Deleted).then_some(modified),

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{CustomerId, Identity, KeyHasher, Modified, ProfileBody, Timestamp};
+use crate::domain::{CustomerId, IdentifierMarks, Identity, KeyHasher, Modified, ProfileBody, Timestamp};
 use crate::store::{Found, Token};
 
 fn config(active: &str, keys: &[(&str, u8)]) -> Config {
@@ -29,7 +29,8 @@ fn identity(tenant: &str, customer: &str) -> Identity {
 
 fn found(body: &[u8], modified: Option<i64>) -> Content {
     let body = ProfileBody::new(Bytes::copy_from_slice(body));
-    Content::Found(Found { validator: body.validator(), body, modified: modified.map(Modified::from_millis) })
+    let (validator, modified) = (body.validator(), modified.map(Modified::from_millis));
+    Content::Found(Found { validator, body, modified, identifiers: IdentifierMarks::default() })
 }
 
 fn record(content: Content) -> Record {

@@ -128,9 +128,10 @@ impl App {
             shutdown,
         };
         components.follow_clears().await;
-        let (lookup, refused) = components.lookup()?;
-        let (routes, lookups) = components.public_routes(lookup)?;
-        let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
+        let (lookup, refused, verifiers) = components.lookup()?;
+        let (routes, lookups) = components.public_routes(lookup, verifiers)?;
+        let origins =
+            AllowedOrigins::parse(&components.config.http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
         let _ = operators.operations.set(components.operations());
         let public_service = |tls: &Option<_>| {

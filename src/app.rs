@@ -129,7 +129,8 @@ impl App {
         };
         components.follow_clears().await;
         let upstream = components.upstream()?;
-        let (routes, lookups) = components.public_routes(components.lookup(upstream.upstream))?;
+        let lookup = components.lookup(upstream.upstream);
+        let (routes, lookups) = components.public_routes(lookup, upstream.agents)?;
         let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
         let _ = operators.operations.set(components.operations(upstream.audits));

@@ -4,7 +4,7 @@
 //! deletions, errors, rate limits, and an EventBridge event to a webhook for every change. Its customers are generated
 //! from their number, so it starts immediately with a million of them.
 //!
-//! `/sandbox/behaviour` makes the running sandbox slow, faulty or strict; `/sandbox/calls` counts the requests,
+//! `/` is an example page of a desktop. `/sandbox/behaviour` makes the running sandbox slow, faulty or strict; `/sandbox/calls` counts the requests,
 //! `/sandbox/events` the events by state, and the answer to a write names its events in `Sandbox-Events`. None of these
 //! needs a token, and all credentials are public: do not store real data here.
 //!
@@ -26,6 +26,7 @@ mod contacts;
 mod directory;
 mod errors;
 mod events;
+mod example;
 mod fields;
 mod oauth;
 mod people;
@@ -44,6 +45,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
+use bytes::Bytes;
 use http::{HeaderValue, header};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -125,6 +127,7 @@ impl Sandbox {
             Listen::Bound(listener) => listener,
         };
         let addr = listener.local_addr()?;
+        let page = example::page(options.webhook.as_ref().map(|webhook| &webhook.url)).into();
         let sandbox = Arc::new(SandboxState {
             directory: directory::ContactDirectory::new(options.customers, Arc::clone(&clock)),
             latency: options.latency,
@@ -133,6 +136,7 @@ impl Sandbox {
             calls: calls::Calls::default(),
             audits: audit_log::AuditLog::default(),
             rate_limit: calls::RateLimit::default(),
+            page,
             events: events::EventSender::new(options.webhook, Arc::clone(&clock), shutdown.clone())
                 .map_err(io::Error::other)?,
             clock,
@@ -153,6 +157,8 @@ struct SandboxState {
     calls: calls::Calls,
     audits: audit_log::AuditLog,
     rate_limit: calls::RateLimit,
+    /// The example page.
+    page: Bytes,
     events: events::EventSender,
     clock: SharedClock,
     shutdown: Shutdown,
@@ -206,6 +212,8 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/api/v2/notifications/availabletopics", get(catalogues::topics))
         .route("/api/v2/audits/query/realtime/servicemapping", get(audits::services))
         .route("/api/v2/audits/query/realtime", post(audits::query))
+        .route("/", get(example::show))
+        .route("/sandbox/example", get(example::show))
         .route("/sandbox/behaviour", get(behaviour::show).post(behaviour::update))
         .route("/sandbox/calls", get(calls::show))
         // For `profile-edge healthcheck --admin`, in a container.

@@ -68,7 +68,7 @@ pub(super) struct Guard<U> {
     timeout: Duration,
     has_bulk: bool,
     permits: Semaphore,
-    budget: Mutex<Budget>,
+    budget: Arc<Mutex<Budget>>,
     admission: Mutex<AdmissionState>,
     gauge: BreakerGauge,
     metrics: Arc<Metrics>,
@@ -103,11 +103,16 @@ impl<U> Guard<U> {
             timeout: limits.timeout,
             has_bulk: limits.has_bulk,
             permits: Semaphore::new(limits.max_in_flight),
-            budget: Mutex::new(Budget::new(limits.per_minute, Instant::now())),
+            budget: Arc::new(Mutex::new(Budget::new(limits.per_minute, Instant::now()))),
             admission: Mutex::new(AdmissionState::new(Instant::now())),
             gauge,
             metrics,
         }
+    }
+
+    /// Returns the budget of the tenant.
+    pub(super) const fn budget(&self) -> &Arc<Mutex<Budget>> {
+        &self.budget
     }
 
     /// Returns why no answer of Genesys can be expected now, if that is so.

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
 use super::Upstream;
+use super::agents::{AgentVerifier, AgentVerifiers};
 use super::audit_reader::AuditReader;
 use super::breaker_gauge::BreakerGauge;
 use super::endpoints::ProfileUrl;
@@ -203,6 +204,8 @@ pub struct OpenedUpstream {
     pub tenant_health: TenantHealth,
     /// Reads audits of Genesys.
     pub audits: AuditReader,
+    /// Verifies the tokens of agents.
+    pub agents: AgentVerifiers,
 }
 
 /// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
@@ -239,6 +242,7 @@ pub fn open<'a>(
     let hosts: Vec<String> = urls.flat_map(BaseUrls::hosts).collect();
     let max_age = MaxAge::new(config.max_connection_age, hosts.iter().map(String::as_str));
     let mut clients = HttpClients::new(max_age, shutdown.clone());
+    let mut agents = HashMap::new();
     let guarded = tenants.into_iter().zip(gauges).map(|((tenant, options), gauge)| {
         let settings = TenantSettings::parse(options).map_err(|error| error.within("tenant.upstream"))?;
         let client = clients.get(settings.needs_tls)?;
@@ -254,12 +258,13 @@ pub fn open<'a>(
             per_minute: settings.per_minute,
             has_bulk: options.profile_path == default_profile_path(),
         };
-        let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), settings.introspection);
+        let (token_info, introspection) = (settings.introspection.token.clone(), settings.introspection);
+        let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), introspection);
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
         let genesys = Genesys::new(
-            client,
+            client.clone(),
             settings.profile_url,
             settings.bulk_url,
             settings.audits_url,
@@ -267,6 +272,9 @@ pub fn open<'a>(
             tokens.clone(),
         );
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
+        let budget = Arc::clone(guard.budget());
+        let verifier = AgentVerifier::new(client, token_info, tokens.clone(), budget, config.timeout, metrics());
+        agents.insert(tenant.clone(), verifier);
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
     let tenants = Arc::new(TenantUpstreams(guarded.collect::<Result<_, InvalidSetting>>()?));
@@ -274,6 +282,7 @@ pub fn open<'a>(
         upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))),
         tenant_health: TenantHealth(Arc::clone(&tenants)),
         audits: AuditReader::new(tenants),
+        agents: AgentVerifiers(Arc::new(agents)),
     })
 }
 

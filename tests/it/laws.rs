@@ -52,7 +52,19 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tls", &[]),
     (
         "store",
-        &["breaker", "clock", "domain", "invalid", "max_age", "metrics", "reload", "shutdown", "supervise", "tls"],
+        &[
+            "breaker",
+            "clock",
+            "domain",
+            "invalid",
+            "max_age",
+            "metrics",
+            "reload",
+            "roles",
+            "shutdown",
+            "supervise",
+            "tls",
+        ],
     ),
     ("queue", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"]),
     (

@@ -57,6 +57,7 @@ mod stampede;
 mod support;
 mod timing;
 mod tls;
+mod tokens;
 mod traces;
 mod upstream;
 mod webhook_schemes;

@@ -67,7 +67,7 @@ pub(in crate::http) async fn bulk_contacts(State(api): State<Arc<LookupApi>>, re
     let headers = &parts.headers;
     let answer =
         async |caller: &Caller, audit: &mut LookupAudit<'_>| api.bulk_contacts(caller, headers, body, audit).await;
-    api.audited(headers, &dialect, answer).await
+    api.audited(headers, parts.uri.query(), &dialect, answer).await
 }
 
 impl LookupApi {

@@ -80,7 +80,7 @@ pub(in crate::http) async fn contact(State(api): State<Arc<LookupApi>>, request:
     let (parts, _) = request.into_parts();
     let (headers, uri) = (&parts.headers, &parts.uri);
     let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.contact(caller, headers, uri, audit).await;
-    api.audited(headers, &dialect, answer).await
+    api.audited(headers, uri.query(), &dialect, answer).await
 }
 
 impl LookupApi {

@@ -16,6 +16,7 @@ mod prewarm;
 mod probe;
 mod reload;
 mod sandboxed;
+mod watches;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -128,7 +129,7 @@ impl App {
             shutdown,
         };
         components.follow_clears().await;
-        let (lookup, refused) = components.lookup()?;
+        let (lookup, refused, sources) = components.lookup()?;
         let (routes, lookups) = components.public_routes(lookup)?;
         let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
@@ -142,7 +143,7 @@ impl App {
         }
         listeners.serve(public, Listener::Public, public_service(&public_tls), public_tls, &components.shutdown);
         components.consume();
-        components.probe(refused).await;
+        components.probe(refused, sources).await;
         components.readiness.enter(Phase::Running);
         let ready_after = started.elapsed();
         let shown = sandbox.map(tracing::field::display);

@@ -16,6 +16,7 @@ mod answer;
 pub mod authenticate;
 mod limits;
 pub mod malformed;
+mod notifications;
 mod prewarm;
 pub mod shapes;
 mod sources;

@@ -1,7 +1,7 @@
 //! The sandbox: a small imitation of Genesys on loopback, for new users and for the tests.
 //!
 //! It is an HTTP server with the API of Genesys Cloud: OAuth client credentials, external contacts with merges and
-//! deletions, errors, rate limits, and an EventBridge event to a webhook for every change. Its customers are generated
+//! deletions, errors, rate limits, an EventBridge event to a webhook for every change, and notifications over WebSockets. Its customers are generated
 //! from their number, so it starts immediately with a million of them.
 //!
 //! `/sandbox/behaviour` makes the running sandbox slow, faulty or strict; `/sandbox/calls` counts the requests,
@@ -19,12 +19,14 @@ mod announcement;
 mod behaviour;
 mod calls;
 mod catalogues;
+mod channels;
 mod contact;
 mod contacts;
 mod directory;
 mod errors;
 mod events;
 mod fields;
+mod notifications;
 mod oauth;
 mod people;
 mod search;
@@ -123,6 +125,7 @@ impl Sandbox {
             Listen::Bound(listener) => listener,
         };
         let addr = listener.local_addr()?;
+        let channels = Arc::new(channels::Channels::new(Arc::clone(&clock), shutdown.clone()));
         let sandbox = Arc::new(SandboxState {
             directory: directory::ContactDirectory::new(options.customers, Arc::clone(&clock)),
             latency: options.latency,
@@ -130,8 +133,14 @@ impl Sandbox {
             tokens: oauth::TokenRegistry::default(),
             calls: calls::Calls::default(),
             rate_limit: calls::RateLimit::default(),
-            events: events::EventSender::new(options.webhook, Arc::clone(&clock), shutdown.clone())
-                .map_err(io::Error::other)?,
+            events: events::EventSender::new(
+                options.webhook,
+                Arc::clone(&channels),
+                Arc::clone(&clock),
+                shutdown.clone(),
+            )
+            .map_err(io::Error::other)?,
+            channels,
             clock,
             shutdown: shutdown.clone(),
         });
@@ -150,6 +159,7 @@ struct SandboxState {
     calls: calls::Calls,
     rate_limit: calls::RateLimit,
     events: events::EventSender,
+    channels: Arc<channels::Channels>,
     clock: SharedClock,
     shutdown: Shutdown,
 }
@@ -186,6 +196,7 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
     let bulk = Router::new()
         .route(shapes::BULK, post(contacts::read_many))
         .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
+    let subscriptions = get(notifications::subscriptions).post(notifications::subscribe).put(notifications::replace);
     let searches = Router::new()
         .route("/identifierlookup/contacts", post(search::identifier))
         .route("/identifierlookup", post(search::identifier))
@@ -200,6 +211,10 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/api/v2/tokens/me", get(oauth::token_info))
         .route("/api/v2/authorization/subjects/me", get(oauth::subject))
         .route("/api/v2/notifications/availabletopics", get(catalogues::topics))
+        .route("/api/v2/notifications/channels", get(notifications::list).post(notifications::create))
+        .route("/api/v2/notifications/channels/{id}/subscriptions", subscriptions)
+        .route("/channels/{id}", get(notifications::connect))
+        .route("/sandbox/channels", get(notifications::show))
         .route("/api/v2/audits/query/realtime/servicemapping", get(catalogues::audited_services))
         .route("/sandbox/behaviour", get(behaviour::show).post(behaviour::update))
         .route("/sandbox/calls", get(calls::show))

@@ -20,6 +20,8 @@
 //!
 //! A cancelled fetch returns its permit and its right to be the breaker's probe.
 
+mod aside;
+
 use std::sync::Arc;
 use std::time::Duration;
 

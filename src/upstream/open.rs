@@ -23,6 +23,7 @@ use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
 use super::guard::{Guard, UpstreamLimits};
 use super::http_client::HttpClients;
+use super::notifications::Notifications;
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
 use super::search::SearchUrls;
@@ -165,6 +166,7 @@ pub(super) struct TenantSettings {
     pub(super) token_url: Url,
     pub(super) profile_url: ProfileUrl,
     bulk_url: Url,
+    channels_url: Url,
     search_urls: SearchUrls,
     pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
@@ -185,10 +187,16 @@ impl TenantSettings {
             let reason = "must be at least 1: Genesys always limits requests";
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
-        let (token_url, introspection) = (urls.token()?, urls.introspection()?);
-        let (bulk_url, search_urls) = (urls.bulk()?, urls.searches()?);
-        let needs_tls = urls.need_tls();
-        Ok(Self { needs_tls, token_url, profile_url, bulk_url, search_urls, introspection, per_minute })
+        Ok(Self {
+            needs_tls: urls.need_tls(),
+            token_url: urls.token()?,
+            profile_url,
+            bulk_url: urls.bulk()?,
+            channels_url: urls.channels()?,
+            search_urls: urls.searches()?,
+            introspection: urls.introspection()?,
+            per_minute,
+        })
     }
 }
 
@@ -204,6 +212,14 @@ pub struct OpenedUpstream {
 /// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct TenantHealth(Arc<TenantUpstreams>);
+
+impl OpenedUpstream {
+    /// Returns the notifications of a tenant's Genesys.
+    #[must_use]
+    pub fn notifications(&self, tenant: &TenantId) -> Notifications {
+        Notifications::new(Arc::clone(&self.tenant_health.0), tenant.clone())
+    }
+}
 
 impl TenantHealth {
     /// Returns the tenants whose Genesys gives no answers, with the reason: the token or the client is refused, the breaker
@@ -254,8 +270,14 @@ pub fn open<'a>(
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys =
-            Genesys::new(client, settings.profile_url, settings.bulk_url, settings.search_urls, tokens.clone());
+        let genesys = Genesys {
+            client,
+            profile_url: settings.profile_url,
+            bulk_url: settings.bulk_url,
+            channels_url: settings.channels_url,
+            search_urls: settings.search_urls,
+            tokens: tokens.clone(),
+        };
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });

@@ -85,7 +85,11 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         ("roles = []", "roles", "at least one"),
         ("[queue]\nkind = \"amqp\"\n[queue.amqp]\nname = \"a b\"", "queue.amqp.name", "1 to 64 characters"),
         ("store.kind = \"redis\"\nstore.redis.sentinel_password = \"x\"", "store.redis.sentinel_password", "sentinel"),
-        ("store.kind = \"redis\"\nstore.redis.password_file = \"nowhere\"", "store.redis.password_file", "cannot be read"),
+        (
+            "store.kind = \"redis\"\nstore.redis.password_file = \"nowhere\"",
+            "store.redis.password_file",
+            "cannot be read",
+        ),
         ("upstream.max_connection_age = \"0s\"", "upstream.max_connection_age", "1s or longer"),
         ("http.listen = \"0.0.0.0:8080\"\nsecurity.require_tls = false", "http.listen", "demo"),
         ("http.listen = \"0.0.0.0:8080\"\ndemo.allow_remote = true", "http.listen", "security.require_tls"),

@@ -16,6 +16,7 @@ mod prewarm;
 mod probe;
 mod reload;
 mod sandboxed;
+mod watches;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -129,7 +130,8 @@ impl App {
         };
         components.follow_clears().await;
         let upstream = components.upstream()?;
-        let lookup = components.lookup(upstream.upstream);
+        let sources = components.sources(&upstream);
+        let lookup = components.lookup(upstream.upstream, &sources);
         let (routes, lookups) = components.public_routes(lookup, upstream.agents)?;
         let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
@@ -143,7 +145,7 @@ impl App {
         }
         listeners.serve(public, Listener::Public, public_service(&public_tls), public_tls, &components.shutdown);
         components.consume();
-        components.probe(upstream.tenant_health).await;
+        components.probe(upstream.tenant_health, sources).await;
         components.readiness.enter(Phase::Running);
         let ready_after = started.elapsed();
         let shown = sandbox.map(tracing::field::display);

@@ -31,6 +31,7 @@ pub mod roles;
 pub mod sampled;
 pub mod sandbox;
 pub mod shutdown;
+pub mod sources;
 pub mod spans;
 pub mod store;
 pub mod supervise;

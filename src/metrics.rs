@@ -20,7 +20,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::domain::{Kind, Shape};
+use crate::domain::{Kind, Shape, TenantId};
 use crate::roles::Roles;
 
 pub use labels::*;
@@ -55,6 +55,10 @@ impl<L, M> fmt::Debug for Family<L, M> {
     }
 }
 
+/// One gauge for each tenant that has such a thing; see [`Metrics::of_tenant`].
+#[derive(Debug)]
+pub struct ByTenant(&'static str);
+
 macro_rules! catalogue {
     ($($(#[$doc:meta])* $field:ident: $kind:tt $name:literal $([$($label:literal: $set:ty),+])? = $help:literal;)+) => {
         /// All metrics of one application.
@@ -83,6 +87,7 @@ macro_rules! catalogue {
     (@type counter) => { Counter };
     (@type gauge) => { Gauge };
     (@type histogram) => { Histogram };
+    (@type by_tenant) => { ByTenant };
     (@type $kind:tt $set:ty) => { Family<$set, catalogue!(@type $kind)> };
     (@type $kind:tt $one:ty, $two:ty) => { Family<$one, Family<$two, catalogue!(@type $kind)>> };
     (@make $of:ident $kind:tt $name:literal) => { $kind::register($of($name), $name, Vec::new()) };
@@ -128,6 +133,8 @@ catalogue! {
     invalidation_lag: histogram "invalidation_lag_seconds" = "Time from the acceptance of an event to its effect.";
     store_operations: counter "store_operations_total" ["op": StoreOp, "outcome": Outcome] = "Store operations by outcome.";
     store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Duration of one store operation.";
+    source_up: by_tenant "source_up" = "1 while the changes of watched customers are received, else 0, by tenant.";
+    source_watched: by_tenant "source_watched" = "Customers whose changes are received as notifications, by tenant.";
     store_up: gauge "store_up" = "1 if the store answered the last probe, else 0.";
     queue_up: gauge "queue_up" = "1 if the queue answered the last probe, else 0.";
     seal_failures: counter "seal_failures_total" = "Stored records and tombstones that could not be opened and counted as misses.";
@@ -187,6 +194,12 @@ impl Metrics {
     pub fn render(&self) -> String {
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
         self.handle.render()
+    }
+
+    /// Returns the gauge of a tenant. Tenants are named by the configuration, so their number is bounded.
+    #[must_use]
+    pub fn of_tenant(&self, family: &ByTenant, tenant: &TenantId) -> Gauge {
+        gauge::register(&self.recorder, family.0, vec![Label::new("tenant", tenant.to_string())])
     }
 
     /// Runs the maintenance of the registry; the caller must call it every few seconds.
@@ -269,6 +282,16 @@ macro_rules! instrument {
 instrument!(counter: Counter, describe_counter, register_counter, None::<Unit>);
 instrument!(gauge: Gauge, describe_gauge, register_gauge, None::<Unit>);
 instrument!(histogram: Histogram, describe_histogram, register_histogram, None::<Unit>);
+
+mod by_tenant {
+    use super::*;
+
+    pub(super) use super::gauge::describe;
+
+    pub(super) fn register(_: &dyn Recorder, name: &'static str, _: Vec<Label>) -> ByTenant {
+        ByTenant(name)
+    }
+}
 
 #[cfg(test)]
 mod tests {

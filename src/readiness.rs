@@ -44,6 +44,7 @@ pub struct Readiness {
     audit_up: AtomicBool,
     awaited: Mutex<BTreeSet<&'static str>>,
     refused: Mutex<BTreeMap<String, String>>,
+    sources: Mutex<BTreeMap<String, String>>,
 }
 
 impl Readiness {
@@ -64,6 +65,7 @@ impl Readiness {
             audit_up: up(),
             awaited: Mutex::default(),
             refused: Mutex::default(),
+            sources: Mutex::default(),
         }
     }
 
@@ -141,10 +143,18 @@ impl Readiness {
         *self.refused.lock() = named.collect();
     }
 
-    /// Returns the refused upstreams, as `upstream:{tenant}`, with the reason; and an `outbox` in which events wait.
+    /// Stores the tenants whose source of events misses changes, since when and why; the source logs it.
+    pub fn sources(&self, missing: impl IntoIterator<Item = (String, String)>) {
+        let named = missing.into_iter().map(|(tenant, reason)| (format!("source:{tenant}"), reason));
+        *self.sources.lock() = named.collect();
+    }
+
+    /// Returns the refused upstreams, as `upstream:{tenant}`, and the sources that miss changes, as `source:{tenant}`, each
+    /// with the reason; and an `outbox` in which events wait.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
         let mut reasons = self.refused.lock().clone();
+        reasons.extend(self.sources.lock().clone());
         reasons.extend(self.outbox.lock().clone().map(|waits| ("outbox".to_owned(), waits)));
         reasons
     }

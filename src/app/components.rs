@@ -34,6 +34,7 @@ use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
 use crate::readiness::Readiness;
 use crate::shutdown::Shutdown;
+use crate::sources::{Sources, TenantSource};
 use crate::upstream::agents::AgentVerifiers;
 use crate::upstream::audit_reader::AuditReader;
 use crate::{queue, store, upstream};
@@ -42,6 +43,7 @@ use super::Error;
 use super::prewarm::prewarm;
 use super::probe::Probe;
 use super::reload::AccessControl;
+use super::watches::watches;
 
 /// The components of a running process.
 pub(super) struct Components {
@@ -69,7 +71,7 @@ impl Components {
     }
 
     /// Creates the lookup flow.
-    pub(super) fn lookup(&self, upstream: Arc<dyn upstream::Upstream>) -> Lookup {
+    pub(super) fn lookup(&self, upstream: Arc<dyn upstream::Upstream>, sources: &Sources) -> Lookup {
         let tenants = self.config.tenants.iter();
         Lookup::new(lookup::LookupDependencies {
             store: Arc::clone(&self.store.store),
@@ -78,6 +80,7 @@ impl Components {
             identifiers: self.config.keys.identifier_hasher(),
             previous: self.hashers.get(1).cloned(),
             tenants: tenants.map(|tenant| (tenant.id.clone(), tenant.lookup.clone())).collect(),
+            watches: watches(&self.config, sources),
             clears: self.clears.clone(),
             settle_window: self.config.consumer.settle_window,
             clock: Arc::clone(&self.clock),
@@ -85,6 +88,34 @@ impl Components {
             shutdown: self.shutdown.clone(),
             faults: self.faults.clone(),
         })
+    }
+
+    /// Starts the sources of events, if this process both looks up, so that it knows which customers to watch, and ingests.
+    pub(super) fn sources(&self, upstream: &upstream::open::OpenedUpstream) -> Sources {
+        let roles = self.config.roles;
+        let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest && roles.lookup) else {
+            return Sources::default();
+        };
+        let sources = self.config.tenants.iter().filter_map(|tenant| {
+            Some(TenantSource {
+                tenant: tenant.id.clone(),
+                config: tenant.sources.first()?,
+                notifications: upstream.notifications(&tenant.id),
+                requests_per_minute: tenant.upstream.as_ref()?.requests_per_minute,
+            })
+        });
+        Sources::start(sources, &Arc::new(self.ingest(queue)), &self.clock, &self.metrics, &self.shutdown)
+    }
+
+    fn ingest(&self, queue: &queue::open::OpenQueue) -> Ingest {
+        Ingest::new(
+            self.access.sources.clone(),
+            (self.hashers.clone(), self.config.keys.identifier_hashers()),
+            self.config.ingest.limits(self.config.consumer.dedup_window),
+            Arc::clone(&queue.publisher),
+            Arc::clone(&self.clock),
+            Arc::clone(&self.metrics),
+        )
     }
 
     /// Creates the public routes, and the handler of lookups, if this process has the role.
@@ -100,15 +131,9 @@ impl Components {
         let mut routes = openapi::routes();
         let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::start(&lookup)));
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
-            let ingest = Ingest::new(
-                self.access.sources.clone(),
-                (self.hashers.clone(), self.config.keys.identifier_hashers()),
-                self.config.ingest.limits(self.config.consumer.dedup_window),
-                Arc::clone(&queue.publisher),
-                Arc::clone(&self.clock),
-                Arc::clone(&self.metrics),
-            )
-            .with_prewarm(prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, prefetcher)));
+            let ingest = self
+                .ingest(queue)
+                .with_prewarm(prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, prefetcher)));
             routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body, bodies.clone()));
         }
         let mut lookups: Option<Arc<dyn DirectRoute>> = None;
@@ -214,9 +239,10 @@ impl Components {
     }
 
     /// Checks the dependencies once, then at an interval until shutdown.
-    pub(super) async fn probe(&self, refused: upstream::open::TenantHealth) {
+    pub(super) async fn probe(&self, refused: upstream::open::TenantHealth, sources: Sources) {
         let probe = Probe {
             refused,
+            sources,
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
             audit: self.audit.clone(),

@@ -9,6 +9,7 @@ use crate::audit::Audit;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::shutdown::Shutdown;
+use crate::sources::Sources;
 use crate::{logging, queue, store, upstream};
 
 /// How often dependencies are probed and gauges refreshed.
@@ -18,6 +19,7 @@ pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Probe {
     pub(super) refused: upstream::open::TenantHealth,
+    pub(super) sources: Sources,
     pub(super) readiness: Arc<Readiness>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) audit: Audit,
@@ -54,6 +56,8 @@ impl Probe {
         self.readiness.audit(self.audit.is_working(), &self.metrics);
         let refusals = self.refused.refusals().into_iter();
         self.readiness.upstreams(refusals.map(|(tenant, reason)| (tenant.to_string(), reason.to_string())));
+        let missing = self.sources.refresh().into_iter();
+        self.readiness.sources(missing.map(|(tenant, reason)| (tenant.to_string(), reason)));
         self.metrics.log_lines_dropped.absolute(logging::dropped_lines());
         self.metrics.upkeep();
     }

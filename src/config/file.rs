@@ -9,7 +9,7 @@ use crate::http::auth::{agents, callers};
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{audit, consumer, ingest, logging, lookup, queue, sandbox, store, telemetry, upstream};
+use crate::{audit, consumer, ingest, logging, lookup, queue, sandbox, sources, store, telemetry, upstream};
 
 use super::{Config, DemoConfig, KeysConfig, SecurityConfig, Settings, ShutdownConfig, Tenant};
 
@@ -66,6 +66,8 @@ struct TenantSection {
     #[serde(default, with = "humantime_serde")]
     unsettled_ttl: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
+    unwatched_ttl: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
     identifier_ttl: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
     soft_timeout: Option<Duration>,
@@ -78,6 +80,8 @@ struct TenantSection {
     upstream: Option<upstream::open::TenantConfig>,
     #[serde(default)]
     webhook: Vec<authenticate::Config>,
+    #[serde(default)]
+    source: Vec<sources::Config>,
 }
 
 impl ConfigFile {
@@ -121,13 +125,14 @@ impl TenantSection {
             grace: self.grace.unwrap_or(common.grace),
             negative_ttl: self.negative_ttl.unwrap_or(common.negative_ttl),
             unsettled_ttl: self.unsettled_ttl.unwrap_or(common.unsettled_ttl),
+            unwatched_ttl: self.unwatched_ttl.unwrap_or(common.unwatched_ttl),
             identifier_ttl: self.identifier_ttl.unwrap_or(common.identifier_ttl),
             lease_ttl: common.lease_ttl,
             soft_timeout: self.soft_timeout.unwrap_or(common.soft_timeout),
             deadline: self.deadline.unwrap_or(common.deadline),
             phone_region: self.phone_region,
         };
-        let Self { id, prewarm, agents, upstream, webhook: webhooks, .. } = self;
-        Tenant { id, lookup, prewarm, agents, upstream, webhooks }
+        let Self { id, prewarm, agents, upstream, webhook: webhooks, source: sources, .. } = self;
+        Tenant { id, lookup, prewarm, agents, upstream, webhooks, sources }
     }
 }

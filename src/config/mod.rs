@@ -29,7 +29,7 @@ use crate::http::auth::{agents, callers};
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
-use crate::{audit, consumer, ingest, logging, lookup, queue, sandbox, store, telemetry, upstream};
+use crate::{audit, consumer, ingest, logging, lookup, queue, sandbox, sources, store, telemetry, upstream};
 
 pub use error::{LoadErrors, SettingError};
 pub use load::{Loaded, from_toml, load};
@@ -111,6 +111,8 @@ pub struct Tenant {
     pub upstream: Option<upstream::open::TenantConfig>,
     /// `[[tenant.webhook]]`: how the senders of events authenticate.
     pub webhooks: Vec<authenticate::Config>,
+    /// `[[tenant.source]]`: what this service receives events from by itself.
+    pub sources: Vec<sources::Config>,
 }
 
 /// `[shutdown]`.

@@ -120,7 +120,13 @@ impl Config {
     fn unconnected_tenants(&self, found: &mut Vec<String>) {
         for (index, tenant) in self.tenants.iter().enumerate() {
             let id = &tenant.id;
-            if self.roles.ingest && tenant.webhooks.is_empty() {
+            if self.roles.lookup && !self.roles.ingest && !tenant.sources.is_empty() {
+                found.push(format!(
+                    "tenant[{index}] (\"{id}\") has a [[tenant.source]], and roles has \"lookup\" without \"ingest\": this \
+                     process watches nothing, so its profiles are fresh for unwatched_ttl only"
+                ));
+            }
+            if self.roles.ingest && tenant.webhooks.is_empty() && tenant.sources.is_empty() {
                 found.push(format!(
                     "tenant[{index}] (\"{id}\") has no [[tenant.webhook]]: its events are refused, so a change at \
                      Genesys is visible only when the cached profile expires (lookup.ttl)"

@@ -48,11 +48,23 @@ pub(super) fn source(
         );
         return Finding::ok(CHECK, subject, detail);
     }
+    if has("websocket") {
+        let detail = format!(
+            "changed contacts go through WebSockets ({shown}): a [[tenant.source]] with kind = \"notifications\" receives them, \
+             without inbound HTTP; deletions do not come that way, they are visible when the cached profile expires (ttl)"
+        );
+        return Finding::ok(CHECK, subject, detail);
+    }
     let advice = format!(
-        "neither EventBridge nor triggers carry changed contacts here: post events from the system that changes contacts to \
+        "neither EventBridge, triggers nor WebSockets carry changed contacts here: post events from the system that changes contacts to \
          {target}, or use events of conversations; {by_lifetime}"
     );
-    Finding::warning(CHECK, subject, format!("changed contacts go through WebSockets only ({shown})"), advice)
+    Finding::warning(
+        CHECK,
+        subject,
+        format!("changed contacts go through none of the known transports ({shown})"),
+        advice,
+    )
 }
 
 #[cfg(test)]
@@ -69,9 +81,10 @@ mod tests {
         assert!(of(&["Websocket", "EventBridge"]).detail.contains("API destination"));
         assert!(of(&["All"]).detail.contains("API destination"));
         assert!(of(&["WebSocket", "ProcessAutomation"]).detail.contains("trigger"));
-        let only = of(&["Websocket"]);
-        assert_eq!(only.verdict, Verdict::Warning);
-        assert!(only.advice.unwrap().contains("lookup.ttl"));
+        assert!(of(&["Websocket"]).detail.contains("kind = \"notifications\""));
+        let unknown = of(&["Pigeon"]);
+        assert_eq!(unknown.verdict, Verdict::Warning);
+        assert!(unknown.advice.unwrap().contains("lookup.ttl"));
         assert_eq!(source("10001", Ok(&None), "").verdict, Verdict::Warning);
     }
 }

@@ -17,6 +17,7 @@ pub mod audits;
 pub mod authenticate;
 mod limits;
 pub mod malformed;
+mod notifications;
 mod prewarm;
 pub mod shapes;
 mod sources;

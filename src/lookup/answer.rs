@@ -19,6 +19,8 @@ pub struct LookupAnswer {
     /// Whether it may be older than the known events ([`rules::unsettled`](crate::rules#unsettled)), or its fill was
     /// refused.
     pub unsettled: bool,
+    /// Whether changes since it was fetched may be missed, because the customer is not watched.
+    pub unwatched: bool,
     /// The customer whom the answer is about: the canonical one after a merge. `None` if neither a record nor Genesys named one.
     pub identity: Option<Identity>,
     /// When it was fetched from Genesys, or when the tombstone was written; by our clock.
@@ -131,7 +133,7 @@ impl LookupAnswer {
             Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => return None,
         };
         let identity = Some(record.identity.clone());
-        Some(Self { outcome, how, unsettled: !record.settled, identity, since: record.fetched_at })
+        Some(Self { outcome, how, unsettled: !record.settled, unwatched: false, identity, since: record.fetched_at })
     }
 
     /// Returns the stale record instead of a failure, if there is one. `stale` has the time since it became stale.
@@ -152,7 +154,14 @@ impl LookupAnswer {
     /// Returns the answer for a deleted customer.
     pub(super) const fn deleted(tombstone: &Tombstone) -> Self {
         let how = AnswerSource::Hit { remaining: None, refreshing: false };
-        Self { outcome: LookupOutcome::Deleted, how, unsettled: false, identity: None, since: tombstone.written_at }
+        Self {
+            outcome: LookupOutcome::Deleted,
+            how,
+            unsettled: false,
+            unwatched: false,
+            identity: None,
+            since: tombstone.written_at,
+        }
     }
 
     /// Returns the metric label of this answer.

@@ -62,7 +62,14 @@ impl Lookup {
                 Fetched::Found(list) => LookupOutcome::Found(list.into()),
                 Fetched::Absent => LookupOutcome::Absent,
             };
-            Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
+            Ok(LookupAnswer {
+                outcome,
+                how: AnswerSource::Expanded,
+                unsettled: false,
+                unwatched: false,
+                identity: None,
+                since,
+            })
         };
         self.timed(tenant, read).await
     }

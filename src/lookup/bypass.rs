@@ -84,7 +84,14 @@ pub(super) async fn fetch(
         }
         Fetched::Absent => (LookupOutcome::Absent, None),
     };
-    Ok(LookupAnswer { outcome, how: AnswerSource::Bypass, unsettled: false, identity, since: fetch.since })
+    Ok(LookupAnswer {
+        outcome,
+        how: AnswerSource::Bypass,
+        unsettled: false,
+        unwatched: false,
+        identity,
+        since: fetch.since,
+    })
 }
 
 fn join(context: &Arc<LookupContext>, key: &Key, request: BypassRequest) -> BatchReceiver {

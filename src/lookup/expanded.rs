@@ -60,6 +60,13 @@ impl CacheReader<'_> {
             Fetched::Absent => LookupOutcome::Absent,
             Fetched::Found(profile) => LookupOutcome::Found(profile.into()),
         };
-        Ok(LookupAnswer { outcome, how: AnswerSource::Expanded, unsettled: false, identity: None, since })
+        Ok(LookupAnswer {
+            outcome,
+            how: AnswerSource::Expanded,
+            unsettled: false,
+            unwatched: false,
+            identity: None,
+            since,
+        })
     }
 }

@@ -141,7 +141,7 @@ impl<'a> IdentifierReader<'a> {
         entry: Option<Entry>,
         guessed: Option<(Identity, EntryRead)>,
     ) -> Result<Option<LookupAnswer>, StepError> {
-        let record = match entry {
+        let mut record = match entry {
             None => return self.ask(Base::Absent, None).await,
             Some(Entry::Corrupt(bytes)) => return self.ask(Base::Corrupt(bytes), None).await,
             Some(Entry::Leased(leased)) => return self.wait(&self.key.clone(), leased.token).await,
@@ -155,7 +155,8 @@ impl<'a> IdentifierReader<'a> {
             return self.ask(dead, None).await;
         }
         let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.identity.tenant()));
-        match (freshness::judge(&record, cleared, now), &record.content) {
+        let freshness = self.context.judge(&mut record, self.config, now);
+        match (freshness, &record.content) {
             (Freshness::Fresh { .. }, Content::Negative) if self.demand.refuses(&record, self.has_waited, now) => {
                 self.ask(Base::Token(record.token), None).await
             }

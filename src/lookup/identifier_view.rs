@@ -13,7 +13,7 @@ use super::identifier::{ContactView, IdentifierReader, ReadPointer};
 use super::{AnswerSource, ForwardReason, LookupAnswer};
 
 impl IdentifierReader<'_> {
-    pub(super) fn view(&mut self, record: Record, read: &ReadPointer) -> ContactView {
+    pub(super) fn view(&mut self, mut record: Record, read: &ReadPointer) -> ContactView {
         let pointer = &read.pointer;
         let base = record.token;
         let hint = |base, known| ContactView::Hint(Hint::over(pointer.to.clone(), base, known));
@@ -30,7 +30,8 @@ impl IdentifierReader<'_> {
             }
         };
         let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.identity.tenant()));
-        match (freshness::judge(&record, cleared, now), &record.content) {
+        let freshness = self.context.judge(&mut record, self.config, now);
+        match (freshness, &record.content) {
             (Freshness::Expired, _) | (_, Content::Sealed(_) | Content::IdentifierPointer(_)) => {
                 hint(Base::Dead(base), None)
             }

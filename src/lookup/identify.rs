@@ -178,6 +178,7 @@ impl IdentifyTask {
     ) -> LookupAnswer {
         let deps = &self.context.deps;
         let to = deps.hasher.identify(self.identity.tenant(), &canonical);
+        self.context.watch(&to, &canonical);
         let found = self.context.found(self.identity.tenant(), profile);
         let (beside, mut unsettled) = match contact {
             Some(contact) if contact.identity == to && found.modified >= contact.known => {
@@ -270,7 +271,7 @@ impl IdentifyTask {
     fn answer(&self, outcome: LookupOutcome, filled: &FetchOutcome, unsettled: bool, sent: Sent) -> LookupAnswer {
         let how = AnswerSource::Fetched { over: self.over, stored: matches!(filled, FetchOutcome::Stored(_)) };
         let unsettled = unsettled || matches!(filled, FetchOutcome::Refused(_));
-        LookupAnswer { outcome, how, unsettled, identity: None, since: sent.at }
+        LookupAnswer { outcome, how, unsettled, unwatched: false, identity: None, since: sent.at }
     }
 
     async fn give_up(&self, contact: Option<ContactLease>) {

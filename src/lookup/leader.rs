@@ -79,7 +79,10 @@ impl FetchTask {
                     return FetchOutcome::Alias { canonical, pointer, known: deps.clock.now() };
                 }
                 Some(canonical) => (Content::Pointer(canonical.clone()), Some(canonical)),
-                None => (Content::Found(self.context.found(self.identity.tenant(), profile)), None),
+                None => {
+                    self.context.watch(&self.identity, profile.canonical.as_ref().unwrap_or(&self.customer));
+                    (Content::Found(self.context.found(self.identity.tenant(), profile)), None)
+                }
             },
             Ok(Fetched::Absent) => (Content::Negative, None),
             Err(error) => {

@@ -57,6 +57,7 @@ pub mod single_flight;
 mod view;
 mod wait;
 mod waiters;
+mod watch;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -78,6 +79,7 @@ use crate::upstream::{Requester, Upstream};
 
 pub use answer::{AnswerSource, ForwardReason, LookupAnswer, LookupError, LookupOutcome, StaleReason};
 pub use phases::Phases;
+pub use watch::{TenantWatch, TenantWatches, Watch};
 
 use admission::Admission;
 use bypass::Bypasses;
@@ -105,6 +107,10 @@ pub struct Config {
     /// How long a negative answer ("no such customer") is kept.
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
+    /// How long a profile is fresh whose changes may be missed: of a tenant whose only events are notifications, and not
+    /// watched since before it was fetched.
+    #[serde(with = "humantime_serde")]
+    pub unwatched_ttl: Duration,
     /// How long it is known which customer has an identifier.
     #[serde(with = "humantime_serde")]
     pub identifier_ttl: Duration,
@@ -140,6 +146,8 @@ pub struct LookupDependencies {
     pub previous: Option<KeyHasher>,
     /// The configuration of each tenant.
     pub tenants: HashMap<TenantId, Config>,
+    /// What watches the changes of customers, for the tenants with notifications.
+    pub watches: TenantWatches,
     /// The generations of the tenants' records.
     pub clears: Clears,
     /// How long after an event a fill is compared with the fence (`consumer.settle_window`).
@@ -249,17 +257,11 @@ impl Lookup {
         let _in_flight = in_progress(&metrics.lookup_in_flight);
         let started = Instant::now();
         let deadline = started + config.deadline;
-        let answer = read(config, deadline).await;
+        let mut answer = read(config, deadline).await;
+        self.context.label(&mut answer);
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         metrics.lookup_requests.with(result).increment(1);
         observe(metrics.lookup_duration.with(result), started.elapsed());
         Some(answer)
-    }
-}
-
-impl LookupContext {
-    /// Returns whether a record from before a clear may be refreshed now.
-    fn may_refresh_cleared(&self, tenant: &TenantId) -> bool {
-        self.cleared.get(tenant).is_some_and(|pace| pace.check().is_ok())
     }
 }

@@ -13,7 +13,7 @@
 
 use crate::store::{Content, Entry, Record};
 
-use super::freshness::{self, Freshness};
+use super::freshness::Freshness;
 use super::reader::{CacheReader, StepError};
 use super::{AnswerSource, LookupAnswer};
 
@@ -31,16 +31,16 @@ impl CacheReader<'_> {
         })
     }
 
-    fn use_previous(&mut self, record: Record) -> Option<LookupAnswer> {
+    fn use_previous(&mut self, mut record: Record) -> Option<LookupAnswer> {
         match &record.content {
             Content::Found(_) | Content::Negative => {}
             Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => return None,
         }
-        let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.requested.tenant()));
+        let now = self.context.deps.clock.now();
         if self.is_too_old(&record, now) {
             return None;
         }
-        match freshness::judge(&record, cleared, now) {
+        match self.context.judge(&mut record, self.config, now) {
             Freshness::Fresh { remaining } => {
                 LookupAnswer::of(&record, AnswerSource::Hit { remaining: Some(remaining), refreshing: false })
             }

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::domain::TenantId;
 use crate::metrics::RefreshCause;
 use crate::spans::{self, Cause};
 use crate::store::{Base, Content, Generations, LeaseAnswer, Record, Token, Tombstone};
 use crate::upstream::Requester;
 
-use super::freshness;
 use super::reader::CacheReader;
+use super::{LookupContext, freshness};
 
 /// The minimum time between two attempts of one process to refresh a record before its expiry.
 pub(super) const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,6 +21,13 @@ pub(super) const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// The minimum age of a tombstone before it is verified, and the minimum time between two verifications
 /// ([`rules::tombstone`](crate::rules#tombstone)).
 pub(super) const VERIFY_INTERVAL: Duration = Duration::from_secs(60);
+
+impl LookupContext {
+    /// Returns whether a record from before a clear may be refreshed now.
+    pub(super) fn may_refresh_cleared(&self, tenant: &TenantId) -> bool {
+        self.cleared.get(tenant).is_some_and(|pace| pace.check().is_ok())
+    }
+}
 
 impl CacheReader<'_> {
     /// Starts the refresh of a fresh record that expires soon (see [`freshness::is_due`]), or is from before a clear of its

@@ -3,7 +3,7 @@
 use crate::domain::Timestamp;
 use crate::store::{Base, Content, Entry, Record};
 
-use super::freshness::{self, Freshness};
+use super::freshness::Freshness;
 use super::reader::{CacheReader, EntryView, FollowedPointer};
 use super::{AnswerSource, LookupAnswer};
 
@@ -22,7 +22,7 @@ impl CacheReader<'_> {
         }
     }
 
-    fn view_record(&mut self, record: Record) -> EntryView {
+    fn view_record(&mut self, mut record: Record) -> EntryView {
         let (base, dead) = (Base::Token(record.token), Base::Dead(record.token));
         if record.identity != self.current {
             // The digests collide, or the value was copied to this key: a miss.
@@ -31,7 +31,7 @@ impl CacheReader<'_> {
         }
         let now = self.context.deps.clock.now();
         let cleared = self.context.deps.clears.of(self.requested.tenant());
-        let freshness = freshness::judge(&record, cleared, now);
+        let freshness = self.context.judge(&mut record, self.config, now);
         let is_answer = matches!(&record.content, Content::Found(_) | Content::Negative);
         if is_answer && matches!(freshness, Freshness::Fresh { .. }) && self.is_too_old(&record, now) {
             return EntryView::RequestLease(base);

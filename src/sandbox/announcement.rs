@@ -65,6 +65,15 @@ impl ContactEvent {
         }
     }
 
+    /// Returns the topic, and the event as a WebSocket delivers it.
+    pub(super) fn notification(&self) -> (String, Value) {
+        let notification = json!({
+            "topicName": self.topic, "version": "2", "eventBody": self.body,
+            "metadata": { "CorrelationId": Uuid::new_v4() },
+        });
+        (self.topic.clone(), notification)
+    }
+
     /// Wraps the event like EventBridge: `time` in whole seconds, `detail.timestamp` in milliseconds.
     pub(super) fn envelope(&self, now: Timestamp) -> Value {
         let second = Timestamp::from_millis(now.as_millis().div_euclid(1_000) * 1_000).to_string();

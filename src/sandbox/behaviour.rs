@@ -19,7 +19,7 @@ use super::errors::ApiError;
 use super::oauth::ClientKind;
 
 /// The keys of `POST /sandbox/behaviour`.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 23] = [
     "latency",
     "fail_ratio",
     "fail_status",
@@ -38,6 +38,11 @@ const KEYS: [&str; 18] = [
     "revoke_tokens",
     "transports",
     "clock_offset_seconds",
+    "notifications",
+    "sockets",
+    "channel_lifetime",
+    "cut_sockets",
+    "announce_closing",
 ];
 /// The longest latency or lag.
 const LONGEST: Duration = Duration::from_secs(24 * 3_600);
@@ -78,6 +83,12 @@ pub(super) struct Behaviour {
     pub(super) transports: Vec<String>,
     /// How far the `Date` of answers is from the clock, in seconds.
     pub(super) clock_offset_seconds: i64,
+    /// Whether changes are sent to sockets.
+    pub(super) notifications: bool,
+    /// Whether sockets are accepted.
+    pub(super) sockets: bool,
+    /// The lifetime of a new channel of notifications, in seconds.
+    pub(super) channel_lifetime: u64,
 }
 
 impl Behaviour {
@@ -101,6 +112,9 @@ impl Behaviour {
             token_lifetime: 86_399,
             transports: vec!["Websocket".to_owned(), "EventBridge".to_owned()],
             clock_offset_seconds: 0,
+            notifications: true,
+            sockets: true,
+            channel_lifetime: 86_400,
         }
     }
 
@@ -157,8 +171,11 @@ impl Behaviour {
                 let offset = value.as_i64().filter(|offset| offset.unsigned_abs() <= LONGEST.as_secs());
                 set!(clock_offset_seconds, offset, "a number of seconds, at most a day");
             }
-            "revoke_tokens" if value.is_null() || value.is_boolean() => {}
-            "revoke_tokens" => return Err(wrong("true or false")),
+            "notifications" => set!(notifications, value.as_bool(), "true or false"),
+            "sockets" => set!(sockets, value.as_bool(), "true or false"),
+            "channel_lifetime" => set!(channel_lifetime, whole(value, 1..=86_400), "seconds, 1 to 86400"),
+            "revoke_tokens" | "cut_sockets" | "announce_closing" if value.is_null() || value.is_boolean() => {}
+            "revoke_tokens" | "cut_sockets" | "announce_closing" => return Err(wrong("true or false")),
             _ => {
                 let (key, known) = (key.chars().take(64).collect::<String>(), KEYS.join(", "));
                 return Err(ApiError::bad_request(format!("unknown key {key:?}; known keys are {known}")));
@@ -177,7 +194,8 @@ impl Behaviour {
             "event_duplicates": self.event_duplicates, "events": self.events,
             "rate_limit_per_minute": self.rate_limit_per_minute, "permissions": self.permissions,
             "token_lifetime": self.token_lifetime, "transports": self.transports,
-            "clock_offset_seconds": self.clock_offset_seconds,
+            "clock_offset_seconds": self.clock_offset_seconds, "notifications": self.notifications,
+            "sockets": self.sockets, "channel_lifetime": self.channel_lifetime,
         })
     }
 
@@ -223,8 +241,15 @@ pub(super) async fn update(
     for (key, value) in &update {
         changed.set(key, value, &Behaviour::new(sandbox.latency))?;
     }
-    if update.get("revoke_tokens") == Some(&Value::Bool(true)) {
+    let asks = |key| update.get(key) == Some(&Value::Bool(true));
+    if asks("revoke_tokens") {
         sandbox.tokens.revoke_all();
+    }
+    if asks("cut_sockets") || !changed.sockets {
+        sandbox.channels.cut();
+    }
+    if asks("announce_closing") {
+        sandbox.channels.announce_closing();
     }
     *current = Arc::new(changed);
     Ok(Json(current.shown()))

@@ -28,6 +28,7 @@ use crate::supervise::Backoff;
 use super::Webhook;
 use super::announcement::{CausedEvents, ContactEvent};
 use super::behaviour::Behaviour;
+use super::channels::Channels;
 use super::errors::ApiError;
 
 /// The limit of undelivered events.
@@ -44,9 +45,10 @@ const MAX_AGE: Duration = Duration::from_secs(24 * 3_600);
 /// The longest pause between two attempts: with it an event reaches both limits above at about the same time.
 const MAX_PAUSE: Duration = Duration::from_secs(8 * 60);
 
-/// Posts the events of changes; without a webhook it drops them.
+/// Posts the events of changes to the webhook, if there is one, and sends them to sockets.
 pub(super) struct EventSender {
     sender: Option<Arc<WebhookSender>>,
+    channels: Arc<Channels>,
     clock: SharedClock,
     shutdown: Shutdown,
 }
@@ -59,6 +61,8 @@ pub(super) struct EventPermit<'a> {
     lag: Duration,
     jitter: Duration,
     copies: usize,
+    /// Whether sockets get them.
+    notifies: bool,
 }
 
 /// The number of events by state; copies of an event count once, except in `waiting`.
@@ -99,18 +103,20 @@ impl EventSender {
     /// No HTTPS client can be created, for example because the system has no root certificates.
     pub(super) fn new(
         webhook: Option<Webhook>,
+        channels: Arc<Channels>,
         clock: SharedClock,
         shutdown: Shutdown,
     ) -> Result<Self, reqwest::Error> {
         let sender = webhook.map(WebhookSender::new).transpose()?.map(Arc::new);
-        Ok(Self { sender, clock, shutdown })
+        Ok(Self { sender, channels, clock, shutdown })
     }
 
     /// Reserves capacity for the events of a change of `contacts` contacts.
     pub(super) async fn reserve(&self, behaviour: &Behaviour, contacts: usize) -> Result<EventPermit<'_>, ApiError> {
         let copies = behaviour.event_duplicates + 1;
         let (lag, jitter) = (behaviour.event_lag, behaviour.event_jitter);
-        let mut permit = EventPermit { events: self, reserved: None, lag, jitter, copies };
+        let notifies = behaviour.notifications;
+        let mut permit = EventPermit { events: self, reserved: None, lag, jitter, copies, notifies };
         if let Some(sender) = self.sender.as_ref().filter(|_| behaviour.events) {
             // At most 26 contacts and 101 copies: far below u32::MAX, and below CAPACITY.
             let wanted = Arc::clone(&sender.capacity).acquire_many_owned((contacts * copies) as u32);
@@ -152,9 +158,14 @@ impl EventPermit<'_> {
     /// Posts the events, each with the configured number of copies. Returns the event ids.
     pub(super) fn send(self, changes: impl IntoIterator<Item = ContactEvent>) -> CausedEvents {
         let mut announced = CausedEvents::default();
-        let Some((sender, mut reserved)) = self.reserved else { return announced };
         let now = self.events.clock.now();
+        let mut reserved = self.reserved;
         for change in changes {
+            if self.notifies {
+                let (topic, notification) = change.notification();
+                self.events.channels.announce(topic, notification, self.lag);
+            }
+            let Some((sender, reserved)) = &mut reserved else { continue };
             let body = Bytes::from(change.envelope(now).to_string());
             let accepted = Arc::new(AtomicBool::new(false));
             sender.announced.fetch_add(1, Ordering::Relaxed);
@@ -162,7 +173,7 @@ impl EventPermit<'_> {
             for _ in 0..self.copies {
                 // The permit covers each event and copy; a post without capacity would be unbounded.
                 let Some(slot) = reserved.split(1) else { return announced };
-                let (sender, body, accepted) = (Arc::clone(&sender), body.clone(), Arc::clone(&accepted));
+                let (sender, body, accepted) = (Arc::clone(sender), body.clone(), Arc::clone(&accepted));
                 let (shutdown, lag) = (self.events.shutdown.clone(), self.lag + random_part(self.jitter));
                 self.events.shutdown.spawn(async move {
                     tokio::select! {
@@ -278,7 +289,8 @@ mod tests {
     async fn a_write_waits_for_capacity_and_is_refused_without_it() {
         let (_controller, shutdown) = Shutdown::new();
         let webhook = Webhook { url: "http://127.0.0.1:9/".parse().unwrap(), key: Secret::new("key") };
-        let events = EventSender::new(Some(webhook), SystemClock::shared(), shutdown).unwrap();
+        let channels = Arc::new(Channels::new(SystemClock::shared(), shutdown.clone()));
+        let events = EventSender::new(Some(webhook), channels, SystemClock::shared(), shutdown).unwrap();
         let behaviour = Behaviour::new(Duration::ZERO);
         let permit = events.reserve(&behaviour, CAPACITY as usize).await.ok().unwrap();
         assert!(events.reserve(&behaviour, 1).await.is_err());

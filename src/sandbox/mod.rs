@@ -1,11 +1,11 @@
 //! The sandbox: a small imitation of Genesys on loopback, for new users and for the tests.
 //!
 //! It is an HTTP server with the API of Genesys Cloud: OAuth client credentials, external contacts with merges and
-//! deletions, errors, rate limits, and an EventBridge event to a webhook for every change. Its customers are generated
-//! from their number, so it starts immediately with a million of them.
+//! deletions, errors, rate limits, an EventBridge event to a webhook for every change, and notifications over WebSockets.
+//! Its customers are generated from their number, so it starts immediately with a million of them.
 //!
-//! `/` is an example page of a desktop. `/sandbox/behaviour` makes the running sandbox slow, faulty or strict; `/sandbox/calls` counts the requests,
-//! `/sandbox/events` the events by state, and the answer to a write names its events in `Sandbox-Events`. None of these
+//! `/` is an example page of a desktop. `/sandbox/behaviour` makes the running sandbox slow, faulty or strict;
+//! `/sandbox/calls` counts the requests, `/sandbox/events` the events by state, and the answer to a write names its events in `Sandbox-Events`. None of these
 //! needs a token, and all credentials are public: do not store real data here.
 //!
 //! Nothing survives a restart. Memory is bounded: changed contacts, tokens, counted ids, undelivered events and audits each have a
@@ -21,6 +21,7 @@ mod audits;
 mod behaviour;
 mod calls;
 mod catalogues;
+mod channels;
 mod contact;
 mod contacts;
 mod directory;
@@ -28,6 +29,7 @@ mod errors;
 mod events;
 mod example;
 mod fields;
+mod notifications;
 mod oauth;
 mod people;
 mod search;
@@ -128,6 +130,7 @@ impl Sandbox {
         };
         let addr = listener.local_addr()?;
         let page = example::page(options.webhook.as_ref().map(|webhook| &webhook.url)).into();
+        let channels = Arc::new(channels::Channels::new(Arc::clone(&clock), shutdown.clone()));
         let sandbox = Arc::new(SandboxState {
             directory: directory::ContactDirectory::new(options.customers, Arc::clone(&clock)),
             latency: options.latency,
@@ -137,8 +140,14 @@ impl Sandbox {
             audits: audit_log::AuditLog::default(),
             rate_limit: calls::RateLimit::default(),
             page,
-            events: events::EventSender::new(options.webhook, Arc::clone(&clock), shutdown.clone())
-                .map_err(io::Error::other)?,
+            events: events::EventSender::new(
+                options.webhook,
+                Arc::clone(&channels),
+                Arc::clone(&clock),
+                shutdown.clone(),
+            )
+            .map_err(io::Error::other)?,
+            channels,
             clock,
             shutdown: shutdown.clone(),
         });
@@ -160,6 +169,7 @@ struct SandboxState {
     /// The example page.
     page: Bytes,
     events: events::EventSender,
+    channels: Arc<channels::Channels>,
     clock: SharedClock,
     shutdown: Shutdown,
 }
@@ -196,6 +206,7 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
     let bulk = Router::new()
         .route(shapes::BULK, post(contacts::read_many))
         .layer(middleware::from_fn_with_state(Arc::clone(&sandbox), delay));
+    let subscriptions = get(notifications::subscriptions).post(notifications::subscribe).put(notifications::replace);
     let searches = Router::new()
         .route("/identifierlookup/contacts", post(search::identifier))
         .route("/identifierlookup", post(search::identifier))
@@ -214,6 +225,10 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/api/v2/audits/query/realtime", post(audits::query))
         .route("/", get(example::show))
         .route("/sandbox/example", get(example::show))
+        .route("/api/v2/notifications/channels", get(notifications::list).post(notifications::create))
+        .route("/api/v2/notifications/channels/{id}/subscriptions", subscriptions)
+        .route("/channels/{id}", get(notifications::connect))
+        .route("/sandbox/channels", get(notifications::show))
         .route("/sandbox/behaviour", get(behaviour::show).post(behaviour::update))
         .route("/sandbox/calls", get(calls::show))
         // For `profile-edge healthcheck --admin`, in a container.

@@ -7,8 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::domain::TenantId;
 
 use super::Error;
@@ -43,8 +41,7 @@ impl AuditReader {
     /// [`Error::Denied`] with 403 if the OAuth client has no permission `audits:audit:view`; [`Error::BudgetSpent`] while
     /// lookups need the budget.
     pub async fn read(&self, tenant: &TenantId, query: &AuditQuery) -> Result<AuditPage, Error> {
-        let genesys = self.0.of(tenant)?.admit()?.aside()?;
-        let deadline = Instant::now() + PATIENCE;
-        tokio::time::timeout_at(deadline, genesys.audits(query, deadline)).await.unwrap_or(Err(Error::Timeout(None)))
+        let guard = self.0.of(tenant)?.admit()?;
+        guard.aside(PATIENCE, |genesys, deadline| Box::pin(genesys.audits(query, deadline))).await
     }
 }

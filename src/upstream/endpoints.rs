@@ -120,6 +120,12 @@ impl BaseUrls {
             .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
     }
 
+    /// Returns the URL of the channels of notifications.
+    pub(super) fn channels(&self) -> Result<Url, InvalidSetting> {
+        Url::parse(&format!("{}/api/v2/notifications/channels", trimmed(&self.api)))
+            .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
+    }
+
     /// Returns the URLs of the documents about a token.
     pub(super) fn introspection(&self) -> Result<IntrospectionUrls, InvalidSetting> {
         let (token, subject) = ("/api/v2/tokens/me", "/api/v2/authorization/subjects/me");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use reqwest::{Client, RequestBuilder, Response, redirect};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, redirect};
 use tokio::time::Instant;
 
 use super::Error;
@@ -31,6 +31,15 @@ const ENCODED: &str = "its body is compressed, which was not asked for: a proxy 
 /// Redirections are not followed, so that a token is never sent to another host. HTTP/2 connections are probed:
 /// without probes a dead connection fails all requests until TCP gives up after a quarter of an hour.
 pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
+    builder(tls).build()
+}
+
+/// Creates an HTTP client for one WebSocket, which begins as a request of HTTP/1.1; otherwise as [`client`].
+pub(super) fn socket_client(tls: bool) -> Result<Client, reqwest::Error> {
+    builder(tls).http1_only().build()
+}
+
+fn builder(tls: bool) -> ClientBuilder {
     // reqwest uses the provider of the process and panics without one. An error only means that one is
     // installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -44,7 +53,7 @@ pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
         .http2_keep_alive_interval(Duration::from_secs(5))
         .http2_keep_alive_timeout(Duration::from_secs(2))
         .http2_keep_alive_while_idle(true);
-    if tls { builder.build() } else { builder.tls_certs_only([]).no_proxy().build() }
+    if tls { builder } else { builder.tls_certs_only([]).no_proxy() }
 }
 
 /// Returns whether a body has a content coding (RFC 9110 section 8.4).
@@ -79,6 +88,21 @@ impl GenesysResponse {
         };
         let exchange = tokio::time::timeout_at(deadline, exchange).await;
         exchange.unwrap_or_else(|_| Err(Error::Timeout(Some(TransportFailure::deadline(&host)))))
+    }
+
+    /// Sends a request and returns the response, whose body is not read.
+    pub(super) async fn open(request: RequestBuilder, deadline: Instant) -> Result<Response, Error> {
+        let (client, request) = request.build_split();
+        let request = request.map_err(|error| failed("", &error))?;
+        let host = transport::host(request.url());
+        let response = tokio::time::timeout_at(deadline, client.execute(request)).await;
+        let response = response.map_err(|_| Error::Timeout(Some(TransportFailure::deadline(&host))))?;
+        response.map_err(|error| failed(&host, &error))
+    }
+
+    /// Returns a response without a body.
+    pub(super) const fn of_status(status: StatusCode, headers: HeaderMap) -> Self {
+        Self { status, headers, body: Bytes::new() }
     }
 
     /// Returns the error of a response without the expected content.

@@ -42,27 +42,17 @@ const MAX_BULK: usize = 16 * MAX_PROFILE;
 /// The Genesys of one tenant.
 #[derive(Debug)]
 pub(super) struct Genesys {
-    client: HttpClient,
-    profile_url: ProfileUrl,
-    bulk_url: Url,
-    audits_url: Url,
-    search_urls: SearchUrls,
-    tokens: TokenCache,
+    pub(super) client: HttpClient,
+    pub(super) profile_url: ProfileUrl,
+    pub(super) bulk_url: Url,
+    pub(super) audits_url: Url,
+    pub(super) search_urls: SearchUrls,
+    /// The channels of notifications.
+    pub(super) channels_url: Url,
+    pub(super) tokens: TokenCache,
 }
 
 impl Genesys {
-    /// Creates the adapter. It sends nothing before the first fetch.
-    pub(super) const fn new(
-        client: HttpClient,
-        profile_url: ProfileUrl,
-        bulk_url: Url,
-        audits_url: Url,
-        search_urls: SearchUrls,
-        tokens: TokenCache,
-    ) -> Self {
-        Self { client, profile_url, bulk_url, audits_url, search_urls, tokens }
-    }
-
     /// Reads a page of audits until `deadline`.
     pub(super) async fn audits(&self, query: &AuditQuery, deadline: Instant) -> Result<AuditPage, Error> {
         let request = || self.client.post(self.audits_url.clone()).json(&query.request());
@@ -74,7 +64,7 @@ impl Genesys {
     }
 
     /// Sends a request with a token, and repeats it once with a renewed one after a 401.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         build: impl Fn() -> RequestBuilder + Send + Sync,
         limit: usize,

@@ -20,6 +20,8 @@
 //!
 //! A cancelled fetch returns its permit and its right to be the breaker's probe.
 
+mod aside;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,13 +148,6 @@ impl<U> Guard<U> {
     fn spend(&self, requester: &Requester) -> Result<(), Error> {
         let spent = self.budget.lock().spend(requester, Instant::now());
         spent.map_err(|retry_after| Error::BudgetSpent { retry_after })
-    }
-
-    /// Returns the inner upstream for a request that is no fetch, and spends the budget of a refresh in the background.
-    pub(super) fn aside(&self) -> Result<&U, Error> {
-        self.with_admission(|state, now| state.check(now))?;
-        self.spend(&Requester::Background)?;
-        Ok(&self.inner)
     }
 
     fn admit(&self) -> Result<Admission<'_, U>, Error> {

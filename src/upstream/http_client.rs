@@ -37,6 +37,11 @@ impl HttpClient {
         self.0.load().get(url)
     }
 
+    /// Starts to build a PUT request.
+    pub(super) fn put(&self, url: Url) -> RequestBuilder {
+        self.0.load().put(url)
+    }
+
     /// Starts to build a POST request.
     pub(super) fn post(&self, url: Url) -> RequestBuilder {
         self.0.load().post(url)

@@ -20,6 +20,7 @@ mod expand;
 mod genesys;
 mod guard;
 mod http_client;
+pub mod notifications;
 pub mod open;
 mod privilege_gate;
 pub mod privileges;

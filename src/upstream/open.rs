@@ -25,6 +25,7 @@ use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
 use super::guard::{Guard, UpstreamLimits};
 use super::http_client::HttpClients;
+use super::notifications::Notifications;
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
 use super::search::SearchUrls;
@@ -168,6 +169,7 @@ pub(super) struct TenantSettings {
     pub(super) profile_url: ProfileUrl,
     bulk_url: Url,
     audits_url: Url,
+    channels_url: Url,
     search_urls: SearchUrls,
     pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
@@ -188,10 +190,17 @@ impl TenantSettings {
             let reason = "must be at least 1: Genesys always limits requests";
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
-        let (token_url, introspection) = (urls.token()?, urls.introspection()?);
-        let (bulk_url, audits_url, search_urls) = (urls.bulk()?, urls.audits()?, urls.searches()?);
-        let needs_tls = urls.need_tls();
-        Ok(Self { needs_tls, token_url, profile_url, bulk_url, audits_url, search_urls, introspection, per_minute })
+        Ok(Self {
+            needs_tls: urls.need_tls(),
+            token_url: urls.token()?,
+            profile_url,
+            bulk_url: urls.bulk()?,
+            audits_url: urls.audits()?,
+            channels_url: urls.channels()?,
+            search_urls: urls.searches()?,
+            introspection: urls.introspection()?,
+            per_minute,
+        })
     }
 }
 
@@ -211,6 +220,14 @@ pub struct OpenedUpstream {
 /// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct TenantHealth(Arc<TenantUpstreams>);
+
+impl OpenedUpstream {
+    /// Returns the notifications of a tenant's Genesys.
+    #[must_use]
+    pub fn notifications(&self, tenant: &TenantId) -> Notifications {
+        Notifications::new(Arc::clone(&self.tenant_health.0), tenant.clone())
+    }
+}
 
 impl TenantHealth {
     /// Returns the tenants whose Genesys gives no answers, with the reason: the token or the client is refused, the breaker
@@ -263,14 +280,15 @@ pub fn open<'a>(
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys = Genesys::new(
-            client.clone(),
-            settings.profile_url,
-            settings.bulk_url,
-            settings.audits_url,
-            settings.search_urls,
-            tokens.clone(),
-        );
+        let genesys = Genesys {
+            client: client.clone(),
+            profile_url: settings.profile_url,
+            bulk_url: settings.bulk_url,
+            audits_url: settings.audits_url,
+            channels_url: settings.channels_url,
+            search_urls: settings.search_urls,
+            tokens: tokens.clone(),
+        };
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
         let budget = Arc::clone(guard.budget());
         let verifier = AgentVerifier::new(client, token_info, tokens.clone(), budget, config.timeout, metrics());

@@ -20,6 +20,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("opentelemetry_proto", &["telemetry/"]),
     ("opentelemetry_sdk", &["telemetry/"]),
     ("prost", &["telemetry/"]),
+    ("tokio_tungstenite", &["upstream/"]),
     ("reqwest", &["upstream/", "operate/", "doctor/", "sandbox/", "telemetry/"]),
     ("tokio_rustls", &["http/"]),
     ("x509_parser", &["doctor/"]),
@@ -100,6 +101,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "doctor",
         &["authorization", "clock", "config", "domain", "ingest", "operate", "queue", "store", "tls", "upstream"],
     ),
+    ("sources", &["clock", "domain", "ingest", "invalid", "lookup", "metrics", "shutdown", "supervise", "upstream"]),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (
         "http",
@@ -136,6 +138,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "queue",
             "roles",
             "sandbox",
+            "sources",
             "store",
             "telemetry",
             "tls",

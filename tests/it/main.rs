@@ -30,6 +30,7 @@ mod losses;
 mod main_job;
 mod managed;
 mod model;
+mod notifications;
 mod operator;
 mod oracle;
 mod outages;

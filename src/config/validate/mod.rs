@@ -62,6 +62,7 @@ fn times(config: &Config, found: &mut Vec<SettingError>) {
     positive("lookup.negative_ttl", config.lookup.negative_ttl);
     positive("lookup.identifier_ttl", config.lookup.identifier_ttl);
     positive("lookup.unsettled_ttl", config.lookup.unsettled_ttl);
+    positive("lookup.unwatched_ttl", config.lookup.unwatched_ttl);
     positive("lookup.deadline", config.lookup.deadline);
     positive("consumer.dedup_window", config.consumer.dedup_window);
     positive("consumer.tombstone_ttl", config.consumer.tombstone_ttl);

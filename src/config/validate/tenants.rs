@@ -50,6 +50,7 @@ fn tenants(config: &Config, found: &mut Vec<SettingError>) {
             unkeyed_identifiers(config, &path, &agents.lookup_by, found);
             found.extend(agents.validate().err().map(|error| invalid(&path, error)));
         }
+        sources(config, index, tenant, found);
         for (number, webhook) in tenant.webhooks.iter().enumerate() {
             if let Err(error) = webhook.validate() {
                 found.push(invalid(&format!("tenant[{index}].webhook[{number}]"), error));
@@ -96,6 +97,28 @@ fn upstream(config: &Config, index: usize, tenant: &Tenant, found: &mut Vec<Sett
     if let Ok(urls) = upstream.base_urls() {
         for (name, url) in [("api_url", &urls.api), ("login_url", &urls.login)] {
             plain_link(config, &format!("tenant[{index}].upstream.{name}"), url, "https", found);
+        }
+    }
+}
+
+fn sources(config: &Config, index: usize, tenant: &Tenant, found: &mut Vec<SettingError>) {
+    for (number, source) in tenant.sources.iter().enumerate() {
+        let path = format!("tenant[{index}].source[{number}]");
+        if let Err(error) = source.validate() {
+            found.push(invalid(&path, error));
+        }
+        if number > 0 {
+            found
+                .push(SettingError::new(format!("{path}.kind"), "there is one already: a tenant has one of this kind"));
+        }
+        if tenant.upstream.is_none() {
+            found.push(SettingError::new(
+                path.clone(),
+                "needs [tenant.upstream], whose OAuth client opens the channels",
+            ));
+        }
+        if config.roles.lookup && tenant.lookup.unwatched_ttl.is_zero() {
+            found.push(SettingError::new(format!("tenant[{index}].unwatched_ttl"), "must be longer than zero"));
         }
     }
 }

@@ -49,6 +49,7 @@ fn detail(answer: &LookupAnswer) -> Option<&'static str> {
         (LookupOutcome::Absent, _) if answer.unsettled => Some("negative-unsettled"),
         (LookupOutcome::Absent, _) => Some("negative"),
         (LookupOutcome::Found(_), _) if answer.unsettled => Some("unsettled"),
+        (LookupOutcome::Found(_), _) if answer.unwatched => Some("unwatched"),
         (LookupOutcome::Found(_), AnswerSource::Hit { refreshing: true, .. }) => Some("refreshing"),
         (LookupOutcome::Found(_), _) => None,
     }

@@ -46,7 +46,7 @@ async fn faults_of_genesys_are_named() {
         (json!({ "rate_limit_per_minute": 0 }), "genesys.reading", "warning", "a client of its own"),
         (json!({ "clock_offset_seconds": 600 }), "machine.clock", "failed", "NTP"),
         (json!({ "clock_offset_seconds": -20 }), "machine.clock", "warning", "NTP"),
-        (json!({ "transports": ["Websocket"] }), "events.source", "warning", "lookup.ttl"),
+        (json!({ "transports": ["Pigeon"] }), "events.source", "warning", "lookup.ttl"),
     ] {
         behaving(behaviour).await.blames_only(check, verdict, advice);
     }

@@ -1,0 +1,110 @@
+//! The reader of one socket: hands what arrives to ingest, and finds out when nothing can arrive any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::ingest::IngestError;
+use crate::supervise::Backoff;
+use crate::upstream::notifications::{Socket, SocketEnd};
+
+use super::Watcher;
+
+/// How often the socket is asked for a message.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// After how long without a message the socket is given up. Genesys sends a heartbeat every 30 s, and answers a ping.
+const SILENCE: Duration = Duration::from_secs(35);
+
+/// How long a socket that was replaced is still read: what was sent to it alone may be on the way.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A reader's task.
+#[derive(Debug)]
+pub(super) struct Reader {
+    /// Ends with the reason for which the socket ended.
+    pub(super) task: JoinHandle<&'static str>,
+    /// Genesys is about to close the socket.
+    pub(super) closing: Arc<Notify>,
+    replaced: CancellationToken,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct MessageHead {
+    #[serde(default)]
+    topic_name: String,
+}
+
+impl Reader {
+    /// Starts to read.
+    pub(super) fn start(socket: Socket, watcher: &Arc<Watcher>, lane: usize) -> Self {
+        let (closing, replaced) = (Arc::new(Notify::new()), CancellationToken::new());
+        let task = read(socket, Arc::clone(watcher), lane, Arc::clone(&closing), replaced.clone());
+        Self { task: watcher.shutdown.spawn(task), closing, replaced }
+    }
+
+    /// Lets the task end soon: another socket has taken over.
+    pub(super) fn replaced(self) {
+        self.replaced.cancel();
+    }
+}
+
+async fn read(
+    mut socket: Socket,
+    watcher: Arc<Watcher>,
+    lane: usize,
+    closing: Arc<Notify>,
+    replaced: CancellationToken,
+) -> &'static str {
+    let mut pings = interval(PING_EVERY);
+    let (mut heard, mut ends) = (Instant::now(), None);
+    let reason = loop {
+        let silent = heard + SILENCE;
+        tokio::select! {
+            () = watcher.shutdown.requested() => break "shutting down",
+            () = replaced.cancelled(), if ends.is_none() => ends = Some(Instant::now() + LINGER),
+            () = sleep_until(ends.unwrap_or(silent)), if ends.is_some() => {
+                socket.close().await;
+                return "replaced";
+            }
+            () = sleep_until(silent) => break "nothing arrives on the socket",
+            _ = pings.tick() => if socket.ping().await.is_err() { break "the connection of the socket broke" },
+            message = socket.next() => match message {
+                Ok(text) => {
+                    heard = Instant::now();
+                    take(&watcher, &text, &closing).await;
+                }
+                Err(SocketEnd::Closed) => break "genesys closed the socket",
+                Err(SocketEnd::Broken) => break "the connection of the socket broke",
+            },
+        }
+    };
+    if replaced.is_cancelled() && !watcher.shutdown.is_requested() {
+        // What was on the way is lost, and its lane does not look at this socket any more.
+        watcher.missed(&watcher.watches.of(lane));
+    }
+    reason
+}
+
+/// Hands a message to ingest, until it is durable. What Genesys sends meanwhile waits in the connection.
+async fn take(watcher: &Watcher, text: &str, closing: &Notify) {
+    // A message that cannot be read is refused and counted by ingest.
+    let head: MessageHead = serde_json::from_str(text).unwrap_or(MessageHead { topic_name: String::new() });
+    match head.topic_name.as_str() {
+        "channel.metadata" => return,
+        "v2.system.socket_closing" => return closing.notify_one(),
+        _ => {}
+    }
+    let mut backoff = Backoff::default();
+    while let Err(IngestError::Unavailable { .. }) = watcher.ingest.notified(&watcher.tenant, text.as_bytes()).await
+        && !watcher.shutdown.is_requested()
+    {
+        backoff.pause(&watcher.shutdown).await;
+    }
+}

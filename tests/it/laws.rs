@@ -21,7 +21,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("opentelemetry_sdk", &["telemetry/"]),
     ("prost", &["telemetry/"]),
     ("reqwest", &["upstream/", "operate/", "doctor/", "sandbox/", "telemetry/"]),
-    ("tokio_rustls", &["http/"]),
+    ("tokio_rustls", &["http/", "store/memcached/"]),
     ("x509_parser", &["doctor/"]),
     ("tracing_opentelemetry", &["telemetry/", "spans.rs"]),
 ];

@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::queue::open::{OpenQueue, QueueKind};
 use crate::shutdown::Shutdown;
 use crate::store::Lifetimes;
-use crate::store::open::OpenStore;
+use crate::store::open::{OpenStore, StoreKind};
 use crate::{queue, store};
 
 use super::Error;
@@ -59,8 +59,11 @@ pub(super) async fn store(
     let lifetimes =
         Lifetimes { dedup_window: config.consumer.dedup_window, tombstone_ttl: config.consumer.tombstone_ttl };
     let opening = store::open::open(&config.store, &access.keyring, lifetimes, clock, metrics, shutdown, config.roles);
-    let addresses = || config.store.redis.addresses().unwrap_or_default();
-    Ok(answered("the store (Redis)", config, until, opening, addresses).await??)
+    let (dependency, addresses) = match config.store.kind {
+        StoreKind::Memcached => ("the store (Memcached)", config.store.memcached.addresses()),
+        StoreKind::Redis | StoreKind::Embedded => ("the store (Redis)", config.store.redis.addresses()),
+    };
+    Ok(answered(dependency, config, until, opening, || addresses.unwrap_or_default()).await??)
 }
 
 /// Waits for a dependency; on a timeout, reports what each of its addresses answers.
@@ -103,6 +106,7 @@ async fn reachability(host: &str, port: u16) -> String {
 fn port_of(url: &Url) -> u16 {
     url.port().unwrap_or(match url.scheme() {
         "redis" | "rediss" => 6379,
+        "memcached" | "memcacheds" => 11_211,
         "amqps" => 5671,
         _ => 5672,
     })

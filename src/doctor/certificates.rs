@@ -25,7 +25,7 @@ pub(super) fn examine(config: &Config, clock: &SharedClock) -> Vec<Finding> {
 
 fn files(config: &Config) -> Vec<(&'static str, &PathBuf)> {
     let (http, admin) = (&config.http.tls, &config.admin.tls);
-    let (redis, amqp) = (&config.store.redis.tls, &config.queue.amqp.tls);
+    let (redis, memcached, amqp) = (&config.store.redis.tls, &config.store.memcached.tls, &config.queue.amqp.tls);
     let named = [
         ("http.tls.cert", &http.cert),
         ("http.tls.client_ca", &http.client_ca),
@@ -33,6 +33,8 @@ fn files(config: &Config) -> Vec<(&'static str, &PathBuf)> {
         ("admin.tls.client_ca", &admin.client_ca),
         ("store.redis.tls.ca", &redis.ca),
         ("store.redis.tls.cert", &redis.cert),
+        ("store.memcached.tls.ca", &memcached.ca),
+        ("store.memcached.tls.cert", &memcached.cert),
         ("queue.amqp.tls.ca", &amqp.ca),
         ("queue.amqp.tls.cert", &amqp.cert),
         ("telemetry.tls.ca", &config.telemetry.tls.ca),

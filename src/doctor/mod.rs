@@ -11,6 +11,7 @@ mod events;
 mod genesys;
 mod machine;
 mod management;
+mod memcached;
 mod queue;
 mod sender;
 mod service;

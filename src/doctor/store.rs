@@ -8,7 +8,7 @@ use crate::store;
 use crate::store::open::StoreKind;
 use crate::store::redis::survey::{NodeState, Survey, survey};
 
-use super::{ANSWER, Finding};
+use super::{ANSWER, Finding, memcached};
 
 /// The version that the tests run on.
 const TESTED: (u32, u32) = (7, 0);
@@ -25,8 +25,12 @@ pub(super) async fn examine(config: &Config, clock: &SharedClock) -> Vec<Finding
     if !config.roles.use_the_store() {
         return Vec::new();
     }
-    if config.store.kind == StoreKind::Embedded {
-        return vec![Finding::ok("store", "embedded", "the memory of the process; nothing to check")];
+    match config.store.kind {
+        StoreKind::Embedded => {
+            return vec![Finding::ok("store", "embedded", "the memory of the process; nothing to check")];
+        }
+        StoreKind::Memcached => return memcached::examine(config).await,
+        StoreKind::Redis => {}
     }
     match survey(&config.store.redis, ANSWER, clock).await {
         Ok(found) => judge(&found, config.store.redis.min_replicas, config.store.timeout),

@@ -13,6 +13,8 @@ use crate::shutdown::Shutdown;
 
 use super::changes::ChangeFeed;
 use super::embedded::{self, Embedded};
+use super::memcached::Memcached;
+use super::memcached::config::Config as MemcachedConfig;
 use super::metered::Metered;
 use super::redis::config::Config as RedisConfig;
 use super::redis::{Redis, change_listener};
@@ -34,6 +36,8 @@ pub struct Config {
     pub embedded: embedded::Config,
     /// `[store.redis]`.
     pub redis: RedisConfig,
+    /// `[store.memcached]`.
+    pub memcached: MemcachedConfig,
     /// `[store.sealing]`; without it records are stored in clear.
     pub sealing: Option<keyring::Config>,
 }
@@ -46,6 +50,8 @@ pub enum StoreKind {
     Embedded,
     /// Redis: one server, a cluster, or a master that sentinels name.
     Redis,
+    /// Memcached 1.6: one server, or several that share the customers.
+    Memcached,
 }
 
 /// An open store, for the flows and for operators.
@@ -59,8 +65,8 @@ pub struct OpenStore {
     pub changes: ChangeFeed,
 }
 
-/// Opens the configured store. With Redis, and if the process uses it, it waits for the first connection; the caller limits the
-/// time. Only a process that looks up hears what others applied.
+/// Opens the configured store. With Redis and Memcached, and if the process uses it, it waits for the first connection; the
+/// caller limits the time. Only a process that looks up hears what others applied.
 ///
 /// # Errors
 ///
@@ -92,6 +98,19 @@ pub async fn open(
                 change_listener::listen(&config.redis, changes.clone(), shutdown)?;
             }
             Ok(decorated(redis, changes, keyring, metrics))
+        }
+        StoreKind::Memcached => {
+            let macs = Macs::new(keyring.clone(), Arc::clone(metrics));
+            let memcached =
+                Memcached::open(&config.memcached, config.timeout, lifetimes, clock, shutdown)?.with_macs(macs);
+            if roles.use_the_store() {
+                memcached.connected().await;
+            }
+            let changes = ChangeFeed::new(false);
+            if roles.lookup {
+                memcached.follow_changes(changes.clone(), shutdown);
+            }
+            Ok(decorated(memcached, changes, keyring, metrics))
         }
     }
 }

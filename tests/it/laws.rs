@@ -22,7 +22,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("prost", &["telemetry/"]),
     ("tokio_tungstenite", &["upstream/"]),
     ("reqwest", &["upstream/", "operate/", "doctor/", "sandbox/", "telemetry/"]),
-    ("tokio_rustls", &["http/"]),
+    ("tokio_rustls", &["http/", "store/memcached/"]),
     ("x509_parser", &["doctor/"]),
     ("tracing_opentelemetry", &["telemetry/", "spans.rs"]),
 ];

@@ -29,6 +29,7 @@ mod laws;
 mod losses;
 mod main_job;
 mod managed;
+mod memcached;
 mod model;
 mod notifications;
 mod operator;

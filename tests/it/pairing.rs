@@ -5,6 +5,7 @@ macro_rules! on_every_pairing {
     ($($case:ident),+ $(,)?) => {
         $crate::pairing::on_every_pairing!(@pairing embedded, Embedded, $($case),+);
         $crate::pairing::on_every_pairing!(@pairing redis, Redis, $($case),+);
+        $crate::pairing::on_every_pairing!(@pairing memcached, Memcached, $($case),+);
         $crate::pairing::on_every_pairing!(@pairing redis_and_rabbitmq, RedisAndRabbit, $($case),+);
     };
     (@pairing $module:ident, $pairing:ident, $($case:ident),+) => {

@@ -7,7 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::http::server::cors::AllowedOrigins;
+use crate::store::memcached;
 use crate::store::sealed::keyring;
+use crate::tls::is_loopback;
 use crate::{queue, store};
 
 use super::error::SettingError;
@@ -34,6 +36,7 @@ pub(super) fn errors(config: &Config) -> Vec<SettingError> {
     listeners(config, &mut found);
     sealing(config, &mut found);
     redis(config, &mut found);
+    memcached(config, &mut found);
     amqp(config, &mut found);
     outbox(config, &mut found);
     audit(config, &mut found);
@@ -183,6 +186,26 @@ fn redis(config: &Config, found: &mut Vec<SettingError>) {
     let path = if config.store.redis.urls.is_empty() { "store.redis.url" } else { "store.redis.urls" };
     for url in config.store.redis.addresses().iter().flatten() {
         plain_link(config, path, url, "rediss", found);
+    }
+}
+
+fn memcached(config: &Config, found: &mut Vec<SettingError>) {
+    if config.store.kind != store::open::StoreKind::Memcached {
+        return;
+    }
+    if let Err(error) = config.store.memcached.validate() {
+        found.push(invalid("store.memcached", error));
+    }
+    let lifetimes =
+        store::Lifetimes { dedup_window: config.consumer.dedup_window, tombstone_ttl: config.consumer.tombstone_ttl };
+    if let Err(error) = memcached::config::Config::check_lifetimes(lifetimes) {
+        found.push(invalid("consumer", error));
+    }
+    let is_plain = config.security.require_tls && !config.store.memcached.tls.is_any();
+    if is_plain && !config.store.memcached.addresses().iter().flatten().all(is_loopback) {
+        let reason = "has another host, and its connection is not encrypted: configure store.memcached.tls, or set \
+                      security.require_tls = false";
+        found.push(SettingError::new("store.memcached.servers", reason));
     }
 }
 

@@ -25,10 +25,8 @@ mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod generations;
-mod patience;
 mod probe;
 mod pubsub;
-mod record;
 mod replication;
 mod reply;
 mod role;
@@ -55,7 +53,7 @@ use super::fence::Fence;
 use super::sealed::macs::Macs;
 use super::{
     Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
-    LeaseTarget, Leased, Lifetimes, Record, ReplicationHistory, Store, Token,
+    LeaseTarget, Leased, Lifetimes, Record, ReplicationHistory, Store, Token, patience, record,
 };
 
 use config::{Config, Endpoints};

@@ -13,6 +13,7 @@ use profile_edge::store::{Applied, Base, Change, Content, Entry, Filled, Lease, 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use super::memcached::{OnOneServer, OnThreeServers};
 use super::redis::{Alone, Clustered};
 use super::store::{Fixture, InMemory, LIFETIMES, identity};
 
@@ -351,4 +352,14 @@ fn histories_on_redis_follow_the_rules() {
 #[test]
 fn histories_on_a_cluster_follow_the_rules() {
     alike::<Clustered>(60);
+}
+
+#[test]
+fn histories_on_memcached_follow_the_rules() {
+    alike::<OnOneServer>(200);
+}
+
+#[test]
+fn histories_on_three_memcached_servers_follow_the_rules() {
+    alike::<OnThreeServers>(60);
 }

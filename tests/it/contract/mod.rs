@@ -2,6 +2,7 @@
 
 mod again;
 mod histories;
+pub(crate) mod memcached;
 mod queue;
 mod rabbit;
 mod redis;

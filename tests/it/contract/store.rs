@@ -22,6 +22,7 @@ use profile_edge::store::{
 };
 use tokio::time::{Instant, timeout};
 
+use super::memcached::{OnOneServer, OnOneServerWithMacs, OnThreeServers};
 use super::redis::{Alone, AloneWithMacs, BehindSentinel, Clustered};
 use super::sealed::Sealing;
 
@@ -240,7 +241,9 @@ macro_rules! store_contract {
 
 store_contract!(
     in_memory: InMemory, in_redis: Alone, in_a_cluster: Clustered, behind_a_sentinel: BehindSentinel,
-    sealed_in_memory: Sealing<InMemory>, sealed_in_redis: Sealing<AloneWithMacs> => [
+    in_memcached: OnOneServer, on_three_memcached_servers: OnThreeServers,
+    sealed_in_memory: Sealing<InMemory>, sealed_in_redis: Sealing<AloneWithMacs>,
+    sealed_in_memcached: Sealing<OnOneServerWithMacs> => [
     a_fill_with_its_own_lease_is_stored,
     only_one_of_many_readers_gets_the_lease,
     a_late_fill_is_refused_after_an_event,

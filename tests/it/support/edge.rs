@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+use super::servers::memcached::{MemcachedServer, on_memcached};
 use super::servers::rabbit::RabbitServer;
 use super::servers::redis::Deployment;
 use super::{PATIENCE, eventually};
@@ -41,6 +42,8 @@ pub(crate) enum Pairing {
     Redis,
     /// The store in Redis, the queue in RabbitMQ.
     RedisAndRabbit,
+    /// The store in Memcached.
+    Memcached,
 }
 
 impl Pairing {
@@ -50,6 +53,8 @@ impl Pairing {
         match self {
             Self::Embedded => String::new(),
             Self::Redis => store().await,
+            // A server of its own: tests use the same customers.
+            Self::Memcached => on_memcached(&[MemcachedServer::start_for_the_process().await]),
             Self::RedisAndRabbit => {
                 let server = RabbitServer::shared().await;
                 let vhost = server.vhost().await;

@@ -7,6 +7,7 @@
 //! A server that is already there can be named instead, for the tests that do not harm theirs: see
 //! [`redis`] and [`rabbit`].
 
+pub(crate) mod memcached;
 pub(crate) mod proxy;
 pub(crate) mod rabbit;
 pub(crate) mod redis;

@@ -1,6 +1,6 @@
-//! How long an answer of Redis is waited for.
+//! How long an answer of a server is waited for.
 //!
-//! A timer alone cannot tell a Redis that is gone from one that is slow, or from a process that had no processor time to
+//! A timer alone cannot tell a server that is gone from one that is slow, or from a process that had no processor time to
 //! read the answer: in a crowd of lookups all three look the same, and each wrong guess sends a lookup past the cache to
 //! Genesys. So an answer is *missing* only after [`timeout`](Patience::timeout) of silence, and silence is measured: it
 //! starts again whenever anything is answered on the connection, and a slice of it that ended late does not count,

@@ -1,4 +1,4 @@
-//! The format of the values in Redis: the bytes of an entry and the text of a fence.
+//! The format of the values in Redis and Memcached: the bytes of an entry and the text of a fence.
 //!
 //! # Entries
 //!
@@ -87,9 +87,44 @@ pub(super) fn mac_of(tombstone: &[u8]) -> Option<StoreMac> {
 
 /// Returns what follows the token in the value of a tombstone with a MAC. Scripts copy it as it is.
 pub(super) fn tombstone_text(at: Option<EventTime>, written_at: Timestamp, mac: StoreMac) -> String {
+    format!("{}|{}", tombstone_times(at, written_at), hex::encode(mac))
+}
+
+/// Returns what follows the token in the value of a tombstone without a MAC.
+pub(super) fn tombstone_times(at: Option<EventTime>, written_at: Timestamp) -> String {
+    format!("{}|{}", event_time(at), written_at.as_millis())
+}
+
+/// Encodes a tombstone from what follows its token.
+pub(super) fn encode_tombstone(token: Token, text: &str) -> Bytes {
+    let mut out = BytesMut::with_capacity(HEADER + text.len());
+    header(&mut out, b'T', token);
+    out.put_slice(text.as_bytes());
+    out.freeze()
+}
+
+/// Returns what follows the token in the value of a tombstone.
+pub(super) fn text_of_tombstone(tombstone: &[u8]) -> Option<&str> {
+    std::str::from_utf8(tombstone.get(HEADER..)?).ok()
+}
+
+/// Encodes a fence, as scripts do.
+pub(super) fn encode_fence(fence: &Fence) -> String {
+    let newest = match fence.newest {
+        Newest::Update => "U",
+        Newest::Creation => "C",
+        Newest::Deletion => "D",
+        Newest::Contested => "X",
+    };
+    let modified = fence.modified.map_or_else(String::new, |modified| modified.as_millis().to_string());
+    let [doubt, unstamped] = [fence.doubt, fence.unstamped].map(u8::from);
+    let at = event_time(fence.at);
+    format!("1|{modified}|{at}|{newest}|{doubt}|{unstamped}|{}", fence.raised.as_millis())
+}
+
+fn event_time(at: Option<EventTime>) -> String {
     let millis = at.map_or_else(String::new, |at| at.as_millis().to_string());
-    let unit = at.map_or("", |at| precision(at.precision()));
-    format!("{millis}|{unit}|{}|{}", written_at.as_millis(), hex::encode(mac))
+    format!("{millis}|{}", at.map_or("", |at| precision(at.precision())))
 }
 
 /// Decodes the text of a fence, which scripts write: `1|modified|at|precision|newest|doubt|unstamped|raised`. The text of a

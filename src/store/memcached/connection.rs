@@ -1,0 +1,228 @@
+//! A connection to one server that restores itself.
+//!
+//! # What it promises
+//!
+//! Commands are sent at most once, within the store's timeout; after an error they may or may not have taken effect. All
+//! commands of an operation are sent on one connection: a [`Session`] never changes to another, because the versions of values
+//! mean something only on the connection that read them.
+//!
+//! Without a connection commands fail at once. A server that is silent (stopped, or behind a stalled network) costs the
+//! timeout once: then the connection is closed. The next one is used only after the server has answered on it, so a
+//! background task, not a caller, finds out when the server is back. Where a name leads to the server, a connection is
+//! replaced after its [`MaxAge`], the new one first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::invalid::InvalidSetting;
+use crate::max_age::MaxAge;
+use crate::shutdown::Shutdown;
+use crate::store::Error;
+use crate::store::patience::{Expired, Patience};
+use crate::supervise::Backoff;
+
+use super::config::{Config, Server};
+use super::connector::{Carrier, Connector};
+use super::link::Link;
+use super::protocol::{Answer, Requests};
+
+/// The age at which a connection to a name is replaced.
+const MAX_AGE: Duration = Duration::from_secs(300);
+
+/// How long connecting may take, at least.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long the operations of a replaced connection may take.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// After a connection that lasted this long, the next failure is reported again.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// A connection that restores itself; cloning shares it.
+#[derive(Clone, Debug)]
+pub(super) struct Connection(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    server: Server,
+    current: watch::Sender<Result<Link, Arc<str>>>,
+    /// Notified when the server is silent.
+    silent: Notify,
+    patience: Patience,
+}
+
+/// The connection of one operation.
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    state: &'a State,
+    link: Link,
+    began: Instant,
+}
+
+impl Connection {
+    /// Creates a connection; its task starts at once.
+    ///
+    /// # Errors
+    ///
+    /// The certificates cannot be used.
+    pub(super) fn open(
+        config: &Config,
+        server: &Server,
+        timeout: Duration,
+        shutdown: &Shutdown,
+    ) -> Result<Self, InvalidSetting> {
+        let state = Arc::new(State {
+            server: server.clone(),
+            current: watch::Sender::new(Err("not connected yet".into())),
+            silent: Notify::new(),
+            patience: Patience::new(timeout),
+        });
+        let connector = Connector::new(config, server, timeout.max(CONNECT))?;
+        shutdown.spawn(supervise(connector, Arc::clone(&state), shutdown.clone()));
+        Ok(Self(state))
+    }
+
+    /// Waits for the first connection; the caller limits the time.
+    pub(super) async fn connected(&self) {
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = self.0.current.subscribe().wait_for(Result::is_ok).await;
+    }
+
+    /// Begins an operation.
+    ///
+    /// # Errors
+    ///
+    /// There is no connection.
+    pub(super) fn session(&self) -> Result<Session<'_>, Error> {
+        let state = &*self.0;
+        match &*state.current.borrow() {
+            Ok(link) => Ok(Session { state, link: link.clone(), began: Instant::now() }),
+            Err(why) => Err(state.unavailable(why)),
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Sends commands together; returns their answers.
+    pub(super) async fn run_all(&self, requests: Requests) -> Result<Vec<Answer>, Error> {
+        match self.state.patience.answer(self.link.run(requests)).await {
+            Ok(Some(answers)) => Ok(answers),
+            Ok(None) => Err(self.state.unavailable("the connection is broken")),
+            Err(Expired::Silent) => {
+                self.state.silent.notify_one();
+                Err(self.state.unavailable("the server does not answer"))
+            }
+            Err(Expired::Slow) => {
+                Err(Error::Slow { reason: "memcached answers others, or this process lacks processor time".to_owned() })
+            }
+        }
+    }
+
+    /// Allows the operation to begin again because a key changed under it.
+    ///
+    /// # Errors
+    ///
+    /// It has taken longer than the store's timeout: others change the same keys all the time.
+    pub(super) fn try_again(&self) -> Result<(), Error> {
+        if self.began.elapsed() < self.state.patience.timeout() {
+            return Ok(());
+        }
+        Err(Error::Slow { reason: "others change the same keys of memcached all the time".to_owned() })
+    }
+
+    /// As [`run_all`](Self::run_all), for a fixed number of commands.
+    pub(super) async fn run<const N: usize>(&self, requests: Requests) -> Result<[Answer; N], Error> {
+        self.run_all(requests).await?.try_into().map_err(|_| unexpected())
+    }
+}
+
+impl State {
+    /// Starts the use of a connection, or records why there is none.
+    fn replace(&self, connected: Result<Link, &str>) {
+        // What is replaced, the old connection or the reason, is of no use.
+        drop(self.current.send_replace(connected.map_err(|why| format!("not connected: {why}").into())));
+    }
+
+    fn unavailable(&self, why: &str) -> Error {
+        Error::Unavailable { reason: format!("memcached {}: {why}", self.server) }
+    }
+}
+
+/// The error of an answer that does not belong to its command.
+pub(super) fn unexpected() -> Error {
+    Error::Rejected { reason: "memcached gave an unexpected answer".to_owned() }
+}
+
+/// Connects until shutdown.
+async fn supervise(connector: Connector, state: Arc<State>, shutdown: Shutdown) {
+    let (mut failing, mut logged) = (false, String::new());
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    loop {
+        let connected = tokio::select! {
+            () = shutdown.requested() => return,
+            connected = connector.connect() => connected,
+        };
+        match connected {
+            Ok((link, carrier)) => {
+                backoff.reset();
+                failing = false;
+                let since = Instant::now();
+                tracing::debug!(server = %state.server, "connected to memcached");
+                state.replace(Ok(link));
+                let Some(why) = hold(&connector, &state, carrier, &shutdown).await else { return };
+                state.replace(Err(why.as_str()));
+                // A server that is connected to again and again, for the same reason, is reported once.
+                if why != logged || since.elapsed() > QUIET {
+                    tracing::warn!(server = %state.server, why, "the memcached connection is not usable, reconnecting");
+                    logged = why;
+                }
+            }
+            Err(why) => {
+                state.replace(Err(why.as_str()));
+                if !failing {
+                    tracing::warn!(server = %state.server, why, "memcached cannot be reached, retrying until it answers");
+                    failing = true;
+                }
+                backoff.pause(&shutdown).await;
+            }
+        }
+    }
+}
+
+/// Carries a connection until it ends, and replaces it when it has reached its age. Returns why it ended; `None` on
+/// shutdown.
+async fn hold(connector: &Connector, state: &State, mut carrier: Carrier, shutdown: &Shutdown) -> Option<String> {
+    let max_age = MaxAge::new(MAX_AGE, [state.server.host.as_str()]);
+    let mut aged = Box::pin(max_age.reached());
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => {
+                // What is drained still uses this connection. It ends with the last use of the store, which no task may wait for.
+                tokio::spawn(carrier);
+                return None;
+            }
+            why = &mut carrier => return Some(why),
+            () = state.silent.notified() => return Some("the server does not answer".to_owned()),
+            () = &mut aged => {}
+        }
+        // The old connection goes on meanwhile.
+        let connected = tokio::select! {
+            connected = connector.connect() => connected,
+            why = &mut carrier => return Some(why),
+        };
+        match connected {
+            Ok((link, next)) => {
+                state.replace(Ok(link));
+                let old = std::mem::replace(&mut carrier, next);
+                shutdown.spawn(timeout(DRAIN, old));
+            }
+            Err(why) => {
+                tracing::debug!(server = %state.server, why, "could not replace a connection, trying again later")
+            }
+        }
+        aged = Box::pin(max_age.reached());
+    }
+}

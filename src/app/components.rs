@@ -95,7 +95,9 @@ impl Components {
                 Arc::clone(&self.clock),
                 Arc::clone(&self.metrics),
             )
-            .with_prewarm(prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, prefetcher)));
+            .with_prewarm(
+                prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, &self.access.callers, prefetcher)),
+            );
             routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body, bodies.clone()));
         }
         let mut lookups: Option<Arc<dyn DirectRoute>> = None;

@@ -128,11 +128,12 @@ impl App {
             shutdown,
         };
         components.follow_clears().await;
-        let (lookup, refused) = components.lookup()?;
-        let (routes, lookups) = components.public_routes(lookup)?;
+        let upstream = components.upstream()?;
+        let lookup = components.lookup(upstream.upstream);
+        let (routes, lookups) = components.public_routes(lookup, upstream.agents)?;
         let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
-        let _ = operators.operations.set(components.operations());
+        let _ = operators.operations.set(components.operations(upstream.audits));
         let public_service = |tls: &Option<_>| {
             let service = listeners.service(routes.clone(), tls.is_some()).with_direct_route(lookups.clone());
             service.with_origins(origins.clone())
@@ -142,7 +143,7 @@ impl App {
         }
         listeners.serve(public, Listener::Public, public_service(&public_tls), public_tls, &components.shutdown);
         components.consume();
-        components.probe(refused).await;
+        components.probe(upstream.tenant_health).await;
         components.readiness.enter(Phase::Running);
         let ready_after = started.elapsed();
         let shown = sandbox.map(tracing::field::display);

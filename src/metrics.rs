@@ -110,6 +110,7 @@ catalogue! {
     upstream_breaker_state: gauge "upstream_breaker_state" = "Worst circuit breaker of all tenants: 0 closed, 1 half-open, 2 open.";
     token_renewals: counter "token_renewals_total" ["outcome": Outcome] = "Renewals of OAuth tokens by outcome.";
     token_privileges: counter "token_privileges_total" ["outcome": PrivilegeOutcome] = "Checks of the privileges of OAuth tokens by outcome.";
+    agent_verifications: counter "agent_verifications_total" ["outcome": AgentOutcome] = "Verifications of agents' own Genesys tokens at Genesys by outcome.";
     ingest_events: counter "ingest_events_total" ["shape": Shape, "outcome": IngestOutcome] = "Posted events by shape and outcome.";
     ingest_doubts: counter "ingest_doubts_total" ["reason": IngestDoubt] = "Posted events of which a part was not believed, by reason; they evict all the same.";
     ingest_duration: histogram "ingest_duration_seconds" = "Duration of one webhook request.";
@@ -119,7 +120,8 @@ catalogue! {
     outbox_max_bytes: gauge "outbox_max_bytes" = "Limit of the events in the outbox, in bytes; 0 without an outbox.";
     outbox_oldest: gauge "outbox_oldest_seconds" = "Time since the oldest event in the outbox was received; 0 if there is none.";
     queue_events: gauge "queue_events" = "Events in the queue, waiting or in progress.";
-    replayed_events: counter "replayed_events_total" = "Events republished from the journal.";
+    replayed_events: counter "replayed_events_total" = "Events republished from the journal, or published from the audits of Genesys.";
+    replay_queries: counter "replay_queries_total" ["outcome": Outcome] = "Queries of replays about the audits of Genesys by outcome.";
     consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";
     consumer_undecodable: counter "consumer_undecodable_total" = "Deliveries that could not be decoded and were dead-lettered.";
     consumer_in_flight: gauge "consumer_in_flight" = "Deliveries in progress.";
@@ -224,7 +226,7 @@ pub fn observe(histogram: &Histogram, duration: Duration) {
 /// Returns whether a metric belongs to one of these flows, or to no flow in particular.
 fn is_of(name: &str, roles: Roles) -> bool {
     let has_prefix = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    if has_prefix(&["lookup_", "identifier_", "upstream_", "token_", "fills_", "refreshes_", "prefetches_"]) {
+    if has_prefix(&["agent_", "lookup_", "identifier_", "upstream_", "token_", "fills_", "refreshes_", "prefetches_"]) {
         roles.lookup
     } else if has_prefix(&["ingest_"]) {
         roles.ingest

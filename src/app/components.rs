@@ -13,10 +13,12 @@ use crate::consumer::refusals::Refusals;
 use crate::consumer::worker::Worker;
 use crate::domain::{KeyHasher, QueryHasher};
 use crate::faults::Faults;
+use crate::http::auth::agents::Agents;
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::jwt::TokenSigner;
 use crate::http::request::budget::BodyBudgets;
 use crate::http::routes::admin::Operations;
+use crate::http::routes::change_stream::RenderedChanges;
 use crate::http::routes::changes::ChangesApi;
 use crate::http::routes::lookup_api::LookupApi;
 use crate::http::routes::{
@@ -24,6 +26,7 @@ use crate::http::routes::{
 };
 use crate::http::server::service::DirectRoute;
 use crate::ingest::Ingest;
+use crate::ingest::audits::AuditEvents;
 use crate::lookup::prefetch::Prefetcher;
 use crate::lookup::{self, Lookup};
 use crate::metrics::Metrics;
@@ -31,6 +34,8 @@ use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
 use crate::readiness::Readiness;
 use crate::shutdown::Shutdown;
+use crate::upstream::agents::AgentVerifiers;
+use crate::upstream::audit_reader::AuditReader;
 use crate::{queue, store, upstream};
 
 use super::Error;
@@ -56,14 +61,19 @@ pub(super) struct Components {
 }
 
 impl Components {
-    /// Creates the lookup flow, and what reports the tenants whose tokens are refused.
-    pub(super) fn lookup(&self) -> Result<(Lookup, upstream::open::TenantHealth), Error> {
+    /// Creates the connection to Genesys.
+    pub(super) fn upstream(&self) -> Result<upstream::open::OpenedUpstream, Error> {
         let tenants = self.config.tenants.iter();
-        let upstreams = tenants.clone().filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
-        let upstream = upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?;
-        let lookup = Lookup::new(lookup::LookupDependencies {
+        let upstreams = tenants.filter_map(|tenant| Some((tenant.id.clone(), tenant.upstream.as_ref()?)));
+        Ok(upstream::open::open(&self.config.upstream, upstreams, &self.metrics, &self.shutdown)?)
+    }
+
+    /// Creates the lookup flow.
+    pub(super) fn lookup(&self, upstream: Arc<dyn upstream::Upstream>) -> Lookup {
+        let tenants = self.config.tenants.iter();
+        Lookup::new(lookup::LookupDependencies {
             store: Arc::clone(&self.store.store),
-            upstream: upstream.upstream,
+            upstream,
             hasher: self.hasher(),
             identifiers: self.config.keys.identifier_hasher(),
             previous: self.hashers.get(1).cloned(),
@@ -74,12 +84,15 @@ impl Components {
             metrics: Arc::clone(&self.metrics),
             shutdown: self.shutdown.clone(),
             faults: self.faults.clone(),
-        });
-        Ok((lookup, upstream.tenant_health))
+        })
     }
 
     /// Creates the public routes, and the handler of lookups, if this process has the role.
-    pub(super) fn public_routes(&self, lookup: Lookup) -> Result<(Router, Option<Arc<dyn DirectRoute>>), Error> {
+    pub(super) fn public_routes(
+        &self,
+        lookup: Lookup,
+        verifiers: AgentVerifiers,
+    ) -> Result<(Router, Option<Arc<dyn DirectRoute>>), Error> {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
         let budget = usize::try_from(self.config.http.body_budget.as_u64()).unwrap_or(usize::MAX);
@@ -102,7 +115,7 @@ impl Components {
         }
         let mut lookups: Option<Arc<dyn DirectRoute>> = None;
         if let Some(prefetcher) = prefetcher {
-            let auth = self.caller_auth()?;
+            let auth = self.caller_auth(verifiers)?;
             let api = Arc::new(LookupApi {
                 lookup,
                 prefetcher,
@@ -118,9 +131,9 @@ impl Components {
             routes = routes.merge(bulk_contacts::routes(Arc::clone(&api))).merge(contact::routes(Arc::clone(&api)));
             routes = routes.merge(identifier::routes(Arc::clone(&api)));
             let changes = ChangesApi {
-                auth: Arc::clone(&auth),
+                lookups: Arc::clone(&api),
                 feed: self.store.changes.clone(),
-                tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
+                rendered: Arc::new(RenderedChanges::new(Arc::clone(&auth))),
                 streams: Arc::new(Semaphore::new(self.config.http.max_change_streams)),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),
@@ -132,14 +145,19 @@ impl Components {
         Ok((routes, lookups))
     }
 
-    fn caller_auth(&self) -> Result<Arc<CallerAuth>, Error> {
+    fn caller_auth(&self, verifiers: AgentVerifiers) -> Result<Arc<CallerAuth>, Error> {
         let http = &self.config.http;
         let tokens = TokenSigner::new(http.token_secret.as_ref(), http.token_lifetime, Arc::clone(&self.clock))?;
-        Ok(Arc::new(CallerAuth::new(self.access.callers.clone(), tokens, Arc::clone(&self.metrics))))
+        let tenants = self.config.tenants.iter().filter_map(|tenant| Some((&tenant.id, tenant.agents.as_ref()?)));
+        let key = tokens.derive_key("tokens of agents");
+        let agents = Agents::new(tenants, verifiers, &key, self.shutdown.clone())
+            .map_err(|error| error.within("tenant.agents"))?;
+        Ok(Arc::new(CallerAuth::new(self.access.callers.clone(), agents, tokens, Arc::clone(&self.metrics))))
     }
 
     /// Creates what operators' commands use.
-    pub(super) fn operations(&self) -> Operations {
+    pub(super) fn operations(&self, audits: AuditReader) -> Operations {
+        let times = self.config.ingest.limits(self.config.consumer.dedup_window);
         Operations {
             actions: Actions {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
@@ -153,6 +171,8 @@ impl Components {
             replays: Replays {
                 queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
                 publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
+                audits,
+                audit_events: AuditEvents::new(self.hashers.clone(), times),
                 clock: Arc::clone(&self.clock),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),

@@ -56,10 +56,9 @@ pub(super) async fn store(
     shutdown: &Shutdown,
     until: Instant,
 ) -> Result<OpenStore, Error> {
-    let needed = config.roles.use_the_store();
     let lifetimes =
         Lifetimes { dedup_window: config.consumer.dedup_window, tombstone_ttl: config.consumer.tombstone_ttl };
-    let opening = store::open::open(&config.store, &access.keyring, lifetimes, clock, metrics, shutdown, needed);
+    let opening = store::open::open(&config.store, &access.keyring, lifetimes, clock, metrics, shutdown, config.roles);
     let addresses = || config.store.redis.addresses().unwrap_or_default();
     Ok(answered("the store (Redis)", config, until, opening, addresses).await??)
 }

@@ -42,6 +42,12 @@ pub struct LookupRecord {
     /// The authenticated caller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<Arc<str>>,
+    /// The scope of its token, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Arc<str>>,
+    /// The handle of the agent's token, if the caller is an agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Arc<str>>,
     /// The tenant, if it is configured.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional")]
     pub tenant: Option<TenantId>,
@@ -58,12 +64,15 @@ pub struct LookupRecord {
     pub duration_ms: f64,
 }
 
-/// A request for a token without a valid name and key.
+/// A request for a token without a valid name and key, or with a scope that is wider than the caller's rights.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeniedToken {
     /// The request id.
     #[serde(skip_serializing_if = "is_unreadable", serialize_with = "header")]
     pub request: Option<HeaderValue>,
+    /// The caller, if it is authenticated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Arc<str>>,
     /// Why it was denied.
     #[serde(flatten, serialize_with = "denied")]
     pub reason: DenialReason,
@@ -101,6 +110,10 @@ pub enum DenialReason {
     LookupBy,
     /// The caller exceeded its rate.
     Rate,
+    /// The requested scope is wider than the caller's rights.
+    Scope,
+    /// It is not known whether the token of an agent is valid, because Genesys does not answer.
+    Unverified,
     /// The tenant is not configured.
     UnknownTenant,
     /// The event belongs to another tenant.

@@ -35,6 +35,8 @@ pub(super) struct Refused {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Door {
     Lookup,
+    /// Genesys did not verify the token of an agent.
+    Unverified,
     /// This caller is over its rate.
     Rate(Option<Arc<str>>),
     Token,
@@ -67,17 +69,19 @@ impl Door {
         match record {
             AuditRecord::Lookup(lookup) => match &lookup.decision {
                 Decision::Denied(DenialReason::Unauthorized) => Some(Self::Lookup),
+                Decision::Denied(DenialReason::Unverified) => Some(Self::Unverified),
                 Decision::Denied(DenialReason::Rate) => Some(Self::Rate(lookup.caller.clone())),
                 Decision::Denied(
                     DenialReason::Tenant
                     | DenialReason::Fields
+                    | DenialReason::Scope
                     | DenialReason::LookupBy
                     | DenialReason::UnknownTenant
                     | DenialReason::ForeignTenant,
                 )
                 | Decision::Allowed { .. } => None,
             },
-            AuditRecord::Token(_) => Some(Self::Token),
+            AuditRecord::Token(denied) => denied.caller.is_none().then_some(Self::Token),
             AuditRecord::Webhook(denied) => match denied.reason {
                 DenialReason::Unauthorized => Some(Self::Webhook),
                 DenialReason::UnknownTenant => Some(Self::UnknownTenant),
@@ -85,6 +89,8 @@ impl Door {
                 | DenialReason::Fields
                 | DenialReason::LookupBy
                 | DenialReason::Rate
+                | DenialReason::Scope
+                | DenialReason::Unverified
                 | DenialReason::ForeignTenant => None,
             },
             AuditRecord::Operator(command) => (command.outcome == OperatorRecord::UNAUTHORIZED).then_some(Self::Admin),

@@ -100,7 +100,7 @@ pub(super) enum Command {
     /// Shows or hands on the events that RabbitMQ has not confirmed.
     #[command(subcommand)]
     Outbox(OutboxCommand),
-    /// Applies events of the journal again.
+    /// Applies events of the journal again, or the changes that Genesys has audited.
     Replay(ReplayArgs),
 }
 
@@ -189,6 +189,10 @@ pub(super) struct ReplayArgs {
     /// Only report what would be replayed.
     #[arg(long)]
     pub(super) dry_run: bool,
+    /// Replay the changes of contacts that Genesys has audited in the last 14 days, whether or not their events arrived; TIME is that of
+    /// the change. The OAuth client needs the permission audits:audit:view.
+    #[arg(long)]
+    pub(super) from_genesys: bool,
     #[command(flatten)]
     pub(super) service: ServiceArgs,
 }

@@ -13,13 +13,15 @@ const WHOLE: u64 = 1_000;
 
 /// Runs a replay.
 pub(super) async fn run(args: ReplayArgs) -> Exit {
-    let ReplayArgs { since, until, tenant, rate, dry_run, service } = args;
+    let ReplayArgs { since, until, tenant, rate, dry_run, from_genesys, service } = args;
     let as_json = service.json;
     let client = match client_of(service) {
         Ok(client) => client,
         Err(exit) => return exit,
     };
-    let order = json!({ "since": since, "until": until, "tenantId": tenant, "rate": rate, "dryRun": dry_run });
+    let order = json!({
+        "since": since, "until": until, "tenantId": tenant, "rate": rate, "dryRun": dry_run, "fromGenesys": from_genesys,
+    });
     let bar = if as_json || is_dumb() { ProgressBar::hidden() } else { bar() };
     let mut last = Value::Null;
     let replaying = client.replay(&order, |progress| {
@@ -59,7 +61,10 @@ pub(super) async fn run(args: ReplayArgs) -> Exit {
 /// Prints what went wrong, and how to continue if that is known.
 fn stopped_early(problem: &str, last: &Value) {
     match last["resumeSince"].as_str() {
-        Some(since) => complain(&format!("{problem}; {}; continue with --since {since}", counts(last))),
+        Some(since) => {
+            let origin = if last["fromGenesys"] == true { " --from-genesys" } else { "" };
+            complain(&format!("{problem}; {}; continue with --since {since}{origin}", counts(last)));
+        }
         None => complain(problem),
     }
 }
@@ -82,7 +87,11 @@ fn bar() -> ProgressBar {
 fn show(bar: &ProgressBar, progress: &Value) {
     let part = progress["fraction"].as_f64().unwrap_or_default().clamp(0.0, 1.0);
     bar.set_position((part * WHOLE as f64) as u64);
-    let waits = if progress["status"] == "waiting" { "; waiting for the queue to become shorter" } else { "" };
+    let waits = match (progress["status"] == "waiting", progress["fromGenesys"] == true) {
+        (false, _) => "",
+        (true, false) => "; waiting for the queue to become shorter",
+        (true, true) => "; waiting for Genesys, or for the queue to become shorter",
+    };
     bar.set_message(format!("{}{waits}", counts(progress)));
 }
 
@@ -101,6 +110,11 @@ fn summary(end: &Value) -> String {
     let kinds = end["kinds"].as_object().into_iter().flatten();
     let kinds: Vec<String> = kinds.map(|(kind, count)| format!("{count} {kind}")).collect();
     let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
-    let span = format!("received from {} up to {}", text("since"), text("until"));
-    format!("{}{kinds}, {span}; replay {}\n", counts(end), text("replayId"))
+    let done = if end["fromGenesys"] == true { "changed" } else { "received" };
+    let span = format!("{done} from {} up to {}", text("since"), text("until"));
+    let unreadable = match end["unreadable"].as_u64().unwrap_or_default() {
+        0 => String::new(),
+        count => format!("; {} audits name no customer in a readable way", HumanCount(count)),
+    };
+    format!("{}{kinds}, {span}{unreadable}; replay {}\n", counts(end), text("replayId"))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::domain::{PhoneRegion, TenantId};
-use crate::http::auth::callers;
+use crate::http::auth::{agents, callers};
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
@@ -73,6 +73,7 @@ struct TenantSection {
     deadline: Option<Duration>,
     #[serde(default)]
     prewarm: bool,
+    agents: Option<agents::Config>,
     phone_region: Option<PhoneRegion>,
     upstream: Option<upstream::open::TenantConfig>,
     #[serde(default)]
@@ -126,6 +127,7 @@ impl TenantSection {
             deadline: self.deadline.unwrap_or(common.deadline),
             phone_region: self.phone_region,
         };
-        Tenant { id: self.id, lookup, prewarm: self.prewarm, upstream: self.upstream, webhooks: self.webhook }
+        let Self { id, prewarm, agents, upstream, webhook: webhooks, .. } = self;
+        Tenant { id, lookup, prewarm, agents, upstream, webhooks }
     }
 }

@@ -25,7 +25,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::domain::{IdentifierHasher, KeyHasher, Secret, TenantId};
-use crate::http::auth::callers;
+use crate::http::auth::{agents, callers};
 use crate::http::server::config as server;
 use crate::ingest::authenticate;
 use crate::roles::Roles;
@@ -105,6 +105,8 @@ pub struct Tenant {
     pub lookup: lookup::Config,
     /// Whether conversation events prefetch their customers.
     pub prewarm: bool,
+    /// `[tenant.agents]`.
+    pub agents: Option<agents::Config>,
     /// `[tenant.upstream]`.
     pub upstream: Option<upstream::open::TenantConfig>,
     /// `[[tenant.webhook]]`: how the senders of events authenticate.
@@ -200,7 +202,7 @@ impl Config {
         Some(sandbox::Webhook { url, key: webhook.secrets.first()?.clone() })
     }
 
-    /// Sets the address of the sandbox as the upstream of the demo's tenant.
+    /// Sets the address of the sandbox as the upstream of the demo's tenant, and allows its page to call.
     pub fn point_demo_at(&mut self, sandbox: SocketAddr) {
         if !self.is_demo {
             return;
@@ -210,6 +212,9 @@ impl Config {
             upstream.api_url.clone_from(&url);
             upstream.login_url.clone_from(&url);
         }
+        // The example page of the sandbox calls the public listener.
+        let localhost = format!("http://localhost:{}", sandbox.port());
+        self.http.cors_origins.extend([format!("http://{sandbox}"), localhost]);
     }
 }
 

@@ -211,10 +211,15 @@ fn clock_of(subject: &str, offset_ms: i64) -> Finding {
 fn audits(subject: &str, audits: &Result<bool, upstream::Error>) -> Finding {
     const CHECK: &str = "genesys.audits";
     let detail = match audits {
-        Ok(true) => "the audit service covers external contacts".to_owned(),
+        Ok(true) => {
+            "the audit service covers external contacts: `profile-edge replay --from-genesys --since 2h` finds changes \
+                     whose events were lost"
+                .to_owned()
+        }
         Ok(false) => "the audit service does not cover external contacts; nothing needs it".to_owned(),
         Err(upstream::Error::Denied { .. }) => {
-            "the client may not read audits (audits:audit:view); nothing needs it".to_owned()
+            "the client may not read audits; only `profile-edge replay --from-genesys` needs them (audits:audit:view)"
+                .to_owned()
         }
         Err(error) => format!("the audit service gives no answer; nothing needs it: {error}"),
     };

@@ -13,6 +13,7 @@
 //! the flat route the tenant id, because it selects the secrets.
 
 mod answer;
+pub mod audits;
 pub mod authenticate;
 mod limits;
 pub mod malformed;

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::domain::{CustomerId, TenantId};
 use crate::spans;
-use crate::upstream::{Error, Fetched, Requester};
+use crate::upstream::{Error, FetchTimes, Fetched, Requester};
 
 use super::LookupContext;
 
@@ -39,7 +39,7 @@ pub(super) struct Batch {
 #[derive(Debug)]
 struct WaitingFetch {
     customer: CustomerId,
-    result: oneshot::Sender<Result<Fetched, Error>>,
+    result: oneshot::Sender<(Result<Fetched, Error>, FetchTimes)>,
 }
 
 /// The place of one lookup in its batch. Dropping it reports that the lookup does not fetch.
@@ -72,18 +72,23 @@ impl Batch {
         let waiting = std::mem::take(&mut *self.waiting.lock());
         let (customers, results): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|fetch| (fetch.customer, fetch.result)).unzip();
+        let mut times = FetchTimes::default();
+        let fetched = FetchTimes::measure(self.fetch(&customers, deadline), &mut times).await;
+        for (result, fetched) in results.into_iter().zip(fetched) {
+            // Nobody listens if the task of that fetch is gone.
+            let _ = result.send((fetched, times));
+        }
+    }
+
+    async fn fetch(&self, customers: &[CustomerId], deadline: Instant) -> Vec<Result<Fetched, Error>> {
         let upstream = &self.context.deps.upstream;
-        let fetched = match &customers[..] {
-            [] => return,
+        match customers {
+            [] => Vec::new(),
             [customer] => vec![upstream.fetch(&self.tenant, customer, &self.requester, deadline).await],
             many => match upstream.fetch_many(&self.tenant, many, &self.requester, deadline).await {
                 Ok(fetched) => fetched,
                 Err(error) => many.iter().map(|_| Err(error.clone())).collect(),
             },
-        };
-        for (result, fetched) in results.into_iter().zip(fetched) {
-            // Nobody listens if the task of that fetch is gone.
-            let _ = result.send(fetched);
         }
     }
 
@@ -111,7 +116,9 @@ impl BatchSeat {
         }
         drop(self);
         // The task ends without a result only when the process ends.
-        fetched.await.unwrap_or(Err(Error::Unreachable(None)))
+        let (fetched, times) = fetched.await.unwrap_or((Err(Error::Unreachable(None)), FetchTimes::default()));
+        times.add_to_task();
+        fetched
     }
 }
 

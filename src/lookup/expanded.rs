@@ -2,8 +2,9 @@
 
 use crate::domain::{CustomerId, TenantId};
 use crate::store::Base;
-use crate::upstream::{Expand, Fetched, Requester};
+use crate::upstream::{Expand, FetchTimes, Fetched, Requester};
 
+use super::phases::LeaderTimes;
 use super::reader::{CacheReader, EntryView};
 use super::{AnswerSource, Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
 
@@ -11,15 +12,15 @@ impl Lookup {
     /// Looks up a customer with expansions, which the store does not hold: each call fetches from Genesys, unless
     /// the customer was deleted.
     ///
-    /// Otherwise as [`get`](Self::get).
+    /// Otherwise as [`get_with_phases`](Self::get_with_phases).
     pub async fn get_expanded(
         &self,
         tenant: &TenantId,
         customer: &CustomerId,
         expand: &Expand,
         requester: &Requester,
+        phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        let phases = &mut Phases::default();
         let timed = self.timed(tenant, |config, deadline| {
             CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read_expanded(expand)
         });
@@ -49,7 +50,11 @@ impl CacheReader<'_> {
         let deps = &self.context.deps;
         let since = deps.clock.now();
         let tenant = self.requested.tenant();
-        let fetched = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.requester, self.deadline).await;
+        self.phases.store = (self.deadline - self.config.deadline).elapsed();
+        let fetch = deps.upstream.fetch_expanded(tenant, self.customer, expand, self.requester, self.deadline);
+        let mut times = LeaderTimes::default();
+        let fetched = FetchTimes::measure(fetch, &mut times.fetch).await;
+        self.phases.led(times);
         // A stored record has no expansions, so it cannot be served instead.
         let outcome = match fetched? {
             Fetched::Absent => LookupOutcome::Absent,

@@ -16,21 +16,27 @@ use super::{Config, Lookup, LookupAnswer, LookupError, Phases};
 
 impl Lookup {
     /// Looks up several customers at once, each as [`get`](Self::get) does; those that must be fetched by their id share one
-    /// request. Returns an answer for each, in order.
+    /// request. Returns an answer for each, in order, and notes the phases of the lookup that took longest.
     pub async fn get_many(
         &self,
         tenant: &TenantId,
         customers: &[CustomerQuery],
         requester: &Requester,
         max_age: Option<Duration>,
+        phases: &mut Phases,
     ) -> Option<Vec<Result<LookupAnswer, LookupError>>> {
         let seats = Batch::seats(&self.context, tenant, requester, customers.len());
-        let lookups = customers.iter().zip(seats).map(|(customer, seat)| {
-            self.timed(tenant, |config, deadline| {
-                self.seated(config, tenant, customer, (requester, max_age), seat, deadline)
-            })
+        let started = Instant::now();
+        let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
+            let mut own = Phases::default();
+            let answer = self.timed(tenant, |config, deadline| {
+                self.seated(config, tenant, customer, (requester, max_age), seat, (deadline, &mut own))
+            });
+            (answer.await, started.elapsed(), own)
         });
-        join_all(lookups).await.into_iter().collect()
+        let answers = join_all(lookups).await;
+        *phases = answers.iter().max_by_key(|(_, took, _)| *took).map_or(*phases, |(.., own)| *own);
+        answers.into_iter().map(|(answer, ..)| answer).collect()
     }
 
     /// Fetches customers that the store does not hold, in the background and for nobody: no lookup is counted.
@@ -42,9 +48,10 @@ impl Lookup {
         let Some(config) = self.context.deps.tenants.get(tenant) else { return Vec::new() };
         let (requester, deadline) = (&Requester::Background, Instant::now() + config.deadline);
         let seats = Batch::seats(&self.context, tenant, requester, customers.len());
-        let lookups = customers.iter().zip(seats);
-        let lookups =
-            lookups.map(|(customer, seat)| self.seated(config, tenant, customer, (requester, None), seat, deadline));
+        let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
+            let for_nobody = (deadline, &mut Phases::default());
+            self.seated(config, tenant, customer, (requester, None), seat, for_nobody).await
+        });
         join_all(lookups).await
     }
 
@@ -56,9 +63,9 @@ impl Lookup {
         customer: &CustomerQuery,
         (requester, max_age): (&Requester, Option<Duration>),
         seat: BatchSeat,
-        deadline: Instant,
+        (deadline, phases): (Instant, &mut Phases),
     ) -> Result<LookupAnswer, LookupError> {
-        let (context, phases) = (&self.context, &mut Phases::default());
+        let context = &self.context;
         match customer {
             CustomerQuery::Id(customer) => {
                 let mut reader = CacheReader::new(context, config, tenant, customer, requester, phases, deadline);

@@ -59,6 +59,17 @@ labels!(
     PrivilegeOutcome { Ok = "ok", Refused = "refused", Error = "error" }
 );
 labels!(
+    /// The result of a verification of an agent's token.
+    AgentOutcome {
+        Valid = "valid",
+        /// It is not valid, or of another organisation.
+        Refused = "refused",
+        /// Its share of the budget is spent, the breaker is open, or Genesys limits the agent's rate.
+        Limited = "limited",
+        Failed = "failed",
+    }
+);
+labels!(
     /// The result of a posted event.
     IngestOutcome {
         Queued = "queued", Ignored = "ignored", Unauthorized = "unauthorized", Malformed = "malformed",

@@ -12,6 +12,7 @@ use crate::queue::outbox::Outbox;
 use crate::queue::{self, DeadLetters, MAX_SEARCHED, Publisher};
 use crate::store::fence::Newest;
 use crate::store::{self, ClearMode, Content, Entry, Inspect, Inspection};
+use crate::upstream;
 
 /// The commands and the components that they use.
 #[derive(Debug)]
@@ -58,12 +59,45 @@ pub enum Error {
     /// Another replay is in progress.
     #[error("this process runs another replay: wait for its end, or stop it")]
     Busy,
+    /// No tenant that is to be replayed has a Genesys in this process.
+    #[error(
+        "this process knows no Genesys of the tenant: send the command to a process with the role ingest or consumer, and [tenant.upstream]"
+    )]
+    NoGenesys,
+    /// Genesys does not answer about its audits.
+    #[error("tenant {tenant}: {}", explained(.error))]
+    Genesys {
+        /// The tenant.
+        tenant: TenantId,
+        /// Why there is no answer.
+        error: upstream::Error,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
     /// The queue failed.
     #[error(transparent)]
     Queue(#[from] queue::Error),
+}
+
+/// Returns why Genesys does not answer about its audits, and what to do.
+fn explained(error: &upstream::Error) -> String {
+    match error {
+        upstream::Error::Denied { status: 403 } => {
+            "genesys refuses its audits: the role of the OAuth client needs the permission audits:audit:view".to_owned()
+        }
+        upstream::Error::Privileges { reason } => format!("{error}: {reason}"),
+        upstream::Error::Unusable { .. } => {
+            format!("{error}; `profile-edge doctor` says whether the audits cover external contacts")
+        }
+        upstream::Error::Denied { .. }
+        | upstream::Error::Throttled { .. }
+        | upstream::Error::BudgetSpent { .. }
+        | upstream::Error::BreakerOpen { .. }
+        | upstream::Error::Failed { .. }
+        | upstream::Error::Unreachable(_)
+        | upstream::Error::Timeout(_) => error.to_string(),
+    }
 }
 
 impl Actions {

@@ -76,6 +76,7 @@ pub(super) async fn show(State(sandbox): State<Arc<SandboxState>>) -> Json<Value
         "bulk": counts.bulk,
         "searches": counts.searches,
         "tokens": sandbox.tokens.count(),
+        "audits": sandbox.audits.queries(),
     }))
 }
 

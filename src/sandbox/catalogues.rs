@@ -1,4 +1,4 @@
-//! What an organisation can send and what it audits: the topics of notifications, the services of audits.
+//! What an organisation can send: the topics of notifications.
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
@@ -6,11 +6,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use super::SandboxState;
-use super::errors::ApiError;
 use super::oauth::AuthenticatedClient;
-
-/// May read audits.
-const AUDITS: &str = "audits:audit:view";
 
 /// Answers `GET /api/v2/notifications/availabletopics`; with `expand=transports` each topic has its transports.
 pub(super) async fn topics(
@@ -31,16 +27,7 @@ pub(super) async fn topics(
         topic
     };
     Json(json!({ "entities": [
-        topic("v2.audits.entitytype.{id}.entityid.{id}", AUDITS),
+        topic("v2.audits.entitytype.{id}.entityid.{id}", super::oauth::AUDITS),
         topic("v2.externalcontacts.contacts.{id}", super::oauth::VIEW),
     ] }))
-}
-
-/// Answers `GET /api/v2/audits/query/realtime/servicemapping`.
-pub(super) async fn audited_services(client: AuthenticatedClient) -> Result<Json<Value>, ApiError> {
-    client.require(AUDITS)?;
-    let actions = ["Create", "Update", "Delete"];
-    Ok(Json(json!({ "services": [
-        { "name": "ExternalContacts", "entities": [{ "name": "Contact", "actions": actions }] },
-    ] })))
 }

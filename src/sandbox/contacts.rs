@@ -20,10 +20,11 @@ use crate::domain::CustomerId;
 
 use super::SandboxState;
 use super::announcement::{CausedEvents, ContactEvent};
+use super::audit_log::AuditedAction;
 use super::contact::ContactView;
 use super::errors::ApiError;
 use super::fields::Fields;
-use super::oauth::{self, AuthenticatedClient};
+use super::oauth::{self, AuthenticatedClient, ClientKind};
 use super::shapes;
 
 /// The field with the time of the read, in milliseconds since the epoch.
@@ -130,6 +131,7 @@ pub(super) async fn create(
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
     let created = sandbox.directory.create(fields, behaviour.longest_lag())?;
+    sandbox.audits.record(client.kind, AuditedAction::Create, &created, sandbox.clock.now());
     let announced = permit.send([ContactEvent::of_contact(&created)]);
     Ok((StatusCode::CREATED, announced, Json(shapes::api(&created))).into_response())
 }
@@ -143,7 +145,7 @@ pub(super) async fn replace(
 ) -> Result<(CausedEvents, Json<Value>), ApiError> {
     client.require(oauth::EDIT)?;
     let JsonObject(fields) = body?;
-    change(&sandbox, |lag| sandbox.directory.replace(path.id()?, fields, lag)).await
+    change(&sandbox, client.kind, |lag| sandbox.directory.replace(path.id()?, fields, lag)).await
 }
 
 /// Answers `PATCH …/contacts/{id}`: changes the given fields (a JSON merge patch, RFC 7396).
@@ -155,16 +157,18 @@ pub(super) async fn amend(
 ) -> Result<(CausedEvents, Json<Value>), ApiError> {
     client.require(oauth::EDIT)?;
     let JsonObject(fields) = body?;
-    change(&sandbox, |lag| sandbox.directory.amend(path.id()?, fields, lag)).await
+    change(&sandbox, client.kind, |lag| sandbox.directory.amend(path.id()?, fields, lag)).await
 }
 
 async fn change(
     sandbox: &SandboxState,
+    client: ClientKind,
     make: impl FnOnce(std::time::Duration) -> Result<ContactView, ApiError>,
 ) -> Result<(CausedEvents, Json<Value>), ApiError> {
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
     let changed = make(behaviour.longest_lag())?;
+    sandbox.audits.record(client, AuditedAction::Update, &changed, sandbox.clock.now());
     let announced = permit.send([ContactEvent::of_contact(&changed)]);
     Ok((announced, Json(shapes::api(&changed))))
 }
@@ -179,7 +183,9 @@ pub(super) async fn remove(
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, 1).await?;
     let deleted = sandbox.directory.delete(path.id()?, behaviour.longest_lag())?;
-    let announced = permit.send([ContactEvent::of_deletion(&deleted, client.kind, sandbox.clock.now())]);
+    let now = sandbox.clock.now();
+    sandbox.audits.record(client.kind, AuditedAction::Delete, &deleted, now);
+    let announced = permit.send([ContactEvent::of_deletion(&deleted, client.kind, now)]);
     Ok((StatusCode::NO_CONTENT, announced, ()))
 }
 
@@ -202,6 +208,10 @@ pub(super) async fn merge(
     let behaviour = sandbox.behaviour();
     let permit = sandbox.events.reserve(&behaviour, ids.len() + 1).await?;
     let merge = sandbox.directory.merge(&ids, overriding, behaviour.longest_lag())?;
+    sandbox.audits.record(client.kind, AuditedAction::Create, &merge.canonical, sandbox.clock.now());
+    for ancestor in &merge.ancestors {
+        sandbox.audits.record(client.kind, AuditedAction::Update, ancestor, sandbox.clock.now());
+    }
     let announced = permit.send([&merge.canonical].into_iter().chain(&merge.ancestors).map(ContactEvent::of_contact));
     Ok((announced, Json(shapes::api(&merge.canonical))))
 }

@@ -4,18 +4,20 @@
 //! deletions, errors, rate limits, and an EventBridge event to a webhook for every change. Its customers are generated
 //! from their number, so it starts immediately with a million of them.
 //!
-//! `/sandbox/behaviour` makes the running sandbox slow, faulty or strict; `/sandbox/calls` counts the requests,
+//! `/` is an example page of a desktop. `/sandbox/behaviour` makes the running sandbox slow, faulty or strict; `/sandbox/calls` counts the requests,
 //! `/sandbox/events` the events by state, and the answer to a write names its events in `Sandbox-Events`. None of these
 //! needs a token, and all credentials are public: do not store real data here.
 //!
-//! Nothing survives a restart. Memory is bounded: changed contacts, tokens, counted ids and undelivered events each have a
-//! limit. Above it a write is refused (contacts, events), the oldest entry is removed (tokens), or only the total counts
-//! (ids).
+//! Nothing survives a restart. Memory is bounded: changed contacts, tokens, counted ids, undelivered events and audits each have a
+//! limit. Above it a write is refused (contacts, events), the oldest entry is removed (tokens, audits), or only the total
+//! counts (ids).
 //!
 //! On shutdown it accepts no new connections, sends pending answers without their latency, and drops undelivered events
 //! with one log line that counts them.
 
 mod announcement;
+mod audit_log;
+mod audits;
 mod behaviour;
 mod calls;
 mod catalogues;
@@ -24,6 +26,7 @@ mod contacts;
 mod directory;
 mod errors;
 mod events;
+mod example;
 mod fields;
 mod oauth;
 mod people;
@@ -42,6 +45,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
+use bytes::Bytes;
 use http::{HeaderValue, header};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -123,13 +127,16 @@ impl Sandbox {
             Listen::Bound(listener) => listener,
         };
         let addr = listener.local_addr()?;
+        let page = example::page(options.webhook.as_ref().map(|webhook| &webhook.url)).into();
         let sandbox = Arc::new(SandboxState {
             directory: directory::ContactDirectory::new(options.customers, Arc::clone(&clock)),
             latency: options.latency,
             behaviour: Mutex::new(Arc::new(Behaviour::new(options.latency))),
             tokens: oauth::TokenRegistry::default(),
             calls: calls::Calls::default(),
+            audits: audit_log::AuditLog::default(),
             rate_limit: calls::RateLimit::default(),
+            page,
             events: events::EventSender::new(options.webhook, Arc::clone(&clock), shutdown.clone())
                 .map_err(io::Error::other)?,
             clock,
@@ -148,7 +155,10 @@ struct SandboxState {
     behaviour: Mutex<Arc<Behaviour>>,
     tokens: oauth::TokenRegistry,
     calls: calls::Calls,
+    audits: audit_log::AuditLog,
     rate_limit: calls::RateLimit,
+    /// The example page.
+    page: Bytes,
     events: events::EventSender,
     clock: SharedClock,
     shutdown: Shutdown,
@@ -200,7 +210,10 @@ fn router(sandbox: Arc<SandboxState>) -> Router {
         .route("/api/v2/tokens/me", get(oauth::token_info))
         .route("/api/v2/authorization/subjects/me", get(oauth::subject))
         .route("/api/v2/notifications/availabletopics", get(catalogues::topics))
-        .route("/api/v2/audits/query/realtime/servicemapping", get(catalogues::audited_services))
+        .route("/api/v2/audits/query/realtime/servicemapping", get(audits::services))
+        .route("/api/v2/audits/query/realtime", post(audits::query))
+        .route("/", get(example::show))
+        .route("/sandbox/example", get(example::show))
         .route("/sandbox/behaviour", get(behaviour::show).post(behaviour::update))
         .route("/sandbox/calls", get(calls::show))
         // For `profile-edge healthcheck --admin`, in a container.

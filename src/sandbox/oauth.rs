@@ -1,6 +1,7 @@
 //! OAuth: clients, their tokens and permissions.
 //!
-//! There are two clients with public credentials: `sandbox` reads, `editor` also writes. Tokens are opaque and valid until they
+//! The clients have public credentials: `sandbox` reads, `editor` also writes. The tokens of `agent` stand for those of a user
+//! of the organisation, and those of `partner` for those of another organisation. Tokens are opaque and valid until they
 //! expire, are revoked, or a hundred thousand newer ones were issued. The bearer [`EDITOR_BEARER`] is a token of `editor`
 //! that always works.
 
@@ -29,8 +30,11 @@ use super::shapes;
 
 /// A bearer token that always works, for curl.
 pub(super) const EDITOR_BEARER: &str = "sandbox-editor";
-/// The only organisation.
+/// The organisation of all contacts.
 pub(super) const ORGANISATION: &str = "5a4d0000-0000-4000-8000-000000000001";
+
+/// The organisation of `partner`.
+const OTHER_ORGANISATION: &str = "5a4d0000-0000-4000-8000-000000000002";
 
 /// May read contacts.
 pub(super) const VIEW: &str = "externalContacts:contact:view";
@@ -42,6 +46,8 @@ pub(super) const EDIT: &str = "externalContacts:contact:edit";
 pub(super) const DELETE: &str = "externalContacts:contact:delete";
 /// May merge contacts.
 pub(super) const MERGE: &str = "externalContacts:identity:merge";
+/// May read audits.
+pub(super) const AUDITS: &str = "audits:audit:view";
 
 /// The limit of valid tokens.
 const MAX_TOKENS: usize = 100_000;
@@ -53,17 +59,23 @@ pub(super) enum ClientKind {
     Sandbox,
     /// Reads and writes.
     Editor,
+    /// Reads.
+    Agent,
+    /// May do nothing, and belongs to another organisation.
+    Partner,
 }
 
 impl ClientKind {
     /// All clients.
-    pub(super) const ALL: [Self; 2] = [Self::Sandbox, Self::Editor];
+    pub(super) const ALL: [Self; 4] = [Self::Sandbox, Self::Editor, Self::Agent, Self::Partner];
 
     /// Returns the client id, which is also the secret.
     const fn credential(self) -> &'static str {
         match self {
             Self::Sandbox => "sandbox",
             Self::Editor => "editor",
+            Self::Agent => "agent",
+            Self::Partner => "partner",
         }
     }
 
@@ -72,6 +84,8 @@ impl ClientKind {
         match self {
             Self::Sandbox => "5a4d0000-0000-4000-8000-0000000000a1",
             Self::Editor => "5a4d0000-0000-4000-8000-0000000000a2",
+            Self::Agent => "5a4d0000-0000-4000-8000-0000000000a3",
+            Self::Partner => "5a4d0000-0000-4000-8000-0000000000a4",
         }
     }
 
@@ -79,12 +93,22 @@ impl ClientKind {
         match self {
             Self::Sandbox => "5a4d0000-0000-4000-8000-0000000000b1",
             Self::Editor => "5a4d0000-0000-4000-8000-0000000000b2",
+            Self::Agent => "5a4d0000-0000-4000-8000-0000000000b3",
+            Self::Partner => "5a4d0000-0000-4000-8000-0000000000b4",
+        }
+    }
+
+    const fn organisation(self) -> &'static str {
+        match self {
+            Self::Sandbox | Self::Editor | Self::Agent => ORGANISATION,
+            Self::Partner => OTHER_ORGANISATION,
         }
     }
 
     fn permissions(self) -> Vec<String> {
         match self {
-            Self::Sandbox => vec![VIEW.to_owned()],
+            Self::Sandbox | Self::Agent => vec![VIEW.to_owned()],
+            Self::Partner => Vec::new(),
             Self::Editor => [VIEW, ADD, EDIT, DELETE, MERGE].map(str::to_owned).to_vec(),
         }
     }
@@ -210,7 +234,7 @@ pub(super) async fn token(
 
 /// Answers `GET /api/v2/tokens/me`: the client of the token.
 pub(super) async fn token_info(client: AuthenticatedClient) -> Json<Value> {
-    let organisation = json!({ "id": ORGANISATION, "name": "Sandbox" });
+    let organisation = json!({ "id": client.kind.organisation(), "name": "Sandbox" });
     Json(json!({
         "organization": organisation, "homeOrganization": organisation,
         "authorizedScope": [], "clonedUser": null, "dateTokenIdles": null,

@@ -150,6 +150,16 @@ impl FeedReader {
         // The sender lives as long as the feed, which this reader keeps.
         let next = self.next;
         let _ = self.published.wait_for(|published| *published > next).await;
+        self.take()
+    }
+
+    /// Returns the next item as [`next`](Self::next) does, if it is published already.
+    pub fn ready(&mut self) -> Option<Result<(FeedItem, FeedPosition), Behind>> {
+        let is_published = *self.published.borrow() > self.next;
+        is_published.then(|| self.take())
+    }
+
+    fn take(&mut self) -> Result<(FeedItem, FeedPosition), Behind> {
         let items = self.feed.0.items.lock();
         let oldest = items.next - items.window.len() as u64;
         let at = self.next.checked_sub(oldest).and_then(|at| usize::try_from(at).ok());

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::reload::Reloadable;
+use crate::roles::Roles;
 use crate::shutdown::Shutdown;
 
 use super::changes::ChangeFeed;
@@ -58,8 +59,8 @@ pub struct OpenStore {
     pub changes: ChangeFeed,
 }
 
-/// Opens the configured store. With Redis, and if the store is `needed`, it waits for the first connection; the caller
-/// limits the time.
+/// Opens the configured store. With Redis, and if the process uses it, it waits for the first connection; the caller limits the
+/// time. Only a process that looks up hears what others applied.
 ///
 /// # Errors
 ///
@@ -71,7 +72,7 @@ pub async fn open(
     clock: &SharedClock,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
-    needed: bool,
+    roles: Roles,
 ) -> Result<OpenStore, Error> {
     let clock = Arc::clone(clock);
     match config.kind {
@@ -83,11 +84,13 @@ pub async fn open(
         StoreKind::Redis => {
             let macs = Macs::new(keyring.clone(), Arc::clone(metrics));
             let redis = Redis::open(&config.redis, config.timeout, lifetimes, clock, shutdown)?.with_macs(macs);
-            if needed {
+            if roles.use_the_store() {
                 redis.connected().await;
             }
             let changes = ChangeFeed::new(false);
-            change_listener::listen(&config.redis, changes.clone(), shutdown)?;
+            if roles.lookup {
+                change_listener::listen(&config.redis, changes.clone(), shutdown)?;
+            }
             Ok(decorated(redis, changes, keyring, metrics))
         }
     }

@@ -12,6 +12,8 @@
 //!   random ids would otherwise cost a request each.
 //! - Fetches past a store that does not answer are bounded: half of the budget. Otherwise its failure would turn every hit
 //!   into a request, and nothing would be left for the misses when it is back.
+//! - Verifications of agents' tokens are one more caller, and bounded: half of the budget, and a quarter for tokens that were
+//!   never valid, because anybody can present them.
 //! - Refreshes in the background pass only while more than half of the common part is left, so they take nothing that a
 //!   waiting caller needs.
 //!
@@ -37,6 +39,15 @@ const ABSENT_PART: f64 = 0.25;
 /// The part of the budget that may be spent on fetches past the store.
 const BYPASS_PART: f64 = 0.5;
 
+/// The part of the budget that may be spent on verifications of agents' tokens.
+const AGENTS_PART: f64 = 0.5;
+
+/// The part of the budget that may be spent on verifications of tokens that were never valid.
+const STRANGERS_PART: f64 = 0.25;
+
+/// The account of verifications. No caller has this name.
+const VERIFICATIONS: &str = "tokens of agents";
+
 /// One request; less a rounding error.
 const ONE: f64 = 1.0 - 1e-6;
 
@@ -48,6 +59,9 @@ pub(super) struct Budget {
     common: f64,
     /// How many more fetches may go past the store.
     bypass: f64,
+    /// How many more tokens of agents may be verified, and how many of these were never valid.
+    agents: f64,
+    strangers: f64,
     accounts: HashMap<Arc<str>, Account>,
     filled_at: Instant,
 }
@@ -65,8 +79,10 @@ impl Budget {
     /// Creates a full budget.
     pub(super) fn new(per_minute: u32, now: Instant) -> Self {
         let per_minute = f64::from(per_minute);
-        let bypass = per_minute * BYPASS_PART;
-        Self { per_minute, common: per_minute, bypass, accounts: HashMap::new(), filled_at: now }
+        let (bypass, agents) = (per_minute * BYPASS_PART, per_minute * AGENTS_PART);
+        let strangers = (per_minute * STRANGERS_PART).max(1.0);
+        let (common, accounts) = (per_minute, HashMap::new());
+        Self { per_minute, common, bypass, agents: agents.max(1.0), strangers, accounts, filled_at: now }
     }
 
     /// Takes one request.
@@ -98,6 +114,26 @@ impl Budget {
         self.common -= from_common;
         account.reserved = (account.reserved - (1.0 - from_common)).max(0.0);
         self.bypass -= f64::from(u8::from(is_bypass));
+        Ok(())
+    }
+
+    /// Takes one request for the verification of an agent's token. `is_known`: it was valid before.
+    ///
+    /// # Errors
+    ///
+    /// As [`spend`](Self::spend).
+    pub(super) fn verify(&mut self, is_known: bool, now: Instant) -> Result<(), Duration> {
+        self.fill(now);
+        let rate = self.per_second();
+        if self.agents < ONE {
+            return Err(wait(1.0 - self.agents, rate * AGENTS_PART));
+        }
+        if !is_known && self.strangers < ONE {
+            return Err(wait(1.0 - self.strangers, rate * STRANGERS_PART));
+        }
+        self.spend(&Requester::Caller(VERIFICATIONS.into()), now)?;
+        self.agents -= 1.0;
+        self.strangers -= f64::from(u8::from(!is_known));
         Ok(())
     }
 
@@ -155,6 +191,9 @@ impl Budget {
             stays
         });
         let mut added = self.per_second() * elapsed.as_secs_f64();
+        let refilled = |left: f64, part: f64| (left + added * part).min((self.per_minute * part).max(1.0));
+        self.agents = refilled(self.agents, AGENTS_PART);
+        self.strangers = refilled(self.strangers, STRANGERS_PART);
         self.bypass = (self.bypass + added * BYPASS_PART).min(self.per_minute * BYPASS_PART);
         let (part, absent) = (self.part(), added * ABSENT_PART);
         // The fullest accounts first: what one of them does not need is shared by those after it.
@@ -242,6 +281,18 @@ mod tests {
         assert_eq!(budget.spend(&past, now).unwrap_err().as_millis(), 400);
         assert_eq!(spent_at_once(&mut budget, &caller("a"), now), 150);
         assert_eq!(spent_at_once(&mut budget, &past, now + Duration::from_secs(10)), 25);
+    }
+
+    #[test]
+    fn tokens_that_were_never_valid_leave_enough_for_others() {
+        let now = Instant::now();
+        let mut budget = Budget::new(400, now);
+        let verified =
+            |budget: &mut Budget, is_known| (0..1000).take_while(|_| budget.verify(is_known, now).is_ok()).count();
+        assert_eq!(verified(&mut budget, false), 100);
+        assert_eq!(verified(&mut budget, true), 100);
+        // Its equal share; verifications keep theirs, as any caller.
+        assert_eq!(spent_at_once(&mut budget, &caller("a"), now), 100);
     }
 
     #[test]

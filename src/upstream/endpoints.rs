@@ -114,6 +114,12 @@ impl BaseUrls {
             .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
     }
 
+    /// Returns the URL of queries about audits.
+    pub(super) fn audits(&self) -> Result<Url, InvalidSetting> {
+        Url::parse(&format!("{}/api/v2/audits/query/realtime", trimmed(&self.api)))
+            .map_err(|error| InvalidSetting::new("api_url", error.to_string()))
+    }
+
     /// Returns the URLs of the documents about a token.
     pub(super) fn introspection(&self) -> Result<IntrospectionUrls, InvalidSetting> {
         let (token, subject) = ("/api/v2/tokens/me", "/api/v2/authorization/subjects/me");

@@ -10,6 +10,7 @@ use reqwest::{Client, RequestBuilder, Response, redirect};
 use tokio::time::Instant;
 
 use super::Error;
+use super::times::TimedConnections;
 use super::transport::{self, TransportFailure};
 
 /// The `User-Agent` of every request.
@@ -38,6 +39,7 @@ pub(super) fn client(tls: bool) -> Result<Client, reqwest::Error> {
         .default_headers(HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
         .redirect(redirect::Policy::none())
         .referer(false)
+        .connector_layer(TimedConnections)
         .pool_idle_timeout(Duration::from_secs(30))
         .http2_keep_alive_interval(Duration::from_secs(5))
         .http2_keep_alive_timeout(Duration::from_secs(2))

@@ -23,6 +23,7 @@ use url::Url;
 
 use crate::domain::{CustomerId, Identifier, Modified, Profile, ProfileBody, TenantId};
 
+use super::audits::{AuditPage, AuditQuery};
 use super::bulk::{self, BulkRequest};
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
@@ -44,6 +45,7 @@ pub(super) struct Genesys {
     client: HttpClient,
     profile_url: ProfileUrl,
     bulk_url: Url,
+    audits_url: Url,
     search_urls: SearchUrls,
     tokens: TokenCache,
 }
@@ -54,10 +56,21 @@ impl Genesys {
         client: HttpClient,
         profile_url: ProfileUrl,
         bulk_url: Url,
+        audits_url: Url,
         search_urls: SearchUrls,
         tokens: TokenCache,
     ) -> Self {
-        Self { client, profile_url, bulk_url, search_urls, tokens }
+        Self { client, profile_url, bulk_url, audits_url, search_urls, tokens }
+    }
+
+    /// Reads a page of audits until `deadline`.
+    pub(super) async fn audits(&self, query: &AuditQuery, deadline: Instant) -> Result<AuditPage, Error> {
+        let request = || self.client.post(self.audits_url.clone()).json(&query.request());
+        let response = self.ask(request, MAX_BULK, deadline).await?;
+        match response.status {
+            StatusCode::OK => query.read(&response.body),
+            _ => Err(response.error()),
+        }
     }
 
     /// Sends a request with a token, and repeats it once with a renewed one after a 401.

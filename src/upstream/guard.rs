@@ -68,7 +68,7 @@ pub(super) struct Guard<U> {
     timeout: Duration,
     has_bulk: bool,
     permits: Semaphore,
-    budget: Mutex<Budget>,
+    budget: Arc<Mutex<Budget>>,
     admission: Mutex<AdmissionState>,
     gauge: BreakerGauge,
     metrics: Arc<Metrics>,
@@ -103,11 +103,16 @@ impl<U> Guard<U> {
             timeout: limits.timeout,
             has_bulk: limits.has_bulk,
             permits: Semaphore::new(limits.max_in_flight),
-            budget: Mutex::new(Budget::new(limits.per_minute, Instant::now())),
+            budget: Arc::new(Mutex::new(Budget::new(limits.per_minute, Instant::now()))),
             admission: Mutex::new(AdmissionState::new(Instant::now())),
             gauge,
             metrics,
         }
+    }
+
+    /// Returns the budget of the tenant.
+    pub(super) const fn budget(&self) -> &Arc<Mutex<Budget>> {
+        &self.budget
     }
 
     /// Returns why no answer of Genesys can be expected now, if that is so.
@@ -141,6 +146,13 @@ impl<U> Guard<U> {
     fn spend(&self, requester: &Requester) -> Result<(), Error> {
         let spent = self.budget.lock().spend(requester, Instant::now());
         spent.map_err(|retry_after| Error::BudgetSpent { retry_after })
+    }
+
+    /// Returns the inner upstream for a request that is no fetch, and spends the budget of a refresh in the background.
+    pub(super) fn aside(&self) -> Result<&U, Error> {
+        self.with_admission(|state, now| state.check(now))?;
+        self.spend(&Requester::Background)?;
+        Ok(&self.inner)
     }
 
     fn admit(&self) -> Result<Admission<'_, U>, Error> {

@@ -5,7 +5,10 @@
 //! budget per minute, the circuit breaker and the retries. Callers see only an [`Error`], by which they decide.
 
 mod admission;
+pub mod agents;
 mod answer;
+pub mod audit_reader;
+pub mod audits;
 mod breaker;
 mod breaker_gauge;
 mod budget;

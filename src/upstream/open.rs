@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
 use super::Upstream;
+use super::agents::{AgentVerifier, AgentVerifiers};
+use super::audit_reader::AuditReader;
 use super::breaker_gauge::BreakerGauge;
 use super::endpoints::ProfileUrl;
 use super::genesys::Genesys;
@@ -165,6 +167,7 @@ pub(super) struct TenantSettings {
     pub(super) token_url: Url,
     pub(super) profile_url: ProfileUrl,
     bulk_url: Url,
+    audits_url: Url,
     search_urls: SearchUrls,
     pub(super) introspection: IntrospectionUrls,
     per_minute: u32,
@@ -186,9 +189,9 @@ impl TenantSettings {
             return Err(InvalidSetting::new("requests_per_minute", reason));
         }
         let (token_url, introspection) = (urls.token()?, urls.introspection()?);
-        let (bulk_url, search_urls) = (urls.bulk()?, urls.searches()?);
+        let (bulk_url, audits_url, search_urls) = (urls.bulk()?, urls.audits()?, urls.searches()?);
         let needs_tls = urls.need_tls();
-        Ok(Self { needs_tls, token_url, profile_url, bulk_url, search_urls, introspection, per_minute })
+        Ok(Self { needs_tls, token_url, profile_url, bulk_url, audits_url, search_urls, introspection, per_minute })
     }
 }
 
@@ -199,6 +202,10 @@ pub struct OpenedUpstream {
     pub upstream: Arc<dyn Upstream>,
     /// Reports the tenants whose Genesys gives no answers.
     pub tenant_health: TenantHealth,
+    /// Reads audits of Genesys.
+    pub audits: AuditReader,
+    /// Verifies the tokens of agents.
+    pub agents: AgentVerifiers,
 }
 
 /// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
@@ -235,6 +242,7 @@ pub fn open<'a>(
     let hosts: Vec<String> = urls.flat_map(BaseUrls::hosts).collect();
     let max_age = MaxAge::new(config.max_connection_age, hosts.iter().map(String::as_str));
     let mut clients = HttpClients::new(max_age, shutdown.clone());
+    let mut agents = HashMap::new();
     let guarded = tenants.into_iter().zip(gauges).map(|((tenant, options), gauge)| {
         let settings = TenantSettings::parse(options).map_err(|error| error.within("tenant.upstream"))?;
         let client = clients.get(settings.needs_tls)?;
@@ -250,19 +258,31 @@ pub fn open<'a>(
             per_minute: settings.per_minute,
             has_bulk: options.profile_path == default_profile_path(),
         };
-        let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), settings.introspection);
+        let (token_info, introspection) = (settings.introspection.token.clone(), settings.introspection);
+        let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), introspection);
         let metrics = || Arc::clone(metrics);
         let tokens =
             TokenCache::new(client.clone(), credentials, privileges, config.timeout, metrics(), shutdown.clone());
-        let genesys =
-            Genesys::new(client, settings.profile_url, settings.bulk_url, settings.search_urls, tokens.clone());
+        let genesys = Genesys::new(
+            client.clone(),
+            settings.profile_url,
+            settings.bulk_url,
+            settings.audits_url,
+            settings.search_urls,
+            tokens.clone(),
+        );
         let guard = Guard::new(genesys, tenant.clone(), limits, gauge, metrics());
+        let budget = Arc::clone(guard.budget());
+        let verifier = AgentVerifier::new(client, token_info, tokens.clone(), budget, config.timeout, metrics());
+        agents.insert(tenant.clone(), verifier);
         Ok((tenant, PrivilegeGate::new(guard, tokens, metrics())))
     });
     let tenants = Arc::new(TenantUpstreams(guarded.collect::<Result<_, InvalidSetting>>()?));
     Ok(OpenedUpstream {
         upstream: Arc::new(TracedUpstream::new(Arc::clone(&tenants))),
-        tenant_health: TenantHealth(tenants),
+        tenant_health: TenantHealth(Arc::clone(&tenants)),
+        audits: AuditReader::new(tenants),
+        agents: AgentVerifiers(Arc::new(agents)),
     })
 }
 

@@ -39,7 +39,7 @@ impl<U> PrivilegeGate<U> {
     }
 
     /// Returns the inner upstream unless the token is refused.
-    fn admit(&self) -> Result<&U, Error> {
+    pub(super) fn admit(&self) -> Result<&U, Error> {
         let Some(reason) = self.tokens.refusal() else { return Ok(&self.inner) };
         self.tokens.recheck();
         self.metrics.upstream_requests.with(UpstreamOutcome::Privileges).increment(1);

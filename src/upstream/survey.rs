@@ -16,6 +16,7 @@ use crate::clock::SharedClock;
 use crate::domain::{CustomerId, TenantId, Timestamp};
 use crate::invalid::InvalidSetting;
 
+use super::audits::EXTERNAL_CONTACTS;
 use super::endpoints::ProfileUrl;
 use super::exchange::GenesysResponse;
 use super::http_client::HttpClient;
@@ -26,9 +27,6 @@ use super::{Error, transport};
 
 /// The topic of changed contacts.
 const CONTACTS: &str = "v2.externalcontacts.contacts.{id}";
-
-/// The name of the service of contacts in audits.
-const EXTERNAL_CONTACTS: &str = "ExternalContacts";
 
 /// The largest document that is read, in bytes: the topics come with descriptions.
 const MAX_DOCUMENT: usize = 8 * 1024 * 1024;

@@ -19,7 +19,7 @@ pub(super) struct TenantUpstreams(pub(super) HashMap<TenantId, PrivilegeGate<Gua
 
 impl TenantUpstreams {
     /// Lookups of unknown tenants are refused before they get here, so the error does not occur.
-    fn of(&self, tenant: &TenantId) -> Result<&PrivilegeGate<Guard<Genesys>>, Error> {
+    pub(super) fn of(&self, tenant: &TenantId) -> Result<&PrivilegeGate<Guard<Genesys>>, Error> {
         self.0.get(tenant).ok_or(Error::Unreachable(None))
     }
 }

@@ -14,17 +14,21 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use profile_edge::app::App;
 use profile_edge::clock::SystemClock;
 use profile_edge::config;
 use profile_edge::faults::Faults;
-use profile_edge::http::auth::authenticate::CallerAuth;
+use profile_edge::http::auth::agents::Agents;
+use profile_edge::http::auth::authenticate::{CallerAuth, WantedToken};
 use profile_edge::http::auth::callers::Callers;
 use profile_edge::http::auth::jwt::TokenSigner;
 use profile_edge::logging;
 use profile_edge::metrics::Metrics;
 use profile_edge::reload::Reloadable;
+use profile_edge::shutdown::Shutdown;
+use profile_edge::upstream::agents::AgentVerifiers;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -81,13 +85,15 @@ async fn compare() {
     let loaded = config::from_toml(&settings).expect("the settings are valid");
     let tokens = TokenSigner::new(None, Duration::from_secs(3600), SystemClock::shared()).expect("a key can be drawn");
     let callers = || Callers::new(&loaded.config.callers).expect("the callers are valid");
-    let caller_auth = CallerAuth::new(Reloadable::new(callers()), tokens, Metrics::new());
+    let agents =
+        Agents::new([], AgentVerifiers::default(), &[0; 32], Shutdown::default()).expect("no option is invalid");
+    let caller_auth = CallerAuth::new(Reloadable::new(callers()), agents, tokens, Metrics::new());
     let app = App::start(loaded.config.clone(), Faults::default()).await.expect("the application starts");
 
     let key = |name: &str| ("X-API-Key", format!("key-of-{name}"));
     let bearer = |token: &str| ("Authorization", format!("Bearer {token}"));
     let basic = || ("Authorization", format!("Basic {}", STANDARD.encode("all:key-of-all")));
-    let own = caller_auth.issue_token(Some((b"all", b"key-of-all"))).expect("a token is given");
+    let own = caller_auth.issue_token(Some((b"all", b"key-of-all")), WantedToken::default()).expect("a token is given");
     let mut candidates = [
         Candidate::new("key", PROFILE, key("all")),
         Candidate::new("bearer key", PROFILE, bearer("key-of-all")),
@@ -140,7 +146,8 @@ fn admission(caller_auth: &CallerAuth, (name, value): &(&'static str, String)) -
     headers.insert(name, HeaderValue::from_str(value).expect("a header value"));
     let started = Instant::now();
     for _ in 0..ADMISSIONS {
-        let admitted = caller_auth.admit(black_box(&headers));
+        // A key or a token of ours is never waited for.
+        let admitted = caller_auth.admit(black_box(&headers), None).now_or_never().expect("nothing is waited for");
         assert!(admitted.is_ok(), "it is admitted");
     }
     started.elapsed() / ADMISSIONS

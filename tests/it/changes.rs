@@ -1,10 +1,13 @@
 //! The change feed: Server-Sent Events of applied invalidations, in each lookup process, and requests of browsers.
 
+use std::collections::BTreeSet;
+
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::edge::{Edge, Pairing, flat};
+use crate::support::edge::{Edge, Pairing, flat, with_sandbox_of};
+use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::redis::RedisServer;
 use crate::support::{PATIENCE, customer, eventually};
 
@@ -134,6 +137,59 @@ async fn a_change_is_heard_in_each_process_whichever_applied_it() {
     }
 }
 
+/// A consumer applies events, and is killed before it acknowledges them; another one gets them again, and more.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_is_heard_once_although_a_consumer_is_killed() {
+    const EACH: u32 = 200;
+    let shared = Pairing::RedisAndRabbit.settings().await;
+    let front =
+        Edge::start_with(&format!("roles = [\"ingest\", \"lookup\"]\n[sandbox]\nlatency = \"0ms\"\n{shared}")).await;
+    let (directory, admin) = (tempfile::tempdir().unwrap(), free_port());
+    let own = format!(
+        "roles = [\"consumer\"]\nhttp.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:{admin}\"\n\
+         consumer.concurrency = 512\nsandbox.enabled = false\n{shared}{}",
+        with_sandbox_of(front.sandbox_address())
+    );
+    let file = configuration(directory.path(), &own).display().to_string();
+    let mut handles = Vec::new();
+    for n in 1..=2 * EACH {
+        handles.push(handle(&front, &customer(n)).await);
+    }
+    let mut streams = Vec::new();
+    for _ in 0..50 {
+        streams.push(Changes::open(&front, "tenantId=10001", None).await.0);
+    }
+    let hear = async |streams: &mut Vec<Changes>, handles: &[String]| {
+        let expected: BTreeSet<&str> = handles.iter().map(String::as_str).collect();
+        for stream in streams {
+            let mut heard = BTreeSet::new();
+            for _ in handles {
+                assert!(heard.insert(stream.change().await.0), "a change is heard once");
+            }
+            assert_eq!(heard.iter().map(String::as_str).collect::<BTreeSet<_>>(), expected);
+        }
+    };
+    let (before, after) = handles.split_at(EACH as usize);
+    let held = [("PROFILE_EDGE_FAULTS", "PauseBeforeAck")];
+    let mut consumer = Process::start(directory.path(), &["run", "--config", &file], &held);
+    for n in 1..=EACH {
+        assert_eq!(front.post_event(&flat(&customer(n))).await.status(), 202);
+    }
+    hear(&mut streams, before).await;
+    consumer.signal("KILL");
+    consumer.ended().await;
+    let mut next = Process::start(directory.path(), &["run", "--config", &file], &[]);
+    for n in EACH + 1..=2 * EACH {
+        assert_eq!(front.post_event(&flat(&customer(n))).await.status(), 202);
+    }
+    // The redelivered events come first, and are not heard again.
+    hear(&mut streams, after).await;
+    next.signal("TERM");
+    assert_eq!(next.ended().await, Some(0), "{}", next.log());
+    drop(streams);
+    front.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_resumes_after_the_last_event_or_says_reset() {
     let edge = Edge::start_with("[sandbox]\nlatency = \"0ms\"\n").await;
@@ -208,6 +264,21 @@ async fn requests_for_streams_are_checked() {
     let (status, problem) = ask("?tenantId=10001", "demo-key").await;
     assert_eq!((status, &problem["code"]), (503, &json!("shed")));
     drop(stream);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_page_of_the_sandbox_loads_nothing_and_may_call() {
+    let edge = Edge::start().await;
+    let origin = format!("http://{}", edge.sandbox_address());
+    let page = edge.client.get(format!("{origin}/")).send().await.unwrap();
+    assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
+    let text = page.text().await.unwrap();
+    assert!(text.contains(&format!("value=\"http://{}\"", edge.public)), "the service is where the sandbox posts to");
+    assert!(!text.contains(" src=") && !text.contains("<link") && !text.contains("@import"));
+    let url = edge.url(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(1)));
+    let request = edge.client.get(url).header("X-API-Key", "demo-key").header("Origin", &origin);
+    assert_eq!(request.send().await.unwrap().headers()["access-control-allow-origin"], origin.as_str());
     edge.stop().await;
 }
 

@@ -63,7 +63,17 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
     let example = key("7b8a2d3c5f4e60918273645566778899aabbccddeeff00112233445566778899");
     let short = TENANT.replace("env:WEBHOOK_SECRET", "sevench");
     let letter = key("CA978112CA1BBDCAFAC231B39A23DC4DA786EFF8147C4E72B9807785AFEE48BB");
-    let mistakes: [(&str, &str, &str); 49] = [
+    let agents = |options: &str| format!("{TENANT}\n[tenant.agents]\nallow = true\n{options}");
+    let (all, long) = (agents(""), agents("fields = [\"id\"]\nrecheck = \"61s\""));
+    let namesake = format!(
+        "{}\n[[caller]]\nname = \"agents\"\nkey_sha256 = \"{}\"\ntenants = []\nfields = []",
+        agents("fields = [\"id\"]"),
+        "ab".repeat(32)
+    );
+    let mistakes: [(&str, &str, &str); 52] = [
+        (&all, "tenant[0].agents.fields", "is missing"),
+        (&long, "tenant[0].agents.recheck", "at most 60s"),
+        (&namesake, "caller[0].name", "agents"),
         ("http.lissen = \"127.0.0.1:0\"", "http.lissen", "the nearest is `listen`"),
         ("[lokup]\nttl = \"1s\"", "lokup", "the nearest is `lookup`"),
         ("[lokup]", "lokup", "the nearest is `lookup`"),
@@ -85,7 +95,11 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         ("roles = []", "roles", "at least one"),
         ("[queue]\nkind = \"amqp\"\n[queue.amqp]\nname = \"a b\"", "queue.amqp.name", "1 to 64 characters"),
         ("store.kind = \"redis\"\nstore.redis.sentinel_password = \"x\"", "store.redis.sentinel_password", "sentinel"),
-        ("store.kind = \"redis\"\nstore.redis.password_file = \"nowhere\"", "store.redis.password_file", "cannot be read"),
+        (
+            "store.kind = \"redis\"\nstore.redis.password_file = \"nowhere\"",
+            "store.redis.password_file",
+            "cannot be read",
+        ),
         ("upstream.max_connection_age = \"0s\"", "upstream.max_connection_age", "1s or longer"),
         ("http.listen = \"0.0.0.0:8080\"\nsecurity.require_tls = false", "http.listen", "demo"),
         ("http.listen = \"0.0.0.0:8080\"\ndemo.allow_remote = true", "http.listen", "security.require_tls"),

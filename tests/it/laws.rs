@@ -52,7 +52,19 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tls", &[]),
     (
         "store",
-        &["breaker", "clock", "domain", "invalid", "max_age", "metrics", "reload", "shutdown", "supervise", "tls"],
+        &[
+            "breaker",
+            "clock",
+            "domain",
+            "invalid",
+            "max_age",
+            "metrics",
+            "reload",
+            "roles",
+            "shutdown",
+            "supervise",
+            "tls",
+        ],
     ),
     ("queue", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"]),
     (
@@ -80,7 +92,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
     ),
     ("lookup", &["clock", "contact", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
-    ("operate", &["clock", "domain", "metrics", "queue", "shutdown", "store", "supervise", "tls"]),
+    (
+        "operate",
+        &["clock", "domain", "ingest", "metrics", "queue", "shutdown", "store", "supervise", "tls", "upstream"],
+    ),
     (
         "doctor",
         &["authorization", "clock", "config", "domain", "ingest", "operate", "queue", "store", "tls", "upstream"],

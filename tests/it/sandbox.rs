@@ -541,7 +541,7 @@ async fn reads_are_counted_by_requested_id_whatever_their_result() {
     play.patch(ONE, json!({})).await;
     assert_eq!(
         play.calls().await,
-        json!({ "contacts": { ONE: 2, TWO: 2, "nobody": 1 }, "total": 5, "bulk": 0, "tokens": 0 })
+        json!({ "contacts": { ONE: 2, TWO: 2, "nobody": 1 }, "total": 5, "bulk": 0, "searches": 0, "tokens": 0, "audits": 0 })
     );
     play.stop().await;
 }

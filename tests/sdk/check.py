@@ -4,6 +4,7 @@ Every call is sent to the sandbox (which answers as Genesys does) and to profile
 During an outage of Genesys, a call must cause one request, not eleven.
 """
 
+import datetime
 import json
 import os
 import subprocess
@@ -125,6 +126,32 @@ def python_sdk(edge):
     print("  python: a cached contact during the outage: served")
 
 
+def audits(edge):
+    """The answers of the sandbox about audits, which `profile-edge replay --from-genesys` reads, fill the models of the SDK."""
+    permissions = ["externalContacts:contact:view", "audits:audit:view"]
+    edge.at_genesys("POST", "/sandbox/behaviour", {"permissions": permissions})
+    for number in range(20, 23):
+        edge.at_genesys("PATCH", f"/api/v2/externalcontacts/contacts/{customer(number)}", {"firstName": "Audited"})
+    client = contacts_at(edge.sandbox_url, "sandbox", "sandbox").api_client
+    api = sdk.AuditApi(client)
+    services = api.get_audits_query_realtime_servicemapping().services
+    assert [service.name for service in services] == ["ExternalContacts"], services
+    now = datetime.datetime.now(datetime.timezone.utc)
+    times = [(now + datetime.timedelta(minutes=by)).strftime("%Y-%m-%dT%H:%M:%SZ") for by in (-60, 1)]
+    query = sdk.AuditRealtimeQueryRequest()
+    query.interval, query.service_name, query.page_number, query.page_size = "/".join(times), "ExternalContacts", 1, 2
+    entity = sdk.AuditQueryFilter()
+    entity.pcProperty, entity.value = "EntityId", customer(21)
+    query.filters = [entity]
+    page = api.post_audits_query_realtime(query)
+    (audit,) = page.entities
+    assert (page.total, page.page_count, page.page_number, page.page_size) == (1, 1, 1, 2), page
+    assert (audit.action, audit.entity_type, audit.entity.id) == ("Update", "Contact", customer(21)), audit
+    assert (audit.service_name, audit.level, audit.status) == ("ExternalContacts", "USER", "SUCCESS"), audit
+    assert abs((audit.event_date - now).total_seconds()) < 60, audit
+    print("  python: audits: parsed")
+
+
 def javascript_sdk(edge):
     script = os.path.join(os.path.dirname(__file__), "javascript.cjs")
     subprocess.run(["node", script, str(edge.public), str(edge.sandbox)], check=True, timeout=120)
@@ -133,6 +160,8 @@ def javascript_sdk(edge):
 def main():
     with Edge() as edge:
         python_sdk(edge)
+    with Edge() as edge:
+        audits(edge)
     if "SDK_JAVASCRIPT" in os.environ:
         with Edge() as edge:
             javascript_sdk(edge)

@@ -44,6 +44,10 @@ KEYS = form(r"\[([0-9a-f]{32}(, [0-9a-f]{32})*)?\]")
 # An entry key: the digest alone, or after its scheme and tenant.
 KEY = form(r"([a-z0-9]{1,16}:[a-z0-9]{1,16}:[A-Za-z0-9._-]{1,64}:)?[0-9a-f]{16,128}")
 WORD = form(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
+# The scope of a token: names of tenants and fields (src/http/auth/scope.rs).
+SCOPE = form(r"(tenant|fields):[A-Za-z0-9._,*-]{1,1024}( (tenant|fields):[A-Za-z0-9._,*-]{1,1024})?")
+# The handle of an agent's token: base64url of 16 bytes.
+HANDLE = form(r"[A-Za-z0-9_-]{22}")
 # Tenants and callers (`is_name` in src/domain/tenant.rs).
 NAME = form(r"[A-Za-z0-9._-]{1,64}")
 # Ids of requests and events; they may be UUIDs, but not phone numbers: long ones have a letter.
@@ -55,7 +59,7 @@ TEXT = object()
 # The fields of audit records: of the chain, lookups, events, webhooks, operator commands, and the audit itself.
 AUDIT = {
     "v": number, "chain": HEX, "seq": number, "time": TIME, "prev": HEX, "hash": HEX, "type": WORD,
-    "request": ID, "caller": NAME, "tenant": NAME, "key": KEY, "decision": WORD, "result": WORD,
+    "request": ID, "caller": NAME, "scope": SCOPE, "agent": HANDLE, "tenant": NAME, "key": KEY, "decision": WORD, "result": WORD,
     "reason": WORD, "fields": words,
     "event": ID, "digest": HEX, "keys": digests, "kind": WORD, "shape": WORD, "verdict": WORD,
     "replayed": number, "redriven": number, "replay": ID, "count": number, "action": WORD, "outcome": WORD,
@@ -75,7 +79,7 @@ LOG = {
     "purpose": WORD, "put_behind": FILE, "queue": TEXT, "rate": number, "ready_after": TEXT, "reason": TEXT,
     "records": number, "replay": ID, "replayed": number, "resume_since": TIME, "sandbox": TEXT, "seq": number,
     "settings": TEXT, "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
-    "total_ms": number, "auth_ms": number, "store_ms": number, "wait_ms": number, "token_ms": number, "fetch_ms": number, "fill_ms": number,
+    "total_ms": number, "auth_ms": number, "store_ms": number, "wait_ms": number, "token_ms": number, "connect_ms": number, "fetch_ms": number, "fill_ms": number,
     "suppressed": number, "tenant": NAME, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
 }  # fmt: skip
 # Objects whose fields follow the same rules.

@@ -25,6 +25,8 @@ fn records_keep_the_order_and_the_form_of_their_members() {
     let denied = LookupRecord {
         request: None,
         caller: None,
+        scope: None,
+        agent: None,
         tenant: None,
         key: None,
         by: None,
@@ -40,6 +42,8 @@ fn records_keep_the_order_and_the_form_of_their_members() {
             AuditRecord::Lookup(LookupRecord {
                 request: request.clone(),
                 caller: Some("a\\b".into()),
+                scope: Some("tenant:10001".into()),
+                agent: Some("handle".into()),
                 tenant,
                 key: Some(key),
                 by: Some(LookupBy::Phone),
@@ -47,7 +51,7 @@ fn records_keep_the_order_and_the_form_of_their_members() {
                 duration_ms: 1.5,
             }),
             format!(
-                r#""type":"lookup","request":"a\"b","caller":"a\\b","tenant":"10001","key":"{key}","by":"phone","decision":"allowed","result":"hit","fields":["*"],"duration_ms":1.5"#
+                r#""type":"lookup","request":"a\"b","caller":"a\\b","scope":"tenant:10001","agent":"handle","tenant":"10001","key":"{key}","by":"phone","decision":"allowed","result":"hit","fields":["*"],"duration_ms":1.5"#
             ),
         ),
         (

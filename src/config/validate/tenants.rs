@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use sha2::{Digest, Sha256};
 
 use crate::domain::LookupBy;
+use crate::http::auth::agents::AGENTS;
 use crate::http::auth::callers;
 use crate::ingest::authenticate;
 
@@ -44,6 +45,11 @@ fn tenants(config: &Config, found: &mut Vec<SettingError>) {
         }
         jitter(&format!("tenant[{index}].ttl_jitter"), tenant.lookup.ttl_jitter, found);
         upstream(config, index, tenant, found);
+        if let Some(agents) = &tenant.agents {
+            let path = format!("tenant[{index}].agents");
+            unkeyed_identifiers(config, &path, &agents.lookup_by, found);
+            found.extend(agents.validate().err().map(|error| invalid(&path, error)));
+        }
         for (number, webhook) in tenant.webhooks.iter().enumerate() {
             if let Err(error) = webhook.validate() {
                 found.push(invalid(&format!("tenant[{index}].webhook[{number}]"), error));
@@ -99,22 +105,32 @@ fn callers(config: &Config, found: &mut Vec<SettingError>) {
     found.extend(
         faults.map(|fault| SettingError::new(format!("caller[{}].{}", fault.index, fault.field), fault.reason)),
     );
+    let has_agents = config.tenants.iter().any(|tenant| tenant.agents.as_ref().is_some_and(|agents| agents.allow));
     for (index, caller) in config.callers.iter().enumerate() {
-        if let Some(by) = caller.lookup_by.iter().find(|by| **by != LookupBy::CustomerId)
-            && config.keys.identifier_hasher().is_none()
-        {
-            let reason = format!(
-                "\"{}\" needs keys.secret: without a key, anyone who can read the store could find out phone numbers by trial",
-                by.as_str()
-            );
-            found.push(SettingError::new(format!("caller[{index}].lookup_by"), reason));
+        if has_agents && caller.name == AGENTS {
+            let reason = "is the name of the agents whom a tenant allows: choose another";
+            found.push(SettingError::new(format!("caller[{index}].name"), reason));
         }
+        unkeyed_identifiers(config, &format!("caller[{index}]"), &caller.lookup_by, found);
         for tenant in &caller.tenants {
             if !config.tenants.iter().any(|known| known.id == *tenant) {
                 let reason = format!("{tenant} is not a configured tenant");
                 found.push(SettingError::new(format!("caller[{index}].tenants"), reason));
             }
         }
+    }
+}
+
+/// Refuses lookups by identifiers whose digests could be found out.
+fn unkeyed_identifiers(config: &Config, path: &str, lookup_by: &[LookupBy], found: &mut Vec<SettingError>) {
+    if let Some(by) = lookup_by.iter().find(|by| **by != LookupBy::CustomerId)
+        && config.keys.identifier_hasher().is_none()
+    {
+        let reason = format!(
+            "\"{}\" needs keys.secret: without a key, anyone who can read the store could find out phone numbers by trial",
+            by.as_str()
+        );
+        found.push(SettingError::new(format!("{path}.lookup_by"), reason));
     }
 }
 

@@ -1,25 +1,31 @@
 //! Authentication of callers: who sends a lookup, and whether its rate limit allows it.
 //!
 //! A caller presents its key in `X-API-Key`, as a bearer token (RFC 6750), or with its name in Basic authentication
-//! (RFC 7617); or it presents a token that it got for them ([`TokenSigner`]). A request must have exactly one of these:
-//! with two it is not clear which caller is meant. Every failure gets the same answer.
+//! (RFC 7617); or it presents a token that it got for them ([`TokenSigner`]), which may be narrower than it ([`TokenScope`]). Where
+//! a tenant allows it, an agent presents its own Genesys token ([`Agents`]). A request must have exactly one of these: with two
+//! it is not clear which caller is meant. Every failure gets the same answer.
 
 use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode;
 
+use crate::audit::DenialReason;
 use crate::authorization::Authorization;
 use crate::domain::Secret;
+use crate::lookup::LookupError;
 use crate::metrics::{self, Metrics};
 use crate::reload::Reloadable;
 
+use crate::http::auth::agents::{AdmittedAgent, AgentToken, Agents};
 use crate::http::auth::callers::{Caller, Callers};
 use crate::http::auth::jwt::TokenSigner;
 use crate::http::auth::profile_handles::ProfileHandles;
 use crate::http::auth::rate_limit::RateExceeded;
+use crate::http::auth::scope::TokenScope;
 use crate::http::response::problem::Problem;
 use crate::http::response::rate_limit_headers::Allowance;
 
@@ -29,6 +35,7 @@ pub struct CallerAuth {
     /// The configured callers. After a reload, rate limits and tokens stay valid for a caller with the same name and key.
     callers: Reloadable<Callers>,
     tokens: TokenSigner,
+    agents: Arc<Agents>,
     handles: ProfileHandles,
     metrics: Arc<Metrics>,
 }
@@ -40,15 +47,28 @@ pub struct Admitted {
     pub caller: Arc<Caller>,
     /// What is left of its rate limit, if it has one.
     pub allowance: Option<Allowance>,
+    /// The time until its token ends, or must be verified again; absent: it has none.
+    pub valid_for: Option<Duration>,
 }
 
 /// A request that failed authentication or exceeds the rate limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RefusedCaller {
     /// The answer.
     pub problem: Problem,
-    /// The name of the caller, if it is authenticated.
-    pub caller: Option<Arc<str>>,
+    /// The caller, if it is authenticated.
+    pub caller: Option<Arc<Caller>>,
+    /// Why it is refused.
+    pub reason: DenialReason,
+}
+
+/// What a caller asks of a token.
+#[derive(Debug, Default)]
+pub struct WantedToken {
+    /// What it may do; absent: all that the caller may.
+    pub scope: Option<TokenScope>,
+    /// Its lifetime; absent or longer than allowed: the longest.
+    pub lifetime: Option<Duration>,
 }
 
 /// A token for an authenticated caller.
@@ -58,14 +78,33 @@ pub struct IssuedToken {
     pub token: Secret,
     /// Its lifetime, in seconds.
     pub expires_in: u64,
+    /// What it may do; absent: all that the caller may.
+    pub scope: Option<TokenScope>,
+}
+
+/// Why no token is issued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RefusedToken {
+    /// The name or the key is missing or wrong.
+    WrongClient,
+    /// The scope is wider than the rights of this caller.
+    WiderScope(Arc<str>),
+}
+
+/// Who sends a request.
+enum Presented {
+    /// This caller, with the time until its token ends.
+    Caller(Arc<Caller>, Option<Duration>),
+    /// Perhaps an agent.
+    Agent(AgentToken),
 }
 
 impl CallerAuth {
-    /// Creates the authentication of these callers.
+    /// Creates the authentication of these callers and agents.
     #[must_use]
-    pub fn new(callers: Reloadable<Callers>, tokens: TokenSigner, metrics: Arc<Metrics>) -> Self {
+    pub fn new(callers: Reloadable<Callers>, agents: Arc<Agents>, tokens: TokenSigner, metrics: Arc<Metrics>) -> Self {
         let handles = ProfileHandles::new(&tokens.derive_key("profile handles"));
-        Self { callers, tokens, handles, metrics }
+        Self { callers, tokens, agents, handles, metrics }
     }
 
     /// Returns what computes the handles of customers.
@@ -78,19 +117,33 @@ impl CallerAuth {
     ///
     /// # Errors
     ///
-    /// 401, with the same text for every missing or wrong credential; 429 when the rate limit is reached.
-    pub fn admit(&self, headers: &HeaderMap) -> Result<Admitted, RefusedCaller> {
-        let Some(caller) = self.authenticate(headers) else {
-            self.metrics.auth_failures.with(metrics::AuthEndpoint::Lookup).increment(1);
-            let problem = Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "a valid caller key or token is needed, in X-API-Key or in Authorization",
-            );
-            return Err(RefusedCaller { problem, caller: None });
+    /// 401, with the same text for every missing or wrong credential; 429 when the rate limit is reached; 502 or 503 if Genesys
+    /// does not say whether the token of an agent is valid.
+    pub async fn admit(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Admitted, RefusedCaller> {
+        let (caller, valid_for) = match self.authenticate(headers, query) {
+            Some(Presented::Caller(caller, valid_for)) => (caller, valid_for),
+            // Boxed, so that the future of other requests stays small.
+            Some(Presented::Agent(token)) => match Box::pin(self.agents.admit(token)).await {
+                Ok(Some(AdmittedAgent { caller, valid_for })) => (caller, Some(valid_for)),
+                Ok(None) => return Err(self.unauthorized()),
+                Err(error) => {
+                    let problem = Problem::of_failure(&LookupError::Upstream(error));
+                    return Err(RefusedCaller { problem, caller: None, reason: DenialReason::Unverified });
+                }
+            },
+            None => return Err(self.unauthorized()),
         };
-        let allowance = self.count(&caller, NonZeroU32::MIN)?;
-        Ok(Admitted { caller, allowance })
+        match self.count(&caller, NonZeroU32::MIN) {
+            Ok(allowance) => Ok(Admitted { caller, allowance, valid_for }),
+            Err(problem) => Err(RefusedCaller { problem, caller: Some(caller), reason: DenialReason::Rate }),
+        }
+    }
+
+    fn unauthorized(&self) -> RefusedCaller {
+        self.metrics.auth_failures.with(metrics::AuthEndpoint::Lookup).increment(1);
+        let detail = "a valid caller key or token is needed, in X-API-Key or in Authorization";
+        let problem = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+        RefusedCaller { problem, caller: None, reason: DenialReason::Unauthorized }
     }
 
     /// Counts lookups against a caller's rate limit, and returns what is left of it, if it has one.
@@ -98,16 +151,24 @@ impl CallerAuth {
     /// # Errors
     ///
     /// 429 when the rate limit is reached.
-    pub fn count(&self, caller: &Caller, lookups: NonZeroU32) -> Result<Option<Allowance>, RefusedCaller> {
+    pub fn count(&self, caller: &Caller, lookups: NonZeroU32) -> Result<Option<Allowance>, Problem> {
         let counted = caller.rate.as_ref().map(|rate| rate.count(lookups));
-        counted.transpose().map_err(|exceeded| self.over_rate(caller, exceeded))
+        counted.transpose().map_err(|exceeded| self.over_rate(exceeded))
     }
 
-    /// Issues a token for a caller's name and key; `None` if they are missing or wrong.
+    /// Issues a token for a caller's name and key.
     ///
     /// Clients that follow RFC 6749 section 2.3.1 percent-encode both before Basic authentication, Genesys' SDKs do not;
     /// both forms are accepted.
-    pub fn issue_token(&self, client: Option<(&[u8], &[u8])>) -> Option<IssuedToken> {
+    ///
+    /// # Errors
+    ///
+    /// The name or key is missing or wrong, or the scope is wider than what the caller may.
+    pub fn issue_token(
+        &self,
+        client: Option<(&[u8], &[u8])>,
+        wanted: WantedToken,
+    ) -> Result<IssuedToken, RefusedToken> {
         let callers = self.callers.load();
         let plain = |name: &[u8], key: &[u8]| with_name_and_key(&callers, name, key);
         let caller = client.and_then(|(name, key)| {
@@ -118,37 +179,63 @@ impl CallerAuth {
         });
         let Some(caller) = caller else {
             self.metrics.auth_failures.with(metrics::AuthEndpoint::Token).increment(1);
-            return None;
+            return Err(RefusedToken::WrongClient);
         };
-        let token = self.tokens.issue(&caller.name, &caller.key);
-        Some(IssuedToken { token: Secret::new(token), expires_in: self.tokens.lifetime().as_secs() })
+        let WantedToken { scope, lifetime } = wanted;
+        if scope.as_ref().is_some_and(|scope| caller.narrowed(scope).is_none()) {
+            return Err(RefusedToken::WiderScope(Arc::clone(&caller.name)));
+        }
+        let longest = self.tokens.lifetime();
+        let lifetime = lifetime.map_or(longest, |lifetime| lifetime.min(longest));
+        let text = scope.as_ref().map(|scope| &**scope.text());
+        let token = Secret::new(self.tokens.issue(&caller.name, &caller.key, text, lifetime));
+        Ok(IssuedToken { token, expires_in: lifetime.as_secs(), scope })
     }
 
-    fn authenticate(&self, headers: &HeaderMap) -> Option<Arc<Caller>> {
+    /// Returns the caller of a token.
+    fn of_token(&self, callers: &Callers, token: &[u8]) -> Option<Presented> {
+        let verified = self.tokens.verify(token)?;
+        let caller = callers.named(&verified.caller)?;
+        if !self.tokens.is_for(&verified, &caller.key) {
+            return None;
+        }
+        let caller = match &verified.scope {
+            None => Arc::clone(caller),
+            // The caller may have lost rights since.
+            Some(scope) => Arc::new(caller.narrowed(&scope.parse().ok()?)?),
+        };
+        Some(Presented::Caller(caller, Some(verified.expires_in)))
+    }
+
+    fn authenticate(&self, headers: &HeaderMap, query: Option<&str>) -> Option<Presented> {
         let callers = self.callers.load();
         let mut api_keys = headers.get_all("x-api-key").iter();
         match (api_keys.next(), api_keys.next(), Authorization::of(headers).ok()?) {
-            (Some(key), None, None) => callers.with_key(key.as_bytes()).cloned(),
+            (Some(key), None, None) => callers.with_key(key.as_bytes()).map(of_caller),
             (None, None, Some(Authorization::Bearer(token))) if TokenSigner::is_token(token) => {
-                let verified = self.tokens.verify(token)?;
-                let caller = callers.named(&verified.caller)?;
-                self.tokens.is_for(&verified, &caller.key).then(|| Arc::clone(caller))
+                self.of_token(&callers, token)
             }
-            (None, None, Some(Authorization::Bearer(key))) => callers.with_key(key).cloned(),
+            (None, None, Some(Authorization::Bearer(key))) => match callers.with_key(key) {
+                Some(caller) => Some(of_caller(caller)),
+                None => self.agents.presented(key, headers, query).map(Presented::Agent),
+            },
             (None, None, Some(Authorization::Basic(pair))) => {
-                with_name_and_key(&callers, pair.user(), pair.password()).cloned()
+                with_name_and_key(&callers, pair.user(), pair.password()).map(of_caller)
             }
             (Some(_), Some(_), _) | (Some(_), None, Some(_)) | (None, _, None) | (None, Some(_), _) => None,
         }
     }
 
-    fn over_rate(&self, caller: &Caller, exceeded: RateExceeded) -> RefusedCaller {
+    fn over_rate(&self, exceeded: RateExceeded) -> Problem {
         self.metrics.lookup_throttled.increment(1);
         let detail = "too many lookups of this caller per second";
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_exceeded", detail);
-        let problem = problem.retry_after(exceeded.retry_after).allowance(exceeded.allowance);
-        RefusedCaller { problem, caller: Some(Arc::clone(&caller.name)) }
+        problem.retry_after(exceeded.retry_after).allowance(exceeded.allowance)
     }
+}
+
+fn of_caller(caller: &Arc<Caller>) -> Presented {
+    Presented::Caller(Arc::clone(caller), None)
 }
 
 /// Returns the caller with this name and key. The key is checked first, so that nobody can probe for names.
@@ -168,17 +255,37 @@ mod tests {
 
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
+    use futures_util::FutureExt;
     use http::HeaderValue;
 
     use crate::clock::SystemClock;
     use crate::http::auth::callers::Config;
     use crate::http::auth::callers::tests::config;
+    use crate::shutdown::Shutdown;
+    use crate::upstream::agents::AgentVerifiers;
 
     use super::*;
 
     fn auth(configs: &[Config]) -> CallerAuth {
         let tokens = TokenSigner::new(None, Duration::from_secs(60), SystemClock::shared()).unwrap();
-        CallerAuth::new(Reloadable::new(Callers::new(configs).unwrap()), tokens, Metrics::new())
+        let (verifiers, shutdown) = (AgentVerifiers::default(), Shutdown::default());
+        let agents = Agents::new([], verifiers, &[0; 32], shutdown).unwrap();
+        CallerAuth::new(Reloadable::new(Callers::new(configs).unwrap()), agents, tokens, Metrics::new())
+    }
+
+    /// Without agents nothing waits.
+    fn admit(auth: &CallerAuth, pairs: &[(&'static str, &str)]) -> Result<Admitted, RefusedCaller> {
+        auth.admit(&headers(pairs), None).now_or_never().unwrap()
+    }
+
+    fn token(auth: &CallerAuth, name: &str, key: &str, wanted: WantedToken) -> Result<IssuedToken, RefusedToken> {
+        auth.issue_token(Some((name.as_bytes(), key.as_bytes())), wanted)
+    }
+
+    fn bearer(auth: &CallerAuth, name: &str, key: &str, scope: Option<&str>) -> String {
+        let scope = scope.map(|scope| scope.parse().unwrap());
+        let issued = token(auth, name, key, WantedToken { scope, lifetime: None }).unwrap();
+        format!("bearer {}", issued.token.expose())
     }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -190,14 +297,14 @@ mod tests {
     }
 
     fn admitted(auth: &CallerAuth, pairs: &[(&'static str, &str)]) -> Option<String> {
-        auth.admit(&headers(pairs)).ok().map(|admitted| admitted.caller.name.to_string())
+        admit(auth, pairs).ok().map(|admitted| admitted.caller.name.to_string())
     }
 
     #[test]
     fn keys_and_tokens_are_accepted_in_every_supported_header() {
         let auth = auth(&[config("architect", "demo-key")]);
         let basic = format!("Basic {}", STANDARD.encode("architect:demo-key"));
-        let token = format!("bearer {}", auth.issue_token(Some((b"architect", b"demo-key"))).unwrap().token.expose());
+        let token = bearer(&auth, "architect", "demo-key", None);
         let headers = [("x-api-key", "demo-key"), ("authorization", "Bearer demo-key"), ("authorization", &basic)];
         for pair in headers.into_iter().chain([("authorization", token.as_str())]) {
             assert_eq!(admitted(&auth, &[pair]).as_deref(), Some("architect"));
@@ -208,9 +315,8 @@ mod tests {
     fn every_wrong_credential_gets_the_same_answer() {
         let auth = auth(&[config("architect", "demo-key")]);
         let other = format!("Basic {}", STANDARD.encode("someone:demo-key"));
-        let issued = auth.issue_token(Some((b"architect", b"demo-key"))).unwrap();
-        let token = issued.token.expose();
-        let altered = format!("Bearer {token}x");
+        let bearer = bearer(&auth, "architect", "demo-key", None);
+        let (token, altered) = (bearer.trim_start_matches("bearer "), format!("{bearer}x"));
         let attempts: [&[(&'static str, &str)]; 10] = [
             &[],
             &[("x-api-key", "demo-kez")],
@@ -223,16 +329,16 @@ mod tests {
             &[("x-api-key", "demo-key"), ("authorization", "Bearer demo-key")],
             &[("x-api-key", "demo-key"), ("x-api-key", "demo-key")],
         ];
-        let first = auth.admit(&headers(attempts[0])).unwrap_err();
+        let first = admit(&auth, attempts[0]).unwrap_err().problem;
         for attempt in attempts {
-            assert_eq!(auth.admit(&headers(attempt)).unwrap_err(), first);
+            assert_eq!(admit(&auth, attempt).unwrap_err().problem, first);
         }
     }
 
     #[test]
     fn a_token_is_valid_only_while_its_caller_has_the_same_key() {
         let auth = auth(&[config("a", "one")]);
-        let token = format!("Bearer {}", auth.issue_token(Some((b"a", b"one"))).unwrap().token.expose());
+        let token = bearer(&auth, "a", "one", None);
         let admitted = || admitted(&auth, &[("authorization", &token)]);
         auth.callers.replace(Callers::new(&[config("b", "two"), config("a", "one")]).unwrap());
         assert_eq!(admitted().as_deref(), Some("a"));
@@ -247,11 +353,39 @@ mod tests {
     #[test]
     fn a_token_is_issued_for_a_matching_name_and_key_encoded_or_not() {
         let auth = auth(&[config("a", "k+/%="), config("other", "plain")]);
-        assert!(auth.issue_token(Some((b"a", b"k+/%="))).is_some());
-        assert!(auth.issue_token(Some((b"a", b"k%2B%2F%25%3D"))).is_some());
-        assert!(auth.issue_token(Some((b"%61", b"k%2b%2f%25%3d"))).is_some());
+        let issued = |name, key| token(&auth, name, key, WantedToken::default());
+        assert!(issued("a", "k+/%=").is_ok());
+        assert!(issued("a", "k%2B%2F%25%3D").is_ok());
+        assert!(issued("%61", "k%2b%2f%25%3d").is_ok());
         for (name, key) in [("a", "plain"), ("other", "k+/%="), ("a", ""), ("", "plain"), ("other", "PLAIN")] {
-            assert!(auth.issue_token(Some((name.as_bytes(), key.as_bytes()))).is_none(), "{name}");
+            assert_eq!(issued(name, key).unwrap_err(), RefusedToken::WrongClient, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_scoped_token_has_a_part_of_the_rights_while_its_caller_has_them() {
+        let auth = auth(&[Config { fields: vec!["id".to_owned()], ..config("a", "one") }]);
+        let scope = |scope: &str| WantedToken { scope: Some(scope.parse().unwrap()), lifetime: None };
+        assert_eq!(token(&auth, "a", "one", scope("fields:*")).unwrap_err(), RefusedToken::WiderScope("a".into()));
+        let bearer = bearer(&auth, "a", "one", Some("tenant:10001 fields:id"));
+        let admitted = || admit(&auth, &[("authorization", &bearer)]);
+        let caller = admitted().unwrap().caller;
+        assert_eq!((&*caller.name, caller.scope.as_deref()), ("a", Some("tenant:10001 fields:id")));
+        auth.callers
+            .replace(Callers::new(&[Config { fields: vec!["title".to_owned()], ..config("a", "one") }]).unwrap());
+        assert_eq!(admitted().unwrap_err().reason, DenialReason::Unauthorized);
+    }
+
+    #[test]
+    fn the_lifetime_of_a_token_is_bounded() {
+        let auth = auth(&[config("a", "one")]);
+        for (asked, granted) in [(None, 60), (Some(7), 7), (Some(600), 60)] {
+            let wanted = WantedToken { scope: None, lifetime: asked.map(Duration::from_secs) };
+            let issued = token(&auth, "a", "one", wanted).unwrap();
+            assert_eq!(issued.expires_in, granted);
+            let bearer = format!("Bearer {}", issued.token.expose());
+            let valid_for = admit(&auth, &[("authorization", &bearer)]).unwrap().valid_for.unwrap();
+            assert!(valid_for.as_secs() <= granted && valid_for.as_secs() + 2 >= granted, "{valid_for:?}");
         }
     }
 
@@ -259,10 +393,10 @@ mod tests {
     fn a_caller_over_its_rate_is_refused_and_others_are_admitted() {
         let slow = Config { requests_per_second: 1, ..config("slow", "s") };
         let auth = auth(&[slow, config("quick", "q")]);
-        let request = |key| auth.admit(&headers(&[("x-api-key", key)]));
+        let request = |key| admit(&auth, &[("x-api-key", key)]);
         let refused = std::iter::repeat_with(|| request("s")).take(1000).find_map(Result::err).unwrap();
         assert_eq!(refused.problem.status(), StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(refused.caller.as_deref(), Some("slow"));
+        assert_eq!(refused.caller.map(|caller| caller.name.to_string()).as_deref(), Some("slow"));
         assert!(request("q").unwrap().allowance.is_none());
     }
 }

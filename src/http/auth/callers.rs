@@ -20,6 +20,7 @@ use subtle::ConstantTimeEq;
 
 use crate::domain::{LookupBy, TenantId, is_name};
 use crate::http::auth::field_set::FieldSet;
+use crate::http::auth::scope::TokenScope;
 use crate::upstream::Requester;
 
 use crate::http::auth::rate_limit::CallerRate;
@@ -50,12 +51,12 @@ pub struct Config {
     pub timing: bool,
 }
 
-fn by_id_only() -> Vec<LookupBy> {
+pub(super) fn by_id_only() -> Vec<LookupBy> {
     vec![LookupBy::CustomerId]
 }
 
 /// An authenticated caller.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Caller {
     /// Its configured name.
     pub name: Arc<str>,
@@ -67,10 +68,14 @@ pub struct Caller {
     pub may_refresh: bool,
     /// Whether its answers have the header `Server-Timing`.
     pub timing: bool,
+    /// What is left of its rights with the token of this request, if that is narrower.
+    pub scope: Option<Arc<str>>,
+    /// The handle of the agent's token, if the caller is an agent.
+    pub agent: Option<Arc<str>>,
     /// The hash of its key.
     pub key: KeyDigest,
-    tenants: Vec<TenantId>,
-    lookup_by: Vec<LookupBy>,
+    pub(super) tenants: Vec<TenantId>,
+    pub(super) lookup_by: Vec<LookupBy>,
 }
 
 /// All configured callers. A reload replaces them all at once.
@@ -180,8 +185,9 @@ impl Callers {
                 running.map_or_else(|| Arc::new(CallerRate::per_second(requests)), Arc::clone)
             });
             let (name, may_refresh, timing) = (config.name.as_str().into(), config.may_refresh, config.timing);
-            let lookup_by = config.lookup_by.clone();
-            let caller = Arc::new(Caller { name, fields, rate, may_refresh, timing, key, tenants, lookup_by });
+            let (scope, agent, lookup_by) = (None, None, config.lookup_by.clone());
+            let caller =
+                Arc::new(Caller { name, fields, rate, may_refresh, timing, scope, agent, key, tenants, lookup_by });
             callers.by_key.insert(caller.key, Arc::clone(&caller));
             callers.by_name.insert(Arc::clone(&caller.name), caller);
         }
@@ -212,6 +218,25 @@ impl Caller {
     #[must_use]
     pub fn requester(&self) -> Requester {
         Requester::Caller(Arc::clone(&self.name))
+    }
+
+    /// Returns this caller with no more rights than a scope names; `None` if the scope is wider than its rights.
+    #[must_use]
+    pub fn narrowed(&self, scope: &TokenScope) -> Option<Self> {
+        let (mut tenants, mut fields) = (self.tenants.clone(), self.fields.clone());
+        if let Some(tenant) = &scope.tenant {
+            if !self.may_read(tenant) {
+                return None;
+            }
+            tenants = vec![tenant.clone()];
+        }
+        if let Some(named) = &scope.fields {
+            if !self.fields.covers(named) {
+                return None;
+            }
+            fields = named.clone();
+        }
+        Some(Self { tenants, fields, scope: Some(Arc::clone(scope.text())), ..self.clone() })
     }
 
     /// Returns whether the caller may look up a tenant's customers.
@@ -312,6 +337,23 @@ pub(in crate::http) mod tests {
         assert!(!of(&[]).may_read(&tenant("1")));
         assert_eq!(of(&["1", "1"]).only_tenant(), Some(&tenant("1")));
         assert_eq!((of(&[]).only_tenant(), of(&["1", "2"]).only_tenant()), (None, None));
+    }
+
+    #[test]
+    fn a_scope_narrows_a_caller_and_never_widens_it() {
+        let tenants = ["1", "2"].map(|id| id.parse().unwrap()).to_vec();
+        let fields = vec!["id".to_owned(), "workPhone".to_owned()];
+        let callers = Callers::new(&[Config { tenants, fields, ..config("a", "k") }]).unwrap();
+        let caller = callers.named("a").unwrap();
+        let narrowed = |scope: &str| caller.narrowed(&scope.parse().unwrap());
+        let one = narrowed("tenant:1 fields:id,workPhone.e164").unwrap();
+        assert_eq!(one.only_tenant(), Some(&"1".parse().unwrap()));
+        assert!(!one.fields.covers(&caller.fields) && caller.fields.covers(&one.fields));
+        assert_eq!(one.scope.as_deref(), Some("tenant:1 fields:id,workPhone.e164"));
+        assert_eq!(narrowed("fields:id").unwrap().only_tenant(), None);
+        for wider in ["tenant:3", "fields:*", "fields:lastName", "tenant:1 fields:id,lastName"] {
+            assert!(narrowed(wider).is_none(), "{wider}");
+        }
     }
 
     #[test]

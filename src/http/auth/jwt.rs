@@ -1,8 +1,8 @@
 //! Tokens: a caller exchanges its name and key for one, and presents it instead of them.
 //!
 //! A token is a JSON Web Token (RFC 7519) signed with HMAC-SHA-256 (RFC 7518 section 3.2). It contains the caller's name,
-//! its expiry, and a name of the caller's key: when the key is changed or removed, its tokens become invalid, without a
-//! revocation list.
+//! its expiry, its scope if it has one, and a name of the caller's key: when the key is changed or removed, its tokens become
+//! invalid, without a revocation list.
 //!
 //! Only this service writes and reads the tokens, so nothing is negotiated: the first part must be, byte for byte, the one
 //! header that we write. A token with `alg` none or any other algorithm is invalid; no code reads its header. The signature
@@ -54,6 +54,9 @@ struct Claims<'a> {
     exp: i64,
     /// The name of the caller's key; only the signing key can compute it.
     key: &'a str,
+    /// What it may do of all that its caller may (RFC 8693 section 4.2); absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a str>,
 }
 
 /// A token with a valid signature that has not expired.
@@ -61,6 +64,10 @@ struct Claims<'a> {
 pub struct VerifiedToken {
     /// The name of its caller.
     pub caller: String,
+    /// What it may do of all that its caller may.
+    pub scope: Option<String>,
+    /// The time until it expires.
+    pub expires_in: Duration,
     /// The name of the key that it was issued for.
     key: String,
 }
@@ -92,18 +99,19 @@ impl TokenSigner {
         self.key.clone().chain_update(purpose).chain_update([1]).finalize().into_bytes().into()
     }
 
-    /// Returns the lifetime of a token.
+    /// Returns the longest lifetime of a token.
     #[must_use]
     pub const fn lifetime(&self) -> Duration {
         self.lifetime
     }
 
-    /// Issues a token for the caller with this name and key.
+    /// Issues a token for the caller with this name and key, for this scope and time.
     #[must_use]
-    pub fn issue(&self, caller: &str, key: &KeyDigest) -> String {
+    pub fn issue(&self, caller: &str, key: &KeyDigest, scope: Option<&str>, lifetime: Duration) -> String {
         let now = self.seconds();
-        let lifetime = i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX);
-        let claims = Claims { sub: caller, iat: now, exp: now.saturating_add(lifetime), key: &self.name_of(key) };
+        let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+        let (exp, key) = (now.saturating_add(lifetime), self.name_of(key, scope));
+        let claims = Claims { sub: caller, iat: now, exp, key: &key, scope };
         // Strings and numbers always serialize.
         let claims = serde_json::to_vec(&claims).unwrap_or_default();
         let mut token = String::from(HEADER);
@@ -132,20 +140,24 @@ impl TokenSigner {
         self.key.clone().chain_update(signed).verify_slice(&signature).ok()?;
         let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
         let claims: Claims<'_> = serde_json::from_slice(&claims).ok()?;
-        (self.seconds() < claims.exp)
-            .then(|| VerifiedToken { caller: claims.sub.to_owned(), key: claims.key.to_owned() })
+        let left = claims.exp.checked_sub(self.seconds()).and_then(|left| u64::try_from(left).ok());
+        let expires_in = Duration::from_secs(left.filter(|left| *left > 0)?);
+        let (caller, scope, key) = (claims.sub.to_owned(), claims.scope.map(str::to_owned), claims.key.to_owned());
+        Some(VerifiedToken { caller, scope, expires_in, key })
     }
 
     /// Returns whether a token was issued for this key.
     #[must_use]
     pub fn is_for(&self, token: &VerifiedToken, key: &KeyDigest) -> bool {
-        token.key.as_bytes().ct_eq(self.name_of(key).as_bytes()).into()
+        token.key.as_bytes().ct_eq(self.name_of(key, token.scope.as_deref()).as_bytes()).into()
     }
 
-    /// Returns the name of a caller's key: a keyed hash, so that it does not help to guess the key.
-    fn name_of(&self, key: &KeyDigest) -> String {
+    /// Returns the name of a caller's key: a keyed hash, so that it does not help to guess the key. It covers the scope: versions
+    /// that know no scopes must refuse such a token, and not take it for one with all rights.
+    fn name_of(&self, key: &KeyDigest, scope: Option<&str>) -> String {
         // No token begins like this, so a signature is never a valid name, nor a name a valid signature.
-        let name = self.key.clone().chain_update(b"caller key:").chain_update(key.as_bytes()).finalize();
+        let name = self.key.clone().chain_update(b"caller key:").chain_update(key.as_bytes());
+        let name = name.chain_update(scope.unwrap_or_default()).finalize();
         URL_SAFE_NO_PAD.encode(&name.into_bytes()[..16])
     }
 
@@ -187,7 +199,7 @@ mod tests {
     #[test]
     fn a_token_is_bound_to_its_caller_and_key() {
         let tokens = tokens(1);
-        let token = tokens.issue("desktop", &key("k"));
+        let token = tokens.issue("desktop", &key("k"), None, HOUR);
         let valid = tokens.verify(token.as_bytes()).unwrap();
         assert_eq!(valid.caller, "desktop");
         assert!(tokens.is_for(&valid, &key("k")));
@@ -196,19 +208,29 @@ mod tests {
     }
 
     #[test]
+    fn the_scope_of_a_token_cannot_be_removed() {
+        let tokens = tokens(1);
+        let token = tokens.issue("desktop", &key("k"), Some("tenant:1"), HOUR);
+        let valid = tokens.verify(token.as_bytes()).unwrap();
+        assert_eq!(valid.scope.as_deref(), Some("tenant:1"));
+        assert!(tokens.is_for(&valid, &key("k")));
+        assert!(!tokens.is_for(&VerifiedToken { scope: None, ..valid }, &key("k")), "as an older version reads it");
+    }
+
+    #[test]
     fn only_processes_with_the_same_secret_accept_a_token() {
-        let token = tokens(1).issue("desktop", &key("k"));
+        let token = tokens(1).issue("desktop", &key("k"), None, HOUR);
         assert!(tokens(1).verify(token.as_bytes()).is_some());
         assert!(tokens(2).verify(token.as_bytes()).is_none());
         let lone = || TokenSigner::new(None, HOUR, SystemClock::shared()).unwrap();
-        assert!(lone().verify(lone().issue("desktop", &key("k")).as_bytes()).is_none());
+        assert!(lone().verify(lone().issue("desktop", &key("k"), None, HOUR).as_bytes()).is_none());
     }
 
     #[test]
     fn a_token_expires() {
         let clock = ManualClock::at(Timestamp::from_millis(1_700_000_000_000));
         let tokens = TokenSigner::new(Some(&secret(1)), HOUR, clock.clone()).unwrap();
-        let token = tokens.issue("desktop", &key("k"));
+        let token = tokens.issue("desktop", &key("k"), None, HOUR);
         clock.advance(HOUR - Duration::from_secs(1));
         assert!(tokens.verify(token.as_bytes()).is_some());
         clock.advance(Duration::from_secs(1));
@@ -243,7 +265,7 @@ mod tests {
         #[test]
         fn a_token_with_one_changed_byte_is_refused(at in 0usize..1000, to in any::<u8>()) {
             let tokens = tokens(1);
-            let mut token = tokens.issue("desktop", &key("k")).into_bytes();
+            let mut token = tokens.issue("desktop", &key("k"), None, HOUR).into_bytes();
             let at = at % token.len();
             prop_assume!(token[at] != to);
             token[at] = to;

@@ -1,8 +1,11 @@
-//! Callers: their credentials, tokens and rate limits, and the fields that each may read.
+//! Callers: their credentials, tokens and rate limits, and the fields that each may read; agents with their own tokens.
 
+mod agent_request;
+pub mod agents;
 pub mod authenticate;
 pub mod callers;
 pub mod field_set;
 pub mod jwt;
 pub mod profile_handles;
 pub mod rate_limit;
+pub mod scope;

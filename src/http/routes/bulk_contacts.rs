@@ -67,7 +67,7 @@ pub(in crate::http) async fn bulk_contacts(State(api): State<Arc<LookupApi>>, re
     let headers = &parts.headers;
     let answer =
         async |caller: &Caller, audit: &mut LookupAudit<'_>| api.bulk_contacts(caller, headers, body, audit).await;
-    api.audited(headers, &dialect, answer).await
+    api.audited(headers, parts.uri.query(), &dialect, answer).await
 }
 
 impl LookupApi {
@@ -95,7 +95,8 @@ impl LookupApi {
             audit.denied_each(reason, &tenant, &queries);
             return Err(not_authorized());
         }
-        let answers = self.look_up_many(caller, headers, &tenant, &queries).await.ok_or_else(not_authorized)?;
+        let answers = self.look_up_many(caller, headers, &tenant, &queries, audit.looking_up()).await;
+        let answers = answers.ok_or_else(not_authorized)?;
         let results = queries.iter().zip(&answers).map(|(customer, answer)| {
             let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
             (customer, result, shown(answer))

@@ -7,38 +7,36 @@
 //!
 //! A client resumes with `Last-Event-ID` while the items after it are in the window of this process; otherwise the first event
 //! is a `reset`. A client that reads too slowly gets a `reset`, and the stream ends. A stream also ends after an hour, so that a
-//! caller that was removed hears nothing for longer, and when the process stops; clients connect again by themselves.
+//! caller that was removed hears nothing for longer, with its token, when that of an agent must be verified again, and when the
+//! process stops; clients connect again by themselves.
 
 use std::convert::Infallible;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use futures_util::{StreamExt, stream};
-use http::{HeaderMap, StatusCode};
-use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-use crate::domain::{Kind, TenantId};
-use crate::metrics::{InProgress, Metrics, in_progress};
+use crate::audit::DenialReason;
+use crate::domain::TenantId;
+use crate::metrics::{Metrics, in_progress};
 use crate::shutdown::Shutdown;
-use crate::store::changes::{ChangeFeed, FeedItem, FeedPosition, FeedReader};
+use crate::store::changes::ChangeFeed;
 
-use crate::http::auth::authenticate::CallerAuth;
-use crate::http::auth::callers::Caller;
+use crate::http::auth::authenticate::Admitted;
 use crate::http::request::query;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::problem::{Problem, ProblemBody};
-
-/// The time between two comments on a stream without changes, which keep proxies from closing it.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+use crate::http::routes::change_stream::{ChangeStream, EventId, RenderedChanges, Subscription};
+use crate::http::routes::lookup_api::LookupApi;
+use crate::http::routes::lookup_audit::LookupAudit;
 
 /// The longest time of a stream.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -49,66 +47,18 @@ const MAX_HANDLES: usize = 100;
 /// The state of the route.
 #[derive(Debug)]
 pub struct ChangesApi {
-    /// The authentication of callers.
-    pub auth: Arc<CallerAuth>,
+    /// Authenticates callers and records refusals.
+    pub lookups: Arc<LookupApi>,
     /// What was applied to the store.
     pub feed: ChangeFeed,
-    /// The configured tenants.
-    pub tenants: Vec<TenantId>,
+    /// The changes as each caller hears them.
+    pub rendered: Arc<RenderedChanges>,
     /// One permit for each stream.
     pub streams: Arc<Semaphore>,
     /// The metrics to update.
     pub metrics: Arc<Metrics>,
     /// Ends the streams.
     pub shutdown: Shutdown,
-}
-
-/// A customer's change, for a caller.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Change<'a> {
-    profile_key: &'a str,
-    kind: &'static str,
-}
-
-/// Why a client must assume that anything has changed.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum ResetReason {
-    /// The connection to the store was broken.
-    Gap,
-    /// What came after `Last-Event-ID` is not known here.
-    Resume,
-    /// The client reads too slowly.
-    Slow,
-}
-
-#[derive(Serialize)]
-struct Reset {
-    reason: ResetReason,
-}
-
-/// One client.
-struct ChangeStream {
-    api: Arc<ChangesApi>,
-    caller: Arc<Caller>,
-    tenant: TenantId,
-    /// The handles that the client asked for; empty: all.
-    handles: Vec<String>,
-    reader: FeedReader,
-    state: StreamState,
-    _permit: OwnedSemaphorePermit,
-    _open: InProgress,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StreamState {
-    /// Nothing was sent yet; `complete`: the client has missed nothing.
-    Opening {
-        complete: bool,
-    },
-    Open,
-    Ended,
 }
 
 /// Returns the route.
@@ -135,14 +85,26 @@ pub fn routes(api: Arc<ChangesApi>) -> Router {
     ),
 )]
 pub async fn changes(State(api): State<Arc<ChangesApi>>, request: Request) -> Response {
-    let opened = open(&api, request.headers(), request.uri().query());
-    opened.unwrap_or_else(|problem| Dialect::Problem.render(problem))
+    let (headers, query) = (request.headers(), request.uri().query());
+    let mut audit = api.lookups.begin_audit(headers);
+    let opened = match audit.admit(&api.lookups.auth, query).await {
+        Ok(admitted) => open(&api, admitted, headers, query, &mut audit),
+        Err(problem) => Err(problem),
+    };
+    audit.end(opened, &Dialect::Problem).await
 }
 
-fn open(api: &Arc<ChangesApi>, headers: &HeaderMap, query: Option<&str>) -> Result<Response, Problem> {
-    let caller = api.auth.admit(headers).map_err(|refused| refused.problem)?.caller;
+fn open(
+    api: &Arc<ChangesApi>,
+    admitted: Admitted,
+    headers: &HeaderMap,
+    query: Option<&str>,
+    audit: &mut LookupAudit<'_>,
+) -> Result<Response, Problem> {
+    let Admitted { caller, valid_for, .. } = admitted;
     let (tenant, handles) = parse(query)?;
-    if !caller.may_read(&tenant) || !api.tenants.contains(&tenant) {
+    if !caller.may_read(&tenant) || !api.lookups.lookup.knows(&tenant) {
+        audit.denied_tenant(DenialReason::Tenant, &tenant);
         let detail = "tenantId: not allowed for this caller";
         return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail).field("tenantId"));
     }
@@ -158,28 +120,27 @@ fn open(api: &Arc<ChangesApi>, headers: &HeaderMap, query: Option<&str>) -> Resu
         let EventId(position) = id.to_str().ok()?.parse().ok()?;
         api.feed.resume(position).ok()
     });
-    let stream = ChangeStream {
-        state: StreamState::Opening { complete: last.is_none() || resumed.is_some() },
-        reader: resumed.unwrap_or_else(|| api.feed.read()),
-        caller,
-        tenant,
-        handles,
-        _permit: permit,
-        _open: in_progress(&api.metrics.change_streams),
-        api: Arc::clone(api),
-    };
+    let complete = last.is_none() || resumed.is_some();
+    let reader = resumed.unwrap_or_else(|| api.feed.read());
+    let (subscription, counted) = (Subscription { caller, tenant, handles }, in_progress(&api.metrics.change_streams));
+    let rendered = Arc::clone(&api.rendered);
+    let stream = ChangeStream::new(rendered, subscription, reader, complete, (permit, counted));
     let shutdown = api.shutdown.clone();
+    let longest = valid_for.map_or(LONGEST, |valid_for| valid_for.min(LONGEST));
     let end = async move {
         tokio::select! {
             () = shutdown.requested() => {}
-            () = sleep(LONGEST) => {}
+            () = sleep(longest) => {}
         }
     };
     let events = stream::unfold(stream, |mut stream| async {
-        stream.next().await.map(|event| (Ok::<_, Infallible>(event), stream))
+        stream.next().await.map(|events| (Ok::<_, Infallible>(events), stream))
     });
-    let events = Box::pin(events).take_until(Box::pin(end));
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response())
+    let mut response = Response::new(Body::from_stream(Box::pin(events).take_until(Box::pin(end))));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
 }
 
 /// Parses the tenant and the handles.
@@ -193,89 +154,4 @@ fn parse(query: Option<&str>) -> Result<(TenantId, Vec<String>), Problem> {
         return Err(Problem::bad_field("profileKeys", "must be 1 to 100 values of X-Profile-Key, joined by commas"));
     }
     Ok((tenant, handles))
-}
-
-impl ChangeStream {
-    /// Returns the next event; `None` at the end.
-    async fn next(&mut self) -> Option<Event> {
-        match self.state {
-            StreamState::Ended => return None,
-            StreamState::Opening { complete } => {
-                self.state = StreamState::Open;
-                let id = EventId(self.reader.position());
-                // An id without data is no event, but a client that loses the stream at once resumes from here.
-                return Some(if complete {
-                    Event::default().id(id.to_string())
-                } else {
-                    reset(ResetReason::Resume, id)
-                });
-            }
-            StreamState::Open => {}
-        }
-        loop {
-            let Ok((item, position)) = self.reader.next().await else {
-                self.state = StreamState::Ended;
-                return Some(reset(ResetReason::Slow, EventId(self.reader.position())));
-            };
-            let id = EventId(position);
-            let change = match item {
-                FeedItem::Gap => return Some(reset(ResetReason::Gap, id)),
-                FeedItem::Change(change) if change.key.tenant() == &self.tenant => change,
-                FeedItem::Change(_) => continue,
-            };
-            let handle = self.api.auth.handles().of(&self.caller.name, &self.tenant, change.key.digest());
-            if self.handles.is_empty() || self.handles.contains(&handle) {
-                let kind = match change.kind {
-                    Kind::Updated | Kind::Merged => Kind::Updated,
-                    kind @ (Kind::Created | Kind::Deleted) => kind,
-                };
-                return Some(event("change", &Change { profile_key: &handle, kind: kind.as_str() }, id));
-            }
-        }
-    }
-}
-
-fn reset(reason: ResetReason, id: EventId) -> Event {
-    event("reset", &Reset { reason }, id)
-}
-
-fn event(name: &str, data: &impl Serialize, id: EventId) -> Event {
-    // Names and texts always serialize, without line breaks.
-    Event::default().event(name).id(id.to_string()).data(serde_json::to_string(data).unwrap_or_default())
-}
-
-/// The id of an event: the position after it, as two numbers in hex.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct EventId(FeedPosition);
-
-impl fmt::Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:x}", self.0.epoch, self.0.next)
-    }
-}
-
-impl FromStr for EventId {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (epoch, next) = text.split_once('-').ok_or(())?;
-        let number = |digits| u64::from_str_radix(digits, 16).map_err(|_| ());
-        Ok(Self(FeedPosition { epoch: number(epoch)?, next: number(next)? }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_id_of_an_event_is_parsed_as_it_was_written() {
-        for (epoch, next) in [(0, 0), (u64::MAX, 7), (1, u64::MAX)] {
-            let id = EventId(FeedPosition { epoch, next });
-            assert_eq!(id.to_string().parse(), Ok(id));
-        }
-        for text in ["", "-", "1", "1-", "x-1", "1-2-3", "11111111111111111-1"] {
-            assert_eq!(text.parse::<EventId>(), Err(()), "{text}");
-        }
-    }
 }

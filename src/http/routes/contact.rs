@@ -80,7 +80,7 @@ pub(in crate::http) async fn contact(State(api): State<Arc<LookupApi>>, request:
     let (parts, _) = request.into_parts();
     let (headers, uri) = (&parts.headers, &parts.uri);
     let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.contact(caller, headers, uri, audit).await;
-    api.audited(headers, &dialect, answer).await
+    api.audited(headers, uri.query(), &dialect, answer).await
 }
 
 impl LookupApi {
@@ -103,7 +103,8 @@ impl LookupApi {
         };
         let span = spans::lookup(headers, tenant, &caller.name);
         let requester = caller.requester();
-        let expanded = self.lookup.get_expanded(tenant, customer, expand, &requester).instrument(span.clone()).await;
+        let expanded = self.lookup.get_expanded(tenant, customer, expand, &requester, audit.looking_up());
+        let expanded = expanded.instrument(span.clone()).await;
         self.finish_verbatim(caller, headers, (tenant, &query), &span, expanded, audit)
     }
 }

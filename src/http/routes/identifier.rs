@@ -25,9 +25,10 @@ use crate::upstream::{Search, SearchQuery};
 
 use crate::http::auth::callers::Caller;
 use crate::http::request::{body, json};
+use crate::http::response::cache_status;
 use crate::http::response::dialect::{Dialect, ErrorBody};
 use crate::http::response::problem::Problem;
-use crate::http::routes::lookup_api::{LookupApi, not_authorized, shown, tenant_of};
+use crate::http::routes::lookup_api::{LookupApi, not_authorized, shown, tenant_of, verbatim};
 use crate::http::routes::lookup_audit::LookupAudit;
 
 const LOOKUP: &str = "/api/v2/externalcontacts/identifierlookup/contacts";
@@ -88,7 +89,7 @@ pub(in crate::http) async fn lookup(State(api): State<Arc<LookupApi>>, request: 
     let headers = &parts.headers;
     let answer =
         async |caller: &Caller, audit: &mut LookupAudit<'_>| api.identifier(caller, headers, body, audit).await;
-    api.audited(headers, &dialect, answer).await
+    api.audited(headers, parts.uri.query(), &dialect, answer).await
 }
 
 /// Returns the contact that has an identifier, under Genesys' deprecated path.
@@ -134,7 +135,7 @@ async fn passed_on(api: &LookupApi, request: Request, search: fn(SearchQuery) ->
     let (headers, query) = (&parts.headers, parts.uri.query());
     let answer =
         async |caller: &Caller, audit: &mut LookupAudit<'_>| api.list(caller, headers, query, search, audit).await;
-    api.audited(headers, &dialect, answer).await
+    api.audited(headers, query, &dialect, answer).await
 }
 
 impl LookupApi {
@@ -193,7 +194,7 @@ impl LookupApi {
         // A search may find by anything.
         let all = [LookupBy::CustomerId, LookupBy::Phone, LookupBy::Email, LookupBy::ExternalId];
         if let Some(reason) = all.into_iter().find_map(|by| may(caller, &tenant, by).err()) {
-            audit.denied_search(reason, &tenant);
+            audit.denied_tenant(reason, &tenant);
             return Err(not_authorized());
         }
         let span = spans::lookup(headers, &tenant, &caller.name);
@@ -202,7 +203,9 @@ impl LookupApi {
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         audit.searched(result, shown(&answer), &tenant);
         let answer = answer.map_err(|failure| self.log_failed_search(&failure, &tenant, caller))?;
-        Ok(self.verbatim(&answer, headers))
+        let mut response = verbatim(&answer, headers);
+        cache_status::write_headers(response.headers_mut(), &answer, self.clock.now());
+        Ok(response)
     }
 }
 

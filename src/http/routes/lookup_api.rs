@@ -12,11 +12,11 @@ use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::domain::{CustomerQuery, DisclosedFields, Identity, PhoneRegion, QueryHasher, TenantId};
 use crate::lookup::prefetch::Prefetcher;
-use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome};
+use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
 use crate::metrics::LookupResult;
 use crate::spans;
 
-use crate::http::auth::authenticate::CallerAuth;
+use crate::http::auth::authenticate::{Admitted, CallerAuth};
 use crate::http::auth::callers::Caller;
 use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::request::budget::ByteBudget;
@@ -55,16 +55,22 @@ pub struct LookupApi {
 }
 
 impl LookupApi {
-    /// Handles a request with these headers: admits its caller, lets `answer` answer, and writes the audit record.
+    /// Starts the audit record of a request with these headers.
+    pub(super) fn begin_audit<'a>(&'a self, headers: &'a HeaderMap) -> LookupAudit<'a> {
+        LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow)
+    }
+
+    /// Handles a request with these headers and this query: admits its caller, lets `answer` answer, and writes the audit record.
     pub(super) async fn audited<'a>(
         &'a self,
         headers: &'a HeaderMap,
+        query: Option<&str>,
         dialect: &Dialect,
         answer: impl AsyncFnOnce(&Caller, &mut LookupAudit<'a>) -> Result<Response, Problem>,
     ) -> Response {
-        let mut audit = LookupAudit::begin(&self.audit, &self.hasher, &self.lookup, headers, self.slow);
-        let answer = match audit.admit(&self.auth) {
-            Ok(caller) => answer(&caller, &mut audit).await,
+        let mut audit = self.begin_audit(headers);
+        let answer = match audit.admit(&self.auth, query).await {
+            Ok(Admitted { caller, .. }) => answer(&caller, &mut audit).await,
             Err(problem) => Err(problem),
         };
         audit.end(answer, dialect).await
@@ -75,12 +81,11 @@ impl LookupApi {
     pub(super) fn handle(
         &self,
         caller: &Caller,
-        answer: Option<&LookupAnswer>,
+        answer: &LookupAnswer,
         tenant: &TenantId,
         query: &CustomerQuery,
     ) -> Option<HeaderValue> {
-        let stored = answer.and_then(|answer| answer.identity.as_ref());
-        let digest = match (stored, query) {
+        let digest = match (&answer.identity, query) {
             (Some(stored), _) => stored.digest(),
             (None, CustomerQuery::Id(_)) => self.hasher.identify(tenant, query).as_ref().map(Identity::digest)?,
             (None, CustomerQuery::Identifier(_)) => return None,
@@ -129,29 +134,25 @@ impl LookupApi {
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(span, tenant, query, result);
         audit.allowed(result, shown(&answer), tenant, query);
-        let handle = self.handle(caller, answer.as_ref().ok(), tenant, query);
         let answer = answer.map_err(|failure| self.log_failure(&failure, tenant, query, caller))?;
-        let mut response = self.verbatim(&answer, headers);
-        if let Some(handle) = handle {
-            response.headers_mut().insert(PROFILE_KEY, handle);
-        }
+        let mut response = verbatim(&answer, headers);
+        self.write_headers(response.headers_mut(), caller, &answer, tenant, query);
         Ok(response)
     }
 
-    /// Renders an answer as Genesys does.
-    pub(super) fn verbatim(&self, answer: &LookupAnswer, headers: &HeaderMap) -> Response {
-        let mut response = match &answer.outcome {
-            LookupOutcome::Found(found) => {
-                let mut response = Response::new(Body::from(found.body.expose().clone()));
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response
-            }
-            LookupOutcome::Absent | LookupOutcome::Deleted => {
-                Dialect::of_headers(headers).render(Problem::new(StatusCode::NOT_FOUND, "not_found", ""))
-            }
-        };
-        cache_status::write_headers(response.headers_mut(), answer, self.clock.now());
-        response
+    /// Adds what an answer says about itself: where it came from, and the handle of its customer in the change feed.
+    pub(super) fn write_headers(
+        &self,
+        headers: &mut HeaderMap,
+        caller: &Caller,
+        answer: &LookupAnswer,
+        tenant: &TenantId,
+        query: &CustomerQuery,
+    ) {
+        cache_status::write_headers(headers, answer, self.clock.now());
+        if let Some(handle) = self.handle(caller, answer, tenant, query) {
+            headers.insert(PROFILE_KEY, handle);
+        }
     }
 
     /// Logs a failed search and returns its answer.
@@ -186,9 +187,10 @@ impl LookupApi {
         headers: &HeaderMap,
         tenant: &TenantId,
         customers: &[CustomerQuery],
+        phases: &mut Phases,
     ) -> Option<Vec<Result<LookupAnswer, Problem>>> {
         let (span, requester) = (spans::lookup(headers, tenant, &caller.name), caller.requester());
-        let answers = self.lookup.get_many(tenant, customers, &requester, max_age(caller, headers));
+        let answers = self.lookup.get_many(tenant, customers, &requester, max_age(caller, headers), phases);
         let answers = answers.instrument(span).await?;
         let failed = answers.iter().filter(|answer| answer.is_err()).count();
         if let Some((first, Err(failure))) = answers.iter().enumerate().find(|(_, answer)| answer.is_err()) {
@@ -204,6 +206,20 @@ impl LookupApi {
 /// Returns the greatest age of an answer that a request demands, if its caller may.
 pub(super) fn max_age(caller: &Caller, headers: &HeaderMap) -> Option<Duration> {
     if caller.may_refresh { cache_control::max_age(headers) } else { None }
+}
+
+/// Renders an answer as Genesys does.
+pub(super) fn verbatim(answer: &LookupAnswer, headers: &HeaderMap) -> Response {
+    match &answer.outcome {
+        LookupOutcome::Found(found) => {
+            let mut response = Response::new(Body::from(found.body.expose().clone()));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        LookupOutcome::Absent | LookupOutcome::Deleted => {
+            Dialect::of_headers(headers).render(Problem::new(StatusCode::NOT_FOUND, "not_found", ""))
+        }
+    }
 }
 
 /// Returns what a caller with all fields sees of an answer.

@@ -31,7 +31,7 @@ pub(in crate::http) struct LookupAudit<'a> {
     hasher: &'a QueryHasher,
     lookup: &'a Lookup,
     headers: &'a HeaderMap,
-    caller: Option<Arc<str>>,
+    caller: Option<Arc<Caller>>,
     allowance: Option<Allowance>,
     tenant: Option<TenantId>,
     customer: NamedCustomer,
@@ -73,15 +73,14 @@ impl<'a> LookupAudit<'a> {
     /// # Errors
     ///
     /// As [`CallerAuth::admit`].
-    pub(in crate::http) fn admit(&mut self, auth: &CallerAuth) -> Result<Arc<Caller>, Problem> {
-        match auth.admit(self.headers) {
-            Ok(Admitted { caller, allowance }) => {
-                (self.caller, self.allowance) = (Some(Arc::clone(&caller.name)), allowance);
-                self.timing.admitted(caller.timing);
-                Ok(caller)
+    pub(in crate::http) async fn admit(&mut self, auth: &CallerAuth, query: Option<&str>) -> Result<Admitted, Problem> {
+        match auth.admit(self.headers, query).await {
+            Ok(admitted) => {
+                (self.caller, self.allowance) = (Some(Arc::clone(&admitted.caller)), admitted.allowance);
+                self.timing.admitted(admitted.caller.timing);
+                Ok(admitted)
             }
-            Err(RefusedCaller { problem, caller }) => {
-                let reason = if caller.is_some() { DenialReason::Rate } else { DenialReason::Unauthorized };
+            Err(RefusedCaller { problem, caller, reason }) => {
                 (self.caller, self.decision) = (caller, Some(Decision::Denied(reason)));
                 Err(problem)
             }
@@ -125,7 +124,7 @@ impl<'a> LookupAudit<'a> {
                 self.allowance = allowance;
                 Ok(())
             }
-            Err(RefusedCaller { problem, .. }) => {
+            Err(problem) => {
                 self.decision = Some(Decision::Denied(DenialReason::Rate));
                 Err(problem)
             }
@@ -156,8 +155,8 @@ impl<'a> LookupAudit<'a> {
         }
     }
 
-    /// Notes that the caller may not search for customers.
-    pub(in crate::http) fn denied_search(&mut self, reason: DenialReason, tenant: &TenantId) {
+    /// Notes that the caller may not do what names no customer of a tenant: a search, or a stream of changes.
+    pub(in crate::http) fn denied_tenant(&mut self, reason: DenialReason, tenant: &TenantId) {
         self.set_tenant(tenant);
         self.decision = Some(Decision::Denied(reason));
     }
@@ -195,11 +194,21 @@ impl<'a> LookupAudit<'a> {
     pub(in crate::http) async fn end(self, mut answer: Result<Response, Problem>, dialect: &Dialect) -> Response {
         let Self { audit, headers, caller, allowance, tenant, customer, decision, each, timing, .. } = self;
         let (request, elapsed) = (headers.get(REQUEST_ID), timing.end());
-        elapsed.log_if_slow(request, caller.as_deref());
+        elapsed.log_if_slow(request, caller.as_ref().map(|caller| &*caller.name));
         let record = |NamedCustomer { key, by }, decision| {
-            let (request, caller, tenant) = (request.cloned(), caller.clone(), tenant.clone());
-            let duration_ms = elapsed.total_ms();
-            AuditRecord::Lookup(audit::LookupRecord { request, caller, tenant, key, by, decision, duration_ms })
+            let (request, tenant, duration_ms) = (request.cloned(), tenant.clone(), elapsed.total_ms());
+            let who = caller.as_ref();
+            AuditRecord::Lookup(audit::LookupRecord {
+                request,
+                caller: who.map(|caller| Arc::clone(&caller.name)),
+                scope: who.and_then(|caller| caller.scope.clone()),
+                agent: who.and_then(|caller| caller.agent.clone()),
+                tenant,
+                key,
+                by,
+                decision,
+                duration_ms,
+            })
         };
         let mut required = Vec::new();
         for (customer, decision) in decision.map(|decision| (customer, decision)).into_iter().chain(each) {

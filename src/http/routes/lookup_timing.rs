@@ -71,7 +71,7 @@ impl ElapsedLookup {
         };
         let Some(suppressed) = LINE.due() else { return };
         let request_id = request.and_then(|request| request.to_str().ok());
-        let [store_ms, wait_ms, token_ms, fetch_ms, fill_ms] = phases.map(|(_, time)| millis(time));
+        let [store_ms, wait_ms, token_ms, connect_ms, fetch_ms, fill_ms] = phases.map(|(_, time)| millis(time));
         let (total_ms, auth_ms) = (millis(total), millis(auth));
         tracing::warn!(
             request_id,
@@ -81,6 +81,7 @@ impl ElapsedLookup {
             store_ms,
             wait_ms,
             token_ms,
+            connect_ms,
             fetch_ms,
             fill_ms,
             suppressed,
@@ -100,7 +101,7 @@ impl ElapsedLookup {
     }
 
     /// Returns the whole time and the phases after authentication; `None` if nothing was looked up.
-    fn phases(&self) -> Option<(Duration, [(&'static str, Duration); 5])> {
+    fn phases(&self) -> Option<(Duration, [(&'static str, Duration); 6])> {
         let lookup = self.ended - self.timing.began?;
         Some((self.timing.auth + lookup, self.timing.phases.of(lookup)))
     }

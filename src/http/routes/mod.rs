@@ -3,6 +3,7 @@
 pub mod admin;
 mod batch_query;
 pub mod bulk_contacts;
+pub mod change_stream;
 pub mod changes;
 pub mod contact;
 pub mod identifier;

@@ -22,9 +22,7 @@ use crate::spans;
 use crate::store::Found;
 
 use crate::http::auth::callers::Caller;
-use crate::http::auth::profile_handles::PROFILE_KEY;
 use crate::http::request::body;
-use crate::http::response::cache_status;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::etag::{etag, if_none_match};
 use crate::http::response::problem::{Problem, ProblemBody};
@@ -96,7 +94,7 @@ async fn answer(api: &LookupApi, request: Request) -> Response {
     let (headers, query) = (&parts.headers, parts.uri.query());
     let answer =
         async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profile(caller, headers, query, body, audit).await;
-    api.audited(headers, &Dialect::Problem, answer).await
+    api.audited(headers, query, &Dialect::Problem, answer).await
 }
 
 /// Returns one customer's profile, for clients that cannot send a body with GET.
@@ -143,47 +141,46 @@ impl LookupApi {
         let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
         self.trace(&span, tenant, customer, result);
         let response = match &answer {
-            Ok(answer) => self.response(headers, answer, visible).map_err(|error| {
-                let key =
-                    self.hasher.identify(tenant, customer).map(|identity| tracing::field::display(identity.key()));
-                tracing::error!(key, %error, "cannot filter the stored profile");
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the stored profile could not be read")
-            }),
+            Ok(answer) => match response(headers, answer, visible) {
+                Ok((mut response, shown)) => {
+                    self.write_headers(response.headers_mut(), caller, answer, tenant, customer);
+                    Ok((response, shown))
+                }
+                Err(error) => {
+                    let key =
+                        self.hasher.identify(tenant, customer).map(|identity| tracing::field::display(identity.key()));
+                    tracing::error!(key, %error, "cannot filter the stored profile");
+                    let detail = "the stored profile could not be read";
+                    Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail))
+                }
+            },
             Err(failure) => Err(self.log_failure(failure, tenant, customer, caller)),
         };
         let (response, shown) = match response {
-            Ok((mut response, shown)) => {
-                if let Some(handle) = self.handle(caller, answer.as_ref().ok(), tenant, customer) {
-                    response.headers_mut().insert(PROFILE_KEY, handle);
-                }
-                (Ok(response), shown)
-            }
+            Ok((response, shown)) => (Ok(response), shown),
             Err(problem) => (Err(problem), DisclosedFields::Nothing),
         };
         audit.allowed(result, shown, tenant, customer);
         response
     }
+}
 
-    /// Returns the response for an answer, and the fields that it contains.
-    fn response(
-        &self,
-        headers: &HeaderMap,
-        answer: &LookupAnswer,
-        visible: &FieldSet,
-    ) -> Result<(Response, DisclosedFields), NotAnObject> {
-        let problem = |status, code, detail: &str| Problem::new(status, code, detail).into_response();
-        let (mut response, shown) = match &answer.outcome {
-            LookupOutcome::Found(found) => found_response(headers, found, visible)?,
-            LookupOutcome::Absent => {
-                (problem(StatusCode::NOT_FOUND, "not_found", "there is no such customer"), DisclosedFields::Nothing)
-            }
-            LookupOutcome::Deleted => {
-                (problem(StatusCode::GONE, "deleted", "the customer was deleted"), DisclosedFields::Nothing)
-            }
-        };
-        cache_status::write_headers(response.headers_mut(), answer, self.clock.now());
-        Ok((response, shown))
-    }
+/// Returns the response for an answer, and the fields that it contains.
+fn response(
+    headers: &HeaderMap,
+    answer: &LookupAnswer,
+    visible: &FieldSet,
+) -> Result<(Response, DisclosedFields), NotAnObject> {
+    let problem = |status, code, detail: &str| Problem::new(status, code, detail).into_response();
+    Ok(match &answer.outcome {
+        LookupOutcome::Found(found) => found_response(headers, found, visible)?,
+        LookupOutcome::Absent => {
+            (problem(StatusCode::NOT_FOUND, "not_found", "there is no such customer"), DisclosedFields::Nothing)
+        }
+        LookupOutcome::Deleted => {
+            (problem(StatusCode::GONE, "deleted", "the customer was deleted"), DisclosedFields::Nothing)
+        }
+    })
 }
 
 fn found_response(

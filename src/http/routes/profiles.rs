@@ -68,7 +68,7 @@ pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
     let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profiles(caller, headers, body, audit).await;
-    api.audited(headers, &Dialect::Problem, answer).await
+    api.audited(headers, parts.uri.query(), &Dialect::Problem, answer).await
 }
 
 /// Fetches up to 100 customers that the cache does not hold, in the background, while no lookup needs the budget.
@@ -91,7 +91,7 @@ pub(in crate::http) async fn prefetch(State(api): State<Arc<LookupApi>>, request
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
     let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.prefetch(caller, headers, body, audit).await;
-    api.audited(headers, &Dialect::Problem, answer).await
+    api.audited(headers, parts.uri.query(), &Dialect::Problem, answer).await
 }
 
 impl LookupApi {
@@ -104,7 +104,7 @@ impl LookupApi {
     ) -> Result<Response, Problem> {
         let query = self.authorized(caller, headers, body, audit).await?;
         let BatchQuery { tenant, customers, fields } = &query;
-        let answers = self.look_up_many(caller, headers, tenant, customers).await;
+        let answers = self.look_up_many(caller, headers, tenant, customers, audit.looking_up()).await;
         let answers = answers.ok_or_else(|| forbidden("tenantId"))?;
         let visible = fields.as_ref().filter(|fields| **fields != FieldSet::All).unwrap_or(&caller.fields);
         let mut text = Vec::with_capacity(64 * 1024);
@@ -116,7 +116,7 @@ impl LookupApi {
             }
             let (result, fields) = match answer {
                 Ok(answer) => {
-                    let handle = self.handle(caller, Some(answer), tenant, customer);
+                    let handle = self.handle(caller, answer, tenant, customer);
                     (answer.result(), self.write_answer(&mut text, answer, handle.as_ref(), visible))
                 }
                 Err(problem) => {

@@ -6,12 +6,16 @@ use serde_json::value::RawValue;
 use crate::contact;
 use crate::domain::{CustomerQuery, EventTime, Identifier, Kind, Modified, Precision, Shape, Stamps};
 
+use super::super::malformed::check_depth;
 use super::fields::{CustomerList, Doubt, OptionalText, stamps};
 use super::{Announcement, Malformed, PostedEvent, SenderId, join, parse};
 
 const CONTACTS: &str = "v2.externalcontacts.contacts.";
 const AUDITS: &str = "v2.audits.entitytype.";
 const CONVERSATIONS: &str = "v2.detail.events.conversation.";
+
+/// The audited actions that change nothing.
+const READING: [&str; 5] = ["Read", "View", "Search", "Export", "Download"];
 
 /// The maximum number of contacts that are read from one conversation.
 const MAX_IN_CONVERSATION: usize = 10;
@@ -85,6 +89,9 @@ struct AuditBody {
     action: String,
     #[serde(default)]
     event_time: OptionalText,
+    /// Its name in an answer of the audit service.
+    #[serde(default)]
+    event_date: OptionalText,
     #[serde(default)]
     entity: OptionalText,
 }
@@ -96,6 +103,20 @@ pub(super) fn read_notification(body: &[u8], path: &str) -> Result<PostedEvent, 
     let sender_id = doubt.sender_id(&notification.id);
     let envelope = Envelope { shape: Shape::Notification, sender_id, at: None, doubt };
     read_topic(&notification, path, envelope)
+}
+
+/// Parses an answer of the audit service: the body of an audit event, with `eventDate` in place of `eventTime`.
+pub(in crate::ingest) fn read_queried_audit(body: &[u8]) -> Result<PostedEvent, Malformed> {
+    #[derive(Deserialize)]
+    struct QueriedAudit {
+        #[serde(default)]
+        id: OptionalText,
+    }
+    check_depth(body, "")?;
+    let audit: QueriedAudit = parse(body, "")?;
+    let mut doubt = Doubt::default();
+    let sender_id = doubt.sender_id(&audit.id);
+    read_audit(body, "", Envelope { shape: Shape::Operator, sender_id, at: None, doubt })
 }
 
 /// Parses a topic and its body.
@@ -237,11 +258,14 @@ fn read_audit(body: &[u8], path: &str, mut envelope: Envelope) -> Result<PostedE
         "Create" => Kind::Created,
         "Update" => Kind::Updated,
         "Delete" => Kind::Deleted,
+        // Here no contact topic reports what the audit calls by another name, such as a merge.
+        action if shape == Shape::Operator && !READING.contains(&action) => Kind::Updated,
         _ => return Ok(PostedEvent::Ignored { shape, reason: "an audited action that changes no contact" }),
     };
-    let happened: Option<EventTime> = match audit.event_time {
-        OptionalText::Integer(millis) => Some(EventTime::new(millis, Precision::Millis)),
-        ref text => envelope.doubt.time(text),
+    let happened: Option<EventTime> = match &audit.event_time {
+        OptionalText::Integer(millis) => Some(EventTime::new(*millis, Precision::Millis)),
+        OptionalText::Absent => envelope.doubt.time(&audit.event_date),
+        text => envelope.doubt.time(text),
     };
     let mut customers = CustomerList::default();
     customers.add(path, "entity.id", envelope.doubt.text(&audit.entity).unwrap_or_default())?;

@@ -16,7 +16,7 @@ mod cloudevents;
 mod eventbridge;
 mod fields;
 mod flat;
-mod genesys;
+pub(super) mod genesys;
 
 use std::collections::HashSet;
 

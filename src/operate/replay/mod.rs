@@ -1,4 +1,4 @@
-//! Replay: events of the journal take effect again.
+//! Replay: events of the journal take effect again, or those that the audits of Genesys hold and no webhook has reported.
 //!
 //! # Guarantees
 //!
@@ -6,20 +6,25 @@
 //! dedup window does not drop it, and its redelivery has no second effect. It evicts its customers, and keeps what later
 //! events announced (see [`fence::repeat`](crate::store::fence::repeat)). A repeated or partial replay does no harm.
 //!
+//! From Genesys, every audited change of a contact between `since` and `until` is published in the same way (see
+//! [`audit_trail`]).
+//!
 //! # Steps
 //!
 //! [`Replays::prepare`] checks that the replay is possible and takes the one slot; [`PreparedReplay::begin`] starts the
-//! task. The task reads a page of the journal, selects events, waits for the rate and for a short queue, so that new
+//! task. The task reads a page of the [`source`], selects events, waits for the rate and for a short queue, so that new
 //! events do not wait behind old ones, and publishes durably. The holder of [`RunningReplay`] sees the progress. When it
 //! is dropped, or the service drains, the replay stops between two publishes.
 //!
 //! # After an early end
 //!
-//! Everything up to `reached` is published. Later entries of the journal may have a slightly earlier time, so the next
-//! replay starts one minute before.
+//! Everything up to `reached` is published. Later entries of the journal may have a slightly earlier time, and audits may
+//! arrive late, so the next replay starts one minute before.
 
+mod audit_trail;
 mod progress;
 pub mod request;
+mod source;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,15 +35,19 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::clock::SharedClock;
 use crate::domain::{Event, Redelivery, ReplayId, Timestamp};
+use crate::ingest::audits::AuditEvents;
 use crate::metrics::Metrics;
-use crate::queue::{self, Journal, Publisher, Queue};
+use crate::queue::{self, Publisher, Queue};
 use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
+use crate::upstream::audit_reader::AuditReader;
 
 use super::actions::Error;
 
+use audit_trail::AuditTrail;
 pub use progress::{Progress, Status};
-use request::ReplayRequest;
+use request::{Origin, ReplayRequest};
+use source::Source;
 
 /// The maximum number of events in one publish.
 const CHUNK: usize = 256;
@@ -59,9 +68,13 @@ pub struct Replays {
     pub queue: Option<Arc<dyn Queue>>,
     /// Publishes the events; `None` in a process without a role that uses the queue.
     pub publisher: Option<Arc<dyn Publisher>>,
+    /// Reads the audits of Genesys.
+    pub audits: AuditReader,
+    /// Turns audits into events.
+    pub audit_events: AuditEvents,
     /// The wall clock, which is also the clock of the journal.
     pub clock: SharedClock,
-    /// Counts replayed events.
+    /// Counts replayed events, and queries to Genesys.
     pub metrics: Arc<Metrics>,
     /// Ends and tracks the task of a replay.
     pub shutdown: Shutdown,
@@ -89,21 +102,28 @@ pub struct RunningReplay {
 }
 
 impl Replays {
-    /// Opens the journal and takes the one slot.
+    /// Opens the journal, or asks Genesys whether it answers, and takes the one slot.
     ///
     /// # Errors
     ///
-    /// There is no queue or no journal, another replay is in progress, or the queue failed.
+    /// There is no queue or no journal, another replay is in progress, the queue failed, or Genesys refuses its audits.
     pub async fn prepare(&self, request: ReplayRequest) -> Result<PreparedReplay, Error> {
         let (queue, publisher) = self.queue.as_ref().zip(self.publisher.as_ref()).ok_or(Error::NoQueue)?;
         let slot = Arc::clone(&self.slot).try_lock_owned().map_err(|_| Error::Busy)?;
-        let journal = queue.journal(request.since).await?.ok_or(Error::NoJournal)?;
+        let source = match request.origin {
+            Origin::Journal => Source::Journal(queue.journal(request.since).await?.ok_or(Error::NoJournal)?),
+            Origin::Genesys => {
+                let (reader, events) = (self.audits.clone(), self.audit_events.clone());
+                let (clock, metrics) = (Arc::clone(&self.clock), Arc::clone(&self.metrics));
+                Source::Genesys(Box::new(AuditTrail::open(reader, events, clock, metrics, &request).await?))
+            }
+        };
         let id = ReplayId::fresh();
         let progress = Progress::of(&request, id);
         let task = ReplayTask {
             id,
             request,
-            journal,
+            source,
             queue: Arc::clone(queue),
             publisher: Arc::clone(publisher),
             metrics: Arc::clone(&self.metrics),
@@ -143,7 +163,7 @@ impl PreparedReplay {
 struct ReplayTask {
     id: ReplayId,
     request: ReplayRequest,
-    journal: Box<dyn Journal>,
+    source: Source,
     queue: Arc<dyn Queue>,
     publisher: Arc<dyn Publisher>,
     metrics: Arc<Metrics>,
@@ -156,25 +176,24 @@ struct ReplayTask {
 }
 
 impl ReplayTask {
-    async fn run(&mut self) -> Result<(), queue::Error> {
+    async fn run(&mut self) -> Result<(), Error> {
         let (id, request) = (self.id, &self.request);
         let (tenant, rate, dry_run) =
             (request.tenant.as_ref().map(tracing::field::display), request.rate, request.dry_run);
-        tracing::info!(replay = %id, since = %request.since, until = %request.until, tenant, rate, dry_run, "a replay started");
-        while let Some(events) = self.journal.next().await? {
-            let read = events.len() as u64;
-            let selected: Vec<Event> = events.into_iter().filter(|event| self.request.selects(event)).collect();
-            self.progress.send_modify(|progress| progress.count(read, &selected));
+        tracing::info!(replay = %id, since = %request.since, until = %request.until, origin = ?request.origin, tenant, rate, dry_run, "a replay started");
+        while let Some(page) = self.source.next(&self.request, &self.progress).await? {
+            self.progress.send_modify(|progress| progress.count(page.read, page.unreadable, &page.events));
             let at_once = usize::try_from(self.request.rate / 10).map_or(CHUNK, |tenth| tenth.clamp(1, CHUNK));
-            for chunk in selected.chunks(at_once) {
+            for chunk in page.events.chunks(at_once) {
                 self.replay(chunk).await?;
             }
+            self.reach(page.complete_until);
         }
         Ok(())
     }
 
     /// Publishes some events again, as soon as the rate and the queue allow it.
-    async fn replay(&mut self, chunk: &[Event]) -> Result<(), queue::Error> {
+    async fn replay(&mut self, chunk: &[Event]) -> Result<(), Error> {
         let mut replayed = 0;
         if !self.request.dry_run {
             self.give_way().await;
@@ -187,14 +206,17 @@ impl ReplayTask {
             replayed = events.len() as u64;
             self.metrics.replayed_events.increment(replayed);
         }
-        self.reached = self.reached.max(chunk.iter().map(|event| event.received_at).max());
-        self.progress.send_modify(|progress| {
-            progress.replayed += replayed;
-            if let Some(reached) = self.reached {
-                progress.advance(reached, &self.request);
-            }
-        });
+        self.progress.send_modify(|progress| progress.replayed += replayed);
+        self.reach(self.source.reached(chunk));
         Ok(())
+    }
+
+    /// Shows that everything before a time is published.
+    fn reach(&mut self, time: Option<Timestamp>) {
+        self.reached = self.reached.max(time);
+        if let Some(reached) = self.reached {
+            self.progress.send_modify(|progress| progress.advance(reached, &self.request));
+        }
     }
 
     /// Waits while the queue is so long that new events would wait long.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::domain::{Event, ReplayId, Timestamp};
 
-use super::request::ReplayRequest;
+use super::request::{Origin, ReplayRequest};
 
 /// How far before the reached time the next replay starts.
 const OVERLAP: Duration = Duration::from_secs(60);
@@ -20,17 +20,21 @@ pub struct Progress {
     /// The state.
     pub status: Status,
     dry_run: bool,
+    /// Whether the events are read from Genesys instead of the journal.
+    from_genesys: bool,
     since: String,
     until: String,
-    /// How many events of the journal were read.
+    /// How many events of the journal, or audits of Genesys, were read.
     read: u64,
+    /// How many audits of Genesys name no customer in a readable way.
+    unreadable: u64,
     /// How many of them the request selects.
     pub(super) matched: u64,
     /// How many of those were published again.
     pub replayed: u64,
     /// The selected events by kind.
     kinds: BTreeMap<&'static str, u64>,
-    /// The latest time of receipt that was published.
+    /// The time up to which everything is published.
     #[serde(skip_serializing_if = "Option::is_none")]
     reached: Option<String>,
     /// The completed share of the period, from 0 to 1.
@@ -48,13 +52,13 @@ pub struct Progress {
 pub enum Status {
     /// It publishes events.
     Running,
-    /// It waits until the queue is shorter.
+    /// It waits until the queue is shorter, or Genesys has an answer for it.
     Waiting,
     /// It is complete.
     Done,
     /// It was stopped.
     Stopped,
-    /// The queue failed.
+    /// The queue or Genesys failed.
     Failed,
 }
 
@@ -87,9 +91,11 @@ impl Progress {
             replay_id: id.to_string(),
             status: Status::Running,
             dry_run: request.dry_run,
+            from_genesys: request.origin == Origin::Genesys,
             since: request.since.to_string(),
             until: request.until.to_string(),
             read: 0,
+            unreadable: 0,
             matched: 0,
             replayed: 0,
             kinds: BTreeMap::new(),
@@ -100,22 +106,29 @@ impl Progress {
         }
     }
 
-    /// Counts a page of the journal: how many events were read, and which of them are selected.
-    pub(super) fn count(&mut self, read: u64, selected: &[Event]) {
+    /// Counts a page: how many events were read, how many of them are unreadable, and which are selected.
+    pub(super) fn count(&mut self, read: u64, unreadable: u64, selected: &[Event]) {
         self.read += read;
+        self.unreadable += unreadable;
         self.matched += selected.len() as u64;
         for event in selected {
             *self.kinds.entry(event.kind.as_str()).or_default() += 1;
         }
     }
 
-    /// Records that everything up to this time of receipt is published.
+    /// Records that everything up to this time is published.
     pub(super) fn advance(&mut self, reached: Timestamp, request: &ReplayRequest) {
         let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(i64::MAX);
         let resume = Timestamp::from_millis(reached.as_millis().saturating_sub(overlap)).max(request.since);
         self.reached = Some(reached.to_string());
         self.resume_since = resume.to_string();
         self.fraction = request.fraction(reached);
+    }
+
+    /// Records whether the replay waits; returns whether that is new.
+    pub(super) fn is_waiting(&mut self, waits: bool) -> bool {
+        let status = if waits { Status::Waiting } else { Status::Running };
+        std::mem::replace(&mut self.status, status) != status
     }
 
     /// Records the end.

@@ -1,6 +1,7 @@
 //! The request of a replay.
 
 use crate::domain::{Event, TenantId, Timestamp};
+use crate::upstream::audits;
 
 /// The default rate, in events per second.
 pub const DEFAULT_RATE: u32 = 1_000;
@@ -15,12 +16,24 @@ pub struct ReplayRequest {
     pub since: Timestamp,
     /// The end of the period, exclusive.
     pub until: Timestamp,
+    /// Where the events are read.
+    pub origin: Origin,
     /// The tenant; `None` for all tenants.
     pub tenant: Option<TenantId>,
     /// The maximum number of events per second, from 1 to [`MAX_RATE`].
     pub rate: u32,
     /// Whether to report only what would be replayed.
     pub dry_run: bool,
+}
+
+/// Where the events of a replay are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// The journal of the queue; times are those of receipt.
+    #[default]
+    Journal,
+    /// The audits of Genesys, of the last 14 days; times are those of the changes.
+    Genesys,
 }
 
 /// A field of a request is invalid.
@@ -40,6 +53,7 @@ impl ReplayRequest {
     ///
     /// A field is invalid.
     pub fn parse(
+        origin: Origin,
         since: &str,
         until: Option<&str>,
         tenant: Option<TenantId>,
@@ -51,12 +65,17 @@ impl ReplayRequest {
         let request = Self {
             since: moment("since", since, now)?,
             until: until.map_or(Ok(now), |until| moment("until", until, now))?,
+            origin,
             tenant,
             rate: rate.unwrap_or(DEFAULT_RATE),
             dry_run,
         };
         if request.since >= now {
             return Err(invalid("since", "expected a time in the past"));
+        }
+        if origin == Origin::Genesys && request.since < now.minus(audits::KEPT) {
+            let expected = "expected a time in the last 14 days: Genesys answers no questions about older changes";
+            return Err(invalid("since", expected));
         }
         if request.until <= request.since {
             return Err(invalid("until", "expected a time after since"));
@@ -98,7 +117,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_741_064_767_500);
 
     fn parsed(since: &str, until: Option<&str>) -> Result<(i64, i64), InvalidRequest> {
-        let request = ReplayRequest::parse(since, until, None, None, false, NOW)?;
+        let request = ReplayRequest::parse(Origin::Journal, since, until, None, None, false, NOW)?;
         Ok((request.since.as_millis(), request.until.as_millis()))
     }
 
@@ -109,6 +128,13 @@ mod tests {
         assert_eq!(parsed("1day 30m", Some("10s")), Ok((now - 88_200_000, now - 10_000)));
         let time = Ok((1_741_064_400_000, 1_741_064_460_000));
         assert_eq!(parsed("2025-03-04T05:00:00Z", Some("2025-03-04T06:01:00.000+01:00")), time);
+    }
+
+    #[test]
+    fn genesys_is_asked_about_the_last_14_days_only() {
+        let parsed = |since| ReplayRequest::parse(Origin::Genesys, since, None, None, None, false, NOW);
+        assert_eq!(parsed("14days").unwrap().origin, Origin::Genesys);
+        assert_eq!(parsed("14days 1s").unwrap_err().field, "since");
     }
 
     #[test]
@@ -125,7 +151,10 @@ mod tests {
             assert_eq!(parsed(since, until).unwrap_err().field, field, "{since} {until:?}");
         }
         for rate in [0, MAX_RATE + 1] {
-            assert_eq!(ReplayRequest::parse("2h", None, None, Some(rate), false, NOW).unwrap_err().field, "rate");
+            assert_eq!(
+                ReplayRequest::parse(Origin::Journal, "2h", None, None, Some(rate), false, NOW).unwrap_err().field,
+                "rate"
+            );
         }
     }
 }

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Path;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::plants::{ADDRESS, EMAIL, FIRST_NAME, GENESYS_TOKEN, LAST_NAME, PHONE, UUID};
+use super::plants::{ADDRESS, AGENT_TOKEN, EMAIL, FIRST_NAME, GENESYS_TOKEN, LAST_NAME, PHONE, UUID};
 
 /// An id with this prefix gets the status that follows it.
 const STATUS: &str = "CANARY-CUSTOMER-4711-";
@@ -62,9 +62,17 @@ async fn token() -> Response {
     json_text(StatusCode::OK, &json!({ "access_token": GENESYS_TOKEN, "token_type": "bearer", "expires_in": 86_399 }))
 }
 
-async fn token_info() -> Response {
+async fn token_info(headers: HeaderMap) -> Response {
+    let token = headers["authorization"].to_str().unwrap();
+    if ![GENESYS_TOKEN, AGENT_TOKEN].iter().any(|valid| token.strip_prefix("Bearer ") == Some(valid)) {
+        return json_text(StatusCode::UNAUTHORIZED, &json!({ "message": token }));
+    }
     let client = json!({ "id": "canary", "name": LAST_NAME, "scope": [] });
-    json_text(StatusCode::OK, &json!({ "OAuthClient": client, "authorizedScope": [] }))
+    let organisation = json!({ "id": "canary-organisation", "name": LAST_NAME });
+    json_text(
+        StatusCode::OK,
+        &json!({ "OAuthClient": client, "authorizedScope": [], "organization": organisation, "user": { "email": EMAIL } }),
+    )
 }
 
 async fn subject() -> Response {

@@ -39,6 +39,8 @@ pub(super) const WRONG: &str = "canary-wrong-credential";
 /// The credentials of profile-edge itself.
 pub(super) const CLIENT_SECRET: &str = "canary-genesys-client-secret";
 pub(super) const GENESYS_TOKEN: &str = "canary-genesys-access-token";
+/// That of an agent.
+pub(super) const AGENT_TOKEN: &str = "canary-agents-own-genesys-token";
 pub(super) const REDIS_PASSWORD: &str = "canary-redis-password";
 pub(super) const AMQP_PASSWORD: &str = "canary-amqp-password";
 pub(super) const OTLP_AUTHORIZATION: &str = "Bearer canary-otlp-collector";
@@ -113,6 +115,7 @@ impl Plants {
             ("a wrong credential", WRONG),
             ("the client secret", CLIENT_SECRET),
             ("the token of Genesys", GENESYS_TOKEN),
+            ("the token of an agent", AGENT_TOKEN),
             ("the password of Redis", REDIS_PASSWORD),
             ("the password of RabbitMQ", AMQP_PASSWORD),
             ("the collector's authorization", &OTLP_AUTHORIZATION["Bearer ".len()..]),

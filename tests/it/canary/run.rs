@@ -14,8 +14,8 @@ use crate::support::{customer, eventually};
 
 use super::genesys::{person, with_status};
 use super::plants::{
-    API_KEY, BEARER, CALLER_KEY, EMAIL, FIRST_NAME, FREE_ID, HUB_SECRET, LAST_NAME, NARROW_KEY, NEXT_SECRET, PASSWORD,
-    PHONE, Place, SLOW_KEY, SPACED_ID, STANDARD_SECRET, UUID, WRONG, base64,
+    AGENT_TOKEN, API_KEY, BEARER, CALLER_KEY, EMAIL, FIRST_NAME, FREE_ID, HUB_SECRET, LAST_NAME, NARROW_KEY,
+    NEXT_SECRET, PASSWORD, PHONE, Place, SLOW_KEY, SPACED_ID, STANDARD_SECRET, UUID, WRONG, base64,
 };
 use super::world::{Running, webhooks};
 
@@ -342,6 +342,9 @@ async fn nonsense(running: &Running<'_>, record: &mut RunRecord) {
             record.tokens.push(answer["access_token"].as_str().unwrap().to_owned());
         }
     }
+    let agent = |token: &str| client.get(&url).query(&[("tenantId", "10002"), ("customerId", UUID)]).bearer_auth(token);
+    reaches(record, 200, agent(AGENT_TOKEN)).await;
+    reaches(record, 401, agent(WRONG)).await;
     let token = record.tokens[0].clone();
     let contact = |id: &str| {
         let request = client.get(running.url(&format!("{CONTACTS}/{id}"))).header("X-Tenant-Id", "10002");

@@ -148,7 +148,12 @@ impl World {
             self.backing.settings(),
             tenant("10001", &sandbox, "sandbox", ""),
             webhooks(""),
-            tenant("10002", &genesys.to_string(), "file:client-secret", ""),
+            tenant(
+                "10002",
+                &genesys.to_string(),
+                "file:client-secret",
+                "[tenant.agents]\nallow = true\nfields = [\"*\"]\nrecheck = \"1s\"\n",
+            ),
             // Its profiles are stale at once.
             tenant("10003", &genesys.to_string(), "file:client-secret", "ttl = \"20ms\"\nttl_jitter = 0.0\n"),
             caller("desktop", CALLER_KEY, "[\"*\"]", 0),

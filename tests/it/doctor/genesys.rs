@@ -57,6 +57,19 @@ async fn faults_of_genesys_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_catch_up_is_named_where_audits_are_permitted() {
+    let permissions = ["externalContacts:contact:view", "audits:audit:view"];
+    for (behaviour, expected) in
+        [(json!({ "permissions": permissions }), "replay --from-genesys --since"), (json!({}), "audits:audit:view")]
+    {
+        let found = behaving(behaviour).await;
+        found.is_healthy();
+        let audits = found.findings.iter().find(|finding| finding["check"] == "genesys.audits").unwrap();
+        assert!(audits["detail"].as_str().unwrap().contains(expected), "{audits}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn faults_between_here_and_genesys_are_named() {
     const CHECK: &str = "genesys.connection";
     diagnose(&settings("http://login.nonexistent.invalid"), ALONE, &[]).await.blames_only(

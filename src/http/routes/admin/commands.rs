@@ -23,7 +23,7 @@ use crate::http::request::{body, json};
 use crate::http::response::problem::Problem;
 use crate::operate::actions;
 use crate::operate::dead_letters::{DeadLetterSelection, Handled, MAX_SEARCHED};
-use crate::operate::replay::request::ReplayRequest;
+use crate::operate::replay::request::{Origin, ReplayRequest};
 use crate::operate::replay::{PreparedReplay, Progress, RunningReplay};
 use crate::store::ClearMode;
 
@@ -72,6 +72,8 @@ struct ReplayBody {
     rate: Option<u32>,
     #[serde(default)]
     dry_run: bool,
+    #[serde(default)]
+    from_genesys: bool,
 }
 
 pub(in crate::http) async fn inspect(
@@ -179,11 +181,16 @@ pub(in crate::http) async fn replay(
 ) -> Result<Response, Problem> {
     let body: ReplayBody = read(&headers, body).await?;
     let request = body.checked(&api)?;
-    let (tenant, is_dry) = (request.tenant.clone(), request.dry_run);
+    let (tenant, is_dry, origin) = (request.tenant.clone(), request.dry_run, request.origin);
     let is_known = tenant.as_ref().is_none_or(|tenant| api.operations().actions.knows(tenant));
     // An unknown tenant is unchecked input, so it is not recorded.
     let target = CommandTarget { tenant: tenant.filter(|_| is_known), key: None };
-    let action = if is_dry { "replay.dry_run" } else { "replay" };
+    let action = match (origin, is_dry) {
+        (Origin::Journal, false) => "replay",
+        (Origin::Journal, true) => "replay.dry_run",
+        (Origin::Genesys, false) => "replay.from_genesys",
+        (Origin::Genesys, true) => "replay.from_genesys.dry_run",
+    };
     let outcome = |prepared: &PreparedReplay| CommandOutcome { replay: Some(prepared.id), ..CommandOutcome::default() };
     let prepare = move |api: Arc<AdminApi>| async move {
         if is_known { api.operations().replays.prepare(request).await } else { Err(actions::Error::UnknownTenant) }
@@ -247,11 +254,12 @@ impl CustomerRequest {
 
 impl ReplayBody {
     fn checked(self, api: &AdminApi) -> Result<ReplayRequest, Problem> {
-        let Self { since, until, tenant_id, rate, dry_run } = self;
+        let Self { since, until, tenant_id, rate, dry_run, from_genesys } = self;
+        let origin = if from_genesys { Origin::Genesys } else { Origin::Journal };
         let tenant = tenant_id.map(|id| id.parse::<TenantId>()).transpose();
         let tenant = tenant.map_err(|error| Problem::bad_field("tenantId", error))?;
-        let request =
-            ReplayRequest::parse(&since, until.as_deref(), tenant, rate, dry_run, api.operations().actions.clock.now());
+        let now = api.operations().actions.clock.now();
+        let request = ReplayRequest::parse(origin, &since, until.as_deref(), tenant, rate, dry_run, now);
         request.map_err(|mistake| Problem::bad_field(mistake.field, mistake.expected))
     }
 }

@@ -35,6 +35,7 @@ use crate::operate::replay::Replays;
 use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
+use crate::upstream;
 
 use crate::http::response::headers::REQUEST_ID;
 use crate::http::response::problem::Problem;
@@ -231,6 +232,18 @@ fn problem(error: actions::Error) -> Problem {
         actions::Error::NoEvent => (StatusCode::CONFLICT, "no_event"),
         actions::Error::NoOutbox => (StatusCode::CONFLICT, "no_outbox"),
         actions::Error::Busy => (StatusCode::CONFLICT, "busy"),
+        actions::Error::NoGenesys => (StatusCode::CONFLICT, "no_genesys"),
+        actions::Error::Genesys { error, .. } => match error {
+            upstream::Error::Denied { .. } | upstream::Error::Privileges { .. } | upstream::Error::Unusable { .. } => {
+                (StatusCode::CONFLICT, "genesys_refuses")
+            }
+            upstream::Error::Throttled { .. }
+            | upstream::Error::BudgetSpent { .. }
+            | upstream::Error::BreakerOpen { .. }
+            | upstream::Error::Failed { .. }
+            | upstream::Error::Unreachable(_)
+            | upstream::Error::Timeout(_) => (StatusCode::SERVICE_UNAVAILABLE, "genesys_unavailable"),
+        },
         actions::Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
         actions::Error::Queue(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
     };

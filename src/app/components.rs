@@ -131,9 +131,9 @@ impl Components {
         let mut routes = openapi::routes();
         let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::start(&lookup)));
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
-            let ingest = self
-                .ingest(queue)
-                .with_prewarm(prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, prefetcher)));
+            let ingest = self.ingest(queue).with_prewarm(
+                prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, &self.access.callers, prefetcher)),
+            );
             routes = routes.merge(webhook::routes(Arc::new(ingest), self.audit.clone(), max_body, bodies.clone()));
         }
         let mut lookups: Option<Arc<dyn DirectRoute>> = None;

@@ -230,7 +230,7 @@ impl Ingest {
                     items.push(Disposition::Ignored(if is_wanted {
                         "a conversation: its customer is fetched ahead of time"
                     } else {
-                        "a conversation: prewarm is not enabled for this tenant, or this process does not look up"
+                        "a conversation: prewarm is not enabled for this tenant, this process does not look up, or no caller may by phone"
                     }));
                 }
                 PostedEvent::Rejected(malformed) => {

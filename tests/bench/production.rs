@@ -1,6 +1,7 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; with `hits`, `batches`, `changes`, `pipeline`, `outbox`, `protocol`, `protections` or `overload`
+//! Run with `cargo bench --bench production`; with `hits`, `identifiers`, `batches`, `changes`, `pipeline`, `outbox`, `protocol`,
+//! `protections` or `overload`
 //! after a `--`, only that one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare
 //! programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in
 //! one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
@@ -10,6 +11,7 @@ mod bare;
 mod batches;
 mod changes;
 mod figures;
+mod identifiers;
 mod load;
 mod outbox;
 mod overload;
@@ -42,6 +44,9 @@ fn main() {
     runtime.block_on(async {
         if only("hits") {
             redis_hits::compare().await;
+        }
+        if only("identifiers") {
+            identifiers::compare().await;
         }
         if only("batches") {
             batches::compare().await;

@@ -79,7 +79,7 @@ pub(crate) async fn compare() {
     for (database, (name, fields, tables)) in settings.iter().enumerate() {
         let own = format!("{}/{database}", server.url());
         let tls = (*name == "TLS").then(|| directory.path());
-        sides.push(ProtectedService::start(name, &own, Extras { fields, tables }, tls).await);
+        sides.push(ProtectedService::start(name, &own, Extras { fields, tables, ..PLAIN }, tls).await);
     }
     let path = |n| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)));
     let requests = Arc::new((1..=CUSTOMERS).map(path).collect::<Vec<_>>());

@@ -42,12 +42,15 @@ fn start(directory: &Path, arguments: &[&str]) -> Process {
 pub(crate) struct Extras<'a> {
     /// The fields that its caller may read.
     pub(crate) fields: &'a str,
+    /// What its caller may look customers up by.
+    pub(crate) lookup_by: &'a str,
     /// Additional tables of its configuration.
     pub(crate) tables: &'a str,
 }
 
 /// No data protection.
-pub(crate) const PLAIN: Extras<'static> = Extras { fields: "[\"*\"]", tables: "[audit]\nsink = \"none\"\n" };
+pub(crate) const PLAIN: Extras<'static> =
+    Extras { fields: "[\"*\"]", lookup_by: "[\"customerId\"]", tables: "[audit]\nsink = \"none\"\n" };
 
 /// A running service.
 pub(crate) struct Service {
@@ -73,15 +76,16 @@ impl Service {
         let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &CUSTOMERS.to_string()];
         let sandbox = start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat());
         let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
-        let Extras { fields, tables } = extras;
+        let Extras { fields, lookup_by, tables } = extras;
         let text = format!(
             "roles = {roles}\n[http]\nlisten = \"{public}\"\n[admin]\nlisten = \"{admin}\"\n\
-             [lookup]\nttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}{tables}\
+             [lookup]\nttl = \"1h\"\nidentifier_ttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}{tables}\
              [[tenant]]\nid = \"10001\"\n[tenant.upstream]\napi_url = \"http://{genesys}\"\n\
              login_url = \"http://{genesys}\"\nclient_id = \"sandbox\"\nclient_secret = \"sandbox\"\n\
              requests_per_minute = 60000\n\
              [[tenant.webhook]]\nscheme = \"hub-signature\"\nsecrets = [\"{SECRET}\"]\n\
-             [[caller]]\nname = \"bench\"\nkey_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\"]\nfields = {fields}\n",
+             [[caller]]\nname = \"bench\"\nkey_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\"]\nfields = {fields}\n\
+             lookup_by = {lookup_by}\n",
             rabbit.map(on_rabbit).unwrap_or_default()
         );
         let file = configuration(directory.path(), &text).display().to_string();

@@ -1,11 +1,11 @@
 //! Customers are fetched before they are looked up, on request and by the events of conversations.
 
-use reqwest::Response;
+use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
 use crate::pairing::on_every_pairing;
-use crate::support::customer;
-use crate::support::edge::{Edge, Pairing, with_sandbox_of};
+use crate::support::edge::{Edge, LookupAnswer, Pairing, looked, with_sandbox_of};
+use crate::support::{customer, eventually};
 
 const FETCHED: &str = "profile_edge_prefetches_total{outcome=\"fetched\"}";
 const PRESENT: &str = "profile_edge_prefetches_total{outcome=\"present\"}";
@@ -13,6 +13,8 @@ const PRESENT: &str = "profile_edge_prefetches_total{outcome=\"present\"}";
 on_every_pairing!(
     a_prefetched_customer_is_a_hit_when_it_is_looked_up,
     the_start_of_a_conversation_fetches_its_customer_ahead,
+    a_call_of_an_unknown_contact_fetches_its_customer_by_the_number,
+    a_number_that_is_prefetched_is_a_hit_when_it_is_looked_up,
 );
 
 async fn prefetch(edge: &Edge, customers: impl IntoIterator<Item = u32>) -> Response {
@@ -38,14 +40,74 @@ async fn a_prefetched_customer_is_a_hit_when_it_is_looked_up(pairing: Pairing) {
     edge.stop().await;
 }
 
+/// Returns an event of a conversation, as EventBridge sends it.
+fn conversation(topic: &str, body: Value) -> Value {
+    json!({ "id": "e", "detail-type": "v2.detail.events.conversation.{id}.customer.start", "detail": {
+        "topicName": format!("v2.detail.events.conversation.c0ffee00-0000-4000-8000-000000000001.{topic}"),
+        "eventBody": body,
+    } })
+}
+
+/// A number that nobody has in the sandbox.
+const NUMBER: &str = "+12025550171";
+
+/// Gives a contact the number at Genesys, without an event.
+async fn give_number(edge: &Edge, id: &str) {
+    edge.behave(json!({ "events": false })).await;
+    let path = format!("/api/v2/externalcontacts/contacts/{id}");
+    let patch = json!({ "workPhone": { "e164": NUMBER } });
+    assert_eq!(edge.sandbox(Method::PATCH, &path).json(&patch).send().await.unwrap().status(), 200);
+}
+
+async fn by_number(edge: &Edge) -> LookupAnswer {
+    let request = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+    looked(request.query(&[("tenantId", "10001"), ("phone", NUMBER)]).send().await.unwrap()).await
+}
+
+/// Waits until the prefetch by a number has filled the entry of the number and that of its customer, with this many requests.
+async fn number_is_fetched(edge: &Edge, calls: u64) {
+    edge.wait_for_metric(FETCHED, 1.0).await;
+    eventually("both requests", || async { (edge.calls().await.0 == calls).then_some(()) }).await;
+    // The second request may still be under way: a lookup waits for it.
+    assert_eq!(by_number(edge).await.status, 200);
+    let answer = by_number(edge).await;
+    assert!(answer.is_hit(), "{}", answer.cache_status);
+    assert_eq!(answer.json()["id"], json!(customer(1)));
+    assert!(edge.look_up(&customer(1)).await.is_hit());
+    assert_eq!(edge.calls().await.0, calls);
+}
+
+async fn a_call_of_an_unknown_contact_fetches_its_customer_by_the_number(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
+    give_number(&edge, &customer(1)).await;
+    let before = edge.calls().await.0;
+    let event = conversation("customer.start", json!({ "externalContactId": null, "ani": "tel:+1-202-555-0171" }));
+    let answer: Value = edge.post_event(&event).await.json().await.unwrap();
+    assert!(answer["reason"].as_str().unwrap().contains("ahead of time"), "{answer}");
+    number_is_fetched(&edge, before + 2).await;
+    // What is no phone number fetches nothing.
+    for ani in [json!("sip:ada@example.com"), json!("anonymous"), json!(7), json!("2025550171")] {
+        let event = conversation("customer.start", json!({ "ani": ani }));
+        let answer: Value = edge.post_event(&event).await.json().await.unwrap();
+        assert!(answer["reason"].as_str().unwrap().contains("no phone number"), "{answer}");
+    }
+    assert_eq!(edge.calls().await.0, before + 2);
+    edge.stop().await;
+}
+
+async fn a_number_that_is_prefetched_is_a_hit_when_it_is_looked_up(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
+    give_number(&edge, &customer(1)).await;
+    let before = edge.calls().await.0;
+    let request = edge.client.post(edge.url("/api/v1/profiles/prefetch")).header("X-API-Key", "demo-key");
+    let body = json!({ "tenantId": "10001", "lookups": [{ "phone": NUMBER }] });
+    assert_eq!(request.json(&body).send().await.unwrap().status(), 202);
+    number_is_fetched(&edge, before + 2).await;
+    edge.stop().await;
+}
+
 async fn the_start_of_a_conversation_fetches_its_customer_ahead(pairing: Pairing) {
     let edge = Edge::start_on(pairing, "[sandbox]\nlatency = \"0ms\"\n").await;
-    let conversation = |topic: &str, body: Value| {
-        json!({ "id": "e", "detail-type": "v2.detail.events.conversation.{id}.customer.start", "detail": {
-            "topicName": format!("v2.detail.events.conversation.c0ffee00-0000-4000-8000-000000000001.{topic}"),
-            "eventBody": body,
-        } })
-    };
     for (n, event) in [
         (
             1,
@@ -106,6 +168,20 @@ async fn prewarming_is_off_unless_the_tenant_enables_it() {
     assert_eq!(answer["status"], "ignored");
     assert!(answer["reason"].as_str().unwrap().contains("prewarm is not enabled"), "{answer}");
     assert!(!other.look_up(&customer(1)).await.is_hit());
+    other.stop().await;
+    // Where no caller may look up by phone, a number fetches nothing.
+    let settings =
+        settings.replacen("[[caller]]", webhook, 1).replacen("upstream = {", "prewarm = true\nupstream = {", 1);
+    let other = Edge::start_with(&format!("sandbox.enabled = false\n{settings}")).await;
+    let before = edge.calls().await.0;
+    let answer: Value =
+        other.post_event(&conversation("acd.start", json!({ "ani": NUMBER }))).await.json().await.unwrap();
+    assert!(answer["reason"].as_str().unwrap().contains("no caller may by phone"), "{answer}");
+    let event = conversation("acd.start", json!({ "externalContactId": customer(2), "ani": NUMBER }));
+    other.post_event(&event).await;
+    other.wait_for_metric(FETCHED, 1.0).await;
+    assert!(other.look_up(&customer(2)).await.is_hit());
+    assert_eq!(edge.calls().await.0, before + 1);
     other.stop().await;
     edge.stop().await;
 }

@@ -85,6 +85,15 @@ def python_sdk(edge):
     assert bulk(contacts_at(edge.url, "demo", "demo-key")) == bulk(contacts_at(edge.sandbox_url, "sandbox", "sandbox"))
     print("  python: many contacts: as at Genesys")
 
+    def by_phone(number):
+        identifier = {"type": "Phone", "value": number}
+        return lambda api: api.post_externalcontacts_identifierlookup_contacts(identifier)
+
+    number = contact["work_phone"]["e164"]
+    same(edge, "a contact by phone", by_phone(number))
+    same(edge, "the same contact by phone again", by_phone(number))
+    assert same(edge, "a number that nobody has", by_phone("+12025560171")) == (404, "not.found")
+
     edge.at_genesys("PATCH", f"/api/v2/externalcontacts/contacts/{customer(1)}", {"firstName": "Grace"})
     gateway = contacts_at(edge.url, "demo", "demo-key")
     eventually("the change", lambda: gateway.get_externalcontacts_contact(customer(1)).first_name == "Grace")

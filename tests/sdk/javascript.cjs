@@ -46,6 +46,13 @@ async function main() {
   assert.deepEqual(many.results.map((result) => [result.status, result.entity.id]), [[200, customer(1)], [200, customer(5)]]);
   console.log('  javascript: many contacts: as at Genesys');
 
+  const byPhone = { type: 'Phone', value: raw.workPhone.e164 };
+  const atOrigin = await (await atGenesys('POST', '/api/v2/externalcontacts/identifierlookup/contacts', byPhone)).json();
+  for (const how of ['a miss', 'a hit']) {
+    assert.deepEqual(await api.postExternalcontactsIdentifierlookupContacts(byPhone), atOrigin);
+    console.log(`  javascript: a contact by phone, ${how}: as at Genesys`);
+  }
+
   const unknown = await refusal(() => api.getExternalcontactsContact('00000000-0000-4000-8000-0000ffffffff'));
   assert.deepEqual([unknown.status, unknown.code], [404, 'not.found']);
   const malformed = await refusal(() => api.getExternalcontactsContact('a b/c'));

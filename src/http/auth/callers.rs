@@ -205,6 +205,12 @@ impl Callers {
     pub fn named(&self, name: &str) -> Option<&Arc<Caller>> {
         self.by_name.get(name)
     }
+
+    /// Returns whether any caller may look up a tenant's customers by this.
+    #[must_use]
+    pub fn any_may_look_up_by(&self, tenant: &TenantId, by: LookupBy) -> bool {
+        self.by_name.values().any(|caller| caller.may_read(tenant) && caller.may_look_up_by(by))
+    }
 }
 
 impl Caller {

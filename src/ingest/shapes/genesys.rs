@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::contact;
-use crate::domain::{EventTime, Identifier, Kind, Modified, Precision, Shape, Stamps};
+use crate::domain::{CustomerQuery, EventTime, Identifier, Kind, Modified, Precision, Shape, Stamps};
 
 use super::super::malformed::check_depth;
 use super::fields::{CustomerList, Doubt, OptionalText, stamps};
@@ -211,27 +211,34 @@ impl ContactBody {
 
 /// Reads the customers of a conversation. It changes no profile, so one that cannot be read is ignored.
 fn read_conversation(body: Option<&RawValue>, shape: Shape) -> PostedEvent {
-    #[derive(Deserialize)]
+    #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct ConversationBody {
         #[serde(default)]
         external_contact_id: OptionalText,
         #[serde(default)]
         conversation_external_contact_ids: Option<Vec<OptionalText>>,
+        #[serde(default)]
+        ani: OptionalText,
     }
-    let body = body.and_then(|body| serde_json::from_str::<ConversationBody>(body.get()).ok());
+    let body = body.and_then(|body| serde_json::from_str::<ConversationBody>(body.get()).ok()).unwrap_or_default();
     let mut customers = CustomerList::default();
-    let ids = body.into_iter().flat_map(|body| {
-        std::iter::once(body.external_contact_id).chain(body.conversation_external_contact_ids.unwrap_or_default())
-    });
-    for id in ids.take(MAX_IN_CONVERSATION) {
+    let more = body.conversation_external_contact_ids.unwrap_or_default();
+    for id in std::iter::once(body.external_contact_id).chain(more).take(MAX_IN_CONVERSATION) {
         // Neither an unreadable id nor one too many is a fault of an event that changes nothing.
         let _ = customers.add_optional("", "externalContactId", &id, &mut Doubt::default());
     }
-    if customers.ids.is_empty() {
-        return PostedEvent::Ignored { shape, reason: "a conversation that names no contact" };
+    let mut customers: Vec<_> = customers.ids.into_iter().map(CustomerQuery::Id).collect();
+    if customers.is_empty()
+        && let Some(number) = Doubt::default().text(&body.ani)
+    {
+        // Genesys writes the number of a call as tel:+13175550125; other media have none.
+        customers.extend(Identifier::phone(number, None).ok().map(CustomerQuery::Identifier));
     }
-    PostedEvent::Conversation { shape, customers: customers.ids }
+    if customers.is_empty() {
+        return PostedEvent::Ignored { shape, reason: "a conversation that names no contact and no phone number" };
+    }
+    PostedEvent::Conversation { shape, customers }
 }
 
 fn read_audit(body: &[u8], path: &str, mut envelope: Envelope) -> Result<PostedEvent, Malformed> {

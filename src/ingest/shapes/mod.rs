@@ -27,7 +27,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::{
-    CustomerId, Digest, Event, EventId, Identifier, KeyHasher, Kind, Shape, Stamps, TenantId, Timestamp,
+    CustomerId, CustomerQuery, Digest, Event, EventId, Identifier, KeyHasher, Kind, Shape, Stamps, TenantId, Timestamp,
 };
 
 use super::malformed::{self, Malformed, join, parse};
@@ -66,8 +66,8 @@ pub enum PostedEvent {
     Conversation {
         /// Its shape.
         shape: Shape,
-        /// Its customers; at least one.
-        customers: Vec<CustomerId>,
+        /// Its customers; at least one. They are named by the caller's number only if no contact is.
+        customers: Vec<CustomerQuery>,
     },
     /// It is an element of an array that cannot be read.
     Rejected(Malformed),

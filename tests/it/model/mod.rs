@@ -47,11 +47,14 @@
 //! - `events`: *invalidate-before-ack*, *two-stamps*, *fence*, *unsettled*, *tombstone*, *dedup*
 //! - `steps`: failures, and *failover*
 //!
+//! *identifier-pointer* has a model of its own, [`identifiers`], which also removes each of its rules.
+//!
 //! [`removals`] removes each rule and names the invariant that breaks.
 
 mod checker;
 mod events;
 mod history;
+mod identifiers;
 mod invariants;
 mod leaders;
 mod lookups;

@@ -197,7 +197,6 @@ impl Metrics {
     }
 
     /// Returns the gauge of a tenant. Tenants are named by the configuration, so their number is bounded.
-    #[must_use]
     pub fn of_tenant(&self, family: &ByTenant, tenant: &TenantId) -> Gauge {
         gauge::register(&self.recorder, family.0, vec![Label::new("tenant", tenant.to_string())])
     }

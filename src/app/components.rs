@@ -239,7 +239,7 @@ impl Components {
     }
 
     /// Checks the dependencies once, then at an interval until shutdown.
-    pub(super) async fn probe(&self, refused: upstream::open::TenantHealth, sources: Sources) {
+    pub(super) async fn probe(&self, refused: upstream::tenants::TenantHealth, sources: Sources) {
         let probe = Probe {
             refused,
             sources,

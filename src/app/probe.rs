@@ -18,7 +18,7 @@ pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Checks the dependencies.
 #[derive(Debug)]
 pub(super) struct Probe {
-    pub(super) refused: upstream::open::TenantHealth,
+    pub(super) refused: upstream::tenants::TenantHealth,
     pub(super) sources: Sources,
     pub(super) readiness: Arc<Readiness>,
     pub(super) metrics: Arc<Metrics>,

@@ -33,7 +33,7 @@ fn judge(subject: &str, found: Result<ServerState, String>) -> Vec<Finding> {
             return vec![Finding::failed("memcached.connection", subject, detail, advice)];
         }
     };
-    let used = if state.max_memory == 0 { 0 } else { state.used.saturating_mul(100) / state.max_memory };
+    let used = state.used.saturating_mul(100).checked_div(state.max_memory).unwrap_or(0);
     let detail = format!("{used} % of its memory is in use, {} keys were evicted since its start", state.evicted);
     let memory = if state.evicted > 0 || used >= NEARLY_FULL {
         let advice = "give the server more memory (-m), or add a server: an evicted fence costs labels and tombstones";

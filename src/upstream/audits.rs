@@ -106,9 +106,11 @@ impl AuditQuery {
             #[serde(default)]
             page_count: Option<u64>,
         }
-        // The text of a parse error may repeat the body.
-        let answer: AuditAnswer =
-            serde_json::from_slice(body).map_err(|_| Error::Unusable { reason: "not a page of audits" })?;
+        // An array would be taken for an object without members. The text of a parse error may repeat the body.
+        let object = body.trim_ascii_start().starts_with(b"{").then_some(body);
+        let answer: AuditAnswer = object
+            .and_then(|body| serde_json::from_slice(body).ok())
+            .ok_or(Error::Unusable { reason: "not a page of audits" })?;
         let audits = answer.entities.unwrap_or_default();
         let is_last = audits.is_empty() || answer.page_count.is_some_and(|pages| u64::from(self.page) >= pages);
         Ok(AuditPage { audits, total: answer.total, is_last })

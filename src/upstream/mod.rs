@@ -26,7 +26,7 @@ mod privilege_gate;
 pub mod privileges;
 mod search;
 pub mod survey;
-mod tenants;
+pub mod tenants;
 mod times;
 mod token;
 mod tokens;

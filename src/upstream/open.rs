@@ -29,7 +29,7 @@ use super::notifications::Notifications;
 use super::privilege_gate::PrivilegeGate;
 use super::privileges::{IntrospectionUrls, Permission, PrivilegePolicy, PrivilegeVerifier, Scope};
 use super::search::SearchUrls;
-use super::tenants::TenantUpstreams;
+use super::tenants::{TenantHealth, TenantUpstreams};
 use super::token::ClientCredentials;
 use super::tokens::TokenCache;
 use super::traced::TracedUpstream;
@@ -217,27 +217,11 @@ pub struct OpenedUpstream {
     pub agents: AgentVerifiers,
 }
 
-/// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
-#[derive(Clone, Debug)]
-pub struct TenantHealth(Arc<TenantUpstreams>);
-
 impl OpenedUpstream {
     /// Returns the notifications of a tenant's Genesys.
     #[must_use]
     pub fn notifications(&self, tenant: &TenantId) -> Notifications {
         Notifications::new(Arc::clone(&self.tenant_health.0), tenant.clone())
-    }
-}
-
-impl TenantHealth {
-    /// Returns the tenants whose Genesys gives no answers, with the reason: the token or the client is refused, the breaker
-    /// is open, Genesys asked for a pause, or it cannot be reached.
-    #[must_use]
-    pub fn refusals(&self) -> Vec<(TenantId, Arc<str>)> {
-        let of = |(tenant, upstream): (&TenantId, &PrivilegeGate<Guard<Genesys>>)| {
-            Some((tenant.clone(), upstream.trouble()?))
-        };
-        self.0.0.iter().filter_map(of).collect()
     }
 }
 

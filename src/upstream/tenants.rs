@@ -24,6 +24,22 @@ impl TenantUpstreams {
     }
 }
 
+/// Reports the tenants whose Genesys gives no answers. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct TenantHealth(pub(super) Arc<TenantUpstreams>);
+
+impl TenantHealth {
+    /// Returns the tenants whose Genesys gives no answers, with the reason: the token or the client is refused, the breaker
+    /// is open, Genesys asked for a pause, or it cannot be reached.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(TenantId, Arc<str>)> {
+        let of = |(tenant, upstream): (&TenantId, &PrivilegeGate<Guard<Genesys>>)| {
+            Some((tenant.clone(), upstream.trouble()?))
+        };
+        self.0.0.iter().filter_map(of).collect()
+    }
+}
+
 #[async_trait]
 impl Upstream for Arc<TenantUpstreams> {
     async fn fetch(

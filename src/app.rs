@@ -133,7 +133,8 @@ impl App {
         let sources = components.sources(&upstream);
         let lookup = components.lookup(upstream.upstream, &sources);
         let (routes, lookups) = components.public_routes(lookup, upstream.agents)?;
-        let origins = AllowedOrigins::parse(&http.cors_origins).map_err(|error| error.within("http"))?;
+        let origins =
+            AllowedOrigins::parse(&components.config.http.cors_origins).map_err(|error| error.within("http"))?;
         // It is set once: here.
         let _ = operators.operations.set(components.operations(upstream.audits));
         let public_service = |tls: &Option<_>| {

@@ -1,6 +1,6 @@
 //! Sources: what this service receives events from by itself, without inbound HTTP.
 //!
-//! There is one kind, [`notifications`]. What arrives takes the way of a webhook's events: shape, publish, consumer.
+//! There is one kind, `notifications`. What arrives takes the way of a webhook's events: shape, publish, consumer.
 
 mod notifications;
 

@@ -4,7 +4,7 @@
 //! document says about the token of the tenant's own client, once in the life of the process.
 //!
 //! Anybody can present a text as a token, so what a wrong one may cost is bounded: verifications have a share of the tenant's
-//! budget, of which tokens that were never valid get a half ([`Budget`]), and permits and a breaker of their own. So they
+//! budget, of which tokens that were never valid get a half (`Budget`), and permits and a breaker of their own. So they
 //! neither delay nor suspend fetches of profiles, and a rate limit of one agent at Genesys stops no other. Nothing is cached
 //! here, and nothing of the document is kept but the organisation.
 

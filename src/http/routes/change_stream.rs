@@ -1,6 +1,6 @@
 //! One client of the change feed: what it hears, as Server-Sent Events.
 //!
-//! A change is rendered once for all streams of a caller, with the handle of its customer. Changes that arrive within [`PACE`] of
+//! A change is rendered once for all streams of a caller, with the handle of its customer. Changes that arrive within `PACE` of
 //! the last write wait for its end and are written together: a single change is written at once, and many changes cost each
 //! stream a bounded number of writes.
 

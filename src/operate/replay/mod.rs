@@ -7,12 +7,12 @@
 //! events announced (see [`fence::repeat`](crate::store::fence::repeat)). A repeated or partial replay does no harm.
 //!
 //! From Genesys, every audited change of a contact between `since` and `until` is published in the same way (see
-//! [`audit_trail`]).
+//! `audit_trail`).
 //!
 //! # Steps
 //!
 //! [`Replays::prepare`] checks that the replay is possible and takes the one slot; [`PreparedReplay::begin`] starts the
-//! task. The task reads a page of the [`source`], selects events, waits for the rate and for a short queue, so that new
+//! task. The task reads a page of the `source`, selects events, waits for the rate and for a short queue, so that new
 //! events do not wait behind old ones, and publishes durably. The holder of [`RunningReplay`] sees the progress. When it
 //! is dropped, or the service drains, the replay stops between two publishes.
 //!

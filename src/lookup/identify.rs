@@ -237,17 +237,18 @@ impl IdentifyTask {
                     return (Beside::Separate, verdict != FenceVerdict::CaughtUp);
                 }
                 Ok(LeaseAnswer::Changed(entry)) => Some(entry),
-                Ok(LeaseAnswer::Held { .. }) | Err(_) => None,
+                // What its fence says is not known, so `modified` may be outdated.
+                Ok(LeaseAnswer::Held { .. }) | Err(_) => return (Beside::Separate, true),
             },
             Ok(entry) => entry,
-            Err(_) => None,
+            Err(_) => return (Beside::Separate, true),
         };
         match entry {
             Some(Entry::Tombstone(_)) => (Beside::Deleted, false),
-            Some(Entry::Record(Record { content: Content::Found(stored), .. })) => {
-                (Beside::Separate, stored.modified > modified)
+            Some(Entry::Record(Record { content: Content::Found(stored), settled, .. })) => {
+                (Beside::Separate, !settled || stored.modified > modified)
             }
-            Some(Entry::Record(_) | Entry::Leased(_) | Entry::Corrupt(_)) | None => (Beside::Separate, false),
+            Some(Entry::Record(_) | Entry::Leased(_) | Entry::Corrupt(_)) | None => (Beside::Separate, true),
         }
     }
 

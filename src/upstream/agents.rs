@@ -133,8 +133,11 @@ impl AgentVerifier {
         // The semaphore is never closed, so an error means that the deadline has passed.
         let _permit = permit.ok().and_then(Result::ok).ok_or(Error::Timeout(None))?;
         let pass = self.breaker.lock().admit(Instant::now()).map_err(open)?;
+        let allowed = deadline.duration_since(Instant::now());
         let asked = self.ask(credential, deadline).await;
-        self.breaker.lock().record(pass, outcome(&asked), Instant::now());
+        // As for fetches: a timeout shows nothing if most of the time was spent waiting for a permit.
+        let outcome = outcome(&asked, allowed >= self.timeout / 4);
+        self.breaker.lock().record(pass, outcome, Instant::now());
         let Some(organisation) = asked? else { return Ok(AgentStanding::Refused) };
         let own = self.organisation.get_or_try_init(|| self.own_organisation(deadline)).await?;
         Ok(if *own == organisation { AgentStanding::Member } else { AgentStanding::Refused })
@@ -176,13 +179,14 @@ impl fmt::Debug for AgentVerifier {
     }
 }
 
-/// Returns what an answer shows about Genesys. A rate limit is that of one agent.
-fn outcome<T>(asked: &Result<T, Error>) -> RequestOutcome {
+/// Returns what an answer shows about Genesys, which had `enough` time or not. A rate limit is that of one agent.
+fn outcome<T>(asked: &Result<T, Error>, enough: bool) -> RequestOutcome {
     match asked {
         Ok(_)
         | Err(Error::Unusable { .. } | Error::Denied { .. } | Error::Privileges { .. } | Error::Throttled { .. }) => {
             RequestOutcome::Answers
         }
+        Err(Error::Timeout(_)) if !enough => RequestOutcome::Unknown,
         Err(Error::Failed { .. } | Error::Unreachable(_) | Error::Timeout(_)) => RequestOutcome::Fails,
         Err(Error::BudgetSpent { .. } | Error::BreakerOpen { .. }) => RequestOutcome::Unknown,
     }

@@ -590,15 +590,20 @@ async fn requested_fields_write_no_text_of_the_caller_into_the_trail() {
         (format!("{},firstName", names(64)), 400),
         (format!("{},firstName", names(63)), 200),
     ] {
-        let request = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
-        let order = json!({ "tenantId": "10001", "customerId": customer(1), "fields": fields });
-        let answer = looked(request.json(&order).send().await.unwrap()).await;
-        assert_eq!(answer.status, status, "{} bytes: {}", fields.len(), answer.text);
+        for (path, name, value) in [
+            ("/api/v1/profile", "customerId", json!(customer(1))),
+            ("/api/v1/profiles", "customerIds", json!([customer(1)])),
+        ] {
+            let request = edge.client.post(edge.url(path)).header("X-API-Key", "demo-key");
+            let order = json!({ "tenantId": "10001", name: value, "fields": fields });
+            let answer = looked(request.json(&order).send().await.unwrap()).await;
+            assert_eq!(answer.status, status, "{path} {} bytes: {}", fields.len(), answer.text);
+        }
     }
     edge.stop().await;
     let all = records(&path);
     let lookups = of_type(&all, "lookup");
-    assert_eq!(lookups.iter().map(|one| one["fields"].clone()).collect::<Vec<_>>(), [json!(["firstName"])]);
+    assert_eq!(lookups.iter().map(|one| one["fields"].clone()).collect::<Vec<_>>(), vec![json!(["firstName"]); 2]);
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("ada@") && !text.contains("15550199871"));
     let (status, said) = verify(directory.path(), &["audit.jsonl"]);

@@ -370,7 +370,7 @@ mod tests {
         let bearer = bearer(&auth, "a", "one", Some("tenant:10001 fields:id"));
         let admitted = || admit(&auth, &[("authorization", &bearer)]);
         let caller = admitted().unwrap().caller;
-        assert_eq!((&*caller.name, caller.scope.as_deref()), ("a", Some("tenant:10001 fields:id")));
+        assert_eq!((&*caller.name, caller.scope.as_deref()), ("a", Some("tenant:10001 fields:1")));
         auth.callers
             .replace(Callers::new(&[Config { fields: vec!["title".to_owned()], ..config("a", "one") }]).unwrap());
         assert_eq!(admitted().unwrap_err().reason, DenialReason::Unauthorized);

@@ -236,7 +236,7 @@ impl Caller {
             }
             fields = named.clone();
         }
-        Some(Self { tenants, fields, scope: Some(Arc::clone(scope.text())), ..self.clone() })
+        Some(Self { tenants, fields, scope: Some(scope.recorded()), ..self.clone() })
     }
 
     /// Returns whether the caller may look up a tenant's customers.
@@ -349,7 +349,7 @@ pub(in crate::http) mod tests {
         let one = narrowed("tenant:1 fields:id,workPhone.e164").unwrap();
         assert_eq!(one.only_tenant(), Some(&"1".parse().unwrap()));
         assert!(!one.fields.covers(&caller.fields) && caller.fields.covers(&one.fields));
-        assert_eq!(one.scope.as_deref(), Some("tenant:1 fields:id,workPhone.e164"));
+        assert_eq!(one.scope.as_deref(), Some("tenant:1 fields:2"), "names that a caller chose are not recorded");
         assert_eq!(narrowed("fields:id").unwrap().only_tenant(), None);
         for wider in ["tenant:3", "fields:*", "fields:lastName", "tenant:1 fields:id,lastName"] {
             assert!(narrowed(wider).is_none(), "{wider}");

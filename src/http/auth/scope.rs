@@ -18,6 +18,9 @@ use crate::http::auth::field_set::FieldSet;
 /// The longest scope, in bytes: it is a part of the token, and the token of each request.
 const MAX_SCOPE: usize = 1024;
 
+/// How many fields a scope may name, as a request may.
+const MAX_FIELDS: usize = 64;
+
 /// A scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenScope {
@@ -30,7 +33,7 @@ pub struct TokenScope {
 
 /// A text is not a scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the scope must be at most 1024 bytes, with tenant:ID and fields:NAME,NAME at most once each")]
+#[error("the scope must be at most 1024 bytes, with tenant:ID and fields:NAME,NAME (at most 64) at most once each")]
 pub struct InvalidScope;
 
 impl TokenScope {
@@ -38,6 +41,18 @@ impl TokenScope {
     #[must_use]
     pub const fn text(&self) -> &Arc<str> {
         &self.text
+    }
+
+    /// Returns the scope for the audit trail: its tenant and how many fields it names. The names are a text of the caller, and
+    /// each record of a lookup has those that were shown.
+    #[must_use]
+    pub fn recorded(&self) -> Arc<str> {
+        let tenant = self.tenant.as_ref().map(|tenant| format!("tenant:{tenant}"));
+        let fields = self.text.split_once("fields:").map(|(_, names)| {
+            let names = names.split(' ').next().unwrap_or_default();
+            format!("fields:{}", names.split(',').count())
+        });
+        tenant.into_iter().chain(fields).collect::<Vec<_>>().join(" ").into()
     }
 }
 
@@ -52,7 +67,7 @@ impl FromStr for TokenScope {
         for part in text.split(' ') {
             let is_repeated = match part.split_once(':').ok_or(InvalidScope)? {
                 ("tenant", id) => tenant.replace(id.parse().map_err(|_| InvalidScope)?).is_some(),
-                ("fields", names) => {
+                ("fields", names) if names.split(',').nth(MAX_FIELDS).is_none() => {
                     fields.replace(FieldSet::parse(names.split(',')).map_err(|_| InvalidScope)?).is_some()
                 }
                 _ => return Err(InvalidScope),

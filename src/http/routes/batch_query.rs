@@ -8,6 +8,7 @@ use crate::http::auth::field_set::FieldSet;
 use crate::http::request::json;
 use crate::http::response::problem::Problem;
 use crate::http::routes::lookup_api::MAX_BATCH;
+use crate::http::routes::profile_query::requested;
 
 /// The JSON body of both routes.
 #[derive(Deserialize)]
@@ -77,8 +78,7 @@ impl BatchQuery {
             })
         };
         let customers = lookups.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
-        let fields = fields.map(|fields| FieldSet::parse(fields.split(',').map(str::trim))).transpose();
-        let fields = fields.map_err(|error| Problem::bad_field("fields", error))?;
+        let fields = fields.as_deref().map(requested).transpose()?;
         Ok(Self { tenant, customers, fields })
     }
 }

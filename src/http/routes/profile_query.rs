@@ -84,7 +84,7 @@ impl ProfileQuery {
 }
 
 /// Parses the fields of a request.
-fn requested(fields: &str) -> Result<FieldSet, Problem> {
+pub(super) fn requested(fields: &str) -> Result<FieldSet, Problem> {
     if fields.split(',').nth(MAX_FIELDS).is_some() {
         return Err(Problem::bad_field("fields", format!("must name at most {MAX_FIELDS} fields")));
     }

@@ -147,6 +147,10 @@ impl Lane {
                 }
                 () = live.reader.closing.notified() => live = self.replace(live).await,
                 () = sleep_until(live.replace_at) => live = self.replace(live).await,
+                () = sleep_until(live.channel.token_ends) => {
+                    live.reader.task.abort();
+                    return Some("the token of the channel has ended".to_owned());
+                }
                 () = watcher.watches.changed(self.number) => {
                     sleep(GATHER).await;
                     if let Some(reason) = self.update(&mut live).await {
@@ -191,9 +195,13 @@ impl Lane {
                 if live.reader.task.is_finished() {
                     // Between its end and the subscription of the next one, changes were missed.
                     self.lose("the socket ended while its channel was replaced".to_owned());
-                    confirm(&watcher, &watcher.watches.of(self.number));
-                    self.works();
+                    let mut contacts = watcher.watches.of(self.number);
+                    // One that was added meanwhile is subscribed next.
+                    contacts.retain(|contact| next.subscribed.contains(&contact.customer));
+                    confirm(&watcher, &contacts);
                 }
+                self.backoff.reset();
+                self.works();
                 live.reader.replaced();
                 tracing::debug!(tenant = %watcher.tenant, lane = self.number, "a channel of notifications was replaced");
                 next

@@ -68,8 +68,17 @@ async fn read(
         let silent = heard + SILENCE;
         tokio::select! {
             () = watcher.shutdown.requested() => break "shutting down",
-            () = replaced.cancelled(), if ends.is_none() => ends = Some(Instant::now() + LINGER),
+            () = replaced.cancelled(), if ends.is_none() => {
+                ends = Some(Instant::now() + LINGER);
+                if socket.ping().await.is_err() {
+                    break "the connection of the socket broke";
+                }
+            }
             () = sleep_until(ends.unwrap_or(silent)), if ends.is_some() => {
+                // Only an answer shows that the connection delivered until now.
+                if ends.is_some_and(|ends| heard + LINGER < ends) {
+                    break "nothing arrives on the socket";
+                }
                 socket.close().await;
                 return "replaced";
             }
@@ -78,7 +87,7 @@ async fn read(
             message = socket.next() => match message {
                 Ok(text) => {
                     heard = Instant::now();
-                    take(&watcher, &text, &closing).await;
+                    take(&watcher, lane, &text, &closing).await;
                 }
                 Err(SocketEnd::Closed) => break "genesys closed the socket",
                 Err(SocketEnd::Broken) => break "the connection of the socket broke",
@@ -87,13 +96,16 @@ async fn read(
     };
     if replaced.is_cancelled() && !watcher.shutdown.is_requested() {
         // What was on the way is lost, and its lane does not look at this socket any more.
-        watcher.missed(&watcher.watches.of(lane));
+        let contacts = watcher.watches.of(lane);
+        watcher.missed(&contacts);
+        let contacts = contacts.len();
+        tracing::warn!(tenant = %watcher.tenant, lane, contacts, reason, "changes of contacts may be missed, each is invalidated");
     }
     reason
 }
 
 /// Hands a message to ingest, until it is durable. What Genesys sends meanwhile waits in the connection.
-async fn take(watcher: &Watcher, text: &str, closing: &Notify) {
+async fn take(watcher: &Watcher, lane: usize, text: &str, closing: &Notify) {
     // A message that cannot be read is refused and counted by ingest.
     let head: MessageHead = serde_json::from_str(text).unwrap_or(MessageHead { topic_name: String::new() });
     match head.topic_name.as_str() {
@@ -102,9 +114,19 @@ async fn take(watcher: &Watcher, text: &str, closing: &Notify) {
         _ => {}
     }
     let mut backoff = Backoff::default();
-    while let Err(IngestError::Unavailable { .. }) = watcher.ingest.notified(&watcher.tenant, text.as_bytes()).await
-        && !watcher.shutdown.is_requested()
-    {
-        backoff.pause(&watcher.shutdown).await;
+    loop {
+        match watcher.ingest.notified(&watcher.tenant, text.as_bytes()).await {
+            Ok(_) => return,
+            Err(IngestError::Unavailable { .. }) => backoff.pause(&watcher.shutdown).await,
+            Err(_) => break,
+        }
+        if watcher.shutdown.is_requested() {
+            return;
+        }
     }
+    // The topic names the contact although its message cannot be read; without a topic it may be any of the lane.
+    let named = head.topic_name.rsplit('.').next().unwrap_or_default();
+    let mut contacts = watcher.watches.of(lane);
+    contacts.retain(|contact| named.is_empty() || contact.customer.expose().eq_ignore_ascii_case(named));
+    watcher.missed(&contacts);
 }

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
@@ -195,6 +196,8 @@ async fn supervise(connector: Connector, state: Arc<State>, shutdown: Shutdown) 
 /// Carries a connection until it ends, and replaces it when it has reached its age. Returns why it ended; `None` on
 /// shutdown.
 async fn hold(connector: &Connector, state: &State, mut carrier: Carrier, shutdown: &Shutdown) -> Option<String> {
+    // What made the connection before this one silent.
+    let _ = state.silent.notified().now_or_never();
     let max_age = MaxAge::new(MAX_AGE, [state.server.host.as_str()]);
     let mut aged = Box::pin(max_age.reached());
     loop {

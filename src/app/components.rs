@@ -157,7 +157,7 @@ impl Components {
                 lookups: Arc::clone(&api),
                 feed: self.store.changes.clone(),
                 rendered: Arc::new(RenderedChanges::new(Arc::clone(&auth))),
-                streams: Arc::new(Semaphore::new(self.config.http.max_change_streams)),
+                streams: Arc::new(Semaphore::new(self.config.http.change_streams())),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),
             };

@@ -268,6 +268,20 @@ async fn requests_for_streams_are_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn streams_of_changes_leave_half_of_the_connections_to_others() {
+    let edge = Edge::start_with("[http.limits]\nmax_connections = 16\n").await;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        streams.push(Changes::open(&edge, "tenantId=10001", None).await);
+    }
+    let ninth = edge.client.get(edge.url("/api/v1/changes?tenantId=10001")).header("X-API-Key", "demo-key");
+    assert_eq!(ninth.send().await.unwrap().status(), 503);
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    drop(streams);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_example_page_of_the_sandbox_loads_nothing_and_may_call() {
     let edge = Edge::start().await;
     let origin = format!("http://{}", edge.sandbox_address());

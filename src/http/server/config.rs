@@ -44,6 +44,14 @@ pub struct Config {
     pub limits: ConnectionLimits,
 }
 
+impl Config {
+    /// Returns how many streams of changes may be open: at most half of the connections, because a stream keeps its own.
+    #[must_use]
+    pub fn change_streams(&self) -> usize {
+        self.max_change_streams.min(self.limits.max_connections / 2)
+    }
+}
+
 /// `[admin]`: the operators' listener.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

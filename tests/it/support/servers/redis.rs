@@ -266,13 +266,15 @@ impl Deployment {
         let (before, after) = nodes.split_once("->-").expect("a slot moves");
         let (slot, to) = (before.rsplit('[').next().unwrap(), after.split(']').next().unwrap());
         let port = self.servers[1].port.to_string();
-        self.command::<redis::Value>(1, &["CLUSTER", "SETSLOT", slot, "NODE", to]).await;
         let keys: Vec<String> = self.command(0, &["CLUSTER", "GETKEYSINSLOT", slot, "1000"]).await;
         for key in &keys {
             let words = ["MIGRATE", "127.0.0.1", &port, key, "0", "5000", "REPLACE"];
             self.command::<redis::Value>(0, &words).await;
         }
-        self.command::<redis::Value>(0, &["CLUSTER", "SETSLOT", slot, "NODE", to]).await;
+        // Last, and first at its new owner: it tells the other of it, which then has no keys of the slot any more.
+        for server in [1, 0] {
+            self.command::<redis::Value>(server, &["CLUSTER", "SETSLOT", slot, "NODE", to]).await;
+        }
     }
 
     /// Starts a deployment of its own.

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-#[cfg(feature = "faults")]
-use crate::faults::Fault;
 use crate::metrics::RefreshCause;
 use crate::spans::{self, Cause};
 use crate::store::{Base, Content, Record, Token};
@@ -25,8 +23,6 @@ impl IdentifierReader<'_> {
         let (shows, known) = match &record.content {
             Content::Found(found) => {
                 let shows = pointer.filled_with == Some(base) || found.identifiers.contains(&self.identity);
-                #[cfg(feature = "faults")]
-                let shows = shows || self.context.deps.faults.is_armed(Fault::BelieveEveryPointer);
                 (shows, found.modified)
             }
             Content::Negative | Content::Pointer(_) | Content::IdentifierPointer(_) | Content::Sealed(_) => {

@@ -26,8 +26,6 @@ pub(crate) enum InitialState {
     Invented,
     /// Its first change creates it.
     Absent,
-    /// It is a phone number, which nobody has before the first change.
-    Number,
 }
 
 /// What a change does.
@@ -45,7 +43,7 @@ pub(crate) struct ProfileChange {
     /// Its number, unique in the run. The profile holds it after the change.
     pub(crate) number: u32,
     pub(crate) kind: ChangeKind,
-    /// The customers whose lookups show this profile; more than one after a merge, and the number that it got.
+    /// The customers whose lookups show this profile; more than one after a merge.
     pub(crate) customers: Vec<CustomerNumber>,
     /// When the request was sent; the sandbox applied it later.
     pub(crate) began: RunMicros,

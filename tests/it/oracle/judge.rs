@@ -30,13 +30,10 @@
 //! - An answer that may show any of several versions counts as the oldest: an absent customer may not exist yet.
 //! - A tombstone sets no bound for an answer past an unreachable store, since it may be ahead of the read side.
 //!
-//! It does not hold for a number: the profile of a customer who has it again may still be the one of its first time, until
-//! the events of the time between are applied.
-//!
 //! # Impossible
 //!
 //! A version that the customer never had, or that was written after the answer; 410 or 404 for a customer that
-//! was not deleted; by a number, the profile of somebody who does not show it.
+//! was not deleted.
 
 #[cfg(test)]
 mod tests;
@@ -137,9 +134,7 @@ pub(crate) fn judge(history: &RunHistory, bounds: TimeBounds) -> Judgement {
                 None => judgement.add_fault(OracleFault::Impossible, timeline, answer),
             }
         }
-        if timeline.start != InitialState::Number {
-            judgement.check_order(timeline, &placed);
-        }
+        judgement.check_order(timeline, &placed);
     }
     judgement
 }
@@ -179,7 +174,7 @@ impl CustomerTimeline {
         match (answer.saw, self.start) {
             (Observation::Profile(_), _) => newest,
             // Customers that do not exist yet and deleted customers look alike.
-            (Observation::Absent, InitialState::Absent | InitialState::Number) => 0,
+            (Observation::Absent, InitialState::Absent) => 0,
             (Observation::Absent, InitialState::Invented) | (Observation::Deleted, _) => {
                 deleted.map_or(newest, |index| index + 1)
             }
@@ -193,16 +188,14 @@ impl CustomerTimeline {
             self.versions.iter().rposition(|version| version.kind == ChangeKind::Delete && had_begun(&version));
         match (answer.saw, self.start) {
             (Observation::Profile(0), InitialState::Invented) => Some(0),
-            (Observation::Profile(0), InitialState::Absent | InitialState::Number) => None,
+            (Observation::Profile(0), InitialState::Absent) => None,
             (Observation::Profile(number), _) => {
                 let is_it = |version: &CustomerVersion| {
                     version.number == number && version.kind == ChangeKind::Write && had_begun(&version)
                 };
                 self.versions.iter().position(is_it).map(|index| index + 1)
             }
-            (Observation::Absent, InitialState::Absent | InitialState::Number) => {
-                Some(deleted.map_or(0, |index| index + 1))
-            }
+            (Observation::Absent, InitialState::Absent) => Some(deleted.map_or(0, |index| index + 1)),
             (Observation::Absent, InitialState::Invented) | (Observation::Deleted, _) => deleted.map(|index| index + 1),
         }
     }

@@ -81,6 +81,9 @@ LOG = {
     "settings": TEXT, "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
     "total_ms": number, "auth_ms": number, "store_ms": number, "wait_ms": number, "token_ms": number, "connect_ms": number, "fetch_ms": number, "fill_ms": number,
     "suppressed": number, "tenant": NAME, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,
+    "contacts": number, "delay": TEXT, "failed": number, "file": TEXT, "invalid": TEXT, "lane": number, "left": number,
+    "limit": number, "lines": number, "mode": TEXT, "oldest_seconds": number, "origin": WORD, "rejected": number,
+    "renamed_to": TEXT, "server": TEXT, "shard": number, "shortest_read_ms": number, "unreadable": number, "waiting": number,
 }  # fmt: skip
 # Objects whose fields follow the same rules.
 NESTED = {"span"}

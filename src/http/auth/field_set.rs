@@ -14,6 +14,9 @@ use serde_json::value::RawValue;
 
 use crate::domain::{DisclosedFields, FieldMarks, is_name};
 
+/// The maximum number of fields that a request may name: its audit record shows them.
+pub const MAX_FIELDS: usize = 64;
+
 /// The maximum number of parts of a path.
 const MAX_DEPTH: usize = 16;
 

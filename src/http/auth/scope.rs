@@ -13,13 +13,10 @@ use std::sync::Arc;
 
 use crate::domain::TenantId;
 
-use crate::http::auth::field_set::FieldSet;
+use crate::http::auth::field_set::{FieldSet, MAX_FIELDS};
 
 /// The longest scope, in bytes: it is a part of the token, and the token of each request.
 const MAX_SCOPE: usize = 1024;
-
-/// How many fields a scope may name, as a request may.
-const MAX_FIELDS: usize = 64;
 
 /// A scope.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,12 +5,9 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use crate::domain::{CustomerQuery, PhoneRegion, QueryFields, TenantId};
-use crate::http::auth::field_set::FieldSet;
+use crate::http::auth::field_set::{FieldSet, MAX_FIELDS};
 use crate::http::request::{json, query};
 use crate::http::response::problem::Problem;
-
-/// The maximum number of fields that a request may name: its audit record shows them.
-const MAX_FIELDS: usize = 64;
 
 /// The JSON body of a lookup.
 #[derive(Default, Deserialize)]

@@ -72,7 +72,7 @@ impl Lane {
                     self.backoff.reset();
                     self.works();
                     if let Some(reason) = self.keep(live).await {
-                        self.lose(reason);
+                        self.lose(&reason);
                         self.backoff.pause(&watcher.shutdown).await;
                     }
                 }
@@ -194,7 +194,7 @@ impl Lane {
             Ok(next) => {
                 if live.reader.task.is_finished() {
                     // Between its end and the subscription of the next one, changes were missed.
-                    self.lose("the socket ended while its channel was replaced".to_owned());
+                    self.lose("the socket ended while its channel was replaced");
                     let mut contacts = watcher.watches.of(self.number);
                     // One that was added meanwhile is subscribed next.
                     contacts.retain(|contact| next.subscribed.contains(&contact.customer));
@@ -215,14 +215,12 @@ impl Lane {
     }
 
     /// Unwatches all contacts of the lane, and has an event published about each.
-    fn lose(&self, reason: String) {
+    fn lose(&self, reason: &str) {
         let watcher = &self.watcher;
         let contacts = watcher.watches.of(self.number);
         contacts.iter().for_each(|contact| contact.unwatched());
-        watcher.status.fails(self.number, &reason, watcher.clock.now());
-        watcher.missed(&contacts);
-        let contacts = contacts.len();
-        tracing::warn!(tenant = %watcher.tenant, lane = self.number, contacts, reason, "changes of contacts may be missed, each is invalidated");
+        watcher.status.fails(self.number, reason, watcher.clock.now());
+        watcher.lost(self.number, &contacts, reason);
     }
 
     async fn fail(&mut self, error: &Error) {

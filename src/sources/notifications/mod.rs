@@ -114,6 +114,13 @@ impl Watcher {
         self.status.refresh(self.watches.watched())
     }
 
+    /// Has an event published about each contact of a lane, and says why.
+    fn lost(&self, lane: usize, contacts: &[Arc<Contact>], reason: &str) {
+        self.missed(contacts);
+        let contacts = contacts.len();
+        tracing::warn!(tenant = %self.tenant, lane, contacts, reason, "changes of contacts may be missed, each is invalidated");
+    }
+
     /// Takes note that changes of these contacts may have been missed.
     fn missed(&self, contacts: &[Arc<Contact>]) {
         self.missed.lock().extend(contacts.iter().map(|contact| contact.customer.clone()));

@@ -96,10 +96,7 @@ async fn read(
     };
     if replaced.is_cancelled() && !watcher.shutdown.is_requested() {
         // What was on the way is lost, and its lane does not look at this socket any more.
-        let contacts = watcher.watches.of(lane);
-        watcher.missed(&contacts);
-        let contacts = contacts.len();
-        tracing::warn!(tenant = %watcher.tenant, lane, contacts, reason, "changes of contacts may be missed, each is invalidated");
+        watcher.lost(lane, &watcher.watches.of(lane), reason);
     }
     reason
 }

@@ -37,6 +37,15 @@ pub struct Config {
     pub settle_window: Duration,
 }
 
+/// What [`apply`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppliedEvent {
+    /// The effect on all keys together.
+    pub verdict: EventEffect,
+    /// Whether another delivery of the event had reached at least one of its keys before.
+    pub resumed: bool,
+}
+
 /// Applies an event at every entry key that it names, of customers and of identifiers. Whatever happened to the customer, an
 /// identifier is looked up again: a deletion leaves no tombstone there, because somebody else may have it next.
 ///
@@ -48,18 +57,19 @@ pub struct Config {
 ///
 /// The first failure of the store. The event must be delivered again; the keys where it was applied then answer
 /// `Duplicate`.
-pub async fn apply(store: &dyn Store, event: &Event) -> Result<EventEffect, store::Error> {
+pub async fn apply(store: &dyn Store, event: &Event) -> Result<AppliedEvent, store::Error> {
     let Event { kind, stamps, again, force, .. } = *event;
     let of = matches!(again, Some(Redelivery::Replayed(_))).then(|| event.dedup_digest());
     let change = Change { event: event.mark(), of, kind, stamps, again, force };
     let of_identifier = Change { kind: Kind::Updated, ..change };
     let customers = event.keys().map(|key| (key, &change));
-    let mut verdict = Ok(EventEffect::Duplicate);
+    let (mut verdict, mut resumed) = (Ok(EventEffect::Duplicate), false);
     for (key, change) in customers.chain(event.identifier_keys().map(|key| (key, &of_identifier))) {
         let applied = match change.kind {
             Kind::Deleted => store.write_tombstone(&key, change).await,
             Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, change).await,
         };
+        resumed |= matches!(applied, Ok(Applied::Duplicate));
         verdict = match (verdict, applied) {
             (Err(first), _) | (Ok(_), Err(first)) => Err(first),
             (Ok(EventEffect::Applied), Ok(_)) | (Ok(_), Ok(Applied::Applied { .. })) => Ok(EventEffect::Applied),
@@ -67,5 +77,33 @@ pub async fn apply(store: &dyn Store, event: &Event) -> Result<EventEffect, stor
             (Ok(EventEffect::Duplicate), Ok(Applied::Duplicate)) => Ok(EventEffect::Duplicate),
         };
     }
-    verdict
+    verdict.map(|verdict| AppliedEvent { verdict, resumed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::domain::{Digest, Timestamp};
+    use crate::store::Lifetimes;
+    use crate::store::embedded::{self, Embedded};
+
+    #[tokio::test]
+    async fn a_delivery_that_finds_some_keys_visited_says_so() {
+        let window = Duration::from_secs(300);
+        let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
+        let lifetimes = Lifetimes { dedup_window: window, tombstone_ttl: window };
+        let store =
+            || Embedded::new(&embedded::Config { max_bytes: bytesize::ByteSize::mib(1) }, lifetimes, clock.clone());
+        let event = Event { identifiers: vec![Digest::from_bytes([2; 16])], ..Event::example() };
+        let Event { kind, stamps, again, force, .. } = event;
+        let change = Change { event: event.mark(), of: None, kind, stamps, again, force };
+
+        let (untouched, visited) = (store(), store());
+        let customer = event.keys().next().expect("an event names a customer");
+        assert!(matches!(visited.invalidate(&customer, &change).await, Ok(Applied::Applied { .. })));
+        let applied = |resumed| AppliedEvent { verdict: EventEffect::Applied, resumed };
+        assert_eq!(apply(&untouched, &event).await.ok(), Some(applied(false)));
+        assert_eq!(apply(&visited, &event).await.ok(), Some(applied(true)));
+    }
 }

@@ -34,8 +34,8 @@ use crate::spans;
 use crate::store::{self, Inspect, Store};
 use crate::supervise::Backoff;
 
-use super::apply;
 use super::refusals::Refusals;
+use super::{AppliedEvent, apply};
 
 /// The least time between two probes because of events that fail.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -181,9 +181,10 @@ impl Worker {
         self.faults.point(Fault::PauseBeforeApply).await;
         let taken_at = self.clock.now();
         match apply(self.store.as_ref(), event).await {
-            Ok(verdict) => {
+            Ok(AppliedEvent { verdict, resumed }) => {
                 self.refusals.succeeded(event.mark());
-                self.count_verdict(event, verdict, taken_at);
+                self.count_verdict(event, verdict);
+                self.log_applied(event, verdict, resumed, taken_at);
                 self.faults.point(Fault::PauseBeforeAudit).await;
                 if let Err(error) = self.record(event, verdict).await {
                     tracing::debug!(event = %event.id, tenant = %event.tenant, %error, "the audit accepts no records");
@@ -240,7 +241,7 @@ impl Worker {
         self.audit.record_and_wait(audit::AuditRecord::Event(applied)).await
     }
 
-    fn count_verdict(&self, event: &Event, verdict: EventEffect, taken_at: Timestamp) {
+    fn count_verdict(&self, event: &Event, verdict: EventEffect) {
         let outcome = match verdict {
             EventEffect::Applied => ConsumerOutcome::Applied,
             EventEffect::Duplicate => ConsumerOutcome::Duplicate,
@@ -251,8 +252,11 @@ impl Worker {
         if verdict != EventEffect::Duplicate && event.again.is_none() {
             observe(&self.metrics.invalidation_lag, self.clock.now().since(event.received_at));
         }
+    }
+
+    fn log_applied(&self, event: &Event, verdict: EventEffect, resumed: bool, taken_at: Timestamp) {
         let (kind, again, taken_at) = (event.kind.as_str(), event.again.map(Redelivery::as_str), taken_at.as_millis());
-        tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, kind, again, ?verdict, taken_at, "event applied");
+        tracing::debug!(event = %event.id, tenant = %event.tenant, keys = ?event.keys, kind, again, ?verdict, resumed, taken_at, "event applied");
     }
 
     fn count(&self, event: &Event, outcome: ConsumerOutcome) {

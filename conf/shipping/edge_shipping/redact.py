@@ -77,7 +77,7 @@ LOG = {
     "hash": HEX, "kept": number, "key": KEY, "keys": KEYS, "kind": WORD, "length": number, "listen": TEXT,
     "location": TEXT, "matched": number, "order": TEXT, "path": TEXT, "patience": TEXT, "public": TEXT, "purged": number,
     "purpose": WORD, "put_behind": FILE, "queue": TEXT, "rate": number, "ready_after": TEXT, "reason": TEXT,
-    "records": number, "replay": ID, "replayed": number, "resume_since": TIME, "sandbox": TEXT, "seq": number,
+    "records": number, "replay": ID, "replayed": number, "resumed": number, "resume_since": TIME, "sandbox": TEXT, "seq": number,
     "settings": TEXT, "sha256": HEX, "since": TEXT, "startup_timeout": TEXT, "status": number, "taken_at": number, "tasks": number,
     "total_ms": number, "auth_ms": number, "store_ms": number, "wait_ms": number, "token_ms": number, "connect_ms": number, "fetch_ms": number, "fill_ms": number,
     "suppressed": number, "tenant": NAME, "unfit": WORD, "until": TEXT, "verdict": TEXT, "wanted": number, "why": TEXT,

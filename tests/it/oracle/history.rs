@@ -58,7 +58,7 @@ pub(crate) struct ProfileChange {
 pub(crate) struct EventApply {
     /// When this process read the log line; the effect was complete before.
     pub(crate) observed: RunMicros,
-    /// When that consumer started to apply it, if no other consumer had done so before; the effect came later.
+    /// When that consumer started to apply it, if no delivery had reached any of its keys before; the effect came later.
     pub(crate) taken_at: Option<WallMillis>,
 }
 
@@ -133,7 +133,8 @@ struct EventRecord {
 #[derive(Deserialize)]
 struct AppliedEventLine {
     event: Uuid,
-    verdict: String,
+    /// Whether another delivery had reached some of its keys before.
+    resumed: bool,
     taken_at: WallMillis,
     /// Why the event was delivered again by a replay or a redrive.
     again: Option<String>,
@@ -170,7 +171,7 @@ impl Recorder {
         let mut record = self.record.lock();
         // Under the lock, so that a reader that sees the event as applied starts after this time.
         let observed = self.now();
-        let taken_at = (line.verdict != "Duplicate").then_some(line.taken_at);
+        let taken_at = (!line.resumed).then_some(line.taken_at);
         record.applies.entry(line.event).or_insert(EventApply { observed, taken_at });
         record.open.remove(&line.event);
         let named = record.events.get(&line.event).cloned();
@@ -220,5 +221,25 @@ impl EventRecord {
         self.recent.extend(customers);
         let over = self.recent.len().saturating_sub(RECENT);
         self.recent.drain(..over);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An event names its customer and his identifiers, which are visited one after another. A delivery that finds one of
+    /// them visited says nothing about when the first one was.
+    #[test]
+    fn the_time_of_a_delivery_counts_only_if_it_reached_every_key_first() {
+        let taken_at = |resumed: bool| {
+            let recorder = Recorder::new();
+            let fields = serde_json::json!({
+                "event": Uuid::nil(), "resumed": resumed, "taken_at": 7, "message": "event applied",
+            });
+            assert!(recorder.record_consumer_line(&fields.to_string()));
+            recorder.finish()[&Uuid::nil()].taken_at
+        };
+        assert_eq!([taken_at(false), taken_at(true)], [Some(7), None]);
     }
 }

@@ -14,8 +14,8 @@
 //!
 //! - An event counts as applied when the consumer's log line was *read* before the request was sent.
 //! - "Read before the event was applied" compares the sandbox's stamp with the time at which the consumer *took* the
-//!   event, both by this machine's clock. It is used only for one consumer and one key, since otherwise a killed
-//!   consumer may have visited the key earlier.
+//!   event, both by this machine's clock. It is used only for a change with one event, one delivery of which reached
+//!   every key first; otherwise a key may have been visited earlier.
 //! - Upstream shows a change at most `read_lag` after its writer was answered.
 //! - The start of the lookup is compared with the settlement, not its end, since an answer may be in transit for long.
 //!
@@ -155,8 +155,8 @@ fn timelines(history: &RunHistory, bounds: TimeBounds) -> Vec<CustomerTimeline> 
 
 fn version_of(change: &ProfileChange, applies: &[&EventApply], bounds: TimeBounds) -> CustomerVersion {
     let first = applies.iter().min_by_key(|apply| apply.observed);
-    // With several events or keys, a killed consumer may have visited this key earlier.
-    let alone = change.events.len() == 1 && change.customers.len() == 1;
+    // Another event may have visited this key earlier.
+    let alone = change.events.len() == 1;
     CustomerVersion {
         number: change.number,
         kind: change.kind,

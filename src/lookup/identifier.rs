@@ -23,16 +23,13 @@ use crate::upstream::Requester;
 
 use super::demand::Demand;
 use super::freshness::{self, Freshness};
-use super::hint::Hint;
+use super::hint::{EntryRead, Hint};
 use super::identify::{Identified, IdentifyTask};
 use super::reader::StepError;
 use super::{Config, ForwardReason, LookupAnswer, LookupContext, LookupError, Phases};
 
 /// How many identifiers a process remembers the customer of, about 300 bytes each.
 pub(super) const GUESSES: u64 = 50_000;
-
-/// What the store holds at one key.
-pub(super) type EntryRead = Result<Option<Entry>, store::Error>;
 
 /// One lookup by an identifier.
 #[derive(Debug)]

@@ -129,7 +129,7 @@ impl Components {
         let budget = usize::try_from(self.config.http.body_budget.as_u64()).unwrap_or(usize::MAX);
         let bodies = BodyBudgets::new(budget);
         let mut routes = openapi::routes();
-        let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::start(&lookup)));
+        let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::new(&lookup)));
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let ingest = self.ingest(queue).with_prewarm(
                 prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, &self.access.callers, prefetcher)),

@@ -37,6 +37,7 @@ mod oracle;
 mod outages;
 mod outbox;
 mod overload;
+mod own_path;
 mod pack;
 mod pairing;
 mod poison;

@@ -146,7 +146,7 @@ impl LookupApi {
         audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
         let BatchQuery { tenant, customers, .. } = self.authorized(caller, headers, body, audit).await?;
-        let queued = self.prefetcher.submit(&tenant, customers);
+        let queued = self.prefetcher.prefetch(&tenant, &caller.name, customers);
         Ok((StatusCode::ACCEPTED, Json(PrefetchBody { status: "queued", queued })).into_response())
     }
 

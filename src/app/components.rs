@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::sync::Semaphore;
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
@@ -33,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
 use crate::readiness::Readiness;
+use crate::shares::FairShares;
 use crate::shutdown::Shutdown;
 use crate::sources::{Sources, TenantSource};
 use crate::upstream::agents::AgentVerifiers;
@@ -148,6 +148,7 @@ impl Components {
                 clock: Arc::clone(&self.clock),
                 max_body,
                 bodies: bodies.proven.clone(),
+                answers: FairShares::new(budget),
                 slow: self.config.log.slow_lookup,
             });
             routes = routes.merge(profile::routes(Arc::clone(&api))).merge(profiles::routes(Arc::clone(&api)));
@@ -157,7 +158,7 @@ impl Components {
                 lookups: Arc::clone(&api),
                 feed: self.store.changes.clone(),
                 rendered: Arc::new(RenderedChanges::new(Arc::clone(&auth))),
-                streams: Arc::new(Semaphore::new(self.config.http.change_streams())),
+                streams: FairShares::new(self.config.http.change_streams()),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),
             };

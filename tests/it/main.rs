@@ -62,5 +62,6 @@ mod timing;
 mod tls;
 mod tokens;
 mod traces;
+mod unread;
 mod upstream;
 mod webhook_schemes;

@@ -35,6 +35,7 @@
 //! A version that the customer never had, or that was written after the answer; 410 or 404 for a customer that
 //! was not deleted.
 
+pub(crate) mod age;
 #[cfg(test)]
 mod tests;
 

@@ -2,8 +2,8 @@
 //!
 //! Run with `cargo bench --bench production`; with `hits`, `identifiers`, `batches`, `changes`, `pipeline`, `outbox`, `protocol`,
 //! `protections`, `overload` or `watched` after a `--`, only that one runs. Every server is a separate process: the service (the
-//! real binary), its Genesys, the bare programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in
-//! one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
+//! real binary), its Genesys, the bare programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds
+//! of both sides alternate in one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
 //! test: nothing here fails because a machine is slow.
 
 mod bare;

@@ -47,6 +47,8 @@ pub(crate) struct Extras<'a> {
     pub(crate) fields: &'a str,
     /// What its caller may look customers up by.
     pub(crate) lookup_by: &'a str,
+    /// Additional options of `[http]`.
+    pub(crate) http: &'a str,
     /// Additional tables of its configuration.
     pub(crate) tables: &'a str,
     /// The sources of its events: tables of its tenant.
@@ -59,6 +61,7 @@ pub(crate) struct Extras<'a> {
 pub(crate) const PLAIN: Extras<'static> = Extras {
     fields: "[\"*\"]",
     lookup_by: "[\"customerId\"]",
+    http: "",
     tables: "[audit]\nsink = \"none\"\n",
     sources: WEBHOOK,
     customers: CUSTOMERS,
@@ -85,12 +88,12 @@ impl Service {
         let directory = tempfile::tempdir().expect("a directory can be created");
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (public, admin, genesys) = (local(free_port()), local(free_port()), local(free_port()));
-        let Extras { fields, lookup_by, tables, sources, customers } = extras;
+        let Extras { fields, lookup_by, http, tables, sources, customers } = extras;
         let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &customers.to_string()];
         let sandbox = start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat());
         let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
         let text = format!(
-            "roles = {roles}\n[http]\nlisten = \"{public}\"\n[admin]\nlisten = \"{admin}\"\n\
+            "roles = {roles}\n[http]\nlisten = \"{public}\"\n{http}[admin]\nlisten = \"{admin}\"\n\
              [lookup]\nttl = \"1h\"\nidentifier_ttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}{tables}\
              [[tenant]]\nid = \"10001\"\n[tenant.upstream]\napi_url = \"http://{genesys}\"\n\
              login_url = \"http://{genesys}\"\nclient_id = \"sandbox\"\nclient_secret = \"sandbox\"\n\

@@ -54,6 +54,7 @@ mod tests {
             began,
             ended: began + 1,
             saw: Observation::Profile(0),
+            of_owner: None,
             label: AnswerLabel::None,
             from_store: true,
             read_at: None,

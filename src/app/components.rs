@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::sync::Semaphore;
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
@@ -33,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
 use crate::readiness::Readiness;
+use crate::shares::FairShares;
 use crate::shutdown::Shutdown;
 use crate::sources::{Sources, TenantSource};
 use crate::upstream::agents::AgentVerifiers;
@@ -132,7 +132,7 @@ impl Components {
         let budget = usize::try_from(self.config.http.body_budget.as_u64()).unwrap_or(usize::MAX);
         let bodies = BodyBudgets::new(budget);
         let mut routes = openapi::routes();
-        let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::start(&lookup)));
+        let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::new(&lookup)));
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let ingest = self.ingest(queue).with_prewarm(
                 prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, &self.access.callers, prefetcher)),
@@ -151,6 +151,7 @@ impl Components {
                 clock: Arc::clone(&self.clock),
                 max_body,
                 bodies: bodies.proven.clone(),
+                answers: FairShares::new(budget),
                 slow: self.config.log.slow_lookup,
             });
             routes = routes.merge(profile::routes(Arc::clone(&api))).merge(profiles::routes(Arc::clone(&api)));
@@ -160,7 +161,7 @@ impl Components {
                 lookups: Arc::clone(&api),
                 feed: self.store.changes.clone(),
                 rendered: Arc::new(RenderedChanges::new(Arc::clone(&auth))),
-                streams: Arc::new(Semaphore::new(self.config.http.change_streams())),
+                streams: FairShares::new(self.config.http.change_streams()),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),
             };

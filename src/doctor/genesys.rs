@@ -1,5 +1,6 @@
 //! Genesys: the OAuth client of each tenant, what it may do, and what the organisation sends.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -54,7 +55,8 @@ fn judge(subject: &str, region: Option<&str>, target: &str, survey: &Survey) -> 
         Err(error) => vec![no_token(subject, region, &survey.hosts, error)],
         Ok(found) => {
             let [api, login] = &survey.hosts;
-            let mut findings = vec![Finding::ok("genesys.connection", subject, format!("{api}, {login}"))];
+            let hosts = if api == login { api.clone() } else { format!("{api}, {login}") };
+            let mut findings = vec![Finding::ok("genesys.connection", subject, hosts)];
             findings.extend(with_token(subject, target, found));
             findings
         }
@@ -75,6 +77,9 @@ fn no_token(subject: &str, region: Option<&str>, [_, login]: &[String; 2], error
                 Some(TransportPhase::Tls) => {
                     "the certificate is not trusted: install the CA of the proxy that opens TLS, or bypass that proxy"
                         .to_owned()
+                }
+                Some(TransportPhase::Connect) if is_of_this_machine(login) => {
+                    format!("nothing listens at {login}: start it, for example with profile-edge sandbox")
                 }
                 Some(TransportPhase::Connect) => {
                     format!("no connection: allow outgoing connections to {login}, or set HTTPS_PROXY")
@@ -111,6 +116,11 @@ fn no_token(subject: &str, region: Option<&str>, [_, login]: &[String; 2], error
             format!("{login} does not answer as Genesys does: check {place}, and whether a proxy answers instead"),
         ),
     }
+}
+
+fn is_of_this_machine(host: &str) -> bool {
+    let address = host.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| host.parse::<IpAddr>());
+    address.map_or_else(|_| host.starts_with("localhost"), |address| address.is_loopback())
 }
 
 fn with_token(subject: &str, target: &str, found: &TokenSurvey) -> Vec<Finding> {

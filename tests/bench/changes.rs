@@ -36,9 +36,9 @@ const SENDERS: usize = 16;
 /// How long a client waits for its next change before it counts what is missing.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// At most half of the connections may be streams, and a usual limit of open files is 20,000.
-const STREAMS: usize = 9_500;
-const CONNECTIONS: usize = 2 * STREAMS + 100;
+/// At most half of the connections may be streams, and half of these of one caller; a usual limit of open files is 20,000.
+const STREAMS: usize = 4_700;
+const CONNECTIONS: usize = 4 * STREAMS + 100;
 /// The most that a stream may take.
 const STREAM_KIB: f64 = 20.0;
 

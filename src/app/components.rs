@@ -102,9 +102,12 @@ impl Components {
                 config: tenant.sources.first()?,
                 notifications: upstream.notifications(&tenant.id),
                 requests_per_minute: tenant.upstream.as_ref()?.requests_per_minute,
+                unwatched_ttl: tenant.lookup.unwatched_ttl,
             })
         });
-        Sources::start(sources, &Arc::new(self.ingest(queue)), &self.clock, &self.metrics, &self.shutdown)
+        // A slot of its own, so that neither an operator nor a gap waits for the other.
+        let (ingest, replays) = (Arc::new(self.ingest(queue)), Arc::new(self.replays(upstream.audits.clone())));
+        Sources::start(sources, &ingest, &replays, &self.clock, &self.metrics, &self.shutdown)
     }
 
     fn ingest(&self, queue: &queue::open::OpenQueue) -> Ingest {
@@ -181,7 +184,6 @@ impl Components {
 
     /// Creates what operators' commands use.
     pub(super) fn operations(&self, audits: AuditReader) -> Operations {
-        let times = self.config.ingest.limits(self.config.consumer.dedup_window);
         Operations {
             actions: Actions {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
@@ -192,16 +194,22 @@ impl Components {
                 dead_letters: self.queue.as_ref().map(|queue| Arc::clone(&queue.dead_letters)),
                 clock: Arc::clone(&self.clock),
             },
-            replays: Replays {
-                queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
-                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
-                audits,
-                audit_events: AuditEvents::new(self.hashers.clone(), times),
-                clock: Arc::clone(&self.clock),
-                metrics: Arc::clone(&self.metrics),
-                shutdown: self.shutdown.clone(),
-                slot: Arc::default(),
-            },
+            replays: self.replays(audits),
+        }
+    }
+
+    /// Creates replays, of which one may run at a time.
+    fn replays(&self, audits: AuditReader) -> Replays {
+        let times = self.config.ingest.limits(self.config.consumer.dedup_window);
+        Replays {
+            queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+            publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
+            audits,
+            audit_events: AuditEvents::new(self.hashers.clone(), times),
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            slot: Arc::default(),
         }
     }
 

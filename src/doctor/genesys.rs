@@ -223,12 +223,13 @@ fn audits(subject: &str, audits: &Result<bool, upstream::Error>) -> Finding {
     let detail = match audits {
         Ok(true) => {
             "the audit service covers external contacts: `profile-edge replay --from-genesys --since 2h` finds changes \
-                     whose events were lost"
+                     whose events were lost, and a [[tenant.source]] does so after each gap"
                 .to_owned()
         }
         Ok(false) => "the audit service does not cover external contacts; nothing needs it".to_owned(),
         Err(upstream::Error::Denied { .. }) => {
-            "the client may not read audits; only `profile-edge replay --from-genesys` needs them (audits:audit:view)"
+            "the client may not read audits; only `profile-edge replay --from-genesys`, and a [[tenant.source]] after a \
+             gap, use them (audits:audit:view)"
                 .to_owned()
         }
         Err(error) => format!("the audit service gives no answer; nothing needs it: {error}"),

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::figures::{cpu, report_figure};
+use crate::figures::{cpu, report_figure, resident};
 use crate::load::{self, Connection};
 use crate::pipeline::Requests;
 use crate::service::{CUSTOMERS, Extras, PLAIN, Service};
@@ -214,11 +214,4 @@ async fn many_streams() {
     report_figure("of each", &format!("{used:.1} KiB"), &format!("<= {STREAM_KIB} KiB"), used <= STREAM_KIB);
     drop(streams);
     service.stop().await;
-}
-
-/// Returns the resident memory of a process, in MiB.
-fn resident(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-    line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
 }

@@ -105,7 +105,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "doctor",
         &["authorization", "clock", "config", "domain", "ingest", "operate", "queue", "store", "tls", "upstream"],
     ),
-    ("sources", &["clock", "domain", "ingest", "invalid", "lookup", "metrics", "shutdown", "supervise", "upstream"]),
+    (
+        "sources",
+        &["clock", "domain", "ingest", "invalid", "lookup", "metrics", "operate", "shutdown", "supervise", "upstream"],
+    ),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (
         "http",

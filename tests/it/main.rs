@@ -32,6 +32,7 @@ mod main_job;
 mod managed;
 mod memcached;
 mod model;
+mod notification_gaps;
 mod notifications;
 mod operator;
 mod oracle;

@@ -11,12 +11,15 @@
 //! time, every customer is read once more through each lookup process; these answers are judged too, so each must show
 //! the last version. Each round has its own customers.
 //!
+//! [`notified`] does so with notifications in place of webhooks, whose sockets are cut.
+//!
 //! `tests/oracle --minutes N` repeats rounds for that time.
 
 pub(crate) mod history;
 pub(crate) mod http;
 pub(crate) mod judge;
 pub(crate) mod load;
+mod notified;
 mod numbers;
 mod world;
 

@@ -44,6 +44,9 @@ use super::tables::{AGES, DEAD_LETTERS, EVENTS, LogTotals, RETURNS, Tables, Urge
 const COMPACT_AFTER: Duration = Duration::from_secs(2);
 const MOST_COMPACTED: u64 = 4 * 1024 * 1024;
 
+/// How many changes may wait for an fsync while the file is near its limit: each frees about a page.
+const MOST_UNSYNCED: usize = 256;
+
 /// How often the time for the ages of settled events is stored.
 const STORE_AGE_EVERY: Duration = Duration::from_secs(60);
 
@@ -59,7 +62,8 @@ pub(super) struct Log {
     compacted: Option<u64>,
     /// When the log was changed last.
     changed: Instant,
-    synced: bool,
+    /// How many changes are not on the disk yet.
+    unsynced: usize,
     /// The size of the file when everything was on the disk.
     synced_size: u64,
     /// The stored time for the ages of settled events, or else the time of the newest settlement, in milliseconds.
@@ -93,7 +97,7 @@ impl Log {
             space,
             compacted: None,
             changed: Instant::now(),
-            synced: true,
+            unsynced: 0,
             synced_size: 0,
             aged_before,
             began: None,
@@ -140,7 +144,7 @@ impl Log {
         }
         let began = Instant::now();
         self.file.compact()?;
-        self.synced = true;
+        self.unsynced = 0;
         let (after, took) = (space.size(), began.elapsed());
         self.compacted = Some(after);
         tracing::info!(before = size, after, ?took, "the queue's file was compacted");
@@ -190,15 +194,17 @@ impl Log {
     }
 
     /// Returns whether changes should be fsynced now, so that the pages that they freed are used next: the disk is full, or
-    /// the file grows towards its limit.
+    /// the file grows towards its limit, or soon will. Its size shows a change only when redb writes the pages, which may be at
+    /// the fsync.
     pub(super) fn needs_sync(&self) -> bool {
-        let grows = |space: &Arc<DiskSpace>| space.is_near_limit() && space.size() > self.synced_size;
-        !self.synced && (self.is_disk_full() || self.space.as_ref().is_some_and(grows))
+        let has_grown = |space: &DiskSpace| self.unsynced >= MOST_UNSYNCED || space.size() > self.synced_size;
+        let grows = |space: &Arc<DiskSpace>| space.is_near_limit() && has_grown(space);
+        self.unsynced > 0 && (self.is_disk_full() || self.space.as_ref().is_some_and(grows))
     }
 
     /// Returns whether everything in the log is on the disk.
     pub(super) const fn is_synced(&self) -> bool {
-        self.synced
+        self.unsynced == 0
     }
 
     /// Applies changes in one transaction. Returns for each of them success, [`Error::Full`] or [`Error::DiskFull`].
@@ -237,11 +243,11 @@ impl Log {
             Urgency::Eventually => {
                 txn.set_durability(Durability::None)?;
                 txn.commit()?;
-                self.synced = false;
+                self.unsynced += changes.len();
             }
             Urgency::Now => {
                 txn.commit()?;
-                self.synced = true;
+                self.unsynced = 0;
             }
         }
         self.totals = totals;
@@ -251,7 +257,7 @@ impl Log {
     /// Makes all earlier changes durable, with an empty transaction that is fsynced.
     pub(super) fn sync(&mut self) -> Result<(), redb::Error> {
         self.file.begin_write()?.commit()?;
-        self.synced = true;
+        self.unsynced = 0;
         self.synced_size = self.space.as_ref().map_or(0, |space| space.size());
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Genesys: the OAuth client of each tenant, what it may do, and what the organisation sends.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use url::Url;
 
 use crate::clock::SharedClock;
 use crate::config::{Config, Tenant};
+use crate::tls::is_loopback;
 use crate::upstream::survey::{Survey, TokenSurvey, survey};
 use crate::upstream::{self, TransportPhase};
 
@@ -119,8 +120,7 @@ fn no_token(subject: &str, region: Option<&str>, [_, login]: &[String; 2], error
 }
 
 fn is_of_this_machine(host: &str) -> bool {
-    let address = host.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| host.parse::<IpAddr>());
-    address.map_or_else(|_| host.starts_with("localhost"), |address| address.is_loopback())
+    Url::parse(&format!("http://{host}")).is_ok_and(|url| is_loopback(&url))
 }
 
 fn with_token(subject: &str, target: &str, found: &TokenSurvey) -> Vec<Finding> {

@@ -5,9 +5,10 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use url::{Host, Url};
+use url::Url;
 
 use crate::domain::{Secret, TenantId};
+use crate::tls::is_loopback;
 
 use super::super::first_line;
 
@@ -128,21 +129,10 @@ impl Answers {
         let (redis_url, amqp_url) = (args.redis_url.map(Secret::new), args.amqp_url.map(Secret::new));
         Ok(Self { tenant, genesys, client_id, client_secret, callers, public_url, redis_url, amqp_url })
     }
-}
 
-impl Answers {
     /// Returns whether the public URL is of this machine although Genesys is not.
     pub(super) fn is_local(&self) -> bool {
         matches!(self.genesys, Genesys::Region(_)) && is_loopback(&self.public_url)
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

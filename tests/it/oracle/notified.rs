@@ -23,7 +23,7 @@ use super::judge::age::{AnswerAges, ages};
 use super::judge::{Judgement, judge};
 use super::load::{ProfileWriter, RoundState, read, read_all};
 use super::world::{READ_LAG, ServiceProcess, UNSETTLED_TTL, UPSTREAM_TIMEOUT, loopback};
-use crate::support::edge::DEMO_KEY_SHA256;
+use crate::notifications::settings_of;
 use crate::support::eventually;
 use crate::support::process::{Process, configuration};
 use crate::support::servers::redis::RedisServer;
@@ -169,22 +169,10 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer) -> String {
         [store]
         kind = "redis"
         redis.url = "{}"
-        [[tenant]]
-        id = "10001"
-        source = [{{ kind = "notifications", channels = 2 }}]
-        [tenant.upstream]
-        api_url = "http://{sandbox}"
-        login_url = "http://{sandbox}"
-        client_id = "sandbox"
-        client_secret = "sandbox"
-        requests_per_minute = 10000000
-        [[caller]]
-        name = "reader"
-        key_sha256 = "{DEMO_KEY_SHA256}"
-        tenants = ["10001"]
-        fields = ["*"]
+        {}
         "#,
-        redis.url()
+        redis.url(),
+        settings_of(sandbox, "")
     )
 }
 

@@ -45,7 +45,7 @@ const COMPACT_AFTER: Duration = Duration::from_secs(2);
 const MOST_COMPACTED: u64 = 4 * 1024 * 1024;
 
 /// How many changes may wait for an fsync while the file is near its limit: each frees about a page.
-const MOST_UNSYNCED: usize = 256;
+const MOST_UNSYNCED: usize = 64;
 
 /// How often the time for the ages of settled events is stored.
 const STORE_AGE_EVERY: Duration = Duration::from_secs(60);

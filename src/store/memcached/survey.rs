@@ -8,7 +8,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::config::{Config, Server};
-use super::connector::Connector;
+use super::connector::{Connected, Connector};
 use super::protocol::{Answer, Requests};
 
 /// The state of one server, from its `stats`.
@@ -37,7 +37,7 @@ pub async fn survey(config: &Config, limit: Duration) -> Vec<(String, Result<Ser
 
 async fn ask(config: &Config, server: &Server, limit: Duration) -> Result<ServerState, String> {
     let connector = Connector::new(config, server, limit).map_err(|error| error.to_string())?;
-    let (link, carrier) = connector.connect().await?;
+    let Connected { link, carrier, address: _ } = connector.connect(None).await?;
     let answers = async {
         tokio::select! {
             answers = link.run(Requests::default().statistics()) => answers.ok_or_else(|| "no answer".to_owned()),

@@ -109,7 +109,19 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     (
         "sources",
-        &["clock", "domain", "ingest", "invalid", "lookup", "metrics", "operate", "shutdown", "supervise", "upstream"],
+        &[
+            "audit",
+            "clock",
+            "domain",
+            "ingest",
+            "invalid",
+            "lookup",
+            "metrics",
+            "operate",
+            "shutdown",
+            "supervise",
+            "upstream",
+        ],
     ),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (

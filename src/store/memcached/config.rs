@@ -181,7 +181,7 @@ impl Config {
 }
 
 impl Server {
-    /// Returns whether the name is that of a whole cluster of ElastiCache (`….cfg.<region>.cache.amazonaws.com`). Each connection to it
+    /// Returns whether the name is that of a whole cluster at AWS (`….cfg.<region>.cache.amazonaws.com`): each connection to it
     /// may reach another node.
     fn is_configuration_endpoint(&self) -> bool {
         let host = self.host.to_ascii_lowercase();

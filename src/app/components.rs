@@ -107,7 +107,7 @@ impl Components {
         });
         // A slot of its own, so that neither an operator nor a gap waits for the other.
         let (ingest, replays) = (Arc::new(self.ingest(queue)), Arc::new(self.replays(upstream.audits.clone())));
-        Sources::start(sources, &ingest, &replays, &self.clock, &self.metrics, &self.shutdown)
+        Sources::start(sources, &ingest, (&replays, &self.audit), &self.clock, &self.metrics, &self.shutdown)
     }
 
     fn ingest(&self, queue: &queue::open::OpenQueue) -> Ingest {

@@ -1,8 +1,9 @@
-//! Redis changes behind connections that stay open: a primary is demoted, a name or a master moves.
+//! Servers change behind connections that stay open: a primary is demoted, a name or a master moves.
 
 use serde_json::json;
 
 use crate::support::edge::{Edge, flat};
+use crate::support::servers::memcached::MemcachedServer;
 use crate::support::servers::proxy::Proxy;
 use crate::support::servers::redis::{Deployment, RedisServer, Setup};
 use crate::support::{customer, eventually};
@@ -109,6 +110,52 @@ async fn a_name_that_moves_is_followed_and_no_lookup_fails() {
     })
     .await;
     edge.stop().await;
+}
+
+/// A name moves, and one connection after the other is broken in turn: those that were not broken follow, so that events
+/// take effect where lookups read.
+async fn connections_lead_to_one_server(old: u16, new: u16, settings: impl Fn(u16) -> String) {
+    let mut connections = 1;
+    for broken in 0.. {
+        if broken == connections {
+            return;
+        }
+        let proxy = Proxy::to(old).await;
+        let edge = Edge::start_with(&settings(proxy.address.port())).await;
+        let customer = customer(u32::try_from(broken).unwrap() + 1);
+        edge.look_up(&customer).await;
+        assert!(edge.look_up(&customer).await.is_hit());
+        connections = proxy.accepted();
+        assert!(connections > 1);
+
+        proxy.move_to(new);
+        proxy.close(broken);
+        for name in [format!("Moved{broken}"), format!("Again{broken}")] {
+            eventually("a change is seen", || async {
+                edge.change(&customer, json!({ "firstName": name })).await;
+                (edge.look_up(&customer).await.json()["firstName"] == name.as_str()).then_some(())
+            })
+            .await;
+        }
+        edge.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookups_and_events_follow_a_redis_name_that_moves_together() {
+    let (old, new) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
+    connections_lead_to_one_server(old.port, new.port, |port| on(&format!("url = \"redis://localhost:{port}\"\n")))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookups_and_events_follow_a_memcached_name_that_moves_together() {
+    let (old, new) = (MemcachedServer::start(&[]).await, MemcachedServer::start(&[]).await);
+    let settings = |port| {
+        let store = format!("[store]\nkind = \"memcached\"\n[store.memcached]\nservers = [\"localhost:{port}\"]\n");
+        format!("[sandbox]\nlatency = \"0ms\"\n{store}")
+    };
+    connections_lead_to_one_server(old.port, new.port, settings).await;
 }
 
 /// Announcements only save time: without the permission for their channels nothing else changes.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use redis::{Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, Value};
 use tokio::time::{Instant, sleep};
 
+use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 
@@ -28,7 +29,6 @@ use super::connection_state::{ConnectionState, CurrentConnection};
 use super::error::{CommandError, Redirection, reason};
 use super::patience::Expired;
 use super::supervisor::Supervisor;
-use crate::max_age::MaxAge;
 
 /// The reason while a server answers nothing, also while it is not asked.
 pub(super) const SILENT: &str = "the server does not answer";
@@ -44,7 +44,7 @@ pub(super) struct RedisConnection {
 }
 
 impl RedisConnection {
-    /// Creates a connection, which `max_age` limits in time; its task starts at once.
+    /// Creates a connection, one of those to the same server; its task starts at once.
     ///
     /// # Errors
     ///
@@ -52,7 +52,7 @@ impl RedisConnection {
     pub(super) fn open(
         config: &Config,
         timeout: Duration,
-        max_age: MaxAge,
+        all: &SameServer,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let client = RedisClient::new(config, move |cluster| {
@@ -60,7 +60,7 @@ impl RedisConnection {
             cluster.retries(0).response_timeout(timeout)
         })?;
         let state = Arc::new(ConnectionState::new(timeout, config.mode == Some(Mode::Cluster)));
-        shutdown.spawn(Supervisor::new(client, Arc::clone(&state), max_age, shutdown.clone()).run());
+        shutdown.spawn(Supervisor::new(client, Arc::clone(&state), all.member(), shutdown.clone()).run());
         Ok(Self { state })
     }
 

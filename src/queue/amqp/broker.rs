@@ -26,6 +26,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::timeout;
 use url::{Host, Url};
+use uuid::Uuid;
 
 use crate::queue::Error;
 use crate::tls::{TlsFiles, with_advice};
@@ -68,6 +69,8 @@ impl fmt::Debug for Broker {
 pub(super) struct BrokerConnection {
     /// The connection.
     pub(super) connection: Connection,
+    /// Distinguishes this connection from all others, of any process.
+    pub(super) id: String,
     /// Host and port, for the log.
     pub(super) address: String,
     /// The broker's major version, if it is known.
@@ -176,7 +179,8 @@ impl Broker {
         let connecting = timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?;
         let connection = connecting.map_err(|error| with_advice(error.to_string()))?;
         guard.0 = None;
-        Ok(BrokerConnection { connection, address: address(node), major, socket })
+        let (id, address) = (Uuid::new_v4().simple().to_string(), address(node));
+        Ok(BrokerConnection { connection, id, address, major, socket })
     }
 
     /// Reads the major version of a node, on a connection that ends with the answer.

@@ -16,7 +16,8 @@
 //!
 //! `broker` connects, `supervisor` keeps a `connection` open, `topology` declares, `context` is what the parts share.
 //! Publishing and consuming have a connection each, so that a broker that blocks publishes still delivers. The first
-//! subscription opens the consuming connection.
+//! subscription opens the consuming connection. Where a name leads to the broker, both are replaced after their
+//! [`MaxAge`](crate::max_age::MaxAge), so that the name is resolved again.
 //!
 //! # Failures
 //!
@@ -44,6 +45,7 @@ mod publisher;
 mod restore;
 mod restore_state;
 mod returned;
+mod settlements;
 mod subscription;
 mod supervisor;
 pub mod survey;
@@ -238,9 +240,10 @@ impl Queue for Amqp {
 
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
         let AmqpContext { topology, publisher, clock, .. } = &*self.context;
-        let age = Some(clock.now().since(since));
-        let start = async |connection: &Connection| StreamReader::start(connection, topology, publisher, age).await;
-        Ok(Some(Box::new(self.request(start).await?)))
+        let (age, open) = (Some(clock.now().since(since)), publisher.connection().now()?.open.clone());
+        let start = StreamReader::start(open.connection(), topology, publisher, age);
+        let reader = channel::within(self.timeout, start).await?;
+        Ok(Some(Box::new(reader.holding(open))))
     }
 
     async fn exchange_notices(&self, notice: &[u8]) -> Result<Option<Vec<Vec<u8>>>, Error> {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +33,7 @@ pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     link: Arc<watch::Sender<Link>>,
     port: Arc<AtomicU16>,
+    accepted: Arc<AtomicUsize>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -47,14 +48,20 @@ impl Proxy {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let link = Arc::new(watch::Sender::new(Link::Whole));
-        let port = Arc::new(AtomicU16::new(port));
-        let (state, target) = (Arc::clone(&link), Arc::clone(&port));
+        let (port, accepted) = (Arc::new(AtomicU16::new(port)), Arc::new(AtomicUsize::new(0)));
+        let (state, target, count) = (Arc::clone(&link), Arc::clone(&port), Arc::clone(&accepted));
         let accepting = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(join(near, target.load(Ordering::Relaxed), state.subscribe()));
             }
         });
-        Self { address, link, port, accepting }
+        Self { address, link, port, accepted, accepting }
+    }
+
+    /// Returns how many connections were accepted so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Connects new clients to another port, as a name that moves does; connections that are open stay where they are.

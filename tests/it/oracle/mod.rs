@@ -1,8 +1,8 @@
 //! The oracle: real processes under load and kills, and a judge that knows every change.
 //!
 //! Writers change, create, delete and merge customers of a sandbox Genesys whose read side lags and whose events come
-//! late, twice, and in any order. Phone numbers move between customers ([`numbers`]). Readers look them up through two lookup
-//! processes, a third of the time by phone. One after another, each process is
+//! late, twice, and in any order. Phone numbers and e-mail addresses move between customers ([`numbers`]). Readers look them up through two lookup
+//! processes, a third of the time by one of these. One after another, each process is
 //! killed with `SIGKILL` and restarted on its data: ingest, both consumers, both lookups, Redis, and RabbitMQ. Meanwhile
 //! an operator replays the last seconds. All changes and answers are recorded ([`history`]) and judged afterwards
 //! ([`judge`], which states the rules).
@@ -120,8 +120,11 @@ impl OracleRun {
             .map(|n| {
                 let customers = (n..CUSTOMERS).step_by(WRITERS as usize);
                 // Not from the range of the customers that the sandbox generates when they are searched.
-                let phone = format!("+1202556{:04}", (self.rounds * WRITERS + n) % 10_000);
-                ProfileWriter::new(&stage, self.world.sandbox, customers).with_number(phone)
+                let identifier = match n % 2 {
+                    0 => format!("+1202556{:04}", (self.rounds * WRITERS + n) % 10_000),
+                    _ => format!("moving.{}.{n}@example.net", self.rounds),
+                };
+                ProfileWriter::new(&stage, self.world.sandbox, customers).with_number(identifier)
             })
             .map(|writer| tokio::spawn(writer.write(Duration::from_millis(45))))
             .collect();

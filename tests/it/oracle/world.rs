@@ -235,7 +235,7 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> 
         key_sha256 = "{DEMO_KEY_SHA256}"
         tenants = ["10001"]
         fields = ["*"]
-        lookup_by = ["customerId", "phone"]
+        lookup_by = ["customerId", "phone", "email"]
         "#,
         redis.url(),
         on_rabbit(&rabbit.url("%2f")),

@@ -155,7 +155,8 @@ pub trait Inspect: Debug + Send + Sync {
     async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error>;
 }
 
-/// The replication histories of a store's data: one opaque name for each primary.
+/// The replication histories of a store's data: one opaque name for each primary. All processes that use a store read the
+/// same names, and no other store has them.
 ///
 /// When a name is gone, the last writes under it may be lost, even acknowledged ones:
 /// [`rules::failover`](crate::rules#failover).

@@ -1,12 +1,15 @@
 //! Servers change behind connections that stay open: a primary is demoted, a name or a master moves.
 
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::timeout;
 
-use crate::support::edge::{Edge, flat};
+use crate::support::edge::{Edge, flat, on_rabbit};
 use crate::support::servers::memcached::MemcachedServer;
 use crate::support::servers::proxy::Proxy;
+use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::{Deployment, RedisServer, Setup};
-use crate::support::{customer, eventually};
+use crate::support::{PATIENCE, customer, eventually};
 
 fn on(redis: &str) -> String {
     format!("[sandbox]\nlatency = \"0ms\"\n[store]\nkind = \"redis\"\n[store.redis]\n{redis}")
@@ -156,6 +159,52 @@ async fn lookups_and_events_follow_a_memcached_name_that_moves_together() {
         format!("[sandbox]\nlatency = \"0ms\"\n{store}")
     };
     connections_lead_to_one_server(old.port, new.port, settings).await;
+}
+
+/// The name is `localhost`; first it leads to one broker, over new connections all the while, and then to another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_a_broker_that_moves_is_followed_and_no_event_fails() {
+    let (old, new) = tokio::join!(RabbitServer::start(""), RabbitServer::start(""));
+    let mut before = Proxy::to(old.port).await;
+    let port = before.address.port();
+    let queue = on_rabbit(&format!("amqp://guest:guest@localhost:{port}/%2f"));
+    let settings = format!("[sandbox]\nlatency = \"0ms\"\n{queue}max_connection_age = \"1s\"\n");
+    let edge = Edge::start_with(&settings).await;
+    let post = async |n: u32| {
+        assert_eq!(edge.post_event(&flat(&customer(n))).await.status(), 202);
+        assert_eq!(edge.ready().await["degraded"], json!([]));
+    };
+    let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
+    let mut posted = 0.0;
+    // A connection to the broker is two at the proxy, and each of ours is replaced several times.
+    let replaced = async {
+        while before.accepted() < 20 {
+            join_all((1..17).map(&post)).await;
+            posted += 16.0;
+        }
+    };
+    timeout(PATIENCE, replaced).await.expect("connections are replaced");
+    edge.applied("updated", posted).await;
+    assert_eq!(edge.metric(applied).await, posted);
+    for outcome in ["retried", "dead_lettered"] {
+        assert_eq!(edge.metric(&applied.replace("applied", outcome)).await, 0.0, "{outcome}");
+    }
+
+    before.retire().await;
+    let _after = Proxy::at(("127.0.0.1", port), new.port).await;
+    eventually("no connection leads to the old broker", || async {
+        post(1).await;
+        let connections = old.api("GET", "/connections", None).await?;
+        (connections == json!([])).then_some(())
+    })
+    .await;
+    drop(old);
+    let moved = edge.metric(applied).await;
+    for n in 1..17 {
+        post(n).await;
+    }
+    edge.applied("updated", moved + 16.0).await;
+    edge.stop().await;
 }
 
 /// Announcements only save time: without the permission for their channels nothing else changes.

@@ -70,7 +70,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("queue", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"]),
+    (
+        "queue",
+        &["clock", "domain", "invalid", "max_age", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"],
+    ),
     (
         "upstream",
         &[

@@ -77,6 +77,8 @@ pub struct Redis {
     channel: &'static str,
     /// The channel on which scripts publish applied changes.
     changes: String,
+    /// The number of the database.
+    database: i64,
     lifetimes: Lifetimes,
     min_replicas: u32,
     timeout: Duration,
@@ -107,6 +109,7 @@ impl Redis {
             announcements: Announcements::open(config, all.max_age(), shutdown)?,
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             changes: change_listener::channel(&endpoints),
+            database: endpoints.database(),
             lifetimes,
             min_replicas: config.min_replicas,
             timeout,

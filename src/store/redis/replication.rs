@@ -1,7 +1,7 @@
 //! The replication histories of Redis: the replication ids of its primaries.
 //!
 //! A primary draws a new id when it starts, and a replica when it is promoted. The last writes under the previous
-//! id may be lost then.
+//! id may be lost then. The databases of a server share its id, so a name has the number of the database too.
 
 use redis::{Cmd, Value};
 
@@ -19,7 +19,8 @@ impl Redis {
         let mut cmd: Cmd = redis::cmd("INFO");
         cmd.arg("replication");
         let answers = self.events.send_to_every_primary(&cmd).await?;
-        answers.into_iter().map(|answer| id(answer).ok_or_else(unexpected)).collect()
+        let name = |answer| Some(format!("{}/{}", id(answer)?, self.database));
+        answers.into_iter().map(|answer| name(answer).ok_or_else(unexpected)).collect()
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Readiness {
     roles: Roles,
     phase: AtomicU8,
     store_up: AtomicBool,
+    /// Why the store, or a part of it, does not work.
+    store_reason: Mutex<Option<String>>,
     /// The codes of the store's errors that were logged since it works no more.
     store_codes: Mutex<BTreeSet<String>>,
     /// Whether at least a part of the store works.
@@ -59,6 +61,7 @@ impl Readiness {
             roles,
             phase,
             store_up: up(),
+            store_reason: Mutex::default(),
             store_usable: up(),
             queue_up: up(),
             queue_reason: Mutex::default(),
@@ -107,6 +110,7 @@ impl Readiness {
         let up = answer.is_ok();
         self.store_usable.store(usable, Ordering::Release);
         let reason = answer.err();
+        self.store_reason.lock().clone_from(&reason);
         let is_new = match reason.as_deref().map(code) {
             None => {
                 self.store_codes.lock().clear();
@@ -156,12 +160,14 @@ impl Readiness {
     }
 
     /// Returns the refused upstreams, as `upstream:{tenant}`, and the sources that miss changes, as `source:{tenant}`, each
-    /// with the reason; a `queue` that does not work; and an `outbox` in which events wait, or that accepts none.
+    /// with the reason; a `store` and a `queue` that do not work; and an `outbox` in which events wait, or that accepts none.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
         let mut reasons = self.refused.lock().clone();
         reasons.extend(self.sources.lock().clone());
         let queue = self.queue_reason.lock().clone().filter(|_| self.roles.use_the_queue());
+        let store = self.store_reason.lock().clone().filter(|_| self.roles.use_the_store());
+        reasons.extend(store.map(|reason| ("store".to_owned(), reason)));
         reasons.extend(queue.map(|reason| ("queue".to_owned(), reason)));
         reasons.extend(self.outbox.lock().clone().map(|waits| ("outbox".to_owned(), waits)));
         reasons
@@ -237,7 +243,9 @@ mod tests {
         assert!(readiness.can_work());
         assert_eq!(readiness.degraded(), ["store", "queue"]);
         assert_eq!(readiness.refused()["queue"], "the disk is full");
+        assert_eq!(readiness.refused()["store"], "OOM");
         readiness.queue(Ok(()), &metrics);
+        readiness.store(Ok(()), true, &metrics);
         assert!(readiness.refused().is_empty());
     }
 

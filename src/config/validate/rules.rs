@@ -1,17 +1,61 @@
 //! Rules that several sections share.
 
+use std::time::Duration;
+
+use bytesize::ByteSize;
 use url::Url;
 
 use crate::invalid::InvalidSetting;
+use crate::lookup;
 use crate::tls::is_loopback;
 
 use super::super::Config;
 use super::super::error::SettingError;
 
-pub(super) fn jitter(path: &str, jitter: f64, found: &mut Vec<SettingError>) {
-    if !(0.0..=0.5).contains(&jitter) {
-        found.push(SettingError::new(path, "must be from 0 to 0.5"));
+/// The least size of a queue: none is empty.
+const LEAST_QUEUE: (ByteSize, &str) = (ByteSize::b(1), "must be above zero; its files take 4MiB at least");
+
+/// The least memory of the embedded store. With less, no profile fits into its share.
+const LEAST_STORE: (ByteSize, &str) = (ByteSize::mib(1), "must be 1MiB or more");
+
+/// The least size of a request body. Every lookup and the events of Genesys without a long merge set are smaller.
+const LEAST_BODY: (ByteSize, &str) = (ByteSize::kib(16), "must be 16KiB or more");
+
+pub(super) fn positive(path: &str, time: Duration, found: &mut Vec<SettingError>) {
+    if time.is_zero() {
+        found.push(SettingError::new(path, "must be longer than zero"));
     }
+}
+
+/// Checks the times of `[lookup]`, or those of a tenant; what a tenant has `inherited` is checked there.
+pub(super) fn lookup_times(
+    section: &str,
+    times: &lookup::Config,
+    inherited: Option<&lookup::Config>,
+    found: &mut Vec<SettingError>,
+) {
+    let inherited_times = inherited.map(lookup::Config::positive_times);
+    for (index, (name, time)) in times.positive_times().into_iter().enumerate() {
+        if inherited_times.is_none_or(|inherited| inherited[index].1 != time) {
+            positive(&format!("{section}.{name}"), time, found);
+        }
+    }
+    if !(0.0..=0.5).contains(&times.ttl_jitter) && inherited.is_none_or(|common| common.ttl_jitter != times.ttl_jitter)
+    {
+        found.push(SettingError::new(format!("{section}.ttl_jitter"), "must be from 0 to 0.5"));
+    }
+}
+
+/// Refuses sizes with which nothing could work.
+pub(super) fn sizes(config: &Config, found: &mut Vec<SettingError>) {
+    let mut at_least = |path: &str, size: ByteSize, (least, reason): (ByteSize, &str)| {
+        if size < least {
+            found.push(SettingError::new(path, reason));
+        }
+    };
+    at_least("http.max_body", config.http.max_body, LEAST_BODY);
+    at_least("store.embedded.max_bytes", config.store.embedded.max_bytes, LEAST_STORE);
+    at_least("queue.embedded.max_bytes", config.queue.embedded.max_bytes, LEAST_QUEUE);
 }
 
 /// Returns the error of a setting of `section`.

@@ -83,7 +83,7 @@ impl Config {
     /// The first option that is not usable.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         if self.max_bytes.as_u64() == 0 {
-            return Err(InvalidSetting::new("max_bytes", "must be above zero"));
+            return Err(InvalidSetting::new("max_bytes", "must be above zero; its files take 4MiB at least"));
         }
         if !(1..=1_000_000).contains(&self.rate) {
             return Err(InvalidSetting::new("rate", "must be from 1 to 1000000"));

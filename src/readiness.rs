@@ -32,6 +32,8 @@ pub struct Readiness {
     roles: Roles,
     phase: AtomicU8,
     store_up: AtomicBool,
+    /// Why the store, or a part of it, does not work.
+    store_reason: Mutex<Option<String>>,
     /// The codes of the store's errors that were logged since it works no more.
     store_codes: Mutex<BTreeSet<String>>,
     /// Whether at least a part of the store works.
@@ -61,6 +63,7 @@ impl Readiness {
             roles,
             phase,
             store_up: up(),
+            store_reason: Mutex::default(),
             store_usable: up(),
             queue_up: up(),
             queue_reason: Mutex::default(),
@@ -110,6 +113,7 @@ impl Readiness {
         let up = answer.is_ok();
         self.store_usable.store(usable, Ordering::Release);
         let reason = answer.err();
+        self.store_reason.lock().clone_from(&reason);
         let is_new = match reason.as_deref().map(code) {
             None => {
                 self.store_codes.lock().clear();
@@ -164,8 +168,8 @@ impl Readiness {
     }
 
     /// Returns the refused upstreams, as `upstream:{tenant}`, and the sources that miss changes, as `source:{tenant}`, each
-    /// with the reason; a `queue` that does not work, or from which others take events to another store; and an `outbox` in
-    /// which events wait, or that accepts none.
+    /// with the reason; a `store` and a `queue` that do not work; a `queue` from which others take events to another store; and an
+    /// `outbox` in which events wait, or that accepts none.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
         let mut reasons = self.refused.lock().clone();
@@ -174,6 +178,8 @@ impl Readiness {
         let shared = || format!("{foreign} of the processes that take its events use another store");
         let queue = self.queue_reason.lock().clone().filter(|_| self.roles.use_the_queue());
         let queue = queue.or_else(|| (foreign > 0).then(shared));
+        let store = self.store_reason.lock().clone().filter(|_| self.roles.use_the_store());
+        reasons.extend(store.map(|reason| ("store".to_owned(), reason)));
         reasons.extend(queue.map(|reason| ("queue".to_owned(), reason)));
         reasons.extend(self.outbox.lock().clone().map(|waits| ("outbox".to_owned(), waits)));
         reasons
@@ -249,7 +255,9 @@ mod tests {
         assert!(readiness.can_work());
         assert_eq!(readiness.degraded(), ["store", "queue"]);
         assert_eq!(readiness.refused()["queue"], "the disk is full");
+        assert_eq!(readiness.refused()["store"], "OOM");
         readiness.queue(Ok(()), &metrics);
+        readiness.store(Ok(()), true, &metrics);
         assert!(readiness.refused().is_empty());
         readiness.foreign_consumers(1);
         assert!(readiness.refused()["queue"].starts_with("1 of the processes"));

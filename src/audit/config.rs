@@ -19,6 +19,9 @@ use super::chain::Hasher;
 /// batch.
 const BUFFERS: RangeInclusive<usize> = 1_000..=1_000_000;
 
+/// The longest interval of `audit.fsync`: ten years, as of all options.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,7 +121,9 @@ impl<'de> Deserialize<'de> for Fsync {
         if text == "always" {
             return Ok(Self::Always);
         }
-        let every = humantime::parse_duration(&text).ok().filter(|every| !every.is_zero());
-        every.map(Self::Every).ok_or_else(|| serde::de::Error::custom("expected \"always\" or a time such as \"1s\""))
+        let every =
+            humantime::parse_duration(&text).ok().filter(|every| !every.is_zero() && *every <= LONGEST_INTERVAL);
+        let expected = "expected \"always\" or a time such as \"1s\", at most 3650d";
+        every.map(Self::Every).ok_or_else(|| serde::de::Error::custom(expected))
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use url::Url;
@@ -86,7 +87,7 @@ pub(super) enum Command {
         service: ServiceArgs,
         /// The id of the tenant.
         #[arg(long)]
-        tenant: String,
+        tenant: TenantId,
         /// Mark it as missing instead: every customer is fetched at its next lookup.
         #[arg(long)]
         hard: bool,
@@ -114,8 +115,8 @@ pub(super) enum OutboxCommand {
     /// Hands the events on without the rate limit; exits 0 when none is left, 69 when the time is over.
     Drain {
         /// How long to wait, from 1s to 10m.
-        #[arg(long, value_name = "TIME", default_value = "60s")]
-        timeout: humantime::Duration,
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = drain_time)]
+        timeout: Duration,
         #[command(flatten)]
         service: ServiceArgs,
     },
@@ -128,7 +129,7 @@ pub(super) enum DeadLettersCommand {
         #[command(flatten)]
         service: ServiceArgs,
         /// The maximum number of dead letters, up to 1000.
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000))]
         limit: usize,
     },
     /// Shows one dead letter and its event, if it holds one.
@@ -182,7 +183,7 @@ pub(super) struct ReplayArgs {
     pub(super) until: Option<String>,
     /// Replay events of this tenant only.
     #[arg(long)]
-    pub(super) tenant: Option<String>,
+    pub(super) tenant: Option<TenantId>,
     /// The maximum number of events per second, up to 100000 [default: 1000].
     #[arg(long, value_name = "N")]
     pub(super) rate: Option<u32>,
@@ -252,7 +253,7 @@ pub(super) struct TargetArgs {
     pub(super) service: ServiceArgs,
     /// The id of the tenant.
     #[arg(long)]
-    pub(super) tenant: String,
+    pub(super) tenant: TenantId,
     /// The id of the customer; `-` reads it from standard input, which keeps it out of the history of the shell.
     #[arg(long, allow_hyphen_values = true)]
     pub(super) customer: String,
@@ -281,6 +282,11 @@ impl SandboxArgs {
     pub(super) const fn log(&self) -> logging::Config {
         logging::Config { level: LogLevel::Info, format: Format::Auto, slow_lookup: Duration::ZERO }
     }
+}
+
+fn drain_time(text: &str) -> Result<Duration, &'static str> {
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(600);
+    humantime::parse_duration(text).ok().filter(|time| allowed.contains(time)).ok_or("must be from 1s to 10m")
 }
 
 fn socket_addr(text: &str) -> Result<SocketAddr, &'static str> {

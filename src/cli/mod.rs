@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::SystemClock;
 use crate::config::{self, LoadErrors, Loaded};
-use crate::domain::Secret;
+use crate::domain::{CustomerId, Secret};
 use crate::http::routes::openapi;
 use crate::logging;
 use crate::operate::client;
@@ -136,7 +136,7 @@ async fn command(args: Args) -> Exit {
         Command::Openapi => print(&format!("{}\n", openapi::document())),
         Command::Inspect(target) => operate(target, None).await,
         Command::Invalidate { target, force } => operate(target, Some(force)).await,
-        Command::Clear { service, tenant, hard } => clear::run(service, &tenant, hard).await,
+        Command::Clear { service, tenant, hard } => clear::run(service, tenant.as_str(), hard).await,
         Command::Audit(AuditCommand::Verify { files, expect_head, config, json }) => match load(&config, None) {
             Ok(loaded) => audit::verify(&files, loaded.config.audit.hasher(), expect_head, json),
             Err(exit) => exit,
@@ -193,6 +193,10 @@ async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
         },
         customer => customer.to_owned(),
     };
+    if let Err(error) = customer.parse::<CustomerId>() {
+        complain(&format!("--customer: {error}"));
+        return Exit::Usage;
+    }
     let TargetArgs { service, tenant, .. } = target;
     let form = if service.json { json_line } else { client::lines };
     let client = match client_of(service) {
@@ -200,8 +204,8 @@ async fn operate(target: TargetArgs, invalidate: Option<bool>) -> Exit {
         Err(exit) => return exit,
     };
     let answer = match invalidate {
-        None => client.inspect(&tenant, &customer).await,
-        Some(force) => client.invalidate(&tenant, &customer, force).await,
+        None => client.inspect(tenant.as_str(), &customer).await,
+        Some(force) => client.invalidate(tenant.as_str(), &customer, force).await,
     };
     finish(answer.map(|answer| form(&answer)))
 }
@@ -231,7 +235,12 @@ async fn run_sandbox(args: SandboxArgs) -> Exit {
     let options =
         SandboxOptions { listen: listen.into(), customers: args.customers, latency: args.latency.into(), webhook };
     match Sandbox::start(options, SystemClock::shared(), shutdown).await {
-        Ok(sandbox) => tracing::info!(listen = %sandbox.addr, "the sandbox is ready"),
+        Ok(sandbox) => {
+            if !listen.ip().is_loopback() {
+                tracing::warn!(%listen, "the sandbox is not on loopback: everybody who can reach it knows its credentials");
+            }
+            tracing::info!(listen = %sandbox.addr, "the sandbox is ready");
+        }
         Err(error) => {
             complain(&format!("cannot listen on {listen} (--listen): {error}"));
             return Exit::Unavailable;

@@ -18,7 +18,7 @@ pub(super) async fn run(command: OutboxCommand) -> Exit {
     match command {
         OutboxCommand::Status { .. } => finish(client.outbox().await.map(|answer| form(&answer))),
         OutboxCommand::Drain { timeout, .. } => {
-            let answer = client.drain_outbox(timeout.into()).await;
+            let answer = client.drain_outbox(timeout).await;
             let left = answer.as_ref().ok().and_then(events_left);
             match (finish(answer.map(|answer| form(&answer))), left) {
                 (Exit::Ok, Some(left)) => {

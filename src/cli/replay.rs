@@ -5,6 +5,10 @@ use std::time::Duration;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
+use crate::clock::SystemClock;
+use crate::domain::TenantId;
+use crate::operate::replay::request::{Origin, ReplayRequest};
+
 use super::args::ReplayArgs;
 use super::{Exit, client_of, complain, exit_of, json_line, print};
 
@@ -14,13 +18,21 @@ const WHOLE: u64 = 1_000;
 /// Runs a replay.
 pub(super) async fn run(args: ReplayArgs) -> Exit {
     let ReplayArgs { since, until, tenant, rate, dry_run, from_genesys, service } = args;
+    // The service checks it too, by its own clock.
+    let origin = if from_genesys { Origin::Genesys } else { Origin::Journal };
+    let now = SystemClock::shared().now();
+    let request = ReplayRequest::parse(origin, &since, until.as_deref(), tenant.clone(), rate, dry_run, now);
+    if let Err(invalid) = request {
+        complain(&format!("--{invalid}"));
+        return Exit::Usage;
+    }
     let as_json = service.json;
     let client = match client_of(service) {
         Ok(client) => client,
         Err(exit) => return exit,
     };
     let order = json!({
-        "since": since, "until": until, "tenantId": tenant, "rate": rate, "dryRun": dry_run, "fromGenesys": from_genesys,
+        "since": since, "until": until, "tenantId": tenant.as_ref().map(TenantId::as_str), "rate": rate, "dryRun": dry_run, "fromGenesys": from_genesys,
     });
     let bar = if as_json || is_dumb() { ProgressBar::hidden() } else { bar() };
     let mut last = Value::Null;

@@ -2,20 +2,24 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::de::value::StrDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 use sha2::{Digest, Sha256};
 
 use crate::domain::secret::SECRET;
 
-use super::error::SettingError;
+use super::error::{DURATION, SettingError};
 use super::settings::Secrets;
 use super::tree::{Node, Scalar};
 
 /// The sections that are lists of tables, without the indices of their paths.
 const LISTS_OF_TABLES: [&str; 3] = ["tenant", "caller", "tenant.webhook"];
+
+/// The longest time of an option: ten years. A longer one could not be added to the current time.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Reads secrets, and keeps their hashes.
 #[derive(Debug)]
@@ -174,6 +178,18 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
         self.locate(self.visit_list(visitor))
     }
 
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, SettingError> {
+        let expected: &dyn Expected = &visitor;
+        let text = match self.node {
+            Node::Scalar(Scalar::Text(text) | Scalar::Loose(text), _) if expected.to_string() == DURATION => text,
+            Node::Scalar(..) | Node::Table(..) | Node::List(..) => return self.deserialize_any(visitor),
+        };
+        if humantime::parse_duration(text).is_ok_and(|time| time > LONGEST) {
+            return self.locate(Err(SettingError::custom("must be 3650 days or less")));
+        }
+        self.deserialize_any(visitor)
+    }
+
     // A derived struct would also accept a list, whose items it takes as its fields.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
@@ -218,7 +234,7 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
     }
 
     forward_to_deserialize_any! {
-        i128 u128 char str string bytes byte_buf unit unit_struct tuple tuple_struct map identifier ignored_any
+        i128 u128 char string bytes byte_buf unit unit_struct tuple tuple_struct map identifier ignored_any
     }
 }
 
@@ -250,13 +266,8 @@ impl<'de> MapAccess<'de> for TableAccess<'_, '_> {
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, SettingError> {
         let (key, node) = self.value.take().ok_or_else(|| SettingError::custom("has no key"))?;
         let path = self.path(key);
-        seed.deserialize(self.deserializer.below(node, path.clone())).map_err(|mut error| {
-            // A missing field knows only its own name.
-            if !error.path.starts_with(&path) {
-                error.path = format!("{path}.{}", error.path);
-            }
-            error
-        })
+        seed.deserialize(self.deserializer.below(node, path.clone()))
+            .map_err(|error| error.within(&path, node.origin()))
     }
 }
 
@@ -271,11 +282,8 @@ impl<'de> SeqAccess<'de> for ListAccess<'_, '_> {
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, SettingError> {
         let Some((index, node)) = self.rest.next() else { return Ok(None) };
         let path = format!("{}[{index}]", self.deserializer.path);
-        seed.deserialize(self.deserializer.below(node, path.clone())).map(Some).map_err(|mut error| {
-            if !error.path.starts_with(&path) {
-                error.path = format!("{path}.{}", error.path);
-            }
-            error
-        })
+        seed.deserialize(self.deserializer.below(node, path.clone()))
+            .map(Some)
+            .map_err(|error| error.within(&path, node.origin()))
     }
 }

@@ -10,6 +10,9 @@ use super::tree::Origin;
 /// What `std` reports of an address that is not an IP address with a port.
 const NOT_AN_ADDRESS: &str = "invalid socket address syntax";
 
+/// What `humantime` says that it expects.
+pub(super) const DURATION: &str = "a duration";
+
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingError {
@@ -34,6 +37,15 @@ impl SettingError {
         }
         self.origin.get_or_insert_with(|| origin.clone());
         self
+    }
+
+    /// Completes the path by that of the value in which the error is: a missing field knows only its own name, and a value
+    /// that is parsed from a text knows none.
+    pub(super) fn within(mut self, path: &str, origin: &Origin) -> Self {
+        if !self.path.is_empty() && !self.path.starts_with(path) {
+            self.path = format!("{path}.{}", self.path);
+        }
+        self.at(path, origin)
     }
 }
 
@@ -65,7 +77,7 @@ impl serde::de::Error for SettingError {
     }
 
     fn invalid_value(_found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new("", format!("must be {expected}"))
+        Self::new("", format!("must be {}", kind_of_expected(expected)))
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
@@ -74,8 +86,9 @@ impl serde::de::Error for SettingError {
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        let near = nearest(field, expected.iter().copied()).map(|near| format!("; the nearest is `{near}`"));
-        Self::new(field, format!("is not a known key{}", near.unwrap_or_default()))
+        let near = nearest(field, expected.iter().copied()).map(|near| format!("the nearest is `{near}`"));
+        let known = || format!("the known keys are {}", expected.join(", "));
+        Self::new(field, format!("is not a known key; {}", near.unwrap_or_else(known)))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -101,8 +114,20 @@ fn kind_of_expected(expected: &dyn Expected) -> String {
         "a sequence" => "a list".to_owned(),
         "a map" => "a table".to_owned(),
         name if name.starts_with("struct ") => "a table".to_owned(),
+        DURATION => "a duration such as \"300s\"".to_owned(),
+        // What `ByteSize` expects.
+        "an integer or string" | "parsable string" | "integer overflow" => "a size such as \"1MiB\"".to_owned(),
+        "u8" => whole_number(u8::MAX),
+        "u16" => whole_number(u16::MAX),
+        "u32" => whole_number(u32::MAX),
+        "u64" | "usize" => "a whole number, 0 or more".to_owned(),
+        "f32" | "f64" => "a number".to_owned(),
         other => other.to_owned(),
     }
+}
+
+fn whole_number(most: impl fmt::Display) -> String {
+    format!("a whole number from 0 to {most}")
 }
 
 fn quoted(names: &[&str]) -> String {

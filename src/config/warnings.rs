@@ -2,11 +2,16 @@
 
 use std::collections::HashSet;
 
+use bytesize::ByteSize;
+
 use crate::queue::open::QueueKind;
 use crate::store::open::StoreKind;
 
 use super::nearest::nearest;
 use super::{Config, DEFAULTS, ENV_PREFIX, KeyScheme, contact};
+
+/// What the files of a queue on the disk take at least.
+const LEAST_FILES: ByteSize = ByteSize::mib(4);
 
 /// What all our environment variables begin with.
 const OURS: &str = "PROFILE_EDGE_";
@@ -45,6 +50,8 @@ impl Config {
                 self.queue.outbox.path.display()
             ));
         }
+        self.small_queues(&mut found);
+        self.open_sandbox(&mut found);
         self.short_secrets(&mut found);
         for (index, caller) in self.callers.iter().enumerate() {
             if caller.key_sha256.bytes().all(|digit| digit == b'0') {
@@ -97,6 +104,33 @@ impl Config {
                  event gets from one to the other; run both in one process, or set queue.kind = \"amqp\""
                     .to_owned(),
             );
+        }
+    }
+
+    /// Finds limits of queues on the disk that are below what their files take.
+    fn small_queues(&self, found: &mut Vec<String>) {
+        let (queue, outbox) = (self.queue.embedded.max_bytes, self.queue.outbox.max_bytes);
+        for (name, is_used, size) in [
+            ("queue.embedded", self.queue.kind == QueueKind::Embedded, queue),
+            ("queue.outbox", self.queue.outbox.enabled, outbox),
+        ] {
+            if is_used && size < LEAST_FILES {
+                found.push(format!(
+                    "{name}.max_bytes is below 4MiB: events are refused at {} bytes of them, and the files take up to 4MiB",
+                    size.as_u64()
+                ));
+            }
+        }
+    }
+
+    /// Finds a sandbox that other hosts can reach.
+    fn open_sandbox(&self, found: &mut Vec<String>) {
+        if self.runs_sandbox() && !self.sandbox.listen.ip().is_loopback() {
+            found.push(format!(
+                "sandbox.listen is {}, not on loopback: everybody who can reach it knows its credentials, and may change its \
+                 customers and its behaviour",
+                self.sandbox.listen
+            ));
         }
     }
 

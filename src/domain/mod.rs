@@ -21,8 +21,8 @@ pub use customer::CustomerId;
 pub use event::{Event, Kind, Redelivery, ReplayId, Shape};
 pub use event_id::{EventId, InvalidEventId};
 pub use identifier::{
-    CustomerQuery, Identifier, IdentifierHasher, IdentifierMarks, LookupBy, MAX_IDENTIFIERS, PhoneRegion, QueryFields,
-    QueryHasher,
+    CustomerQuery, Identifier, IdentifierHasher, IdentifierMarks, InvalidQuery, LookupBy, MAX_IDENTIFIERS, PhoneRegion,
+    QueryFields, QueryHasher,
 };
 pub use key::{Digest, Identity, Key, KeyHasher};
 pub use profile::{Profile, ProfileBody};

@@ -6,6 +6,7 @@ use crate::domain::EventId;
 use crate::metrics::IngestOutcome;
 
 use super::malformed::Malformed;
+use super::shapes::SenderId;
 
 /// The shapes that a route accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,12 @@ pub struct Accepted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// The event is durable.
-    Queued(EventId),
+    Queued {
+        /// Its id in the log, the audit and the queue.
+        id: EventId,
+        /// Its id at the sender, if it has one.
+        sent: Option<SenderId>,
+    },
     /// The event changes no profile, for this reason.
     Ignored(&'static str),
     /// The event cannot be read; only in an array.
@@ -62,7 +68,7 @@ pub enum IngestError {
 /// Returns the metric label for a request.
 pub(super) fn outcome(answer: &Result<Accepted, IngestError>) -> IngestOutcome {
     match answer {
-        Ok(accepted) if !accepted.items.iter().any(|item| matches!(item, Disposition::Queued(_))) => {
+        Ok(accepted) if !accepted.items.iter().any(|item| matches!(item, Disposition::Queued { .. })) => {
             IngestOutcome::Ignored
         }
         Ok(_) => IngestOutcome::Queued,

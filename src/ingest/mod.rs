@@ -214,9 +214,10 @@ impl Ingest {
             match item {
                 PostedEvent::Announced(announcement) => {
                     let identifiers = self.digests(tenant, &announcement.identifiers);
+                    let sent = announcement.sender_id.clone();
                     let event = announcement.into_event(tenant, &self.hashers, received_at);
                     let event = Event { identifiers, traceparent, ..event };
-                    items.push(Disposition::Queued(event.id.clone()));
+                    items.push(Disposition::Queued { id: event.id.clone(), sent });
                     shapes.push(event.shape);
                     events.push(event);
                 }
@@ -241,7 +242,7 @@ impl Ingest {
         }
         let mut rejected = items.iter().filter_map(|item| match item {
             Disposition::Rejected(malformed) => Some(malformed),
-            Disposition::Queued(_) | Disposition::Ignored(_) => None,
+            Disposition::Queued { .. } | Disposition::Ignored(_) => None,
         });
         if let Some(first) = rejected.next() {
             let rejected = 1 + rejected.count();

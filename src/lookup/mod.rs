@@ -131,6 +131,21 @@ pub struct Config {
     pub phone_region: Option<PhoneRegion>,
 }
 
+impl Config {
+    /// Returns the times that must be longer than zero, with the names of their options.
+    #[must_use]
+    pub const fn positive_times(&self) -> [(&'static str, Duration); 6] {
+        [
+            ("ttl", self.ttl),
+            ("negative_ttl", self.negative_ttl),
+            ("identifier_ttl", self.identifier_ttl),
+            ("unsettled_ttl", self.unsettled_ttl),
+            ("unwatched_ttl", self.unwatched_ttl),
+            ("deadline", self.deadline),
+        ]
+    }
+}
+
 /// The dependencies of the lookup flow.
 #[derive(Debug)]
 pub struct LookupDependencies {

@@ -199,9 +199,11 @@ async fn a_malformed_batch_is_refused_with_the_name_of_its_field() {
         (json!({ "tenantId": "10001", "lookups": [] }), "lookups"),
         (json!({ "tenantId": "10001" }), "customerIds"),
         (json!({ "tenantId": "10001", "customerIds": ["a"], "lookups": [{ "customerId": "a" }] }), "lookups"),
-        (json!({ "tenantId": "10001", "customerIds": ["a", "b/c"] }), "customerIds[1]"),
         (json!({ "tenantId": "10001", "customerIds": ["a", 7] }), "customerIds[1]"),
-        (json!({ "tenantId": "10001", "lookups": [{ "customerId": "" }] }), "lookups[0].customerId"),
+        (json!({ "tenantId": "10001", "lookups": [{}] }), "lookups[0].customerId"),
+        (json!({ "tenantId": "10001", "customerIds": ["a"], "fields": [] }), "fields"),
+        (json!({ "tenantId": "10001", "customerIds": ["a"], "fields": ["id,firstName"] }), "fields"),
+        (json!({ "tenantId": "10001", "customerIds": ["a"], "fields": ["id", 7] }), "fields[1]"),
         (json!({ "tenantId": "10001", "customerIds": null }), "customerIds"),
         (json!({ "tenantId": "a b", "customerIds": ["a"] }), "tenantId"),
         (json!({ "customerIds": ["a"] }), "tenantId"),
@@ -215,9 +217,51 @@ async fn a_malformed_batch_is_refused_with_the_name_of_its_field() {
             assert_eq!((&problem["code"], &problem["field"]), (&json!("invalid_field"), &json!(field)), "{body}");
         }
     }
+    for (query, field) in [("fields=id", "fields"), ("a=b&tenantId=10001", "tenantId")] {
+        let request = edge.client.post(edge.url(&format!("/api/v1/profiles?{query}"))).header("X-API-Key", "demo-key");
+        let response = request.json(&json!({ "tenantId": "10001", "customerIds": ["a"] })).send().await.unwrap();
+        let (status, problem) = (response.status(), response.json::<Value>().await.unwrap());
+        assert_eq!((status.as_u16(), &problem["field"]), (400, &json!(field)), "{problem}");
+    }
+    for fields in [json!("id,firstName"), json!(["id", "firstName"])] {
+        let body = json!({ "tenantId": "10001", "customerIds": [customer(1)], "fields": fields });
+        let answer: Value = post(&edge, &body).await.json().await.unwrap();
+        assert_eq!(answer["results"][0]["profile"].as_object().unwrap().len(), 2, "{answer}");
+        let one = json!({ "tenantId": "10001", "customerId": customer(1), "fields": fields });
+        let single = edge.client.post(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key").json(&one);
+        assert_eq!(single.send().await.unwrap().json::<Value>().await.unwrap(), answer["results"][0]["profile"]);
+    }
     let by_lookups = json!({ "tenantId": "10001", "lookups": [{ "customerId": customer(1) }], "fields": "id" });
     let answer: Value = post(&edge, &by_lookups).await.json().await.unwrap();
     assert_eq!(answer["results"][0]["profile"], json!({ "id": customer(1) }));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_value_in_a_batch_fails_alone() {
+    let edge = Edge::start_with(FAST).await;
+    let asked = ["a/b".to_owned(), customer(1), String::new(), customer(2), "x".repeat(257)];
+    let answer = results(&edge, &asked).await;
+    let seen: Vec<_> = answer.iter().map(|result| result["status"].as_u64().unwrap()).collect();
+    assert_eq!(seen, [400, 200, 400, 200, 400], "{answer:?}");
+    for (id, result) in asked.iter().zip(&answer).filter(|(_, result)| result["status"] == 400) {
+        let single = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+        let single = single.query(&[("tenantId", "10001"), ("customerId", id)]).send().await.unwrap();
+        let problem: Value = single.json().await.unwrap();
+        for member in ["status", "code", "detail", "field"] {
+            assert_eq!(result[member], problem[member], "{result}");
+        }
+    }
+    let lookups = json!([{ "phone": "sip:ada@example.com" }, { "customerId": customer(1) }, { "email": "no" }]);
+    let answer: Value = post(&edge, &json!({ "tenantId": "10001", "lookups": lookups })).await.json().await.unwrap();
+    let fields: Vec<_> = answer["results"].as_array().unwrap().iter().map(|result| result["field"].clone()).collect();
+    assert_eq!(fields, [json!("phone"), Value::Null, json!("email")], "{answer}");
+    let none = results(&edge, &["a/b".to_owned()]).await;
+    assert_eq!((none.len(), &none[0]["status"]), (1, &json!(400)));
+    let prefetch = edge.client.post(edge.url("/api/v1/profiles/prefetch")).header("X-API-Key", "demo-key");
+    let prefetch = prefetch.json(&json!({ "tenantId": "10001", "customerIds": asked })).send().await.unwrap();
+    let (status, problem) = (prefetch.status(), prefetch.json::<Value>().await.unwrap());
+    assert_eq!((status.as_u16(), &problem["field"]), (400, &json!("customerIds[0]")), "{problem}");
     edge.stop().await;
 }
 
@@ -234,7 +278,10 @@ async fn each_customer_counts_against_the_rate_and_leaves_a_record() {
     let refused = post(&narrow, &json!({ "tenantId": "10001", "customerIds": customers(1..=20) })).await;
     assert_eq!((refused.status().as_u16(), refused.headers().contains_key("retry-after")), (429, true));
     // A batch that is larger than the rate can never be answered.
-    assert_eq!(post(&narrow, &json!({ "tenantId": "10001", "customerIds": customers(1..=31) })).await.status(), 429);
+    let too_large = post(&narrow, &json!({ "tenantId": "10001", "customerIds": customers(1..=31) })).await;
+    assert_eq!((too_large.status().as_u16(), too_large.headers().contains_key("retry-after")), (429, false));
+    let detail = too_large.json::<Value>().await.unwrap()["detail"].clone();
+    assert!(detail.as_str().unwrap().contains("at most 30 at once"), "{detail}");
     let denied = async |body: Value| {
         eventually("the rate allows it", || async {
             let response = post(&narrow, &body).await;

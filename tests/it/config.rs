@@ -70,7 +70,35 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         agents("fields = [\"id\"]"),
         "ab".repeat(32)
     );
-    let mistakes: [(&str, &str, &str); 53] = [
+    let with_times = |times: &str| TENANT.replace("id = \"10001\"", &format!("id = \"10001\"\n{times}"));
+    let (no_deadline, no_ttl) = (with_times("deadline = \"0s\""), with_times("unwatched_ttl = \"0s\""));
+    let (jitter, century) = (with_times("ttl_jitter = 0.6"), with_times("grace = \"100years\""));
+    let misnamed = TENANT.replace("\"10001\"", "\"1 1\"");
+    let mistakes: [(&str, &str, &str); 73] = [
+        (&no_deadline, "tenant[0].deadline: ", "longer than zero"),
+        (&no_ttl, "tenant[0].unwatched_ttl: ", "longer than zero"),
+        (&jitter, "tenant[0].ttl_jitter: ", "0 to 0.5"),
+        (&century, "tenant[0].grace: ", "3650 days or less"),
+        (&misnamed, "tenant[0].id: ", "1 to 64"),
+        ("startup_timeout = \"18446744073709551615s\"", "startup_timeout: ", "3650 days or less"),
+        ("lookup.deadline = \"18446744073709551615s\"", "lookup.deadline: ", "3650 days or less"),
+        ("shutdown.delay = \"11years\"", "shutdown.delay: ", "3650 days or less"),
+        ("audit.fsync = \"11years\"", "audit.fsync: ", "at most 3650d"),
+        ("lookup.ttl = 300", "lookup.ttl: ", "must be a duration such as \"300s\", not an integer"),
+        ("http.max_body = \"0B\"", "http.max_body: ", "must be above zero"),
+        ("http.max_body = [1]", "http.max_body: ", "must be a size such as \"1MiB\", not a list"),
+        ("store.embedded.max_bytes = \"0B\"", "store.embedded.max_bytes: ", "must be above zero"),
+        ("store.embedded.max_bytes = \"lots\"", "store.embedded.max_bytes: ", "must be a size such as \"1MiB\""),
+        ("queue.embedded.max_bytes = \"0B\"", "queue.embedded.max_bytes: ", "must be above zero"),
+        (
+            "queue.kind = \"amqp\"\nqueue.outbox = { enabled = true, max_bytes = \"0B\" }",
+            "queue.outbox.max_bytes: ",
+            "above zero",
+        ),
+        ("sandbox.customers = -1", "sandbox.customers: ", "must be a whole number from 0 to 4294967295"),
+        ("http.max_in_flight = \"many\"", "http.max_in_flight: ", "must be a whole number, 0 or more, not a string"),
+        ("lookup.ttl_jitter = \"some\"", "lookup.ttl_jitter: ", "must be a number, not a string"),
+        ("demo.x = 1", "demo.x: ", "is not a known key; the known keys are allow_remote"),
         (&all, "tenant[0].agents.fields", "is missing"),
         (&long, "tenant[0].agents.recheck", "at most 60s"),
         (&namesake, "caller[0].name", "agents"),
@@ -287,6 +315,11 @@ fn settings_that_are_probably_a_mistake_cause_a_warning() {
         (&format!("roles = [\"lookup\"]\n{TENANT}"), "no event evicts what this process caches"),
         (&format!("roles = [\"ingest\", \"consumer\"]\n{TENANT}"), "which nobody reads"),
         (&format!("roles = [\"ingest\"]\n{TENANT}"), "no event gets from one to the other"),
+        (&format!("queue.embedded.max_bytes = \"1KiB\"\n{TENANT}"), "queue.embedded.max_bytes is below 4MiB"),
+        (
+            &format!("sandbox = {{ enabled = true, listen = \"0.0.0.0:8082\" }}\ndemo.allow_remote = true\n{TENANT}"),
+            "sandbox.listen is 0.0.0.0:8082, not on loopback",
+        ),
     ] {
         let output = check(directory.path(), settings, &[], &SECRETS);
         assert_eq!(output.status.code(), Some(0));
@@ -412,6 +445,28 @@ fn usage_errors_end_with_64_and_help_with_0() {
     assert_eq!(run(&["--role", "cook"]).status.code(), Some(64));
     let complaint = text(&run(&["--role", "lookups"]).stderr);
     assert!(complaint.contains("flag --role: ") && complaint.contains("the nearest is \"lookup\""), "{complaint}");
+    // Nothing listens on port 9.
+    let admin =
+        |arguments: &str| run(&format!("{arguments} --admin http://127.0.0.1:9").split(' ').collect::<Vec<_>>());
+    for (arguments, code, reason) in [
+        ("replay --since abc", 64, "--since: "),
+        ("replay --since 2h --until 3h", 64, "--until: "),
+        ("replay --since 2h --rate 0", 64, "--rate: "),
+        ("replay --since 15days --from-genesys", 64, "--since: "),
+        ("replay --since 2h --tenant bad/tenant", 64, "--tenant"),
+        ("inspect --tenant bad/tenant --customer c", 64, "--tenant"),
+        ("inspect --tenant 10001 --customer a/b", 64, "--customer: "),
+        ("invalidate --tenant 10001 --customer ..", 64, "--customer: "),
+        ("clear --tenant bad/tenant", 64, "--tenant"),
+        ("dead-letters list --limit 0", 64, "--limit"),
+        ("outbox drain --timeout 11m", 64, "from 1s to 10m"),
+        ("replay --since 2h --rate 5", 69, "127.0.0.1:9"),
+        ("inspect --tenant 10001 --customer c", 69, "127.0.0.1:9"),
+    ] {
+        let ended = admin(arguments);
+        assert_eq!(ended.status.code(), Some(code), "{arguments}: {}", text(&ended.stderr));
+        assert!(text(&ended.stderr).contains(reason), "{arguments}: {}", text(&ended.stderr));
+    }
     let complaint = text(&run(&["sandbox", "--listen", "localhost:8082"]).stderr);
     assert!(complaint.contains("127.0.0.1:8082"), "{complaint}");
     assert!(text(&run(&["completions", "bash"]).stdout).contains("dead-letters"));

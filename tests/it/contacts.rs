@@ -76,7 +76,9 @@ async fn the_contact_route_reports_failures_in_the_genesys_format() {
     let head = edge.client.head(edge.url(&format!("{CONTACTS}/{one}"))).bearer_auth("demo-key").send().await.unwrap();
     assert_eq!((head.status().as_u16(), &head.headers()["allow"]), (405, &"GET".parse().unwrap()));
     let nobody = edge.client.get(edge.url(&format!("{CONTACTS}/{one}"))).send().await.unwrap();
-    refused(&looked(nobody).await, 401, "bad.credentials");
+    refused(&looked(nobody).await, 401, "authentication.required");
+    let stranger = edge.client.get(edge.url(&format!("{CONTACTS}/{one}"))).bearer_auth("wrong").send().await.unwrap();
+    refused(&looked(stranger).await, 401, "bad.credentials");
     let elsewhere = contact(&edge, &one, |request| request.header("X-Tenant-Id", "10002")).await;
     refused(&elsewhere, 403, "not.authorized");
     assert_eq!(edge.calls().await.0, 1, "only the unknown customer may be fetched");

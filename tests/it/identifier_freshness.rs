@@ -165,7 +165,6 @@ async fn a_batch_may_name_its_customers_by_identifiers(pairing: Pairing) {
         }
     }
     for (lookup, field) in [
-        (json!({ "phone": "sip:ada@example.com" }), "lookups[1].phone"),
         (json!({ "phone": NUMBER, "email": "a@example.com" }), "lookups[1].email"),
         (json!({ "externalId": "1" }), "lookups[1].externalSource"),
         (json!({}), "lookups[1].customerId"),
@@ -200,13 +199,20 @@ async fn a_batch_needs_the_right_to_each_way_of_looking_up() {
         )
     };
     let both = json!([{ "customerId": customer(1) }, { "phone": NUMBER }]);
-    for (lookup_by, field) in [("customerId", "phone"), ("phone", "customerId")] {
+    for (lookup_by, field, place) in [("customerId", "phone", 1), ("phone", "customerId", 0)] {
         let edge = Edge::start_with(&settings(lookup_by)).await;
-        for path in ["/api/v1/profiles", "/api/v1/profiles/prefetch"] {
-            let refused = post(&edge, path, &both).await;
-            let (status, problem) = (refused.status(), refused.json::<Value>().await.unwrap());
-            assert_eq!((status.as_u16(), &problem["field"]), (403, &json!(field)), "{problem}");
-        }
+        let refused = post(&edge, "/api/v1/profiles/prefetch", &both).await;
+        let (status, problem) = (refused.status(), refused.json::<Value>().await.unwrap());
+        assert_eq!((status.as_u16(), &problem["field"]), (403, &json!(field)), "{problem}");
+        // Here only that lookup is refused; the other reaches Genesys, which does not answer.
+        let answer: Value = post(&edge, "/api/v1/profiles", &both).await.json().await.unwrap();
+        let result = &answer["results"][place];
+        assert_eq!(
+            (&result["status"], &result["code"], &result["field"]),
+            (&json!(403), &json!("forbidden"), &json!(field)),
+            "{answer}"
+        );
+        assert_eq!(answer["results"][1 - place]["status"], 503, "{answer}");
         let bulk = edge.client.post(edge.url("/api/v2/externalcontacts/bulk/contacts")).header("X-API-Key", "demo-key");
         let bulk = bulk.json(&json!({ "entities": [{ "id": customer(1) }] })).send().await.unwrap();
         assert_eq!(bulk.status() == 403, lookup_by == "phone", "{}", bulk.status());
@@ -214,7 +220,7 @@ async fn a_batch_needs_the_right_to_each_way_of_looking_up() {
         edge.stop().await;
         let denied: Vec<Value> = records().into_iter().filter(|record| record["reason"] == "lookup_by").collect();
         let by_phone = denied.iter().filter(|record| record["by"] == "phone").count();
-        assert_eq!((denied.len(), by_phone), if lookup_by == "phone" { (5, 2) } else { (4, 2) }, "{denied:?}");
+        assert_eq!((denied.len(), by_phone), if lookup_by == "phone" { (4, 1) } else { (3, 2) }, "{denied:?}");
     }
 }
 

@@ -181,7 +181,8 @@ async fn the_readable_events_of_an_array_are_taken_each_with_its_status(pairing:
     assert_eq!(answer["status"], "queued");
     let statuses: Vec<&Value> = answer["events"].as_array().unwrap().iter().map(|event| &event["status"]).collect();
     assert_eq!(statuses, ["queued", "ignored", "queued"]);
-    assert!(answer["events"][0]["eventId"].as_str().unwrap().starts_with("digest-"));
+    assert_eq!(answer["events"][0]["eventId"], "eb-1");
+    assert!(answer["events"][0]["loggedAs"].as_str().unwrap().starts_with("digest-"));
     assert_eq!(queued(&edge).await, 2.0);
 
     let mut many: Vec<Value> = (0..1_000).map(|n| eventbridge(&format!("many-{n}"), &customer(n))).collect();
@@ -198,6 +199,9 @@ async fn the_readable_events_of_an_array_are_taken_each_with_its_status(pairing:
     assert_eq!((answer.status, &answer.json()["field"]), (400, &Value::from("[0].detail.eventBody.id")));
     assert_eq!(queued(&edge).await, 1_001.0);
 
+    let none = post(&edge, ROUTE, json!([eventbridge("eb-6", "a/b"), note]).to_string()).await;
+    assert_eq!((none.status, &none.json()["status"]), (202, &Value::from("ignored")));
+    assert_eq!(none.json()["reason"], "1 of 2 events cannot be read, and no other is relevant");
     let alone = post(&edge, ROUTE, note.to_string()).await;
     assert_eq!((alone.status, alone.json()), (202, json!({ "status": "ignored", "reason": "a note of a contact" })));
     edge.stop().await;

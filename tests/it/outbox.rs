@@ -293,7 +293,11 @@ async fn a_process_whose_queue_and_outbox_refuse_is_not_ready() {
     let edge = Edge::start_with(&format!("roles = [\"ingest\"]\n{QUICK}{settings}")).await;
     assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
     broker.fails();
-    eventually("not ready", || async { (edge.ready().await["status"] == "unavailable").then_some(()) }).await;
+    let ready =
+        eventually("not ready", || async { Some(edge.ready().await).filter(|ready| ready["status"] == "unavailable") })
+            .await;
+    let reason = ready["reasons"]["queue"].as_str().unwrap();
+    assert_eq!(reason.matches("queue unavailable").count(), 1, "{reason}");
     assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 503);
     edge.stop().await;
 }

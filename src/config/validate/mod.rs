@@ -15,7 +15,7 @@ use crate::{queue, store};
 use super::error::SettingError;
 use super::{Config, KeyScheme};
 
-use rules::{invalid, is_sha256, jitter, plain_link};
+use rules::{invalid, is_sha256, lookup_times, plain_link, positive, sizes};
 
 /// The expected form of key material.
 const KEY_MATERIAL: &str = "must be base64 of 32 bytes or more";
@@ -31,6 +31,7 @@ pub(super) fn errors(config: &Config) -> Vec<SettingError> {
     let mut found = Vec::new();
     roles(config, &mut found);
     times(config, &mut found);
+    sizes(config, &mut found);
     keys(config, &mut found);
     tokens(config, &mut found);
     listeners(config, &mut found);
@@ -53,28 +54,17 @@ fn roles(config: &Config, found: &mut Vec<SettingError>) {
 }
 
 fn times(config: &Config, found: &mut Vec<SettingError>) {
-    let mut positive = |path: &str, time: Duration| {
-        if time.is_zero() {
-            found.push(SettingError::new(path, "must be longer than zero"));
-        }
-    };
-    positive("startup_timeout", config.startup_timeout);
-    positive("shutdown.deadline", config.shutdown.deadline);
-    positive("store.timeout", config.store.timeout);
-    positive("lookup.ttl", config.lookup.ttl);
-    positive("lookup.negative_ttl", config.lookup.negative_ttl);
-    positive("lookup.identifier_ttl", config.lookup.identifier_ttl);
-    positive("lookup.unsettled_ttl", config.lookup.unsettled_ttl);
-    positive("lookup.unwatched_ttl", config.lookup.unwatched_ttl);
-    positive("lookup.deadline", config.lookup.deadline);
-    positive("consumer.dedup_window", config.consumer.dedup_window);
-    positive("consumer.tombstone_ttl", config.consumer.tombstone_ttl);
-    positive("ingest.max_future", config.ingest.max_future);
+    positive("startup_timeout", config.startup_timeout, found);
+    positive("shutdown.deadline", config.shutdown.deadline, found);
+    positive("store.timeout", config.store.timeout, found);
+    positive("consumer.dedup_window", config.consumer.dedup_window, found);
+    positive("consumer.tombstone_ttl", config.consumer.tombstone_ttl, found);
+    positive("ingest.max_future", config.ingest.max_future, found);
+    lookup_times("lookup", &config.lookup, None, found);
     if config.lookup.lease_ttl <= config.upstream.timeout {
         let reason = "must be longer than upstream.timeout: a fetch must not outlive its lease";
         found.push(SettingError::new("lookup.lease_ttl", reason));
     }
-    jitter("lookup.ttl_jitter", config.lookup.ttl_jitter, found);
     if !(1..=10_000).contains(&config.consumer.concurrency) {
         found.push(SettingError::new("consumer.concurrency", "must be from 1 to 10000"));
     }

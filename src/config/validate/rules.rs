@@ -1,16 +1,51 @@
 //! Rules that several sections share.
 
+use std::time::Duration;
+
 use url::Url;
 
 use crate::invalid::InvalidSetting;
+use crate::lookup;
 use crate::tls::is_loopback;
 
 use super::super::Config;
 use super::super::error::SettingError;
 
-pub(super) fn jitter(path: &str, jitter: f64, found: &mut Vec<SettingError>) {
-    if !(0.0..=0.5).contains(&jitter) {
-        found.push(SettingError::new(path, "must be from 0 to 0.5"));
+pub(super) fn positive(path: &str, time: Duration, found: &mut Vec<SettingError>) {
+    if time.is_zero() {
+        found.push(SettingError::new(path, "must be longer than zero"));
+    }
+}
+
+/// Checks the times of `[lookup]`, or those of a tenant; what a tenant has `inherited` is checked there.
+pub(super) fn lookup_times(
+    section: &str,
+    times: &lookup::Config,
+    inherited: Option<&lookup::Config>,
+    found: &mut Vec<SettingError>,
+) {
+    let inherited_times = inherited.map(lookup::Config::positive_times);
+    for (index, (name, time)) in times.positive_times().into_iter().enumerate() {
+        if inherited_times.is_none_or(|inherited| inherited[index].1 != time) {
+            positive(&format!("{section}.{name}"), time, found);
+        }
+    }
+    if !(0.0..=0.5).contains(&times.ttl_jitter) && inherited.is_none_or(|common| common.ttl_jitter != times.ttl_jitter)
+    {
+        found.push(SettingError::new(format!("{section}.ttl_jitter"), "must be from 0 to 0.5"));
+    }
+}
+
+/// Refuses sizes with which nothing could work.
+pub(super) fn sizes(config: &Config, found: &mut Vec<SettingError>) {
+    for (path, size) in [
+        ("http.max_body", config.http.max_body),
+        ("store.embedded.max_bytes", config.store.embedded.max_bytes),
+        ("queue.embedded.max_bytes", config.queue.embedded.max_bytes),
+    ] {
+        if size.as_u64() == 0 {
+            found.push(SettingError::new(path, "must be above zero"));
+        }
     }
 }
 

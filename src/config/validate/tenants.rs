@@ -12,7 +12,7 @@ use crate::ingest::authenticate;
 
 use super::super::error::SettingError;
 use super::super::{Config, Tenant};
-use super::rules::{invalid, jitter, plain_link};
+use super::rules::{invalid, lookup_times, plain_link};
 
 /// The secrets of the demo.
 const DEMO_KEY: &str = "demo-key";
@@ -43,7 +43,7 @@ fn tenants(config: &Config, found: &mut Vec<SettingError>) {
         if !ids.insert(&tenant.id) {
             found.push(SettingError::new(format!("tenant[{index}].id"), "another tenant has the same id"));
         }
-        jitter(&format!("tenant[{index}].ttl_jitter"), tenant.lookup.ttl_jitter, found);
+        lookup_times(&format!("tenant[{index}]"), &tenant.lookup, Some(&config.lookup), found);
         upstream(config, index, tenant, found);
         if let Some(agents) = &tenant.agents {
             let path = format!("tenant[{index}].agents");

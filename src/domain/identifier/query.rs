@@ -40,11 +40,17 @@ pub struct InvalidQuery {
     pub field: &'static str,
     /// What is expected; nothing of the value.
     pub reason: String,
+    /// Whether only the value is malformed: exactly one of the four is given.
+    pub is_value: bool,
 }
 
 impl InvalidQuery {
     fn new(field: &'static str, reason: impl fmt::Display) -> Self {
-        Self { field, reason: reason.to_string() }
+        Self { field, reason: reason.to_string(), is_value: false }
+    }
+
+    fn of_value(field: &'static str, reason: impl fmt::Display) -> Self {
+        Self { is_value: true, ..Self::new(field, reason) }
     }
 }
 
@@ -82,7 +88,8 @@ impl CustomerQuery {
         }
         let identifier = match by {
             LookupBy::CustomerId => {
-                let customer = CustomerId::from_str(value).map_err(|error| InvalidQuery::new(by.as_str(), error))?;
+                let customer =
+                    CustomerId::from_str(value).map_err(|error| InvalidQuery::of_value(by.as_str(), error))?;
                 return Ok(Self::Id(customer));
             }
             LookupBy::Phone => Identifier::phone(value, region),
@@ -90,12 +97,12 @@ impl CustomerQuery {
             LookupBy::ExternalId => {
                 let source = external_source.ok_or_else(|| InvalidQuery::new("externalSource", "is missing"))?;
                 if Identifier::external_id(source, "-").is_err() {
-                    return Err(InvalidQuery::new("externalSource", InvalidIdentifier::Text));
+                    return Err(InvalidQuery::of_value("externalSource", InvalidIdentifier::Text));
                 }
                 Identifier::external_id(source, value)
             }
         };
-        identifier.map(Self::Identifier).map_err(|error| InvalidQuery::new(by.as_str(), error))
+        identifier.map(Self::Identifier).map_err(|error| InvalidQuery::of_value(by.as_str(), error))
     }
 
     /// Returns what the customer is looked up by.

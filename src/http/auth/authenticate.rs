@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header};
 use percent_encoding::percent_decode;
 
 use crate::audit::DenialReason;
@@ -125,13 +125,13 @@ impl CallerAuth {
             // Boxed, so that the future of other requests stays small.
             Some(Presented::Agent(token)) => match Box::pin(self.agents.admit(token)).await {
                 Ok(Some(AdmittedAgent { caller, valid_for })) => (caller, Some(valid_for)),
-                Ok(None) => return Err(self.unauthorized()),
+                Ok(None) => return Err(self.unauthorized(headers)),
                 Err(error) => {
                     let problem = Problem::of_failure(&LookupError::Upstream(error));
                     return Err(RefusedCaller { problem, caller: None, reason: DenialReason::Unverified });
                 }
             },
-            None => return Err(self.unauthorized()),
+            None => return Err(self.unauthorized(headers)),
         };
         match self.count(&caller, NonZeroU32::MIN) {
             Ok(allowance) => Ok(Admitted { caller, allowance, valid_for }),
@@ -139,10 +139,11 @@ impl CallerAuth {
         }
     }
 
-    fn unauthorized(&self) -> RefusedCaller {
+    fn unauthorized(&self, headers: &HeaderMap) -> RefusedCaller {
         self.metrics.auth_failures.with(metrics::AuthEndpoint::Lookup).increment(1);
         let detail = "a valid caller key or token is needed, in X-API-Key or in Authorization";
-        let problem = Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
+        let has_credential = headers.contains_key("x-api-key") || headers.contains_key(header::AUTHORIZATION);
+        let problem = Problem::unauthorized(detail, has_credential);
         RefusedCaller { problem, caller: None, reason: DenialReason::Unauthorized }
     }
 
@@ -228,9 +229,17 @@ impl CallerAuth {
 
     fn over_rate(&self, exceeded: RateExceeded) -> Problem {
         self.metrics.lookup_throttled.increment(1);
-        let detail = "too many lookups of this caller per second";
-        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_exceeded", detail);
-        problem.retry_after(exceeded.retry_after).allowance(exceeded.allowance)
+        let problem = |detail: &str| Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_exceeded", detail);
+        let RateExceeded { retry_after, allowance } = exceeded;
+        let problem = match retry_after {
+            Some(after) => problem("too many lookups of this caller per second").retry_after(after),
+            // A client that waits would send it again for ever.
+            None => problem(&format!(
+                "the batch has more customers than this caller may look up in a second: send at most {} at once",
+                allowance.quota
+            )),
+        };
+        problem.allowance(allowance)
     }
 }
 

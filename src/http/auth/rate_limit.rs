@@ -24,8 +24,8 @@ pub struct CallerRate {
 /// A request exceeds its caller's rate limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RateExceeded {
-    /// The time until the next request is accepted.
-    pub retry_after: Duration,
+    /// The time until the request is accepted; `None`: it never is, because it has more lookups than the limit.
+    pub retry_after: Option<Duration>,
     /// What is left: nothing.
     pub allowance: Allowance,
 }
@@ -55,9 +55,8 @@ impl CallerRate {
         let exceeded = |retry_after| RateExceeded { retry_after, allowance: allowance(0) };
         match self.limiter.check_n(lookups) {
             Ok(Ok(state)) => Ok(allowance(state.remaining_burst_capacity())),
-            Ok(Err(until)) => Err(exceeded(until.wait_time_from(self.clock.now()))),
-            // It never fits: the caller must send less.
-            Err(_) => Err(exceeded(Duration::from_secs(1))),
+            Ok(Err(until)) => Err(exceeded(Some(until.wait_time_from(self.clock.now())))),
+            Err(_) => Err(exceeded(None)),
         }
     }
 }
@@ -75,6 +74,7 @@ mod tests {
         assert!(left.first().is_some_and(|least| *least < 3), "{left:?}");
         let exceeded =
             std::iter::repeat_with(|| rate.count(NonZeroU32::MIN)).take(10_000).find_map(Result::err).unwrap();
-        assert!(exceeded.retry_after <= Duration::from_secs(1) && exceeded.allowance.left == 0);
+        assert!(exceeded.retry_after.unwrap() <= Duration::from_secs(1) && exceeded.allowance.left == 0);
+        assert_eq!(rate.count(NonZeroU32::new(4).unwrap()).unwrap_err().retry_after, None);
     }
 }

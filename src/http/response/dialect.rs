@@ -105,6 +105,10 @@ fn genesys_body(problem: Problem, context: &HeaderValue) -> ErrorBody {
         StatusCode::NOT_FOUND | StatusCode::GONE => {
             (StatusCode::NOT_FOUND, "not.found", "The requested resource was not found.".to_owned())
         }
+        StatusCode::UNAUTHORIZED if problem.anonymous => {
+            let message = "No authentication bearer token specified in authorization header.";
+            (problem.status, "authentication.required", message.to_owned())
+        }
         StatusCode::UNAUTHORIZED => (problem.status, "bad.credentials", "Invalid login credentials.".to_owned()),
         status => (status, genesys_code(status), problem.detail),
     };

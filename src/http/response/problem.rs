@@ -48,13 +48,16 @@ pub struct Problem {
     pub(super) allowance: Option<Allowance>,
     /// Genesys answered 429, and `retry_after` is its value.
     pub(super) throttled: bool,
+    /// The request has no credential.
+    pub(super) anonymous: bool,
 }
 
 impl Problem {
     /// Creates a problem; `detail` must not contain data of the request.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), field: None, retry_after: None, allowance: None, throttled: false }
+        let (field, retry_after, allowance) = (None, None, None);
+        Self { status, code, detail: detail.into(), field, retry_after, allowance, throttled: false, anonymous: false }
     }
 
     /// Returns the answer to a failed lookup: the table of statuses.
@@ -80,6 +83,12 @@ impl Problem {
         let mut problem = Self::new(status, code, failure.to_string());
         problem.throttled = matches!(failure, LookupError::Upstream(Error::Throttled { .. }));
         if status == StatusCode::SERVICE_UNAVAILABLE { problem.retry_after(failure.retry_after()) } else { problem }
+    }
+
+    /// Returns the answer to a request without a valid credential. Only Genesys' form of it shows whether it has one at all.
+    #[must_use]
+    pub fn unauthorized(detail: &str, has_credential: bool) -> Self {
+        Self { anonymous: !has_credential, ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail) }
     }
 
     /// Returns the answer to a malformed request: 400, with the field and what was expected.
@@ -146,6 +155,12 @@ impl Problem {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         self.code
+    }
+
+    /// Returns the invalid field, if the failure is about one.
+    #[must_use]
+    pub fn invalid_field(&self) -> Option<&str> {
+        self.field.as_deref()
     }
 
     /// Returns the sentence that explains the failure.

@@ -2,13 +2,16 @@
 
 use serde::{Deserialize, Deserializer};
 
-use crate::domain::{CustomerQuery, PhoneRegion, QueryFields, TenantId};
+use crate::domain::{CustomerQuery, InvalidQuery, PhoneRegion, QueryFields, TenantId};
 use crate::http::auth::field_set::FieldSet;
 
-use crate::http::request::json;
+use crate::http::request::{json, query};
 use crate::http::response::problem::Problem;
 use crate::http::routes::lookup_api::MAX_BATCH;
-use crate::http::routes::profile_query::requested;
+use crate::http::routes::profile_query::{fields_of_body, requested};
+
+/// What only the body may have.
+const MEMBERS: [&str; 4] = ["tenantId", "customerIds", "lookups", "fields"];
 
 /// The JSON body of both routes.
 #[derive(Deserialize)]
@@ -19,7 +22,8 @@ struct BatchRequest {
     customer_ids: Option<Vec<String>>,
     #[serde(default, deserialize_with = "not_null")]
     lookups: Option<Vec<BatchLookup>>,
-    /// The fields to return, separated by commas; absent: all that the caller may read.
+    /// The fields to return; absent: all that the caller may read.
+    #[serde(default, deserialize_with = "fields_of_body")]
     fields: Option<String>,
 }
 
@@ -37,7 +41,10 @@ struct BatchLookup {
 /// A parsed request.
 pub(super) struct BatchQuery {
     pub(super) tenant: TenantId,
-    pub(super) customers: Vec<CustomerQuery>,
+    /// Each customer, or why its value is malformed.
+    pub(super) customers: Vec<Result<CustomerQuery, InvalidQuery>>,
+    /// The member of the body that has them.
+    member: &'static str,
     pub(super) fields: Option<FieldSet>,
 }
 
@@ -54,8 +61,16 @@ impl BatchLookup {
 }
 
 impl BatchQuery {
-    /// Parses a body. `region` returns the country of the tenant's phone numbers.
-    pub(super) fn parse(body: &[u8], region: impl FnOnce(&TenantId) -> Option<PhoneRegion>) -> Result<Self, Problem> {
+    /// Parses a body; `query` must have none of its members. `region` returns the country of the tenant's phone numbers.
+    pub(super) fn parse(
+        query: Option<&str>,
+        body: &[u8],
+        region: impl FnOnce(&TenantId) -> Option<PhoneRegion>,
+    ) -> Result<Self, Problem> {
+        let misplaced = query::parse(query.unwrap_or_default(), MEMBERS)?;
+        if let Some((name, _)) = MEMBERS.iter().zip(misplaced).find(|(_, value)| value.is_some()) {
+            return Err(Problem::bad_field(*name, "must be in the body of a batch, not in the query"));
+        }
         let BatchRequest { tenant_id, customer_ids, lookups, fields } = json::parse(body)?;
         let tenant: TenantId = tenant_id.parse().map_err(|error| Problem::bad_field("tenantId", error))?;
         let by_id = |id| BatchLookup { customer_id: Some(id), ..BatchLookup::default() };
@@ -71,16 +86,32 @@ impl BatchQuery {
             return Err(Problem::bad_field(name, format!("must have 1 to {MAX_BATCH} elements")));
         }
         let region = region(&tenant);
-        let parse = |(index, lookup): (usize, &BatchLookup)| {
-            CustomerQuery::parse(&lookup.fields(), region).map_err(|invalid| {
-                let member = if name == "lookups" { format!(".{}", invalid.field) } else { String::new() };
-                Problem::bad_field(format!("{name}[{index}]{member}"), invalid.reason)
-            })
+        let parse = |(index, lookup): (usize, &BatchLookup)| match CustomerQuery::parse(&lookup.fields(), region) {
+            Err(invalid) if !invalid.is_value => Err(of_element(name, index, &invalid)),
+            parsed => Ok(parsed),
         };
         let customers = lookups.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
         let fields = fields.as_deref().map(requested).transpose()?;
-        Ok(Self { tenant, customers, fields })
+        Ok(Self { tenant, customers, member: name, fields })
     }
+
+    /// Returns the customers whose values are well-formed.
+    pub(super) fn known(&self) -> Vec<CustomerQuery> {
+        self.customers.iter().filter_map(|customer| customer.as_ref().ok().cloned()).collect()
+    }
+
+    /// Returns the answer to the first malformed value, if there is one.
+    pub(super) fn malformed(&self) -> Option<Problem> {
+        let invalid = |(index, customer): (usize, &Result<CustomerQuery, InvalidQuery>)| {
+            customer.as_ref().err().map(|invalid| of_element(self.member, index, invalid))
+        };
+        self.customers.iter().enumerate().find_map(invalid)
+    }
+}
+
+fn of_element(member: &str, index: usize, invalid: &InvalidQuery) -> Problem {
+    let field = if member == "lookups" { format!(".{}", invalid.field) } else { String::new() };
+    Problem::bad_field(format!("{member}[{index}]{field}"), &invalid.reason)
 }
 
 /// Reads a member that may be missing, but not null.

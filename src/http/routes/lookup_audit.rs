@@ -171,7 +171,8 @@ impl<'a> LookupAudit<'a> {
 
     fn note_each<'c>(&mut self, tenant: &TenantId, decisions: impl Iterator<Item = (&'c CustomerQuery, Decision)>) {
         self.set_tenant(tenant);
-        self.each = decisions.map(|(customer, decision)| (self.named(tenant, customer), decision)).collect();
+        let decided: Vec<_> = decisions.map(|(customer, decision)| (self.named(tenant, customer), decision)).collect();
+        self.each.extend(decided);
     }
 
     fn set_customer(&mut self, tenant: &TenantId, customer: &CustomerQuery) {

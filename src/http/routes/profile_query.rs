@@ -1,8 +1,10 @@
 //! The parameters of a lookup, in the query or in a JSON body.
 
 use std::borrow::Cow;
+use std::fmt;
 
-use serde::Deserialize;
+use serde::de::{Error as _, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::domain::{CustomerQuery, PhoneRegion, QueryFields, TenantId};
 use crate::http::auth::field_set::{FieldSet, MAX_FIELDS};
@@ -19,7 +21,8 @@ struct ProfileRequest {
     email: Option<String>,
     external_id: Option<String>,
     external_source: Option<String>,
-    /// The fields to return, separated by commas; absent: all that the caller may read.
+    /// The fields to return; absent: all that the caller may read.
+    #[serde(default, deserialize_with = "fields_of_body")]
     fields: Option<String>,
 }
 
@@ -78,6 +81,40 @@ impl ProfileQuery {
         let customer = customer.map_err(|invalid| Problem::bad_field(invalid.field, invalid.reason))?;
         Ok(Self { tenant, customer, fields })
     }
+}
+
+/// Reads the fields of a JSON body, a list or one string, and returns them joined by commas.
+pub(super) fn fields_of_body<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    struct FieldsVisitor;
+
+    impl<'de> Visitor<'de> for FieldsVisitor {
+        type Value = Option<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of fields or one string with commas between them")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(Some(text.to_owned()))
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            let mut joined = None::<String>;
+            while let Some(field) = items.next_element::<String>()? {
+                if field.contains(',') {
+                    return Err(A::Error::invalid_value(Unexpected::Str("a comma"), &self));
+                }
+                joined = Some(joined.map_or(field.clone(), |joined| format!("{joined},{field}")));
+            }
+            joined.map(Some).ok_or_else(|| A::Error::invalid_length(0, &self))
+        }
+    }
+
+    deserializer.deserialize_any(FieldsVisitor)
 }
 
 /// Parses the fields of a request.

@@ -15,7 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::audit::DenialReason;
-use crate::domain::{CustomerQuery, DisclosedFields};
+use crate::domain::{CustomerQuery, DisclosedFields, InvalidQuery};
 use crate::http::auth::field_set::FieldSet;
 use crate::lookup::{LookupAnswer, LookupOutcome};
 
@@ -47,7 +47,7 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
 }
 
 /// Returns the profiles of up to 100 customers: one result for each, in order, with the status and the failure that a single
-/// lookup would have. Customers that must be fetched share one request to Genesys.
+/// lookup would have, also 400 for a malformed value and 403 for what the caller may not look up by. Customers that must be fetched share one request to Genesys.
 #[utoipa::path(
     post, path = "/api/v1/profiles", tag = "lookup",
     request_body(content = ref("#/components/schemas/BatchRequest"), content_type = "application/json"),
@@ -56,19 +56,21 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
         (status = 200, description = "One result for each customer, in order", body = ref("#/components/schemas/BatchAnswer"), content_type = "application/json"),
         (status = 400, description = "Malformed request; `field` names the invalid field", body = ProblemBody, content_type = "application/problem+json"),
         (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 403, description = "Tenant, field, or what a customer is looked up by not allowed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 403, description = "Tenant or field not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "The caller's rate limit is reached, or is smaller than the batch: each customer counts", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "The caller's rate limit is reached; or, without `Retry-After`, it is smaller than the batch: each customer counts", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "Too many bytes of requests in progress, or of answers that were not read; retry", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
-    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profiles(caller, headers, body, audit).await;
-    api.audited(headers, parts.uri.query(), &Dialect::Problem, answer).await
+    let query = parts.uri.query();
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.profiles(caller, (headers, query), body, audit).await;
+    api.audited(headers, query, &Dialect::Problem, answer).await
 }
 
 /// Fetches up to 100 customers that the cache does not hold, in the background, while no lookup needs the budget.
@@ -90,20 +92,39 @@ pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request
 pub(in crate::http) async fn prefetch(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
-    let answer = async |caller: &Caller, audit: &mut LookupAudit<'_>| api.prefetch(caller, headers, body, audit).await;
-    api.audited(headers, parts.uri.query(), &Dialect::Problem, answer).await
+    let query = parts.uri.query();
+    let answer =
+        async |caller: &Caller, audit: &mut LookupAudit<'_>| api.prefetch(caller, (headers, query), body, audit).await;
+    api.audited(headers, query, &Dialect::Problem, answer).await
 }
 
 impl LookupApi {
     async fn profiles(
         &self,
         caller: &Caller,
-        headers: &HeaderMap,
+        (headers, query): (&HeaderMap, Option<&str>),
         body: Body,
         audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
-        let BatchQuery { tenant, customers, fields } = self.authorized(caller, headers, body, audit).await?;
-        let many = self.look_up_many(caller, headers, &tenant, customers, audit.looking_up()).await;
+        let BatchQuery { tenant, customers, fields, .. } =
+            self.authorized(caller, (headers, query), body, audit).await?;
+        let (mut allowed, mut denied) = (Vec::new(), Vec::new());
+        let mut judge = |customer: Result<CustomerQuery, InvalidQuery>| match customer {
+            Ok(customer) if caller.may_look_up_by(customer.by()) => {
+                allowed.push(customer);
+                None
+            }
+            Ok(customer) => {
+                let by = customer.by().as_str();
+                denied.push(customer);
+                Some(failed(&forbidden(by), None, None))
+            }
+            Err(invalid) => Some(failed(&Problem::bad_field(invalid.field, invalid.reason), None, None)),
+        };
+        // For each lookup of the request its result, if nothing has to be looked up for it.
+        let refused: Vec<Option<ProfileText>> = customers.into_iter().map(&mut judge).collect();
+        audit.denied_each(DenialReason::LookupBy, &tenant, &denied);
+        let many = self.look_up_many(caller, headers, &tenant, allowed, audit.looking_up()).await;
         let many = many.ok_or_else(|| forbidden("tenantId"))?;
         let visible = fields.as_ref().filter(|fields| **fields != FieldSet::All).unwrap_or(&caller.fields);
         let results = many.distinct.iter().map(|(customer, answer)| match answer {
@@ -116,11 +137,15 @@ impl LookupApi {
         let (results, shown): (Vec<ProfileText>, Vec<DisclosedFields>) = results.unzip();
         let mut text = BatchText::default();
         text.text.extend_from_slice(b"{\"results\":[");
-        for (index, number) in many.order.iter().enumerate() {
+        let mut answered = many.order.iter().map(|number| &results[*number]);
+        for (index, refused) in refused.iter().enumerate() {
             if index > 0 {
                 text.text.push(b',');
             }
-            text.add(&results[*number]);
+            // There is an answer for each lookup that is not refused.
+            if let Some(result) = refused.as_ref().or_else(|| answered.next()) {
+                text.add(result);
+            }
         }
         text.text.extend_from_slice(b"]}");
         let share = self.reserve(caller, &mut text)?;
@@ -131,31 +156,38 @@ impl LookupApi {
     async fn prefetch(
         &self,
         caller: &Caller,
-        headers: &HeaderMap,
+        (headers, query): (&HeaderMap, Option<&str>),
         body: Body,
         audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
-        let BatchQuery { tenant, customers, .. } = self.authorized(caller, headers, body, audit).await?;
-        let queued = self.prefetcher.prefetch(&tenant, &caller.name, customers);
+        let query = self.authorized(caller, (headers, query), body, audit).await?;
+        // The answer has no place for the failure of one customer.
+        if let Some(malformed) = query.malformed() {
+            return Err(malformed);
+        }
+        let (tenant, customers) = (&query.tenant, query.known());
+        if let Some(by) = customers.iter().map(CustomerQuery::by).find(|by| !caller.may_look_up_by(*by)) {
+            audit.denied_each(DenialReason::LookupBy, tenant, &customers);
+            return Err(forbidden(by.as_str()));
+        }
+        let queued = self.prefetcher.prefetch(tenant, &caller.name, customers);
         Ok((StatusCode::ACCEPTED, Json(PrefetchBody { status: "queued", queued })).into_response())
     }
 
-    /// Reads a request, counts its customers against the caller's rate limit, and checks what the caller may read.
+    /// Reads a request, counts its customers against the caller's rate limit, and checks the tenant and the fields.
     async fn authorized(
         &self,
         caller: &Caller,
-        headers: &HeaderMap,
+        (headers, query): (&HeaderMap, Option<&str>),
         body: Body,
         audit: &mut LookupAudit<'_>,
     ) -> Result<BatchQuery, Problem> {
         let body = body::read(headers, body, self.max_body, &self.bodies).await?;
-        let query = BatchQuery::parse(&body.bytes, |tenant| self.region_for(caller, tenant))?;
+        let query = BatchQuery::parse(query, &body.bytes, |tenant| self.region_for(caller, tenant))?;
         drop(body);
         audit.admit_more(&self.auth, caller, query.customers.len() - 1)?;
         let denied = if !caller.may_read(&query.tenant) || !self.lookup.knows(&query.tenant) {
             Some((DenialReason::Tenant, "tenantId"))
-        } else if let Some(by) = query.customers.iter().map(CustomerQuery::by).find(|by| !caller.may_look_up_by(*by)) {
-            Some((DenialReason::LookupBy, by.as_str()))
         } else if query.fields.as_ref().is_some_and(|fields| *fields != FieldSet::All && !caller.fields.covers(fields))
         {
             Some((DenialReason::Fields, "fields"))
@@ -165,7 +197,11 @@ impl LookupApi {
         match denied {
             None => Ok(query),
             Some((reason, field)) => {
-                audit.denied_each(reason, &query.tenant, &query.customers);
+                let customers = query.known();
+                if customers.is_empty() {
+                    audit.denied_tenant(reason, &query.tenant);
+                }
+                audit.denied_each(reason, &query.tenant, &customers);
                 Err(forbidden(field))
             }
         }
@@ -217,11 +253,13 @@ fn failed(problem: &Problem, cache_status: Option<&str>, profile_key: Option<&st
         code: &'a str,
         detail: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        field: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         retry_after: Option<u64>,
     }
     let (status, code, detail) = (problem.status().as_u16(), problem.code(), problem.detail());
-    let retry_after = problem.retry_after_seconds();
-    let failed = FailedResult { status, cache_status, profile_key, code, detail, retry_after };
+    let (field, retry_after) = (problem.invalid_field(), problem.retry_after_seconds());
+    let failed = FailedResult { status, cache_status, profile_key, code, detail, field, retry_after };
     // Strings and numbers always serialize.
     ProfileText { before: serde_json::to_vec(&failed).unwrap_or_default(), ..ProfileText::default() }
 }

@@ -20,7 +20,8 @@ use crate::audit::{Audit, AuditRecord, DenialReason, DeniedWebhook};
 use crate::domain::TenantId;
 use crate::ingest::authenticate::ReceivedRequest;
 use crate::ingest::malformed::Malformed;
-use crate::ingest::{Accepted, AcceptedShapes, Disposition, HeaderProof, Ingest, IngestError, shapes};
+use crate::ingest::shapes::{self, SenderId};
+use crate::ingest::{Accepted, AcceptedShapes, Disposition, HeaderProof, Ingest, IngestError};
 
 use crate::http::request::body;
 use crate::http::request::budget::BodyBudgets;
@@ -44,9 +45,12 @@ pub struct AcceptedBody {
     /// `queued`, or `ignored` if no event in the request is relevant; `rejected` for an element of an array that cannot
     /// be read.
     pub status: &'static str,
-    /// The id of the queued event.
+    /// The id of the queued event: as it was sent, or a new one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
+    /// The id in the log and the audit, if it is another: that of the sender may be the name of a person.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logged_as: Option<String>,
     /// The reason why the event is ignored or rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Cow<'static, str>>,
@@ -175,17 +179,26 @@ fn accepted_body(accepted: Accepted) -> AcceptedBody {
         return items.next().map_or_else(|| ignored("nothing was posted"), event_body);
     }
     let events: Vec<AcceptedBody> = items.map(event_body).collect();
-    let answer = if events.iter().any(|event| event.status == "queued") {
-        status("queued")
-    } else {
-        ignored("no event of the array is relevant")
+    let count = |status| events.iter().filter(|event| event.status == status).count();
+    let answer = match (count("queued"), count("rejected")) {
+        (0, 0) => ignored("no event of the array is relevant"),
+        (0, rejected) => {
+            let reason = format!("{rejected} of {} events cannot be read, and no other is relevant", events.len());
+            AcceptedBody { reason: Some(reason.into()), ..status("ignored") }
+        }
+        _ => status("queued"),
     };
     AcceptedBody { events: Some(events), ..answer }
 }
 
 fn event_body(disposition: Disposition) -> AcceptedBody {
     match disposition {
-        Disposition::Queued(id) => AcceptedBody { event_id: Some(id.as_str().to_owned()), ..status("queued") },
+        Disposition::Queued { id, sent } => {
+            let id = id.as_str();
+            let sent = sent.as_ref().map_or(id, SenderId::expose);
+            let logged_as = (sent != id).then(|| id.to_owned());
+            AcceptedBody { event_id: Some(sent.to_owned()), logged_as, ..status("queued") }
+        }
         Disposition::Ignored(reason) => ignored(reason),
         Disposition::Rejected(Malformed { field, expected }) => {
             AcceptedBody { reason: Some(expected.into()), field: Some(field), ..status("rejected") }
@@ -194,7 +207,7 @@ fn event_body(disposition: Disposition) -> AcceptedBody {
 }
 
 const fn status(status: &'static str) -> AcceptedBody {
-    AcceptedBody { status, event_id: None, reason: None, field: None, events: None }
+    AcceptedBody { status, event_id: None, logged_as: None, reason: None, field: None, events: None }
 }
 
 fn ignored(reason: &'static str) -> AcceptedBody {

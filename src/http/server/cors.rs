@@ -17,8 +17,8 @@ use crate::invalid::InvalidSetting;
 const METHODS: &str = "GET, POST";
 
 /// The headers that a page may send.
-const REQUEST_HEADERS: &str =
-    "authorization, cache-control, content-type, if-none-match, last-event-id, x-api-key, x-request-id, x-tenant-id";
+const REQUEST_HEADERS: &str = "authorization, cache-control, content-type, if-none-match, inin-correlation-id, last-event-id, traceparent, x-api-key, \
+     x-request-id, x-tenant-id";
 
 /// The headers of an answer that a page may read.
 const ANSWER_HEADERS: &str = "age, cache-status, etag, inin-correlation-id, ratelimit, ratelimit-policy, retry-after, \

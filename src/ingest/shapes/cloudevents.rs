@@ -50,7 +50,11 @@ pub(super) fn read_binary(headers: &HeaderMap, body: &[u8]) -> Result<PostedEven
         id: required("ce-id")?,
         source: required("ce-source")?,
         kind: required("ce-type")?,
-        time: header(headers, "ce-time")?.map_or(OptionalText::Absent, OptionalText::Text),
+        time: match header(headers, "ce-time") {
+            Ok(Some(time)) if !time.is_empty() => OptionalText::Text(time),
+            Ok(_) => OptionalText::Absent,
+            Err(_) => OptionalText::Unreadable,
+        },
     };
     read_data(attributes, body, "", "ce-")
 }

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::str::FromStr;
 
-use serde::de::{IgnoredAny, MapAccess, SeqAccess};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::domain::stamps::InvalidTime;
 use crate::domain::{CustomerId, EventTime, Modified, Stamps};
 
-use super::{MAX_CUSTOMERS, Malformed, SenderId, join};
+use super::{MAX_CUSTOMERS, Malformed, join};
 
 /// The customers of an event, without duplicates.
 #[derive(Debug, Default)]
@@ -51,6 +52,46 @@ impl CustomerList {
             None => Ok(()),
         }
     }
+
+    /// Adds the id that a topic contains, if it does.
+    pub(super) fn add_of_topic(&mut self, id: Option<&str>, doubt: &mut Doubt) -> Result<(), Malformed> {
+        let id = id.map_or(OptionalText::Absent, |id| OptionalText::Text(id.to_owned()));
+        self.add_optional("", "topicName", &id, doubt)
+    }
+}
+
+/// The id of an event at its sender. Only its answer shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SenderId {
+    /// The id that people see.
+    pub(super) id: String,
+    /// Makes `id` unique if it is not (the source of a `CloudEvents` event); else empty.
+    pub(super) source: String,
+}
+
+impl std::fmt::Debug for SenderId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A sender may write anything into it, also personal data.
+        f.write_str("SenderId([redacted])")
+    }
+}
+
+impl SenderId {
+    /// Creates an id that is unique without a source.
+    pub(in crate::ingest) fn of(id: impl Into<String>) -> Self {
+        Self { id: id.into(), source: String::new() }
+    }
+
+    /// Returns the text, for the answer to the sender; never for the log.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.id
+    }
+
+    /// Returns the id of one event of a message with this id.
+    pub(super) fn of_part(&self, index: usize) -> Self {
+        Self { id: format!("{}.{index}", self.id), source: self.source.clone() }
+    }
 }
 
 /// An optional text, or an object whose `id` it is; any other value is remembered as unreadable.
@@ -63,6 +104,25 @@ pub(super) enum OptionalText {
     /// An integer: some times are milliseconds.
     Integer(i64),
     Unreadable,
+}
+
+/// An optional list or object; any other value is remembered as unreadable.
+#[derive(Debug, Default)]
+pub(super) enum OptionalPart<T> {
+    /// Absent, `null` or `""`.
+    #[default]
+    Absent,
+    Read(T),
+    Unreadable,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for OptionalPart<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match <&RawValue>::deserialize(deserializer)?.get() {
+            "null" | "\"\"" => Self::Absent,
+            text => serde_json::from_str(text).map_or(Self::Unreadable, Self::Read),
+        })
+    }
 }
 
 /// Whether an optional field of an event could not be read.
@@ -80,6 +140,12 @@ impl Doubt {
                 None
             }
         }
+    }
+
+    /// Returns the content of a list or an object.
+    pub(super) fn part<'a, T>(&mut self, field: &'a OptionalPart<T>) -> Option<&'a T> {
+        self.0 |= matches!(field, OptionalPart::Unreadable);
+        if let OptionalPart::Read(part) = field { Some(part) } else { None }
     }
 
     /// Parses a time.

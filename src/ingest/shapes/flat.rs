@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::domain::{Kind, Shape};
 
-use super::fields::{CustomerList, Doubt, OptionalText, stamps};
+use super::fields::{CustomerList, Doubt, OptionalPart, OptionalText, stamps};
 use super::{Announcement, Malformed, PostedEvent, join, parse};
 
 /// `{"customerId","tenantId","eventId"?,"eventType"?,"modifyDate"?,"occurredAt"?,"mergedIds"?}`.
@@ -23,7 +23,7 @@ struct FlatForm {
     #[serde(default)]
     occurred_at: OptionalText,
     #[serde(default)]
-    merged_ids: Option<Vec<OptionalText>>,
+    merged_ids: OptionalPart<Vec<OptionalText>>,
 }
 
 /// Parses the flat form; `kind` is the kind in its envelope, if there is one.
@@ -34,7 +34,7 @@ pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) ->
     doubt.0 |= named == Some(None);
     let mut customers = CustomerList::default();
     customers.add(path, "customerId", &flat.customer_id)?;
-    for merged in flat.merged_ids.iter().flatten() {
+    for merged in doubt.part(&flat.merged_ids).into_iter().flatten() {
         customers.add_optional(path, "mergedIds", merged, &mut doubt)?;
     }
     let tenant = flat.tenant_id.filter(|tenant| !tenant.is_empty()).map(|tenant| tenant.parse()).transpose();

@@ -4,11 +4,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::contact;
-use crate::domain::{CustomerQuery, EventTime, Identifier, Kind, Modified, Precision, Shape, Stamps};
+use crate::domain::{EventTime, Identifier, Kind, Modified, Precision, Shape, Stamps};
 
 use super::super::malformed::check_depth;
-use super::fields::{CustomerList, Doubt, OptionalText, stamps};
-use super::{Announcement, Malformed, PostedEvent, SenderId, join, parse};
+use super::fields::{CustomerList, Doubt, OptionalPart, OptionalText, stamps};
+use super::{Announcement, Malformed, PostedEvent, SenderId, conversation, join, parse};
 
 const CONTACTS: &str = "v2.externalcontacts.contacts.";
 const AUDITS: &str = "v2.audits.entitytype.";
@@ -16,9 +16,6 @@ const CONVERSATIONS: &str = "v2.detail.events.conversation.";
 
 /// The audited actions that change nothing.
 const READING: [&str; 5] = ["Read", "View", "Search", "Export", "Download"];
-
-/// The maximum number of contacts that are read from one conversation.
-const MAX_IN_CONVERSATION: usize = 10;
 
 /// A notification as a WebSocket delivers it; also the `detail` of EventBridge.
 #[derive(Deserialize)]
@@ -43,7 +40,8 @@ pub(super) struct Envelope {
 enum Topic<'a> {
     /// A contact; with its id if the topic contains it.
     Contact(Option<&'a str>),
-    Audit,
+    /// An audit; with the id of its contact if the topic contains it.
+    Audit(Option<&'a str>),
     /// The start of a conversation, or of its wait for an agent.
     Conversation,
     /// Another subject, ignored for this reason.
@@ -51,7 +49,7 @@ enum Topic<'a> {
 }
 
 /// A contact. In topics its references are ids; in the API they are objects.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ContactBody {
     #[serde(default)]
@@ -63,13 +61,13 @@ struct ContactBody {
     #[serde(default)]
     canonical_contact: OptionalText,
     #[serde(default)]
-    merge_set: Option<Vec<OptionalText>>,
+    merge_set: OptionalPart<Vec<OptionalText>>,
     #[serde(default)]
-    merged_from: Option<Vec<OptionalText>>,
+    merged_from: OptionalPart<Vec<OptionalText>>,
     #[serde(default)]
     merged_to: OptionalText,
     #[serde(default)]
-    merge_operation: Option<MergeOperation>,
+    merge_operation: OptionalPart<MergeOperation>,
 }
 
 #[derive(Deserialize)]
@@ -116,7 +114,7 @@ pub(in crate::ingest) fn read_queried_audit(body: &[u8]) -> Result<PostedEvent, 
     let audit: QueriedAudit = parse(body, "")?;
     let mut doubt = Doubt::default();
     let sender_id = doubt.sender_id(&audit.id);
-    read_audit(body, "", Envelope { shape: Shape::Operator, sender_id, at: None, doubt })
+    read_audit(body, "", None, Envelope { shape: Shape::Operator, sender_id, at: None, doubt })
 }
 
 /// Parses a topic and its body.
@@ -126,35 +124,30 @@ pub(super) fn read_topic(
     envelope: Envelope,
 ) -> Result<PostedEvent, Malformed> {
     let topic = topic(&notification.topic_name);
-    let in_topic = match topic {
-        Topic::Other(reason) => return Ok(PostedEvent::Ignored { shape: envelope.shape, reason }),
-        Topic::Conversation => return Ok(read_conversation(notification.event_body, envelope.shape)),
-        Topic::Contact(id) => id,
-        Topic::Audit => None,
-    };
     let path = join(path, "eventBody");
-    let body = notification.event_body.ok_or_else(|| Malformed::new(&path, "is missing"))?.get().as_bytes();
+    let body = notification.event_body.map(|body| body.get().as_bytes());
+    let body = body.ok_or_else(|| Malformed::new(&path, "is missing"));
     match topic {
-        Topic::Audit => read_audit(body, &path, envelope),
-        Topic::Contact(_) | Topic::Conversation | Topic::Other(_) => read_contact(body, &path, in_topic, envelope),
+        Topic::Other(reason) => Ok(PostedEvent::Ignored { shape: envelope.shape, reason }),
+        Topic::Conversation => Ok(conversation::read(notification.event_body, envelope.shape)),
+        Topic::Audit(in_topic) => read_audit(body?, &path, in_topic, envelope),
+        Topic::Contact(in_topic) => read_contact(body, &path, in_topic, envelope),
     }
 }
 
 fn topic(name: &str) -> Topic<'_> {
     if let Some(rest) = name.strip_prefix(CONTACTS) {
         return match rest.split_once('.') {
-            None | Some((_, "unresolved")) => {
-                let id = rest.split('.').next().unwrap_or_default();
-                // The template of a topic contains no id.
-                Topic::Contact(Some(id).filter(|id| *id != "{id}" && !id.is_empty()))
-            }
+            None | Some((_, "unresolved")) => Topic::Contact(concrete(rest.split('.').next().unwrap_or_default())),
             Some((_, sub)) if sub.starts_with("notes") => Topic::Other("a note of a contact"),
             Some((_, sub)) if sub.starts_with("journey") => Topic::Other("a journey of a contact"),
             Some(_) => Topic::Other("a topic below a contact that changes no profile"),
         };
     }
+    if let Some(rest) = name.strip_prefix(AUDITS) {
+        return Topic::Audit(rest.strip_prefix("Contact.entityid.").and_then(concrete));
+    }
     match name {
-        _ if name.starts_with(AUDITS) => Topic::Audit,
         _ if name.starts_with(CONVERSATIONS) && (name.ends_with(".customer.start") || name.ends_with(".acd.start")) => {
             Topic::Conversation
         }
@@ -164,25 +157,38 @@ fn topic(name: &str) -> Topic<'_> {
     }
 }
 
+/// Returns the id in a topic; the template of a topic contains none.
+fn concrete(id: &str) -> Option<&str> {
+    Some(id).filter(|id| *id != "{id}" && !id.is_empty())
+}
+
+/// Reads the body of a contact topic. Without one that can be read, the id in the topic is the customer.
 fn read_contact(
-    body: &[u8],
+    body: Result<&[u8], Malformed>,
     path: &str,
     in_topic: Option<&str>,
     mut envelope: Envelope,
 ) -> Result<PostedEvent, Malformed> {
-    let named: ContactBody = parse(body, path)?;
     let doubt = &mut envelope.doubt;
+    let parsed = body.and_then(|body| Ok((parse::<ContactBody>(body, path)?, contact::identifiers(body))));
+    let (named, identifiers) = match parsed {
+        Err(_) if in_topic.is_some() => {
+            doubt.0 = true;
+            Default::default()
+        }
+        parsed => parsed?,
+    };
     let mut customers = CustomerList::default();
     customers.add_optional(path, "id", &named.id, doubt)?;
-    let in_topic = in_topic.map_or(OptionalText::Absent, |id| OptionalText::Text(id.to_owned()));
-    customers.add_optional("", "topicName", &in_topic, doubt)?;
+    customers.add_of_topic(in_topic, doubt)?;
     named.add_related(path, &mut customers, doubt)?;
     if customers.ids.is_empty() {
         return Err(Malformed::new(join(path, "id"), "is no customer id, and the topic names no contact either"));
     }
-    let merged = named.merged_to != OptionalText::Absent || named.merged_from.is_some_and(|from| !from.is_empty());
+    let has_losers = doubt.part(&named.merged_from).is_some_and(|from| !from.is_empty());
+    let merged = named.merged_to != OptionalText::Absent || has_losers;
     let (modified, kind) = (doubt.time(&named.modify_date), if merged { Kind::Merged } else { Kind::Updated });
-    Ok(announced(envelope, kind, (modified, None), customers, contact::identifiers(body)))
+    Ok(announced(envelope, kind, (modified, None), customers, identifiers))
 }
 
 impl ContactBody {
@@ -194,8 +200,9 @@ impl ContactBody {
             ("mergedTo", &self.merged_to),
         ];
         let many = [("mergeSet", &self.merge_set), ("mergedFrom", &self.merged_from)];
-        let many = many.into_iter().flat_map(|(field, list)| list.iter().flatten().map(move |id| (field, id)));
-        let operation = self.merge_operation.iter().flat_map(|operation| {
+        let many = many.map(|(field, list)| (field, doubt.part(list).map_or(&[][..], Vec::as_slice)));
+        let many = many.into_iter().flat_map(|(field, list)| list.iter().map(move |id| (field, id)));
+        let operation = doubt.part(&self.merge_operation).into_iter().flat_map(|operation| {
             [
                 ("mergeOperation.sourceContactId", &operation.source_contact_id),
                 ("mergeOperation.targetContactId", &operation.target_contact_id),
@@ -209,39 +216,12 @@ impl ContactBody {
     }
 }
 
-/// Reads the customers of a conversation. It changes no profile, so one that cannot be read is ignored.
-fn read_conversation(body: Option<&RawValue>, shape: Shape) -> PostedEvent {
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct ConversationBody {
-        #[serde(default)]
-        external_contact_id: OptionalText,
-        #[serde(default)]
-        conversation_external_contact_ids: Option<Vec<OptionalText>>,
-        #[serde(default)]
-        ani: OptionalText,
-    }
-    let body = body.and_then(|body| serde_json::from_str::<ConversationBody>(body.get()).ok()).unwrap_or_default();
-    let mut customers = CustomerList::default();
-    let more = body.conversation_external_contact_ids.unwrap_or_default();
-    for id in std::iter::once(body.external_contact_id).chain(more).take(MAX_IN_CONVERSATION) {
-        // Neither an unreadable id nor one too many is a fault of an event that changes nothing.
-        let _ = customers.add_optional("", "externalContactId", &id, &mut Doubt::default());
-    }
-    let mut customers: Vec<_> = customers.ids.into_iter().map(CustomerQuery::Id).collect();
-    if customers.is_empty()
-        && let Some(number) = Doubt::default().text(&body.ani)
-    {
-        // Genesys writes the number of a call as tel:+13175550125; other media have none.
-        customers.extend(Identifier::phone(number, None).ok().map(CustomerQuery::Identifier));
-    }
-    if customers.is_empty() {
-        return PostedEvent::Ignored { shape, reason: "a conversation that names no contact and no phone number" };
-    }
-    PostedEvent::Conversation { shape, customers }
-}
-
-fn read_audit(body: &[u8], path: &str, mut envelope: Envelope) -> Result<PostedEvent, Malformed> {
+fn read_audit(
+    body: &[u8],
+    path: &str,
+    in_topic: Option<&str>,
+    mut envelope: Envelope,
+) -> Result<PostedEvent, Malformed> {
     /// Decides whether an audit is about a contact; the other fields are parsed only then.
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -268,7 +248,12 @@ fn read_audit(body: &[u8], path: &str, mut envelope: Envelope) -> Result<PostedE
         text => envelope.doubt.time(text),
     };
     let mut customers = CustomerList::default();
-    customers.add(path, "entity.id", envelope.doubt.text(&audit.entity).unwrap_or_default())?;
+    customers.add_of_topic(in_topic, &mut envelope.doubt)?;
+    if customers.ids.is_empty() {
+        customers.add(path, "entity.id", envelope.doubt.text(&audit.entity).unwrap_or_default())?;
+    } else {
+        customers.add_optional(path, "entity.id", &audit.entity, &mut envelope.doubt)?;
+    }
     let happened = happened.map(EventTime::whole_seconds_if_zero_millis);
     Ok(announced(envelope, kind, (None, happened), customers, Vec::new()))
 }

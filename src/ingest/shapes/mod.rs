@@ -13,6 +13,7 @@
 //! reported in their place. Only the tenant must be readable wherever it is named.
 
 mod cloudevents;
+mod conversation;
 mod eventbridge;
 mod fields;
 mod flat;
@@ -31,6 +32,8 @@ use crate::domain::{
 };
 
 use super::malformed::{self, Malformed, join, parse};
+
+pub use fields::SenderId;
 
 /// The maximum number of events in one request.
 pub const MAX_EVENTS: usize = 1_000;
@@ -92,34 +95,6 @@ pub struct Announcement {
     pub tenant: Option<TenantId>,
     /// Whether an optional field of it could not be read.
     pub is_partial: bool,
-}
-
-/// The id of an event at its sender.
-#[derive(Clone)]
-pub struct SenderId {
-    /// The id that people see.
-    id: String,
-    /// Makes `id` unique if it is not (the source of a `CloudEvents` event); else empty.
-    source: String,
-}
-
-impl std::fmt::Debug for SenderId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A sender may write anything into it, also personal data.
-        f.write_str("SenderId([redacted])")
-    }
-}
-
-impl SenderId {
-    /// Creates an id that is unique without a source.
-    pub(super) fn of(id: impl Into<String>) -> Self {
-        Self { id: id.into(), source: String::new() }
-    }
-
-    /// Returns the id of one event of a message with this id.
-    fn of_part(&self, index: usize) -> Self {
-        Self { id: format!("{}.{index}", self.id), source: self.source.clone() }
-    }
 }
 
 impl PostedRequest {

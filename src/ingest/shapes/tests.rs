@@ -266,7 +266,8 @@ fn errors_name_the_field_and_what_was_expected_of_it() {
     for (body, fault) in [
         (json!({}), "customerId: is missing"),
         (json!({ "customerId": 7 }), "customerId: expected a string"),
-        (json!({ "topicName": format!("v2.externalcontacts.contacts.{ONE}") }), "eventBody: is missing"),
+        (json!({ "topicName": "v2.externalcontacts.contacts.{id}" }), "eventBody: is missing"),
+        (json!({ "topicName": format!("v2.audits.entitytype.Contact.entityid.{ONE}") }), "eventBody: is missing"),
         (
             json!({ "topicName": "v2.externalcontacts.contacts.{id}", "eventBody": {} }),
             "eventBody.id: is no customer id, and the topic names no contact either",

@@ -120,6 +120,8 @@ impl<S: ConnectionSetup> Supervisor<S> {
                     self.state.send_replace(AmqpConnectionState::Refused(error));
                     return;
                 }
+                // The error of who asks for the connection has the reason too.
+                Err(Error::Unavailable { reason }) => Some(reason),
                 Err(error) => Some(error.to_string()),
             };
             let Some(reason) = reason else { break };

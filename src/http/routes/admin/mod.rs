@@ -117,8 +117,8 @@ async fn ready(State(api): State<Arc<AdminApi>>, headers: HeaderMap) -> Response
     let others = reasons.keys().filter(|name| !down.contains(&name.as_str())).cloned();
     let mut degraded: Vec<String> = down.iter().map(|name| (*name).to_owned()).chain(others).collect();
     if !api.is_loopback && !api.has_key(&headers) {
-        // A reason of the queue may contain addresses.
-        reasons.retain(|name, _| !name.contains(':') && name != "queue");
+        // A reason of the store or the queue may contain addresses.
+        reasons.retain(|name, _| !name.contains(':') && name != "queue" && name != "store");
         degraded.iter_mut().for_each(|name| name.truncate(name.find(':').unwrap_or(name.len())));
         degraded.dedup();
     }

@@ -11,6 +11,9 @@ fn unreadable_optional_fields_are_treated_as_absent_and_reported() {
         ("eventType", json!("customer.exploded")),
         ("eventId", json!([{ "a": 1 }])),
         ("mergedIds", json!(["b?", 7])),
+        ("mergedIds", json!("b")),
+        ("mergedIds", json!({ "0": "b" })),
+        ("mergedIds", json!(7)),
     ] {
         let mut body = json!({ "customerId": ONE });
         body[field] = value;
@@ -21,8 +24,67 @@ fn unreadable_optional_fields_are_treated_as_absent_and_reported() {
     contact["eventBody"]["id"] = 7.into();
     contact["eventBody"]["mergedTo"] = true.into();
     assert_eq!(customers(announced(&read(&contact))), [ONE, "0a-ancestor"]);
+    for field in ["mergeSet", "mergedFrom", "mergeOperation"] {
+        for value in [json!("b"), json!(7), json!(true), json!([[{}]])] {
+            let mut contact = notification();
+            contact["eventBody"]["mergeSet"] = json!([ONE]);
+            contact["eventBody"][field] = value.clone();
+            let posted = read(&contact);
+            let announced = announced(&posted);
+            assert_eq!((customers(announced), announced.is_partial), (vec![ONE], true), "{field} {value}");
+        }
+    }
     let marked = format!("\u{feff}{}", json!({ "customerId": ONE }));
     assert!(read_any(None, marked.as_bytes()).is_ok() && read_flat(marked.as_bytes()).is_ok());
+}
+
+#[test]
+fn the_id_in_a_topic_is_used_where_the_body_has_none() {
+    let in_topic = |body: Option<Value>| {
+        let mut event = notification();
+        match body {
+            Some(body) => event["eventBody"] = body,
+            None => drop(event.as_object_mut().unwrap().remove("eventBody")),
+        }
+        event
+    };
+    for (body, is_partial) in [
+        (None, true),
+        (Some(Value::Null), true),
+        (Some(json!("x")), true),
+        (Some(json!([7])), true),
+        (Some(json!({})), false),
+    ] {
+        let posted = read(&in_topic(body));
+        let announced = announced(&posted);
+        assert_eq!((customers(announced), announced.kind), (vec![ONE], Kind::Updated));
+        assert_eq!(announced.is_partial, is_partial);
+    }
+    for entity in [Value::Null, json!({}), json!({ "id": 7 }), json!("a/b")] {
+        let mut event = audit("Delete");
+        event["detail"]["eventBody"]["entity"] = entity;
+        let posted = read(&event);
+        assert_eq!((customers(announced(&posted)), announced(&posted).kind), (vec![ONE], Kind::Deleted));
+        event["detail"]["topicName"] = "v2.audits.entitytype.{id}.entityid.{id}".into();
+        assert!(wrong(&event).starts_with("detail.eventBody.entity.id: "), "{event}");
+    }
+}
+
+#[test]
+fn an_unreadable_time_of_a_binary_event_is_treated_as_absent() {
+    let fixed = [("ce-specversion", "1.0"), ("ce-id", "e1"), ("ce-source", "/crm"), ("ce-type", "customer.updated")];
+    let body = json!({ "customerId": ONE }).to_string();
+    for (times, is_partial) in
+        [(&[("ce-time", "")][..], false), (&[("ce-time", "%ff")], true), (&[("ce-time", "soon")], true)]
+    {
+        let attributes: Vec<_> = fixed.iter().chain(times).copied().collect();
+        let posted = read_any(Some(&headers(&attributes)), body.as_bytes()).unwrap();
+        assert_eq!(
+            (announced(&posted).stamps, announced(&posted).is_partial),
+            (Stamps::default(), is_partial),
+            "{times:?}"
+        );
+    }
 }
 
 #[test]

@@ -165,7 +165,7 @@ async fn invalid_replay_and_dead_letter_commands_name_the_mistake() {
         (&edge, &["replay", "--since", "1h", "--until", "2h"], "until: expected a time after since"),
         (&edge, &["replay", "--since", "1h", "--rate", "0"], "rate: expected a number"),
         (&edge, &["replay", "--since", "1h", "--rate", "many"], "--rate"),
-        (&edge, &["replay", "--since", "1h", "--tenant", "a b"], "tenantId"),
+        (&edge, &["replay", "--since", "1h", "--tenant", "a b"], "--tenant"),
         (&edge, &["replay", "--since", "1h", "--tenant", "20002"], "unknown tenant"),
         (&edge, &["replay"], "--since"),
         (&edge, &["dead-letters", "redrive"], "ID"),

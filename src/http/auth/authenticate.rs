@@ -133,9 +133,12 @@ impl CallerAuth {
             },
             None => return Err(self.unauthorized(headers)),
         };
-        match self.count(&caller, NonZeroU32::MIN) {
+        match caller.rate.as_ref().map(|rate| rate.count(NonZeroU32::MIN)).transpose() {
             Ok(allowance) => Ok(Admitted { caller, allowance, valid_for }),
-            Err(problem) => Err(RefusedCaller { problem, caller: Some(caller), reason: DenialReason::Rate }),
+            Err(exceeded) => {
+                let problem = self.over_rate(exceeded);
+                Err(RefusedCaller { problem, caller: Some(caller), reason: DenialReason::Rate })
+            }
         }
     }
 
@@ -147,13 +150,14 @@ impl CallerAuth {
         RefusedCaller { problem, caller: None, reason: DenialReason::Unauthorized }
     }
 
-    /// Counts lookups against a caller's rate limit, and returns what is left of it, if it has one.
+    /// Counts the lookups of an admitted request beyond its first against its caller's rate limit, and returns what is left of
+    /// it, if it has one.
     ///
     /// # Errors
     ///
-    /// 429 when the rate limit is reached.
-    pub fn count(&self, caller: &Caller, lookups: NonZeroU32) -> Result<Option<Allowance>, Problem> {
-        let counted = caller.rate.as_ref().map(|rate| rate.count(lookups));
+    /// 429 when the rate limit is reached, or is smaller than the request.
+    pub fn count_further(&self, caller: &Caller, lookups: NonZeroU32) -> Result<Option<Allowance>, Problem> {
+        let counted = caller.rate.as_ref().map(|rate| rate.count_further(lookups));
         counted.transpose().map_err(|exceeded| self.over_rate(exceeded))
     }
 
@@ -338,9 +342,12 @@ mod tests {
             &[("x-api-key", "demo-key"), ("authorization", "Bearer demo-key")],
             &[("x-api-key", "demo-key"), ("x-api-key", "demo-key")],
         ];
-        let first = admit(&auth, attempts[0]).unwrap_err().problem;
+        let refused = |attempt| {
+            let problem = admit(&auth, attempt).unwrap_err().problem;
+            (problem.status(), problem.code(), problem.detail().to_owned())
+        };
         for attempt in attempts {
-            assert_eq!(admit(&auth, attempt).unwrap_err().problem, first);
+            assert_eq!(refused(attempt), refused(attempts[0]));
         }
     }
 

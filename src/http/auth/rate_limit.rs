@@ -59,6 +59,18 @@ impl CallerRate {
             Err(_) => Err(exceeded(None)),
         }
     }
+
+    /// Counts the lookups of a request beyond its first, which is counted already.
+    ///
+    /// # Errors
+    ///
+    /// As of [`count`](Self::count).
+    pub fn count_further(&self, lookups: NonZeroU32) -> Result<Allowance, RateExceeded> {
+        if lookups.get() >= self.quota {
+            return Err(RateExceeded { retry_after: None, allowance: Allowance { quota: self.quota, left: 0 } });
+        }
+        self.count(lookups)
+    }
 }
 
 #[cfg(test)]
@@ -75,6 +87,7 @@ mod tests {
         let exceeded =
             std::iter::repeat_with(|| rate.count(NonZeroU32::MIN)).take(10_000).find_map(Result::err).unwrap();
         assert!(exceeded.retry_after.unwrap() <= Duration::from_secs(1) && exceeded.allowance.left == 0);
-        assert_eq!(rate.count(NonZeroU32::new(4).unwrap()).unwrap_err().retry_after, None);
+        // With the one that is counted already, three more are four.
+        assert_eq!(rate.count_further(NonZeroU32::new(3).unwrap()).unwrap_err().retry_after, None);
     }
 }

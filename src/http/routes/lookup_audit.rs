@@ -119,7 +119,7 @@ impl<'a> LookupAudit<'a> {
         lookups: usize,
     ) -> Result<(), Problem> {
         let Some(lookups) = u32::try_from(lookups).ok().and_then(NonZeroU32::new) else { return Ok(()) };
-        match auth.count(caller, lookups) {
+        match auth.count_further(caller, lookups) {
             Ok(allowance) => {
                 self.allowance = allowance;
                 Ok(())

@@ -128,8 +128,8 @@ pub(super) struct Slot {
     pub(super) known: Events,
     /// Ghost: the newest version with which a verification replaced a tombstone that had a fence.
     pub(super) revived: Version,
-    /// Ghost: the events that had raised the fence when a deletion was outrun by one of them (only in Memcached).
-    pub(super) outran: Events,
+    /// Ghost: the events that the fence has held while it did not say "deleted" (only in Memcached).
+    pub(super) announced: Events,
 }
 
 /// A store: the primary, or its replica.

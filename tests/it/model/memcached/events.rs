@@ -119,19 +119,20 @@ impl Handling {
         let known = slot(&mut state).fence.filter(|_| !blind);
         let effect =
             effect(setup, &Slot { entry, fence: known, ..Slot::default() }, self.event, self.cause, work.remembered);
-        let held = known.map_or_else(|| still_known(setup, entry), |fence| fence.holds);
+        let held = slot(&mut state).fence.map_or_else(|| still_known(setup, entry), |fence| fence.holds);
         let (last, holds) =
             if effect.whole { (raiser(self.event, self.cause), held | 1 << self.event) } else { (0, held) };
         let fence = Fence { last, holds, ..effect.fence };
         slot(&mut state).fence = Some(fence);
         fence_changed(setup, &mut state);
         let late = Work { found_nothing: work.found_nothing && self.cause != Cause::Announced, ..work };
-        if deletes(setup, self.event) && !matches!(effect.place, KeyAction::WriteTombstone(_)) {
-            slot(&mut state).outran |= holds;
+        if fence.newest != Did::Deletion {
+            slot(&mut state).announced |= holds;
         }
         let mut work = planned(late, effect.place, &fence, effect.whole);
         if run.is_without(Without::FenceBeforeDelete) {
             work.progress = Progress::Effective;
+            slot(&mut state).known |= 1 << self.event;
         }
         self.go(run, Command::WriteFence, state, work);
     }
@@ -194,20 +195,15 @@ impl Handling {
 
     /// Reads the fence once more: a later event may have raised it.
     fn read_fence(self, run: &mut Run<'_>) {
-        let mut state = *run.from;
-        let fence = slot(&mut state).fence;
-        let work = match fence {
+        let work = match run.from.store[0].fence {
             None => Work::default(),
             Some(fence) if fence.newest == Did::Deletion => {
                 let tombstone = Some((fence.at, fence.deletion));
                 Work { progress: Progress::Unlocked, tombstone, found_nothing: false, ..self.work }
             }
-            Some(fence) => {
-                slot(&mut state).outran |= fence.holds;
-                Work { progress: Progress::Unlocked, whole: self.work.whole, ..Work::default() }
-            }
+            Some(_) => Work { progress: Progress::Unlocked, whole: self.work.whole, ..Work::default() },
         };
-        self.go(run, Command::ReadFence, state, work);
+        self.go(run, Command::ReadFence, *run.from, work);
     }
 
     fn mark(self, run: &mut Run<'_>) {

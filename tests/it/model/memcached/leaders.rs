@@ -8,7 +8,8 @@ use super::super::invariants::{Broken, Invariant, judge_tombstone};
 use super::super::leaders::{Completion, is_later, may_fill};
 use super::super::lookups::{Looker, look_again, seat};
 use super::super::mutations::Without;
-use super::super::state::{Did, Entry, Fence, Leader, Lookup, Stage, State, Task, Token};
+use super::super::setup::Events;
+use super::super::state::{Did, Entry, Fence, Leader, Lookup, Slot, Stage, State, Task, Token};
 use super::super::steps::{Command, Run, Step, Took};
 use super::fence_changed;
 
@@ -26,7 +27,7 @@ pub(in super::super) fn begin(run: &mut Run<'_>, looker: Looker, place: usize, (
         leader.stage = Stage::Asking;
         state.store[0].entry = Entry::Leased(leader.token);
         if let Some(settles) = lookup.settles {
-            let known = state.store[0].known;
+            let known = known_by_the_fence(&state.store[0]);
             *leader = Leader { stage: Stage::Fetching, open: true, settles, known, ..*leader };
         }
     }
@@ -91,9 +92,14 @@ fn read_fence_of_lease(run: &mut Run<'_>, it: Completion) {
 /// Reads the fence, with which the lease is granted.
 fn granted(run: &mut Run<'_>, it: Completion, stage: Stage) {
     let slot = run.from.store[0];
-    let (settles, known) = (settles(run.setup, slot.fence, 0), slot.known);
+    let (settles, known) = (settles(run.setup, slot.fence, 0), known_by_the_fence(&slot));
     let open = stage == Stage::Fetching;
     advance(run, it, Command::ReadFence, Leader { stage, open, settles, known, ..it.leader });
+}
+
+/// A tombstone that has replaced the lease meanwhile is not known to its holder.
+fn known_by_the_fence(slot: &Slot) -> Events {
+    slot.known & slot.fence.map_or(0, |fence| fence.holds)
 }
 
 /// An evicted tombstone replaces the lease.

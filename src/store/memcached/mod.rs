@@ -10,8 +10,8 @@
 //! | step | commands |
 //! |---|---|
 //! | lease | add the lease at K, then read the fence |
-//! | fill | read K, lock and fence; replace exactly what was read at K, if the fence is that of the lease |
-//! | event | raise the fence; delete the lock; delete K, or write a tombstone there and read the fence again; mark the event |
+//! | fill | read K, lock and fence; replace exactly what was read at K |
+//! | event | read fence and K; raise the fence; delete the lock; delete K, or write a tombstone in place of what was read; mark the event |
 //!
 //! # What is lost
 //!

@@ -61,7 +61,8 @@ impl Memcached {
             let at_fence;
             (replaced, at_fence) = self.occupied(session, names, now).await?;
             match at_fence.value {
-                Some(newer) if newer.fence.says_deleted() => item = newer,
+                // What an operator forces is written although the fence does not say so, unless it was raised since.
+                Some(found) if found == item || found.fence.says_deleted() => item = found,
                 Some(_) => {
                     let requests = Requests::default().delete(&names.lock).delete(names.key);
                     let [_, removed] = session.run(requests).await?;

@@ -70,7 +70,7 @@ impl StoreServers {
     pub(super) async fn memcached(count: usize) -> Self {
         let mut servers = Vec::new();
         for _ in 0..count {
-            servers.push(MemcachedServer::start(&["-m", "1"]).await);
+            servers.push(MemcachedServer::start(&["-m", "2"]).await);
         }
         Self::Memcached(servers)
     }

@@ -39,6 +39,7 @@ mod outbox;
 mod overload;
 mod pack;
 mod pairing;
+mod parts;
 mod poison;
 mod prefetch;
 mod privileges;

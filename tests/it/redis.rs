@@ -400,7 +400,9 @@ async fn is_partly_down(trouble: PartialTrouble) {
     deployment.serve_without_full_coverage().await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     let ids: Vec<String> = (1..=CUSTOMERS).map(customer).collect();
-    join_all(ids.iter().map(|id| edge.look_up(id))).await;
+    for id in &ids {
+        eventually("a hit", || async { edge.look_up(id).await.is_hit().then_some(()) }).await;
+    }
     let at_first = entries().await;
     match trouble {
         PartialTrouble::Full => drop(command(&["CONFIG", "SET", "maxmemory", "1"]).await),

@@ -150,7 +150,7 @@ pub(crate) struct Deployment {
     pub(crate) servers: Vec<RedisServer>,
     /// The lines of `[store.redis]`.
     pub(crate) settings: String,
-    sentinels: Vec<RedisServer>,
+    pub(crate) sentinels: Vec<RedisServer>,
 }
 
 /// The kinds of deployment.

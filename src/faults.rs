@@ -18,6 +18,9 @@ pub enum Fault {
     /// A leader fills although its fill was refused: the protocol without
     /// [`rules::lease-is-the-value`](crate::rules#lease-is-the-value).
     FillWithoutLease,
+    /// A lookup by an identifier believes its pointer whatever the profile of the customer shows: the protocol without
+    /// [`rules::identifier-pointer`](crate::rules#identifier-pointer).
+    BelieveEveryPointer,
     /// A lookup logs the customer id before it requests the lease: a leak that the canary test must find.
     LeakIntoLog,
     /// A lookup panics with the customer id before it requests the lease.
@@ -26,12 +29,13 @@ pub enum Fault {
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::PauseBeforeApply,
         Self::PauseBeforeAudit,
         Self::PauseBeforeAck,
         Self::PauseBeforeFill,
         Self::FillWithoutLease,
+        Self::BelieveEveryPointer,
         Self::LeakIntoLog,
         Self::PanicInLookup,
     ];
@@ -45,6 +49,7 @@ impl Fault {
             Self::PauseBeforeAck => "PauseBeforeAck",
             Self::PauseBeforeFill => "PauseBeforeFill",
             Self::FillWithoutLease => "FillWithoutLease",
+            Self::BelieveEveryPointer => "BelieveEveryPointer",
             Self::LeakIntoLog => "LeakIntoLog",
             Self::PanicInLookup => "PanicInLookup",
         }

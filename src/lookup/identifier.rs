@@ -32,7 +32,7 @@ use super::{Config, ForwardReason, LookupAnswer, LookupContext, LookupError, Pha
 pub(super) const GUESSES: u64 = 50_000;
 
 /// What the store holds at one key.
-type EntryRead = Result<Option<Entry>, store::Error>;
+pub(super) type EntryRead = Result<Option<Entry>, store::Error>;
 
 /// One lookup by an identifier.
 #[derive(Debug)]
@@ -142,7 +142,13 @@ impl<'a> IdentifierReader<'a> {
         guessed: Option<(Identity, EntryRead)>,
     ) -> Result<Option<LookupAnswer>, StepError> {
         let mut record = match entry {
-            None => return self.ask(Base::Absent, None).await,
+            None => {
+                return match guessed {
+                    // Whoever leads there may be about to ask for this identifier, too.
+                    Some((guess, Ok(Some(Entry::Leased(leased))))) => self.wait(&guess.key(), leased.token).await,
+                    guessed => self.ask(Base::Absent, guessed.and_then(Hint::of_guess)).await,
+                };
+            }
             Some(Entry::Corrupt(bytes)) => return self.ask(Base::Corrupt(bytes), None).await,
             Some(Entry::Leased(leased)) => return self.wait(&self.key.clone(), leased.token).await,
             // No event writes one here.

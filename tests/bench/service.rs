@@ -44,13 +44,15 @@ pub(crate) struct Extras<'a> {
     pub(crate) fields: &'a str,
     /// What its caller may look customers up by.
     pub(crate) lookup_by: &'a str,
+    /// Additional options of `[http]`.
+    pub(crate) http: &'a str,
     /// Additional tables of its configuration.
     pub(crate) tables: &'a str,
 }
 
 /// No data protection.
 pub(crate) const PLAIN: Extras<'static> =
-    Extras { fields: "[\"*\"]", lookup_by: "[\"customerId\"]", tables: "[audit]\nsink = \"none\"\n" };
+    Extras { fields: "[\"*\"]", lookup_by: "[\"customerId\"]", http: "", tables: "[audit]\nsink = \"none\"\n" };
 
 /// A running service.
 pub(crate) struct Service {
@@ -76,9 +78,9 @@ impl Service {
         let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &CUSTOMERS.to_string()];
         let sandbox = start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat());
         let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
-        let Extras { fields, lookup_by, tables } = extras;
+        let Extras { fields, lookup_by, http, tables } = extras;
         let text = format!(
-            "roles = {roles}\n[http]\nlisten = \"{public}\"\n[admin]\nlisten = \"{admin}\"\n\
+            "roles = {roles}\n[http]\nlisten = \"{public}\"\n{http}[admin]\nlisten = \"{admin}\"\n\
              [lookup]\nttl = \"1h\"\nidentifier_ttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}{tables}\
              [[tenant]]\nid = \"10001\"\n[tenant.upstream]\napi_url = \"http://{genesys}\"\n\
              login_url = \"http://{genesys}\"\nclient_id = \"sandbox\"\nclient_secret = \"sandbox\"\n\

@@ -26,6 +26,8 @@ pub(crate) enum InitialState {
     Invented,
     /// Its first change creates it.
     Absent,
+    /// It is a phone number, which nobody has before the first change.
+    Number,
 }
 
 /// What a change does.
@@ -43,7 +45,7 @@ pub(crate) struct ProfileChange {
     /// Its number, unique in the run. The profile holds it after the change.
     pub(crate) number: u32,
     pub(crate) kind: ChangeKind,
-    /// The customers whose lookups show this profile; more than one after a merge.
+    /// The customers whose lookups show this profile; more than one after a merge, and the number that it got.
     pub(crate) customers: Vec<CustomerNumber>,
     /// When the request was sent; the sandbox applied it later.
     pub(crate) began: RunMicros,
@@ -92,7 +94,10 @@ pub(crate) struct ObservedAnswer {
     pub(crate) began: RunMicros,
     /// When the whole answer had arrived.
     pub(crate) ended: RunMicros,
+    /// By a number: the move that the profile shows.
     pub(crate) saw: Observation,
+    /// By a number: the version of the profile, as a lookup by the id of its customer shows it.
+    pub(crate) of_owner: Option<u32>,
     pub(crate) label: AnswerLabel,
     /// Whether the store held it: a hit, or a fetch that was stored.
     pub(crate) from_store: bool,

@@ -30,10 +30,20 @@
 //! - An answer that may show any of several versions counts as the oldest: an absent customer may not exist yet.
 //! - A tombstone sets no bound for an answer past an unreachable store, since it may be ahead of the read side.
 //!
+//! # By a number
+//!
+//! An answer by a phone number is judged twice: as one about the number, and as one about its owner.
+//!
+//! - The versions of a number are its moves. An answer that shows a customer who got the number several times counts as the
+//!   last of these moves: it names the right person, whatever the profile shows. When Genesys was asked who has the number
+//!   is not known; the profile may have been read at another time.
+//! - The profile must be one that a lookup by the owner's id may answer at that time. It sets no bound for later answers,
+//!   since a search does not fill the customer's entry.
+//!
 //! # Impossible
 //!
 //! A version that the customer never had, or that was written after the answer; 410 or 404 for a customer that
-//! was not deleted.
+//! was not deleted; by a number, the profile of somebody who does not show it.
 
 #[cfg(test)]
 mod tests;
@@ -41,8 +51,8 @@ mod tests;
 use std::fmt;
 
 use super::history::{
-    AnswerLabel, ChangeKind, EventApply, InitialState, Observation, ObservedAnswer, ProfileChange, RunHistory,
-    RunMicros, WallMillis,
+    AnswerLabel, ChangeKind, CustomerNumber, EventApply, InitialState, Observation, ObservedAnswer, ProfileChange,
+    RunHistory, RunMicros, WallMillis,
 };
 
 /// The time bounds that the service and its upstream promise.
@@ -93,6 +103,8 @@ struct CustomerVersion {
     shown: RunMicros,
     applied: Option<RunMicros>,
     taken_at: Option<WallMillis>,
+    /// Of a number: who got it.
+    owner: Option<CustomerNumber>,
 }
 
 /// The versions of a customer: the initial one, and those of its changes.
@@ -119,11 +131,14 @@ pub(crate) fn judge(history: &RunHistory, bounds: TimeBounds) -> Judgement {
         applied: events.iter().filter(|event| history.applies.contains_key(event)).count(),
         ..Judgement::default()
     };
-    let mut of_customer: Vec<Vec<&ObservedAnswer>> = vec![Vec::new(); timelines.len()];
+    let mut of_customer: Vec<Vec<ObservedAnswer>> = vec![Vec::new(); timelines.len()];
     for answer in &history.answers {
-        of_customer[answer.customer as usize].push(answer);
+        let about_owner = timelines[answer.customer as usize].about_owner(answer);
+        for answer in [*answer].into_iter().chain(about_owner) {
+            of_customer[answer.customer as usize].push(answer);
+        }
     }
-    for (timeline, answers) in timelines.iter().zip(of_customer) {
+    for (timeline, answers) in timelines.iter().zip(&of_customer) {
         let mut placed = Vec::with_capacity(answers.len());
         for answer in answers {
             match timeline.version(answer) {
@@ -147,7 +162,12 @@ fn timelines(history: &RunHistory, bounds: TimeBounds) -> Vec<CustomerTimeline> 
     for change in changes {
         let applies: Vec<_> = change.events.iter().filter_map(|event| history.applies.get(event)).collect();
         for customer in &change.customers {
-            timelines[*customer as usize].versions.push(version_of(change, &applies, bounds));
+            let timeline = &mut timelines[*customer as usize];
+            let owner = change.customers.first().copied().filter(|_| timeline.start == InitialState::Number);
+            let version = version_of(change, &applies, bounds);
+            // The profile may have been read before the pointer to it; its own time is judged with its owner.
+            let taken_at = version.taken_at.filter(|_| owner.is_none());
+            timeline.versions.push(CustomerVersion { owner, taken_at, ..version });
         }
     }
     timelines
@@ -164,17 +184,33 @@ fn version_of(change: &ProfileChange, applies: &[&EventApply], bounds: TimeBound
         shown: change.ended + bounds.read_lag,
         applied: first.map(|apply| apply.observed),
         taken_at: first.filter(|_| alone).and_then(|apply| apply.taken_at),
+        owner: None,
     }
 }
 
 impl CustomerTimeline {
+    /// Returns an answer by this number as one about the customer whom it shows.
+    fn about_owner(&self, answer: &ObservedAnswer) -> Option<ObservedAnswer> {
+        let (Observation::Profile(moved), Some(version)) = (answer.saw, answer.of_owner) else { return None };
+        let customer = self.versions.iter().find(|version| version.number == moved)?.owner?;
+        let saw = Observation::Profile(version);
+        Some(ObservedAnswer { customer, saw, of_owner: None, from_store: false, ..*answer })
+    }
+
+    /// Returns the version that this change wrote.
+    fn written(&self, number: u32) -> Option<usize> {
+        let is_it = |version: &CustomerVersion| version.number == number && version.kind == ChangeKind::Write;
+        self.versions.iter().position(is_it).map(|index| index + 1)
+    }
+
     /// Returns the oldest version that an answer may show; `newest` is the newest version with the same appearance.
     fn oldest(&self, answer: &ObservedAnswer, newest: usize) -> usize {
         let deleted = self.versions.iter().position(|version| version.kind == ChangeKind::Delete);
         match (answer.saw, self.start) {
+            (Observation::Profile(moved), InitialState::Number) => self.written(moved).unwrap_or(newest),
             (Observation::Profile(_), _) => newest,
             // Customers that do not exist yet and deleted customers look alike.
-            (Observation::Absent, InitialState::Absent) => 0,
+            (Observation::Absent, InitialState::Absent | InitialState::Number) => 0,
             (Observation::Absent, InitialState::Invented) | (Observation::Deleted, _) => {
                 deleted.map_or(newest, |index| index + 1)
             }
@@ -188,14 +224,17 @@ impl CustomerTimeline {
             self.versions.iter().rposition(|version| version.kind == ChangeKind::Delete && had_begun(&version));
         match (answer.saw, self.start) {
             (Observation::Profile(0), InitialState::Invented) => Some(0),
-            (Observation::Profile(0), InitialState::Absent) => None,
+            (Observation::Profile(0), InitialState::Absent | InitialState::Number) => None,
             (Observation::Profile(number), _) => {
-                let is_it = |version: &CustomerVersion| {
-                    version.number == number && version.kind == ChangeKind::Write && had_begun(&version)
-                };
-                self.versions.iter().position(is_it).map(|index| index + 1)
+                let shown = self.written(number).filter(|version| had_begun(&&self.versions[version - 1]))?;
+                let owner = self.versions[shown - 1].owner;
+                let again = |version: &CustomerVersion| version.owner == owner && had_begun(&version);
+                let newest = owner.and_then(|_| self.versions.iter().rposition(again));
+                Some(newest.map_or(shown, |index| index + 1))
             }
-            (Observation::Absent, InitialState::Absent) => Some(deleted.map_or(0, |index| index + 1)),
+            (Observation::Absent, InitialState::Absent | InitialState::Number) => {
+                Some(deleted.map_or(0, |index| index + 1))
+            }
             (Observation::Absent, InitialState::Invented) | (Observation::Deleted, _) => deleted.map(|index| index + 1),
         }
     }

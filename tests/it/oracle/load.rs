@@ -15,6 +15,7 @@ use super::history::{
     AnswerLabel, ChangeKind, CustomerNumber, InitialState, Observation, ObservedAnswer, ProfileChange, Recorder,
 };
 use super::http::{OracleClient, OracleReply};
+use super::numbers::MovingNumber;
 use crate::support::customer;
 
 pub(crate) const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
@@ -46,6 +47,8 @@ pub(crate) struct RoundState {
     /// The id and the initial state of each customer, by its number.
     pub(crate) customers: RwLock<Vec<(String, InitialState)>>,
     pub(crate) numbers: AtomicU32,
+    /// The phone numbers among the customers; a third of the lookups is by one.
+    phones: RwLock<Vec<CustomerNumber>>,
     /// The number of answers so far.
     pub(crate) answers: AtomicUsize,
     /// The number of lookups without a usable answer: a 503, or a connection that a kill broke.
@@ -63,6 +66,7 @@ impl RoundState {
             recorder: Arc::clone(recorder),
             customers: RwLock::new(customers),
             numbers: AtomicU32::new(1),
+            phones: RwLock::default(),
             answers: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
             over: AtomicBool::new(false),
@@ -82,13 +86,24 @@ impl RoundState {
             || events * 10 > self.answers.load(Ordering::Relaxed).saturating_add(self.limits.ahead)
     }
 
-    fn id(&self, customer: CustomerNumber) -> String {
+    pub(super) fn id(&self, customer: CustomerNumber) -> String {
         self.customers.read()[customer as usize].0.clone()
     }
 
+    /// Adds a phone number, which is looked up as such and recorded like a customer that nobody has created yet.
+    pub(super) fn add_number(&self, phone: String) -> CustomerNumber {
+        let number = self.add(phone, InitialState::Number);
+        self.phones.write().push(number);
+        number
+    }
+
     fn add_customer(&self, id: String) -> CustomerNumber {
+        self.add(id, InitialState::Absent)
+    }
+
+    fn add(&self, id: String, start: InitialState) -> CustomerNumber {
         let mut customers = self.customers.write();
-        customers.push((id, InitialState::Absent));
+        customers.push((id, start));
         CustomerNumber::try_from(customers.len() - 1).expect("the number of customers fits")
     }
 }
@@ -138,8 +153,13 @@ pub(crate) async fn read_all(stage: &RoundState, lookups: [SocketAddr; 2]) -> Ve
     answers
 }
 
-/// Picks a customer; half of the lookups go to recently changed ones.
+/// Picks a customer; half of the lookups go to recently changed ones. A third are by phone, if there are numbers.
 fn pick(stage: &RoundState) -> CustomerNumber {
+    let phones = stage.phones.read();
+    if !phones.is_empty() && rand::rng().random_range(0..3) == 0 {
+        return phones[rand::rng().random_range(0..phones.len())];
+    }
+    drop(phones);
     let (recent, any) = (rand::rng().random_range(0..48), rand::rng().random::<u32>());
     let count = u32::try_from(stage.customers.read().len()).expect("the number of customers fits");
     Some(recent).filter(|n| *n < 24).and_then(|n| stage.recorder.recent(n)).unwrap_or(any % count)
@@ -151,11 +171,14 @@ pub(crate) async fn look_up(
     client: &mut OracleClient,
     customer: CustomerNumber,
 ) -> Option<ObservedAnswer> {
-    let path = format!("/api/v1/profile?tenantId=10001&customerId={}", stage.id(customer));
+    let id = stage.id(customer);
+    let phone = id.strip_prefix('+');
+    let named = phone.map_or_else(|| format!("customerId={id}"), |digits| format!("phone=%2B{digits}"));
+    let path = format!("/api/v1/profile?tenantId=10001&{named}");
     let began = stage.recorder.now();
     let reply = client.send("GET", &path, "").await.ok();
     let ended = stage.recorder.now();
-    let shown = reply.and_then(|reply| Some((observe(&reply)?, reply)));
+    let shown = reply.and_then(|reply| Some((observe(&reply, phone.is_some())?, reply)));
     let Some((saw, reply)) = shown else {
         stage.unanswered.fetch_add(1, Ordering::Relaxed);
         return None;
@@ -169,21 +192,29 @@ pub(crate) async fn look_up(
     };
     let from_store = ["; hit", "; stored", "; ttl=-"].iter().any(|part| status.contains(part));
     let read_at = after(&reply.body, "\"sandboxReadAt\":").and_then(|at| at.parse().ok());
-    Some(ObservedAnswer { customer, began, ended, saw, label, from_store, read_at })
+    let of_owner = (phone.is_some() && reply.status == 200).then(|| version_in(&reply));
+    Some(ObservedAnswer { customer, began, ended, saw, of_owner, label, from_store, read_at })
 }
 
-/// Returns what a reply shows, or `None` for a failure.
-fn observe(reply: &OracleReply) -> Option<Observation> {
+/// Returns what a reply shows, or `None` for a failure. A lookup by phone shows the move of the number.
+fn observe(reply: &OracleReply, by_phone: bool) -> Option<Observation> {
     match reply.status {
-        200 => {
-            let name = after(&reply.body, "\"firstName\":\"").expect("a profile has a first name");
-            Some(Observation::Profile(name.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(0)))
+        200 if by_phone => {
+            let moved = after(&reply.body, "\"title\":\"m").and_then(|number| number.parse().ok());
+            Some(Observation::Profile(moved.unwrap_or(0)))
         }
+        200 => Some(Observation::Profile(version_in(reply))),
         404 => Some(Observation::Absent),
         410 => Some(Observation::Deleted),
         502 | 503 => None,
         other => panic!("{other}: {}{}", reply.head, reply.body),
     }
+}
+
+/// Returns the number of the change that a profile shows.
+fn version_in(reply: &OracleReply) -> u32 {
+    let name = after(&reply.body, "\"firstName\":\"").expect("a profile has a first name");
+    name.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// Returns the letters and digits that follow a text.
@@ -195,10 +226,11 @@ fn after<'a>(body: &'a str, text: &str) -> Option<&'a str> {
 /// A client that changes customers; no other client changes the same ones.
 #[derive(Debug)]
 pub(crate) struct ProfileWriter {
-    stage: Arc<RoundState>,
+    pub(super) stage: Arc<RoundState>,
     client: OracleClient,
     /// The customers of each profile, the canonical one last.
-    profiles: Vec<Vec<CustomerNumber>>,
+    pub(super) profiles: Vec<Vec<CustomerNumber>>,
+    pub(super) moving: Option<MovingNumber>,
     changes: Vec<ProfileChange>,
 }
 
@@ -210,7 +242,7 @@ impl ProfileWriter {
     ) -> Self {
         let client = OracleClient::new(sandbox, EDITOR);
         let profiles = customers.map(|customer| vec![customer]).collect();
-        Self { stage: Arc::clone(stage), client, profiles, changes: Vec::new() }
+        Self { stage: Arc::clone(stage), client, profiles, moving: None, changes: Vec::new() }
     }
 
     /// Changes customers until the round is over: mostly updates, some in quick succession.
@@ -228,6 +260,7 @@ impl ProfileWriter {
                 0 => self.delete(chosen).await,
                 1 | 2 => self.create().await,
                 3 => self.merge(chosen).await,
+                4..14 if self.moving.is_some() => self.move_number().await,
                 4..20 => {
                     for _ in 0..3 {
                         self.update(chosen).await;
@@ -282,7 +315,7 @@ impl ProfileWriter {
     }
 
     /// Makes and records a change. Returns its newest customer: the one that it created, if any.
-    async fn change(
+    pub(super) async fn change(
         &mut self,
         method: &str,
         path: &str,
@@ -308,7 +341,7 @@ impl ProfileWriter {
         newest
     }
 
-    fn number(&self) -> u32 {
+    pub(super) fn number(&self) -> u32 {
         self.stage.numbers.fetch_add(1, Ordering::Relaxed)
     }
 }

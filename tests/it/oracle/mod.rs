@@ -1,7 +1,8 @@
 //! The oracle: real processes under load and kills, and a judge that knows every change.
 //!
 //! Writers change, create, delete and merge customers of a sandbox Genesys whose read side lags and whose events come
-//! late, twice, and in any order. Readers look them up through two lookup processes. One after another, each process is
+//! late, twice, and in any order. Phone numbers move between customers ([`numbers`]). Readers look them up through two lookup
+//! processes, a third of the time by phone. One after another, each process is
 //! killed with `SIGKILL` and restarted on its data: ingest, both consumers, both lookups, Redis, and RabbitMQ. Meanwhile
 //! an operator replays the last seconds. All changes and answers are recorded ([`history`]) and judged afterwards
 //! ([`judge`], which states the rules).
@@ -16,6 +17,7 @@ pub(crate) mod history;
 pub(crate) mod http;
 pub(crate) mod judge;
 pub(crate) mod load;
+mod numbers;
 mod world;
 
 use std::fmt;
@@ -112,7 +114,12 @@ impl OracleRun {
             .map(|_| tokio::spawn(read(Arc::clone(&stage), self.world.lookups, Duration::from_millis(14))))
             .collect();
         let writers: Vec<_> = (0..WRITERS)
-            .map(|n| ProfileWriter::new(&stage, self.world.sandbox, (n..CUSTOMERS).step_by(WRITERS as usize)))
+            .map(|n| {
+                let customers = (n..CUSTOMERS).step_by(WRITERS as usize);
+                // Not from the range of the customers that the sandbox generates when they are searched.
+                let phone = format!("+1202556{:04}", (self.rounds * WRITERS + n) % 10_000);
+                ProfileWriter::new(&stage, self.world.sandbox, customers).with_number(phone)
+            })
             .map(|writer| tokio::spawn(writer.write(Duration::from_millis(45))))
             .collect();
 
@@ -265,5 +272,15 @@ async fn the_oracle_finds_stale_answers_when_fills_need_no_lease() {
     let report = run.round(RoundBudget { answers: 15_000, events: 1_500, kills: 0 }).await;
     println!("\n{report}\n{:#?}", report.described());
     assert!(report.judgement.count(|fault| fault == OracleFault::NotLabelled) > 0, "{report}");
+    assert_eq!(report.judgement.applied, report.judgement.events, "{report}");
+}
+
+/// A pointer that is believed whatever its customer's profile shows leads to somebody who does not have the number.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oracle_finds_wrong_persons_when_every_pointer_is_believed() {
+    let mut run = OracleRun::start(faults::Fault::BelieveEveryPointer.as_str()).await;
+    let report = run.round(RoundBudget { answers: 15_000, events: 1_500, kills: 0 }).await;
+    println!("\n{report}\n{:#?}", report.described());
+    assert!(report.judgement.count(|fault| fault == OracleFault::Impossible) > 0, "{report}");
     assert_eq!(report.judgement.applied, report.judgement.events, "{report}");
 }

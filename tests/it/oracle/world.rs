@@ -222,6 +222,7 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> 
         key_sha256 = "{DEMO_KEY_SHA256}"
         tenants = ["10001"]
         fields = ["*"]
+        lookup_by = ["customerId", "phone"]
         "#,
         redis.url(),
         on_rabbit(&rabbit.url("%2f")),

@@ -256,6 +256,9 @@ pub(crate) fn with_sandbox_of(address: SocketAddr) -> String {
     )
 }
 
+/// The key of identifiers in the demo, as a configured one.
+pub(crate) const DEMO_KEYS: &str = "keys.secret = \"cHJvZmlsZS1lZGdlIGRlbW8ga2V5OiBldmVyeWJvZHkga25vd3MgaXQ=\"\n";
+
 /// The flat event of a customer.
 pub(crate) fn flat(customer: &str) -> Value {
     json!({ "tenantId": "10001", "customerId": customer })

@@ -13,12 +13,22 @@ pub(super) const OTHER: usize = 1;
 /// The token of what nobody refers to any more.
 const FORGOTTEN: u8 = 63;
 
-/// A change of customer `who`, after which its profile shows the identifier or not.
-#[derive(Clone, Copy)]
-pub(super) struct Change {
-    pub(super) who: usize,
-    pub(super) shows: bool,
+/// What a change does to a customer's profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It shows the identifier.
+    Shows,
+    /// It does not show the identifier.
+    Hides,
+    /// The customer is deleted.
+    Deletes,
+    /// The customer was merged into the other one, whose profile is answered for both.
+    Redirects,
 }
+
+/// A change: what it does to each customer, if anything. Its event names these customers, and the identifier if one of
+/// their profiles shows it.
+pub(super) type Change = [Option<Effect>; 2];
 
 /// The version that a request to Genesys showed, and which events had been applied by then: at the identifier's key, and at
 /// that of the customer whom it showed.
@@ -36,9 +46,10 @@ pub(super) struct Before {
     pub(super) at_customer: [Events; 2],
 }
 
-/// An answer: the customer, what the search and the profile were read from, and whether it is labelled.
+/// An answer: the customer, if anybody has the identifier, what the search and the profile were read from, and whether it is
+/// labelled.
 pub(super) struct Answer {
-    pub(super) to: usize,
+    pub(super) to: Option<usize>,
     pub(super) search: Read,
     pub(super) body: Read,
     pub(super) labelled: bool,
@@ -59,7 +70,7 @@ pub(super) struct Pointer {
 pub(super) enum Pointing {
     Nothing,
     Leased(u8),
-    Negative,
+    Negative { search: Read, settled: bool },
     Pointer(Pointer),
 }
 
@@ -68,6 +79,7 @@ pub(super) enum Pointing {
 pub(super) enum Entry {
     Nothing,
     Leased(u8),
+    Tombstone,
     Record { token: u8, body: Read, settled: bool },
 }
 
@@ -86,12 +98,14 @@ pub(super) enum Phase {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Leader {
     pub(super) token: u8,
-    /// The customer, and its lease.
+    /// The customer, and its lease; zero once that is lost.
     pub(super) hint: Option<(usize, u8)>,
     pub(super) fence: u8,
     pub(super) read: Option<Read>,
     /// The customer's entry was filled, under this token; or that was given up.
     pub(super) filled: Option<u8>,
+    /// The customer whom the search found is deleted.
+    pub(super) deleted: bool,
 }
 
 /// What Genesys has and shows, the three entries, the events that were applied at each key, and how far everybody is.
@@ -130,7 +144,7 @@ impl State {
         let mut used = self.referred() | more.iter().fold(1, |used, token| used | 1 << token);
         used |= match self.pointing {
             Pointing::Leased(token) | Pointing::Pointer(Pointer { token, .. }) => 1 << token,
-            Pointing::Nothing | Pointing::Negative => 0,
+            Pointing::Nothing | Pointing::Negative { .. } => 0,
         };
         for entry in self.entries {
             if let Entry::Leased(token) | Entry::Record { token, .. } = entry {
@@ -173,7 +187,7 @@ impl State {
         };
         match &mut self.pointing {
             Pointing::Leased(token) | Pointing::Pointer(Pointer { token, .. }) => forget(token),
-            Pointing::Nothing | Pointing::Negative => {}
+            Pointing::Nothing | Pointing::Negative { .. } => {}
         }
         for entry in &mut self.entries {
             if let Entry::Leased(token) | Entry::Record { token, .. } = entry {
@@ -188,7 +202,11 @@ impl State {
         self.background = self.background.filter(|(who, token, _)| entries[*who] == Entry::Leased(*token));
         for (place, lookup) in self.lookups.iter_mut().enumerate() {
             let Phase::Leads(leader) = lookup else { continue };
-            leader.hint = leader.hint.filter(|(to, lease)| entries[*to] == Entry::Leased(*lease));
+            if let Some((to, lease)) = &mut leader.hint
+                && entries[*to] != Entry::Leased(*lease)
+            {
+                *lease = 0;
+            }
             if pointing != Pointing::Leased(leader.token) {
                 leader.token = 0;
                 leader.filled = leader.filled.map(|_| 0);
@@ -231,8 +249,10 @@ impl State {
             read.at_identifier &= before.at_identifier;
             read.at_customer &= of.map_or(before.at_customer[C] | before.at_customer[D], |who| before.at_customer[who]);
         };
-        if let Pointing::Pointer(pointer) = &mut self.pointing {
-            mask(&mut pointer.search, Some(pointer.to));
+        match &mut self.pointing {
+            Pointing::Pointer(pointer) => mask(&mut pointer.search, Some(pointer.to)),
+            Pointing::Negative { search, .. } => mask(search, None),
+            Pointing::Nothing | Pointing::Leased(_) => {}
         }
         for (who, entry) in self.entries.iter_mut().enumerate() {
             if let Entry::Record { body, .. } = entry {

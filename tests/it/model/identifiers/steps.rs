@@ -1,6 +1,6 @@
 //! The steps: each is one command or script of the protocol, or one request to Genesys.
 
-use super::state::{Answer, Before, C, D, Entry, JUDGED, Leader, OTHER, Phase, Pointer, Pointing, Read, State};
+use super::state::{Answer, Before, C, D, Effect, Entry, JUDGED, Leader, OTHER, Phase, Pointer, Pointing, Read, State};
 use super::{Model, Without};
 
 impl Model {
@@ -36,13 +36,15 @@ impl Model {
         }
         for number in 0..state.current {
             let (change, event) = (self.history[usize::from(number)], 1 << number);
-            if state.at_customer[change.who] & event == 0 {
+            for who in [C, D] {
+                let Some(effect) = change[who].filter(|_| state.at_customer[who] & event == 0) else { continue };
                 reach(&|next| {
-                    next.entries[change.who] = Entry::Nothing;
-                    next.at_customer[change.who] |= event;
+                    let is_deletion = effect == Effect::Deletes || self.buries(who, next.at_customer[who]);
+                    next.entries[who] = if is_deletion { Entry::Tombstone } else { Entry::Nothing };
+                    next.at_customer[who] |= event;
                 });
             }
-            if change.shows && state.at_identifier & event == 0 {
+            if change.contains(&Some(Effect::Shows)) && state.at_identifier & event == 0 {
                 reach(&|next| {
                     next.at_identifier |= event;
                     if self.without != Without::IdentifierEviction {
@@ -101,9 +103,20 @@ impl Model {
             Phase::Idle => go(Phase::Looking),
             Phase::Done => {}
             Phase::Looking => match state.pointing {
-                Pointing::Nothing => self.lead(state, place, None, found),
+                Pointing::Nothing => {
+                    self.lead(state, place, None, None, found);
+                    // The process of the judged lookup may remember that the last pointer led to C.
+                    if let Entry::Nothing | Entry::Record { .. } = state.entries[C]
+                        && place == JUDGED
+                    {
+                        self.lead(state, place, None, Some(C), found);
+                    }
+                }
                 Pointing::Leased(token) => self.wait(state, place, token)?,
-                Pointing::Negative => go(Phase::Done),
+                Pointing::Negative { search, settled } => {
+                    self.check(state, place, &Answer { to: None, search, body: search, labelled: !settled })?;
+                    go(Phase::Done);
+                }
                 Pointing::Pointer(pointer) => go(Phase::Following(pointer)),
             },
             Phase::Following(pointer) => match state.entries[pointer.to] {
@@ -114,10 +127,16 @@ impl Model {
                         || self.without == Without::Confirmation =>
                 {
                     let labelled = !(settled && pointer.settled);
-                    self.check(state, place, &Answer { to: pointer.to, search: pointer.search, body, labelled })?;
+                    self.check(state, place, &Answer { to: Some(pointer.to), search: pointer.search, body, labelled })?;
                     go(Phase::Done);
                 }
-                Entry::Nothing | Entry::Record { .. } => self.lead(state, place, Some(pointer), found),
+                Entry::Record { body, .. } if self.effect(pointer.to, body.shown) == Some(Effect::Redirects) => {
+                    self.lead(state, place, Some(pointer.token), None, found);
+                }
+                Entry::Tombstone => self.lead(state, place, Some(pointer.token), None, found),
+                Entry::Nothing | Entry::Record { .. } => {
+                    self.lead(state, place, Some(pointer.token), Some(pointer.to), found);
+                }
             },
             Phase::Leads(Leader { read: None, .. }) => self.ask(state, place, found),
             Phase::Leads(leader @ Leader { filled: None, .. }) => self.fill(state, place, leader, found),
@@ -137,30 +156,34 @@ impl Model {
             && self.without == Without::FollowersReadAgain
             && let Some(to) = self.owner(read.shown)
         {
-            self.check(state, place, &Answer { to, search: read, body: read, labelled: true })?;
+            self.check(state, place, &Answer { to: Some(to), search: read, body: read, labelled: true })?;
         }
         Ok(())
     }
 
-    /// Takes the lease of the customer, if a pointer names one, and that of the identifier.
-    fn lead(&self, state: &State, place: usize, hint: Option<Pointer>, found: &mut Vec<State>) {
+    /// Takes the lease of the customer whom a hint names, and that of the identifier over the pointer that was seen.
+    fn lead(&self, state: &State, place: usize, seen: Option<u8>, hint: Option<usize>, found: &mut Vec<State>) {
         let mut next = *state;
         let token = next.draw(&[]);
-        let unchanged = match (state.pointing, hint) {
-            (Pointing::Pointer(standing), Some(seen)) => standing.token == seen.token,
+        let unchanged = match (state.pointing, seen) {
+            (Pointing::Pointer(standing), Some(seen)) => standing.token == seen,
             (Pointing::Nothing, None) => true,
-            (Pointing::Nothing | Pointing::Leased(_) | Pointing::Negative | Pointing::Pointer(_), _) => false,
+            (Pointing::Nothing | Pointing::Leased(_) | Pointing::Negative { .. } | Pointing::Pointer(_), _) => false,
         };
         next.lookups[place] = Phase::Looking;
-        if unchanged {
-            let hint = hint.map(|Pointer { to, .. }| {
+        if let Some(to) = hint.filter(|to| self.buries(*to, state.at_customer[*to])) {
+            // The fence of the deletion writes its tombstone again, in place of the lease.
+            next.entries[to] = Entry::Tombstone;
+        } else if unchanged {
+            let hint = hint.map(|to| {
                 let lease = next.draw(&[token]);
                 next.entries[to] = Entry::Leased(lease);
                 (to, lease)
             });
             next.pointing = Pointing::Leased(token);
             let fence = Self::fence(state.at_identifier);
-            next.lookups[place] = Phase::Leads(Leader { token, hint, fence, read: None, filled: None });
+            let leader = Leader { token, hint, fence, read: None, filled: None, deleted: false };
+            next.lookups[place] = Phase::Leads(leader);
         }
         found.push(next);
     }
@@ -177,7 +200,7 @@ impl Model {
 
     /// Fills the entry of the customer under the lease that the leader holds, or leaves it to a request of its own.
     fn fill(&self, state: &State, place: usize, leader: Leader, found: &mut Vec<State>) {
-        let (mut next, mut filled) = (*state, 0);
+        let (mut next, mut filled, mut deleted) = (*state, 0, false);
         let read = leader.read.unwrap_or_default();
         let owner = self.owner(read.shown);
         if let Some((to, lease)) = leader.hint.filter(|(to, lease)| state.entries[*to] == Entry::Leased(*lease)) {
@@ -187,17 +210,22 @@ impl Model {
                 filled = lease;
             }
         }
-        if let Some(to) = owner.filter(|to| filled == 0 && state.entries[*to] == Entry::Nothing) {
-            let lease = next.draw(&[]);
-            if self.without == Without::LeaseOfTheBody {
-                next.entries[to] =
-                    Entry::Record { token: lease, body: Read { at_identifier: 0, ..read }, settled: true };
-            } else if next.background.is_none() {
-                next.entries[to] = Entry::Leased(lease);
-                next.background = Some((to, lease, None));
+        if let Some(to) = owner.filter(|to| leader.hint.is_none_or(|(hinted, _)| hinted != *to)) {
+            if self.buries(to, state.at_customer[to]) && self.without != Without::Tombstone {
+                next.entries[to] = Entry::Tombstone;
+                deleted = true;
+            } else if state.entries[to] == Entry::Nothing {
+                let lease = next.draw(&[]);
+                if self.without == Without::LeaseOfTheBody {
+                    let body = Read { at_identifier: 0, ..read };
+                    next.entries[to] = Entry::Record { token: lease, body, settled: true };
+                } else if next.background.is_none() {
+                    next.entries[to] = Entry::Leased(lease);
+                    next.background = Some((to, lease, None));
+                }
             }
         }
-        next.lookups[place] = Phase::Leads(Leader { filled: Some(filled), ..leader });
+        next.lookups[place] = Phase::Leads(Leader { filled: Some(filled), deleted, ..leader });
         found.push(next);
     }
 
@@ -205,19 +233,19 @@ impl Model {
     fn answer(&self, state: &State, place: usize, leader: Leader, found: &mut Vec<State>) -> Result<(), &'static str> {
         let mut next = *state;
         let read = leader.read.unwrap_or_default();
-        let owner = self.owner(read.shown);
-        let settled = owner.is_some_and(|to| self.modified(to, read.shown) >= leader.fence)
-            || leader.fence == 0
-            || self.without == Without::Settlement;
+        let owner = self.owner(read.shown).filter(|_| !leader.deleted);
+        let is_newest = owner.is_some_and(|to| self.modified(to, read.shown) >= leader.fence);
+        let settled = !leader.deleted && (is_newest || leader.fence == 0) || self.without == Without::Settlement;
         if state.pointing == Pointing::Leased(leader.token) {
-            next.pointing = owner.map_or(Pointing::Negative, |to| {
-                let with = leader.filled.unwrap_or_default();
-                Pointing::Pointer(Pointer { token: leader.token, to, with, search: read, settled })
-            });
+            next.pointing = match owner {
+                None => Pointing::Negative { search: Read { at_customer: 0, ..read }, settled },
+                Some(to) => {
+                    let with = leader.filled.unwrap_or_default();
+                    Pointing::Pointer(Pointer { token: leader.token, to, with, search: read, settled })
+                }
+            };
         }
-        if let Some(to) = owner {
-            self.check(state, place, &Answer { to, search: read, body: read, labelled: !settled })?;
-        }
+        self.check(state, place, &Answer { to: owner, search: read, body: read, labelled: !settled })?;
         next.lookups[place] = Phase::Done;
         found.push(next);
         Ok(())

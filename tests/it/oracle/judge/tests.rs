@@ -37,6 +37,7 @@ impl HistoryBuilder {
             began,
             ended,
             saw,
+            of_owner: None,
             label: AnswerLabel::None,
             from_store: true,
             read_at: None,
@@ -237,4 +238,51 @@ fn a_merge_is_the_next_version_of_every_customer_it_names() {
     assert_eq!(story.faults(), [OracleFault::NotLabelled; 3]);
     let judgement = judge(&story.0, BOUNDS);
     assert_eq!((judgement.events, judgement.applied), (3, 1));
+}
+
+/// A number moves from customer 0 to 1 and back, by the changes 1, 2 and 4; change 3 takes it from customer 0.
+fn moved(applied: [Option<RunMicros>; 4]) -> HistoryBuilder {
+    let mut story = HistoryBuilder::begin(InitialState::Invented);
+    story.0.customers.extend([InitialState::Invented, InitialState::Number]);
+    let of: [&[CustomerNumber]; 4] = [&[0, 2], &[1, 2], &[0], &[0, 2]];
+    for (number, (of, applied)) in (1..).zip(of.into_iter().zip(applied)) {
+        story = story.change(ChangeKind::Write, number, 10 * RunMicros::from(number), applied);
+        story.0.changes.last_mut().expect("a change").customers = of.to_vec();
+    }
+    story
+}
+
+/// An answer by the number: the move and the version that the profile shows.
+fn by_number(version: u32) -> impl FnOnce(&mut ObservedAnswer) {
+    move |answer| (answer.customer, answer.of_owner) = (2, Some(version))
+}
+
+#[test]
+fn a_number_leads_to_its_owner_once_the_move_is_applied() {
+    let all = [Some(15), Some(25), Some(35), Some(45)];
+    assert_eq!(moved(all).answer(50, Observation::Profile(4), by_number(4)).faults(), []);
+    assert_eq!(moved(all).answer(50, Observation::Profile(2), by_number(2)).faults(), [OracleFault::NotLabelled]);
+    assert_eq!(moved(all).answer(50, Observation::Absent, by_number(0)).faults(), [OracleFault::NotLabelled]);
+    // It shows no move: somebody else's profile.
+    assert_eq!(moved(all).answer(50, Observation::Profile(0), by_number(3)).faults(), [OracleFault::Impossible]);
+}
+
+#[test]
+fn the_profile_by_a_number_is_judged_like_one_by_its_owners_id() {
+    // The owner's first profile names the right person, and is outdated when an event of the owner is applied.
+    let second = [Some(15), Some(25), None, None];
+    assert_eq!(moved(second).answer(50, Observation::Profile(1), by_number(1)).faults(), []);
+    let third = [Some(15), Some(25), Some(35), None];
+    assert_eq!(moved(third).answer(50, Observation::Profile(1), by_number(1)).faults(), [OracleFault::NotLabelled]);
+    // Before it has the number again, it is the wrong person.
+    assert_eq!(moved(second).answer(35, Observation::Profile(1), by_number(1)).faults(), [OracleFault::NotLabelled]);
+}
+
+#[test]
+fn a_number_does_not_lead_back_to_a_former_owner() {
+    let none = [None; 4];
+    let back = moved(none).answer(25, Observation::Profile(2), by_number(2));
+    assert_eq!(back.answer(30, Observation::Profile(1), by_number(1)).faults(), [OracleFault::Backwards]);
+    let again = moved(none).answer(41, Observation::Profile(1), by_number(1));
+    assert_eq!(again.answer(45, Observation::Profile(2), by_number(2)).faults(), []);
 }

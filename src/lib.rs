@@ -30,6 +30,7 @@ pub mod reload;
 pub mod roles;
 pub mod sampled;
 pub mod sandbox;
+pub mod shares;
 pub mod shutdown;
 pub mod sources;
 pub mod spans;

@@ -135,6 +135,8 @@ catalogue! {
     store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Duration of one store operation.";
     source_up: by_tenant "source_up" = "1 while the changes of watched customers are received, else 0, by tenant.";
     source_watched: by_tenant "source_watched" = "Customers whose changes are received as notifications, by tenant.";
+    source_gap: by_tenant "source_gap_seconds" = "Time since the start of the oldest gap in the notifications whose changes are not found yet; 0 if there is none, by tenant.";
+    source_catch_ups: counter "source_catch_ups_total" ["outcome": CatchUpOutcome] = "Searches of the audits of Genesys for changes that were missed in a gap, by outcome.";
     store_up: gauge "store_up" = "1 if the store answered the last probe, else 0.";
     queue_up: gauge "queue_up" = "1 if the queue answered the last probe, else 0.";
     seal_failures: counter "seal_failures_total" = "Stored records and tombstones that could not be opened and counted as misses.";
@@ -242,9 +244,11 @@ fn is_of(name: &str, roles: Roles) -> bool {
         roles.lookup
     } else if has_prefix(&["ingest_"]) {
         roles.ingest
-    } else if has_prefix(&["consumer_", "invalidation_", "replayed_"]) {
+    } else if has_prefix(&["consumer_", "invalidation_"]) {
         roles.consumer
-    } else if has_prefix(&["publish_", "outbox_", "queue_", "dead_letters"]) {
+    } else if has_prefix(&["source_"]) {
+        roles.ingest && roles.lookup
+    } else if has_prefix(&["publish_", "outbox_", "queue_", "dead_letters", "replay"]) {
         roles.use_the_queue()
     } else if has_prefix(&["store_", "seal_"]) {
         roles.use_the_store()

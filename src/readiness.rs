@@ -37,6 +37,8 @@ pub struct Readiness {
     /// Whether at least a part of the store works.
     store_usable: AtomicBool,
     queue_up: AtomicBool,
+    /// Why the queue does not work.
+    queue_reason: Mutex<Option<String>>,
     /// Whether an outbox takes events that the queue does not.
     outbox_accepts: AtomicBool,
     /// What waits in the outbox, if anything does.
@@ -59,6 +61,7 @@ impl Readiness {
             store_up: up(),
             store_usable: up(),
             queue_up: up(),
+            queue_reason: Mutex::default(),
             outbox_accepts: AtomicBool::new(false),
             outbox: Mutex::default(),
             store_codes: Mutex::default(),
@@ -118,17 +121,20 @@ impl Readiness {
         metrics.store_up.set(f64::from(u8::from(up)));
     }
 
-    /// Stores whether the queue answered, and logs a change.
-    pub fn queue(&self, up: bool, metrics: &Metrics) {
-        update("queue", &self.queue_up, up, None);
+    /// Stores whether the queue works, or else the reason, and logs a change.
+    pub fn queue(&self, answer: Result<(), String>, metrics: &Metrics) {
+        let (up, reason) = (answer.is_ok(), answer.err());
+        self.queue_reason.lock().clone_from(&reason);
+        update("queue", &self.queue_up, up, reason);
         metrics.queue_up.set(f64::from(u8::from(up)));
     }
 
-    /// Stores whether the outbox accepts events, how many wait in it, and the age of the oldest; it logs changes itself.
-    pub fn outbox(&self, accepts: bool, events: u64, oldest_age: Duration) {
-        self.outbox_accepts.store(accepts, Ordering::Release);
+    /// Stores why the outbox accepts no events, if so, how many wait in it, and the age of the oldest; it logs changes itself.
+    pub fn outbox(&self, refusal: Option<String>, events: u64, oldest_age: Duration) {
+        self.outbox_accepts.store(refusal.is_none(), Ordering::Release);
         let waits = || format!("{events} events wait for the broker, the oldest for {} s", oldest_age.as_secs());
-        *self.outbox.lock() = (events > 0).then(waits);
+        let reasons: Vec<String> = (events > 0).then(waits).into_iter().chain(refusal).collect();
+        *self.outbox.lock() = (!reasons.is_empty()).then(|| reasons.join("; "));
     }
 
     /// Stores whether the audit sink accepts records; the audit logs a change itself.
@@ -150,11 +156,13 @@ impl Readiness {
     }
 
     /// Returns the refused upstreams, as `upstream:{tenant}`, and the sources that miss changes, as `source:{tenant}`, each
-    /// with the reason; and an `outbox` in which events wait.
+    /// with the reason; a `queue` that does not work; and an `outbox` in which events wait, or that accepts none.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
         let mut reasons = self.refused.lock().clone();
         reasons.extend(self.sources.lock().clone());
+        let queue = self.queue_reason.lock().clone().filter(|_| self.roles.use_the_queue());
+        reasons.extend(queue.map(|reason| ("queue".to_owned(), reason)));
         reasons.extend(self.outbox.lock().clone().map(|waits| ("outbox".to_owned(), waits)));
         reasons
     }
@@ -225,9 +233,12 @@ mod tests {
     fn lookups_stay_ready_without_store_and_queue() {
         let (metrics, readiness) = (Metrics::new(), Readiness::starting(Roles::ALL));
         readiness.store(Err("OOM".to_owned()), false, &metrics);
-        readiness.queue(false, &metrics);
+        readiness.queue(Err("the disk is full".to_owned()), &metrics);
         assert!(readiness.can_work());
         assert_eq!(readiness.degraded(), ["store", "queue"]);
+        assert_eq!(readiness.refused()["queue"], "the disk is full");
+        readiness.queue(Ok(()), &metrics);
+        assert!(readiness.refused().is_empty());
     }
 
     #[test]
@@ -247,13 +258,14 @@ mod tests {
         ingest.store(Err("OOM".to_owned()), false, &metrics);
         assert!(ingest.can_work());
         assert!(ingest.degraded().is_empty());
-        ingest.queue(false, &metrics);
+        ingest.queue(Err("no route".to_owned()), &metrics);
         assert!(!ingest.can_work());
-        ingest.outbox(true, 3, Duration::from_secs(7));
+        ingest.outbox(None, 3, Duration::from_secs(7));
         assert!(ingest.can_work());
         assert_eq!(ingest.refused()["outbox"], "3 events wait for the broker, the oldest for 7 s");
-        ingest.outbox(false, 0, Duration::ZERO);
-        assert!(!ingest.can_work() && ingest.refused().is_empty());
+        ingest.outbox(Some("it is full".to_owned()), 0, Duration::ZERO);
+        assert!(!ingest.can_work());
+        assert_eq!(ingest.refused()["outbox"], "it is full");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::sync::Semaphore;
 
 use crate::audit::Audit;
 use crate::clock::SharedClock;
@@ -33,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
 use crate::readiness::Readiness;
+use crate::shares::FairShares;
 use crate::shutdown::Shutdown;
 use crate::sources::{Sources, TenantSource};
 use crate::upstream::agents::AgentVerifiers;
@@ -102,9 +102,12 @@ impl Components {
                 config: tenant.sources.first()?,
                 notifications: upstream.notifications(&tenant.id),
                 requests_per_minute: tenant.upstream.as_ref()?.requests_per_minute,
+                unwatched_ttl: tenant.lookup.unwatched_ttl,
             })
         });
-        Sources::start(sources, &Arc::new(self.ingest(queue)), &self.clock, &self.metrics, &self.shutdown)
+        // A slot of its own, so that neither an operator nor a gap waits for the other.
+        let (ingest, replays) = (Arc::new(self.ingest(queue)), Arc::new(self.replays(upstream.audits.clone())));
+        Sources::start(sources, &ingest, &replays, &self.clock, &self.metrics, &self.shutdown)
     }
 
     fn ingest(&self, queue: &queue::open::OpenQueue) -> Ingest {
@@ -129,7 +132,7 @@ impl Components {
         let budget = usize::try_from(self.config.http.body_budget.as_u64()).unwrap_or(usize::MAX);
         let bodies = BodyBudgets::new(budget);
         let mut routes = openapi::routes();
-        let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::start(&lookup)));
+        let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::new(&lookup)));
         if let Some(queue) = self.queue.as_ref().filter(|_| roles.ingest) {
             let ingest = self.ingest(queue).with_prewarm(
                 prefetcher.as_ref().map(|prefetcher| prewarm(&self.config, &self.access.callers, prefetcher)),
@@ -148,6 +151,7 @@ impl Components {
                 clock: Arc::clone(&self.clock),
                 max_body,
                 bodies: bodies.proven.clone(),
+                answers: FairShares::new(budget),
                 slow: self.config.log.slow_lookup,
             });
             routes = routes.merge(profile::routes(Arc::clone(&api))).merge(profiles::routes(Arc::clone(&api)));
@@ -157,7 +161,7 @@ impl Components {
                 lookups: Arc::clone(&api),
                 feed: self.store.changes.clone(),
                 rendered: Arc::new(RenderedChanges::new(Arc::clone(&auth))),
-                streams: Arc::new(Semaphore::new(self.config.http.change_streams())),
+                streams: FairShares::new(self.config.http.change_streams()),
                 metrics: Arc::clone(&self.metrics),
                 shutdown: self.shutdown.clone(),
             };
@@ -180,7 +184,6 @@ impl Components {
 
     /// Creates what operators' commands use.
     pub(super) fn operations(&self, audits: AuditReader) -> Operations {
-        let times = self.config.ingest.limits(self.config.consumer.dedup_window);
         Operations {
             actions: Actions {
                 tenants: self.config.tenants.iter().map(|tenant| tenant.id.clone()).collect(),
@@ -191,16 +194,22 @@ impl Components {
                 dead_letters: self.queue.as_ref().map(|queue| Arc::clone(&queue.dead_letters)),
                 clock: Arc::clone(&self.clock),
             },
-            replays: Replays {
-                queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
-                publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
-                audits,
-                audit_events: AuditEvents::new(self.hashers.clone(), times),
-                clock: Arc::clone(&self.clock),
-                metrics: Arc::clone(&self.metrics),
-                shutdown: self.shutdown.clone(),
-                slot: Arc::default(),
-            },
+            replays: self.replays(audits),
+        }
+    }
+
+    /// Creates replays, of which one may run at a time.
+    fn replays(&self, audits: AuditReader) -> Replays {
+        let times = self.config.ingest.limits(self.config.consumer.dedup_window);
+        Replays {
+            queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
+            publisher: self.queue.as_ref().map(|queue| Arc::clone(&queue.direct)),
+            audits,
+            audit_events: AuditEvents::new(self.hashers.clone(), times),
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            slot: Arc::default(),
         }
     }
 

@@ -40,7 +40,7 @@ impl Prewarm for ConversationPrewarm {
             by => callers.any_may_look_up_by(tenant, by),
         });
         let is_wanted = !customers.is_empty();
-        self.prefetcher.submit(tenant, customers);
+        self.prefetcher.expect(tenant, customers);
         is_wanted
     }
 }

@@ -47,11 +47,12 @@ impl Probe {
         let usable = matches!(answer, Ok(()) | Err(store::Error::Partial { .. } | store::Error::Slow { .. }));
         self.readiness.store(answer.map_err(|error| error.to_string()), usable, &self.metrics);
         if let Some(queue) = &self.queue {
-            self.readiness.queue(queue::metered::refresh(queue.as_ref(), &self.metrics).await, &self.metrics);
+            let answer = queue::metered::refresh(queue.as_ref(), &self.metrics).await;
+            self.readiness.queue(answer.map_err(|error| error.to_string()), &self.metrics);
         }
         if let Some(outbox) = &self.outbox {
             let status = outbox.refresh(&self.metrics).await;
-            self.readiness.outbox(status.accepts, status.events, status.oldest_age);
+            self.readiness.outbox(status.refusal, status.events, status.oldest_age);
         }
         self.readiness.audit(self.audit.is_working(), &self.metrics);
         let refusals = self.refused.refusals().into_iter();

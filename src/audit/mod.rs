@@ -4,8 +4,8 @@
 //!
 //! One record for each lookup (caller, tenant, digest of the customer, decision, result, names of the fields in the
 //! answer), each applied event, each denied webhook request, each operator's command, and each start and stop of the
-//! process. Refusals without a valid credential, and lookups over their caller's rate, share a record with their `count`, at
-//! most one a second for each door and reason, or caller (`refusals`). Records hold digests and names, never a value. Each record is one line of JSON and carries the hash of the
+//! process. Refusals without a valid credential, lookups over their caller's rate, and denials of one caller beyond a hundred at once
+//! share a record with their `count`, at most one a second for each door and reason, or caller (`refusals`). Records hold digests and names, never a value. Each record is one line of JSON and carries the hash of the
 //! previous one ([`chain`]), so `profile-edge audit verify` finds changed, removed and moved records. In a file the chain
 //! continues across restarts and from file to file; on standard output each start begins a new chain.
 //!

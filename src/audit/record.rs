@@ -97,7 +97,7 @@ pub enum Decision {
 }
 
 /// Why a request was denied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DenialReason {
     /// The credential is missing or wrong.

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use url::Url;
 
 use crate::clock::SharedClock;
 use crate::config::{Config, Tenant};
+use crate::tls::is_loopback;
 use crate::upstream::survey::{Survey, TokenSurvey, survey};
 use crate::upstream::{self, TransportPhase};
 
@@ -54,7 +56,8 @@ fn judge(subject: &str, region: Option<&str>, target: &str, survey: &Survey) -> 
         Err(error) => vec![no_token(subject, region, &survey.hosts, error)],
         Ok(found) => {
             let [api, login] = &survey.hosts;
-            let mut findings = vec![Finding::ok("genesys.connection", subject, format!("{api}, {login}"))];
+            let hosts = if api == login { api.clone() } else { format!("{api}, {login}") };
+            let mut findings = vec![Finding::ok("genesys.connection", subject, hosts)];
             findings.extend(with_token(subject, target, found));
             findings
         }
@@ -75,6 +78,9 @@ fn no_token(subject: &str, region: Option<&str>, [_, login]: &[String; 2], error
                 Some(TransportPhase::Tls) => {
                     "the certificate is not trusted: install the CA of the proxy that opens TLS, or bypass that proxy"
                         .to_owned()
+                }
+                Some(TransportPhase::Connect) if is_of_this_machine(login) => {
+                    format!("nothing listens at {login}: start it, for example with profile-edge sandbox")
                 }
                 Some(TransportPhase::Connect) => {
                     format!("no connection: allow outgoing connections to {login}, or set HTTPS_PROXY")
@@ -111,6 +117,10 @@ fn no_token(subject: &str, region: Option<&str>, [_, login]: &[String; 2], error
             format!("{login} does not answer as Genesys does: check {place}, and whether a proxy answers instead"),
         ),
     }
+}
+
+fn is_of_this_machine(host: &str) -> bool {
+    Url::parse(&format!("http://{host}")).is_ok_and(|url| is_loopback(&url))
 }
 
 fn with_token(subject: &str, target: &str, found: &TokenSurvey) -> Vec<Finding> {
@@ -213,12 +223,13 @@ fn audits(subject: &str, audits: &Result<bool, upstream::Error>) -> Finding {
     let detail = match audits {
         Ok(true) => {
             "the audit service covers external contacts: `profile-edge replay --from-genesys --since 2h` finds changes \
-                     whose events were lost"
+                     whose events were lost, and a [[tenant.source]] does so after each gap"
                 .to_owned()
         }
         Ok(false) => "the audit service does not cover external contacts; nothing needs it".to_owned(),
         Err(upstream::Error::Denied { .. }) => {
-            "the client may not read audits; only `profile-edge replay --from-genesys` needs them (audits:audit:view)"
+            "the client may not read audits; only `profile-edge replay --from-genesys`, and a [[tenant.source]] after a \
+             gap, use them (audits:audit:view)"
                 .to_owned()
         }
         Err(error) => format!("the audit service gives no answer; nothing needs it: {error}"),

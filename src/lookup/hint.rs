@@ -1,9 +1,10 @@
 //! Whom Genesys may name: a pointer of an identifier that is not believed, or the last one, if an event has removed it.
 
 use crate::domain::{Identity, Modified};
-use crate::store::{Base, Content, Entry};
+use crate::store::{self, Base, Content, Entry};
 
-use super::identifier::EntryRead;
+/// What the store holds at one key.
+pub(super) type EntryRead = Result<Option<Entry>, store::Error>;
 
 /// The customer whom Genesys may name.
 #[derive(Debug)]

@@ -23,16 +23,13 @@ use crate::upstream::Requester;
 
 use super::demand::Demand;
 use super::freshness::{self, Freshness};
-use super::hint::Hint;
+use super::hint::{EntryRead, Hint};
 use super::identify::{Identified, IdentifyTask};
 use super::reader::StepError;
 use super::{Config, ForwardReason, LookupAnswer, LookupContext, LookupError, Phases};
 
 /// How many identifiers a process remembers the customer of, about 300 bytes each.
 pub(super) const GUESSES: u64 = 50_000;
-
-/// What the store holds at one key.
-pub(super) type EntryRead = Result<Option<Entry>, store::Error>;
 
 /// One lookup by an identifier.
 #[derive(Debug)]
@@ -145,12 +142,12 @@ impl<'a> IdentifierReader<'a> {
             None => {
                 return match guessed {
                     // Whoever leads there may be about to ask for this identifier, too.
-                    Some((guess, Ok(Some(Entry::Leased(leased))))) => self.wait(&guess.key(), leased.token).await,
+                    Some((guess, Ok(Some(Entry::Leased(leased))))) => self.wait(&guess, leased.token).await,
                     guessed => self.ask(Base::Absent, guessed.and_then(Hint::of_guess)).await,
                 };
             }
             Some(Entry::Corrupt(bytes)) => return self.ask(Base::Corrupt(bytes), None).await,
-            Some(Entry::Leased(leased)) => return self.wait(&self.key.clone(), leased.token).await,
+            Some(Entry::Leased(leased)) => return self.wait(&self.identity.clone(), leased.token).await,
             // No event writes one here.
             Some(Entry::Tombstone(tombstone)) => return self.ask(Base::Dead(tombstone.token), None).await,
             Some(Entry::Record(record)) => record,
@@ -163,7 +160,9 @@ impl<'a> IdentifierReader<'a> {
         let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.identity.tenant()));
         let freshness = self.context.judge(&mut record, self.config, now);
         match (freshness, &record.content) {
-            (Freshness::Fresh { .. }, Content::Negative) if self.demand.refuses(&record, self.has_waited, now) => {
+            (Freshness::Fresh { .. }, Content::Negative)
+                if self.demand.refuses(&record, self.demand.has_waited_at(&self.identity), now) =>
+            {
                 self.ask(Base::Token(record.token), None).await
             }
             (Freshness::Fresh { remaining }, Content::Negative) => {
@@ -208,7 +207,7 @@ impl<'a> IdentifierReader<'a> {
         let view = match entry {
             None => ContactView::Hint(Hint::over(to.clone(), Base::Absent, None)),
             Some(Entry::Corrupt(bytes)) => ContactView::Hint(Hint::over(to.clone(), Base::Corrupt(bytes), None)),
-            Some(Entry::Leased(leased)) => return self.wait(&key, leased.token).await,
+            Some(Entry::Leased(leased)) => return self.wait(to, leased.token).await,
             Some(Entry::Tombstone(_)) => ContactView::Gone,
             Some(Entry::Record(record)) => self.view(record, &read),
         };
@@ -243,7 +242,7 @@ impl<'a> IdentifierReader<'a> {
                 self.phases.led(times);
                 match identified? {
                     Identified::Answer(answer) => Ok(Some(answer)),
-                    Identified::Wait { key, seen } => self.wait(&key, seen).await,
+                    Identified::Wait { at, seen } => self.wait(&at, seen).await,
                     Identified::Again => Ok(None),
                 }
             }

@@ -35,15 +35,16 @@ impl IdentifierReader<'_> {
         };
         let (now, cleared) = (self.context.deps.clock.now(), self.context.deps.clears.of(self.identity.tenant()));
         let freshness = self.context.judge(&mut record, self.config, now);
+        // What was fetched with the pointer was fetched while this lookup waited for the pointer.
+        let has_waited = self.demand.has_waited_at(&pointer.to)
+            || (pointer.filled_with == Some(base) && self.demand.has_waited_at(&self.identity));
         match (freshness, &record.content) {
             (Freshness::Expired, _) | (_, Content::Sealed(_) | Content::IdentifierPointer(_)) => {
                 hint(Base::Dead(base), None)
             }
             (_, Content::Pointer(_)) => ContactView::Gone,
             // The pointer is believed because of this record, so the answer is as old as the record.
-            (Freshness::Fresh { .. }, Content::Found(_))
-                if shows && self.demand.refuses(&record, self.has_waited, now) =>
-            {
+            (Freshness::Fresh { .. }, Content::Found(_)) if shows && self.demand.refuses(&record, has_waited, now) => {
                 hint(Base::Token(base), known)
             }
             (Freshness::Fresh { remaining }, Content::Found(_)) if shows => {

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::domain::{CustomerQuery, Key};
+use crate::domain::{CustomerQuery, Identity};
 use crate::store::{self, Token};
 use crate::upstream;
 
@@ -15,10 +15,12 @@ use super::single_flight::FlightResult;
 use super::{LookupAnswer, LookupError};
 
 impl IdentifierReader<'_> {
-    /// Waits until the entry of a key is another one, then looks again.
-    pub(super) async fn wait(&mut self, key: &Key, seen: Token) -> Result<Option<LookupAnswer>, StepError> {
+    /// Waits until an entry is another one, then looks again.
+    pub(super) async fn wait(&mut self, at: &Identity, seen: Token) -> Result<Option<LookupAnswer>, StepError> {
         self.end_first_read();
         self.has_waited = true;
+        self.demand.waits_at(at);
+        let key = &at.key();
         let (context, until) = (self.context, self.wait_deadline());
         if let Some(mut follower) = context.flights.join(key, seen) {
             return match follower.wait(until).await.map(|LeaderResult { outcome, .. }| outcome) {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::domain::{CustomerId, Identifier, Identity, Key, Modified, Profile};
+use crate::domain::{CustomerId, Identifier, Identity, Modified, Profile};
 use crate::faults::Fault;
 use crate::metrics::PointerOutcome;
 use crate::spans::{self, Cause};
@@ -52,8 +52,8 @@ pub(super) struct IdentifyTask {
 pub(super) enum Identified {
     /// The answer.
     Answer(LookupAnswer),
-    /// Another lookup asks, or fetches the customer: wait until this key has another entry than `seen`.
-    Wait { key: Key, seen: Token },
+    /// Another lookup asks, or fetches the customer: wait until there is another entry than `seen`.
+    Wait { at: Identity, seen: Token },
     /// An entry has changed meanwhile.
     Again,
 }
@@ -95,7 +95,7 @@ impl IdentifyTask {
                         let (leader, _follower) = self.context.flights.start(&key, lease.witness());
                         Some(ContactLease { identity, known, lease, leader })
                     }
-                    LeaseAnswer::Held { seen, .. } => return Ok(Identified::Wait { key, seen }),
+                    LeaseAnswer::Held { seen, .. } => return Ok(Identified::Wait { at: identity, seen }),
                     LeaseAnswer::Changed(_) => return Ok(Identified::Again),
                 }
             }
@@ -109,7 +109,7 @@ impl IdentifyTask {
             answer => {
                 self.give_up(contact).await;
                 match answer? {
-                    LeaseAnswer::Held { seen, .. } => Ok(Identified::Wait { key, seen }),
+                    LeaseAnswer::Held { seen, .. } => Ok(Identified::Wait { at: self.identity.clone(), seen }),
                     LeaseAnswer::Granted(_) | LeaseAnswer::Changed(_) => Ok(Identified::Again),
                 }
             }

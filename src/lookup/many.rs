@@ -39,14 +39,15 @@ impl Lookup {
         answers.into_iter().map(|(answer, ..)| answer).collect()
     }
 
-    /// Fetches customers that the store does not hold, in the background and for nobody: no lookup is counted.
+    /// Fetches customers that the store does not hold, in the background: no lookup is counted.
     pub(super) async fn warm(
         &self,
         tenant: &TenantId,
         customers: &[CustomerQuery],
+        requester: &Requester,
     ) -> Vec<Result<LookupAnswer, LookupError>> {
         let Some(config) = self.context.deps.tenants.get(tenant) else { return Vec::new() };
-        let (requester, deadline) = (&Requester::Background, Instant::now() + config.deadline);
+        let deadline = Instant::now() + config.deadline;
         let seats = Batch::seats(&self.context, tenant, requester, customers.len());
         let lookups = customers.iter().zip(seats).map(|(customer, seat)| async move {
             let for_nobody = (deadline, &mut Phases::default());

@@ -72,6 +72,6 @@ impl CacheReader<'_> {
 
     /// Returns whether the caller demands a newer answer.
     pub(super) fn is_too_old(&mut self, record: &Record, now: Timestamp) -> bool {
-        self.demand.refuses(record, self.has_waited, now)
+        self.demand.refuses(record, self.demand.has_waited_at(&self.current), now)
     }
 }

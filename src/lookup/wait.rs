@@ -36,6 +36,7 @@ impl CacheReader<'_> {
     /// Waits for the lookup that fetches: takes its result, or evaluates the entry after the fetch.
     pub(super) async fn follow(&mut self, seen: Token) -> Result<LookupStep, StepError> {
         self.seat = None;
+        self.demand.waits_at(&self.current);
         if let Some(follower) = self.context.flights.join(&self.key, seen) {
             return self.await_leader(follower, false).await;
         }

@@ -77,6 +77,16 @@ labels!(
     }
 );
 labels!(
+    /// How a search for changes that were missed ended.
+    CatchUpOutcome {
+        Complete = "complete",
+        /// Genesys refuses its audits, for example without the permission.
+        Refused = "refused",
+        /// It is continued later.
+        Early = "early",
+    }
+);
+labels!(
     /// Which part of a posted event was not believed.
     IngestDoubt {
         /// Its time is further in the future than `ingest.max_future`.

@@ -42,7 +42,7 @@ fn shown(status: &OutboxStatus) -> Value {
         "bytes": status.bytes,
         "maxBytes": status.max_bytes,
         "oldestSeconds": status.oldest_age.as_secs(),
-        "accepts": status.accepts,
+        "accepts": status.refusal.is_none(),
         "undecodable": status.undecodable,
     });
     if let Some(oldest) = status.oldest {

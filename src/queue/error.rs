@@ -13,6 +13,13 @@ pub enum Error {
         /// The configured limit in bytes.
         max_bytes: u64,
     },
+    /// The disk of a local queue is full. What is in the queue is delivered and settled; events are accepted when the disk
+    /// has space.
+    #[error("the disk of the queue is full: {reason}")]
+    DiskFull {
+        /// What the system reported.
+        reason: String,
+    },
     /// The queue is unreachable, did not confirm in time, or could not write.
     #[error("queue unavailable: {reason}")]
     Unavailable {
@@ -36,7 +43,7 @@ impl Error {
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
         match self {
-            Self::Full { .. } => Duration::from_secs(5),
+            Self::Full { .. } | Self::DiskFull { .. } => Duration::from_secs(5),
             Self::Unavailable { .. } | Self::Misconfigured { .. } | Self::Closed => Duration::from_secs(1),
         }
     }

@@ -38,10 +38,14 @@ impl Publisher for MeteredPublisher {
     }
 }
 
-/// Updates the gauges that only the queue can report, and returns whether the queue answers.
+/// Updates the gauges that only the queue can report, and returns whether the queue works.
 ///
 /// To be called every few seconds. A gauge without a new value keeps its last one.
-pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> bool {
+///
+/// # Errors
+///
+/// Why the queue does not work.
+pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> Result<(), Error> {
     let answered = queue.ping().await;
     metrics.queue_up.set(up(&answered));
     if let Ok(depth) = queue.depth().await {
@@ -53,14 +57,14 @@ pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> bool {
         }
         metrics.dead_letters.set(depth.dead_letters as f64);
     }
-    answered.is_ok()
+    answered
 }
 
 /// Returns the value of the gauge `queue_up`. A full queue is up, since it answers.
 fn up(outcome: &Result<(), Error>) -> f64 {
     match outcome {
         Ok(()) | Err(Error::Full { .. }) => 1.0,
-        Err(Error::Unavailable { .. } | Error::Misconfigured { .. } | Error::Closed) => 0.0,
+        Err(Error::DiskFull { .. } | Error::Unavailable { .. } | Error::Misconfigured { .. } | Error::Closed) => 0.0,
     }
 }
 
@@ -118,6 +122,7 @@ mod tests {
             (Err(Error::Closed), 1, 0),
             (Err(Error::Full { bytes: 1, max_bytes: 1 }), 1, 1),
             (Err(Error::Unavailable { reason: "disk".to_owned() }), 1, 0),
+            (Err(Error::DiskFull { reason: "ENOSPC".to_owned() }), 1, 0),
             (Ok(()), 2, 1),
         ] {
             let publisher = MeteredPublisher::new(Arc::new(Fixed(outcome.clone())), metrics.clone());
@@ -130,11 +135,11 @@ mod tests {
     #[tokio::test]
     async fn gauges_follow_the_queue_and_keep_their_last_value() {
         let metrics = Metrics::new();
-        assert!(refresh(&Fixed(Ok(())), &metrics).await);
+        refresh(&Fixed(Ok(())), &metrics).await.unwrap();
         for line in ["queue_up 1", "queue_events 3", "outbox_events 3", "outbox_bytes 700", "dead_letters 2"] {
             shows(&metrics, line);
         }
-        assert!(!refresh(&Fixed(Err(Error::Closed)), &metrics).await);
+        assert!(refresh(&Fixed(Err(Error::Closed)), &metrics).await.is_err());
         for line in ["queue_up 0", "outbox_events 3", "dead_letters 2"] {
             shows(&metrics, line);
         }

@@ -6,6 +6,7 @@ mod notifications;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -15,6 +16,7 @@ use crate::ingest::Ingest;
 use crate::invalid::InvalidSetting;
 use crate::lookup::Watch;
 use crate::metrics::Metrics;
+use crate::operate::replay::Replays;
 use crate::shutdown::Shutdown;
 use crate::upstream::notifications::Notifications;
 
@@ -73,6 +75,8 @@ pub struct TenantSource<'a> {
     pub notifications: Notifications,
     /// The most requests to its Genesys per minute.
     pub requests_per_minute: u32,
+    /// How long a record of a customer that is not watched is served.
+    pub unwatched_ttl: Duration,
 }
 
 /// The sources of all tenants.
@@ -80,17 +84,20 @@ pub struct TenantSource<'a> {
 pub struct Sources(HashMap<TenantId, Arc<Watcher>>);
 
 impl Sources {
-    /// Creates the sources; their tasks end at shutdown. They send nothing before a customer is to be watched.
+    /// Creates the sources; their tasks end at shutdown. They send nothing before a customer is to be watched. `replays`
+    /// searches what they miss, one search at a time.
     #[must_use]
     pub fn start<'a>(
         sources: impl IntoIterator<Item = TenantSource<'a>>,
         ingest: &Arc<Ingest>,
+        replays: &Arc<Replays>,
         clock: &SharedClock,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
         shutdown: &Shutdown,
     ) -> Self {
         let start = |source: TenantSource<'a>| {
-            (source.tenant.clone(), Watcher::start(source, Arc::clone(ingest), Arc::clone(clock), metrics, shutdown))
+            let (tenant, ingest, replays) = (source.tenant.clone(), Arc::clone(ingest), Arc::clone(replays));
+            (tenant, Watcher::start(source, ingest, replays, Arc::clone(clock), metrics, shutdown))
         };
         Self(sources.into_iter().map(start).collect())
     }

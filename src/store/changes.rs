@@ -106,6 +106,12 @@ impl ChangeFeed {
         self.0.is_live.load(Ordering::Relaxed)
     }
 
+    /// Returns what identifies this feed in its positions.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
     fn push(&self, item: FeedItem) {
         let mut items = self.0.items.lock();
         if items.window.len() == WINDOW {

@@ -160,19 +160,34 @@ pub trait Inspect: Debug + Send + Sync {
 /// When a name is gone, the last writes under it may be lost, even acknowledged ones:
 /// [`rules::failover`](crate::rules#failover).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReplicationHistory(BTreeSet<String>);
+pub struct ReplicationHistory {
+    answered: BTreeSet<String>,
+    /// The last known names of primaries that do not answer: they may go on.
+    silent: BTreeSet<String>,
+}
 
 impl ReplicationHistory {
-    /// Returns whether every history of `earlier` is part of this one.
+    /// Adds the last known names of primaries that do not answer.
     #[must_use]
-    pub fn continues(&self, earlier: &Self) -> bool {
-        earlier.0.is_subset(&self.0)
+    pub fn with_silent(self, silent: impl IntoIterator<Item = String>) -> Self {
+        Self { silent: silent.into_iter().collect(), ..self }
+    }
+
+    /// Returns whether a history goes on, or may go on.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.answered.contains(name) || self.silent.contains(name)
+    }
+
+    /// Returns the names of the primaries that answered.
+    pub fn answered(&self) -> impl Iterator<Item = &String> {
+        self.answered.iter()
     }
 }
 
 impl FromIterator<String> for ReplicationHistory {
     fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
-        Self(names.into_iter().collect())
+        Self { answered: names.into_iter().collect(), silent: BTreeSet::new() }
     }
 }
 

@@ -8,14 +8,15 @@
 //! - A caller that is alone may use everything.
 //! - When requests are scarce, each caller gets an equal share of what is added, and more if others need less. A caller
 //!   that begins to request gets its share at once, whatever the others have spent.
-//! - Customers that do not exist are bounded for each caller: a quarter of the budget. Above it the caller waits, because
-//!   random ids would otherwise cost a request each.
+//! - Customers that do not exist are bounded for each caller: a quarter of the budget, prefetches included. Above it the caller
+//!   waits, because random ids would otherwise cost a request each.
 //! - Fetches past a store that does not answer are bounded: half of the budget. Otherwise its failure would turn every hit
 //!   into a request, and nothing would be left for the misses when it is back.
 //! - Verifications of agents' tokens are one more caller, and bounded: half of the budget, and a quarter for tokens that were
 //!   never valid, because anybody can present them.
 //! - Refreshes in the background pass only while more than half of the common part is left, so they take nothing that a
-//!   waiting caller needs.
+//!   waiting caller needs. Prefetches for callers pass only while more than three quarters of it are left, so they take nothing
+//!   that refreshes need.
 //!
 //! Its state is one account for each caller, which is forgotten after [`REMEMBERED`]; callers are named by the configuration.
 
@@ -35,6 +36,10 @@ const STEP: Duration = Duration::from_millis(5);
 
 /// The part of the budget that may be spent on customers that do not exist, for each caller.
 const ABSENT_PART: f64 = 0.25;
+
+/// The part of the budget that refreshes leave in the common part, and that prefetches for callers leave.
+const KEPT_BY_REFRESHES: f64 = 0.25;
+const KEPT_BY_PREFETCHES: f64 = 0.375;
 
 /// The part of the budget that may be spent on fetches past the store.
 const BYPASS_PART: f64 = 0.5;
@@ -63,6 +68,8 @@ pub(super) struct Budget {
     agents: f64,
     strangers: f64,
     accounts: HashMap<Arc<str>, Account>,
+    /// How many absent customers each caller has asked for, less what the time has forgiven.
+    absent: HashMap<Arc<str>, f64>,
     filled_at: Instant,
 }
 
@@ -70,8 +77,6 @@ pub(super) struct Budget {
 #[derive(Debug)]
 struct Account {
     reserved: f64,
-    /// How many more absent customers it may ask for. Below zero after several requests at once.
-    absent: f64,
     requested_at: Instant,
 }
 
@@ -81,8 +86,8 @@ impl Budget {
         let per_minute = f64::from(per_minute);
         let (bypass, agents) = (per_minute * BYPASS_PART, per_minute * AGENTS_PART);
         let strangers = (per_minute * STRANGERS_PART).max(1.0);
-        let (common, accounts) = (per_minute, HashMap::new());
-        Self { per_minute, common, bypass, agents: agents.max(1.0), strangers, accounts, filled_at: now }
+        let (common, accounts, absent) = (per_minute, HashMap::new(), HashMap::new());
+        Self { per_minute, common, bypass, agents: agents.max(1.0), strangers, accounts, absent, filled_at: now }
     }
 
     /// Takes one request.
@@ -95,17 +100,22 @@ impl Budget {
         let (caller, is_bypass) = match requester {
             Requester::Caller(caller) => (caller, false),
             Requester::Bypass(caller) => (caller, true),
-            Requester::Background => return self.spend_in_background(),
+            Requester::Prefetch(caller) => {
+                self.check_absent(caller)?;
+                self.spend_in_background(KEPT_BY_PREFETCHES)?;
+                // Many are sent at once: each counts as absent until it is answered.
+                *self.absent.entry(Arc::clone(caller)).or_default() += 1.0;
+                return Ok(());
+            }
+            Requester::Background => return self.spend_in_background(KEPT_BY_REFRESHES),
         };
         if is_bypass && self.bypass < ONE {
             return Err(wait(1.0 - self.bypass, self.per_second() * BYPASS_PART));
         }
+        self.check_absent(caller)?;
         self.open_account(caller, now);
         let (rate, hungry) = (self.per_second(), self.hungry());
         let Some(account) = self.accounts.get_mut(caller) else { return Ok(()) };
-        if account.absent < ONE {
-            return Err(wait(1.0 - account.absent, rate * ABSENT_PART));
-        }
         let left = self.common + account.reserved;
         if left < ONE {
             return Err(wait(1.0 - left, rate / hungry.max(1.0)));
@@ -137,17 +147,29 @@ impl Budget {
         Ok(())
     }
 
-    /// Records that a request of this requester found no customer.
-    pub(super) fn absent(&mut self, requester: &Requester) {
-        if let Requester::Caller(caller) | Requester::Bypass(caller) = requester
-            && let Some(account) = self.accounts.get_mut(caller)
-        {
-            account.absent -= 1.0;
+    /// Records whether a request of this requester found no customer.
+    pub(super) fn answered(&mut self, requester: &Requester, is_absent: bool) {
+        match requester {
+            Requester::Caller(caller) | Requester::Bypass(caller) if is_absent => {
+                *self.absent.entry(Arc::clone(caller)).or_default() += 1.0;
+            }
+            Requester::Prefetch(caller) if !is_absent => {
+                if let Some(absent) = self.absent.get_mut(caller) {
+                    *absent -= 1.0;
+                }
+            }
+            Requester::Caller(_) | Requester::Bypass(_) | Requester::Prefetch(_) | Requester::Background => {}
         }
     }
 
-    fn spend_in_background(&mut self) -> Result<(), Duration> {
-        let spare = self.common - self.per_minute / 4.0;
+    /// Checks whether a caller may ask for another absent customer. Several requests at once may exceed the bound.
+    fn check_absent(&self, caller: &Arc<str>) -> Result<(), Duration> {
+        let left = (self.per_minute * ABSENT_PART).max(1.0) - self.absent.get(caller).copied().unwrap_or_default();
+        if left < ONE { Err(wait(1.0 - left, self.per_second() * ABSENT_PART)) } else { Ok(()) }
+    }
+
+    fn spend_in_background(&mut self, kept: f64) -> Result<(), Duration> {
+        let spare = self.common - self.per_minute * kept;
         if spare < ONE.min(self.per_minute / 4.0) {
             return Err(wait(1.0 - spare, self.per_second()));
         }
@@ -161,8 +183,7 @@ impl Budget {
             account.requested_at = now;
             return;
         }
-        let absent = (self.per_minute * ABSENT_PART).max(1.0);
-        self.accounts.insert(Arc::clone(caller), Account { reserved: 0.0, absent, requested_at: now });
+        self.accounts.insert(Arc::clone(caller), Account { reserved: 0.0, requested_at: now });
         let part = self.part();
         let mut released = (self.common - self.per_minute / 2.0).max(0.0);
         self.common -= released;
@@ -195,13 +216,17 @@ impl Budget {
         self.agents = refilled(self.agents, AGENTS_PART);
         self.strangers = refilled(self.strangers, STRANGERS_PART);
         self.bypass = (self.bypass + added * BYPASS_PART).min(self.per_minute * BYPASS_PART);
-        let (part, absent) = (self.part(), added * ABSENT_PART);
+        let forgiven = added * ABSENT_PART;
+        self.absent.retain(|_, absent| {
+            *absent -= forgiven;
+            *absent > 0.0
+        });
+        let part = self.part();
         // The fullest accounts first: what one of them does not need is shared by those after it.
         let mut accounts: Vec<_> = self.accounts.values_mut().collect();
         accounts.sort_unstable_by(|a, b| b.reserved.total_cmp(&a.reserved));
         let mut others: u32 = accounts.len().try_into().unwrap_or(u32::MAX);
         for account in accounts {
-            account.absent = (account.absent + absent).min((self.per_minute * ABSENT_PART).max(1.0));
             let gets = (added / f64::from(others.max(1))).min((part - account.reserved).max(0.0));
             account.reserved += gets;
             added -= gets;
@@ -319,11 +344,34 @@ mod tests {
         let mut budget = Budget::new(400, now);
         let mut found_nothing = 0;
         while budget.spend(&caller("a"), now).is_ok() {
-            budget.absent(&caller("a"));
+            budget.answered(&caller("a"), true);
             found_nothing += 1;
         }
         assert_eq!(found_nothing, 100);
         assert!(spent_at_once(&mut budget, &Requester::Background, now) <= 200);
         assert!(spent_at_once(&mut budget, &caller("b"), now) >= 100);
+    }
+
+    #[test]
+    fn prefetches_count_absent_customers_and_leave_enough_to_refreshes() {
+        let now = Instant::now();
+        let mut budget = Budget::new(400, now);
+        let prefetch = |name: &str| Requester::Prefetch(name.into());
+        let mut found_nothing = 0;
+        while budget.spend(&prefetch("a"), now).is_ok() {
+            budget.answered(&prefetch("a"), true);
+            found_nothing += 1;
+        }
+        assert_eq!(found_nothing, 100);
+        assert!(budget.spend(&caller("a"), now).is_err(), "lookups and prefetches have one bound");
+        let mut found = 0;
+        while budget.spend(&prefetch("b"), now).is_ok() {
+            budget.answered(&prefetch("b"), false);
+            found += 1;
+        }
+        assert_eq!(found, 150);
+        assert_eq!(spent_at_once(&mut budget, &prefetch("c"), now), 0);
+        assert_eq!(spent_at_once(&mut budget, &Requester::Background, now), 50);
+        assert!(budget.spend(&caller("b"), now).is_ok());
     }
 }

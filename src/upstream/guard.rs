@@ -21,6 +21,7 @@
 //! A cancelled fetch returns its permit and its right to be the breaker's probe.
 
 mod aside;
+mod identified;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +59,8 @@ pub(super) struct UpstreamLimits {
     pub(super) max_in_flight: usize,
     /// The most attempts per minute.
     pub(super) per_minute: u32,
-    /// Whether Genesys' bulk request returns the same bodies as the configured path.
-    pub(super) has_bulk: bool,
+    /// Whether Genesys' bulk requests and searches return the same bodies as the configured path.
+    pub(super) is_default_path: bool,
 }
 
 /// Limits the requests of one tenant; see the module's head.
@@ -68,7 +69,7 @@ pub(super) struct Guard<U> {
     inner: U,
     tenant: TenantId,
     timeout: Duration,
-    has_bulk: bool,
+    is_default_path: bool,
     permits: Semaphore,
     budget: Arc<Mutex<Budget>>,
     admission: Mutex<AdmissionState>,
@@ -103,7 +104,7 @@ impl<U> Guard<U> {
             inner,
             tenant,
             timeout: limits.timeout,
-            has_bulk: limits.has_bulk,
+            is_default_path: limits.is_default_path,
             permits: Semaphore::new(limits.max_in_flight),
             budget: Arc::new(Mutex::new(Budget::new(limits.per_minute, Instant::now()))),
             admission: Mutex::new(AdmissionState::new(Instant::now())),
@@ -192,9 +193,7 @@ impl<U: Upstream> Guard<U> {
         observe(&self.metrics.upstream_duration, began.elapsed());
         let verdict = self.verdict(&outcome, deadline.duration_since(began));
         admission.verdict = self.with_admission(|state, now| state.note(&outcome, verdict, began, now));
-        if outcome.as_ref().is_ok_and(Answer::is_absent) {
-            self.budget.lock().absent(requester);
-        }
+        self.budget.lock().answered(requester, outcome.as_ref().is_ok_and(Answer::is_absent));
         outcome
     }
 
@@ -263,7 +262,7 @@ impl<U: Upstream> Upstream for Guard<U> {
     ) -> Result<FetchedMany, Error> {
         let send = |deadline| self.inner.fetch_many(&self.tenant, customers, requester, deadline);
         let unusable = || Error::Unusable { reason: "no bulk answer" };
-        let many = if self.has_bulk && customers.len() > 1 {
+        let many = if self.is_default_path && customers.len() > 1 {
             self.run(requester, deadline, send).await
         } else {
             Err(unusable())
@@ -289,7 +288,12 @@ impl<U: Upstream> Upstream for Guard<U> {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         let send = |deadline| self.inner.search(&self.tenant, search, requester, deadline);
-        self.run(requester, deadline, send).await
+        match (search, self.run(requester, deadline, send).await?) {
+            (Search::Identifier(_), Fetched::Found(found)) if !self.is_default_path => {
+                self.fetch_found(found.canonical, requester, deadline).await
+            }
+            (_, fetched) => Ok(fetched),
+        }
     }
 }
 

@@ -91,6 +91,9 @@ pub trait Upstream: Debug + Send + Sync {
 
     /// Asks for contacts by something else than their id, and is otherwise like [`fetch`](Self::fetch). Only the answer to
     /// [`Search::Identifier`] is a profile.
+    ///
+    /// Where the configured path of a profile is not that of Genesys, the customer of an identifier is then fetched, with a
+    /// request of its own, so that the body is that of [`fetch`](Self::fetch).
     async fn search(
         &self,
         tenant: &TenantId,
@@ -101,13 +104,15 @@ pub trait Upstream: Debug + Send + Sync {
 }
 
 /// Who needs a fetch. The budget of a tenant is shared between its requesters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Requester {
     /// A lookup of this caller, by its configured name.
     Caller(Arc<str>),
     /// A lookup of this caller that goes past the store, which does not answer.
     Bypass(Arc<str>),
-    /// A refresh that no lookup waits for.
+    /// A prefetch for this caller, which no lookup waits for.
+    Prefetch(Arc<str>),
+    /// A refresh, or a prefetch for a conversation, which no lookup waits for.
     Background,
 }
 
@@ -117,7 +122,7 @@ impl Requester {
     pub fn past_the_store(&self) -> Self {
         match self {
             Self::Caller(caller) | Self::Bypass(caller) => Self::Bypass(Arc::clone(caller)),
-            Self::Background => Self::Background,
+            Self::Prefetch(_) | Self::Background => self.clone(),
         }
     }
 }

@@ -257,7 +257,7 @@ pub fn open<'a>(
             timeout: config.timeout,
             max_in_flight: config.max_in_flight,
             per_minute: settings.per_minute,
-            has_bulk: options.profile_path == default_profile_path(),
+            is_default_path: options.profile_path == default_profile_path(),
         };
         let (token_info, introspection) = (settings.introspection.token.clone(), settings.introspection);
         let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), introspection);

@@ -43,7 +43,8 @@ pub(crate) async fn compare() {
     service.stop().await;
 }
 
-fn batch(numbers: std::ops::Range<u32>) -> Vec<u8> {
+/// Returns the request for a batch of customers.
+pub(crate) fn batch(numbers: std::ops::Range<u32>) -> Vec<u8> {
     let ids: Vec<_> = numbers.map(|n| format!("\"{}\"", customer(n))).collect();
     let body = format!("{{\"tenantId\":\"10001\",\"customerIds\":[{}]}}", ids.join(","));
     let head = "POST /api/v1/profiles HTTP/1.1\r\nHost: localhost\r\nX-API-Key: demo-key\r\nContent-Type: application/json\r\n";

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::figures::{cpu, report_figure};
+use crate::figures::{cpu, report_figure, resident};
 use crate::load::{self, Connection};
 use crate::pipeline::Requests;
 use crate::service::{CUSTOMERS, Extras, PLAIN, Service};
@@ -36,9 +36,9 @@ const SENDERS: usize = 16;
 /// How long a client waits for its next change before it counts what is missing.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// At most half of the connections may be streams, and a usual limit of open files is 20,000.
-const STREAMS: usize = 9_500;
-const CONNECTIONS: usize = 2 * STREAMS + 100;
+/// At most half of the connections may be streams, and half of these of one caller; a usual limit of open files is 20,000.
+const STREAMS: usize = 4_700;
+const CONNECTIONS: usize = 4 * STREAMS + 100;
 /// The most that a stream may take.
 const STREAM_KIB: f64 = 20.0;
 
@@ -214,11 +214,4 @@ async fn many_streams() {
     report_figure("of each", &format!("{used:.1} KiB"), &format!("<= {STREAM_KIB} KiB"), used <= STREAM_KIB);
     drop(streams);
     service.stop().await;
-}
-
-/// Returns the resident memory of a process, in MiB.
-fn resident(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-    line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
 }

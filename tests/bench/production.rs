@@ -1,10 +1,9 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
 //! Run with `cargo bench --bench production`; with `hits`, `identifiers`, `batches`, `changes`, `pipeline`, `outbox`, `protocol`,
-//! `protections` or `overload`
-//! after a `--`, only that one runs. Every server is a separate process: the service (the real binary), its Genesys, the bare
-//! programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds of both sides alternate in
-//! one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
+//! `protections`, `overload` or `watched` after a `--`, only that one runs. Every server is a separate process: the service (the
+//! real binary), its Genesys, the bare programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds
+//! of both sides alternate in one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
 //! test: nothing here fails because a machine is slow.
 
 mod bare;
@@ -23,6 +22,7 @@ mod service;
 #[expect(dead_code, clippy::unwrap_used, reason = "the support of the tests; this needs only its servers")]
 #[path = "../it/support/mod.rs"]
 mod support;
+mod watched;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -68,6 +68,9 @@ fn main() {
         }
         if only("overload") {
             overload::measure().await;
+        }
+        if only("watched") {
+            watched::measure().await;
         }
     });
 }

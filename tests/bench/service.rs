@@ -17,6 +17,9 @@ use crate::support::process::{Process, configuration, free_port};
 /// The secret for signing events.
 pub(crate) const SECRET: &str = "bench-secret-of-26-letters";
 
+/// The source of events that are signed with it.
+const WEBHOOK: &str = "[[tenant.webhook]]\nscheme = \"hub-signature\"\nsecrets = [\"bench-secret-of-26-letters\"]\n";
+
 /// The number of customers of the sandbox.
 pub(crate) const CUSTOMERS: u32 = 1_000;
 
@@ -48,17 +51,27 @@ pub(crate) struct Extras<'a> {
     pub(crate) http: &'a str,
     /// Additional tables of its configuration.
     pub(crate) tables: &'a str,
+    /// The sources of its events: tables of its tenant.
+    pub(crate) sources: &'a str,
+    /// The number of customers of its Genesys.
+    pub(crate) customers: u32,
 }
 
 /// No data protection.
-pub(crate) const PLAIN: Extras<'static> =
-    Extras { fields: "[\"*\"]", lookup_by: "[\"customerId\"]", http: "", tables: "[audit]\nsink = \"none\"\n" };
+pub(crate) const PLAIN: Extras<'static> = Extras {
+    fields: "[\"*\"]",
+    lookup_by: "[\"customerId\"]",
+    http: "",
+    tables: "[audit]\nsink = \"none\"\n",
+    sources: WEBHOOK,
+    customers: CUSTOMERS,
+};
 
 /// A running service.
 pub(crate) struct Service {
     pub(crate) public: SocketAddr,
     pub(crate) admin: SocketAddr,
-    genesys: SocketAddr,
+    pub(crate) genesys: SocketAddr,
     process: Process,
     _sandbox: Process,
     _directory: TempDir,
@@ -75,17 +88,16 @@ impl Service {
         let directory = tempfile::tempdir().expect("a directory can be created");
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (public, admin, genesys) = (local(free_port()), local(free_port()), local(free_port()));
-        let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &CUSTOMERS.to_string()];
+        let Extras { fields, lookup_by, http, tables, sources, customers } = extras;
+        let sandbox = ["sandbox", "--listen", &genesys.to_string(), "--customers", &customers.to_string()];
         let sandbox = start(directory.path(), &[&sandbox[..], &["--latency", "0ms"]].concat());
         let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
-        let Extras { fields, lookup_by, http, tables } = extras;
         let text = format!(
             "roles = {roles}\n[http]\nlisten = \"{public}\"\n{http}[admin]\nlisten = \"{admin}\"\n\
              [lookup]\nttl = \"1h\"\nidentifier_ttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}{tables}\
              [[tenant]]\nid = \"10001\"\n[tenant.upstream]\napi_url = \"http://{genesys}\"\n\
              login_url = \"http://{genesys}\"\nclient_id = \"sandbox\"\nclient_secret = \"sandbox\"\n\
-             requests_per_minute = 60000\n\
-             [[tenant.webhook]]\nscheme = \"hub-signature\"\nsecrets = [\"{SECRET}\"]\n\
+             requests_per_minute = 60000\n{sources}\
              [[caller]]\nname = \"bench\"\nkey_sha256 = \"{DEMO_KEY_SHA256}\"\ntenants = [\"10001\"]\nfields = {fields}\n\
              lookup_by = {lookup_by}\n",
             rabbit.map(on_rabbit).unwrap_or_default()

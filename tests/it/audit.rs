@@ -575,6 +575,42 @@ async fn lookups_over_a_rate_are_one_record_a_second_for_each_caller() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn denials_that_a_caller_repeats_are_counted_beyond_a_hundred() {
+    const EACH: u64 = 1_500;
+    let directory = tempfile::tempdir().unwrap();
+    let (path, settings) = audited(directory.path(), "audit.buffer = 1000\n");
+    let edge = Edge::start_with(&settings).await;
+    let started = Instant::now();
+    let denied = async |n: u64| {
+        let form = [("grant_type", "client_credentials"), ("client_id", "demo"), ("client_secret", "demo-key")];
+        let form: Vec<_> = form.into_iter().chain([("scope", "tenant:99999")]).collect();
+        let token = edge.client.post(edge.url("/oauth/token")).form(&form).send().await.unwrap();
+        assert_eq!(token.status(), 400);
+        let request = edge.client.get(edge.url("/api/v1/profile")).header("X-API-Key", "demo-key");
+        let customer = customer(u32::try_from(n % 9).unwrap());
+        let request = request.query(&[("tenantId", "99999"), ("customerId", customer.as_str())]);
+        assert_eq!(request.send().await.unwrap().status(), 403);
+    };
+    for batch in 0..EACH / 50 {
+        join_all((0..50).map(|n| denied(50 * batch + n))).await;
+    }
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
+    edge.stop().await;
+    let all = records(&path);
+    for (kind, reason) in [("token", "scope"), ("lookup", "tenant")] {
+        let such: Vec<&Value> = of_type(&all, kind).into_iter().filter(|one| one["reason"] == reason).collect();
+        assert!(such.iter().all(|one| one["caller"] == "demo"));
+        let number: u64 = such.iter().map(|one| one["count"].as_u64().unwrap_or(1)).sum();
+        assert_eq!(number, EACH, "{kind}");
+        assert!(such.len() <= 100 + 11 * (seconds + 3), "{kind}: {} records in {seconds} s", such.len());
+        // A common record names no customer that is not that of all.
+        assert!(
+            such.iter().all(|one| one["count"].as_u64().is_none_or(|number| number < 9 || one.get("key").is_none()))
+        );
+    }
+}
+
 /// The names of the fields in an answer are in its record. A caller that chooses them could write any text there, and a record that is
 /// too long for `audit verify`.
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,7 @@ const CRM: &str = "5a4d0000-0000-4000-8000-0000000000e1";
 
 on_every_pairing!(
     no_cache_by_a_number_fetches_anew_and_replaces_both_entries,
+    no_cache_that_waits_for_another_lookup_by_the_number_is_fresh,
     a_hard_clear_ends_what_is_stored_of_numbers,
     a_soft_clear_refreshes_what_is_stored_of_numbers,
     a_batch_may_name_its_customers_by_identifiers,
@@ -48,6 +49,25 @@ async fn with_a_cached_number(pairing: Pairing) -> Edge {
     assert_eq!(by_phone(&edge, NUMBER, "").await.json()["id"], json!(customer(1)));
     eventually("a hit", || async { by_phone(&edge, NUMBER, "").await.is_hit().then_some(()) }).await;
     edge
+}
+
+/// The other lookup asks who has the number, and leaves the customer's entry as it was.
+async fn no_cache_that_waits_for_another_lookup_by_the_number_is_fresh(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, LASTING).await;
+    edge.behave(json!({ "events": false })).await;
+    patch(&edge, 1, json!({ "workPhone": { "e164": NUMBER } })).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    patch(&edge, 1, json!({ "firstName": "Augusta" })).await;
+    edge.behave(json!({ "latency": "400ms" })).await;
+    let before = edge.calls().await.0;
+    let demanded = async {
+        eventually("the other one asks", || async { (edge.calls().await.0 > before).then_some(()) }).await;
+        by_phone(&edge, NUMBER, "no-cache").await
+    };
+    let (other, fresh) = tokio::join!(by_phone(&edge, NUMBER, ""), demanded);
+    assert_eq!((other.status, fresh.status), (200, 200), "{} {}", other.text, fresh.text);
+    assert_eq!(fresh.json()["firstName"], "Augusta", "{}", fresh.cache_status);
+    edge.stop().await;
 }
 
 async fn no_cache_by_a_number_fetches_anew_and_replaces_both_entries(pairing: Pairing) {

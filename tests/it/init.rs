@@ -24,7 +24,7 @@ async fn from_an_empty_directory_to_the_first_hit() {
     let genesys = Edge::start().await;
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("secret"), "sandbox\n").unwrap();
-    let (url, public) = (format!("http://{}", genesys.sandbox_address()), "https://cache.example.org");
+    let (url, public) = (format!("http://{}", genesys.sandbox_address()), "https://cache.example.org:8443");
     let arguments = [
         "--dir",
         "edge",
@@ -65,8 +65,11 @@ async fn from_an_empty_directory_to_the_first_hit() {
         );
     }
     let action = read("genesys/data-action-profile-by-id.json");
-    assert!(action.contains("https://cache.example.org/api/v1/profile") && action.contains("acme"), "{action}");
+    assert!(action.contains("https://cache.example.org:8443/api/v1/profile") && action.contains("acme"), "{action}");
     assert!(!action.contains("10001") && !action.contains("edge.example.com"));
+    assert!(read("genesys/eventbridge.yaml").contains("Default: cache.example.org:8443"));
+    let page = read("genesys/README.md");
+    assert!(page.contains("https://cache.example.org:8443/webhooks/acme") && !page.contains("stand for"), "{page}");
 
     let again = init(directory.path(), &arguments);
     assert_eq!(again.status.code(), Some(64));

@@ -47,6 +47,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("roles", &[]),
     ("rules", &[]),
     ("sampled", &[]),
+    ("shares", &[]),
     ("spans", &["domain", "metrics"]),
     ("supervise", &["shutdown"]),
     ("telemetry", &["domain", "invalid", "metrics", "shutdown", "spans", "tls"]),
@@ -92,7 +93,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "consumer",
         &["audit", "clock", "domain", "faults", "metrics", "queue", "shutdown", "spans", "store", "supervise"],
     ),
-    ("lookup", &["clock", "contact", "domain", "faults", "metrics", "shutdown", "spans", "store", "upstream"]),
+    (
+        "lookup",
+        &["clock", "contact", "domain", "faults", "metrics", "shares", "shutdown", "spans", "store", "upstream"],
+    ),
     (
         "operate",
         &["clock", "domain", "ingest", "metrics", "queue", "shutdown", "store", "supervise", "tls", "upstream"],
@@ -101,7 +105,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "doctor",
         &["authorization", "clock", "config", "domain", "ingest", "operate", "queue", "store", "tls", "upstream"],
     ),
-    ("sources", &["clock", "domain", "ingest", "invalid", "lookup", "metrics", "shutdown", "supervise", "upstream"]),
+    (
+        "sources",
+        &["clock", "domain", "ingest", "invalid", "lookup", "metrics", "operate", "shutdown", "supervise", "upstream"],
+    ),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (
         "http",
@@ -118,6 +125,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "readiness",
             "reload",
             "sampled",
+            "shares",
             "shutdown",
             "spans",
             "store",

@@ -57,6 +57,27 @@ async fn an_emptied_memcached_is_found_like_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_memcached_that_is_down_does_not_hide_the_restart_of_another() {
+    let mut servers = [MemcachedServer::start(&[]).await, MemcachedServer::start(&[]).await];
+    let edge = on(&servers.each_ref(), "").await;
+    for n in 1..=12 {
+        assert_eq!(edge.post_event(&flat(&customer(n))).await.status(), 202);
+    }
+    edge.applied("updated", 12.0).await;
+    // The history is read once a second, and must have been read before.
+    edge.wait_for_metric("profile_edge_store_operations_total{op=\"lineage\",outcome=\"ok\"}", 2.0).await;
+    servers[0].kill().await;
+    edge.is_without("store").await;
+    servers[1].restart().await;
+    // Those of the second server take effect again, those of the first must wait.
+    edge.applied("updated", 13.0).await;
+    servers[0].restart().await;
+    edge.applied("updated", 24.0).await;
+    edge.is_ready().await;
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_of_three_memcached_servers_fails_alone() {
     let mut servers = Vec::new();
     for _ in 0..3 {

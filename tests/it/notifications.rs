@@ -1,5 +1,7 @@
 //! Events over Genesys' WebSockets: what is watched, what is lost, and what is done about it.
 
+use std::net::SocketAddr;
+
 use profile_edge::config;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -12,14 +14,18 @@ const UP: &str = "profile_edge_source_up{tenant=\"10001\"}";
 const WATCHED: &str = "profile_edge_source_watched{tenant=\"10001\"}";
 
 /// A Genesys, and a process that gets events from its sockets only.
-struct World {
-    genesys: Edge,
-    edge: Edge,
+pub(crate) struct World {
+    pub(crate) genesys: Edge,
+    pub(crate) edge: Edge,
 }
 
 /// The settings of a process whose only source is the notifications of a sandbox.
 fn settings(genesys: &Edge, tenant: &str) -> String {
-    let address = genesys.sandbox_address();
+    settings_of(genesys.sandbox_address(), tenant)
+}
+
+/// The same, by the address of the sandbox.
+pub(crate) fn settings_of(address: SocketAddr, tenant: &str) -> String {
     format!(
         r#"
         [[tenant]]
@@ -42,10 +48,10 @@ fn settings(genesys: &Edge, tenant: &str) -> String {
 }
 
 /// Long times: only an event makes a watched profile anew within a test.
-const LONG: &str = "ttl = \"1h\"\nttl_jitter = 0.0\nunwatched_ttl = \"1s\"";
+pub(crate) const LONG: &str = "ttl = \"1h\"\nttl_jitter = 0.0\nunwatched_ttl = \"1s\"";
 
 impl World {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_on(Pairing::Embedded, "[sandbox]\nlatency = \"0ms\"\ncustomers = 5000\n").await
     }
 
@@ -55,18 +61,18 @@ impl World {
         Self { genesys, edge }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.edge.stop().await;
         self.genesys.stop().await;
     }
 
-    async fn channels(&self) -> Value {
+    pub(crate) async fn channels(&self) -> Value {
         let answer = self.genesys.sandbox(Method::GET, "/sandbox/channels").send().await.unwrap();
         answer.json().await.unwrap()
     }
 
     /// Looks a customer up until it is served as a hit that is watched.
-    async fn watched_hit(&self, customer: &str) -> LookupAnswer {
+    pub(crate) async fn watched_hit(&self, customer: &str) -> LookupAnswer {
         eventually("a watched hit", || async {
             let answer = self.edge.look_up(customer).await;
             (answer.is_hit() && !answer.cache_status.contains("unwatched")).then_some(answer)
@@ -75,13 +81,13 @@ impl World {
     }
 
     /// Waits until the title of a customer is this.
-    async fn shows(&self, customer: &str, title: &str) {
+    pub(crate) async fn shows(&self, customer: &str, title: &str) {
         eventually(title, || async { (self.edge.look_up(customer).await.json()["title"] == title).then_some(()) })
             .await;
     }
 
     /// Waits until readiness names the source with this reason.
-    async fn misses(&self, reason: &str) -> String {
+    pub(crate) async fn misses(&self, reason: &str) -> String {
         eventually("degraded", || async {
             let found = self.edge.ready().await["reasons"]["source:10001"].as_str().map(str::to_owned);
             found.filter(|found| found.contains(reason))
@@ -288,6 +294,7 @@ async fn the_log_names_a_gap_and_no_person() {
     genesys.behave(json!({ "cut_sockets": true })).await;
     process.wait_for_log("changes of contacts may be missed").await;
     process.wait_for_log("changes of contacts are received again").await;
+    process.wait_for_log("needs the permission audits:audit:view").await;
     let log = process.log();
     for secret in [before["workEmail"].as_str().unwrap(), &one, "Countess of Canaries", "/channels/"] {
         assert!(!log.contains(secret), "the log has {secret}");

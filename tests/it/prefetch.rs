@@ -2,6 +2,7 @@
 
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::pairing::on_every_pairing;
 use crate::support::edge::{Edge, LookupAnswer, Pairing, looked, with_sandbox_of};
@@ -208,4 +209,75 @@ async fn prefetching_leaves_budget_to_lookups() {
     // Those that wait for budget do not hold up the drain.
     narrow.stop().await;
     edge.stop().await;
+}
+
+/// A service with a budget of 40 a minute, of which each customer costs one, and two callers; the key of the second is `other-key`.
+async fn narrow(sandbox: &Edge) -> Edge {
+    let other = hex::encode(Sha256::digest("other-key"));
+    let caller = "lookup_by = [\"customerId\", \"phone\"]\n";
+    let settings = with_sandbox_of(sandbox.sandbox_address())
+        .replacen("client_secret = \"sandbox\"", "client_secret = \"sandbox\", requests_per_minute = 40", 1)
+        .replacen(
+            "upstream = {",
+            "prewarm = true\nupstream = { profile_path = \"/api/v2/externalcontacts/contacts/{customer_id}?x=1\",",
+            1,
+        )
+        .replacen("[[caller]]", "[[tenant.webhook]]\nscheme = \"api-key\"\nsecrets = [\"demo-secret\"]\n[[caller]]", 1);
+    Edge::start_with(&format!(
+        "sandbox.enabled = false\nkeys.secret = \"cHJvZmlsZS1lZGdlIGRlbW8ga2V5OiBldmVyeWJvZHkga25vd3MgaXQ=\"\n\
+         {settings}{caller}[[caller]]\nname = \"other\"\nkey_sha256 = \"{other}\"\ntenants = [\"10001\"]\nfields = [\"*\"]\n{caller}"
+    ))
+    .await
+}
+
+/// Asks for lookups to be fetched ahead; returns how many are queued.
+async fn ahead(edge: &Edge, key: &str, lookups: &[Value]) -> u64 {
+    let request = edge.client.post(edge.url("/api/v1/profiles/prefetch")).header("X-API-Key", key);
+    let answer = request.json(&json!({ "tenantId": "10001", "lookups": lookups })).send().await.unwrap();
+    assert_eq!(answer.status(), 202);
+    answer.json::<Value>().await.unwrap()["queued"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetches_of_random_numbers_are_bounded_for_each_caller() {
+    let sandbox = Edge::start().await;
+    let edge = narrow(&sandbox).await;
+    let numbers: Vec<_> = (0..100).map(|n| json!({ "phone": format!("+120255501{n:02}") })).collect();
+    assert_eq!(ahead(&edge, "demo-key", &numbers).await, 100);
+    let absent = "profile_edge_upstream_requests_total{outcome=\"absent\"}";
+    edge.wait_for_metric(absent, 10.0).await;
+    // Another caller is not held up by it.
+    assert_eq!(ahead(&edge, "other-key", &[json!({ "customerId": customer(1) })]).await, 1);
+    eventually("the other's customer", || async {
+        (edge.metric("profile_edge_upstream_requests_total{outcome=\"found\"}").await >= 1.0).then_some(())
+    })
+    .await;
+    // A quarter of the budget, and what a few seconds add to it.
+    assert!(edge.metric(absent).await <= 15.0, "{}", edge.metric(absent).await);
+    edge.stop().await;
+    sandbox.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetches_of_a_caller_do_not_displace_those_of_conversations() {
+    let sandbox = Edge::start().await;
+    let edge = narrow(&sandbox).await;
+    let mut queued = 0;
+    for batch in 0..120 {
+        let lookups: Vec<_> = (0..100).map(|n| json!({ "customerId": customer(1_000 + 100 * batch + n) })).collect();
+        queued += ahead(&edge, "demo-key", &lookups).await;
+    }
+    // It never has the whole queue, and conversations have one of their own.
+    assert!((100..10_000).contains(&queued), "{queued}");
+    assert_eq!(ahead(&edge, "other-key", &[json!({ "customerId": customer(2) })]).await, 1);
+    edge.wait_for_metric(FETCHED, 20.0).await;
+    let event = conversation("customer.start", json!({ "externalContactId": customer(1) }));
+    assert_eq!(edge.post_event(&event).await.status(), 202);
+    let contacts = async || {
+        let calls: Value = sandbox.sandbox(Method::GET, "/sandbox/calls").send().await.unwrap().json().await.unwrap();
+        calls["contacts"].clone()
+    };
+    eventually("the customer of the conversation", || async { contacts().await.get(customer(1)).map(drop) }).await;
+    edge.stop().await;
+    sandbox.stop().await;
 }

@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::edge::Edge;
+use crate::support::http2::Frame;
 use crate::support::process::Ports;
 use crate::support::tls::{self, certificates, client_trusting};
 use crate::support::{PATIENCE, customer, eventually};
@@ -168,12 +169,6 @@ async fn too_many_or_too_large_header_fields_are_refused() {
     edge.stop().await;
 }
 
-/// A frame of HTTP/2 (RFC 9113 section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn rapid_resets_of_requests_are_answered_with_enhance_your_calm() {
     let edge = Edge::start().await;
@@ -200,11 +195,11 @@ async fn resets_and_is_told_to_calm_down(mut stream: impl AsyncRead + AsyncWrite
     const GO_AWAY: u8 = 7;
     const ENHANCE_YOUR_CALM: u8 = 11;
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    sent.extend(frame(4, 0, 0, &[]));
+    sent.extend(Frame::bytes(4, 0, 0, &[]));
     for n in 0..500 {
         // GET / of "x" with HPACK's static table, whole; then RST_STREAM with CANCEL.
-        sent.extend(frame(1, 5, 2 * n + 1, &[0x82, 0x86, 0x84, 0x41, 1, b'x']));
-        sent.extend(frame(3, 0, 2 * n + 1, &[0, 0, 0, 8]));
+        sent.extend(Frame::bytes(1, 5, 2 * n + 1, &[0x82, 0x86, 0x84, 0x41, 1, b'x']));
+        sent.extend(Frame::bytes(3, 0, 2 * n + 1, &[0, 0, 0, 8]));
     }
     // It may be cut off before it has said everything.
     let _ = stream.write_all(&sent).await;

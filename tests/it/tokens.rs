@@ -254,6 +254,28 @@ async fn tokens_of_other_organisations_and_wrong_ones_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_over_the_rate_names_no_other_agent() {
+    let desk = Desk::start(&format!("{AGENTS}requests_per_second = 1\n")).await;
+    let tokens = [desk.genesys_token("agent").await, desk.genesys_token("agent").await];
+    let mut refused = 0;
+    for _ in 0..20 {
+        for answer in join_all(tokens.iter().cycle().take(20).map(|token| desk.look_up("10001", token))).await {
+            refused += u64::from(answer.status == 429);
+        }
+    }
+    let records = desk.edge.audit_records();
+    desk.stop().await;
+    let records: Vec<Value> = records().into_iter().filter(|record| record["reason"] == "rate").collect();
+    assert_eq!(records.iter().map(|record| record["count"].as_u64().unwrap_or(1)).sum::<u64>(), refused);
+    // Each of the rounds had both agents.
+    let is_of_one = |record: &&Value| record["count"].as_u64().is_none_or(|count| count < 10);
+    assert!(records.iter().filter(|record| !is_of_one(record)).count() > 0, "{records:?}");
+    for record in &records {
+        assert!(is_of_one(&record) || record.get("agent").is_none(), "{record}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_token_of_an_agent_is_refused_after_recheck() {
     let desk = Desk::start(&format!("{AGENTS}recheck = \"2s\"\n")).await;
     let token = desk.genesys_token("agent").await;

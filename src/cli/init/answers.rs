@@ -1,13 +1,19 @@
 //! What `profile-edge init` needs to know: from its arguments, and asked for at a terminal.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use url::Url;
 
 use crate::domain::{Secret, TenantId};
+use crate::tls::is_loopback;
 
 use super::super::first_line;
+
+/// How often a question is asked.
+const ATTEMPTS: usize = 3;
 
 /// The arguments of `profile-edge init`.
 #[derive(Debug, clap::Args)]
@@ -87,63 +93,88 @@ impl Answers {
         let terminal = Terminal { may_ask };
         let tenant = match args.tenant {
             Some(tenant) => tenant,
-            None => {
-                let id = terminal.ask("Id of the tenant", Some("10001"), "--tenant")?;
-                id.parse::<TenantId>().map_err(|error| format!("--tenant: {error}"))?
-            }
+            None => terminal.ask("Id of the tenant", Some("10001"), "--tenant", parsed::<TenantId>)?,
         };
         let genesys = match (args.region, args.genesys_url) {
             (_, Some(url)) => Genesys::Url(url),
             (Some(region), None) => Genesys::Region(region),
-            (None, None) => Genesys::Region(terminal.ask("Region, such as us_east_1", None, "--region")?),
+            (None, None) => {
+                terminal.ask("Region, such as us_east_1, or the URL of a sandbox", None, "--region", Genesys::of)?
+            }
         };
         let client_id = match args.client_id {
             Some(id) => id,
-            None => terminal.ask("Id of the OAuth client", None, "--client-id")?,
+            None => terminal.ask("Id of the OAuth client", None, "--client-id", parsed::<String>)?,
         };
         let client_secret = match args.client_secret_file {
             Some(file) => read(&file)?,
             None => {
-                let file = terminal.ask("File with the secret of the OAuth client", None, "--client-secret-file")?;
-                read(&PathBuf::from(file))?
+                let question = "File with the secret of the OAuth client";
+                terminal.ask(question, None, "--client-secret-file", |file| read(Path::new(file)))?
             }
         };
         let callers = if args.callers.is_empty() {
-            let names = terminal.ask("Names of the callers, separated by spaces", Some("architect"), "--caller")?;
-            names.split_whitespace().map(str::to_owned).collect()
+            let names = |names: &str| Ok(names.split_whitespace().map(str::to_owned).collect());
+            terminal.ask("Names of the callers, separated by spaces", Some("architect"), "--caller", names)?
         } else {
             args.callers
         };
         let public_url = match args.public_url {
             Some(url) => url,
             None => {
-                let url = terminal.ask("Public URL of the service", Some("http://127.0.0.1:8080"), "--public-url")?;
-                url.parse::<Url>().map_err(|error| format!("--public-url: {error}"))?
+                let default = Some("http://127.0.0.1:8080");
+                terminal.ask("Public URL of the service", default, "--public-url", parsed::<Url>)?
             }
         };
         let (redis_url, amqp_url) = (args.redis_url.map(Secret::new), args.amqp_url.map(Secret::new));
         Ok(Self { tenant, genesys, client_id, client_secret, callers, public_url, redis_url, amqp_url })
     }
+
+    /// Returns whether the public URL is of this machine although Genesys is not.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.genesys, Genesys::Region(_)) && is_loopback(&self.public_url)
+    }
+}
+
+impl Genesys {
+    fn of(answer: &str) -> Result<Self, String> {
+        if answer.contains("://") { parsed(answer).map(Self::Url) } else { Ok(Self::Region(answer.to_owned())) }
+    }
 }
 
 impl Terminal {
-    /// Asks; an empty answer is the default.
-    fn ask(self, question: &str, default: Option<&str>, flag: &str) -> Result<String, String> {
+    /// Asks, and again after a wrong answer, up to [`ATTEMPTS`] times; an empty answer is the default.
+    fn ask<T>(
+        self,
+        question: &str,
+        default: Option<&str>,
+        flag: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let missing = || format!("{flag} is missing: {question}");
         if !self.may_ask {
-            return default.map(str::to_owned).ok_or_else(|| format!("{flag} is missing: {question}"));
+            return read(default.ok_or_else(missing)?);
         }
         let shown = default.map(|default| format!(" [{default}]")).unwrap_or_default();
-        let _ = write!(std::io::stderr().lock(), "{question}{shown}: ");
-        let answer = first_line().map_err(|error| format!("standard input cannot be read: {error}"))?;
-        match (answer.trim(), default) {
-            ("", Some(default)) => Ok(default.to_owned()),
-            ("", None) => Err(format!("{flag} is missing: {question}")),
-            (answer, _) => Ok(answer.to_owned()),
+        let mut attempts = 1;
+        loop {
+            let _ = write!(std::io::stderr().lock(), "{question}{shown}: ");
+            let answer = first_line().map_err(|error| format!("standard input cannot be read: {error}"))?;
+            let given = Some(answer.trim()).filter(|answer| !answer.is_empty()).or(default);
+            match given.ok_or_else(missing).and_then(&read) {
+                Err(problem) if attempts < ATTEMPTS => super::complain(&problem),
+                outcome => return outcome,
+            }
+            attempts += 1;
         }
     }
 }
 
-fn read(file: &PathBuf) -> Result<Secret, String> {
+fn parsed<T: FromStr<Err: Display>>(answer: &str) -> Result<T, String> {
+    answer.parse().map_err(|error| format!("{answer}: {error}"))
+}
+
+fn read(file: &Path) -> Result<Secret, String> {
     let text = if file.as_os_str() == "-" { first_line() } else { std::fs::read_to_string(file) };
     let text = text.map_err(|error| format!("--client-secret-file {}: {error}", file.display()))?;
     match text.trim_end_matches(['\n', '\r']) {

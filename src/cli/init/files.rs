@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
+use url::Position;
 
 use crate::domain::Secret;
 use crate::private_files::{FILE_MODE, create_directory};
@@ -19,6 +20,8 @@ use super::answers::{Answers, Genesys};
 const HOST: &str = "https://edge.example.com";
 const BARE_HOST: &str = "edge.example.com";
 const TENANT: &str = "10001";
+/// What the page about these files says of them.
+const PLACEHOLDERS: &str = "`edge.example.com` and `10001` stand for the public host and the tenant. `profile-edge init` writes these files with both filled in.";
 
 /// The files to import into Genesys and AWS.
 const PACK: [(&str, &str); 13] = [
@@ -36,6 +39,10 @@ const PACK: [(&str, &str); 13] = [
     ("terraform/genesys.tf", include_str!("../../../conf/genesys/terraform/genesys.tf")),
     ("terraform/eventbridge.tf", include_str!("../../../conf/genesys/terraform/eventbridge.tf")),
 ];
+
+/// What is wrong with a public URL of this machine.
+const LOCAL: &str = "warning: Genesys cannot reach the public URL, which is of this machine. Before you import the files, run init again \
+    with --force and --public-url.\n\n";
 
 /// What is to be written.
 pub(super) struct Plan {
@@ -61,9 +68,14 @@ impl Plan {
         secrets.extend(answers.amqp_url.clone().map(|url| ("amqp-url".to_owned(), url)));
         let template = template(answers, directory, &secrets);
         let url = answers.public_url.as_str().trim_end_matches('/');
-        let host = answers.public_url.host_str().unwrap_or(BARE_HOST);
-        let fill =
-            |text: &str| text.replace(HOST, url).replace(BARE_HOST, host).replace(TENANT, &answers.tenant.to_string());
+        let host = &answers.public_url[Position::BeforeHost..Position::AfterPort];
+        let (tenant, written) = (
+            answers.tenant.to_string(),
+            format!("Written by `profile-edge init` for {url} and the tenant {}.", answers.tenant),
+        );
+        let fill = |text: &str| {
+            text.replace(PLACEHOLDERS, &written).replace(HOST, url).replace(BARE_HOST, host).replace(TENANT, &tenant)
+        };
         let imports = PACK.into_iter().map(|(name, text)| (name, fill(text))).collect();
         Self { directory: directory.to_owned(), template, secrets, imports }
     }
@@ -129,17 +141,18 @@ impl Plan {
         format!(
             "Written: {config}, its secrets, and the files to import in {genesys}\n\n\
              At Genesys ({genesys}/README.md has the details):\n\
-             1. Role and OAuth client: oauth-role.json, oauth-client.json.\n\
+             1. Role and OAuth client: oauth-role.json, oauth-client.json. Done, if genesys.token and genesys.permissions are ok below.\n\
              2. A Web Services Data Actions integration; its User Defined credential has the field apiKey: the content of\n   \
              {}\n   \
              Import data-action-profile-by-id.json, -by-phone.json, -by-email.json. They post to {url}/api/v1/profile\n\
              3. Events: eventbridge.yaml or terraform/, or the workflow. They post to {url}/webhooks/{tenant} with X-API-Key:\n   \
              the content of {}\n\n\
              Start:  profile-edge run --config {config}\n\
-             Check:  PROFILE_EDGE_CALLER_KEY=\"$(cat {})\" profile-edge doctor --config {config}\n\n",
+             Check:  PROFILE_EDGE_CALLER_KEY=\"$(cat {})\" profile-edge doctor --config {config}\n\n{}",
             key.display(),
             webhook.display(),
-            key.display()
+            key.display(),
+            if answers.is_local() { LOCAL } else { "" },
         )
     }
 }

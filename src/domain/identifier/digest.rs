@@ -58,9 +58,15 @@ impl fmt::Debug for IdentifierHasher {
 }
 
 /// The short digests of the identifiers that a profile shows, so that reading a stored profile needs no parsing.
-/// Cloning is cheap.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Cloning is cheap. The `Debug` form has their number.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct IdentifierMarks(Bytes);
+
+impl fmt::Debug for IdentifierMarks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IdentifierMarks([redacted], {})", self.0.len() / MARK)
+    }
+}
 
 impl IdentifierMarks {
     /// Takes the bytes of [`as_bytes`](Self::as_bytes); `None` for any other length.

@@ -3,6 +3,7 @@
 mod agent_request;
 pub mod agents;
 pub mod authenticate;
+mod caller_share;
 pub mod callers;
 pub mod field_set;
 pub mod jwt;

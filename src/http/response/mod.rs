@@ -1,5 +1,6 @@
 //! Responses: problems, and the headers that describe a cached answer.
 
+pub(super) mod batch_body;
 pub(super) mod cache_status;
 pub mod dialect;
 pub(super) mod etag;

@@ -3,7 +3,6 @@
 //! As the route of one contact: contacts are verbatim, so only a caller that may read every field is answered; a failure of
 //! the whole request is Genesys' `ErrorBody`, and one contact fails in its own result.
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::post;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -19,14 +18,15 @@ use crate::audit::DenialReason;
 use crate::domain::{CustomerId, CustomerQuery, LookupBy};
 use crate::http::auth::field_set::FieldSet;
 use crate::lookup::{LookupAnswer, LookupOutcome};
-use crate::metrics::LookupResult;
 
 use crate::http::auth::callers::Caller;
 use crate::http::request::{body, json};
+use crate::http::response::batch_body::{BatchText, ProfileText};
 use crate::http::response::dialect::{Dialect, ErrorBody};
 use crate::http::response::problem::Problem;
 use crate::http::routes::lookup_api::{LookupApi, MAX_BATCH, not_authorized, shown, tenant_of};
 use crate::http::routes::lookup_audit::LookupAudit;
+use crate::http::routes::many_answers::ManyAnswers;
 
 /// Genesys' `BulkIdsRequest`.
 #[derive(Deserialize)]
@@ -59,6 +59,7 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
         (status = 413, description = "The body is too large", body = ErrorBody),
         (status = 415, description = "The body is not JSON", body = ErrorBody),
         (status = 429, description = "The caller's rate limit is reached: each id counts", body = ErrorBody),
+        (status = 503, description = "Too many bytes of requests in progress, or of answers that were not read; retry", body = ErrorBody),
     ),
 )]
 pub(in crate::http) async fn bulk_contacts(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
@@ -95,18 +96,13 @@ impl LookupApi {
             audit.denied_each(reason, &tenant, &queries);
             return Err(not_authorized());
         }
-        let answers = self.look_up_many(caller, headers, &tenant, &queries, audit.looking_up()).await;
-        let answers = answers.ok_or_else(not_authorized)?;
-        let results = queries.iter().zip(&answers).map(|(customer, answer)| {
-            let result = answer.as_ref().map_or(LookupResult::Error, LookupAnswer::result);
-            (customer, result, shown(answer))
-        });
-        audit.allowed_each(&tenant, results);
-        let mut response = Response::new(Body::from(write_answers(&customers, &answers, headers)));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
-        Ok(response)
+        let many = self.look_up_many(caller, headers, &tenant, queries, audit.looking_up()).await;
+        let many = many.ok_or_else(not_authorized)?;
+        let mut text = write_answers(&customers, &many, headers);
+        let share = self.reserve(caller, &mut text)?;
+        let shown: Vec<_> = many.distinct.iter().map(|(_, answer)| shown(answer)).collect();
+        audit.allowed_each(&tenant, many.recorded(&shown));
+        Ok(text.into_response(share))
     }
 }
 
@@ -124,20 +120,19 @@ impl BulkIdsRequest {
 }
 
 /// Writes Genesys' `BulkFetchContactsResponse`.
-fn write_answers(customers: &[CustomerId], answers: &[Result<LookupAnswer, Problem>], headers: &HeaderMap) -> Vec<u8> {
+fn write_answers(customers: &[CustomerId], many: &ManyAnswers, headers: &HeaderMap) -> BatchText {
     let dialect = Dialect::of_headers(headers);
-    let mut text = Vec::with_capacity(64 * 1024);
-    text.extend_from_slice(b"{\"results\":[");
-    let mut failed = Vec::new();
-    for (index, (customer, answer)) in customers.iter().zip(answers).enumerate() {
+    let (mut text, mut failed) = (BatchText::default(), Vec::new());
+    text.text.extend_from_slice(b"{\"results\":[");
+    for (index, (customer, number)) in customers.iter().zip(&many.order).enumerate() {
         let separator = if index > 0 { "," } else { "" };
-        // A UUID has no character that JSON escapes. Writing to a vector does not fail.
-        let _ = write!(text, "{separator}{{\"id\":\"{}\",", customer.expose());
-        let problem = match answer {
+        // A UUID has no character that JSON escapes.
+        let mut before = format!("{separator}{{\"id\":\"{}\",", customer.expose());
+        let problem = match &many.distinct[*number].1 {
             Ok(LookupAnswer { outcome: LookupOutcome::Found(found), .. }) => {
-                text.extend_from_slice(b"\"success\":true,\"status\":200,\"entity\":");
-                text.extend_from_slice(found.body.expose());
-                text.push(b'}');
+                before.push_str("\"success\":true,\"status\":200,\"entity\":");
+                let profile = found.body.expose().clone();
+                text.add(&ProfileText { before: before.into(), profile, after: b"}" });
                 continue;
             }
             Ok(_) => Problem::new(StatusCode::NOT_FOUND, "not_found", ""),
@@ -151,8 +146,11 @@ fn write_answers(customers: &[CustomerId], answers: &[Result<LookupAnswer, Probl
             "message": error.message, "code": error.code, "status": error.status, "retryable": is_retryable,
             "entity": entity, "details": [],
         });
-        let _ = write!(text, "\"success\":false,\"status\":{},\"error\":{error}}}", error["status"]);
+        let status = &error["status"];
+        text.text.extend_from_slice(before.as_bytes());
+        text.text.extend_from_slice(format!("\"success\":false,\"status\":{status},\"error\":{error}}}").as_bytes());
     }
-    let _ = write!(text, "],\"errorCount\":{},\"errorIndexes\":{}}}", failed.len(), json!(failed));
+    let end = format!("],\"errorCount\":{},\"errorIndexes\":{}}}", failed.len(), json!(failed));
+    text.text.extend_from_slice(end.as_bytes());
     text
 }

@@ -4,23 +4,22 @@
 //! the last write wait for its end and are written together: a single change is written at once, and many changes cost each
 //! stream a bounded number of writes.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use moka::sync::Cache;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::domain::{Kind, TenantId};
 use crate::metrics::InProgress;
+use crate::shares::Share;
 use crate::store::changes::{AppliedChange, Behind, FeedItem, FeedPosition, FeedReader};
 
 use crate::http::auth::authenticate::CallerAuth;
 use crate::http::auth::callers::Caller;
+use crate::http::routes::event_id::EventIds;
 
 /// The time between two comments on a stream without changes, which keep proxies from closing it.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -38,6 +37,7 @@ const MAX_RENDERED: u64 = 4096;
 #[derive(Debug)]
 pub struct RenderedChanges {
     auth: Arc<CallerAuth>,
+    ids: EventIds,
     latest: Cache<(Arc<str>, u64), RenderedChange>,
 }
 
@@ -87,7 +87,7 @@ pub(super) struct ChangeStream {
     reader: FeedReader,
     state: StreamState,
     written_at: Instant,
-    _open: (OwnedSemaphorePermit, InProgress),
+    _open: (Share, InProgress),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,17 +104,23 @@ impl RenderedChanges {
     /// Creates an empty set, with the handles that belong to this authentication.
     #[must_use]
     pub fn new(auth: Arc<CallerAuth>) -> Self {
-        Self { auth, latest: Cache::new(MAX_RENDERED) }
+        Self { auth, ids: EventIds::new(), latest: Cache::new(MAX_RENDERED) }
     }
 
-    fn of(&self, caller: &Arc<str>, change: &AppliedChange, id: EventId) -> RenderedChange {
-        self.latest.get_with((Arc::clone(caller), id.0.next), || {
+    /// Returns the position of an id that was written for a feed.
+    pub(super) fn position(&self, id: &str, epoch: u64) -> Option<FeedPosition> {
+        self.ids.read(id, epoch)
+    }
+
+    fn of(&self, caller: &Arc<str>, change: &AppliedChange, position: FeedPosition) -> RenderedChange {
+        self.latest.get_with((Arc::clone(caller), position.next), || {
             let handle = self.auth.handles().of(caller, change.key.tenant(), change.key.digest());
             let kind = match change.kind {
                 Kind::Updated | Kind::Merged => Kind::Updated,
                 kind @ (Kind::Created | Kind::Deleted) => kind,
             };
-            let text = event("change", &Change { profile_key: &handle, kind: kind.as_str() }, id);
+            let id = self.ids.write(position);
+            let text = event("change", &Change { profile_key: &handle, kind: kind.as_str() }, &id);
             RenderedChange { handle: handle.into(), text: text.into() }
         })
     }
@@ -127,7 +133,7 @@ impl ChangeStream {
         subscription: Subscription,
         reader: FeedReader,
         complete: bool,
-        open: (OwnedSemaphorePermit, InProgress),
+        open: (Share, InProgress),
     ) -> Self {
         let (state, written_at) = (StreamState::Opening { complete }, Instant::now());
         Self { rendered, subscription, reader, state, written_at, _open: open }
@@ -139,10 +145,12 @@ impl ChangeStream {
             StreamState::Ended => return None,
             StreamState::Opening { complete } => {
                 self.state = StreamState::Open;
-                let id = EventId(self.reader.position());
+                if !complete {
+                    return Some(self.reset(ResetReason::Resume, self.reader.position()));
+                }
                 // An id without data is no event, but a client that loses the stream at once resumes from here.
-                let text = if complete { format!("id: {id}\n\n") } else { reset(ResetReason::Resume, id) };
-                return Some(text.into());
+                let id = self.rendered.ids.write(self.reader.position());
+                return Some(format!("id: {id}\n\n").into());
             }
             StreamState::Open => {}
         }
@@ -175,63 +183,26 @@ impl ChangeStream {
     fn render(&mut self, item: Result<(FeedItem, FeedPosition), Behind>) -> Option<Bytes> {
         let Ok((item, position)) = item else {
             self.state = StreamState::Ended;
-            return Some(reset(ResetReason::Slow, EventId(self.reader.position())).into());
+            return Some(self.reset(ResetReason::Slow, self.reader.position()));
         };
-        let id = EventId(position);
         let Subscription { caller, tenant, handles } = &self.subscription;
         match item {
-            FeedItem::Gap => Some(reset(ResetReason::Gap, id).into()),
+            FeedItem::Gap => Some(self.reset(ResetReason::Gap, position)),
             FeedItem::Change(change) if change.key.tenant() == tenant => {
-                let change = self.rendered.of(&caller.name, &change, id);
+                let change = self.rendered.of(&caller.name, &change, position);
                 let is_wanted = handles.is_empty() || handles.iter().any(|handle| **handle == *change.handle);
                 is_wanted.then_some(change.text)
             }
             FeedItem::Change(_) => None,
         }
     }
+
+    fn reset(&self, reason: ResetReason, position: FeedPosition) -> Bytes {
+        event("reset", &Reset { reason }, &self.rendered.ids.write(position)).into()
+    }
 }
 
-fn reset(reason: ResetReason, id: EventId) -> String {
-    event("reset", &Reset { reason }, id)
-}
-
-fn event(name: &str, data: &impl Serialize, id: EventId) -> String {
+fn event(name: &str, data: &impl Serialize, id: &str) -> String {
     // Names and texts always serialize, without line breaks.
     format!("event: {name}\nid: {id}\ndata: {}\n\n", serde_json::to_string(data).unwrap_or_default())
-}
-
-/// The id of an event: the position after it, as two numbers in hex.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct EventId(pub(super) FeedPosition);
-
-impl fmt::Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:x}", self.0.epoch, self.0.next)
-    }
-}
-
-impl FromStr for EventId {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (epoch, next) = text.split_once('-').ok_or(())?;
-        let number = |digits| u64::from_str_radix(digits, 16).map_err(|_| ());
-        Ok(Self(FeedPosition { epoch: number(epoch)?, next: number(next)? }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_id_of_an_event_is_parsed_as_it_was_written() {
-        for (epoch, next) in [(0, 0), (u64::MAX, 7), (1, u64::MAX)] {
-            let id = EventId(FeedPosition { epoch, next });
-            assert_eq!(id.to_string().parse(), Ok(id));
-        }
-        for text in ["", "-", "1", "1-", "x-1", "1-2-3", "11111111111111111-1"] {
-            assert_eq!(text.parse::<EventId>(), Err(()), "{text}");
-        }
-    }
 }

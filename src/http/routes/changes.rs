@@ -21,12 +21,12 @@ use axum::response::Response;
 use axum::routing::get;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::audit::DenialReason;
 use crate::domain::TenantId;
 use crate::metrics::{Metrics, in_progress};
+use crate::shares::{FairShares, NoShare};
 use crate::shutdown::Shutdown;
 use crate::store::changes::ChangeFeed;
 
@@ -34,7 +34,7 @@ use crate::http::auth::authenticate::Admitted;
 use crate::http::request::query;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::problem::{Problem, ProblemBody};
-use crate::http::routes::change_stream::{ChangeStream, EventId, RenderedChanges, Subscription};
+use crate::http::routes::change_stream::{ChangeStream, RenderedChanges, Subscription};
 use crate::http::routes::lookup_api::LookupApi;
 use crate::http::routes::lookup_audit::LookupAudit;
 
@@ -53,8 +53,8 @@ pub struct ChangesApi {
     pub feed: ChangeFeed,
     /// The changes as each caller hears them.
     pub rendered: Arc<RenderedChanges>,
-    /// One permit for each stream.
-    pub streams: Arc<Semaphore>,
+    /// The streams that may be open, shared by callers.
+    pub streams: Arc<FairShares>,
     /// The metrics to update.
     pub metrics: Arc<Metrics>,
     /// Ends the streams.
@@ -81,7 +81,7 @@ pub fn routes(api: Arc<ChangesApi>) -> Router {
         (status = 401, description = "Missing or wrong credential", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "Tenant not allowed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "The caller's rate limit is reached", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Too many streams, or the store does not deliver changes now", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Too many streams, of all callers or of this one, or the store does not deliver changes now", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub async fn changes(State(api): State<Arc<ChangesApi>>, request: Request) -> Response {
@@ -113,18 +113,22 @@ fn open(
     if !api.feed.is_live() {
         return Err(unavailable("changes_unavailable", "the store does not deliver changes now"));
     }
-    let permit = Arc::clone(&api.streams).try_acquire_owned();
-    let permit = permit.map_err(|_full| unavailable("shed", "too many streams of changes"))?;
+    let share = api.streams.take(&caller.share(), 1).map_err(|refused| match refused {
+        NoShare::AllInUse => unavailable("shed", "too many streams of changes"),
+        NoShare::OwnPart => {
+            unavailable("shed", "too many streams of changes of this caller; the others are for other callers")
+        }
+    })?;
     let last = headers.get("last-event-id");
     let resumed = last.and_then(|id| {
-        let EventId(position) = id.to_str().ok()?.parse().ok()?;
+        let position = api.rendered.position(id.to_str().ok()?, api.feed.epoch())?;
         api.feed.resume(position).ok()
     });
     let complete = last.is_none() || resumed.is_some();
     let reader = resumed.unwrap_or_else(|| api.feed.read());
     let (subscription, counted) = (Subscription { caller, tenant, handles }, in_progress(&api.metrics.change_streams));
     let rendered = Arc::clone(&api.rendered);
-    let stream = ChangeStream::new(rendered, subscription, reader, complete, (permit, counted));
+    let stream = ChangeStream::new(rendered, subscription, reader, complete, (share, counted));
     let shutdown = api.shutdown.clone();
     let longest = valid_for.map_or(LONGEST, |valid_for| valid_for.min(LONGEST));
     let end = async move {

@@ -12,8 +12,9 @@ use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::domain::{CustomerQuery, DisclosedFields, Identity, PhoneRegion, QueryHasher, TenantId};
 use crate::lookup::prefetch::Prefetcher;
-use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome, Phases};
+use crate::lookup::{Lookup, LookupAnswer, LookupError, LookupOutcome};
 use crate::metrics::LookupResult;
+use crate::shares::FairShares;
 use crate::spans;
 
 use crate::http::auth::authenticate::{Admitted, CallerAuth};
@@ -50,6 +51,8 @@ pub struct LookupApi {
     pub max_body: usize,
     /// The memory of request bodies.
     pub bodies: ByteBudget,
+    /// The memory of answers to batches, in bytes, shared by callers.
+    pub answers: Arc<FairShares>,
     /// From which duration on a lookup is logged with its phases; zero: never.
     pub slow: Duration,
 }
@@ -177,29 +180,6 @@ impl LookupApi {
         let cause = std::error::Error::source(failure).map(tracing::field::display);
         tracing::warn!(key, caller = %caller.name, code = problem.code(), error = %failure, cause, "lookup failed");
         problem
-    }
-
-    /// Looks up several customers for a caller, who may read the tenant; `None` if the tenant is not configured. Failures are
-    /// logged in one line, with the first of them.
-    pub(super) async fn look_up_many(
-        &self,
-        caller: &Caller,
-        headers: &HeaderMap,
-        tenant: &TenantId,
-        customers: &[CustomerQuery],
-        phases: &mut Phases,
-    ) -> Option<Vec<Result<LookupAnswer, Problem>>> {
-        let (span, requester) = (spans::lookup(headers, tenant, &caller.name), caller.requester());
-        let answers = self.lookup.get_many(tenant, customers, &requester, max_age(caller, headers), phases);
-        let answers = answers.instrument(span).await?;
-        let failed = answers.iter().filter(|answer| answer.is_err()).count();
-        if let Some((first, Err(failure))) = answers.iter().enumerate().find(|(_, answer)| answer.is_err()) {
-            let problem = self.log_failure(failure, tenant, &customers[first], caller);
-            if failed > 1 {
-                tracing::warn!(failed, code = problem.code(), caller = %caller.name, "several lookups of a batch failed");
-            }
-        }
-        Some(answers.into_iter().map(|answer| answer.map_err(|failure| Problem::of_failure(&failure))).collect())
     }
 }
 

@@ -3,7 +3,6 @@
 //! The order of checks is that of a single lookup; each customer counts against the caller's rate limit and leaves an audit
 //! record of its own. A prefetch discloses nothing, so it leaves a record only if it is denied.
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -19,10 +18,10 @@ use crate::audit::DenialReason;
 use crate::domain::{CustomerQuery, DisclosedFields};
 use crate::http::auth::field_set::FieldSet;
 use crate::lookup::{LookupAnswer, LookupOutcome};
-use crate::metrics::LookupResult;
 
 use crate::http::auth::callers::Caller;
 use crate::http::request::body;
+use crate::http::response::batch_body::{BatchText, ProfileText};
 use crate::http::response::cache_status::cache_status;
 use crate::http::response::dialect::Dialect;
 use crate::http::response::problem::{Problem, ProblemBody};
@@ -62,6 +61,7 @@ pub fn routes(api: Arc<LookupApi>) -> Router {
         (status = 413, description = "The body is too large", body = ProblemBody, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "The caller's rate limit is reached, or is smaller than the batch: each customer counts", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "Too many bytes of requests in progress, or of answers that were not read; retry", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub(in crate::http) async fn profiles(State(api): State<Arc<LookupApi>>, request: Request) -> Response {
@@ -102,40 +102,30 @@ impl LookupApi {
         body: Body,
         audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
-        let query = self.authorized(caller, headers, body, audit).await?;
-        let BatchQuery { tenant, customers, fields } = &query;
-        let answers = self.look_up_many(caller, headers, tenant, customers, audit.looking_up()).await;
-        let answers = answers.ok_or_else(|| forbidden("tenantId"))?;
+        let BatchQuery { tenant, customers, fields } = self.authorized(caller, headers, body, audit).await?;
+        let many = self.look_up_many(caller, headers, &tenant, customers, audit.looking_up()).await;
+        let many = many.ok_or_else(|| forbidden("tenantId"))?;
         let visible = fields.as_ref().filter(|fields| **fields != FieldSet::All).unwrap_or(&caller.fields);
-        let mut text = Vec::with_capacity(64 * 1024);
-        text.extend_from_slice(b"{\"results\":[");
-        let mut shown = Vec::with_capacity(answers.len());
-        for (index, (customer, answer)) in customers.iter().zip(&answers).enumerate() {
-            if index > 0 {
-                text.push(b',');
+        let results = many.distinct.iter().map(|(customer, answer)| match answer {
+            Ok(answer) => {
+                let handle = self.handle(caller, answer, &tenant, customer);
+                self.result(answer, handle.as_ref(), visible)
             }
-            let (result, fields) = match answer {
-                Ok(answer) => {
-                    let handle = self.handle(caller, answer, tenant, customer);
-                    (answer.result(), self.write_answer(&mut text, answer, handle.as_ref(), visible))
-                }
-                Err(problem) => {
-                    write_problem(&mut text, problem, None, None);
-                    (LookupResult::Error, DisclosedFields::Nothing)
-                }
-            };
-            shown.push((result, fields));
+            Err(problem) => (failed(problem, None, None), DisclosedFields::Nothing),
+        });
+        let (results, shown): (Vec<ProfileText>, Vec<DisclosedFields>) = results.unzip();
+        let mut text = BatchText::default();
+        text.text.extend_from_slice(b"{\"results\":[");
+        for (index, number) in many.order.iter().enumerate() {
+            if index > 0 {
+                text.text.push(b',');
+            }
+            text.add(&results[*number]);
         }
-        text.extend_from_slice(b"]}");
-        audit.allowed_each(
-            tenant,
-            customers.iter().zip(shown).map(|(customer, (result, shown))| (customer, result, shown)),
-        );
-        let mut response = Response::new(Body::from(text));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
-        Ok(response)
+        text.text.extend_from_slice(b"]}");
+        let share = self.reserve(caller, &mut text)?;
+        audit.allowed_each(&tenant, many.recorded(&shown));
+        Ok(text.into_response(share))
     }
 
     async fn prefetch(
@@ -146,7 +136,7 @@ impl LookupApi {
         audit: &mut LookupAudit<'_>,
     ) -> Result<Response, Problem> {
         let BatchQuery { tenant, customers, .. } = self.authorized(caller, headers, body, audit).await?;
-        let queued = self.prefetcher.submit(&tenant, customers);
+        let queued = self.prefetcher.prefetch(&tenant, &caller.name, customers);
         Ok((StatusCode::ACCEPTED, Json(PrefetchBody { status: "queued", queued })).into_response())
     }
 
@@ -181,30 +171,26 @@ impl LookupApi {
         }
     }
 
-    /// Writes the result of one lookup; returns the fields that it contains.
-    fn write_answer(
+    /// Returns the result of one lookup, and the fields that it contains.
+    fn result(
         &self,
-        text: &mut Vec<u8>,
         answer: &LookupAnswer,
         handle: Option<&HeaderValue>,
         visible: &FieldSet,
-    ) -> DisclosedFields {
+    ) -> (ProfileText, DisclosedFields) {
         let cache_status = cache_status(answer);
         let (cache_status, handle) = (cache_status.to_str().ok(), handle.and_then(|handle| handle.to_str().ok()));
         let problem = |status, code, detail: &str| Problem::new(status, code, detail);
         let problem = match &answer.outcome {
             LookupOutcome::Found(found) => match visible.filter(found.body.expose()) {
-                Ok((body, shown)) => {
+                Ok((profile, shown)) => {
                     let age = self.clock.now().since(answer.since).as_secs();
                     let (cache_status, handle) = (cache_status.unwrap_or_default(), handle.unwrap_or_default());
-                    // Neither has a character that JSON escapes. Writing to a vector does not fail.
-                    let _ = write!(
-                        text,
+                    // Neither has a character that JSON escapes.
+                    let before = format!(
                         "{{\"status\":200,\"cacheStatus\":\"{cache_status}\",\"profileKey\":\"{handle}\",\"age\":{age},\"profile\":",
                     );
-                    text.extend_from_slice(&body);
-                    text.push(b'}');
-                    return shown;
+                    return (ProfileText { before: before.into(), profile, after: b"}" }, shown);
                 }
                 Err(error) => {
                     tracing::error!(%error, "cannot filter a stored profile of a batch");
@@ -214,13 +200,12 @@ impl LookupApi {
             LookupOutcome::Absent => problem(StatusCode::NOT_FOUND, "not_found", "there is no such customer"),
             LookupOutcome::Deleted => problem(StatusCode::GONE, "deleted", "the customer was deleted"),
         };
-        write_problem(text, &problem, cache_status, handle);
-        DisclosedFields::Nothing
+        (failed(&problem, cache_status, handle), DisclosedFields::Nothing)
     }
 }
 
-/// Writes the result of a lookup that has no profile.
-fn write_problem(text: &mut Vec<u8>, problem: &Problem, cache_status: Option<&str>, profile_key: Option<&str>) {
+/// Returns the result of a lookup that has no profile.
+fn failed(problem: &Problem, cache_status: Option<&str>, profile_key: Option<&str>) -> ProfileText {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct FailedResult<'a> {
@@ -238,7 +223,7 @@ fn write_problem(text: &mut Vec<u8>, problem: &Problem, cache_status: Option<&st
     let retry_after = problem.retry_after_seconds();
     let failed = FailedResult { status, cache_status, profile_key, code, detail, retry_after };
     // Strings and numbers always serialize.
-    let _ = serde_json::to_writer(text, &failed);
+    ProfileText { before: serde_json::to_vec(&failed).unwrap_or_default(), ..ProfileText::default() }
 }
 
 fn forbidden(field: &str) -> Problem {

@@ -27,7 +27,7 @@ pub struct Config {
     pub body_budget: ByteSize,
     /// The maximum number of concurrent requests; more are refused with 503.
     pub max_in_flight: usize,
-    /// The maximum number of open streams of changes; more are refused with 503.
+    /// The maximum number of open streams of changes, shared by callers; more are refused with 503.
     pub max_change_streams: usize,
     /// The origins whose pages may call, each exactly as browsers send it.
     pub cors_origins: Vec<String>,

@@ -23,6 +23,7 @@ use crate::reload::Reloadable;
 use crate::shutdown::Shutdown;
 
 use super::PeerAddress;
+use super::answer_body::{AnswerBody, ReadWatch};
 use super::connection_state::TimeoutKind;
 use super::guarded_body::GuardedBody;
 use super::io::MonitoredStream;
@@ -55,17 +56,19 @@ pub(super) struct Server {
     shutdown: Shutdown,
 }
 
-/// Runs HTTP/2 streams as tasks that a shutdown waits for.
+/// Runs HTTP/2 streams as tasks that a shutdown waits for. A stream whose client does not read is reset after `timeout`.
 #[derive(Clone)]
-struct TaskExecutor(Shutdown);
+struct TaskExecutor {
+    shutdown: Shutdown,
+    timeout: Duration,
+}
 
 impl<F> Executor<F> for TaskExecutor
 where
     F: Future + Send + 'static,
-    F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        self.0.spawn(task);
+        self.shutdown.spawn(ReadWatch::watch(task, self.timeout));
     }
 }
 
@@ -76,7 +79,8 @@ impl Server {
         tls: Option<Reloadable<ServerConfig>>,
         shutdown: Shutdown,
     ) -> Self {
-        let mut protocol = auto::Builder::new(TaskExecutor(shutdown.clone()));
+        let mut protocol =
+            auto::Builder::new(TaskExecutor { shutdown: shutdown.clone(), timeout: limits.idle_timeout });
         // `ConnectionState` has the deadlines: they also cover HTTP/2 and clients that do not read.
         protocol
             .http1()
@@ -137,7 +141,7 @@ impl Server {
             async move {
                 let response = http_service.answer(request).await;
                 request_guard.answer(response.status());
-                Ok::<_, Infallible>(response.map(|body| GuardedBody::new(body, request_guard)))
+                Ok::<_, Infallible>(response.map(|body| AnswerBody::new(body, request_guard)))
             }
         });
         let io = TokioIo::new(MonitoredStream::new(stream, Arc::clone(state)));

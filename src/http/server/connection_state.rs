@@ -7,7 +7,7 @@
 //! |---|---|
 //! | the head of the first request has not arrived completely | `header_timeout` |
 //! | a later request's head has arrived in part (HTTP/1.1) | `header_timeout` |
-//! | the client does not read the answer | `idle_timeout` |
+//! | the client does not read the answer | `idle_timeout`; a stream of HTTP/2 is reset ([`answer_body`](super::answer_body)) |
 //! | waiting for another request | `idle_timeout` |
 //!
 //! An HTTP/2 client may send frames (pings, settings) without a request, so there only requests count as activity. The
@@ -58,6 +58,8 @@ struct Activity {
     open: u32,
     /// The number of those whose answer has started.
     answering: u32,
+    /// The number of those of which a part waits for the client to read it.
+    unread: u32,
     /// The number of requests whose body has not arrived completely.
     uploading: u32,
 }
@@ -74,6 +76,7 @@ pub(super) struct ConnectionState {
 pub(super) struct RequestGuard {
     connection: Arc<ConnectionState>,
     is_answering: bool,
+    is_unread: bool,
 }
 
 /// A request body that is arriving; dropped at its end.
@@ -91,6 +94,7 @@ impl Activity {
             is_proven: false,
             open: 0,
             answering: 0,
+            unread: 0,
             uploading: 0,
         }
     }
@@ -112,7 +116,7 @@ impl Activity {
 
     /// Returns whether the connection waits only for its client.
     const fn is_waiting(&self) -> bool {
-        self.open <= self.uploading
+        self.open <= self.uploading + self.unread
     }
 
     fn read(&mut self, now: Instant) {
@@ -163,7 +167,7 @@ impl ConnectionState {
     /// Records that a request has arrived.
     pub(super) fn begin(self: &Arc<Self>, version: Version) -> RequestGuard {
         self.activity.lock().begin(Instant::now(), version == Version::HTTP_2);
-        RequestGuard { connection: Arc::clone(self), is_answering: false }
+        RequestGuard { connection: Arc::clone(self), is_answering: false, is_unread: false }
     }
 
     /// Records that a request's body has not arrived completely.
@@ -217,10 +221,20 @@ impl RequestGuard {
         self.is_answering = true;
         self.connection.activity.lock().answer(Instant::now(), status);
     }
+
+    /// Records whether a part of the answer waits for the client to read it.
+    pub(super) fn unread(&mut self, is_unread: bool) {
+        if self.is_unread != is_unread {
+            self.is_unread = is_unread;
+            let mut activity = self.connection.activity.lock();
+            activity.unread = if is_unread { activity.unread + 1 } else { activity.unread - 1 };
+        }
+    }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
+        self.unread(false);
         self.connection.activity.lock().end(Instant::now(), self.is_answering);
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! No new connection is accepted, requests in progress are answered, and waiting connections are closed.
 
+mod answer_body;
 pub mod config;
 mod connection;
 mod connection_state;

@@ -241,7 +241,11 @@ impl ReplayTask {
             let error = match self.publisher.publish(events).await {
                 Ok(()) => return Ok(()),
                 Err(error @ (queue::Error::Closed | queue::Error::Misconfigured { .. })) => return Err(error),
-                Err(error @ (queue::Error::Unavailable { .. } | queue::Error::Full { .. })) => error,
+                Err(
+                    error @ (queue::Error::Unavailable { .. }
+                    | queue::Error::Full { .. }
+                    | queue::Error::DiskFull { .. }),
+                ) => error,
             };
             let pause = backoff.next_delay();
             if Instant::now() + pause > give_up {

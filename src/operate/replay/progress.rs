@@ -44,6 +44,9 @@ pub struct Progress {
     reason: Option<String>,
     /// The `since` of the next replay after an early end.
     pub(super) resume_since: String,
+    /// The same as a time.
+    #[serde(skip)]
+    pub resume: Timestamp,
 }
 
 /// The state of a replay.
@@ -103,6 +106,7 @@ impl Progress {
             fraction: 0.0,
             reason: None,
             resume_since: request.since.to_string(),
+            resume: request.since,
         }
     }
 
@@ -122,6 +126,7 @@ impl Progress {
         let resume = Timestamp::from_millis(reached.as_millis().saturating_sub(overlap)).max(request.since);
         self.reached = Some(reached.to_string());
         self.resume_since = resume.to_string();
+        self.resume = resume;
         self.fraction = request.fraction(reached);
     }
 

@@ -1,5 +1,7 @@
 //! The request of a replay.
 
+use std::time::Duration;
+
 use crate::domain::{Event, TenantId, Timestamp};
 use crate::upstream::audits;
 
@@ -8,6 +10,9 @@ pub const DEFAULT_RATE: u32 = 1_000;
 
 /// The highest rate, in events per second.
 pub const MAX_RATE: u32 = 100_000;
+
+/// The rate of a replay that nobody asked for, in events per second: so low that new events do not wait behind it.
+const UNASKED_RATE: u32 = 200;
 
 /// Which events are replayed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +89,15 @@ impl ReplayRequest {
             return Err(invalid("rate", &format!("expected a number of events a second from 1 to {MAX_RATE}")));
         }
         Ok(request)
+    }
+
+    /// Returns the request for the changes of a tenant since a time, from Genesys; what it does not know any more is left out.
+    #[must_use]
+    pub fn of_changes(tenant: TenantId, since: Timestamp, now: Timestamp) -> Self {
+        // A minute less, so that the oldest part is still known when it is asked for.
+        let known_since = now.minus(audits::KEPT).plus(Duration::from_secs(60));
+        let (origin, tenant) = (Origin::Genesys, Some(tenant));
+        Self { since: since.max(known_since), until: now, origin, tenant, rate: UNASKED_RATE, dry_run: false }
     }
 
     /// Returns whether the request selects an event.

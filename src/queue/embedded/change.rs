@@ -7,6 +7,9 @@ use bytes::Bytes;
 use crate::domain::Timestamp;
 use crate::queue::DeadLetterReason;
 
+/// What a row takes besides its value: its key, and its part of a page's index, in bytes.
+pub(super) const ROW_BYTES: u64 = 32;
+
 /// A change of the log.
 #[derive(Debug)]
 pub(super) enum LogChange {
@@ -26,6 +29,22 @@ pub(super) enum LogChange {
     OrderRestore(Timestamp),
     /// Carries out a part of the ordered restore.
     RestoreSome,
+}
+
+impl LogChange {
+    /// Returns how many bytes of events it adds that the queue did not have, with their keys.
+    pub(super) fn added_bytes(&self) -> u64 {
+        match self {
+            Self::Append(events) => events.iter().map(|wire| wire.len() as u64 + ROW_BYTES).sum(),
+            Self::Ack(..)
+            | Self::CountReturn(_)
+            | Self::DeadLetter(..)
+            | Self::Redrive(_)
+            | Self::Purge(_)
+            | Self::OrderRestore(_)
+            | Self::RestoreSome => 0,
+        }
+    }
 }
 
 /// Whether the journal keeps an event that leaves the queue.

@@ -59,6 +59,8 @@ pub(super) struct LogProgress {
     pub(super) epoch: u64,
     /// The sizes of the tables.
     pub(super) totals: LogTotals,
+    /// How many bytes of events may be added.
+    pub(super) room: u64,
 }
 
 impl LogProgress {

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::{Database, DatabaseError, StorageError};
 
@@ -10,10 +11,18 @@ use crate::private_files;
 use crate::queue::Error;
 
 use super::change::LogLimits;
+use super::disk::DiskSpace;
 use super::log::Log;
+use super::reserved_file::ReservedFile;
 
 /// The name of the file in the configured directory.
 pub(in crate::queue) const NAME: &str = "queue.redb";
+
+/// The name of the file that keeps space for it, see [`disk`](super::disk).
+const RESERVE: &str = "queue.reserve";
+
+/// How many bytes a file may contain that is compacted when it is opened: that takes a few seconds.
+const MOST_COMPACTED: u64 = 128 * 1024 * 1024;
 
 /// How much of the file is cached in memory. The events of the delivery window are in memory anyway.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -28,15 +37,30 @@ pub(super) fn open(directory: &Path, limits: LogLimits) -> Result<Log, Error> {
     created.map_err(|error| unusable(format!("cannot be created: {error}")))?;
     let is_new = !path.exists();
     private_files::create_file(&path).map_err(|error| unusable(format!("cannot be created: {error}")))?;
-    let open = || Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(&path);
+    let open = || open_file(&path, directory.join(RESERVE), limits);
     // redb may panic on a damaged file instead of returning an error.
-    let file = catch_unwind(AssertUnwindSafe(open))
-        .map_err(|_| unusable(damaged("its structure is invalid")))?
-        .map_err(|error| unusable(problem(error)))?;
-    let log = Log::new(file, limits).map_err(|error| unusable(format!("cannot be used: {error}")))?;
+    let open = || catch_unwind(AssertUnwindSafe(open)).map_err(|_| damaged("its structure is invalid")).flatten();
+    let mut log = open().map_err(unusable)?;
+    if let Err(error) = log.compact(MOST_COMPACTED) {
+        tracing::warn!(%error, "the queue's file cannot be compacted, it stays as it is");
+        // After a failure it has to be opened again.
+        drop(log);
+        log = open().map_err(unusable)?;
+    }
     if is_new {
         sync_directories(directory).map_err(|error| unusable(format!("cannot be made durable: {error}")))?;
     }
+    Ok(log)
+}
+
+fn open_file(path: &Path, reserve: PathBuf, limits: LogLimits) -> Result<Log, String> {
+    let space = DiskSpace::open(path, reserve, &limits).map_err(problem)?;
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    let file = builder.create_with_backend(ReservedFile(Arc::clone(&space))).map_err(problem)?;
+    let log = Log::new(file, limits, Some(space)).map_err(|error| format!("cannot be used: {error}"))?;
+    // The file is locked now, so the reserve is ours. On a full disk events are refused, and what waits can be settled.
+    let _ = log.check_space();
     Ok(log)
 }
 

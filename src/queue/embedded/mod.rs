@@ -15,16 +15,18 @@
 //! read    ──┘  (bounded)   (thread)   └── progress (watched) ── subscription ── deliveries
 //! ```
 //!
-//! `log` is the file, `tables` and `sized_table` its tables, `journal` the table of settled events. `writer` is the one
-//! thread that owns the file, `commands` its interface. `subscription` delivers events, oldest first; `window` decides
-//! which. A returned event waits for 100 ms, doubled up to 5 s, while others are delivered. The file is locked: one
-//! process has it, with one subscription at a time. A new subscription takes over the unsettled deliveries of an older
-//! one, whose `next` then returns `None`.
+//! `log` is the file, `disk` and `reserve` its space, `tables` and `sized_table` its tables, `journal` the table of settled
+//! events. `writer` is the one thread that owns the file, `commands` its interface. `subscription` delivers events, oldest
+//! first; `window` decides which. A returned event waits for 100 ms, doubled up to 5 s, while others are delivered. The file
+//! is locked: one process has it, with one subscription at a time. A new subscription takes over the unsettled deliveries
+//! of an older one, whose `next` then returns `None`.
 //!
 //! # Failures
 //!
 //! - The queue is full: a publish is refused as a whole; a smaller one may still fit. Dead letters count against the
 //!   limit and are never dropped.
+//! - The disk is full: publishers get [`Error::DiskFull`], `ping` fails, and the journal is shortened. Events are delivered
+//!   and settled, for which space is reserved (`disk`).
 //! - The disk fails or hangs: publishers get [`Error::Unavailable`], `ping` fails, deliveries can continue but cannot be
 //!   settled. The queue recovers when the disk does. A publish that got an error may be in the log.
 //! - The file is damaged: `open` refuses it and does not change it.
@@ -41,10 +43,13 @@
 mod change;
 mod commands;
 mod dead_letter;
+mod disk;
 mod file;
 mod journal;
 mod journal_reader;
 mod log;
+mod reserve;
+mod reserved_file;
 mod sized_table;
 mod subscription;
 mod tables;
@@ -95,10 +100,10 @@ const DEAD_LETTERS_PAGE: usize = 256;
 pub struct Config {
     /// The directory of the log; created if it does not exist.
     pub path: PathBuf,
-    /// The limit of unsettled events and dead letters in bytes, beyond which publishers are refused. The file is
-    /// somewhat larger.
+    /// The limit of unsettled events and dead letters in bytes, beyond which publishers are refused. The files take this (4 MiB
+    /// at least) and `journal_max_bytes` of the disk.
     pub max_bytes: ByteSize,
-    /// How many bytes of settled events are kept for a replay; the oldest are deleted first.
+    /// The limit of settled events, kept for a replay, in bytes; the oldest are deleted first.
     pub journal_max_bytes: ByteSize,
     /// How long settled events are kept.
     #[serde(with = "humantime_serde")]
@@ -114,6 +119,8 @@ pub(super) struct LogSize {
     pub(super) bytes: u64,
     /// Dead letters.
     pub(super) dead_letters: u64,
+    /// How many bytes may be added.
+    pub(super) room: u64,
 }
 
 /// A durable log in a local file. See the module head.
@@ -171,8 +178,8 @@ impl Embedded {
     /// redelivered.
     pub async fn close(&self) -> Result<(), Error> {
         match self.writer.close(CLOSE_PATIENCE).await {
-            Ok(()) | Err(Error::Closed) => Ok(()),
-            Err(error @ (Error::Unavailable { .. } | Error::Misconfigured { .. } | Error::Full { .. })) => Err(error),
+            Err(Error::Closed) => Ok(()),
+            closed => closed,
         }
     }
 }
@@ -180,9 +187,8 @@ impl Embedded {
 impl Embedded {
     /// Returns what the log holds at this moment.
     pub(super) fn size(&self) -> LogSize {
-        let LogTotals { events, dead_letters, .. } = self.progress.borrow().totals;
-        let bytes = events.bytes + dead_letters.bytes;
-        LogSize { events: events.rows, bytes, dead_letters: dead_letters.rows }
+        let LogProgress { totals: LogTotals { events, dead_letters, .. }, room, .. } = *self.progress.borrow();
+        LogSize { events: events.rows, bytes: events.bytes + dead_letters.bytes, dead_letters: dead_letters.rows, room }
     }
 
     /// Finds the selected dead letters among the present ones, oldest first.

@@ -15,6 +15,9 @@ pub(super) const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(
 pub(super) const RETURNS: TableDefinition<'_, u64, u32> = TableDefinition::new("returns");
 pub(super) const DEAD_LETTERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("dead_letters");
 
+/// 0 → the time for the ages of settled events, in milliseconds.
+pub(super) const AGES: TableDefinition<'_, u64, i64> = TableDefinition::new("ages");
+
 /// The sizes of the tables. Each count of returns belongs to an event and needs no size of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LogTotals {
@@ -44,6 +47,7 @@ pub(super) struct Tables<'t> {
     journal: SizedTable<'t, JournalRow<'static>>,
     restores: Table<'t, u64, RestoreRow>,
     restore: RestoreState,
+    ages: Table<'t, u64, i64>,
 }
 
 impl<'t> Tables<'t> {
@@ -56,6 +60,7 @@ impl<'t> Tables<'t> {
             journal: SizedTable::open(txn, JOURNAL, totals.journal)?,
             restores: txn.open_table(RESTORES)?,
             restore: totals.restore,
+            ages: txn.open_table(AGES)?,
         })
     }
 
@@ -100,6 +105,12 @@ impl<'t> Tables<'t> {
     /// Deletes the oldest events of the journal beyond its limits.
     pub(super) fn trim_journal(&mut self, limits: &JournalLimits, now: Timestamp) -> Result<(), redb::Error> {
         journal::trim(&mut self.journal, limits, now)
+    }
+
+    /// Stores the time for the ages of settled events.
+    pub(super) fn store_time_of_ages(&mut self, time: Timestamp) -> Result<(), redb::Error> {
+        self.ages.insert(0, time.as_millis())?;
+        Ok(())
     }
 
     fn admit(&self, events: &[Bytes], max_bytes: u64) -> Result<(), Error> {

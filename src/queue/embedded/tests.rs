@@ -2,6 +2,7 @@
 
 mod faulty_disk;
 mod restores;
+mod space;
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -36,7 +37,7 @@ fn open_on(disk: &Arc<FaultyDisk>, directory: &Path) -> Arc<Embedded> {
         let file = FaultyFile { disk: disk.clone(), file: FileBackend::new(file).unwrap() };
         let unavailable = |error: String| Error::Unavailable { reason: error };
         let file = Database::builder().create_with_backend(file).map_err(|error| unavailable(error.to_string()))?;
-        Log::new(file, LIMITS).map_err(|error| unavailable(error.to_string()))
+        Log::new(file, LIMITS, None).map_err(|error| unavailable(error.to_string()))
     };
     Embedded::start(Box::new(opener), ManualClock::at(NOW), &Shutdown::default()).unwrap()
 }
@@ -350,12 +351,17 @@ async fn a_clock_that_is_days_ahead_removes_nothing_from_the_journal() {
     soon(subscription.next()).await.unwrap().ack().await.unwrap();
     clock.advance(HOUR * 24 * 7);
     queue.publish(&[event(2)]).await.unwrap();
+    soon(subscription.next()).await.unwrap().ack().await.unwrap();
     assert_eq!(read(&queue).await, 2);
     drop(subscription);
     queue.close().await.unwrap();
-    let queue = open();
-    queue.publish(&[event(3)]).await.unwrap();
-    assert_eq!(read(&queue).await, 3);
+    // A settlement of the wrong time is the newest in the journal now.
+    for count in 3..6 {
+        let queue = open();
+        queue.publish(&[event(count)]).await.unwrap();
+        assert_eq!(read(&queue).await, count);
+        queue.close().await.unwrap();
+    }
 }
 
 #[tokio::test]

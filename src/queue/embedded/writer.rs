@@ -16,10 +16,13 @@
 //!
 //! # Disk failures
 //!
-//! The writer answers every command of the batch with [`Error::Unavailable`] and closes the file. The next command after
-//! [`REOPEN_AFTER`] opens the file again. Changes that were applied but not yet fsynced may be undone: settled events
-//! may be in the log again. So [`LogProgress`] gets a new epoch, and the subscription reads from the start. No position
-//! is used twice.
+//! While the disk is full, changes that add events are refused. The others go on, in small batches with an fsync each, so
+//! that the space that one frees is used by the next.
+//!
+//! If the file fails, the writer answers every command of the batch with [`Error::Unavailable`] and closes the file. The
+//! next command after [`REOPEN_AFTER`] opens the file again. Changes that were applied but not yet fsynced may be undone:
+//! settled events may be in the log again. So [`LogProgress`] gets a new epoch, and the subscription reads from the start.
+//! No position is used twice.
 //!
 //! # Shutdown
 //!
@@ -51,6 +54,9 @@ const RESTORE_BELOW: u64 = 512;
 
 /// The pause of a restore while more events wait.
 const RESTORE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How many commands share one transaction while the disk is full, so that each needs little space.
+const BATCH_ON_FULL_DISK: usize = 64;
 
 /// The pause before a failed file is opened again.
 pub(super) const REOPEN_AFTER: Duration = Duration::from_millis(500);
@@ -130,7 +136,8 @@ impl LogWriter {
     /// Returns whether a restore wants its next step now; `None` if there is no restore.
     fn restoring(&self) -> Option<bool> {
         let totals = self.log.as_ref().ok()?.totals();
-        totals.restore.is_running().then_some(totals.events.rows <= RESTORE_BELOW)
+        let has_room = totals.events.rows <= RESTORE_BELOW && !self.is_disk_full();
+        totals.restore.is_running().then_some(has_room)
     }
 
     fn restore_some(&mut self) {
@@ -152,10 +159,16 @@ impl LogWriter {
     fn batch(&mut self, first: WriterCommand, closing: &mut Vec<Reply<()>>) {
         let (mut changes, mut reads, mut pings) = (Vec::new(), Vec::new(), Vec::new());
         let mut next = Some(first);
-        for _ in 0..BATCH {
-            let Some(command) = next.take().or_else(|| self.commands.try_recv().ok()) else { break };
+        let most = if self.is_disk_full() { BATCH_ON_FULL_DISK } else { BATCH };
+        let mut room = self.log.as_ref().map_or(u64::MAX, Log::most_added);
+        for _ in 0..most {
+            let more = || if room > 0 { self.commands.try_recv().ok() } else { None };
+            let Some(command) = next.take().or_else(more) else { break };
             match command {
-                WriterCommand::Change(change, reply, permit) => changes.push((change, reply, permit)),
+                WriterCommand::Change(change, reply, permit) => {
+                    room = room.saturating_sub(change.added_bytes());
+                    changes.push((change, reply, permit));
+                }
                 WriterCommand::Read(from, limit, reply) => reads.push((from, limit, reply)),
                 WriterCommand::Journal(from, since, limit, reply, _permit) => {
                     let _ = reply.send(self.with_log(|log| log.journal(from, since, limit)));
@@ -177,8 +190,13 @@ impl LogWriter {
         if probe {
             self.sync();
         }
+        if !pings.is_empty() {
+            // `with_log` logs and keeps a failure.
+            let _ = self.with_log(Log::compact_if_idle);
+            self.publish_progress();
+        }
         for (reply, _permit) in pings {
-            let _ = reply.send(self.status());
+            let _ = reply.send(self.status().and_then(|()| self.check_space()));
         }
         self.sync_if_due();
     }
@@ -200,6 +218,17 @@ impl LogWriter {
                 }
             }
         }
+        if self.log.as_ref().is_ok_and(Log::needs_sync) {
+            self.sync();
+        }
+    }
+
+    fn check_space(&self) -> Result<(), Error> {
+        self.log.as_ref().map_or(Ok(()), Log::check_space)
+    }
+
+    fn is_disk_full(&self) -> bool {
+        self.log.as_ref().is_ok_and(Log::is_disk_full)
     }
 
     fn read(&mut self, from: u64, limit: usize) -> Result<EventPage, Error> {
@@ -264,6 +293,7 @@ impl LogWriter {
 
     fn publish_progress(&self) {
         let Ok(log) = &self.log else { return };
-        self.progress.send_modify(|progress| progress.totals = log.totals());
+        let (totals, room) = (log.totals(), log.room());
+        self.progress.send_modify(|progress| (progress.totals, progress.room) = (totals, room));
     }
 }

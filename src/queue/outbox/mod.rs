@@ -22,8 +22,8 @@
 //!
 //! - The broker is down, blocked, or does not confirm within `publish_timeout`: the event goes to the log. From then on the
 //!   events of its shard go there at once, until the relay has found that the broker answers.
-//! - The log is full, or its disk fails: if events go there only because of their order, they go to the broker; otherwise
-//!   the publish fails.
+//! - The log or its disk is full, or its disk fails: if events go there only because of their order, they go to the broker;
+//!   otherwise the publish fails.
 //! - The disk is lost: so are the events on it. Nobody else has them.
 
 mod lanes;
@@ -69,7 +69,7 @@ pub struct Config {
     pub enabled: bool,
     /// The directory of the log; created if it does not exist.
     pub path: PathBuf,
-    /// The limit of the events in the log, in bytes. The file is up to two and a half times as large.
+    /// The limit of the files of the log, in bytes; 4 MiB at least.
     pub max_bytes: ByteSize,
     /// How many events per second are handed on beyond those that arrive.
     pub rate: u32,
@@ -120,13 +120,13 @@ pub struct Outbox {
 }
 
 /// What is in an outbox.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OutboxStatus {
     /// Events that the broker has not confirmed.
     pub events: u64,
     /// Their size in bytes.
     pub bytes: u64,
-    /// The limit of `bytes`.
+    /// How many bytes of events fit into the log.
     pub max_bytes: u64,
     /// When the oldest of them was received.
     pub oldest: Option<Timestamp>,
@@ -134,8 +134,8 @@ pub struct OutboxStatus {
     pub oldest_age: Duration,
     /// Things in the log that are not events, and are set aside.
     pub undecodable: u64,
-    /// Whether the log takes events.
-    pub accepts: bool,
+    /// Why the log takes no events; `None`: it does.
+    pub refusal: Option<String>,
 }
 
 impl Outbox {
@@ -167,12 +167,19 @@ impl Outbox {
     /// Returns what the outbox holds.
     pub async fn status(&self) -> OutboxStatus {
         let log = &self.shared.log;
-        let (size, max_bytes) = (log.size(), self.config.max_bytes.as_u64());
+        let size = log.size();
+        let max_bytes = self.config.max_bytes.as_u64().min(size.bytes.saturating_add(size.room));
         let oldest = self.shared.oldest().filter(|_| size.events > 0);
         let oldest_age = oldest.map_or(Duration::ZERO, |oldest| self.clock.now().since(oldest));
-        let accepts = log.ping().await.is_ok() && size.bytes + ROOM <= max_bytes;
+        let refusal = match log.ping().await {
+            Ok(()) if size.bytes + ROOM <= max_bytes => None,
+            Ok(()) => Some("it is full".to_owned()),
+            // The log of this process has the reason, with the path.
+            Err(Error::Unavailable { .. }) => Some("its file does not work".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
         let undecodable = size.dead_letters;
-        OutboxStatus { events: size.events, bytes: size.bytes, max_bytes, oldest, oldest_age, undecodable, accepts }
+        OutboxStatus { events: size.events, bytes: size.bytes, max_bytes, oldest, oldest_age, undecodable, refusal }
     }
 
     /// Updates the gauges, and returns what the outbox holds.
@@ -244,7 +251,7 @@ impl Outbox {
                 self.shared.broker_failed(&shards, &error);
                 self.keep(events, &shards).await
             }
-            outcome @ (Ok(()) | Err(Error::Full { .. } | Error::Closed)) => outcome,
+            outcome @ (Ok(()) | Err(Error::Full { .. } | Error::DiskFull { .. } | Error::Closed)) => outcome,
         }
     }
 
@@ -254,7 +261,7 @@ impl Outbox {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        if append.refused(!matches!(error, Error::Full { .. })) {
+        if append.refused(!matches!(error, Error::Full { .. } | Error::DiskFull { .. })) {
             return Err(error);
         }
         // Only the order sent them here, and the broker answers.

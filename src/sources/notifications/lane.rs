@@ -4,15 +4,16 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::domain::CustomerId;
+use crate::domain::{CustomerId, Timestamp};
 use crate::supervise::Backoff;
 use crate::upstream::Error;
 use crate::upstream::notifications::Channel;
 
 use super::Watcher;
-use super::reader::Reader;
+use super::reader::{End, Reader};
 use super::watches::Contact;
 
 /// How long contacts are gathered for one request.
@@ -37,6 +38,8 @@ pub(super) struct Lane {
     number: usize,
     /// A channel without a socket, which can be used again.
     idle: Option<Channel>,
+    /// Since when a process before this one may have missed changes.
+    missed_before: Option<Timestamp>,
     backoff: Backoff,
 }
 
@@ -54,29 +57,39 @@ struct Live {
 
 impl Lane {
     /// Creates a lane that has no channel.
-    pub(super) fn new(watcher: Arc<Watcher>, number: usize) -> Self {
+    pub(super) fn new(watcher: Arc<Watcher>, number: usize, missed_before: Option<Timestamp>) -> Self {
         let backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(60));
-        Self { watcher, number, idle: None, backoff }
+        Self { watcher, number, idle: None, missed_before, backoff }
     }
 
     /// Keeps a channel from the first contact on, until shutdown.
     pub(super) async fn run(mut self) {
-        let watcher = Arc::clone(&self.watcher);
+        let shutdown = self.watcher.shutdown.clone();
         tokio::select! {
-            () = watcher.watches.changed(self.number) => sleep(GATHER).await,
-            () = watcher.shutdown.requested() => return,
+            // At a shutdown sockets end too, which is no gap.
+            biased;
+            () = shutdown.requested() => {}
+            () = self.work() => {}
         }
-        while !watcher.shutdown.is_requested() {
+    }
+
+    /// Keeps a channel from the first contact on; does not return.
+    async fn work(&mut self) {
+        let watcher = Arc::clone(&self.watcher);
+        watcher.watches.changed(self.number).await;
+        sleep(GATHER).await;
+        loop {
             match self.open().await {
                 Ok(live) => {
-                    self.backoff.reset();
                     self.works();
-                    if let Some(reason) = self.keep(live).await {
-                        self.lose(&reason);
-                        self.backoff.pause(&watcher.shutdown).await;
-                    }
+                    let end = self.keep(live).await;
+                    watcher.lose(self.number, end);
+                    sleep(self.backoff.next_delay()).await;
                 }
-                Err(error) => self.fail(&error).await,
+                Err(error) => {
+                    self.report(&error);
+                    sleep(self.pause_after(&error)).await;
+                }
             }
         }
     }
@@ -104,14 +117,17 @@ impl Lane {
         let reader = Reader::start(socket, &watcher, self.number);
         let replace_at = replace_at(&channel, &watcher).max(Instant::now() + SHORTEST);
         let mut live = Live { channel, reader, subscribed: HashSet::new(), replace_at, retry_at: None };
-        match self.subscribe(&mut live, true).await {
-            Ok(()) => Ok(live),
-            Err(error) => {
-                live.reader.task.abort();
-                self.idle = (!matches!(error, Error::Unusable { .. })).then_some(live.channel);
-                Err(error)
-            }
+        let ended = live.reader.ended();
+        let subscribed = tokio::select! {
+            biased;
+            _ = ended => Err(Error::Unreachable(None)),
+            subscribed = self.subscribe(&mut live, true) => subscribed,
+        };
+        if let Err(error) = subscribed {
+            self.idle = (!matches!(error, Error::Unusable { .. })).then_some(live.channel);
+            return Err(error);
         }
+        Ok(live)
     }
 
     /// Subscribes a channel to the contacts of the lane that it lacks; to all of them, if it has others.
@@ -131,102 +147,116 @@ impl Lane {
         Ok(())
     }
 
-    /// Keeps a channel subscribed and replaces it in time; returns why its socket ended, or `None` at shutdown.
-    async fn keep(&mut self, mut live: Live) -> Option<String> {
+    /// Keeps a channel subscribed and replaces it in time; returns how its socket ended.
+    async fn keep(&mut self, mut live: Live) -> End {
         let watcher = Arc::clone(&self.watcher);
         loop {
             let retry = live.retry_at.unwrap_or(live.replace_at);
-            tokio::select! {
-                () = watcher.shutdown.requested() => return None,
-                ended = &mut live.reader.task => {
-                    self.idle = Some(live.channel);
-                    if watcher.shutdown.is_requested() {
-                        return None;
-                    }
-                    return Some(ended.unwrap_or("the reader of the socket failed").to_owned());
-                }
-                () = live.reader.closing.notified() => live = self.replace(live).await,
-                () = sleep_until(live.replace_at) => live = self.replace(live).await,
+            let ended = live.reader.ended();
+            // Whatever takes long looks at the end of the socket too.
+            let step = tokio::select! {
+                biased;
+                end = ended => Err(end),
+                () = live.reader.closing.notified() => self.replace(&mut live).await,
+                () = sleep_until(live.replace_at) => self.replace(&mut live).await,
                 () = sleep_until(live.channel.token_ends) => {
-                    live.reader.task.abort();
-                    return Some("the token of the channel has ended".to_owned());
+                    return End { reason: "the token of the channel has ended", heard: watcher.clock.now() };
                 }
-                () = watcher.watches.changed(self.number) => {
-                    sleep(GATHER).await;
-                    if let Some(reason) = self.update(&mut live).await {
-                        live.reader.task.abort();
-                        return Some(reason);
-                    }
-                }
-                () = sleep_until(retry), if live.retry_at.is_some() => {
-                    if let Some(reason) = self.update(&mut live).await {
-                        live.reader.task.abort();
-                        return Some(reason);
-                    }
-                }
+                () = watcher.watches.changed(self.number) => self.update(&mut live).await,
+                () = sleep_until(retry), if live.retry_at.is_some() => self.update(&mut live).await,
+            };
+            if let Err(end) = step {
+                self.idle = Some(live.channel);
+                return end;
             }
         }
     }
 
-    /// Subscribes new contacts; on a failure they stay unwatched and are tried again. Returns a reason to give the channel up.
-    async fn update(&mut self, live: &mut Live) -> Option<String> {
-        match self.subscribe(live, false).await {
+    /// Subscribes new contacts, or tries it again later. Fails if the channel is to be given up.
+    async fn update(&mut self, live: &mut Live) -> Result<(), End> {
+        let ended = live.reader.ended();
+        let subscribed = tokio::select! {
+            biased;
+            end = ended => return Err(end),
+            subscribed = async {
+                sleep(GATHER).await;
+                self.subscribe(live, false).await
+            } => subscribed,
+        };
+        match subscribed {
             Ok(()) => {
                 live.retry_at = None;
-                self.backoff.reset();
                 self.works();
-                None
             }
-            Err(error @ Error::Unusable { .. }) => Some(error.to_string()),
+            Err(error @ Error::Unusable { .. }) => {
+                self.report(&error);
+                // It is not opened again.
+                live.channel.expires = self.watcher.clock.now();
+                return Err(End { reason: "genesys refuses the channel", heard: live.channel.expires });
+            }
             Err(error) => {
                 self.report(&error);
                 live.retry_at = Some(Instant::now() + self.pause_after(&error));
-                None
             }
         }
+        Ok(())
     }
 
-    /// Opens another channel and lets it take over. If that fails, the present one stays and another attempt follows.
-    async fn replace(&mut self, mut live: Live) -> Live {
+    /// Opens another channel and lets it take over. If that fails, the present one stays and another attempt follows. Fails if
+    /// the present socket has ended and there is no other.
+    async fn replace(&mut self, live: &mut Live) -> Result<(), End> {
         let watcher = Arc::clone(&self.watcher);
-        let _turn = watcher.replacing.lock().await;
-        match self.open().await {
-            Ok(next) => {
-                if live.reader.task.is_finished() {
-                    // Between its end and the subscription of the next one, changes were missed.
-                    self.lose("the socket ended while its channel was replaced");
-                    let mut contacts = watcher.watches.of(self.number);
-                    // One that was added meanwhile is subscribed next.
-                    contacts.retain(|contact| next.subscribed.contains(&contact.customer));
-                    confirm(&watcher, &contacts);
+        let (number, ended) = (self.number, live.reader.ended());
+        tokio::pin!(ended);
+        let _turn = tokio::select! {
+            biased;
+            end = &mut ended => return Err(end),
+            turn = watcher.replacing.lock() => turn,
+        };
+        let mut lost = None;
+        let opened = {
+            let opening = self.open();
+            tokio::pin!(opening);
+            loop {
+                tokio::select! {
+                    biased;
+                    // What is missed is not trusted while the other channel is opened.
+                    end = &mut ended, if lost.is_none() => {
+                        watcher.lose(number, end);
+                        lost = Some(end);
+                    }
+                    opened = &mut opening => break opened,
                 }
-                self.backoff.reset();
-                self.works();
-                live.reader.replaced();
-                tracing::debug!(tenant = %watcher.tenant, lane = self.number, "a channel of notifications was replaced");
-                next
+            }
+        };
+        match opened {
+            Ok(next) => {
+                let old = std::mem::replace(live, next);
+                self.take_over(old, live, lost.is_some());
+                Ok(())
             }
             Err(error) => {
                 self.report(&error);
                 live.replace_at = Instant::now() + self.pause_after(&error);
-                live
+                lost.map_or(Ok(()), Err)
             }
         }
     }
 
-    /// Unwatches all contacts of the lane, and has an event published about each.
-    fn lose(&self, reason: &str) {
-        let watcher = &self.watcher;
-        let contacts = watcher.watches.of(self.number);
-        contacts.iter().for_each(|contact| contact.unwatched());
-        watcher.status.fails(self.number, reason, watcher.clock.now());
-        watcher.lost(self.number, &contacts, reason);
-    }
-
-    async fn fail(&mut self, error: &Error) {
-        self.report(error);
-        let pause = self.pause_after(error);
-        self.watcher.wait(pause).await;
+    /// Ends the reader of a channel whose successor is subscribed.
+    fn take_over(&mut self, old: Live, next: &Live, is_lost: bool) {
+        let watcher = Arc::clone(&self.watcher);
+        if !is_lost && let Some(end) = old.reader.ended().now_or_never() {
+            // Between its end and the subscription of the next one, changes were missed.
+            watcher.lose(self.number, end);
+            let mut contacts = watcher.watches.of(self.number);
+            // One that was added meanwhile is subscribed next.
+            contacts.retain(|contact| next.subscribed.contains(&contact.customer));
+            confirm(&watcher, &contacts);
+        }
+        self.works();
+        old.reader.replaced();
+        tracing::debug!(tenant = %watcher.tenant, lane = self.number, "a channel of notifications was replaced");
     }
 
     fn report(&self, error: &Error) {
@@ -237,8 +267,13 @@ impl Lane {
         }
     }
 
-    fn works(&self) {
+    fn works(&mut self) {
+        self.backoff.reset();
         let watcher = &self.watcher;
+        if let Some(since) = self.missed_before.take() {
+            watcher.gaps.opened(self.number, since);
+        }
+        watcher.gaps.closed(self.number);
         if let Some(since) = watcher.status.works(self.number) {
             tracing::info!(tenant = %watcher.tenant, lane = self.number, %since, "changes of contacts are received again");
         }

@@ -13,10 +13,13 @@
 //! # When something fails
 //!
 //! What happens while no socket is open is lost at Genesys. So when a socket ends, all customers of its lane are unwatched
-//! at once, and an event of our own about each is published, at a limited rate. The process that crashes takes no promise
-//! with it, because each process trusts only what it watches itself. `/readyz`, the metrics and the log report the time
-//! since which changes are missed.
+//! at once, and an event of our own about each is published, at a limited rate. When the lane receives again, the changes
+//! in the gap are searched in the audits of Genesys ([`catch_up`]). A process that crashes takes no promise
+//! with it, because each process trusts only what it watches itself; after its next start it searches the changes since the
+//! oldest record that can be served unwatched was fetched. `/readyz`, the metrics and the log report the gaps.
 
+mod catch_up;
+mod gaps;
 mod lane;
 mod reader;
 mod status;
@@ -38,12 +41,15 @@ use crate::domain::{CustomerId, Key, TenantId, Timestamp};
 use crate::ingest::Ingest;
 use crate::lookup::Watch;
 use crate::metrics::Metrics;
+use crate::operate::replay::Replays;
 use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 use crate::upstream::notifications::Notifications;
 
 use super::TenantSource;
+use gaps::Gaps;
 use lane::Lane;
+use reader::End;
 use status::Status;
 use watches::{Contact, Watches};
 
@@ -64,6 +70,9 @@ pub(super) struct Watcher {
     ingest: Arc<Ingest>,
     watches: Watches,
     status: Status,
+    gaps: Gaps,
+    /// Searches the changes in gaps.
+    replays: Arc<Replays>,
     /// The customers whose changes may have been missed. They are known, so their number is bounded.
     missed: Mutex<HashSet<CustomerId>>,
     has_missed: Notify,
@@ -71,6 +80,7 @@ pub(super) struct Watcher {
     /// One lane at a time replaces its channel, because Genesys limits their number.
     replacing: tokio::sync::Mutex<()>,
     clock: SharedClock,
+    metrics: Arc<Metrics>,
     shutdown: Shutdown,
 }
 
@@ -79,39 +89,59 @@ impl Watcher {
     pub(super) fn start(
         source: TenantSource<'_>,
         ingest: Arc<Ingest>,
+        replays: Arc<Replays>,
         clock: SharedClock,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
         shutdown: &Shutdown,
     ) -> Arc<Self> {
         let lanes = source.config.channels;
         let per_minute = NonZeroU32::new(source.requests_per_minute / BUDGET_PART).unwrap_or(FEWEST).max(FEWEST);
-        let status = Status::new(
-            metrics.of_tenant(&metrics.source_up, &source.tenant),
-            metrics.of_tenant(&metrics.source_watched, &source.tenant),
-        );
+        let [up, watched, gap] = [&metrics.source_up, &metrics.source_watched, &metrics.source_gap]
+            .map(|family| metrics.of_tenant(family, &source.tenant));
+        // A process before this one may have missed changes. What it fetched longer ago is not served any more.
+        let missed_before = clock.now().minus(source.unwatched_ttl);
         let watcher = Arc::new(Self {
             tenant: source.tenant,
             api: source.notifications,
             ingest,
             watches: Watches::new(lanes),
-            status,
+            status: Status::new(up, watched, gap),
+            gaps: Gaps::default(),
+            replays,
             missed: Mutex::default(),
             has_missed: Notify::new(),
             pace: RateLimiter::direct(Quota::per_minute(per_minute)),
             replacing: tokio::sync::Mutex::default(),
             clock,
+            metrics: Arc::clone(metrics),
             shutdown: shutdown.clone(),
         });
         for lane in 0..lanes {
-            shutdown.spawn(Lane::new(Arc::clone(&watcher), lane).run());
+            let missed_before = (lane == 0).then_some(missed_before);
+            shutdown.spawn(Lane::new(Arc::clone(&watcher), lane, missed_before).run());
         }
         shutdown.spawn(Arc::clone(&watcher).announce_missed());
+        shutdown.spawn(Arc::clone(&watcher).catch_up());
         watcher
     }
 
-    /// Updates the gauges; returns since when changes are missed and why, if they are.
+    /// Updates the gauges; returns since when changes are missed and why, or what is still to be done about those that were.
     pub(super) fn refresh(&self) -> Option<String> {
-        self.status.refresh(self.watches.watched())
+        let gap = self.gaps.oldest().map_or(Duration::ZERO, |since| self.clock.now().since(since));
+        let trouble = self.status.refresh(self.watches.watched(), gap);
+        trouble.or_else(|| self.gaps.report(self.missed.lock().len()))
+    }
+
+    /// Unwatches all contacts of a lane whose socket has ended, and has an event published about each that was watched.
+    fn lose(&self, lane: usize, end: End) {
+        let End { reason, heard } = end;
+        let mut contacts = self.watches.of(lane);
+        // The others are not trusted, or their event is due already.
+        contacts.retain(|contact| contact.since().is_some());
+        contacts.iter().for_each(|contact| contact.unwatched());
+        self.status.fails(lane, reason, self.clock.now());
+        self.gaps.opened(lane, heard);
+        self.lost(lane, &contacts, reason);
     }
 
     /// Has an event published about each contact of a lane, and says why.
@@ -160,10 +190,7 @@ impl Watcher {
     /// Waits until another request for channels may be sent.
     async fn turn(&self) {
         while let Err(not_yet) = self.pace.check() {
-            self.wait(not_yet.wait_time_from(DefaultClock::default().now())).await;
-            if self.shutdown.is_requested() {
-                return;
-            }
+            sleep(not_yet.wait_time_from(DefaultClock::default().now())).await;
         }
     }
 

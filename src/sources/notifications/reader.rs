@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::Timestamp;
 use crate::ingest::IngestError;
 use crate::supervise::Backoff;
 use crate::upstream::notifications::{Socket, SocketEnd};
@@ -24,14 +25,24 @@ const SILENCE: Duration = Duration::from_secs(35);
 /// How long a socket that was replaced is still read: what was sent to it alone may be on the way.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A reader's task.
+/// A reader of a socket. Dropping it ends its task, and with it the socket.
 #[derive(Debug)]
 pub(super) struct Reader {
-    /// Ends with the reason for which the socket ended.
-    pub(super) task: JoinHandle<&'static str>,
+    /// `None` when another socket has taken over: then the task ends by itself.
+    task: Option<AbortHandle>,
+    end: watch::Receiver<Option<End>>,
+    opened: Timestamp,
     /// Genesys is about to close the socket.
     pub(super) closing: Arc<Notify>,
     replaced: CancellationToken,
+}
+
+/// How a socket ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub(super) reason: &'static str,
+    /// When it delivered something last: what happened later may be missed.
+    pub(super) heard: Timestamp,
 }
 
 #[derive(Deserialize)]
@@ -44,14 +55,35 @@ struct MessageHead {
 impl Reader {
     /// Starts to read.
     pub(super) fn start(socket: Socket, watcher: &Arc<Watcher>, lane: usize) -> Self {
-        let (closing, replaced) = (Arc::new(Notify::new()), CancellationToken::new());
-        let task = read(socket, Arc::clone(watcher), lane, Arc::clone(&closing), replaced.clone());
-        Self { task: watcher.shutdown.spawn(task), closing, replaced }
+        let (closing, replaced, opened) = (Arc::new(Notify::new()), CancellationToken::new(), watcher.clock.now());
+        let (ended, end) = watch::channel(None);
+        let reading = read(socket, Arc::clone(watcher), lane, Arc::clone(&closing), replaced.clone());
+        let task = watcher.shutdown.spawn(async move {
+            ended.send_replace(Some(reading.await));
+        });
+        Self { task: Some(task.abort_handle()), end, opened, closing, replaced }
+    }
+
+    /// Waits until the socket has ended. Cancel-safe.
+    pub(super) fn ended(&self) -> impl Future<Output = End> + use<> {
+        let (mut end, opened) = (self.end.clone(), self.opened);
+        async move {
+            let found = end.wait_for(Option::is_some).await.ok().and_then(|end| *end);
+            // Without an end its task panicked, which the panic hook has logged.
+            found.unwrap_or(End { reason: "the reader of the socket failed", heard: opened })
+        }
     }
 
     /// Lets the task end soon: another socket has taken over.
-    pub(super) fn replaced(self) {
+    pub(super) fn replaced(mut self) {
+        self.task = None;
         self.replaced.cancel();
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.task.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -61,9 +93,9 @@ async fn read(
     lane: usize,
     closing: Arc<Notify>,
     replaced: CancellationToken,
-) -> &'static str {
+) -> End {
     let mut pings = interval(PING_EVERY);
-    let (mut heard, mut ends) = (Instant::now(), None);
+    let (mut heard, mut heard_at, mut ends) = (Instant::now(), watcher.clock.now(), None);
     let reason = loop {
         let silent = heard + SILENCE;
         tokio::select! {
@@ -80,13 +112,13 @@ async fn read(
                     break "nothing arrives on the socket";
                 }
                 socket.close().await;
-                return "replaced";
+                return End { reason: "replaced", heard: heard_at };
             }
             () = sleep_until(silent) => break "nothing arrives on the socket",
             _ = pings.tick() => if socket.ping().await.is_err() { break "the connection of the socket broke" },
             message = socket.next() => match message {
                 Ok(text) => {
-                    heard = Instant::now();
+                    (heard, heard_at) = (Instant::now(), watcher.clock.now());
                     take(&watcher, lane, &text, &closing).await;
                 }
                 Err(SocketEnd::Closed) => break "genesys closed the socket",
@@ -97,8 +129,9 @@ async fn read(
     if replaced.is_cancelled() && !watcher.shutdown.is_requested() {
         // What was on the way is lost, and its lane does not look at this socket any more.
         watcher.lost(lane, &watcher.watches.of(lane), reason);
+        watcher.gaps.due(heard_at);
     }
-    reason
+    End { reason, heard: heard_at }
 }
 
 /// Hands a message to ingest, until it is durable. What Genesys sends meanwhile waits in the connection.

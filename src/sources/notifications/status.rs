@@ -1,6 +1,7 @@
 //! What operators see of the notifications of a tenant: the lanes whose events are missed, since when, and why.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use metrics::Gauge;
 use parking_lot::Mutex;
@@ -11,8 +12,9 @@ use crate::domain::Timestamp;
 #[derive(Debug)]
 pub(super) struct Status {
     troubles: Mutex<BTreeMap<usize, Trouble>>,
-    pub(super) up: Gauge,
-    pub(super) watched: Gauge,
+    up: Gauge,
+    watched: Gauge,
+    gap: Gauge,
 }
 
 #[derive(Debug)]
@@ -23,10 +25,11 @@ struct Trouble {
 
 impl Status {
     /// Creates the state without a trouble.
-    pub(super) fn new(up: Gauge, watched: Gauge) -> Self {
+    pub(super) fn new(up: Gauge, watched: Gauge, gap: Gauge) -> Self {
         up.set(1.0);
         watched.set(0.0);
-        Self { troubles: Mutex::default(), up, watched }
+        gap.set(0.0);
+        Self { troubles: Mutex::default(), up, watched, gap }
     }
 
     /// Stores that a lane misses events, at least from now on; returns whether the reason is new.
@@ -43,8 +46,9 @@ impl Status {
         self.troubles.lock().remove(&lane).map(|trouble| trouble.since)
     }
 
-    /// Shows the number of watched contacts; returns the oldest trouble.
-    pub(super) fn refresh(&self, watched: usize) -> Option<String> {
+    /// Shows the number of watched contacts and the age of the oldest gap; returns the oldest trouble.
+    pub(super) fn refresh(&self, watched: usize, gap: Duration) -> Option<String> {
+        self.gap.set(gap.as_secs_f64());
         let troubles = self.troubles.lock();
         self.watched.set(watched as f64);
         self.up.set(f64::from(u8::from(troubles.is_empty())));

@@ -182,6 +182,8 @@ mod tests {
         assert!(timeout(Duration::from_millis(1), &mut given_up).await.is_err());
         drop(given_up);
         let served = async {
+            // When both groups have arrived: nothing is answered before it was asked.
+            theirs.read_exact(&mut [0; 25]).await.unwrap();
             theirs.write_all(b"EN\r\nVA 1 c1 t1\r\nx\r\n").await.unwrap();
             theirs.write_all(b"HD c7\r\n").await.unwrap();
         };

@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join_all, select_all};
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 
@@ -71,6 +72,8 @@ const OTHERS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Memcached {
     nodes: Vec<Node>,
+    /// The last known history of each server.
+    histories: Mutex<HashMap<String, String>>,
     lifetimes: Lifetimes,
     clock: SharedClock,
     macs: Option<Macs>,
@@ -103,7 +106,7 @@ impl Memcached {
             let open = || Connection::open(config, &server, timeout, shutdown).map_err(refuse);
             nodes.push(Node { name: server.to_string(), lookups: open()?, events: open()? });
         }
-        Ok(Self { nodes, lifetimes, clock, macs: None })
+        Ok(Self { nodes, histories: Mutex::default(), lifetimes, clock, macs: None })
     }
 
     /// Returns the store with MACs for its tombstones and marks.

@@ -85,7 +85,7 @@ struct Guarded {
 
 fn guarded(answer: Result<Fetched, Error>, max_in_flight: usize, per_minute: u32) -> Guarded {
     let (fake, metrics) = (FakeUpstream::answering(answer), Metrics::new());
-    let limits = UpstreamLimits { timeout: TIMEOUT, max_in_flight, per_minute, has_bulk: true };
+    let limits = UpstreamLimits { timeout: TIMEOUT, max_in_flight, per_minute, is_default_path: true };
     let gauge = BreakerGauge::for_tenants(1, &metrics.upstream_breaker_state).next().unwrap();
     let guard = Guard::new(Arc::clone(&fake), tenant(), limits, gauge, Arc::clone(&metrics));
     Guarded { guard, fake, metrics }

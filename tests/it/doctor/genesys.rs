@@ -77,9 +77,13 @@ async fn faults_between_here_and_genesys_are_named() {
         "failed",
         "DNS server",
     );
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = settings(&format!("http://{nobody}"));
-    diagnose(&nobody, ALONE, &[]).await.blames_only(CHECK, "failed", "outgoing connections");
+    let port = std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    for (nobody, advice) in [
+        (format!("http://127.0.0.1:{port}"), "nothing listens"),
+        (format!("https://0.0.0.0:{port}"), "outgoing connections"),
+    ] {
+        diagnose(&settings(&nobody), ALONE, &[]).await.blames_only(CHECK, "failed", advice);
+    }
 
     let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     certificates(own.path());

@@ -45,6 +45,7 @@
 //! A version that the customer never had, or that was written after the answer; 410 or 404 for a customer that
 //! was not deleted; by a number, the profile of somebody who does not show it.
 
+pub(crate) mod age;
 #[cfg(test)]
 mod tests;
 

@@ -11,12 +11,15 @@
 //! time, every customer is read once more through each lookup process; these answers are judged too, so each must show
 //! the last version. Each round has its own customers.
 //!
+//! [`notified`] does so with notifications in place of webhooks, whose sockets are cut.
+//!
 //! `tests/oracle --minutes N` repeats rounds for that time.
 
 pub(crate) mod history;
 pub(crate) mod http;
 pub(crate) mod judge;
 pub(crate) mod load;
+mod notified;
 mod numbers;
 mod world;
 
@@ -265,22 +268,25 @@ async fn no_answer_is_older_than_an_applied_event_whatever_is_killed() {
     }
 }
 
+/// Runs a short round without kills in lookup processes with this fault; every event is applied.
+async fn with_fault(fault: faults::Fault) -> OracleReport {
+    let mut run = OracleRun::start(fault.as_str()).await;
+    let report = run.round(RoundBudget { answers: 15_000, events: 1_500, kills: 0 }).await;
+    println!("\n{report}\n{:#?}", report.described());
+    assert_eq!(report.judgement.applied, report.judgement.events, "{report}");
+    report
+}
+
 /// Without leases, a cache stores what it fetched even if an event was applied during the fetch.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_oracle_finds_stale_answers_when_fills_need_no_lease() {
-    let mut run = OracleRun::start(faults::Fault::FillWithoutLease.as_str()).await;
-    let report = run.round(RoundBudget { answers: 15_000, events: 1_500, kills: 0 }).await;
-    println!("\n{report}\n{:#?}", report.described());
+    let report = with_fault(faults::Fault::FillWithoutLease).await;
     assert!(report.judgement.count(|fault| fault == OracleFault::NotLabelled) > 0, "{report}");
-    assert_eq!(report.judgement.applied, report.judgement.events, "{report}");
 }
 
 /// A pointer that is believed whatever its customer's profile shows leads to somebody who does not have the number.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_oracle_finds_wrong_persons_when_every_pointer_is_believed() {
-    let mut run = OracleRun::start(faults::Fault::BelieveEveryPointer.as_str()).await;
-    let report = run.round(RoundBudget { answers: 15_000, events: 1_500, kills: 0 }).await;
-    println!("\n{report}\n{:#?}", report.described());
+    let report = with_fault(faults::Fault::BelieveEveryPointer).await;
     assert!(report.judgement.count(|fault| fault == OracleFault::Impossible) > 0, "{report}");
-    assert_eq!(report.judgement.applied, report.judgement.events, "{report}");
 }

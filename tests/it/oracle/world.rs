@@ -37,10 +37,10 @@ pub(super) enum KillTarget {
 }
 
 /// A process of the service, and its start parameters.
-struct ServiceProcess {
+pub(super) struct ServiceProcess {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    admin: SocketAddr,
+    pub(super) admin: SocketAddr,
     process: Option<Process>,
 }
 
@@ -108,12 +108,7 @@ impl OracleWorld {
         match victim {
             KillTarget::Redis => self.redis.kill().await,
             KillTarget::Rabbit => self.rabbit.kill().await,
-            KillTarget::Ingest | KillTarget::Consumer(_) | KillTarget::Lookup(_) => {
-                if let Some(mut process) = self.role(victim).process.take() {
-                    process.signal("KILL");
-                    process.ended().await;
-                }
-            }
+            KillTarget::Ingest | KillTarget::Consumer(_) | KillTarget::Lookup(_) => self.role(victim).kill().await,
         }
     }
 
@@ -123,14 +118,8 @@ impl OracleWorld {
             KillTarget::Redis => self.redis.restart().await,
             KillTarget::Rabbit => self.rabbit.restart().await,
             KillTarget::Ingest | KillTarget::Consumer(_) | KillTarget::Lookup(_) => {
-                let recorder = Arc::clone(&self.recorder);
-                let directory = self.directory.path().to_owned();
-                let role = self.role(victim);
-                let arguments: Vec<_> = role.arguments.iter().map(String::as_str).collect();
-                let environment: Vec<_> = role.environment.iter().map(|(name, value)| (&**name, &**value)).collect();
-                let keep = move |line: &str| !recorder.record_consumer_line(line);
-                role.process = Some(Process::start_with(&directory, &arguments, &environment, keep));
-                role.is_ready().await;
+                let (recorder, directory) = (Arc::clone(&self.recorder), self.directory.path().to_owned());
+                self.role(victim).start(&directory, &recorder).await;
             }
         }
     }
@@ -153,7 +142,7 @@ impl OracleWorld {
 }
 
 impl ServiceProcess {
-    fn new(name: &str, file: &str, public: SocketAddr, faults: &str) -> Self {
+    pub(super) fn new(name: &str, file: &str, public: SocketAddr, faults: &str) -> Self {
         let admin = loopback();
         let environment = [
             ("PROFILE_EDGE__HTTP__LISTEN", public.to_string()),
@@ -167,6 +156,30 @@ impl ServiceProcess {
             environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
             admin,
             process: None,
+        }
+    }
+
+    /// Sets a variable of its environment.
+    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub(super) async fn start(&mut self, directory: &Path, recorder: &Arc<Recorder>) {
+        let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
+        let environment: Vec<_> = self.environment.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let recorder = Arc::clone(recorder);
+        let keep = move |line: &str| !recorder.record_consumer_line(line);
+        self.process = Some(Process::start_with(directory, &arguments, &environment, keep));
+        self.is_ready().await;
+    }
+
+    /// Kills it with `SIGKILL`, and waits for its end.
+    pub(super) async fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal("KILL");
+            process.ended().await;
         }
     }
 
@@ -243,6 +256,6 @@ fn mebibytes(directory: &Path) -> u64 {
     bytes(directory) >> 20
 }
 
-fn loopback() -> SocketAddr {
+pub(super) fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }

@@ -3,6 +3,7 @@
 pub(crate) mod collector;
 pub(crate) mod command;
 pub(crate) mod edge;
+pub(crate) mod http2;
 pub(crate) mod load;
 pub(crate) mod process;
 pub(crate) mod servers;

@@ -72,6 +72,17 @@ impl Process {
         Self { child, lines }
     }
 
+    /// Starts it in the same way, with a small disk of its own, of this many MiB, mounted at a directory. The disk contains
+    /// what the directory `{disk}.kept` contains, if there is one.
+    pub(crate) fn start_on_small_disk(directory: &Path, disk: &Path, mib: u32, environment: &[(&str, &str)]) -> Self {
+        let copy = "{ [ ! -d \"$0.kept\" ] || cp -a \"$0.kept/.\" \"$0\"; }";
+        let mount = format!("mount -t tmpfs -o size={mib}m none \"$0\" && {copy} && exec \"$@\"");
+        let disk = disk.display().to_string();
+        // The mount is visible to this process alone, and ends with it.
+        let arguments = ["--map-root-user", "--mount", "sh", "-c", &mount, &disk, PROGRAM];
+        Self::start_program("unshare".as_ref(), directory, &arguments, environment, Stdio::null(), |_| true)
+    }
+
     /// Everything the process has written to standard error so far.
     pub(crate) fn log(&self) -> String {
         self.lines.lock().join("\n")
@@ -158,6 +169,17 @@ pub(crate) struct Ports {
 impl Ports {
     pub(crate) fn draw() -> Self {
         Self { public: free_port(), admin: free_port(), sandbox: free_port() }
+    }
+
+    /// Starts it with a small disk of its own, see [`Process::start_on_small_disk`].
+    pub(crate) fn start_on_small_disk(
+        &self,
+        directory: &Path,
+        disk: &Path,
+        mib: u32,
+        more: &[(&str, &str)],
+    ) -> Process {
+        self.start_as(more, |environment| Process::start_on_small_disk(directory, disk, mib, environment))
     }
 
     fn environment(&self) -> Vec<(String, String)> {

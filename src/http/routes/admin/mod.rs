@@ -113,10 +113,12 @@ async fn metrics(State(api): State<Arc<AdminApi>>) -> Response {
 /// Beyond loopback only who presents the admin key sees the tenants and the reasons.
 async fn ready(State(api): State<Arc<AdminApi>>, headers: HeaderMap) -> Response {
     let mut reasons = api.readiness.refused();
-    let down = api.readiness.degraded().into_iter().map(str::to_owned);
-    let mut degraded: Vec<String> = down.chain(reasons.keys().cloned()).collect();
+    let down = api.readiness.degraded();
+    let others = reasons.keys().filter(|name| !down.contains(&name.as_str())).cloned();
+    let mut degraded: Vec<String> = down.iter().map(|name| (*name).to_owned()).chain(others).collect();
     if !api.is_loopback && !api.has_key(&headers) {
-        reasons.retain(|name, _| !name.contains(':'));
+        // A reason of the queue may contain addresses.
+        reasons.retain(|name, _| !name.contains(':') && name != "queue");
         degraded.iter_mut().for_each(|name| name.truncate(name.find(':').unwrap_or(name.len())));
         degraded.dedup();
     }

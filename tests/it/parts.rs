@@ -1,4 +1,5 @@
-//! One master of a Redis Cluster fails: the lookups and the events of the others go on, at once and however many wait.
+//! One master or one slot of a Redis Cluster fails: the lookups and the events of the others go on, at once and however many
+//! wait.
 
 use std::time::Duration;
 
@@ -129,12 +130,14 @@ async fn a_failing_part_with_many_events_stops_no_other_on_the_embedded_queue() 
 enum Trouble {
     Killed,
     Stopped,
+    /// The move of one slot to another master does not end.
+    Moving,
 }
 
 /// One event and one lookup of each part in turn, as fast as they are answered, from the first moment of the failure.
-async fn one_master_fails(trouble: Trouble) {
+async fn one_part_fails(trouble: Trouble) {
     let mut site = Site::start("").await;
-    let (failing, healthy) = (known(&site.failing), known(&site.healthy));
+    let (mut failing, healthy) = (known(&site.failing), known(&site.healthy));
     for id in &healthy {
         assert_eq!(site.edge.look_up(id).await.status, 200);
     }
@@ -143,6 +146,13 @@ async fn one_master_fails(trouble: Trouble) {
     match trouble {
         Trouble::Killed => site.deployment.servers[0].kill().await,
         Trouble::Stopped => site.deployment.servers[0].pause().await,
+        Trouble::Moving => {
+            // The only entry of the first master is that of its slot.
+            failing.truncate(1);
+            let stored = async || site.edge.look_up(&failing[0]).await.is_hit().then_some(());
+            eventually("a hit", stored).await;
+            assert_eq!(site.deployment.begin_to_move_a_slot().await.len(), 1);
+        }
     }
     let (began, mut posted, mut hits, mut lookups) = (Instant::now(), 0_usize, 0_u32, 0_u32);
     while began.elapsed() < Duration::from_secs(3) {
@@ -160,6 +170,7 @@ async fn one_master_fails(trouble: Trouble) {
     match trouble {
         Trouble::Killed => site.deployment.servers[0].restart().await,
         Trouble::Stopped => site.deployment.servers[0].unpause().await,
+        Trouble::Moving => site.deployment.end_to_move_the_slot().await,
     }
     site.edge.is_ready().await;
     site.ends_with(posted).await;
@@ -167,12 +178,18 @@ async fn one_master_fails(trouble: Trouble) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_master_delays_no_event_and_no_hit_of_the_others() {
-    one_master_fails(Trouble::Killed).await;
+    one_part_fails(Trouble::Killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_master_delays_no_event_and_no_hit_of_the_others() {
-    one_master_fails(Trouble::Stopped).await;
+    one_part_fails(Trouble::Stopped).await;
+}
+
+/// A third of the events are of one slot: soon more than the consumer applies at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_for_ever_delays_no_event_and_no_hit_of_the_others() {
+    one_part_fails(Trouble::Moving).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

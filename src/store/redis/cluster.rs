@@ -29,6 +29,9 @@ use super::stuck_slots::StuckSlots;
 /// The first pause before a command goes again to a node that did not run it; it doubles.
 const REDIRECTED_AFTER: Duration = Duration::from_millis(5);
 
+/// What each primary answered, and its address.
+pub(super) type PrimaryAnswers = Vec<(String, Result<Value, CommandError>)>;
+
 /// A cluster.
 #[derive(Debug)]
 pub(super) struct Cluster {
@@ -95,11 +98,14 @@ impl Cluster {
         self.noted(answers.await)
     }
 
-    /// Sends a command to every primary; returns their answers in no particular order.
-    pub(super) async fn send_to_every_primary(&self, cmd: &Cmd) -> Result<Vec<Value>, CommandError> {
-        let primaries = self.state.primaries()?;
-        let answers = join_all(primaries.iter().map(|node| node.connection.send(cmd))).await;
-        self.noted(answers.into_iter().collect())
+    /// Sends a command to every primary; returns the address and the answer of each.
+    pub(super) async fn send_to_every_primary(&self, cmd: &Cmd) -> Result<PrimaryAnswers, CommandError> {
+        let primaries = self.noted(self.state.primaries())?;
+        let answers = primaries.iter().map(|node| async move {
+            let answer = self.noted(node.connection.send(cmd).await);
+            (node.address.to_string(), answer)
+        });
+        Ok(join_all(answers).await)
     }
 
     /// Notes a failure that a new map may end: its node is gone, or is no primary any more.

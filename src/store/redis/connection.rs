@@ -11,7 +11,7 @@ use crate::shutdown::Shutdown;
 use crate::store::Error;
 
 use super::client::{ServerClient, Settings};
-use super::cluster::Cluster;
+use super::cluster::{Cluster, PrimaryAnswers};
 use super::config::{Config, Mode};
 use super::error::{CommandError, explain, refused};
 use super::role::RoleCheck;
@@ -75,10 +75,11 @@ impl RedisConnection {
         }
     }
 
-    /// Sends a command to every primary; returns their answers in no particular order.
-    pub(super) async fn send_to_every_primary(&self, cmd: &Cmd) -> Result<Vec<Value>, CommandError> {
+    /// Sends a command to every primary; returns the address of each in a cluster, and its answer. Fails if the primaries are
+    /// not known.
+    pub(super) async fn send_to_every_primary(&self, cmd: &Cmd) -> Result<PrimaryAnswers, CommandError> {
         match self {
-            Self::Server(server) => Ok(vec![server.send(cmd).await?]),
+            Self::Server(server) => Ok(vec![(String::new(), server.send(cmd).await)]),
             Self::Cluster(cluster) => cluster.send_to_every_primary(cmd).await,
         }
     }

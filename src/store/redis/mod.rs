@@ -57,6 +57,7 @@ use crate::domain::{Key, TenantId};
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
+use super::histories::KnownHistories;
 use super::sealed::macs::Macs;
 use super::{
     Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
@@ -79,6 +80,7 @@ pub struct Redis {
     lookups: RedisConnection,
     events: RedisConnection,
     announcements: Announcements,
+    histories: KnownHistories,
     /// The kind of channel on which scripts announce a change: sharded (`s`) or plain (`p`).
     channel: &'static str,
     /// The channel on which scripts publish applied changes.
@@ -111,6 +113,7 @@ impl Redis {
             lookups: RedisConnection::open(config, timeout, max_age, shutdown)?,
             events: RedisConnection::open(config, event_timeout, max_age, shutdown)?,
             announcements: Announcements::open(config, max_age, shutdown)?,
+            histories: KnownHistories::default(),
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             changes: change_listener::channel(&endpoints),
             lifetimes,

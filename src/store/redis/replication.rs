@@ -1,7 +1,8 @@
 //! The replication histories of Redis: the replication ids of its primaries.
 //!
 //! A primary draws a new id when it starts, and a replica when it is promoted. The last writes under the previous
-//! id may be lost then.
+//! id may be lost then. A node of a cluster that does not answer may go on; it is judged when it answers, or when another has
+//! its slots.
 
 use redis::{Cmd, Value};
 
@@ -18,15 +19,17 @@ impl Redis {
     pub(super) async fn replication_ids(&self) -> Result<ReplicationHistory, Error> {
         let mut cmd: Cmd = redis::cmd("INFO");
         cmd.arg("replication");
-        let answers = self.events.send_to_every_primary(&cmd).await?;
-        answers.into_iter().map(|answer| id(answer).ok_or_else(unexpected)).collect()
+        let answers = self.events.send_to_every_primary(&cmd).await?.into_iter();
+        let ids = answers.map(|(server, answer)| (server, answer.map_err(Error::from).and_then(id)));
+        self.histories.complete(ids.collect())
     }
 }
 
-fn id(answer: Value) -> Option<String> {
+fn id(answer: Value) -> Result<String, Error> {
     let text = match answer {
-        Value::VerbatimString { text, .. } => text,
-        other => String::from_utf8(bytes(other)?).ok()?,
+        Value::VerbatimString { text, .. } => Some(text),
+        other => bytes(other).and_then(|bytes| String::from_utf8(bytes).ok()),
     };
-    text.lines().find_map(|line| line.strip_prefix(FIELD)).map(|id| id.trim().to_owned())
+    let id = text.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix(FIELD)));
+    id.map(|id| id.trim().to_owned()).ok_or_else(unexpected)
 }

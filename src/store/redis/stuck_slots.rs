@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// The time in which one command of a stuck slot is repeated.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// After this time without a command a slot is no longer taken for stuck: it may move again, and in time.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
 /// From when on a command of each stuck slot may be repeated again.
 #[derive(Debug, Default)]
 pub(super) struct StuckSlots(Mutex<HashMap<usize, Instant>>);
@@ -26,7 +29,9 @@ impl StuckSlots {
             Entry::Vacant(_) => true,
             Entry::Occupied(mut next) => {
                 let is_due = now >= *next.get();
-                if is_due {
+                if now >= *next.get() + FORGOTTEN_AFTER {
+                    next.remove();
+                } else if is_due {
                     next.insert(now + PERIOD);
                 }
                 is_due
@@ -58,6 +63,9 @@ mod tests {
         assert!(slots.may_repeat(2, now), "another slot");
         assert!(slots.may_repeat(1, now + PERIOD));
         assert!(!slots.may_repeat(1, now + PERIOD), "a second one in the period");
+        let later = now + PERIOD * 2 + FORGOTTEN_AFTER;
+        assert!(slots.may_repeat(1, later) && slots.may_repeat(1, later), "it moves again");
+        slots.repeated_in_vain(1, now);
         slots.ran(1);
         assert!(slots.may_repeat(1, now + PERIOD) && slots.may_repeat(1, now + PERIOD));
     }

@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep};
 use crate::audit::{self, Audit};
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::consumer::foreign::ForeignConsumers;
 use crate::faults::Faults;
 use crate::http::routes::admin::{self, AdminApi};
 use crate::http::server;
@@ -119,6 +120,7 @@ impl App {
             queue,
             store,
             clears,
+            foreign: ForeignConsumers::default(),
             access,
             readiness,
             audit,

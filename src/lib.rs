@@ -28,6 +28,7 @@ pub mod queue;
 pub mod readiness;
 pub mod reload;
 pub mod roles;
+pub mod same_server;
 pub mod sampled;
 pub mod sandbox;
 pub mod shares;

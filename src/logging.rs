@@ -8,6 +8,7 @@
 //! written by [`flush`], within half a second.
 
 mod line_queue;
+mod span_fields;
 
 use std::io::{IsTerminal, Write};
 use std::panic;
@@ -22,6 +23,7 @@ use tracing_subscriber::{Layer, Registry, fmt};
 use crate::spans;
 
 use line_queue::LineQueue;
+use span_fields::SpanFields;
 
 /// The lines of this process.
 static LINES: LineQueue = LineQueue::new();
@@ -113,7 +115,7 @@ pub fn init_with(config: &Config, traces: Option<LogLayer>) {
     let lines = if as_text {
         lines.with_ansi(std::io::stderr().is_terminal() && !is_plain()).boxed()
     } else {
-        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).fmt_fields(SpanFields).boxed()
     };
     let layers: Vec<LogLayer> = traces.into_iter().chain([lines.with_filter(filter.and(cap())).boxed()]).collect();
     if tracing_subscriber::registry().with(layers).try_init().is_ok() {

@@ -27,6 +27,12 @@ impl MaxAge {
         Self(self.0.filter(|_| is_name(host)))
     }
 
+    /// Returns whether connections are replaced at all.
+    #[must_use]
+    pub const fn is_limited(self) -> bool {
+        self.0.is_some()
+    }
+
     /// Waits until a connection that is opened now has reached its age. Cancel-safe, but each call starts anew.
     pub async fn reached(self) {
         match self.0 {

@@ -130,6 +130,7 @@ catalogue! {
     consumer_events: counter "consumer_events_total" ["kind": Kind, "outcome": ConsumerOutcome] = "Delivered events by kind and outcome.";
     consumer_undecodable: counter "consumer_undecodable_total" = "Deliveries that could not be decoded and were dead-lettered.";
     consumer_in_flight: gauge "consumer_in_flight" = "Deliveries in progress.";
+    foreign_consumers: gauge "consumer_foreign" = "Other processes that take events from our work queues and apply them to another store.";
     invalidation_lag: histogram "invalidation_lag_seconds" = "Time from the acceptance of an event to its effect.";
     store_operations: counter "store_operations_total" ["op": StoreOp, "outcome": Outcome] = "Store operations by outcome.";
     store_operation_duration: histogram "store_operation_duration_seconds" ["op": StoreOp] = "Duration of one store operation.";

@@ -7,7 +7,7 @@
 //! with the reason; other tenants are not affected.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ pub struct Readiness {
     outbox_accepts: AtomicBool,
     /// What waits in the outbox, if anything does.
     outbox: Mutex<Option<String>>,
+    /// How many other processes take events from our queue to another store.
+    foreign_consumers: AtomicUsize,
     audit_up: AtomicBool,
     awaited: Mutex<BTreeSet<&'static str>>,
     refused: Mutex<BTreeMap<String, String>>,
@@ -65,6 +67,7 @@ impl Readiness {
             outbox_accepts: AtomicBool::new(false),
             outbox: Mutex::default(),
             store_codes: Mutex::default(),
+            foreign_consumers: AtomicUsize::new(0),
             audit_up: up(),
             awaited: Mutex::default(),
             refused: Mutex::default(),
@@ -129,6 +132,11 @@ impl Readiness {
         metrics.queue_up.set(f64::from(u8::from(up)));
     }
 
+    /// Stores how many other processes take events from our queue to another store; the consumer logs it.
+    pub fn foreign_consumers(&self, count: usize) {
+        self.foreign_consumers.store(count, Ordering::Release);
+    }
+
     /// Stores why the outbox accepts no events, if so, how many wait in it, and the age of the oldest; it logs changes itself.
     pub fn outbox(&self, refusal: Option<String>, events: u64, oldest_age: Duration) {
         self.outbox_accepts.store(refusal.is_none(), Ordering::Release);
@@ -156,12 +164,16 @@ impl Readiness {
     }
 
     /// Returns the refused upstreams, as `upstream:{tenant}`, and the sources that miss changes, as `source:{tenant}`, each
-    /// with the reason; a `queue` that does not work; and an `outbox` in which events wait, or that accepts none.
+    /// with the reason; a `queue` that does not work, or from which others take events to another store; and an `outbox` in
+    /// which events wait, or that accepts none.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
         let mut reasons = self.refused.lock().clone();
         reasons.extend(self.sources.lock().clone());
+        let foreign = self.foreign_consumers.load(Ordering::Acquire);
+        let shared = || format!("{foreign} of the processes that take its events use another store");
         let queue = self.queue_reason.lock().clone().filter(|_| self.roles.use_the_queue());
+        let queue = queue.or_else(|| (foreign > 0).then(shared));
         reasons.extend(queue.map(|reason| ("queue".to_owned(), reason)));
         reasons.extend(self.outbox.lock().clone().map(|waits| ("outbox".to_owned(), waits)));
         reasons
@@ -239,6 +251,9 @@ mod tests {
         assert_eq!(readiness.refused()["queue"], "the disk is full");
         readiness.queue(Ok(()), &metrics);
         assert!(readiness.refused().is_empty());
+        readiness.foreign_consumers(1);
+        assert!(readiness.refused()["queue"].starts_with("1 of the processes"));
+        assert!(readiness.can_work());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use axum::Router;
 use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::consumer::foreign::{ForeignConsumers, ForeignWatch};
 use crate::consumer::losses::LossDetector;
 use crate::consumer::refusals::Refusals;
 use crate::consumer::worker::Worker;
@@ -60,6 +61,7 @@ pub(super) struct Components {
     pub(super) queue: Option<queue::open::OpenQueue>,
     pub(super) store: store::open::OpenStore,
     pub(super) clears: store::Clears,
+    pub(super) foreign: ForeignConsumers,
 }
 
 impl Components {
@@ -107,7 +109,7 @@ impl Components {
         });
         // A slot of its own, so that neither an operator nor a gap waits for the other.
         let (ingest, replays) = (Arc::new(self.ingest(queue)), Arc::new(self.replays(upstream.audits.clone())));
-        Sources::start(sources, &ingest, &replays, &self.clock, &self.metrics, &self.shutdown)
+        Sources::start(sources, &ingest, (&replays, &self.audit), &self.clock, &self.metrics, &self.shutdown)
     }
 
     fn ingest(&self, queue: &queue::open::OpenQueue) -> Ingest {
@@ -237,6 +239,14 @@ impl Components {
             shutdown: self.shutdown.clone(),
         };
         self.shutdown.spawn(losses.run());
+        let watch = ForeignWatch {
+            found: self.foreign.clone(),
+            queue: Arc::clone(&queue.queue),
+            store: Arc::clone(&self.store.inspect),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+        };
+        self.shutdown.spawn(watch.run());
     }
 
     /// Reads the generations of the tenants' records once, then at an interval until shutdown, if this process looks up.
@@ -258,6 +268,7 @@ impl Components {
             store: Arc::clone(&self.store.inspect),
             queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),
             outbox: self.queue.as_ref().and_then(|queue| queue.outbox.clone()),
+            foreign: self.foreign.clone(),
         };
         probe.check().await;
         self.shutdown.spawn(probe.run(self.shutdown.clone()));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::audit::Audit;
+use crate::consumer::foreign::ForeignConsumers;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::shutdown::Shutdown;
@@ -26,6 +27,7 @@ pub(super) struct Probe {
     pub(super) store: Arc<dyn store::Inspect>,
     pub(super) queue: Option<Arc<dyn queue::Queue>>,
     pub(super) outbox: Option<Arc<queue::outbox::Outbox>>,
+    pub(super) foreign: ForeignConsumers,
 }
 
 impl Probe {
@@ -50,6 +52,7 @@ impl Probe {
             let answer = queue::metered::refresh(queue.as_ref(), &self.metrics).await;
             self.readiness.queue(answer.map_err(|error| error.to_string()), &self.metrics);
         }
+        self.readiness.foreign_consumers(self.foreign.count());
         if let Some(outbox) = &self.outbox {
             let status = outbox.refresh(&self.metrics).await;
             self.readiness.outbox(status.refusal, status.events, status.oldest_age);

@@ -1,5 +1,7 @@
 //! `profile-edge doctor`: examines everything and prints what was found.
 
+use std::path::{Path, PathBuf};
+
 use crate::clock::SystemClock;
 use crate::config::Loaded;
 use crate::doctor::{self, Finding, Options, Service, Verdict};
@@ -44,9 +46,17 @@ async fn examine(loaded: Loaded, args: DoctorArgs) -> Result<Vec<Finding>, Exit>
         return Err(Exit::Usage);
     }
     let caller_key = caller_key.or_else(|| config.is_demo.then(|| DEMO_KEY.to_owned())).map(Secret::new);
+    let pack = service.config.config.as_deref().and_then(|config| pack_beside(Path::new(config)));
+    let public_url = url.clone();
     let service = if without_service { None } else { Some(running(&config, service, url, caller_key)?) };
-    let options = Options { tenant, service, rabbitmq_api };
+    let options = Options { tenant, service, public_url, pack, rabbitmq_api };
     Ok(doctor::examine(&config, &options, &warnings, &SystemClock::shared()).await)
+}
+
+/// Returns the directory with the files to import, where `init` has written it beside the configuration.
+fn pack_beside(config: &Path) -> Option<PathBuf> {
+    let pack = config.parent()?.join("genesys");
+    pack.join("README.md").is_file().then_some(pack)
 }
 
 fn running(

@@ -8,6 +8,7 @@
 //!
 //! [`apply`] decides, without any queue; [`worker`] takes deliveries, bounds their number, settles them and drains.
 
+pub mod foreign;
 pub mod losses;
 pub mod refusals;
 pub mod worker;

@@ -6,11 +6,13 @@ use super::Finding;
 
 const CHECK: &str = "events.source";
 
-/// Names the source to configure, by the transports of the topic of changed contacts. `target`: where events are posted.
+/// Names the source to configure, by the transports of the topic of changed contacts. `target`: where events are posted;
+/// `pack`: the directory with the files to import.
 pub(super) fn source(
     subject: &str,
     transports: Result<&Option<Vec<String>>, &upstream::Error>,
     target: &str,
+    pack: &str,
 ) -> Finding {
     let by_lifetime = "until then a change is visible when the cached profile expires: set a short lookup.ttl";
     let transports = match transports {
@@ -37,14 +39,14 @@ pub(super) fn source(
     if has("eventbridge") {
         let detail = format!(
             "changed contacts go through EventBridge ({shown}): a rule with an API destination that posts to {target} \
-             (conf/genesys/eventbridge.yaml)"
+             ({pack}/eventbridge.yaml)"
         );
         return Finding::ok(CHECK, subject, detail);
     }
     if has("processautomation") {
         let detail = format!(
             "changed contacts start triggers ({shown}): a workflow whose data action posts to {target} \
-             (conf/genesys/workflow-trigger.json)"
+             ({pack}/workflow-trigger.json)"
         );
         return Finding::ok(CHECK, subject, detail);
     }
@@ -76,15 +78,16 @@ mod tests {
     fn the_source_follows_from_the_transports() {
         let of = |names: &[&str]| {
             let transports = Some(names.iter().map(|name| (*name).to_owned()).collect());
-            source("10001", Ok(&transports), "https://cache.example/webhooks/10001")
+            source("10001", Ok(&transports), "https://cache.example/webhooks/10001", "edge/genesys")
         };
         assert!(of(&["Websocket", "EventBridge"]).detail.contains("API destination"));
+        assert!(of(&["EventBridge"]).detail.contains("(edge/genesys/eventbridge.yaml)"));
         assert!(of(&["All"]).detail.contains("API destination"));
         assert!(of(&["WebSocket", "ProcessAutomation"]).detail.contains("trigger"));
         assert!(of(&["Websocket"]).detail.contains("kind = \"notifications\""));
         let unknown = of(&["Pigeon"]);
         assert_eq!(unknown.verdict, Verdict::Warning);
         assert!(unknown.advice.unwrap().contains("lookup.ttl"));
-        assert_eq!(source("10001", Ok(&None), "").verdict, Verdict::Warning);
+        assert_eq!(source("10001", Ok(&None), "", "").verdict, Verdict::Warning);
     }
 }

@@ -11,7 +11,7 @@ use crate::tls::is_loopback;
 use crate::upstream::survey::{Survey, TokenSurvey, survey};
 use crate::upstream::{self, TransportPhase};
 
-use super::{ANSWER, Finding, Service, events};
+use super::{ANSWER, Finding, Options, events};
 
 /// A token that is renewed more often costs noticeable requests.
 const SHORT_LIFETIME: Duration = Duration::from_secs(600);
@@ -24,41 +24,56 @@ const CLOCK_FAILURE_MS: i64 = 60_000;
 pub(super) async fn examine(
     config: &Config,
     tenants: &[&Tenant],
-    service: Option<&Service>,
+    options: &Options,
     clock: &SharedClock,
 ) -> Vec<Finding> {
     if !config.roles.lookup {
         return Vec::new();
     }
-    let base = service.map_or_else(|| "https://YOUR-HOST".to_owned(), |service| trimmed(service.url.as_str()));
-    join_all(tenants.iter().map(|tenant| of_tenant(tenant, &base, clock))).await.into_iter().flatten().collect()
+    join_all(tenants.iter().map(|tenant| of_tenant(tenant, options, clock))).await.into_iter().flatten().collect()
 }
 
-fn trimmed(url: &str) -> String {
-    url.trim_end_matches('/').to_owned()
+/// What advice names.
+struct Places {
+    /// Where events are posted.
+    target: String,
+    /// The directory with the files to import.
+    pack: String,
 }
 
-async fn of_tenant(tenant: &Tenant, base: &str, clock: &SharedClock) -> Vec<Finding> {
+impl Places {
+    fn of(tenant: &Tenant, options: &Options) -> Self {
+        let path = format!("/webhooks/{}", tenant.id);
+        let base = options.service.as_ref().map(|service| &service.url).or(options.public_url.as_ref());
+        let target = match base {
+            Some(base) => format!("{}{path}", base.as_str().trim_end_matches('/')),
+            None => format!("{path} at the public URL of the service"),
+        };
+        let pack = options.pack.as_ref().map_or_else(|| "conf/genesys".to_owned(), |pack| pack.display().to_string());
+        Self { target, pack }
+    }
+}
+
+async fn of_tenant(tenant: &Tenant, options: &Options, clock: &SharedClock) -> Vec<Finding> {
     let Some(upstream) = &tenant.upstream else { return Vec::new() };
     let subject = tenant.id.to_string();
-    let target = format!("{base}/webhooks/{}", tenant.id);
     let region = upstream.region.as_deref();
     match survey(&tenant.id, upstream, ANSWER, clock).await {
-        Ok(found) => judge(&subject, region, &target, &found),
+        Ok(found) => judge(&subject, region, &Places::of(tenant, options), &found),
         Err(error) => {
             vec![Finding::failed("genesys.connection", subject, error.to_string(), "correct [tenant.upstream]")]
         }
     }
 }
 
-fn judge(subject: &str, region: Option<&str>, target: &str, survey: &Survey) -> Vec<Finding> {
+fn judge(subject: &str, region: Option<&str>, places: &Places, survey: &Survey) -> Vec<Finding> {
     match &survey.token {
         Err(error) => vec![no_token(subject, region, &survey.hosts, error)],
         Ok(found) => {
             let [api, login] = &survey.hosts;
             let hosts = if api == login { api.clone() } else { format!("{api}, {login}") };
             let mut findings = vec![Finding::ok("genesys.connection", subject, hosts)];
-            findings.extend(with_token(subject, target, found));
+            findings.extend(with_token(subject, places, found));
             findings
         }
     }
@@ -123,9 +138,9 @@ fn is_of_this_machine(host: &str) -> bool {
     Url::parse(&format!("http://{host}")).is_ok_and(|url| is_loopback(&url))
 }
 
-fn with_token(subject: &str, target: &str, found: &TokenSurvey) -> Vec<Finding> {
+fn with_token(subject: &str, places: &Places, found: &TokenSurvey) -> Vec<Finding> {
     let mut findings = vec![lifetime(subject, found.lifetime)];
-    let privileges = privileges(subject, &found.privileges);
+    let privileges = privileges(subject, &places.pack, &found.privileges);
     // A token that may not read cannot show whether contacts can be read.
     let may_read = !matches!(&found.privileges, Err(upstream::Error::Privileges { .. }));
     findings.push(privileges);
@@ -134,7 +149,7 @@ fn with_token(subject: &str, target: &str, found: &TokenSurvey) -> Vec<Finding> 
     }
     findings.push(rate(subject, found.rate));
     findings.extend(found.clock_offset_ms.map(|offset| clock_of(subject, offset)));
-    findings.push(events::source(subject, found.transports.as_ref(), target));
+    findings.push(events::source(subject, found.transports.as_ref(), &places.target, &places.pack));
     findings.push(audits(subject, &found.audits));
     findings
 }
@@ -149,16 +164,18 @@ fn lifetime(subject: &str, lifetime: Duration) -> Finding {
     Finding::ok(CHECK, subject, detail)
 }
 
-fn privileges(subject: &str, privileges: &Result<(), upstream::Error>) -> Finding {
+fn privileges(subject: &str, pack: &str, privileges: &Result<(), upstream::Error>) -> Finding {
     const CHECK: &str = "genesys.permissions";
     match privileges {
         Ok(()) => Finding::ok(CHECK, subject, "all that is required, and nothing that is forbidden"),
         Err(upstream::Error::Privileges { reason }) => {
             let advice = if reason.contains("holds the forbidden") {
-                "remove the permission from the roles of the OAuth client: a cache only reads, so it needs a role of its own \
-                 (conf/genesys/README.md)"
+                format!(
+                    "remove the permission from the roles of the OAuth client: a cache only reads, so it needs a role of its own \
+                     ({pack}/README.md)"
+                )
             } else {
-                "add the permission to the role of the OAuth client (conf/genesys/README.md)"
+                format!("add the permission to the role of the OAuth client ({pack}/README.md)")
             };
             Finding::failed(CHECK, subject, reason.to_string(), advice)
         }

@@ -1,5 +1,8 @@
 //! Memcached: how its servers are set up.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use crate::config::Config;
 use crate::store::memcached::survey::{ServerState, survey};
 
@@ -7,6 +10,9 @@ use super::{ANSWER, Finding};
 
 /// The share of a server's memory above which it soon evicts, in percent.
 const NEARLY_FULL: u64 = 90;
+
+/// The most addresses that a finding shows.
+const MOST_SHOWN: usize = 4;
 
 /// Examines every server.
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -41,7 +47,23 @@ fn judge(subject: &str, found: Result<ServerState, String>) -> Vec<Finding> {
     } else {
         Finding::ok("memcached.memory", subject, detail)
     };
-    vec![Finding::ok("memcached.connection", subject, format!("version {}", state.version)), memory]
+    vec![connection(subject, &state), memory]
+}
+
+/// Judges the name of a server that answers.
+fn connection(subject: &str, state: &ServerState) -> Finding {
+    const CHECK: &str = "memcached.connection";
+    // One server may have an address of each family.
+    let [v4, v6]: [BTreeSet<IpAddr>; 2] =
+        [true, false].map(|v4| state.addresses.iter().copied().filter(|address| address.is_ipv4() == v4).collect());
+    let Some(several) = [v4, v6].into_iter().find(|family| family.len() > 1) else {
+        return Finding::ok(CHECK, subject, format!("version {}", state.version));
+    };
+    let shown: Vec<String> = several.iter().take(MOST_SHOWN).map(ToString::to_string).collect();
+    let detail = format!("the name leads to {} addresses: {}", several.len(), shown.join(", "));
+    let advice = "name one server in each entry of store.memcached.servers: where a name leads to several, an event may take effect at \
+                  one and lookups read from another";
+    Finding::warning(CHECK, subject, detail, advice)
 }
 
 #[cfg(test)]
@@ -55,10 +77,24 @@ mod tests {
 
     #[test]
     fn evictions_and_a_full_server_are_warned_of() {
-        let state = ServerState { version: "1.6.18".to_owned(), used: 10, max_memory: 100, evicted: 0 };
+        let state = ServerState { used: 10, max_memory: 100, ..ServerState::default() };
         assert_eq!(verdict(state.clone()), Verdict::Ok);
         assert_eq!(verdict(ServerState { evicted: 1, ..state.clone() }), Verdict::Warning);
         assert_eq!(verdict(ServerState { used: 90, ..state }), Verdict::Warning);
+    }
+
+    #[test]
+    fn a_name_that_leads_to_several_servers_is_warned_of() {
+        let of = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            verdict(ServerState { addresses, ..ServerState::default() })
+        };
+        for one in [&["127.0.0.1", "::1", "127.0.0.1"][..], &["10.0.0.1"], &[]] {
+            assert_eq!(of(one), Verdict::Ok, "{one:?}");
+        }
+        for several in [&["10.0.0.1", "10.0.0.2"][..], &["10.0.0.1", "fd00::1", "fd00::2"]] {
+            assert_eq!(of(several), Verdict::Warning, "{several:?}");
+        }
     }
 
     #[test]

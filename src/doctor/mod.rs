@@ -18,6 +18,7 @@ mod service;
 mod store;
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -107,6 +108,10 @@ pub struct Options {
     pub tenant: Option<TenantId>,
     /// The running service; `None`: only what it depends on.
     pub service: Option<Service>,
+    /// Where senders post events, if it is known without the running service.
+    pub public_url: Option<Url>,
+    /// The directory with the files to import into Genesys; `None`: that of the source code.
+    pub pack: Option<PathBuf>,
     /// The address of RabbitMQ's management API; absent: port 15672 (15671 with TLS) of the broker.
     pub rabbitmq_api: Option<Url>,
 }
@@ -131,7 +136,7 @@ pub async fn examine(config: &Config, options: &Options, warnings: &[String], cl
     let (store, queue, genesys) = tokio::join!(
         within("redis", store::examine(config, clock)),
         within("rabbitmq", queue::examine(config, options.rabbitmq_api.as_ref(), expects_consumers)),
-        within("genesys", genesys::examine(config, &tenants, options.service.as_ref(), clock)),
+        within("genesys", genesys::examine(config, &tenants, options, clock)),
     );
     let mut found = machine::examine(config, warnings);
     found.extend(certificates::examine(config, clock));

@@ -157,7 +157,8 @@ impl ServiceTest<'_> {
         if self.has_cause {
             return self.symptom(WEBHOOK, tenant, &detail);
         }
-        let advice = "no consumer applies events: start a process with the role \"consumer\", and look at its log";
+        let advice =
+            "no consumer applies events to this store: start a process with the role \"consumer\", and look at its log";
         Finding::failed(WEBHOOK, tenant, detail, advice)
     }
 

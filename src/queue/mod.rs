@@ -75,6 +75,13 @@ pub trait Queue: Debug + Send + Sync {
     /// `since` or later, or shortly before, once, as it was first published, without redeliveries. It may omit events
     /// that are published after this call. Reading removes nothing.
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error>;
+
+    /// Sends a notice to every process that takes events from this queue and calls this, and returns those that were sent
+    /// since the last call, at most about a hundred: best effort, and not authenticated. `None`: no other process can use the
+    /// queue, or the user of the broker lacks a permission for notices.
+    async fn exchange_notices(&self, _notice: &[u8]) -> Result<Option<Vec<Vec<u8>>>, Error> {
+        Ok(None)
+    }
 }
 
 /// A journal that is being read.

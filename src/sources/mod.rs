@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::domain::TenantId;
 use crate::ingest::Ingest;
@@ -85,19 +86,20 @@ pub struct Sources(HashMap<TenantId, Arc<Watcher>>);
 
 impl Sources {
     /// Creates the sources; their tasks end at shutdown. They send nothing before a customer is to be watched. `replays`
-    /// searches what they miss, one search at a time.
+    /// searches what they miss, one search at a time, and `audit` records that.
     #[must_use]
     pub fn start<'a>(
         sources: impl IntoIterator<Item = TenantSource<'a>>,
         ingest: &Arc<Ingest>,
-        replays: &Arc<Replays>,
+        (replays, audit): (&Arc<Replays>, &Audit),
         clock: &SharedClock,
         metrics: &Arc<Metrics>,
         shutdown: &Shutdown,
     ) -> Self {
         let start = |source: TenantSource<'a>| {
-            let (tenant, ingest, replays) = (source.tenant.clone(), Arc::clone(ingest), Arc::clone(replays));
-            (tenant, Watcher::start(source, ingest, replays, Arc::clone(clock), metrics, shutdown))
+            let (tenant, ingest) = (source.tenant.clone(), Arc::clone(ingest));
+            let searches = (Arc::clone(replays), audit.clone());
+            (tenant, Watcher::start(source, ingest, searches, Arc::clone(clock), metrics, shutdown))
         };
         Self(sources.into_iter().map(start).collect())
     }

@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 
 use super::error::Error;
 
-/// The replication histories of a store's data: one opaque name for each primary.
+/// The replication histories of a store's data: one opaque name for each primary. All processes that use a store read the
+/// same names, and no other store has them.
 ///
 /// When a name is gone, the last writes under it may be lost, even acknowledged ones:
 /// [`rules::failover`](crate::rules#failover).
@@ -27,6 +28,12 @@ impl ReplicationHistory {
     /// Returns the names of the primaries that answered.
     pub fn answered(&self) -> impl Iterator<Item = &String> {
         self.answered.iter()
+    }
+}
+
+impl FromIterator<String> for ReplicationHistory {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        Self { answered: names.into_iter().collect(), silent: BTreeSet::new() }
     }
 }
 

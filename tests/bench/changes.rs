@@ -200,7 +200,7 @@ async fn open(service: &Service) -> TcpStream {
 
 async fn many_streams() {
     let redis = RedisServer::start(&[]).await;
-    let http = format!("max_connections = {CONNECTIONS}\n");
+    let http = format!("limits.max_connections = {CONNECTIONS}\n");
     let service = Service::start_with(&redis.url(), None, &Extras { http: &http, ..PLAIN }).await;
     let before = resident(service.pid());
     let mut streams = Vec::with_capacity(STREAMS);

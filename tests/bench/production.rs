@@ -1,6 +1,6 @@
 //! profile-edge as it runs in production, on Redis and RabbitMQ, against bare programs of the same libraries.
 //!
-//! Run with `cargo bench --bench production`; with `hits`, `identifiers`, `batches`, `changes`, `pipeline`, `outbox`, `protocol`,
+//! Run with `cargo bench --bench production`; with `hits`, `memcached`, `identifiers`, `batches`, `changes`, `pipeline`, `outbox`, `protocol`,
 //! `protections`, `overload` or `watched` after a `--`, only that one runs. Every server is a separate process: the service (the
 //! real binary), its Genesys, the bare programs, Redis and RabbitMQ. The load comes from this process, on one thread. The rounds
 //! of both sides alternate in one run and medians are compared, so that a ratio depends neither on the machine nor on its other work. It is not a
@@ -12,6 +12,7 @@ mod changes;
 mod figures;
 mod identifiers;
 mod load;
+mod memcached_hits;
 mod outbox;
 mod overload;
 mod pipeline;
@@ -44,6 +45,9 @@ fn main() {
     runtime.block_on(async {
         if only("hits") {
             redis_hits::compare().await;
+        }
+        if only("memcached") {
+            memcached_hits::compare().await;
         }
         if only("identifiers") {
             identifiers::compare().await;

@@ -85,6 +85,12 @@ impl Service {
 
     /// Like [`start`](Self::start), with these extras.
     pub(crate) async fn start_with(redis: &str, rabbit: Option<&str>, extras: &Extras<'_>) -> Self {
+        let store = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n");
+        Self::start_on(&store, rabbit, extras).await
+    }
+
+    /// Starts a service with these tables for its store.
+    pub(crate) async fn start_on(store: &str, rabbit: Option<&str>, extras: &Extras<'_>) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be created");
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (public, admin, genesys) = (local(free_port()), local(free_port()), local(free_port()));
@@ -94,7 +100,7 @@ impl Service {
         let roles = if rabbit.is_some() { "[\"ingest\", \"consumer\", \"lookup\"]" } else { "[\"lookup\"]" };
         let text = format!(
             "roles = {roles}\n[http]\nlisten = \"{public}\"\n{http}[admin]\nlisten = \"{admin}\"\n\
-             [lookup]\nttl = \"1h\"\nidentifier_ttl = \"1h\"\n[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{redis}\"\n{}{tables}\
+             [lookup]\nttl = \"1h\"\nidentifier_ttl = \"1h\"\n{store}{}{tables}\
              [[tenant]]\nid = \"10001\"\n[tenant.upstream]\napi_url = \"http://{genesys}\"\n\
              login_url = \"http://{genesys}\"\nclient_id = \"sandbox\"\nclient_secret = \"sandbox\"\n\
              requests_per_minute = 60000\n{sources}\

@@ -70,7 +70,7 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
         agents("fields = [\"id\"]"),
         "ab".repeat(32)
     );
-    let mistakes: [(&str, &str, &str); 52] = [
+    let mistakes: [(&str, &str, &str); 53] = [
         (&all, "tenant[0].agents.fields", "is missing"),
         (&long, "tenant[0].agents.recheck", "at most 60s"),
         (&namesake, "caller[0].name", "agents"),
@@ -99,6 +99,11 @@ fn every_mistake_ends_with_64_and_names_the_file_the_key_and_the_reason() {
             "store.kind = \"redis\"\nstore.redis.password_file = \"nowhere\"",
             "store.redis.password_file",
             "cannot be read",
+        ),
+        (
+            "store.kind = \"memcached\"\nstore.memcached.servers = [\"a.b.cfg.use1.cache.amazonaws.com:11211\"]",
+            "store.memcached.servers",
+            "name the endpoint of each node",
         ),
         ("upstream.max_connection_age = \"0s\"", "upstream.max_connection_age", "1s or longer"),
         ("http.listen = \"0.0.0.0:8080\"\nsecurity.require_tls = false", "http.listen", "demo"),

@@ -1,11 +1,15 @@
-//! Redis changes behind connections that stay open: a primary is demoted, a name or a master moves.
+//! Servers change behind connections that stay open: a primary is demoted, a name or a master moves.
 
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::timeout;
 
-use crate::support::edge::{Edge, flat};
+use crate::support::edge::{Edge, flat, on_rabbit};
+use crate::support::servers::memcached::MemcachedServer;
 use crate::support::servers::proxy::Proxy;
+use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::{Deployment, RedisServer, Setup};
-use crate::support::{customer, eventually};
+use crate::support::{PATIENCE, customer, eventually};
 
 fn on(redis: &str) -> String {
     format!("[sandbox]\nlatency = \"0ms\"\n[store]\nkind = \"redis\"\n[store.redis]\n{redis}")
@@ -108,6 +112,98 @@ async fn a_name_that_moves_is_followed_and_no_lookup_fails() {
         (edge.look_up(&customer(1)).await.json()["firstName"] == "Moved").then_some(())
     })
     .await;
+    edge.stop().await;
+}
+
+/// A name moves, and one connection after the other is broken in turn: those that were not broken follow, so that events
+/// take effect where lookups read.
+async fn connections_lead_to_one_server(old: u16, new: u16, settings: impl Fn(u16) -> String) {
+    let mut connections = 1;
+    for broken in 0.. {
+        if broken == connections {
+            return;
+        }
+        let proxy = Proxy::to(old).await;
+        let edge = Edge::start_with(&settings(proxy.address.port())).await;
+        let customer = customer(u32::try_from(broken).unwrap() + 1);
+        edge.look_up(&customer).await;
+        assert!(edge.look_up(&customer).await.is_hit());
+        connections = proxy.accepted();
+        assert!(connections > 1);
+
+        proxy.move_to(new);
+        proxy.close(broken);
+        for name in [format!("Moved{broken}"), format!("Again{broken}")] {
+            eventually("a change is seen", || async {
+                edge.change(&customer, json!({ "firstName": name })).await;
+                (edge.look_up(&customer).await.json()["firstName"] == name.as_str()).then_some(())
+            })
+            .await;
+        }
+        edge.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookups_and_events_follow_a_redis_name_that_moves_together() {
+    let (old, new) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
+    connections_lead_to_one_server(old.port, new.port, |port| on(&format!("url = \"redis://localhost:{port}\"\n")))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookups_and_events_follow_a_memcached_name_that_moves_together() {
+    let (old, new) = (MemcachedServer::start(&[]).await, MemcachedServer::start(&[]).await);
+    let settings = |port| {
+        let store = format!("[store]\nkind = \"memcached\"\n[store.memcached]\nservers = [\"localhost:{port}\"]\n");
+        format!("[sandbox]\nlatency = \"0ms\"\n{store}")
+    };
+    connections_lead_to_one_server(old.port, new.port, settings).await;
+}
+
+/// The name is `localhost`; first it leads to one broker, over new connections all the while, and then to another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_a_broker_that_moves_is_followed_and_no_event_fails() {
+    let (old, new) = tokio::join!(RabbitServer::start(""), RabbitServer::start(""));
+    let mut before = Proxy::to(old.port).await;
+    let port = before.address.port();
+    let queue = on_rabbit(&format!("amqp://guest:guest@localhost:{port}/%2f"));
+    let settings = format!("[sandbox]\nlatency = \"0ms\"\n{queue}max_connection_age = \"1s\"\n");
+    let edge = Edge::start_with(&settings).await;
+    let post = async |n: u32| {
+        assert_eq!(edge.post_event(&flat(&customer(n))).await.status(), 202);
+        assert_eq!(edge.ready().await["degraded"], json!([]));
+    };
+    let applied = "profile_edge_consumer_events_total{kind=\"updated\",outcome=\"applied\"}";
+    let mut posted = 0.0;
+    // A connection to the broker is two at the proxy, and each of ours is replaced several times.
+    let replaced = async {
+        while before.accepted() < 20 {
+            join_all((1..17).map(&post)).await;
+            posted += 16.0;
+        }
+    };
+    timeout(PATIENCE, replaced).await.expect("connections are replaced");
+    edge.applied("updated", posted).await;
+    assert_eq!(edge.metric(applied).await, posted);
+    for outcome in ["retried", "dead_lettered"] {
+        assert_eq!(edge.metric(&applied.replace("applied", outcome)).await, 0.0, "{outcome}");
+    }
+
+    before.retire().await;
+    let _after = Proxy::at(("127.0.0.1", port), new.port).await;
+    eventually("no connection leads to the old broker", || async {
+        post(1).await;
+        let connections = old.api("GET", "/connections", None).await?;
+        (connections == json!([])).then_some(())
+    })
+    .await;
+    drop(old);
+    let moved = edge.metric(applied).await;
+    for n in 1..17 {
+        post(n).await;
+    }
+    edge.applied("updated", moved + 16.0).await;
     edge.stop().await;
 }
 

@@ -46,11 +46,12 @@ async fn from_an_empty_directory_to_the_first_hit() {
     let output = init(directory.path(), &arguments);
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
-    for part in [public, "secrets/caller-ivr", "genesys.permissions", "webhooks/acme"] {
+    let edge = directory.path().join("edge");
+    let (posted, imported) =
+        (format!("posts to {public}/webhooks/acme"), format!("{}/genesys/eventbridge.yaml", edge.display()));
+    for part in [public, "secrets/caller-ivr", "genesys.permissions", &posted, &imported] {
         assert!(printed.contains(part), "{part}: {printed}");
     }
-
-    let edge = directory.path().join("edge");
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&edge), mode(&edge.join("secrets"))), (0o700, 0o700));
     for file in files_below(&edge) {
@@ -79,6 +80,14 @@ async fn from_an_empty_directory_to_the_first_hit() {
     let mut check = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
     let check = check.args(["check-config", "--config"]).arg(edge.join("edge.toml")).output().unwrap();
     assert!(check.status.success() && !err(&check).contains("warning"), "{}", err(&check));
+
+    let doctor = ["doctor", "--without-service", "--config", "edge/edge.toml"];
+    let diagnosed =
+        Command::new(env!("CARGO_BIN_EXE_profile-edge")).args(doctor).current_dir(directory.path()).output().unwrap();
+    let diagnosed = String::from_utf8_lossy(&diagnosed.stdout).into_owned();
+    for part in ["posts to /webhooks/acme at the public URL of the service", "(edge/genesys/eventbridge.yaml)"] {
+        assert!(diagnosed.contains(part), "{part}: {diagnosed}");
+    }
 
     let (port, admin) = (free_port(), free_port());
     let (listen, operators) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{admin}"));

@@ -46,6 +46,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("readiness", &["metrics", "roles"]),
     ("roles", &[]),
     ("rules", &[]),
+    ("same_server", &["max_age"]),
     ("sampled", &[]),
     ("shares", &[]),
     ("spans", &["domain", "metrics"]),
@@ -63,12 +64,16 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "metrics",
             "reload",
             "roles",
+            "same_server",
             "shutdown",
             "supervise",
             "tls",
         ],
     ),
-    ("queue", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"]),
+    (
+        "queue",
+        &["clock", "domain", "invalid", "max_age", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"],
+    ),
     (
         "upstream",
         &[
@@ -107,7 +112,19 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     (
         "sources",
-        &["clock", "domain", "ingest", "invalid", "lookup", "metrics", "operate", "shutdown", "supervise", "upstream"],
+        &[
+            "audit",
+            "clock",
+            "domain",
+            "ingest",
+            "invalid",
+            "lookup",
+            "metrics",
+            "operate",
+            "shutdown",
+            "supervise",
+            "upstream",
+        ],
     ),
     ("sandbox", &["clock", "domain", "shutdown", "supervise"]),
     (

@@ -19,6 +19,7 @@ mod documentation;
 mod doors;
 mod failover;
 mod faults;
+mod foreign;
 mod full_disk;
 mod fuzz;
 mod identifier_freshness;

@@ -47,7 +47,18 @@ async fn what_a_gap_missed_is_found_in_the_audits() {
     world.edge.applied("deleted", 1.0).await;
     assert_eq!(world.edge.look_up(&customer(2)).await.status, 404);
     world.shows(&customer(1), "missed").await;
+
+    let records = world.edge.audit_records();
     world.stop().await;
+    let records = records();
+    let of = |action: &str| -> Vec<&Value> { records.iter().filter(|record| record["action"] == action).collect() };
+    let (started, ended) = (of("replay.after_gap"), of("replay.ended"));
+    assert!(started.len() == ended.len() && started.iter().all(|start| start["tenant"] == "10001"), "{records:#?}");
+    assert_eq!(ended.iter().filter_map(|end| end["count"].as_u64()).sum::<u64>(), 3, "{ended:#?}");
+    let is_started = |record: &Value| started.iter().any(|start| start["replay"] == record["replay"]);
+    assert!(ended.iter().all(|end| is_started(end)), "{ended:#?}");
+    let mut events = records.iter().filter(|record| record["type"] == "event" && record["replayed"] == true);
+    assert!(events.any(is_started), "{records:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,6 +85,11 @@ impl Plan {
         self.directory.join("edge.toml")
     }
 
+    /// Returns the directory of the files to import.
+    pub(super) fn pack(&self) -> PathBuf {
+        self.directory.join("genesys")
+    }
+
     fn secret_file(&self, name: &str) -> PathBuf {
         self.directory.join("secrets").join(name)
     }
@@ -104,7 +109,7 @@ impl Plan {
 
     fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let secrets = self.secrets.iter().map(|(name, _)| self.secret_file(name));
-        let imports = self.imports.iter().map(|(name, _)| self.directory.join("genesys").join(name));
+        let imports = self.imports.iter().map(|(name, _)| self.pack().join(name));
         std::iter::once(self.configuration()).chain(secrets).chain(imports)
     }
 
@@ -125,14 +130,14 @@ impl Plan {
             write(&self.secret_file(name), secret.expose())?;
         }
         for (name, text) in &self.imports {
-            write(&self.directory.join("genesys").join(name), text)?;
+            write(&self.pack().join(name), text)?;
         }
         write(&self.configuration(), &self.settings())
     }
 
     /// Returns what is to be done next, for people.
     pub(super) fn next_steps(&self, answers: &Answers) -> String {
-        let (config, genesys) = (self.configuration(), self.directory.join("genesys"));
+        let (config, genesys) = (self.configuration(), self.pack());
         let (config, genesys) = (config.display(), genesys.display());
         let url = answers.public_url.as_str().trim_end_matches('/');
         let caller = answers.callers.first().map_or("architect", String::as_str);

@@ -7,6 +7,8 @@ mod files;
 
 use std::path::{Path, PathBuf};
 
+use url::Url;
+
 use crate::clock::SystemClock;
 use crate::config;
 use crate::doctor;
@@ -51,7 +53,7 @@ pub(super) async fn run(args: InitArgs) -> Exit {
         return Exit::Internal;
     }
     print(&plan.next_steps(&answers));
-    examine(&plan.configuration()).await;
+    examine(&plan, answers.public_url).await;
     Exit::Ok
 }
 
@@ -64,12 +66,13 @@ fn absolute(directory: &Path) -> std::io::Result<PathBuf> {
 }
 
 /// Checks what the written configuration depends on, and prints it.
-async fn examine(configuration: &Path) {
-    let loaded = match config::load(Some(configuration), std::iter::empty(), None) {
+async fn examine(plan: &Plan, public_url: Url) {
+    let loaded = match config::load(Some(&plan.configuration()), std::iter::empty(), None) {
         Ok(loaded) => loaded,
         Err(errors) => return complain(&errors.to_string()),
     };
-    let options = doctor::Options { tenant: None, service: None, rabbitmq_api: None };
+    let (public_url, pack) = (Some(public_url), Some(plan.pack()));
+    let options = doctor::Options { tenant: None, service: None, public_url, pack, rabbitmq_api: None };
     let clock = SystemClock::shared();
     print(&doctor::text(&doctor::examine(&loaded.config, &options, &loaded.warnings, &clock).await));
 }

@@ -24,7 +24,7 @@ use crate::shutdown::Shutdown;
 
 use super::PeerAddress;
 use super::answer_body::{AnswerBody, ReadWatch};
-use super::connection_state::TimeoutKind;
+use super::connection_state::{ConnectionState, TimeoutKind};
 use super::guarded_body::GuardedBody;
 use super::io::MonitoredStream;
 use super::limits::ConnectionLimits;
@@ -49,7 +49,8 @@ const MAX_SEND_BUFFER: usize = 256 << 10;
 
 /// Serves the connections of one listener.
 pub(super) struct Server {
-    protocol: auto::Builder<TaskExecutor>,
+    http1: auto::Builder<TaskExecutor>,
+    http2: auto::Builder<TaskExecutor>,
     http_service: Arc<HttpService>,
     limits: ConnectionLimits,
     tls: Option<Reloadable<ServerConfig>>,
@@ -98,7 +99,8 @@ impl Server {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(MAX_SEND_BUFFER);
-        Self { protocol, http_service: Arc::new(http_service), limits, tls, shutdown }
+        let (http1, http2) = (protocol.clone().http1_only(), protocol.http2_only());
+        Self { http1, http2, http_service: Arc::new(http_service), limits, tls, shutdown }
     }
 
     /// Serves a connection until it ends; returns the reason.
@@ -112,7 +114,8 @@ impl Server {
             () = self.shutdown.requested() => return ConnectionEnd::Closed,
         };
         match outcome {
-            Ok(Ok(stream)) => self.serve_http(stream, peer, slot).await,
+            // Boxed, so that a connection without TLS stays small.
+            Ok(Ok(stream)) => Box::pin(self.serve_http(stream, peer, slot)).await,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "tls handshake failed");
                 ConnectionEnd::HandshakeFailed
@@ -121,11 +124,34 @@ impl Server {
         }
     }
 
+    /// Waits for the first bytes of a connection, and returns how to serve it.
+    async fn protocol_of<S: AsyncRead + Unpin>(
+        &self,
+        stream: &mut MonitoredStream<S>,
+        state: &ConnectionState,
+    ) -> Result<&auto::Builder<TaskExecutor>, ConnectionEnd> {
+        tokio::select! {
+            is_http2 = stream.starts_http2() => match is_http2 {
+                Ok(true) => Ok(&self.http2),
+                Ok(false) => Ok(&self.http1),
+                Err(error) => Err(end_of(&Err(error))),
+            },
+            _header = state.timed_out(&self.limits) => Err(ConnectionEnd::HeaderTimeout),
+            () = state.evicted() => Err(ConnectionEnd::Evicted),
+            () = self.shutdown.requested() => Err(ConnectionEnd::Closed),
+        }
+    }
+
     async fn serve_http<S>(&self, stream: S, peer: Option<PeerAddress>, slot: ConnectionSlot) -> ConnectionEnd
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let state = &slot.state;
+        let mut stream = MonitoredStream::new(stream, Arc::clone(state));
+        let protocol = match self.protocol_of(&mut stream, state).await {
+            Ok(protocol) => protocol,
+            Err(end) => return end,
+        };
         let service = service_fn(|request: Request<Incoming>| {
             let mut request_guard = state.begin(request.version());
             let mut request = request.map(|body| {
@@ -144,8 +170,7 @@ impl Server {
                 Ok::<_, Infallible>(response.map(|body| AnswerBody::new(body, request_guard)))
             }
         });
-        let io = TokioIo::new(MonitoredStream::new(stream, Arc::clone(state)));
-        let connection = self.protocol.serve_connection(io, service);
+        let connection = protocol.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let (end, is_graceful) = tokio::select! {
             served = connection.as_mut() => return end_of(&served),

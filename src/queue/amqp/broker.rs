@@ -26,7 +26,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::timeout;
 use url::{Host, Url};
+use uuid::Uuid;
 
+use crate::max_age::MaxAge;
 use crate::queue::Error;
 use crate::tls::{TlsFiles, with_advice};
 
@@ -55,6 +57,8 @@ pub(super) struct Broker {
     nodes: Vec<AMQPUri>,
     tls: Option<RustlsConnector>,
     next: AtomicUsize,
+    /// When a connection is replaced.
+    pub(super) max_age: MaxAge,
 }
 
 impl fmt::Debug for Broker {
@@ -68,6 +72,8 @@ impl fmt::Debug for Broker {
 pub(super) struct BrokerConnection {
     /// The connection.
     pub(super) connection: Connection,
+    /// Distinguishes this connection from all others, of any process.
+    pub(super) id: String,
     /// Host and port, for the log.
     pub(super) address: String,
     /// The broker's major version, if it is known.
@@ -129,7 +135,8 @@ impl Broker {
         let nodes: Vec<AMQPUri> = config.node_urls().iter().map(|url| node(url.expose())).collect::<Result<_, _>>()?;
         let needs_tls = nodes.iter().any(|node| node.scheme == AMQPScheme::AMQPS);
         let tls = if needs_tls { Some(connector(&config.tls)?) } else { None };
-        Ok(Self { nodes, tls, next: AtomicUsize::new(0) })
+        let max_age = MaxAge::new(config.max_connection_age, nodes.iter().map(|node| node.authority.host.as_str()));
+        Ok(Self { nodes, tls, next: AtomicUsize::new(0), max_age })
     }
 
     /// Connects to the first node that accepts.
@@ -176,7 +183,8 @@ impl Broker {
         let connecting = timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?;
         let connection = connecting.map_err(|error| with_advice(error.to_string()))?;
         guard.0 = None;
-        Ok(BrokerConnection { connection, address: address(node), major, socket })
+        let (id, address) = (Uuid::new_v4().simple().to_string(), address(node));
+        Ok(BrokerConnection { connection, id, address, major, socket })
     }
 
     /// Reads the major version of a node, on a connection that ends with the answer.
@@ -280,7 +288,8 @@ mod tests {
         let parsed = node("amqps://user:planted@[::1]/shop").unwrap();
         assert_eq!((address(&parsed).as_str(), parsed.vhost.as_str()), ("::1:5671", "shop"));
         assert_eq!(parsed.query.heartbeat, Some(HEARTBEAT));
-        let broker = Broker { nodes: vec![parsed], tls: None, next: AtomicUsize::new(0) };
+        let max_age = MaxAge::new(Duration::from_secs(1), []);
+        let broker = Broker { nodes: vec![parsed], tls: None, next: AtomicUsize::new(0), max_age };
         assert!(!format!("{broker:?}").contains("planted"));
         assert!(!node("amqp://user:planted@host:99999").unwrap_err().to_string().contains("planted"));
     }

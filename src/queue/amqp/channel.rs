@@ -75,6 +75,11 @@ pub(super) fn is_absent(error: &lapin::Error) -> bool {
     soft_error(error) == Some(AMQPSoftError::NOTFOUND) && error_text(error).contains("no queue")
 }
 
+/// Returns whether our user lacks a permission.
+pub(super) fn is_forbidden(error: &lapin::Error) -> bool {
+    soft_error(error) == Some(AMQPSoftError::ACCESSREFUSED)
+}
+
 /// Returns the soft error (AMQP 0-9-1, 1.2) that closed a channel.
 pub(super) fn soft_error(error: &lapin::Error) -> Option<AMQPSoftError> {
     match error.kind() {

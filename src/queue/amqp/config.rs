@@ -30,6 +30,9 @@ pub struct Config {
     pub shards: u16,
     /// How many unsettled deliveries this process may have.
     pub prefetch: u16,
+    /// The age at which a connection is replaced, where a URL contains a name.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
     /// The longest wait of a publish for the broker's confirms.
     #[serde(with = "humantime_serde")]
     pub publish_timeout: Duration,
@@ -72,6 +75,9 @@ impl Config {
         }
         if self.prefetch < self.shards {
             return refuse("prefetch", "must be from 1 to 65535, and not below queue.amqp.shards");
+        }
+        if self.max_connection_age < Duration::from_secs(1) {
+            return refuse("max_connection_age", "must be 1s or longer");
         }
         if self.publish_timeout.is_zero() {
             return refuse("publish_timeout", "must be longer than zero");
@@ -125,6 +131,7 @@ mod tests {
             name: "profile-edge".to_owned(),
             shards: 1,
             prefetch: 512,
+            max_connection_age: Duration::from_secs(300),
             publish_timeout: Duration::from_secs(2),
             journal_retention: Duration::from_secs(7 * 86_400),
             mac_key: None,
@@ -149,6 +156,7 @@ mod tests {
         assert_eq!(refused(|config| config.shards = 0).as_deref(), Some("shards"));
         assert_eq!(refused(|config| config.shards = 257).as_deref(), Some("shards"));
         assert_eq!(refused(|config| config.prefetch = 0).as_deref(), Some("prefetch"));
+        assert_eq!(refused(|config| config.max_connection_age = Duration::ZERO).as_deref(), Some("max_connection_age"));
         assert_eq!(refused(|config| config.publish_timeout = Duration::ZERO).as_deref(), Some("publish_timeout"));
         assert_eq!(refused(|config| config.journal_retention = Duration::ZERO).as_deref(), Some("journal_retention"));
     }

@@ -28,11 +28,13 @@ pub(super) trait ConnectionSetup: Send + Sync + 'static {
     async fn set_up(&self, connection: &OpenConnection) -> Result<Self::Resources, Error>;
 }
 
-/// An open connection. Cloning shares it.
+/// An open connection. Cloning shares it; while there is a clone, a connection that was replaced goes on.
 #[derive(Clone, Debug)]
 pub(super) struct OpenConnection {
     pub(super) broker: Arc<BrokerConnection>,
     pub(super) ended: CancellationToken,
+    /// Cancelled when another connection has taken its place.
+    pub(super) replaced: CancellationToken,
     pub(super) blocked: watch::Receiver<Option<String>>,
 }
 
@@ -50,6 +52,12 @@ impl OpenConnection {
     /// Waits until the connection ends. Cancel-safe.
     pub(super) async fn ended(&self) {
         self.ended.cancelled().await;
+    }
+
+    /// Waits until another connection has taken the place of this one, which goes on until it is not used any more.
+    /// Cancel-safe.
+    pub(super) async fn replaced(&self) {
+        self.replaced.cancelled().await;
     }
 
     /// Ends the connection, so that the supervisor opens a new one.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, ReadyChunks, SelectAll, once};
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
-use lapin::types::FieldTable;
+use lapin::options::BasicCancelOptions;
+use lapin::types::{FieldTable, ShortString};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,13 +25,17 @@ use super::connection::OpenConnection;
 use super::context::AmqpContext;
 use super::ledger::Ledger;
 use super::message::{is_replayed, traceparent};
-use super::returned::{ReturnStep, ReturnedDeliveries, ReturnedDelivery};
+use super::returned::ReturnedDeliveries;
+use super::settlements::{DeliverySettlement, send_settlements, settle_returned, unless_ended};
 
 /// How many deliveries are read, and how many settlements are sent, at once.
 const BATCH: usize = 1024;
 
 /// The longest time for a clean close of a channel.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the deliveries of a connection that was replaced may take.
+const HANDOVER: Duration = Duration::from_secs(1);
 
 /// A delivery from the broker, on its way to the consumer.
 #[derive(Debug)]
@@ -42,15 +46,6 @@ pub(super) struct ReceivedDelivery {
     pub(super) payload: Payload,
     /// Cancelled when the channel of the delivery ends.
     pub(super) channel: CancellationToken,
-}
-
-/// The settlement of a delivery, by its tag.
-#[derive(Debug)]
-pub(super) enum DeliverySettlement {
-    /// Remove the event from the queue.
-    Ack(u64),
-    /// Deliver the event again later.
-    Return(Box<ReturnedDelivery>),
 }
 
 /// Owns the channel.
@@ -64,10 +59,19 @@ pub(super) struct ConsumerTask {
 /// The output of a consumer: the index of its queue and a delivery; `None` when the consumer has ended.
 type ConsumerOutput = (usize, Option<lapin::Result<lapin::message::Delivery>>);
 
+/// A channel, and the consumers on it.
+struct Consumers {
+    channel: Channel,
+    tags: Vec<ShortString>,
+    outputs: ReadyChunks<SelectAll<BoxStream<'static, ConsumerOutput>>>,
+}
+
 /// Why a channel ended.
 enum ChannelEnd {
     /// The subscription ended.
     Requested,
+    /// Another connection has taken the place of this one.
+    Replaced,
     /// The broker cancelled a consumer because its queue is gone.
     Cancelled,
     Failed,
@@ -95,6 +99,7 @@ impl ConsumerTask {
             context.keep_marks(&ledger.marks());
             let reason = match end {
                 Ok(ChannelEnd::Requested) => return,
+                Ok(ChannelEnd::Replaced) => continue,
                 Ok(ChannelEnd::Cancelled) => {
                     ready.open.give_up();
                     "the broker cancelled a consumer: its queue is gone".to_owned()
@@ -117,12 +122,13 @@ impl ConsumerTask {
         alive: &CancellationToken,
         ledger: &mut Ledger,
     ) -> Result<ChannelEnd, Error> {
-        let (channel, mut consumers) = self.consume(open).await?;
+        let mut consumers = self.consume(open).await?;
+        let channel = consumers.channel.clone();
         let mut returned = ReturnedDeliveries::new(&self.context, self.prefetch());
         let mut settlements = Vec::new();
         // Created once, since each registration takes a lock.
         let end = self.end.clone();
-        let (mut end, mut ended) = (pin!(end.cancelled()), pin!(open.ended()));
+        let (mut end, mut ended, mut replaced) = (pin!(end.cancelled()), pin!(open.ended()), pin!(open.replaced()));
         loop {
             self.context.unsettled.store(ledger.len(), Ordering::Relaxed);
             tokio::select! {
@@ -132,14 +138,18 @@ impl ConsumerTask {
                     return Ok(ChannelEnd::Requested);
                 }
                 () = &mut ended => return Ok(ChannelEnd::Failed),
+                () = &mut replaced => {
+                    self.hand_over(consumers, alive, ledger, returned).await;
+                    return Ok(ChannelEnd::Replaced);
+                }
                 _ = self.settled.recv_many(&mut settlements, BATCH) => {
                     let sent = send_settlements(&channel, ledger, &mut settlements, |delivery| returned.add(delivery));
                     unless_ended(open, sent).await?;
                 }
-                Some(step) = returned.next(), if !returned.is_empty() => {
+                Some(step) = returned.next(), if returned.len() > 0 => {
                     unless_ended(open, settle_returned(&channel, ledger, step)).await?;
                 }
-                outputs = consumers.next() => {
+                outputs = consumers.outputs.next() => {
                     let Some(outputs) = outputs else { return Ok(ChannelEnd::Failed) };
                     for output in outputs {
                         match output {
@@ -157,20 +167,18 @@ impl ConsumerTask {
         }
     }
 
-    async fn consume(
-        &self,
-        open: &OpenConnection,
-    ) -> Result<(Channel, ReadyChunks<SelectAll<BoxStream<'static, ConsumerOutput>>>), Error> {
+    async fn consume(&self, open: &OpenConnection) -> Result<Consumers, Error> {
         let channel = channel::open(open.connection()).await?;
         let queues = self.context.topology.work_queues();
         channel::prefetch(&channel, self.prefetch()).await?;
-        let mut consumers = SelectAll::new();
+        let (mut consumers, mut tags) = (SelectAll::new(), Vec::new());
         for (shard, queue) in queues.iter().enumerate() {
             let consumer = channel::consume(&channel, queue, FieldTable::default()).await?;
+            tags.push(consumer.tag());
             let deliveries = consumer.map(move |delivery| (shard, Some(delivery)));
             consumers.push(deliveries.chain(once(async move { (shard, None) })).boxed());
         }
-        Ok((channel, consumers.ready_chunks(BATCH)))
+        Ok(Consumers { channel, tags, outputs: consumers.ready_chunks(BATCH) })
     }
 
     /// Returns the prefetch of each queue.
@@ -204,6 +212,46 @@ impl ConsumerTask {
         let _ = self.deliveries.send(ReceivedDelivery { queue, delivery, payload, channel: alive.clone() });
     }
 
+    /// Ends the consumers of a connection that was replaced, settles what it has delivered, and closes its channel, which
+    /// returns what is left: events that fail, and those of a consumer that is behind.
+    async fn hand_over(
+        &mut self,
+        consumers: Consumers,
+        alive: &CancellationToken,
+        ledger: &mut Ledger,
+        mut returned: ReturnedDeliveries,
+    ) {
+        let Consumers { channel, tags, mut outputs } = consumers;
+        let settling = async {
+            for tag in tags {
+                channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
+            }
+            let (mut settlements, mut has_outputs) = (Vec::new(), true);
+            while has_outputs || ledger.len() > returned.len() {
+                tokio::select! {
+                    received = self.settled.recv_many(&mut settlements, BATCH) => {
+                        if received == 0 {
+                            break;
+                        }
+                        send_settlements(&channel, ledger, &mut settlements, |delivery| returned.add(delivery)).await?;
+                    }
+                    some = outputs.next(), if has_outputs => {
+                        has_outputs = some.is_some();
+                        for output in some.into_iter().flatten() {
+                            if let (queue, Some(Ok(delivery))) = output {
+                                self.pass_on(queue, delivery, alive, ledger);
+                            }
+                        }
+                    }
+                }
+            }
+            Ok::<(), lapin::Error>(())
+        };
+        // The broker redelivers what it did not receive.
+        let _ = timeout(HANDOVER, settling).await;
+        let _ = timeout(CLOSE_TIMEOUT, channel.close(200, "the connection is replaced".into())).await;
+    }
+
     /// Sends the settlements made before the end, then closes the channel, which returns all other events.
     async fn send_last_settlements(
         &mut self,
@@ -220,50 +268,5 @@ impl ConsumerTask {
         };
         // The broker redelivers what it did not receive.
         let _ = timeout(CLOSE_TIMEOUT, closing).await;
-    }
-}
-
-/// Sends acknowledgements to the broker, and passes returned deliveries to `on_return`.
-async fn send_settlements(
-    channel: &Channel,
-    ledger: &mut Ledger,
-    settlements: &mut Vec<(CancellationToken, DeliverySettlement)>,
-    mut on_return: impl FnMut(ReturnedDelivery),
-) -> lapin::Result<()> {
-    let mut tags = Vec::with_capacity(settlements.len());
-    for (of, settlement) in settlements.drain(..) {
-        match settlement {
-            _ if of.is_cancelled() => {}
-            DeliverySettlement::Ack(tag) => tags.push(tag),
-            DeliverySettlement::Return(delivery) => on_return(*delivery),
-        }
-    }
-    for ack in ledger.acknowledged(tags) {
-        channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await?;
-    }
-    Ok(())
-}
-
-/// Waits until a frame is sent or the connection ends. A broker that does not read would block the send forever.
-async fn unless_ended(open: &OpenConnection, sending: impl Future<Output = lapin::Result<()>>) -> Result<(), Error> {
-    tokio::select! {
-        sent = sending => sent.map_err(|error| channel::unavailable(&error)),
-        () = open.ended() => Err(Error::Unavailable { reason: "the connection ended".to_owned() }),
-    }
-}
-
-/// Settles a returned delivery with the broker.
-async fn settle_returned(channel: &Channel, ledger: &mut Ledger, step: ReturnStep) -> lapin::Result<()> {
-    match step {
-        ReturnStep::Requeue(tag) if ledger.returned(tag) => {
-            channel.basic_nack(tag, BasicNackOptions { requeue: true, multiple: false }).await
-        }
-        ReturnStep::Requeue(_) => Ok(()),
-        ReturnStep::Acknowledge(tag) => {
-            for ack in ledger.acknowledged(vec![tag]) {
-                channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await?;
-            }
-            Ok(())
-        }
     }
 }

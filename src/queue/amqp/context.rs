@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
@@ -15,11 +17,18 @@ use crate::queue::Error;
 use crate::shutdown::Shutdown;
 
 use super::broker::Broker;
-use super::connection::{ConnectionSetup, OpenConnection, SupervisedConnection};
-use super::publisher::ConfirmedPublisher;
+use super::config::Config;
+use super::connection::{BrokerAbsence, ConnectionSetup, OpenConnection, SupervisedConnection};
+use super::publisher::{ConfirmedPublisher, PublishSetup};
 use super::restore::Restorer;
 use super::supervisor;
 use super::topology::Topology;
+
+/// How long a publish waits for a connection that is down, if its event can go nowhere else.
+const RECONNECT_GRACE: Duration = Duration::from_millis(250);
+
+/// The longest that a start waits for its first attempt to connect, if it can go on without the broker.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// What the parts of the queue share.
 #[derive(Debug)]
@@ -57,6 +66,44 @@ impl QueueLosses {
 }
 
 impl AmqpContext {
+    /// Opens the publishing connection; see [`Amqp::open`](super::Amqp::open).
+    pub(super) async fn connect(
+        config: &Config,
+        absence: BrokerAbsence,
+        clock: SharedClock,
+        tasks: &Shutdown,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let broker = Arc::new(Broker::new(config)?);
+        let topology = Topology::new(config);
+        let patience = config.publish_timeout * 2;
+        let setup = PublishSetup { topology: topology.clone(), tasks: tasks.clone(), patience };
+        let publishing = supervisor::start(Arc::clone(&broker), setup, tasks);
+        let reconnect = match absence {
+            BrokerAbsence::Wait => {
+                publishing.get_eventually().await?;
+                RECONNECT_GRACE
+            }
+            BrokerAbsence::GoOn => {
+                publishing.attempt(Instant::now() + FIRST_ATTEMPT).await?;
+                Duration::ZERO
+            }
+        };
+        Ok(Self {
+            broker,
+            topology,
+            publisher: Arc::new(ConfirmedPublisher::new(publishing, config.publish_timeout, reconnect)),
+            consuming: OnceLock::new(),
+            prefetch: config.prefetch,
+            clock,
+            metrics,
+            tasks: tasks.clone(),
+            closing: CancellationToken::new(),
+            unsettled: AtomicUsize::new(0),
+            losses: Arc::default(),
+        })
+    }
+
     /// Returns the consuming connection; the first call starts it.
     pub(super) fn consuming(&self) -> &SupervisedConnection<()> {
         self.consuming.get_or_init(|| {

@@ -25,6 +25,7 @@ use crate::queue::{Error, Journal};
 
 use super::authenticity::MessageKeys;
 use super::channel;
+use super::connection::OpenConnection;
 use super::message::{Message, header, text_header};
 use super::publisher::ConfirmedPublisher;
 use super::topology::Topology;
@@ -79,6 +80,8 @@ pub(super) struct StreamReader {
     end: StreamEnd,
     ended: bool,
     keys: Arc<MessageKeys>,
+    /// Keeps a connection that was replaced meanwhile.
+    _open: Option<OpenConnection>,
 }
 
 impl StreamReader {
@@ -129,7 +132,12 @@ impl StreamReader {
             StreamStart::Offset(offset) => offset,
             StreamStart::First | StreamStart::Last | StreamStart::Age(_) => 0,
         };
-        Ok(Self { channel, consumer, next, end, ended: false, keys: Arc::clone(&topology.keys) })
+        Ok(Self { channel, consumer, next, end, ended: false, keys: Arc::clone(&topology.keys), _open: None })
+    }
+
+    /// Returns this reader as one that keeps its connection.
+    pub(super) fn holding(self, open: OpenConnection) -> Self {
+        Self { _open: Some(open), ..self }
     }
 
     /// Returns whether this reader continues with a range of offsets.

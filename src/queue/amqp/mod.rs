@@ -16,7 +16,8 @@
 //!
 //! `broker` connects, `supervisor` keeps a `connection` open, `topology` declares, `context` is what the parts share.
 //! Publishing and consuming have a connection each, so that a broker that blocks publishes still delivers. The first
-//! subscription opens the consuming connection.
+//! subscription opens the consuming connection. Where a name leads to the broker, both are replaced after their
+//! [`MaxAge`](crate::max_age::MaxAge), so that the name is resolved again.
 //!
 //! # Failures
 //!
@@ -38,18 +39,20 @@ mod dead_letters;
 mod journal;
 mod ledger;
 mod message;
+mod notices;
 mod publish_task;
 mod publisher;
 mod restore;
 mod restore_state;
 mod returned;
+mod settlements;
 mod subscription;
 mod supervisor;
 pub mod survey;
 mod topology;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -69,14 +72,11 @@ use super::{
     DeadLetter, DeadLetterSelection, DeadLetters, Depth, Error, Journal, Queue, Redriven, RestoreOutcome, Subscription,
 };
 
-use broker::Broker;
 use connection::OpenConnection;
 use context::AmqpContext;
 use journal::StreamReader;
 use message::Message;
-use publisher::{ConfirmedPublisher, PublishSetup};
 use subscription::AmqpSubscription;
-use topology::Topology;
 
 pub use config::Config;
 pub use connection::BrokerAbsence;
@@ -86,12 +86,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest time for an order of a restore.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long a publish waits for a connection that is down, if its event can go nowhere else.
-const RECONNECT_GRACE: Duration = Duration::from_millis(250);
-
-/// The longest that a start waits for its first attempt to connect, if it can go on without the broker.
-const FIRST_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// How long a probe waits for a connection that is down.
 const PROBE_GRACE: Duration = Duration::from_millis(500);
@@ -126,36 +120,8 @@ impl Amqp {
         tasks: &Shutdown,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
-        let broker = Arc::new(Broker::new(config)?);
-        let topology = Topology::new(config);
-        let patience = config.publish_timeout * 2;
-        let setup = PublishSetup { topology: topology.clone(), tasks: tasks.clone(), patience };
-        let publishing = supervisor::start(Arc::clone(&broker), setup, tasks);
-        let reconnect = match absence {
-            BrokerAbsence::Wait => {
-                publishing.get_eventually().await?;
-                RECONNECT_GRACE
-            }
-            BrokerAbsence::GoOn => {
-                publishing.attempt(Instant::now() + FIRST_ATTEMPT).await?;
-                Duration::ZERO
-            }
-        };
-        let context = AmqpContext {
-            broker,
-            topology,
-            publisher: Arc::new(ConfirmedPublisher::new(publishing, config.publish_timeout, reconnect)),
-            consuming: OnceLock::new(),
-            prefetch: config.prefetch,
-            clock,
-            metrics,
-            tasks: tasks.clone(),
-            closing: CancellationToken::new(),
-            unsettled: AtomicUsize::new(0),
-            losses: Arc::default(),
-        };
         Ok(Arc::new(Self {
-            context: Arc::new(context),
+            context: Arc::new(AmqpContext::connect(config, absence, clock, tasks, metrics).await?),
             timeout: config.publish_timeout,
             subscription: Mutex::new(None),
             dead_letters: tokio::sync::Mutex::default(),
@@ -274,9 +240,16 @@ impl Queue for Amqp {
 
     async fn journal(&self, since: Timestamp) -> Result<Option<Box<dyn Journal>>, Error> {
         let AmqpContext { topology, publisher, clock, .. } = &*self.context;
-        let age = Some(clock.now().since(since));
-        let start = async |connection: &Connection| StreamReader::start(connection, topology, publisher, age).await;
-        Ok(Some(Box::new(self.request(start).await?)))
+        let (age, open) = (Some(clock.now().since(since)), publisher.connection().now()?.open.clone());
+        let start = StreamReader::start(open.connection(), topology, publisher, age);
+        let reader = channel::within(self.timeout, start).await?;
+        Ok(Some(Box::new(reader.holding(open))))
+    }
+
+    async fn exchange_notices(&self, notice: &[u8]) -> Result<Option<Vec<Vec<u8>>>, Error> {
+        let open = self.context.publisher.connection().now()?.open.clone();
+        open.accepts_messages()?;
+        channel::within(self.timeout, notices::exchange(&open, &self.context.topology.notices, notice)).await
     }
 }
 

@@ -96,13 +96,14 @@ impl Restorer {
         self.publisher.publish(vec![order.message(&self.topology)]).await
     }
 
-    /// Carries out restores until the connection ends.
+    /// Carries out restores until the connection ends, or another takes its place, on which they continue.
     pub(super) async fn run(self, open: OpenConnection) {
         let mut backoff = Backoff::default();
         loop {
             let served = tokio::select! {
                 biased;
                 () = open.ended() => return,
+                () = open.replaced() => return,
                 served = self.serve(open.connection()) => served,
             };
             let reason = served.err().map_or_else(|| "the channel ended".to_owned(), |error| error.to_string());

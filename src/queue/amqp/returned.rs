@@ -70,8 +70,9 @@ impl ReturnedDeliveries {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+    /// Returns how many deliveries are here.
+    pub(super) fn len(&self) -> usize {
+        self.steps.len()
     }
 
     /// Adds a delivery.

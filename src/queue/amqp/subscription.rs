@@ -11,6 +11,9 @@
 //! doubled with every return up to 5 s. A delayed event does not count against the prefetch of the subscription. Where too
 //! many are delayed, the others go to the end of their queue (see [`super::returned`]).
 //!
+//! When another connection takes the place of the consuming one, the task ends its consumers, waits a moment for the
+//! settlements of what was delivered, and continues on the new connection.
+//!
 //! # Failures
 //!
 //! - The subscription is dropped or the queue closes: the task sends the settlements that it has got, then closes the
@@ -29,11 +32,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::queue::{DeadLetterReason, Delivery, Error, Payload, Settle};
 
-use super::consumer_task::{ConsumerTask, DeliverySettlement, ReceivedDelivery};
+use super::consumer_task::{ConsumerTask, ReceivedDelivery};
 use super::context::AmqpContext;
 use super::dead_letters;
 use super::message::{header, returns};
 use super::returned::ReturnedDelivery;
+use super::settlements::DeliverySettlement;
 
 /// The subscription of the AMQP queue.
 #[derive(Debug)]

@@ -7,6 +7,10 @@
 //!    ([`OpenConnection::give_up`]) ends it, with everything on it.
 //! 3. Wait as [`Backoff`] says, and continue with step 1. A connection that lasted resets the backoff.
 //!
+//! Where a name leads to the broker, a connection is replaced after its [`MaxAge`](crate::max_age::MaxAge), so that the name
+//! is resolved again. The new one is set up first. The old one goes on until its last user is done: a message that is not
+//! confirmed yet, a delivery that is not settled yet, or a replay that reads the journal.
+//!
 //! The recovery of the library is not used: it gives up, and it does not know which queues need a restore.
 //!
 //! # Failures
@@ -29,7 +33,7 @@ use crate::queue::Error;
 use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 
-use super::broker::Broker;
+use super::broker::{Broker, BrokerConnection};
 use super::connection::{AmqpConnectionState, ConnectionSetup, OpenConnection, ReadyConnection, SupervisedConnection};
 
 /// The longest time for the setup of a new connection.
@@ -38,15 +42,40 @@ const SETUP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the status of a connection is checked, besides listening to its events.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 
+/// How long the last users of a connection that was replaced may take when the queue closes.
+const LAST_USERS: Duration = Duration::from_secs(2);
+
 /// Keeps one connection open.
 struct Supervisor<S: ConnectionSetup> {
     broker: Arc<Broker>,
     setup: S,
     state: watch::Sender<AmqpConnectionState<S::Resources>>,
-    closing: CancellationToken,
+    close: CloseRequest,
     is_patient: Arc<AtomicBool>,
+}
+
+/// When connections are closed for good.
+#[derive(Clone)]
+struct CloseRequest {
+    closing: CancellationToken,
     shutdown: Shutdown,
 }
+
+impl CloseRequest {
+    fn is_made(&self) -> bool {
+        self.closing.is_cancelled() || self.shutdown.is_requested()
+    }
+
+    async fn made(&self) {
+        tokio::select! {
+            () = self.closing.cancelled() => {}
+            () = self.shutdown.requested() => {}
+        }
+    }
+}
+
+/// A connection that is up, and what reports whether the broker blocks it.
+type OpenedConnection<R> = (ReadyConnection<R>, watch::Sender<Option<String>>);
 
 /// Starts to supervise a connection; `shutdown` tracks the task.
 pub(super) fn start<S: ConnectionSetup>(
@@ -60,9 +89,8 @@ pub(super) fn start<S: ConnectionSetup>(
         broker,
         setup,
         state: sender,
-        closing: closing.clone(),
+        close: CloseRequest { closing: closing.clone(), shutdown: shutdown.clone() },
         is_patient: Arc::clone(&is_patient),
-        shutdown: shutdown.clone(),
     };
     shutdown.spawn(supervisor.run());
     SupervisedConnection { state, closing, is_patient }
@@ -72,17 +100,19 @@ impl<S: ConnectionSetup> Supervisor<S> {
     async fn run(self) {
         let mut backoff = Backoff::default();
         let (mut was_up, mut logged) = (false, String::new());
-        while !self.is_closing() {
+        while !self.close.is_made() {
             let opened = tokio::select! {
-                () = self.close_requested() => break,
+                () = self.close.made() => break,
                 opened = self.open() => opened,
             };
             let reason = match opened {
-                Ok((ready, blocked)) => {
+                Ok(opened) => {
                     let since = Instant::now();
                     was_up = true;
                     logged.clear();
-                    let reason = self.hold(ready, &blocked).await;
+                    let broker = opened.0.open.broker.address.as_str();
+                    tracing::info!(purpose = S::PURPOSE, broker, "connected to the broker");
+                    let reason = self.hold(opened).await;
                     backoff.reset_after(since.elapsed());
                     reason
                 }
@@ -98,15 +128,16 @@ impl<S: ConnectionSetup> Supervisor<S> {
                 logged.clone_from(&reason);
             }
             self.state.send_replace(AmqpConnectionState::Down(reason));
-            backoff.pause_until(self.close_requested()).await;
+            backoff.pause_until(self.close.made()).await;
         }
         self.state.send_replace(AmqpConnectionState::Closed);
     }
 
-    async fn open(&self) -> Result<(ReadyConnection<S::Resources>, watch::Sender<Option<String>>), Error> {
+    async fn open(&self) -> Result<OpenedConnection<S::Resources>, Error> {
         let broker = Arc::new(self.broker.connect().await?);
         let (sender, blocked) = watch::channel(None);
-        let open = OpenConnection { broker, ended: CancellationToken::new(), blocked };
+        let (ended, replaced) = (CancellationToken::new(), CancellationToken::new());
+        let open = OpenConnection { broker, ended, replaced, blocked };
         let set_up = timeout(SETUP_TIMEOUT, self.setup.set_up(&open)).await;
         let resources = set_up.unwrap_or_else(|_elapsed| {
             let reason = format!("the broker did not answer within {SETUP_TIMEOUT:?}");
@@ -122,18 +153,26 @@ impl<S: ConnectionSetup> Supervisor<S> {
         }
     }
 
-    /// Publishes that the connection is up until it ends. Returns the reason; `None` when a close was requested.
-    async fn hold(
-        &self,
-        ready: ReadyConnection<S::Resources>,
-        blocked: &watch::Sender<Option<String>>,
-    ) -> Option<String> {
-        let open = ready.open.clone();
-        tracing::info!(purpose = S::PURPOSE, broker = open.broker.address, "connected to the broker");
+    /// Publishes that the connection is up until it ends, and replaces it at its age. Returns the reason of its end; `None`
+    /// when a close was requested.
+    async fn hold(&self, (ready, mut blocked): OpenedConnection<S::Resources>) -> Option<String> {
+        let mut open = ready.open.clone();
         self.state.send_replace(AmqpConnectionState::Up(Arc::new(ready)));
-        let reason = tokio::select! {
-            () = self.close_requested() => None,
-            reason = watch_connection(&open, blocked) => Some(reason),
+        let reason = loop {
+            let (next, next_blocked) = tokio::select! {
+                () = self.close.made() => break None,
+                reason = watch_connection(&open.broker, &open.ended, &blocked) => break Some(reason),
+                opened = self.renewed() => opened,
+            };
+            tracing::debug!(
+                purpose = S::PURPOSE,
+                broker = next.open.broker.address,
+                "replaced the connection to the broker"
+            );
+            let old = std::mem::replace(&mut open, next.open.clone());
+            self.state.send_replace(AmqpConnectionState::Up(Arc::new(next)));
+            let old_blocked = std::mem::replace(&mut blocked, next_blocked);
+            self.close.shutdown.spawn(retire(old, old_blocked, self.close.clone()));
         };
         if let Some(reason) = &reason {
             self.state.send_replace(AmqpConnectionState::Down(reason.clone()));
@@ -143,26 +182,58 @@ impl<S: ConnectionSetup> Supervisor<S> {
         reason
     }
 
-    fn is_closing(&self) -> bool {
-        self.closing.is_cancelled() || self.shutdown.is_requested()
-    }
-
-    async fn close_requested(&self) {
-        tokio::select! {
-            () = self.closing.cancelled() => {}
-            () = self.shutdown.requested() => {}
+    /// Waits until the present connection has reached its age, and opens the next one.
+    async fn renewed(&self) -> OpenedConnection<S::Resources> {
+        loop {
+            self.broker.max_age.reached().await;
+            match self.open().await {
+                Ok(opened) => return opened,
+                // The present one is still good.
+                Err(error) => {
+                    tracing::debug!(purpose = S::PURPOSE, %error, "could not replace the connection, trying again later");
+                }
+            }
         }
     }
 }
 
+/// Carries a connection that was replaced until it ends or its last user is done, and closes it.
+async fn retire(open: OpenConnection, blocked: watch::Sender<Option<String>>, close: CloseRequest) {
+    // Each user has a receiver.
+    let OpenConnection { broker, ended, replaced, blocked: receiver } = open;
+    drop(receiver);
+    replaced.cancel();
+    {
+        let mut over = std::pin::pin!(async {
+            tokio::select! {
+                () = blocked.closed() => {}
+                _ = watch_connection(&broker, &ended, &blocked) => {}
+            }
+        });
+        tokio::select! {
+            () = &mut over => {}
+            () = close.made() => {
+                // The publishers of messages that are unconfirmed by then have got an error.
+                let _ = timeout(LAST_USERS, over).await;
+            }
+        }
+    }
+    ended.cancel();
+    broker.close().await;
+}
+
 /// Waits until a connection ends, and returns the reason.
-async fn watch_connection(open: &OpenConnection, blocked: &watch::Sender<Option<String>>) -> String {
-    let mut events = std::pin::pin!(open.connection().events_listener());
+async fn watch_connection(
+    broker: &BrokerConnection,
+    ended: &CancellationToken,
+    blocked: &watch::Sender<Option<String>>,
+) -> String {
+    let mut events = std::pin::pin!(broker.connection.events_listener());
     let mut checks = interval(CHECK_EVERY);
     let mut last_error = None;
     loop {
         tokio::select! {
-            () = open.ended() => return "something on the connection failed".to_owned(),
+            () = ended.cancelled() => return "something on the connection failed".to_owned(),
             event = events.next() => match event {
                 Some(Event::ConnectionBlocked(reason)) => {
                     tracing::warn!(reason, "the broker accepts no messages");
@@ -179,7 +250,7 @@ async fn watch_connection(open: &OpenConnection, blocked: &watch::Sender<Option<
             _ = checks.tick() => {}
         }
         // An error of one channel does not end the connection; the channel's owner handles it.
-        if !open.connection().status().connected() {
+        if !broker.connection.status().connected() {
             return last_error.unwrap_or_else(|| "the connection ended".to_owned());
         }
     }

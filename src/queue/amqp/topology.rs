@@ -49,6 +49,8 @@ pub(super) struct Topology {
     pub(super) dead_letters: String,
     /// The queue of restores that are due.
     pub(super) restores: String,
+    /// The exchange for notices of the processes that consume, see [`super::notices`].
+    pub(super) notices: String,
     /// The queue of restores that earlier versions requested.
     pub(super) earlier_requests: String,
     /// How the events in all of these are signed and verified.
@@ -67,6 +69,7 @@ impl Topology {
             journal: format!("{prefix}.journal"),
             dead_letters: format!("{prefix}.dead-letters"),
             restores: format!("{prefix}.restores"),
+            notices: format!("{prefix}.consumers"),
             earlier_requests: format!("{prefix}.replays"),
             keys: Arc::new(MessageKeys::new(config)),
             shards: Shards::new(config.shards),
@@ -188,7 +191,7 @@ impl<'a> Declarer<'a> {
             channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default()).await
         };
         let declared = match declare(&self.channel, options).await {
-            Err(error) if is_forbidden(&error) => {
+            Err(error) if channel::is_forbidden(&error) => {
                 self.channel = channel::open(self.connection).await?;
                 declare(&self.channel, ExchangeDeclareOptions { passive: true, ..options }).await
             }
@@ -222,7 +225,7 @@ impl<'a> Declarer<'a> {
                     );
                     self.channel = channel::open(self.connection).await?;
                 }
-                Err(error) if is_forbidden(&error) => return self.must_exist(queue).await,
+                Err(error) if channel::is_forbidden(&error) => return self.must_exist(queue).await,
                 Err(error) => return Err(refused(&error)),
             }
         }
@@ -231,7 +234,7 @@ impl<'a> Declarer<'a> {
 
     pub(super) async fn queue(&mut self, queue: &str, arguments: FieldTable) -> Result<(), Error> {
         match self.try_queue(queue, arguments).await {
-            Err(error) if is_forbidden(&error) => self.must_exist(queue).await,
+            Err(error) if channel::is_forbidden(&error) => self.must_exist(queue).await,
             declared => declared.map_err(|error| refused(&error)),
         }
     }
@@ -257,11 +260,6 @@ impl<'a> Declarer<'a> {
         let bound = self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, arguments).await;
         bound.map_err(|error| refused(&error))
     }
-}
-
-/// Returns whether our user lacks a permission.
-fn is_forbidden(error: &lapin::Error) -> bool {
-    channel::soft_error(error) == Some(AMQPSoftError::ACCESSREFUSED)
 }
 
 /// Returns whether a declaration differs from an existing queue in its delivery limit.

@@ -4,11 +4,14 @@
 //! deletions with their times. It is also faster where many customers are watched and few have changed. One search runs at
 //! a time in a process; it spends only the budget that lookups leave, and one that ends early continues where it was.
 //! Without the permission `audits:audit:view` there is no search, and the invalidation is all.
+//!
+//! The start and the end of a search are recorded like those of an operator's replay: the records of the events name its id.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::Timestamp;
+use crate::audit::{AuditRecord, OperatorRecord};
+use crate::domain::{ReplayId, Timestamp};
 use crate::metrics::CatchUpOutcome;
 use crate::operate::actions::Error;
 use crate::operate::replay::Status;
@@ -77,21 +80,39 @@ impl Watcher {
     /// Searches the changes since a time.
     async fn search(&self, since: Timestamp) -> Searched {
         let request = ReplayRequest::of_changes(self.tenant.clone(), since.minus(MARGIN), self.clock.now());
-        let mut replay = match self.replays.prepare(request).await {
-            Ok(prepared) => prepared.begin(),
+        let prepared = match self.replays.prepare(request).await {
+            Ok(prepared) => prepared,
             Err(Error::Busy) => return Searched::Busy,
             Err(error) => return self.not_started(since, &error),
         };
+        let id = prepared.id;
+        if self.audit.record_and_wait(self.searching(id)).await.is_err() {
+            // The record may still be written.
+            self.audit.record(ended(id, "refused", 0));
+            return Searched::Early(since);
+        }
+        let mut replay = prepared.begin();
         // The sender is gone without a final state only if the task panicked, which the panic hook has logged.
         let _ = replay.progress.wait_for(|progress| progress.status.is_over()).await;
-        let progress = replay.progress.borrow();
-        match progress.status {
+        let (status, replayed, resume) = {
+            let progress = replay.progress.borrow();
+            (progress.status, progress.replayed, progress.resume)
+        };
+        // The search is over. While the audit is behind in strict mode, the next one is refused.
+        let _ = self.audit.record_and_wait(ended(id, status.as_str(), replayed)).await;
+        match status {
             Status::Done => Searched::Complete,
+            // The request started earlier than the gap by the margin, and the next one does again.
             Status::Running | Status::Waiting | Status::Stopped | Status::Failed => {
-                // The request started earlier than the gap by the margin, and the next one does again.
-                Searched::Early(since.max(progress.resume.plus(MARGIN)))
+                Searched::Early(since.max(resume.plus(MARGIN)))
             }
         }
+    }
+
+    /// Returns the record of the start of a search.
+    fn searching(&self, id: ReplayId) -> AuditRecord {
+        let start = OperatorRecord::new(None, "replay.after_gap", "ok");
+        AuditRecord::Operator(OperatorRecord { tenant: Some(self.tenant.clone()), replay: Some(id), ..start })
     }
 
     fn not_started(&self, since: Timestamp, error: &Error) -> Searched {
@@ -106,4 +127,10 @@ impl Watcher {
         tracing::debug!(tenant = %self.tenant, %error, "changes that were missed are searched later");
         Searched::Early(since)
     }
+}
+
+/// Returns the record of the end of a search, as an operator's replay has it.
+fn ended(id: ReplayId, outcome: &'static str, replayed: u64) -> AuditRecord {
+    let end = OperatorRecord::new(None, "replay.ended", outcome);
+    AuditRecord::Operator(OperatorRecord { replay: Some(id), count: Some(replayed), ..end })
 }

@@ -36,6 +36,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::audit::Audit;
 use crate::clock::SharedClock;
 use crate::domain::{CustomerId, Key, TenantId, Timestamp};
 use crate::ingest::Ingest;
@@ -73,6 +74,8 @@ pub(super) struct Watcher {
     gaps: Gaps,
     /// Searches the changes in gaps.
     replays: Arc<Replays>,
+    /// Records the searches.
+    audit: Audit,
     /// The customers whose changes may have been missed. They are known, so their number is bounded.
     missed: Mutex<HashSet<CustomerId>>,
     has_missed: Notify,
@@ -89,7 +92,7 @@ impl Watcher {
     pub(super) fn start(
         source: TenantSource<'_>,
         ingest: Arc<Ingest>,
-        replays: Arc<Replays>,
+        (replays, audit): (Arc<Replays>, Audit),
         clock: SharedClock,
         metrics: &Arc<Metrics>,
         shutdown: &Shutdown,
@@ -108,6 +111,7 @@ impl Watcher {
             status: Status::new(up, watched, gap),
             gaps: Gaps::default(),
             replays,
+            audit,
             missed: Mutex::default(),
             has_missed: Notify::new(),
             pace: RateLimiter::direct(Quota::per_minute(per_minute)),

@@ -60,6 +60,14 @@ impl Config {
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         let refuse = |field, reason| Err(InvalidSetting::new(field, reason));
         for server in self.parsed()? {
+            if server.is_configuration_endpoint() {
+                let reason = format!(
+                    "has {}, the configuration endpoint of an ElastiCache cluster, which leads to any of its nodes: auto-discovery is not \
+                     used, so name the endpoint of each node",
+                    server.host
+                );
+                return Err(InvalidSetting::new("servers", reason));
+            }
             self.encryption(&server)?;
         }
         match (&self.username, &self.password_file) {
@@ -172,6 +180,17 @@ impl Config {
     }
 }
 
+impl Server {
+    /// Returns whether the name is that of a whole cluster at AWS (`….cfg.<region>.cache.amazonaws.com`): each connection to it
+    /// may reach another node.
+    fn is_configuration_endpoint(&self) -> bool {
+        let host = self.host.to_ascii_lowercase();
+        let host = host.trim_end_matches('.');
+        let cluster = host.strip_suffix(".cn").unwrap_or(host).strip_suffix(".cache.amazonaws.com");
+        cluster.is_some_and(|cluster| cluster.split('.').any(|part| part == "cfg"))
+    }
+}
+
 fn certificates(field: &'static str, path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, InvalidSetting> {
     let read = CertificateDer::pem_file_iter(path).and_then(|found| found.collect::<Result<Vec<_>, _>>());
     let found = read.ok().filter(|found| !found.is_empty());
@@ -213,6 +232,21 @@ mod tests {
         }
         assert!(config(&[]).validate().is_err());
         assert!(config(&["a:1", "b:1", "a:1"]).validate().is_err());
+    }
+
+    #[test]
+    fn a_configuration_endpoint_is_no_server() {
+        for host in [
+            "edge.fnjyzo.cfg.use1.cache.amazonaws.com",
+            "Edge.Fnjyzo.CFG.use1.cache.amazonaws.com.",
+            "edge.fnjyzo.cfg.cnn1.cache.amazonaws.com.cn",
+        ] {
+            let error = config(&[&format!("{host}:11211")]).validate().unwrap_err().to_string();
+            assert!(error.contains("configuration endpoint"), "{host}: {error}");
+        }
+        for host in ["edge.fnjyzo.0001.use1.cache.amazonaws.com", "edge.cfg.example.com", "cfg", "cfg.local"] {
+            assert!(config(&[&format!("{host}:11211")]).validate().is_ok(), "{host}");
+        }
     }
 
     #[test]

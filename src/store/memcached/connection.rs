@@ -9,7 +9,7 @@
 //! Without a connection commands fail at once. A server that is silent (stopped, or behind a stalled network) costs the
 //! timeout once: then the connection is closed. The next one is used only after the server has answered on it, so a
 //! background task, not a caller, finds out when the server is back. Where a name leads to the server, a connection is
-//! replaced after its [`MaxAge`], the new one first.
+//! replaced after its age, the new one first, and all connections lead to the same server ([`SameServer`](crate::same_server::SameServer)).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,19 +19,16 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::invalid::InvalidSetting;
-use crate::max_age::MaxAge;
+use crate::same_server::{Due, Member};
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 use crate::store::patience::{Expired, Patience};
 use crate::supervise::Backoff;
 
 use super::config::{Config, Server};
-use super::connector::{Carrier, Connector};
+use super::connector::{Carrier, Connected, Connector};
 use super::link::Link;
 use super::protocol::{Answer, Requests};
-
-/// The age at which a connection to a name is replaced.
-const MAX_AGE: Duration = Duration::from_secs(300);
 
 /// How long connecting may take, at least.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -64,7 +61,7 @@ pub(super) struct Session<'a> {
 }
 
 impl Connection {
-    /// Creates a connection; its task starts at once.
+    /// Creates a connection, one of those to the same server; its task starts at once.
     ///
     /// # Errors
     ///
@@ -73,6 +70,7 @@ impl Connection {
         config: &Config,
         server: &Server,
         timeout: Duration,
+        member: Member,
         shutdown: &Shutdown,
     ) -> Result<Self, InvalidSetting> {
         let state = Arc::new(State {
@@ -82,7 +80,7 @@ impl Connection {
             patience: Patience::new(timeout),
         });
         let connector = Connector::new(config, server, timeout.max(CONNECT))?;
-        shutdown.spawn(supervise(connector, Arc::clone(&state), shutdown.clone()));
+        shutdown.spawn(supervise(connector, Arc::clone(&state), member, shutdown.clone()));
         Ok(Self(state))
     }
 
@@ -158,22 +156,24 @@ pub(super) fn unexpected() -> Error {
 }
 
 /// Connects until shutdown.
-async fn supervise(connector: Connector, state: Arc<State>, shutdown: Shutdown) {
+async fn supervise(connector: Connector, state: Arc<State>, mut member: Member, shutdown: Shutdown) {
     let (mut failing, mut logged) = (false, String::new());
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
+        let attempt = member.attempt();
         let connected = tokio::select! {
             () = shutdown.requested() => return,
-            connected = connector.connect() => connected,
+            connected = connector.connect(attempt.address()) => connected,
         };
         match connected {
-            Ok((link, carrier)) => {
+            Ok(Connected { link, carrier, address }) => {
                 backoff.reset();
                 failing = false;
                 let since = Instant::now();
-                tracing::debug!(server = %state.server, "connected to memcached");
+                tracing::debug!(server = %state.server, %address, "connected to memcached");
+                member.connected(attempt, Some(address));
                 state.replace(Ok(link));
-                let Some(why) = hold(&connector, &state, carrier, &shutdown).await else { return };
+                let Some(why) = hold(&connector, &state, &mut member, carrier, &shutdown).await else { return };
                 state.replace(Err(why.as_str()));
                 // A server that is connected to again and again, for the same reason, is reported once.
                 if why != logged || since.elapsed() > QUIET {
@@ -182,6 +182,8 @@ async fn supervise(connector: Connector, state: Arc<State>, shutdown: Shutdown) 
                 }
             }
             Err(why) => {
+                // There is none that could stay in use.
+                let _ = member.failed(attempt);
                 state.replace(Err(why.as_str()));
                 if !failing {
                     tracing::warn!(server = %state.server, why, "memcached cannot be reached, retrying until it answers");
@@ -193,15 +195,19 @@ async fn supervise(connector: Connector, state: Arc<State>, shutdown: Shutdown) 
     }
 }
 
-/// Carries a connection until it ends, and replaces it when it has reached its age. Returns why it ended; `None` on
-/// shutdown.
-async fn hold(connector: &Connector, state: &State, mut carrier: Carrier, shutdown: &Shutdown) -> Option<String> {
+/// Carries a connection until it ends, and replaces it when it has reached its age, or when another one was made. Returns why
+/// it ended; `None` on shutdown.
+async fn hold(
+    connector: &Connector,
+    state: &State,
+    member: &mut Member,
+    mut carrier: Carrier,
+    shutdown: &Shutdown,
+) -> Option<String> {
     // What made the connection before this one silent.
     let _ = state.silent.notified().now_or_never();
-    let max_age = MaxAge::new(MAX_AGE, [state.server.host.as_str()]);
-    let mut aged = Box::pin(max_age.reached());
     loop {
-        tokio::select! {
+        let due = tokio::select! {
             () = shutdown.requested() => {
                 // What is drained still uses this connection. It ends with the last use of the store, which no task may wait for.
                 tokio::spawn(carrier);
@@ -209,23 +215,29 @@ async fn hold(connector: &Connector, state: &State, mut carrier: Carrier, shutdo
             }
             why = &mut carrier => return Some(why),
             () = state.silent.notified() => return Some("the server does not answer".to_owned()),
-            () = &mut aged => {}
-        }
+            due = member.due() => due,
+        };
+        let attempt = match due {
+            Due::Aged => member.attempt(),
+            Due::Behind => member.follow(),
+            Due::Elsewhere => return Some("its name leads to another server".to_owned()),
+        };
         // The old connection goes on meanwhile.
         let connected = tokio::select! {
-            connected = connector.connect() => connected,
+            connected = connector.connect(attempt.address()) => connected,
             why = &mut carrier => return Some(why),
         };
         match connected {
-            Ok((link, next)) => {
+            Ok(Connected { link, carrier: next, address }) => {
+                member.connected(attempt, Some(address));
                 state.replace(Ok(link));
                 let old = std::mem::replace(&mut carrier, next);
                 shutdown.spawn(timeout(DRAIN, old));
             }
-            Err(why) => {
-                tracing::debug!(server = %state.server, why, "could not replace a connection, trying again later")
+            Err(why) if member.failed(attempt) => {
+                tracing::debug!(server = %state.server, why, "could not replace a connection, trying again later");
             }
+            Err(why) => return Some(why),
         }
-        aged = Box::pin(max_age.reached());
     }
 }

@@ -1,5 +1,6 @@
 //! Connects to a server, and checks that it does what the store needs.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -16,6 +17,14 @@ use super::protocol::{Answer, Condition, Requests};
 
 /// What carries the bytes of a connection, until it ends.
 pub(super) type Carrier = Pin<Box<dyn Future<Output = String> + Send>>;
+
+/// A connection that is ready for use.
+pub(super) struct Connected {
+    pub(super) link: Link,
+    pub(super) carrier: Carrier,
+    /// The address of the server.
+    pub(super) address: SocketAddr,
+}
 
 /// How to connect to a server.
 pub(super) struct Connector {
@@ -36,33 +45,39 @@ impl Connector {
         Ok(Self { encryption, config: config.clone(), server: server.clone(), limit })
     }
 
-    /// Connects, and checks that the server does what the store needs. Returns why it does not.
-    pub(super) async fn connect(&self) -> Result<(Link, Carrier), String> {
+    /// Connects to an address of the server, or where its name leads, and checks that the server does what the store needs.
+    /// Returns why it does not.
+    pub(super) async fn connect(&self, to: Option<SocketAddr>) -> Result<Connected, String> {
         let until = Instant::now() + self.limit;
         let connected = timeout_at(until, async {
-            let (link, mut carrier) = self.dial().await?;
+            let mut connected = self.dial(to).await?;
             tokio::select! {
-                greeted = self.greet(&link) => greeted?,
-                why = &mut carrier => return Err(why),
+                greeted = self.greet(&connected.link) => greeted?,
+                why = &mut connected.carrier => return Err(why),
             }
-            Ok((link, carrier))
+            Ok(connected)
         });
         connected.await.unwrap_or_else(|_elapsed| Err("no connection in time".to_owned()))
     }
 
-    async fn dial(&self) -> Result<(Link, Carrier), String> {
+    async fn dial(&self, to: Option<SocketAddr>) -> Result<Connected, String> {
         let Server { host, port } = &self.server;
-        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
+        let stream = match to {
+            Some(address) => TcpStream::connect(address).await,
+            None => TcpStream::connect((host.as_str(), *port)).await,
+        };
+        let stream = stream.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        let address = stream.peer_addr().map_err(|error| error.to_string())?;
         Ok(match &self.encryption {
             None => {
                 let (link, carrier) = Link::over(stream);
-                (link, Box::pin(carrier))
+                Connected { link, carrier: Box::pin(carrier), address }
             }
             Some(Encryption { connector, name }) => {
                 let encrypted = connector.connect(name.clone(), stream).await;
                 let (link, carrier) = Link::over(encrypted.map_err(|error| with_advice(error.to_string()))?);
-                (link, Box::pin(carrier))
+                Connected { link, carrier: Box::pin(carrier), address }
             }
         })
     }

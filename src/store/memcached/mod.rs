@@ -47,6 +47,8 @@ use tokio::time::{Instant, timeout};
 use crate::clock::SharedClock;
 use crate::domain::{Key, TenantId, Timestamp};
 use crate::invalid::InvalidSetting;
+use crate::max_age::MaxAge;
+use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 
 use super::changes::ChangeFeed;
@@ -61,6 +63,9 @@ use changes::follow;
 use config::Config;
 use connection::Connection;
 use protocol::Requests;
+
+/// The age at which a connection to a name is replaced.
+const MAX_AGE: Duration = Duration::from_secs(300);
 
 /// How long the lease lives that a tombstone replaces.
 const MARKER: Duration = Duration::from_secs(1);
@@ -78,7 +83,8 @@ pub struct Memcached {
     macs: Option<Macs>,
 }
 
-/// A server. Events have a connection of their own, so that the work of the consumer never delays a hit.
+/// A server. Events have a connection of their own, so that the work of the consumer never delays a hit. Both lead to the same
+/// server, also when its name moves.
 #[derive(Clone, Debug)]
 struct Node {
     name: String,
@@ -102,7 +108,8 @@ impl Memcached {
         let refuse = |error: InvalidSetting| Error::Rejected { reason: error.within("store.memcached").to_string() };
         let mut nodes = Vec::new();
         for server in config.parsed().map_err(refuse)? {
-            let open = || Connection::open(config, &server, timeout, shutdown).map_err(refuse);
+            let all = SameServer::new(MaxAge::new(MAX_AGE, [server.host.as_str()]));
+            let open = || Connection::open(config, &server, timeout, all.member(), shutdown).map_err(refuse);
             nodes.push(Node { name: server.to_string(), lookups: open()?, events: open()? });
         }
         Ok(Self { nodes, histories: KnownHistories::default(), lifetimes, clock, macs: None })

@@ -43,11 +43,7 @@ pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<
 
 /// Returns the name of the channel on which scripts publish applied changes.
 pub(super) fn channel(endpoints: &Endpoints) -> String {
-    let node = match endpoints {
-        Endpoints::Single(node) => Some(node),
-        Endpoints::Cluster(nodes) | Endpoints::Sentinel { nodes, .. } => nodes.first(),
-    };
-    format!("{CHANNEL}{}", node.map_or(0, |node| node.redis_settings().db()))
+    format!("{CHANNEL}{}", endpoints.database())
 }
 
 /// Listens until shutdown, to one node after the other.

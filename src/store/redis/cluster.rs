@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::max_age::MaxAge;
+use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 
@@ -42,16 +42,16 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts to use a cluster; `timeout` is that of a command.
+    /// Starts to use a cluster, with one of those that must use the same; `timeout` is that of a command.
     pub(super) fn open(
         config: &Config,
         settings: Settings,
         timeout: Duration,
-        max_age: MaxAge,
+        all: &SameServer,
         shutdown: &Shutdown,
     ) -> Self {
-        let state = Arc::new(ClusterState::new(config, settings, timeout, max_age, shutdown));
-        shutdown.spawn(MapKeeper { state: Arc::clone(&state) }.run());
+        let state = Arc::new(ClusterState::new(config, settings, timeout, all.max_age(), shutdown));
+        shutdown.spawn(MapKeeper { state: Arc::clone(&state), member: all.member() }.run());
         Self { state, timeout, stuck: StuckSlots::default() }
     }
 

@@ -14,6 +14,7 @@ use futures_util::future::join_all;
 use redis::Cmd;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::same_server::{Due, Member};
 use crate::store::Error;
 use crate::supervise::Backoff;
 
@@ -36,20 +37,23 @@ const READ_EVERY: Duration = Duration::from_secs(15);
 /// Keeps the map.
 pub(super) struct MapKeeper {
     pub(super) state: Arc<ClusterState>,
+    /// One of those that must follow the configured names to the same cluster.
+    pub(super) member: Member,
 }
 
 impl MapKeeper {
     /// Keeps it up to date until shutdown.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-        let (mut from_seeds, mut failing) = (true, false);
-        let mut aged = pin!(self.state.max_age.reached());
+        let (mut from_seeds, mut failing, mut attempt) = (true, false, self.member.attempt());
+        let max_age = self.state.max_age;
+        let mut aged = pin!(max_age.reached());
         while !self.state.shutdown.is_requested() {
             let read = tokio::select! {
                 () = self.state.shutdown.requested() => return,
                 read = self.read_map(from_seeds) => read,
             };
-            from_seeds = false;
+            let was_from_seeds = std::mem::take(&mut from_seeds);
             if let Err(why) = read {
                 self.state.known.send_if_modified(|known| {
                     known.as_mut().err().map(|reason| *reason = format!("not connected: {why}").into()).is_some()
@@ -66,6 +70,9 @@ impl MapKeeper {
             }
             failing = false;
             backoff.reset();
+            if was_from_seeds {
+                self.member.connected(attempt, None);
+            }
             self.state.known.send_if_modified(|known| std::mem::replace(known, Ok(())).is_err());
             let read_at = Instant::now();
             // Redirections come many at once. A shutdown ends the pause early; the loop checks it.
@@ -75,9 +82,16 @@ impl MapKeeper {
                     () = self.state.shutdown.requested() => return,
                     () = self.state.outdated.notified() => break,
                     () = &mut aged => {
-                        aged.set(self.state.max_age.reached());
-                        from_seeds = true;
+                        aged.set(max_age.reached());
+                        (from_seeds, attempt) = (true, self.member.attempt());
                         break;
+                    }
+                    due = self.member.due() => {
+                        // The age is measured above, across the rounds of this loop.
+                        if due != Due::Aged {
+                            (from_seeds, attempt) = (true, self.member.follow());
+                            break;
+                        }
                     }
                     () = sleep(CHECK_EVERY) => if self.state.take_failure() || read_at.elapsed() >= READ_EVERY {
                         break;

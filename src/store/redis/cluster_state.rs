@@ -10,6 +10,7 @@ use redis::{ConnectionAddr, ConnectionInfo};
 use tokio::sync::{Notify, watch};
 
 use crate::max_age::MaxAge;
+use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 
 use super::client::{ServerClient, Settings};
@@ -125,9 +126,10 @@ impl ClusterState {
         if let Some(node) = by_address.get(address) {
             return Ok(Arc::clone(node));
         }
-        let (client, max_age) = (self.client(address)?, self.max_age.of_host(&address.host));
+        // A node that is no part of the cluster any more answers `CLUSTERDOWN` or `MOVED`, so none has to follow another.
+        let (client, own) = (self.client(address)?, SameServer::new(self.max_age.of_host(&address.host)));
         // A replica of a cluster sends every command to its primary, so the role is not asked.
-        let connection = ServerConnection::open(client, RoleCheck::off(), self.timeout, max_age, &self.shutdown);
+        let connection = ServerConnection::open(client, RoleCheck::off(), self.timeout, own.member(), &self.shutdown);
         let node = Arc::new(ClusterNode { address: address.clone(), connection });
         by_address.insert(address.clone(), Arc::clone(&node));
         Ok(node)

@@ -65,6 +65,18 @@ pub(super) enum Endpoints {
     Sentinel { nodes: Vec<ConnectionInfo>, name: String, login: SentinelLogin },
 }
 
+impl Endpoints {
+    /// Returns the number of the database in use.
+    pub(super) fn database(&self) -> i64 {
+        match self {
+            Self::Single(node) => node.redis_settings().db(),
+            Self::Cluster(nodes) | Self::Sentinel { nodes, .. } => {
+                nodes.first().map_or(0, |node| node.redis_settings().db())
+            }
+        }
+    }
+}
+
 /// How to log in at the sentinels.
 #[derive(Clone, Debug)]
 pub(super) struct SentinelLogin {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Pipeline, Value};
 
-use crate::max_age::MaxAge;
+use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 
@@ -25,7 +25,7 @@ pub(super) enum RedisConnection {
 }
 
 impl RedisConnection {
-    /// Creates a connection, which `max_age` limits in time; its task starts at once. `timeout` is that of a command.
+    /// Creates a connection, one of those to the same server; its task starts at once. `timeout` is that of a command.
     ///
     /// # Errors
     ///
@@ -33,15 +33,15 @@ impl RedisConnection {
     pub(super) fn open(
         config: &Config,
         timeout: Duration,
-        max_age: MaxAge,
+        all: &SameServer,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let settings = Settings::read(config).map_err(refused)?;
         if config.mode == Some(Mode::Cluster) {
-            return Ok(Self::Cluster(Cluster::open(config, settings, timeout, max_age, shutdown)));
+            return Ok(Self::Cluster(Cluster::open(config, settings, timeout, all, shutdown)));
         }
         let client = ServerClient::new(config, &settings).map_err(|error| explain(&error))?;
-        Ok(Self::Server(ServerConnection::open(client, RoleCheck::new(), timeout, max_age, shutdown)))
+        Ok(Self::Server(ServerConnection::open(client, RoleCheck::new(), timeout, all.member(), shutdown)))
     }
 
     /// Waits for the first connection; the caller limits the time.

@@ -54,6 +54,7 @@ use tokio::time::Instant;
 
 use crate::clock::SharedClock;
 use crate::domain::{Key, TenantId};
+use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
@@ -85,6 +86,8 @@ pub struct Redis {
     channel: &'static str,
     /// The channel on which scripts publish applied changes.
     changes: String,
+    /// The number of the database.
+    database: i64,
     lifetimes: Lifetimes,
     min_replicas: u32,
     timeout: Duration,
@@ -106,16 +109,17 @@ impl Redis {
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let endpoints = config.endpoints().map_err(refused)?;
-        let max_age = config.max_age().map_err(refused)?;
+        let all = SameServer::new(config.max_age().map_err(refused)?);
         // A WAIT may take as long as its script did.
         let event_timeout = if config.min_replicas > 0 { timeout * 2 } else { timeout };
         Ok(Self {
-            lookups: RedisConnection::open(config, timeout, max_age, shutdown)?,
-            events: RedisConnection::open(config, event_timeout, max_age, shutdown)?,
-            announcements: Announcements::open(config, max_age, shutdown)?,
+            lookups: RedisConnection::open(config, timeout, &all, shutdown)?,
+            events: RedisConnection::open(config, event_timeout, &all, shutdown)?,
+            announcements: Announcements::open(config, all.max_age(), shutdown)?,
             histories: KnownHistories::default(),
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             changes: change_listener::channel(&endpoints),
+            database: endpoints.database(),
             lifetimes,
             min_replicas: config.min_replicas,
             timeout,

@@ -1,8 +1,8 @@
 //! The replication histories of Redis: the replication ids of its primaries.
 //!
 //! A primary draws a new id when it starts, and a replica when it is promoted. The last writes under the previous
-//! id may be lost then. A node of a cluster that does not answer may go on; it is judged when it answers, or when another has
-//! its slots.
+//! id may be lost then. The databases of a server share its id, so a name has the number of the database too. A node of a
+//! cluster that does not answer may go on; it is judged when it answers, or when another has its slots.
 
 use redis::{Cmd, Value};
 
@@ -20,8 +20,9 @@ impl Redis {
         let mut cmd: Cmd = redis::cmd("INFO");
         cmd.arg("replication");
         let answers = self.events.send_to_every_primary(&cmd).await?.into_iter();
-        let ids = answers.map(|(server, answer)| (server, answer.map_err(Error::from).and_then(id)));
-        self.histories.complete(ids.collect())
+        let name = |answer| Ok(format!("{}/{}", id(answer)?, self.database));
+        let names = answers.map(|(server, answer)| (server, answer.map_err(Error::from).and_then(name)));
+        self.histories.complete(names.collect())
     }
 }
 

@@ -19,7 +19,7 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
-use crate::max_age::MaxAge;
+use crate::same_server::Member;
 use crate::shutdown::Shutdown;
 
 use super::client::ServerClient;
@@ -41,17 +41,17 @@ pub(super) struct ServerConnection {
 }
 
 impl ServerConnection {
-    /// Creates a connection, which `max_age` limits in time; its task starts at once. `timeout` is that of a command.
+    /// Creates a connection, which is a `member` of those to its server; its task starts at once. `timeout` is that of a command.
     pub(super) fn open(
         client: ServerClient,
         role: RoleCheck,
         timeout: Duration,
-        max_age: MaxAge,
+        member: Member,
         shutdown: &Shutdown,
     ) -> Self {
         let state = Arc::new(ConnectionState::new(timeout, role));
         let (until_dropped, guard) = shutdown.until_dropped();
-        shutdown.spawn(Supervisor::new(client, Arc::clone(&state), max_age, until_dropped).run());
+        shutdown.spawn(Supervisor::new(client, Arc::clone(&state), member, until_dropped).run());
         Self { state, _supervised: guard }
     }
 

@@ -5,14 +5,16 @@
 //! there are sentinels, it first asks them for the master; and it asks them every second whether that has changed,
 //! because a master that is cut off from them goes on answering.
 //!
-//! Where a name leads to the server, a connection is replaced after its [`MaxAge`], so that the name is resolved again. The
-//! new connection is made first, and commands in flight keep the old one: no command fails because of it.
+//! Where a name leads to the server, a connection is replaced after its age, so that the name is resolved again. The
+//! new connection is made first, and commands in flight keep the old one: no command fails because of it. Then the other
+//! connections are replaced too, so that all lead to the same server ([`SameServer`](crate::same_server::SameServer)).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use crate::same_server::{Attempt, Due, Member};
 use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 
@@ -20,7 +22,6 @@ use super::client::{CONNECT_TIMEOUT, ServerClient};
 use super::connection_state::{ConnectionState, CurrentConnection};
 use super::error::reason;
 use super::role;
-use crate::max_age::MaxAge;
 
 /// After a connection that lasted this long, the next failure is reported again.
 const QUIET: Duration = Duration::from_secs(30);
@@ -29,7 +30,7 @@ const QUIET: Duration = Duration::from_secs(30);
 pub(super) struct Supervisor {
     client: ServerClient,
     state: Arc<ConnectionState>,
-    max_age: MaxAge,
+    member: Member,
     shutdown: Shutdown,
     /// The number of the last connection.
     number: u64,
@@ -42,13 +43,13 @@ enum HoldEnd {
     Broken,
     /// The sentinels name another master.
     Moved,
-    /// It has reached its age.
-    Aged,
+    /// It is to be replaced.
+    Due(Due),
 }
 
 impl Supervisor {
-    pub(super) fn new(client: ServerClient, state: Arc<ConnectionState>, max_age: MaxAge, shutdown: Shutdown) -> Self {
-        Self { client, state, max_age, shutdown, number: 0 }
+    pub(super) fn new(client: ServerClient, state: Arc<ConnectionState>, member: Member, shutdown: Shutdown) -> Self {
+        Self { client, state, member, shutdown, number: 0 }
     }
 
     /// Connects until shutdown.
@@ -57,9 +58,10 @@ impl Supervisor {
         let (mut failing, mut logged) = (false, String::new());
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
+            let attempt = self.member.attempt();
             let connected = tokio::select! {
                 () = shutdown.requested() => return,
-                connected = self.connect() => connected,
+                connected = self.connect(attempt) => connected,
             };
             match connected {
                 Ok(()) => {
@@ -99,7 +101,7 @@ impl Supervisor {
     }
 
     /// Connects, and starts the use of the connection, which has answered once. Fails with the reason.
-    async fn connect(&mut self) -> Result<(), String> {
+    async fn connect(&mut self, attempt: Attempt) -> Result<(), String> {
         let began = Instant::now();
         let connecting = async {
             let mut connection = self.client.connect().await?;
@@ -119,11 +121,13 @@ impl Supervisor {
         self.number += 1;
         self.state.breaker.connected(Instant::now());
         self.state.role.confirm(began);
+        // The client library resolves the name, and does not tell the address.
+        self.member.connected(attempt, None);
         self.state.connected_by(CurrentConnection { number: self.number, connection });
         Ok(())
     }
 
-    /// Holds the connection until it is broken, and replaces it when it has reached its age.
+    /// Holds the connection until it is broken, and replaces it when it is due.
     async fn hold(&mut self) -> HoldEnd {
         let shutdown = self.shutdown.clone();
         loop {
@@ -132,16 +136,22 @@ impl Supervisor {
                 () = shutdown.requested() => HoldEnd::Shutdown,
                 () = self.state.broken.notified() => HoldEnd::Broken,
                 () = self.client.moved() => HoldEnd::Moved,
-                () = self.max_age.reached() => HoldEnd::Aged,
+                due = self.member.due() => HoldEnd::Due(due),
             };
             match end {
                 HoldEnd::Shutdown | HoldEnd::Broken => return end,
                 HoldEnd::Moved => self.state.report_broken(self.number, "the sentinels name another master"),
-                HoldEnd::Aged => match self.connect().await {
-                    Ok(()) => tracing::debug!(connection = self.number, "replaced the connection to redis"),
-                    // The old one is still good.
-                    Err(why) => tracing::debug!(why, "could not replace the connection to redis, trying again later"),
-                },
+                HoldEnd::Due(due) => {
+                    let attempt = if due == Due::Aged { self.member.attempt() } else { self.member.follow() };
+                    match self.connect(attempt).await {
+                        Ok(()) => tracing::debug!(connection = self.number, "replaced the connection to redis"),
+                        Err(why) if self.member.failed(attempt) => {
+                            tracing::debug!(why, "could not replace the connection to redis, trying again later");
+                        }
+                        // The others may lead to another server.
+                        Err(why) => self.state.report_broken(self.number, &why),
+                    }
+                }
             }
         }
     }

@@ -97,3 +97,22 @@ async fn a_deep_healthcheck_needs_genesys_too() {
     edge.stop().await;
     genesys.stop().await;
 }
+
+/// Two processes on one set of queues, with a memory each as their store.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_store_on_the_same_queues_is_named() {
+    let (genesys, rabbit) = (Edge::start().await, RabbitServer::shared().await);
+    let queue = on_rabbit(&rabbit.url(&rabbit.vhost().await));
+    let settings = format!("{}{queue}", settings(&sandbox_of(&genesys)));
+    let (edge, other) = tokio::join!(Edge::start_with(&settings), Edge::start_with(&settings));
+    edge.is_without("queue").await;
+    other.is_without("queue").await;
+    let at = at(&edge);
+    let found = diagnose(&settings, &at.each_ref().map(String::as_str), &[CALLER]).await;
+    let readiness = found.findings.iter().find(|finding| finding["check"] == "service.readiness").unwrap();
+    assert_eq!(readiness["verdict"], "warning");
+    assert!(readiness["detail"].as_str().unwrap().contains("use another store"), "{readiness}");
+    for edge in [edge, other, genesys] {
+        edge.stop().await;
+    }
+}

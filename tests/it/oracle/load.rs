@@ -47,8 +47,8 @@ pub(crate) struct RoundState {
     /// The id and the initial state of each customer, by its number.
     pub(crate) customers: RwLock<Vec<(String, InitialState)>>,
     pub(crate) numbers: AtomicU32,
-    /// The phone numbers among the customers; a third of the lookups is by one.
-    phones: RwLock<Vec<CustomerNumber>>,
+    /// The phone numbers and e-mail addresses among the customers; a third of the lookups is by one.
+    identifiers: RwLock<Vec<CustomerNumber>>,
     /// The number of answers so far.
     pub(crate) answers: AtomicUsize,
     /// The number of lookups without a usable answer: a 503, or a connection that a kill broke.
@@ -66,7 +66,7 @@ impl RoundState {
             recorder: Arc::clone(recorder),
             customers: RwLock::new(customers),
             numbers: AtomicU32::new(1),
-            phones: RwLock::default(),
+            identifiers: RwLock::default(),
             answers: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
             over: AtomicBool::new(false),
@@ -90,10 +90,11 @@ impl RoundState {
         self.customers.read()[customer as usize].0.clone()
     }
 
-    /// Adds a phone number, which is looked up as such and recorded like a customer that nobody has created yet.
-    pub(super) fn add_number(&self, phone: String) -> CustomerNumber {
-        let number = self.add(phone, InitialState::Number);
-        self.phones.write().push(number);
+    /// Adds a phone number or an e-mail address, which is looked up as such and recorded like a customer that nobody has
+    /// created yet.
+    pub(super) fn add_number(&self, identifier: String) -> CustomerNumber {
+        let number = self.add(identifier, InitialState::Number);
+        self.identifiers.write().push(number);
         number
     }
 
@@ -153,13 +154,14 @@ pub(crate) async fn read_all(stage: &RoundState, lookups: [SocketAddr; 2]) -> Ve
     answers
 }
 
-/// Picks a customer; half of the lookups go to recently changed ones. A third are by phone, if there are numbers.
+/// Picks a customer; half of the lookups go to recently changed ones. A third are by phone or e-mail, if there
+/// are numbers.
 fn pick(stage: &RoundState) -> CustomerNumber {
-    let phones = stage.phones.read();
-    if !phones.is_empty() && rand::rng().random_range(0..3) == 0 {
-        return phones[rand::rng().random_range(0..phones.len())];
+    let identifiers = stage.identifiers.read();
+    if !identifiers.is_empty() && rand::rng().random_range(0..3) == 0 {
+        return identifiers[rand::rng().random_range(0..identifiers.len())];
     }
-    drop(phones);
+    drop(identifiers);
     let (recent, any) = (rand::rng().random_range(0..48), rand::rng().random::<u32>());
     let count = u32::try_from(stage.customers.read().len()).expect("the number of customers fits");
     Some(recent).filter(|n| *n < 24).and_then(|n| stage.recorder.recent(n)).unwrap_or(any % count)
@@ -172,13 +174,17 @@ pub(crate) async fn look_up(
     customer: CustomerNumber,
 ) -> Option<ObservedAnswer> {
     let id = stage.id(customer);
-    let phone = id.strip_prefix('+');
-    let named = phone.map_or_else(|| format!("customerId={id}"), |digits| format!("phone=%2B{digits}"));
+    let named = match (id.strip_prefix('+'), id.split_once('@')) {
+        (Some(digits), _) => format!("phone=%2B{digits}"),
+        (None, Some((name, host))) => format!("email={name}%40{host}"),
+        (None, None) => format!("customerId={id}"),
+    };
+    let by_identifier = !named.starts_with("customerId");
     let path = format!("/api/v1/profile?tenantId=10001&{named}");
     let began = stage.recorder.now();
     let reply = client.send("GET", &path, "").await.ok();
     let ended = stage.recorder.now();
-    let shown = reply.and_then(|reply| Some((observe(&reply, phone.is_some())?, reply)));
+    let shown = reply.and_then(|reply| Some((observe(&reply, by_identifier)?, reply)));
     let Some((saw, reply)) = shown else {
         stage.unanswered.fetch_add(1, Ordering::Relaxed);
         return None;
@@ -192,14 +198,14 @@ pub(crate) async fn look_up(
     };
     let from_store = ["; hit", "; stored", "; ttl=-"].iter().any(|part| status.contains(part));
     let read_at = after(&reply.body, "\"sandboxReadAt\":").and_then(|at| at.parse().ok());
-    let of_owner = (phone.is_some() && reply.status == 200).then(|| version_in(&reply));
+    let of_owner = (by_identifier && reply.status == 200).then(|| version_in(&reply));
     Some(ObservedAnswer { customer, began, ended, saw, of_owner, label, from_store, read_at })
 }
 
-/// Returns what a reply shows, or `None` for a failure. A lookup by phone shows the move of the number.
-fn observe(reply: &OracleReply, by_phone: bool) -> Option<Observation> {
+/// Returns what a reply shows, or `None` for a failure. A lookup by an identifier shows the move of it.
+fn observe(reply: &OracleReply, by_identifier: bool) -> Option<Observation> {
     match reply.status {
-        200 if by_phone => {
+        200 if by_identifier => {
             let moved = after(&reply.body, "\"title\":\"m").and_then(|number| number.parse().ok());
             Some(Observation::Profile(moved.unwrap_or(0)))
         }

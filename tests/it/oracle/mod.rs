@@ -1,9 +1,10 @@
 //! The oracle: real processes under load and kills, and a judge that knows every change.
 //!
 //! Writers change, create, delete and merge customers of a sandbox Genesys whose read side lags and whose events come
-//! late, twice, and in any order. Phone numbers move between customers ([`numbers`]). Readers look them up through two lookup
-//! processes, a third of the time by phone. One after another, each process is
-//! killed with `SIGKILL` and restarted on its data: ingest, both consumers, both lookups, Redis, and RabbitMQ. Meanwhile
+//! late, twice, and in any order. Phone numbers and e-mail addresses move between customers ([`numbers`]). Readers look them
+//! up through two lookup processes, a third of the time by one of these. One after another, each process is
+//! killed with `SIGKILL` and restarted on its data: ingest, both consumers, both lookups, Redis, and RabbitMQ. Between two
+//! kills something fails in part: a process is starved, Redis is full, forbids scripts, or is demoted. Meanwhile
 //! an operator replays the last seconds. All changes and answers are recorded ([`history`]) and judged afterwards
 //! ([`judge`], which states the rules).
 //!
@@ -40,15 +41,16 @@ use history::{Recorder, RunHistory, RunMicros};
 use http::OracleClient;
 use judge::{Judgement, OracleFault, TimeBounds, judge};
 use load::{ProfileWriter, RoundState, read, read_all};
-use world::{KillTarget, OracleWorld, READ_LAG, UNSETTLED_TTL, UPSTREAM_TIMEOUT};
+use world::{KillTarget, OracleWorld, PartialFault, READ_LAG, UNSETTLED_TTL, UPSTREAM_TIMEOUT};
 
 const READERS: usize = 24;
 const WRITERS: u32 = 8;
 /// The number of customers at the start of a round; few, so that changes and lookups of one customer coincide.
 const CUSTOMERS: u32 = 400;
 
-/// The time from a restart to the next kill, in tenths of a second.
-const CALM: usize = 50;
+/// The time before and after a partial fault, in tenths of a second, and how long it lasts.
+const CALM: usize = 15;
+const PARTIAL: Duration = Duration::from_secs(2);
 
 /// The longest time for a round to reach its budget, and for all its events to be applied.
 const LONGEST_ROUND: Duration = Duration::from_secs(900);
@@ -63,6 +65,17 @@ const VICTIMS: [KillTarget; 7] = [
     KillTarget::Consumer(1),
     KillTarget::Lookup(1),
     KillTarget::Rabbit,
+];
+
+/// The partial faults, each before the kill at the same place of [`VICTIMS`].
+const FAULTS: [PartialFault; VICTIMS.len()] = [
+    PartialFault::Starved(KillTarget::Lookup(0)),
+    PartialFault::RedisFull,
+    PartialFault::RedisDemoted,
+    PartialFault::Starved(KillTarget::Consumer(1)),
+    PartialFault::RedisForbidsScripts,
+    PartialFault::Starved(KillTarget::Consumer(0)),
+    PartialFault::Starved(KillTarget::Lookup(1)),
 ];
 
 /// What a round must reach before it ends.
@@ -120,8 +133,11 @@ impl OracleRun {
             .map(|n| {
                 let customers = (n..CUSTOMERS).step_by(WRITERS as usize);
                 // Not from the range of the customers that the sandbox generates when they are searched.
-                let phone = format!("+1202556{:04}", (self.rounds * WRITERS + n) % 10_000);
-                ProfileWriter::new(&stage, self.world.sandbox, customers).with_number(phone)
+                let identifier = match n % 2 {
+                    0 => format!("+1202556{:04}", (self.rounds * WRITERS + n) % 10_000),
+                    _ => format!("moving.{}.{n}@example.net", self.rounds),
+                };
+                ProfileWriter::new(&stage, self.world.sandbox, customers).with_number(identifier)
             })
             .map(|writer| tokio::spawn(writer.write(Duration::from_millis(45))))
             .collect();
@@ -151,11 +167,11 @@ impl OracleRun {
         }
     }
 
-    /// Kills and restarts processes until the round has reached its budget.
+    /// Kills and restarts processes, with a partial fault before each kill, until the round has reached its budget.
     async fn disturb(&mut self, stage: &RoundState, budget: RoundBudget) -> Vec<KillTarget> {
         let mut kills = Vec::new();
-        for victim in VICTIMS.into_iter().cycle() {
-            for _ in 0..CALM {
+        for (victim, fault) in VICTIMS.into_iter().zip(FAULTS).cycle() {
+            for tenth in 0..2 * CALM {
                 let enough = stage.answers.load(Ordering::Relaxed) >= budget.answers
                     && self.recorder.event_counts().0 >= budget.events
                     && kills.len() >= budget.kills;
@@ -163,6 +179,9 @@ impl OracleRun {
                     return kills;
                 }
                 sleep(Duration::from_millis(100)).await;
+                if tenth == CALM && budget.kills > 0 {
+                    self.world.suffer(fault, PARTIAL).await;
+                }
             }
             if budget.kills > 0 {
                 self.world.kill(victim).await;

@@ -36,6 +36,19 @@ pub(super) enum KillTarget {
     Rabbit,
 }
 
+/// A fault that ends by itself, while every process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PartialFault {
+    /// A process of the service gets half of the processor time (SIGSTOP and SIGCONT).
+    Starved(KillTarget),
+    /// Redis has no memory left, and evicts nothing.
+    RedisFull,
+    /// The user of the service may run no scripts.
+    RedisForbidsScripts,
+    /// Redis is a replica, of a master that does not answer.
+    RedisDemoted,
+}
+
 /// A process of the service, and its start parameters.
 pub(super) struct ServiceProcess {
     arguments: Vec<String>,
@@ -122,6 +135,24 @@ impl OracleWorld {
                 self.role(victim).start(&directory, &recorder).await;
             }
         }
+    }
+
+    /// Lets a fault last for some time.
+    pub(super) async fn suffer(&mut self, fault: PartialFault, time: Duration) {
+        let (begin, end): (&[&str], &[&str]) = match fault {
+            PartialFault::Starved(target) => {
+                return self.role(target).process.as_ref().expect("it runs").starve(time).await;
+            }
+            PartialFault::RedisFull => (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
+            PartialFault::RedisForbidsScripts => {
+                (&["ACL", "SETUSER", "default", "-evalsha", "-eval"], &["ACL", "SETUSER", "default", "+@all"])
+            }
+            PartialFault::RedisDemoted => (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
+        };
+        let mut connection = self.redis.connect().await.expect("Redis answers");
+        redis::cmd(begin[0]).arg(&begin[1..]).exec_async(&mut connection).await.unwrap();
+        sleep(time).await;
+        redis::cmd(end[0]).arg(&end[1..]).exec_async(&mut connection).await.unwrap();
     }
 
     /// Returns the resident memory of each process of the service, and the size of the data of each server, in MiB.
@@ -235,7 +266,7 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> 
         key_sha256 = "{DEMO_KEY_SHA256}"
         tenants = ["10001"]
         fields = ["*"]
-        lookup_by = ["customerId", "phone"]
+        lookup_by = ["customerId", "phone", "email"]
         "#,
         redis.url(),
         on_rabbit(&rabbit.url("%2f")),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +33,9 @@ pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     link: Arc<watch::Sender<Link>>,
     port: Arc<AtomicU16>,
+    accepted: Arc<AtomicUsize>,
+    /// The connection that is closed.
+    closed: Arc<watch::Sender<Option<usize>>>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -48,18 +51,37 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let link = Arc::new(watch::Sender::new(Link::Whole));
         let port = Arc::new(AtomicU16::new(port));
+        let (accepted, closed) = (Arc::new(AtomicUsize::new(0)), Arc::new(watch::Sender::new(None)));
         let (state, target) = (Arc::clone(&link), Arc::clone(&port));
+        let (count, closing) = (Arc::clone(&accepted), Arc::clone(&closed));
         let accepting = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(join(near, target.load(Ordering::Relaxed), state.subscribe()));
+                let (number, mut closing) = (count.fetch_add(1, Ordering::Relaxed), closing.subscribe());
+                let joined = join(near, target.load(Ordering::Relaxed), state.subscribe());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = joined => {}
+                        _ = closing.wait_for(|closed| *closed == Some(number)) => {}
+                    }
+                });
             }
         });
-        Self { address, link, port, accepting }
+        Self { address, link, port, accepted, closed, accepting }
     }
 
     /// Connects new clients to another port, as a name that moves does; connections that are open stay where they are.
     pub(crate) fn move_to(&self, port: u16) {
         self.port.store(port, Ordering::Relaxed);
+    }
+
+    /// Returns how many connections it has accepted.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Closes the connection that was accepted after this many others.
+    pub(crate) fn close(&self, number: usize) {
+        self.closed.send_replace(Some(number));
     }
 
     /// Accepts no more connections; those that exist continue. Another proxy may take its address then: for new

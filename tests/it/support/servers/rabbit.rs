@@ -232,6 +232,7 @@ impl RabbitServer {
             tls: TlsFiles::default(),
             shards: 1,
             prefetch: 512,
+            max_connection_age: Duration::from_secs(300),
             publish_timeout: Duration::from_secs(10),
             journal_retention: Duration::from_secs(3600),
             mac_key: None,

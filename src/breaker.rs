@@ -154,6 +154,13 @@ impl<P: Policy> Breaker<P> {
         self.state = BreakerState::Closed(P::starting(now));
         self.period = Duration::ZERO;
     }
+
+    /// Lets the next request pass as a probe at `now`, unless the breaker is closed.
+    pub(crate) fn probe_from(&mut self, now: Instant) {
+        if !matches!(self.state, BreakerState::Closed(_)) {
+            self.state = BreakerState::Open(now);
+        }
+    }
 }
 
 #[cfg(test)]

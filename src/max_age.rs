@@ -22,6 +22,11 @@ impl MaxAge {
         Self(hosts.into_iter().any(is_name).then_some(limit))
     }
 
+    /// Returns the limit of the connections to one of the hosts.
+    pub(crate) fn of_host(self, host: &str) -> Self {
+        Self(self.0.filter(|_| is_name(host)))
+    }
+
     /// Returns whether connections are replaced at all.
     #[must_use]
     pub const fn is_limited(self) -> bool {

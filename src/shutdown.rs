@@ -8,7 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 /// Signals when to stop, and tracks the running tasks. Cloning is cheap.
@@ -41,6 +41,12 @@ impl Shutdown {
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.token.is_cancelled()
+    }
+
+    /// Creates a shutdown that is requested when this one is, or when the guard is dropped.
+    pub(crate) fn until_dropped(&self) -> (Self, DropGuard) {
+        let token = self.token.child_token();
+        (Self { token: token.clone(), tasks: self.tasks.clone() }, token.drop_guard())
     }
 
     /// Spawns a task that the drain waits for.

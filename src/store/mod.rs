@@ -38,6 +38,7 @@ mod encoding;
 mod entry;
 mod error;
 pub mod fence;
+mod histories;
 mod lease;
 pub mod memcached;
 pub mod metered;
@@ -48,7 +49,7 @@ pub mod redis;
 pub mod sealed;
 mod token;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ pub use change::{Applied, Change, Lifetimes};
 pub use clears::{ClearMode, Clears, Generations};
 pub use entry::{Ciphertext, Content, Entry, Found, IdentifierPointer, Leased, Record, Tombstone};
 pub use error::Error;
+pub use histories::ReplicationHistory;
 pub use lease::{Lease, LeaseTarget};
 pub use token::Token;
 
@@ -153,43 +155,6 @@ pub trait Inspect: Debug + Send + Sync {
 
     /// Returns the generations of all tenants that were cleared.
     async fn generations(&self) -> Result<HashMap<TenantId, Generations>, Error>;
-}
-
-/// The replication histories of a store's data: one opaque name for each primary. All processes that use a store read the
-/// same names, and no other store has them.
-///
-/// When a name is gone, the last writes under it may be lost, even acknowledged ones:
-/// [`rules::failover`](crate::rules#failover).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReplicationHistory {
-    answered: BTreeSet<String>,
-    /// The last known names of primaries that do not answer: they may go on.
-    silent: BTreeSet<String>,
-}
-
-impl ReplicationHistory {
-    /// Adds the last known names of primaries that do not answer.
-    #[must_use]
-    pub fn with_silent(self, silent: impl IntoIterator<Item = String>) -> Self {
-        Self { silent: silent.into_iter().collect(), ..self }
-    }
-
-    /// Returns whether a history goes on, or may go on.
-    #[must_use]
-    pub fn has(&self, name: &str) -> bool {
-        self.answered.contains(name) || self.silent.contains(name)
-    }
-
-    /// Returns the names of the primaries that answered.
-    pub fn answered(&self) -> impl Iterator<Item = &String> {
-        self.answered.iter()
-    }
-}
-
-impl FromIterator<String> for ReplicationHistory {
-    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
-        Self { answered: names.into_iter().collect(), silent: BTreeSet::new() }
-    }
 }
 
 /// What a lookup saw at K before it requests a lease.

@@ -43,6 +43,7 @@ mod overload;
 mod own_path;
 mod pack;
 mod pairing;
+mod parts;
 mod poison;
 mod prefetch;
 mod privileges;

@@ -400,17 +400,24 @@ async fn is_partly_down(trouble: PartialTrouble) {
     deployment.serve_without_full_coverage().await;
     let edge = Edge::start_with(&settings(&deployment)).await;
     let ids: Vec<String> = (1..=CUSTOMERS).map(customer).collect();
-    join_all(ids.iter().map(|id| edge.look_up(id))).await;
-    let at_first = entries().await;
-    match trouble {
-        PartialTrouble::Full => drop(command(&["CONFIG", "SET", "maxmemory", "1"]).await),
-        PartialTrouble::Silent => deployment.servers[0].pause().await,
-        PartialTrouble::Moving => deployment.begin_to_move_a_slot().await,
+    for id in &ids {
+        eventually("a hit", || async { edge.look_up(id).await.is_hit().then_some(()) }).await;
     }
+    let at_first = entries().await;
+    let lost = match trouble {
+        PartialTrouble::Full => {
+            command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+            at_first.len()
+        }
+        PartialTrouble::Silent => {
+            deployment.servers[0].pause().await;
+            at_first.len()
+        }
+        PartialTrouble::Moving => deployment.begin_to_move_a_slot().await.len(),
+    };
     for id in &ids {
         assert_eq!(edge.post_event(&flat(id)).await.status(), 202);
     }
-    let lost = if trouble == PartialTrouble::Moving { 1 } else { at_first.len() };
     let all = f64::from(CUSTOMERS);
     // What is unanswered may have taken effect; its redelivery is a duplicate.
     let duplicates = UPDATED.replace("applied", "duplicate");

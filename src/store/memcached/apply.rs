@@ -8,11 +8,12 @@
 //! - *Two events of one customer.* Each raises the fence by compare-and-swap, so the fences have one order. A deletion of K by
 //!   the earlier one may come late, and delete the tombstone of the later one: `lease` writes it again, because the fence says
 //!   "deleted".
-//! - *A tombstone of an event that was overtaken* would hide a customer that exists. So after a tombstone is written, the fence is
-//!   read once more: if it was raised meanwhile, it is asked again whether there is to be a tombstone.
-//! - *A tombstone that arrives late*, from a process that stopped waiting for its answer. A tombstone is only written in place of a
-//!   version that was read, never by `add`: the event that overtook it has deleted that version.
-//! - *A tombstone that stays* is written again, unchanged, so that a lookup that verifies it is refused.
+//! - *A tombstone of an event that was overtaken* would hide a customer that exists. So a tombstone is only written in place of a
+//!   version at K that was read before the fence: an event that raises the fence afterwards changes that version. Where K has
+//!   changed meanwhile, its version is read anew (where there is nothing, that of a lease that is written first), and then the
+//!   fence is asked again whether there is to be a tombstone. A command that arrives late, from a process that stopped waiting for
+//!   its answer, finds its version changed for the same reason.
+//! - *A tombstone that stays* is written again, with another token, so that a lookup that verifies it is refused.
 
 use crate::domain::{Digest, EventTime, Key, Kind, Timestamp};
 use crate::store::fence::{KeyAction, Raised, raise, repeat};
@@ -22,7 +23,6 @@ use super::Memcached;
 use super::changes;
 use super::connection::{Session, unexpected};
 use super::protocol::{Answer, Condition, Requests, Stored};
-use super::tombstones::Placed;
 use super::values::{Held, KeyNames, StoredFence, fence, is_marked, mark, server_lifetime};
 
 /// An event at one key.
@@ -63,25 +63,22 @@ impl Memcached {
         let Some(before) = self.before(session, step, now).await? else { return Ok(Some(Applied::Duplicate)) };
         let (raised, was_raised) = self.decide(&before, change, now);
         let item = self.raised_fence(step, &before, &raised, now);
-        let version = match before.known.version().filter(|_| was_raised) {
-            Some(version) => version,
-            None => match self.write_fence(session, &step.names, &item, before.known.unchanged, now).await? {
-                Some(version) => version,
-                None => return Ok(None),
-            },
-        };
-        let requests = Requests::default().delete(&step.names.lock);
+        if !was_raised && !self.write_fence(session, &step.names, &item, before.known.unchanged, now).await? {
+            return Ok(None);
+        }
         let requests = match raised.place {
-            KeyAction::Clear => requests.delete(step.names.key),
+            KeyAction::Clear => Requests::default().delete(&step.names.lock).delete(step.names.key),
             KeyAction::KeepTombstone => {
                 self.keep_tombstone(session, (step.key, &step.names), now).await?;
-                requests
+                Requests::default()
             }
             KeyAction::WriteTombstone(_) => {
-                match self.bury(session, &step.names, (item, version), &before.entry, now).await? {
-                    Placed::Done => requests,
-                    Placed::FenceLost => return Ok(None),
+                // Without a write that compares the fence, K was read after it.
+                let replaced = before.entry.version().filter(|_| !was_raised);
+                if !self.bury(session, &step.names, item, replaced, now).await? {
+                    return Ok(None);
                 }
+                Requests::default()
             }
         };
         if !self.announce_and_mark(session, step, requests, &before, &raised, now).await? {
@@ -91,7 +88,7 @@ impl Memcached {
         Ok(Some(if raised.outrun { Applied::Outrun } else { Applied::Applied { had_entry } }))
     }
 
-    /// Writes the fence in place of what was read; returns its version, or `None` if it changed.
+    /// Writes the fence in place of what was read; returns `false` if it changed.
     async fn write_fence(
         &self,
         session: &Session<'_>,
@@ -99,7 +96,7 @@ impl Memcached {
         item: &StoredFence,
         unchanged: Condition,
         now: Timestamp,
-    ) -> Result<Option<u64>, Error> {
+    ) -> Result<bool, Error> {
         let lifetime = Some(server_lifetime(item.until.since(now)));
         let requests = Requests::default().set(&names.fence, item.encode().as_bytes(), lifetime, unchanged);
         let [written] = session.run(requests).await?;
@@ -108,7 +105,7 @@ impl Memcached {
             // leases are outdated: without them nothing old is served.
             session.run::<2>(Requests::default().delete(&names.lock).delete(names.key)).await?;
         }
-        written.done()
+        Ok(written.done()?.is_some())
     }
 
     /// Reads what the decision needs; `None` if the event was applied before.

@@ -155,10 +155,9 @@ impl Memcached {
 
     /// See [`Store::fill`](crate::store::Store::fill).
     ///
-    /// The fence must still be the one with which the lease was granted: an event that raised it since will void the lease,
-    /// and what an evicted fence said is not known.
+    /// The fence is not compared with the one of the lease: an event that raised it since changes what is replaced here, or has
+    /// not changed it yet, and will delete the record.
     pub(super) async fn write_record(&self, lease: Lease, record: Record) -> Result<Filled, Error> {
-        let granted_with = lease.fence().cloned();
         let (key, token, target) = lease.consume_for(&record)?;
         let (session, names) = (self.node(&key).lookups.session()?, KeyNames::of(&key));
         // The lock is read after the entry: an event deletes the lock before it changes the entry.
@@ -170,17 +169,19 @@ impl Memcached {
         let known = fence(at_fence.value()?.as_ref(), now);
         let holds = entry.value.as_ref().and_then(Entry::token);
         let is_locked = locked.value.is_some_and(|leased| leased.token == token);
-        let may = known.value.as_ref().map(|known| &known.fence) == granted_with.as_ref()
-            && match target {
-                LeaseTarget::Key => holds == Some(token),
-                LeaseTarget::Lock(base) => is_locked && holds == Some(base),
-            };
-        let is_outdated = match (&entry.value, &known.value) {
-            (Some(Entry::Tombstone(tombstone)), Some(known)) => is_overtaken(tombstone, known),
-            (Some(Entry::Record(_) | Entry::Leased(_) | Entry::Tombstone(_) | Entry::Corrupt(_)) | None, _) => false,
+        let may = match target {
+            LeaseTarget::Key => holds == Some(token),
+            LeaseTarget::Lock(base) => is_locked && holds == Some(base),
+        };
+        let verified = match &entry.value {
+            Some(Entry::Tombstone(tombstone)) => Some(tombstone),
+            Some(Entry::Record(_) | Entry::Leased(_) | Entry::Corrupt(_)) | None => None,
         };
         let filled =
-            may && !is_outdated && self.replace(&session, &names, &record, target, entry.unchanged, known).await?;
+            may && match verified {
+                Some(tombstone) => self.overrule(&session, &names, tombstone, known).await?,
+                None => true,
+            } && self.replace(&session, &names, &record, entry.unchanged).await?;
         if is_locked && let Some(version) = locked.version() {
             let [removed] = session.run(Requests::default().delete_unchanged(&names.lock, version)).await?;
             removed.done()?;
@@ -188,31 +189,39 @@ impl Memcached {
         Ok(if filled { Filled::Stored } else { Filled::Refused })
     }
 
-    /// Replaces what was read by the record. A verified profile replaces a tombstone: the fence no longer says "deleted", and
-    /// has doubt ([`rules::tombstone`](crate::rules#tombstone)). The fence is changed first, so that a deletion that raised it
-    /// meanwhile is not overruled.
+    /// A verified profile is about to replace a tombstone: the fence no longer says "deleted", and has doubt
+    /// ([`rules::tombstone`](crate::rules#tombstone)). The fence is changed first, so that a deletion that raised it meanwhile is
+    /// not overruled, and no other lookup restores the tombstone. Returns `false` if the tombstone must stay.
+    async fn overrule(
+        &self,
+        session: &Session<'_>,
+        names: &KeyNames<'_>,
+        tombstone: &Tombstone,
+        known: Held<StoredFence>,
+    ) -> Result<bool, Error> {
+        let Some(mut overruled) = known.value else { return Ok(true) };
+        if is_overtaken(tombstone, &overruled) {
+            return Ok(false);
+        }
+        if !overruled.fence.says_deleted() {
+            return Ok(true);
+        }
+        (overruled.fence.newest, overruled.fence.doubt) = (Newest::Contested, true);
+        overruled.sealed = None;
+        let lifetime = Some(server_lifetime(overruled.until.since(self.clock.now())));
+        let requests = Requests::default().set(&names.fence, overruled.encode().as_bytes(), lifetime, known.unchanged);
+        let [written] = session.run(requests).await?;
+        Ok(written.done()?.is_some())
+    }
+
+    /// Replaces what was read by the record.
     async fn replace(
         &self,
         session: &Session<'_>,
         names: &KeyNames<'_>,
         record: &Record,
-        target: LeaseTarget,
         unchanged: Condition,
-        known: Held<StoredFence>,
     ) -> Result<bool, Error> {
-        let now = self.clock.now();
-        let is_overruled = |known: &StoredFence| target != LeaseTarget::Key && known.fence.says_deleted();
-        if let Some(mut overruled) = known.value.filter(is_overruled) {
-            (overruled.fence.newest, overruled.fence.doubt) = (Newest::Contested, true);
-            overruled.sealed = None;
-            let lifetime = Some(server_lifetime(overruled.until.since(now)));
-            let requests =
-                Requests::default().set(&names.fence, overruled.encode().as_bytes(), lifetime, known.unchanged);
-            let [written] = session.run(requests).await?;
-            if written.done()?.is_none() {
-                return Ok(false);
-            }
-        }
         let lifetime = Some(server_lifetime(record.lifetime()));
         let [written] =
             session.run(Requests::default().set(names.key, &record::encode(record), lifetime, unchanged)).await?;

@@ -10,8 +10,8 @@
 //! | step | commands |
 //! |---|---|
 //! | lease | add the lease at K, then read the fence |
-//! | fill | read K, lock and fence; replace exactly what was read at K, if the fence is that of the lease |
-//! | event | raise the fence; delete the lock; delete K, or write a tombstone there and read the fence again; mark the event |
+//! | fill | read K, lock and fence; replace exactly what was read at K |
+//! | event | read fence and K; raise the fence; delete the lock; delete K, or write a tombstone in place of what was read; mark the event |
 //!
 //! # What is lost
 //!
@@ -41,7 +41,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join_all, select_all};
-use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 
@@ -53,6 +52,7 @@ use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 
 use super::changes::ChangeFeed;
+use super::histories::KnownHistories;
 use super::sealed::macs::Macs;
 use super::{
     Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
@@ -77,8 +77,7 @@ const OTHERS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Memcached {
     nodes: Vec<Node>,
-    /// The last known history of each server.
-    histories: Mutex<HashMap<String, String>>,
+    histories: KnownHistories,
     lifetimes: Lifetimes,
     clock: SharedClock,
     macs: Option<Macs>,
@@ -113,7 +112,7 @@ impl Memcached {
             let open = || Connection::open(config, &server, timeout, all.member(), shutdown).map_err(refuse);
             nodes.push(Node { name: server.to_string(), lookups: open()?, events: open()? });
         }
-        Ok(Self { nodes, histories: Mutex::default(), lifetimes, clock, macs: None })
+        Ok(Self { nodes, histories: KnownHistories::default(), lifetimes, clock, macs: None })
     }
 
     /// Returns the store with MACs for its tombstones and marks.

@@ -28,25 +28,8 @@ impl Memcached {
     /// Returns one history for each server. It ends when the server is started again, or emptied: what it held is lost, and
     /// with it the fences of the last events. That of a server that does not answer is the last known one. See [`Inspect::replication_history`](crate::store::Inspect::replication_history).
     pub(super) async fn histories(&self) -> Result<ReplicationHistory, Error> {
-        let read = join_all(self.nodes.iter().map(history)).await;
-        let mut known = self.histories.lock();
-        let (mut answered, mut silent, mut failure) = (Vec::new(), Vec::new(), None);
-        for (node, read) in self.nodes.iter().zip(read) {
-            match read {
-                Ok(history) => {
-                    known.insert(node.name.clone(), history.clone());
-                    answered.push(history);
-                }
-                Err(error) => {
-                    silent.extend(known.get(&node.name).cloned());
-                    failure.get_or_insert(error);
-                }
-            }
-        }
-        match failure {
-            Some(error) if answered.is_empty() => Err(error),
-            Some(_) | None => Ok(answered.into_iter().collect::<ReplicationHistory>().with_silent(silent)),
-        }
+        let answers = self.nodes.iter().map(|node| async move { (node.name.clone(), history(node).await) });
+        self.histories.complete(join_all(answers).await)
     }
 
     /// See [`Inspect::inspect`](crate::store::Inspect::inspect).

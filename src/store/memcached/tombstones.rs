@@ -8,15 +8,8 @@ use super::protocol::{Condition, Requests};
 use super::values::{Held, KeyNames, StoredFence, fence, server_lifetime};
 use super::{MARKER, Memcached};
 
-/// What became of a tombstone.
-pub(super) enum Placed {
-    Done,
-    /// The fence was lost, so it must be raised again.
-    FenceLost,
-}
-
 impl Memcached {
-    /// Leaves a tombstone, but voids what verifies it; deletes any other entry.
+    /// Leaves a tombstone, under a new token, so that what verifies it is void; deletes any other entry.
     pub(super) async fn keep_tombstone(
         &self,
         session: &Session<'_>,
@@ -29,7 +22,9 @@ impl Memcached {
             let requests = match self.entry(key, Some(&stored), now).value {
                 Some(Entry::Tombstone(found)) => {
                     let lifetime = Some(self.tombstone_lifetime(found.written_at, now));
-                    Requests::default().set(names.key, &stored.value, lifetime, Condition::Unchanged(stored.version))
+                    let text = record::text_of_tombstone(&stored.value).unwrap_or_default();
+                    let value = record::encode_tombstone(Token::draw(), text);
+                    Requests::default().set(names.key, &value, lifetime, Condition::Unchanged(stored.version))
                 }
                 _ => Requests::default().delete_unchanged(names.key, stored.version),
             };
@@ -41,73 +36,58 @@ impl Memcached {
         }
     }
 
-    /// Writes a tombstone as the fence says, and reads the fence once more afterwards.
+    /// Writes a tombstone as the fence says, in place of a version at K that was read before that fence was. Returns `false` if the
+    /// fence was lost, so that it must be raised again.
     pub(super) async fn bury(
         &self,
         session: &Session<'_>,
         names: &KeyNames<'_>,
-        (mut item, mut raised): (StoredFence, u64),
-        found: &Held<Entry>,
+        mut item: StoredFence,
+        mut replaced: Option<u64>,
         now: Timestamp,
-    ) -> Result<Placed, Error> {
-        let mut at_key = found.version();
+    ) -> Result<bool, Error> {
         loop {
-            let Some(version) = self.occupied(session, names, at_key, now).await? else {
-                session.try_again()?;
-                at_key = self.version_of(session, names.key).await?;
-                continue;
-            };
-            let value = tombstone(&item, now);
-            let requests = Requests::default().delete(&names.lock).set(
-                names.key,
-                &value,
-                Some(server_lifetime(self.lifetimes.tombstone_ttl)),
-                Condition::Unchanged(version),
-            );
-            let [_, written, at_fence] = session.run(requests.get(&names.fence)).await?;
-            let (written, at_fence) = (written.done()?, at_fence.value()?);
-            if written.is_some() && at_fence.as_ref().is_some_and(|found| found.version == raised) {
-                return Ok(Placed::Done);
-            }
-            // Deleting K is always safe: if the fence says "deleted", the next lease writes the tombstone again.
-            let Some(stored) = at_fence else {
-                session.run::<1>(Requests::default().delete(names.key)).await?;
-                return Ok(Placed::FenceLost);
-            };
-            match fence(Some(&stored), now).value {
-                Some(newer) if newer.fence.says_deleted() => (item, raised) = (newer, stored.version),
-                _ => {
-                    let [removed] = session.run(Requests::default().delete(names.key)).await?;
-                    removed.done()?;
-                    return Ok(Placed::Done);
+            if let Some(version) = replaced {
+                let lifetime = Some(server_lifetime(self.lifetimes.tombstone_ttl));
+                let unchanged = Condition::Unchanged(version);
+                let requests = Requests::default().delete(&names.lock);
+                let requests = requests.set(names.key, &tombstone(&item, now), lifetime, unchanged);
+                let [_, written] = session.run(requests).await?;
+                if written.done()?.is_some() {
+                    return Ok(true);
                 }
+                session.try_again()?;
+            }
+            let at_fence;
+            (replaced, at_fence) = self.occupied(session, names, now).await?;
+            match at_fence.value {
+                // What an operator forces is written although the fence does not say so, unless it was raised since.
+                Some(found) if found == item || found.fence.says_deleted() => item = found,
+                Some(_) => {
+                    let requests = Requests::default().delete(&names.lock).delete(names.key);
+                    let [_, removed] = session.run(requests).await?;
+                    removed.done()?;
+                    return Ok(true);
+                }
+                None => return Ok(false),
             }
             session.try_again()?;
-            at_key = self.version_of(session, names.key).await?;
         }
     }
 
-    /// Returns the version that a tombstone may replace: the one that was read, or a lease that is written where there was
-    /// nothing. `None` if there is something meanwhile.
+    /// Returns the version that a tombstone may replace, and the fence after that was read. Where there is nothing, a lease is
+    /// written, so that there is a version; it may be gone again.
     async fn occupied(
         &self,
         session: &Session<'_>,
         names: &KeyNames<'_>,
-        at_key: Option<u64>,
         now: Timestamp,
-    ) -> Result<Option<u64>, Error> {
-        if at_key.is_some() {
-            return Ok(at_key);
-        }
+    ) -> Result<(Option<u64>, Held<StoredFence>), Error> {
         let marker = record::encode_lease(&Leased { token: Token::draw(), until: now.plus(MARKER) });
         let requests = Requests::default().set(names.key, &marker, Some(server_lifetime(MARKER)), Condition::Absent);
-        let [written] = session.run(requests).await?;
-        written.done()
-    }
-
-    async fn version_of(&self, session: &Session<'_>, key: &str) -> Result<Option<u64>, Error> {
-        let [found] = session.run(Requests::default().get(key)).await?;
-        Ok(found.value()?.map(|stored| stored.version))
+        let [written, at_key, at_fence] = session.run(requests.get(names.key).get(&names.fence)).await?;
+        written.done()?;
+        Ok((at_key.value()?.map(|stored| stored.version), fence(at_fence.value()?.as_ref(), now)))
     }
 }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use tokio::sync::{Notify, watch};
 
-use super::breaker::NodeBreaker;
-use super::command::CommandConnection;
+use super::breaker::ServerBreaker;
 use super::error::CommandError;
 use super::patience::Patience;
 use super::role::RoleCheck;
@@ -18,7 +18,7 @@ pub(super) struct ConnectionState {
     current: watch::Sender<Result<CurrentConnection, Arc<str>>>,
     /// Notified when the current connection is broken.
     pub(super) broken: Notify,
-    pub(super) breaker: NodeBreaker,
+    pub(super) breaker: ServerBreaker,
     pub(super) patience: Patience,
     pub(super) role: RoleCheck,
 }
@@ -27,7 +27,7 @@ pub(super) struct ConnectionState {
 #[derive(Clone)]
 pub(super) struct CurrentConnection {
     pub(super) number: u64,
-    pub(super) connection: CommandConnection,
+    pub(super) connection: MultiplexedConnection,
 }
 
 impl std::fmt::Debug for CurrentConnection {
@@ -38,17 +38,17 @@ impl std::fmt::Debug for CurrentConnection {
 
 impl ConnectionState {
     /// Creates the state before the first connection; `timeout` is that of a command.
-    pub(super) fn new(timeout: Duration, is_cluster: bool) -> Self {
+    pub(super) fn new(timeout: Duration, role: RoleCheck) -> Self {
         Self {
             current: watch::Sender::new(Err("not connected yet".into())),
             broken: Notify::new(),
-            breaker: NodeBreaker::new(),
+            breaker: ServerBreaker::new(),
             patience: Patience::new(timeout),
-            role: if is_cluster { RoleCheck::off() } else { RoleCheck::new() },
+            role,
         }
     }
 
-    /// Waits for the first connection.
+    /// Waits until there is a connection.
     pub(super) async fn connected(&self) {
         // The sender lives as long as `self`, so this cannot fail.
         let _ = self.current.subscribe().wait_for(Result::is_ok).await;
@@ -85,25 +85,10 @@ impl ConnectionState {
         });
     }
 
-    /// Requests a new connection because a server is silent. In a cluster, the old one stays in use for the rest.
-    pub(super) fn report_silence(&self, number: u64, reason: &str) {
-        let is_current_cluster = match self.current.borrow().as_ref() {
-            Ok(now) => now.number == number && matches!(now.connection, CommandConnection::Cluster(_)),
-            Err(_) => false,
-        };
-        if is_current_cluster {
-            self.broken.notify_one();
-        }
-        self.report_broken(number, reason);
-    }
-
-    /// Stops the use of a connection and requests a new one. The client library of a cluster restores its connections
-    /// itself.
+    /// Stops the use of a connection and requests a new one.
     pub(super) fn report_broken(&self, number: u64, reason: &str) {
         let removed = self.current.send_if_modified(|current| {
-            let broken = current
-                .as_ref()
-                .is_ok_and(|now| now.number == number && matches!(now.connection, CommandConnection::Single(_)));
+            let broken = current.as_ref().is_ok_and(|now| now.number == number);
             if broken {
                 *current = Err(format!("not connected: {reason}").into());
             }

@@ -24,21 +24,25 @@ pub(super) enum CommandError {
 /// Where a command that a cluster did not run goes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Redirection {
-    /// To the node that now has the slot (`MOVED`), or to the same one a moment later (`TRYAGAIN`).
+    /// To the same node a moment later (`TRYAGAIN`).
     Again,
-    /// Once to the node that receives the slot (`ASK`): its host and port.
+    /// To the node that now has the slot (`MOVED`): its host, which may be empty for that of the same node, and port.
+    Moved(String, u16),
+    /// Once to the node that receives the slot (`ASK`): its host and port, as above.
     Ask(String, u16),
 }
 
 impl Redirection {
     /// Returns the redirection that an error is, if it is one.
     pub(super) fn of(error: &RedisError) -> Option<Self> {
+        let to = || {
+            let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;
+            Some((host.to_owned(), port.parse().ok()?))
+        };
         match error.kind() {
-            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::TryAgain) => Some(Self::Again),
-            ErrorKind::Server(ServerErrorKind::Ask) => {
-                let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;
-                Some(Self::Ask(host.to_owned(), port.parse().ok()?))
-            }
+            ErrorKind::Server(ServerErrorKind::TryAgain) => Some(Self::Again),
+            ErrorKind::Server(ServerErrorKind::Moved) => to().map(|(host, port)| Self::Moved(host, port)),
+            ErrorKind::Server(ServerErrorKind::Ask) => to().map(|(host, port)| Self::Ask(host, port)),
             _ => None,
         }
     }
@@ -47,10 +51,6 @@ impl Redirection {
 impl CommandError {
     pub(super) fn unavailable(reason: &str) -> Self {
         Self::Store(Error::Unavailable { reason: reason.to_owned() })
-    }
-
-    pub(super) const fn is_redirection(&self) -> bool {
-        matches!(self, Self::Redirected(_))
     }
 
     pub(super) fn slow() -> Self {
@@ -107,12 +107,6 @@ fn server_code(error: &RedisError) -> Option<&str> {
 /// What Redis 6 and 7 say, with the code `ERR`, when a script may not run a command or use a key.
 const NO_PERMISSION: [&str; 3] =
     ["ACL failure in script", "can't run this command", "can't access at least one of the keys"];
-
-/// Returns whether an error shows that the node of a slot is not there: no connection, or another node reports it.
-pub(super) fn is_absent(error: &RedisError) -> bool {
-    let is_down = matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown));
-    error.is_io_error() || is_down
-}
 
 /// Describes an error of the client library without any key, value or password.
 pub(super) fn reason(error: &RedisError) -> String {
@@ -188,7 +182,8 @@ mod tests {
     #[test]
     fn a_redirected_command_was_not_run() {
         for (line, expected) in [
-            ("MOVED 866 127.0.0.1:7002", Redirection::Again),
+            ("MOVED 866 127.0.0.1:7002", Redirection::Moved("127.0.0.1".to_owned(), 7002)),
+            ("MOVED 866 :7002", Redirection::Moved(String::new(), 7002)),
             ("TRYAGAIN Multiple keys request during rehashing of slot", Redirection::Again),
             ("ASK 866 ::1:7002", Redirection::Ask("::1".to_owned(), 7002)),
         ] {

@@ -17,7 +17,10 @@ mod apply;
 mod breaker;
 pub mod change_listener;
 mod client;
-mod command;
+mod cluster;
+mod cluster_keeper;
+mod cluster_map;
+mod cluster_state;
 pub mod config;
 mod connection;
 mod connection_state;
@@ -31,6 +34,10 @@ mod replication;
 mod reply;
 mod role;
 mod scripts;
+mod sentinels;
+mod server_connection;
+mod slots;
+mod stuck_slots;
 mod subscriber;
 mod supervisor;
 pub mod survey;
@@ -51,6 +58,7 @@ use crate::same_server::SameServer;
 use crate::shutdown::Shutdown;
 
 use super::fence::Fence;
+use super::histories::KnownHistories;
 use super::sealed::macs::Macs;
 use super::{
     Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
@@ -73,6 +81,7 @@ pub struct Redis {
     lookups: RedisConnection,
     events: RedisConnection,
     announcements: Announcements,
+    histories: KnownHistories,
     /// The kind of channel on which scripts announce a change: sharded (`s`) or plain (`p`).
     channel: &'static str,
     /// The channel on which scripts publish applied changes.
@@ -107,6 +116,7 @@ impl Redis {
             lookups: RedisConnection::open(config, timeout, &all, shutdown)?,
             events: RedisConnection::open(config, event_timeout, &all, shutdown)?,
             announcements: Announcements::open(config, all.max_age(), shutdown)?,
+            histories: KnownHistories::default(),
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },
             changes: change_listener::channel(&endpoints),
             database: endpoints.database(),

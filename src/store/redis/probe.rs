@@ -13,10 +13,13 @@ use redis::Cmd;
 use crate::store::Error;
 
 use super::Redis;
-use super::breaker::{RANGES, SlotRange};
-use super::connection::SILENT;
 use super::error::CommandError;
 use super::scripts::PROBE;
+use super::server_connection::SILENT;
+use super::slots::{SLOTS, slot_of};
+
+/// How many ranges of slots are probed in a cluster.
+const RANGES: usize = 64;
 
 /// One key in each range of slots, by the number of the range.
 static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
@@ -27,7 +30,7 @@ static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
             break;
         }
         let key = format!("cust:profile:.:probe-{n}");
-        let place = &mut found[SlotRange::of(key.as_bytes()).index()];
+        let place = &mut found[slot_of(key.as_bytes()) * RANGES / SLOTS];
         if place.is_none() {
             *place = Some(key);
             missing -= 1;

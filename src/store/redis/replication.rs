@@ -1,7 +1,8 @@
 //! The replication histories of Redis: the replication ids of its primaries.
 //!
 //! A primary draws a new id when it starts, and a replica when it is promoted. The last writes under the previous
-//! id may be lost then. The databases of a server share its id, so a name has the number of the database too.
+//! id may be lost then. The databases of a server share its id, so a name has the number of the database too. A node of a
+//! cluster that does not answer may go on; it is judged when it answers, or when another has its slots.
 
 use redis::{Cmd, Value};
 
@@ -18,16 +19,18 @@ impl Redis {
     pub(super) async fn replication_ids(&self) -> Result<ReplicationHistory, Error> {
         let mut cmd: Cmd = redis::cmd("INFO");
         cmd.arg("replication");
-        let answers = self.events.send_to_every_primary(&cmd).await?;
-        let name = |answer| Some(format!("{}/{}", id(answer)?, self.database));
-        answers.into_iter().map(|answer| name(answer).ok_or_else(unexpected)).collect()
+        let answers = self.events.send_to_every_primary(&cmd).await?.into_iter();
+        let name = |answer| Ok(format!("{}/{}", id(answer)?, self.database));
+        let names = answers.map(|(server, answer)| (server, answer.map_err(Error::from).and_then(name)));
+        self.histories.complete(names.collect())
     }
 }
 
-fn id(answer: Value) -> Option<String> {
+fn id(answer: Value) -> Result<String, Error> {
     let text = match answer {
-        Value::VerbatimString { text, .. } => text,
-        other => String::from_utf8(bytes(other)?).ok()?,
+        Value::VerbatimString { text, .. } => Some(text),
+        other => bytes(other).and_then(|bytes| String::from_utf8(bytes).ok()),
     };
-    text.lines().find_map(|line| line.strip_prefix(FIELD)).map(|id| id.trim().to_owned())
+    let id = text.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix(FIELD)));
+    id.map(|id| id.trim().to_owned()).ok_or_else(unexpected)
 }

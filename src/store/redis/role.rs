@@ -14,6 +14,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 
@@ -41,9 +42,14 @@ impl RoleCheck {
         Self { start: Instant::now(), ask_at: AtomicU64::new(0), confirmed: AtomicU64::new(0) }
     }
 
-    /// Creates the check of a cluster, which asks nothing.
+    /// Creates the check of a node of a cluster, which asks nothing.
     pub(super) fn off() -> Self {
         Self { ask_at: AtomicU64::new(u64::MAX), ..Self::new() }
+    }
+
+    /// Returns whether the role is asked at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.ask_at.load(Ordering::Relaxed) != u64::MAX
     }
 
     /// Returns whether a command that is sent now must carry the question.
@@ -77,9 +83,17 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Returns the question.
-pub(super) fn question() -> Cmd {
-    redis::cmd("HELLO")
+/// Sends a command to a server together with the question. Returns the answer, and whether the server named its role.
+///
+/// # Errors
+///
+/// Also `READONLY`: the server is a replica.
+pub(super) async fn ask_with(connection: &mut MultiplexedConnection, cmd: &Cmd) -> RedisResult<(Value, bool)> {
+    let mut both = redis::pipe();
+    both.cmd("HELLO").add_command(cmd.clone());
+    let mut answers = connection.send_packed_commands(&both, 0, 2).await?.into_iter();
+    let has_role = check(answers.next().unwrap_or(Value::Nil))?;
+    Ok((answers.next().unwrap_or(Value::Nil).extract_error()?, has_role))
 }
 
 /// Checks the answer to the question; returns whether it names a role.

@@ -8,35 +8,27 @@
 //! Where a name leads to the server, a connection is replaced after its age, so that the name is resolved again. The
 //! new connection is made first, and commands in flight keep the old one: no command fails because of it. Then the other
 //! connections are replaced too, so that all lead to the same server ([`SameServer`](crate::same_server::SameServer)).
-//!
-//! The client library of a cluster reconnects to nodes that refuse or close a connection. But it keeps asking a silent
-//! node, even when a replica has replaced it. So when the breaker of a slot range opens, the task creates a new client
-//! connection, which asks the nodes that answer for the slots. The old connection serves the other ranges until then.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use crate::same_server::{Attempt, Due, Member};
 use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
 
-use super::breaker::SlotRange;
-use super::client::RedisClient;
-use super::command::CommandConnection;
+use super::client::{CONNECT_TIMEOUT, ServerClient};
 use super::connection_state::{ConnectionState, CurrentConnection};
 use super::error::reason;
-
-/// The least time between two connections to a cluster.
-const RENEW_EVERY: Duration = Duration::from_secs(1);
+use super::role;
 
 /// After a connection that lasted this long, the next failure is reported again.
 const QUIET: Duration = Duration::from_secs(30);
 
 /// Keeps a connection up.
 pub(super) struct Supervisor {
-    client: RedisClient,
+    client: ServerClient,
     state: Arc<ConnectionState>,
     member: Member,
     shutdown: Shutdown,
@@ -56,13 +48,13 @@ enum HoldEnd {
 }
 
 impl Supervisor {
-    pub(super) fn new(client: RedisClient, state: Arc<ConnectionState>, member: Member, shutdown: Shutdown) -> Self {
+    pub(super) fn new(client: ServerClient, state: Arc<ConnectionState>, member: Member, shutdown: Shutdown) -> Self {
         Self { client, state, member, shutdown, number: 0 }
     }
 
     /// Connects until shutdown.
     pub(super) async fn run(mut self) {
-        let shutdown = self.shutdown.clone();
+        let (shutdown, server) = (self.shutdown.clone(), self.client.name());
         let (mut failing, mut logged) = (false, String::new());
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
@@ -72,34 +64,34 @@ impl Supervisor {
                 connected = self.connect(attempt) => connected,
             };
             match connected {
-                Ok(pause) => {
+                Ok(()) => {
                     backoff.reset();
                     let since = Instant::now();
                     if failing || logged.is_empty() {
-                        tracing::info!(connection = self.number, "connected to redis");
+                        tracing::info!(server, connection = self.number, "connected to redis");
                     } else {
-                        tracing::debug!(connection = self.number, "connected to redis again");
+                        tracing::debug!(server, connection = self.number, "connected to redis again");
                     }
                     failing = false;
                     if self.hold().await == HoldEnd::Shutdown {
                         return;
                     }
-                    let reason = self.state.why_down().unwrap_or_else(|| "a node is silent".to_owned());
+                    let reason = self.state.why_down().unwrap_or_default();
                     // A server that is connected to again and again, for the same reason, is reported once.
                     if reason != logged || since.elapsed() > QUIET {
                         tracing::warn!(
+                            server,
                             connection = self.number,
                             reason,
                             "the redis connection is not usable, reconnecting"
                         );
                         logged = reason;
                     }
-                    let _ = timeout_at(since + pause, shutdown.requested()).await;
                 }
                 Err(why) => {
                     self.state.refused(&why);
                     if !failing {
-                        tracing::warn!(why, "redis cannot be reached, retrying until it answers");
+                        tracing::warn!(server, why, "redis cannot be reached, retrying until it answers");
                         failing = true;
                     }
                     backoff.pause(&shutdown).await;
@@ -108,27 +100,31 @@ impl Supervisor {
         }
     }
 
-    /// Connects, and starts the use of the connection. Returns the least time until the next one, or why it failed.
-    async fn connect(&mut self, attempt: Attempt) -> Result<Duration, String> {
+    /// Connects, and starts the use of the connection, which has answered once. Fails with the reason.
+    async fn connect(&mut self, attempt: Attempt) -> Result<(), String> {
         let began = Instant::now();
-        let connection = match timeout(self.client.connect_timeout(), self.client.connect()).await {
+        let connecting = async {
+            let mut connection = self.client.connect().await?;
+            let ping = redis::cmd("PING");
+            if !self.state.role.is_on() {
+                connection.send_packed_command(&ping).await?.extract_error()?;
+            } else if !role::ask_with(&mut connection, &ping).await?.1 {
+                tracing::warn!("redis does not name its role (HELLO), so it is not noticed if it becomes a replica");
+            }
+            Ok(connection)
+        };
+        let connection = match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(reason(&error)),
             Err(_elapsed) => return Err("no connection in time".to_owned()),
         };
         self.number += 1;
-        let pause = match connection {
-            CommandConnection::Single(_) => {
-                self.state.breaker.reset(SlotRange::WHOLE, Instant::now());
-                self.state.role.confirm(began);
-                Duration::ZERO
-            }
-            CommandConnection::Cluster(_) => RENEW_EVERY,
-        };
+        self.state.breaker.connected(Instant::now());
+        self.state.role.confirm(began);
         // The client library resolves the name, and does not tell the address.
         self.member.connected(attempt, None);
         self.state.connected_by(CurrentConnection { number: self.number, connection });
-        Ok(pause)
+        Ok(())
     }
 
     /// Holds the connection until it is broken, and replaces it when it is due.
@@ -148,7 +144,7 @@ impl Supervisor {
                 HoldEnd::Due(due) => {
                     let attempt = if due == Due::Aged { self.member.attempt() } else { self.member.follow() };
                     match self.connect(attempt).await {
-                        Ok(_) => tracing::debug!(connection = self.number, "replaced the connection to redis"),
+                        Ok(()) => tracing::debug!(connection = self.number, "replaced the connection to redis"),
                         Err(why) if self.member.failed(attempt) => {
                             tracing::debug!(why, "could not replace the connection to redis, trying again later");
                         }

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use redis::Value;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
+use redis::{Cmd, RedisResult, Value};
 use tokio::time::{Instant, timeout};
 
 use crate::clock::SharedClock;
 use crate::store::Error;
 
-use super::client::RedisClient;
-use super::command::CommandConnection;
+use super::client::{RedisClient, ServerClient};
 use super::config::Config;
 use super::error::explain;
 use super::reply::{bytes, list};
+use super::role;
 
 /// How many round trips are measured; the median counts.
 const ROUND_TRIPS: usize = 5;
@@ -81,6 +84,32 @@ impl NodeState {
     }
 }
 
+/// A connection to what is configured.
+enum SurveyConnection {
+    Server(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl SurveyConnection {
+    /// Sends a command to any server.
+    async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        match self {
+            Self::Server(connection) => connection.req_packed_command(cmd).await?.extract_error(),
+            Self::Cluster(connection) => connection.req_packed_command(cmd).await?.extract_error(),
+        }
+    }
+
+    /// Sends a command to the server, or to each primary of the cluster.
+    async fn every_primary(&mut self, cmd: &Cmd) -> RedisResult<Vec<Value>> {
+        let Self::Cluster(connection) = self else { return Ok(vec![self.one(cmd).await?]) };
+        let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        match connection.route_command(cmd.clone(), all).await?.extract_error()? {
+            Value::Map(answers) => answers.into_iter().map(|(_, answer)| answer.extract_error()).collect(),
+            answer => Ok(vec![answer]),
+        }
+    }
+}
+
 /// Connects and asks; all of it takes at most `patience`.
 ///
 /// # Errors
@@ -93,8 +122,11 @@ pub async fn survey(config: &Config, patience: Duration, clock: &SharedClock) ->
 }
 
 async fn ask(config: &Config, clock: &SharedClock) -> Result<Survey, Error> {
-    let mut client = RedisClient::new(config, |cluster| cluster)?;
-    let mut connection = client.connect().await.map_err(|error| explain(&error))?;
+    let connected = match &mut RedisClient::new(config, |cluster| cluster)? {
+        RedisClient::Server(server) => connect_to_primary(server).await.map(SurveyConnection::Server),
+        RedisClient::Cluster(cluster) => cluster.connect().await.map(SurveyConnection::Cluster),
+    };
+    let mut connection = connected.map_err(|error| explain(&error))?;
     let infos = every(&mut connection, redis::cmd("INFO")).await?;
     let nodes = infos.into_iter().filter_map(bytes).map(|info| NodeState::parse(&String::from_utf8_lossy(&info)));
     let nodes = nodes.collect();
@@ -123,7 +155,14 @@ async fn ask(config: &Config, clock: &SharedClock) -> Result<Survey, Error> {
     })
 }
 
-async fn every(connection: &mut CommandConnection, cmd: redis::Cmd) -> Result<Vec<Value>, Error> {
+/// Connects to a server. Fails with `READONLY` if it is a replica.
+async fn connect_to_primary(server: &mut ServerClient) -> RedisResult<MultiplexedConnection> {
+    let mut connection = server.connect().await?;
+    role::ask_with(&mut connection, &redis::cmd("PING")).await?;
+    Ok(connection)
+}
+
+async fn every(connection: &mut SurveyConnection, cmd: Cmd) -> Result<Vec<Value>, Error> {
     connection.every_primary(&cmd).await.map_err(|error| explain(&error))
 }
 

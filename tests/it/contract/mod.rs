@@ -3,6 +3,7 @@
 mod again;
 mod histories;
 pub(crate) mod memcached;
+mod memcached_orders;
 mod queue;
 mod rabbit;
 mod redis;

@@ -170,7 +170,7 @@ impl Fault {
             Self::RedisSilent => site.deployment.servers[master].pause().await,
             Self::RedisKilled => site.deployment.servers[master].kill().await,
             Self::RedisLosesItsData => site.deployment.servers[master].kill_with_its_data().await,
-            Self::SlotMoving => site.deployment.begin_to_move_a_slot().await,
+            Self::SlotMoving => drop(site.deployment.begin_to_move_a_slot().await),
             Self::MasterDemoted => {
                 let replica = 1 - master;
                 let port = site.deployment.servers[replica].port.to_string();

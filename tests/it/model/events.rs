@@ -8,9 +8,10 @@ use profile_edge::store::fence::{self, FenceVerdict, KeyAction, Raised, raise};
 
 use super::history::Stamp;
 use super::invariants::Broken;
+use super::memcached;
 use super::mutations::Without;
 use super::setup::{Events, Failover, REDRIVEN, Setup, Version};
-use super::state::{Did, Entry, Fence, Slot, State, Token, Way};
+use super::state::{Did, Entry, Fence, Progress, Slot, State, Token, Way};
 use super::steps::{Run, Step};
 
 /// The only time in the model: every fence is within its settle window.
@@ -39,7 +40,12 @@ fn delivery(run: &mut Run<'_>, place: usize, event: u8) {
     if acknowledged && !early {
         return;
     }
-    for key in (0..run.setup.keys).filter(|key| names >> key & 1 == 1 && delivery.visited >> key & 1 == 0) {
+    if run.setup.commands && delivery.visited == 0 {
+        memcached::event(run, place, event);
+    }
+    let whole_visits = !run.setup.commands;
+    let unvisited = |key: &u8| whole_visits && names >> key & 1 == 1 && delivery.visited >> key & 1 == 0;
+    for key in (0..run.setup.keys).filter(unvisited) {
         let splits = run.is_without(Without::FenceBeforeDelete) || run.is_without(Without::EffectBeforeMark);
         if splits && delivery.half >> key & 1 == 0 {
             half(run, place, event, key);
@@ -47,7 +53,7 @@ fn delivery(run: &mut Run<'_>, place: usize, event: u8) {
             visit(run, place, event, key);
         }
     }
-    let held = delivery.visited | delivery.half != 0;
+    let held = delivery.visited | delivery.half != 0 || delivery.work.progress != Progress::Waiting;
     if held && run.setup.trouble.crashes && !acknowledged {
         run.change(Step::GiveBack { delivery: place }, |state| {
             let replayed = delivery.replayed;
@@ -70,7 +76,7 @@ fn is_replicated(run: &Run<'_>, event: u8, duplicate: bool) -> bool {
 
 /// Why an event is delivered.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Cause {
+pub(super) enum Cause {
     Announced,
     /// It is restored from the journal after a possible loss. Without a loss it is a duplicate.
     Restored,
@@ -78,7 +84,7 @@ enum Cause {
     Replayed,
 }
 
-fn cause(run: &Run<'_>, place: usize) -> Cause {
+pub(super) fn cause(run: &Run<'_>, place: usize) -> Cause {
     if run.setup.deliveries[place] & REDRIVEN != 0 {
         Cause::Replayed
     } else if run.from.deliveries[place].replayed {
@@ -88,8 +94,13 @@ fn cause(run: &Run<'_>, place: usize) -> Cause {
     }
 }
 
-fn mark(event: u8, cause: Cause) -> u8 {
+pub(super) fn mark(event: u8, cause: Cause) -> u8 {
     1 << (event + if cause == Cause::Replayed { 4 } else { 0 })
+}
+
+/// Returns what names the event, or its replay, in a fence.
+pub(super) fn raiser(event: u8, cause: Cause) -> u8 {
+    event + 1 + if cause == Cause::Replayed { 8 } else { 0 }
 }
 
 fn half(run: &mut Run<'_>, place: usize, event: u8, key: u8) {
@@ -140,7 +151,8 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
     }
     let bit: Events = 1 << event;
     let forgotten = slot.fence.is_none() && !matches!(slot.entry, Entry::Tombstone { .. });
-    let effect = effect(setup, slot, event, cause);
+    let is_remembered = cause == Cause::Replayed && slot.seen & self::mark(event, Cause::Announced) != 0;
+    let effect = effect(setup, slot, event, cause, is_remembered);
     slot.fence = Some(effect.fence);
     if !matches!(without, Without::Lock | Without::TokenOfTheBase | Without::SameTombstone) {
         slot.lock = Token::NONE;
@@ -174,15 +186,17 @@ fn apply(setup: &Setup, slot: &mut Slot, event: u8, cause: Cause, key: u8, draw:
     false
 }
 
-struct Effect {
-    fence: Fence,
-    place: KeyAction,
+pub(super) struct Effect {
+    pub(super) fence: Fence,
+    pub(super) place: KeyAction,
     outrun: bool,
-    whole: bool,
+    pub(super) whole: bool,
+    /// The fence had been raised by this event last, and stays.
+    pub(super) was_raised: bool,
 }
 
 /// Raises the fence with the function of the stores, without the removed rule.
-fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
+pub(super) fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause, is_remembered: bool) -> Effect {
     let happening = setup.history[usize::from(event)];
     let without = setup.without;
     let known = slot.fence.map(|fence| fence.as_in_the_store());
@@ -211,8 +225,9 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
         },
         force: false,
     };
-    let is_remembered = cause == Cause::Replayed && slot.seen & mark(event, Cause::Announced) != 0;
-    let repeated = known.as_ref().filter(|_| is_remembered).and_then(|known| fence::repeat(known, &change));
+    let is_ours = slot.fence.is_some_and(|fence| fence.last == raiser(event, cause));
+    let repeated = known.as_ref().filter(|_| is_remembered || is_ours).and_then(|known| fence::repeat(known, &change));
+    let was_raised = is_ours && repeated.is_some();
     let raised = repeated.unwrap_or_else(|| {
         let mut raised = raise(known.as_ref(), tombstone, &change, NOW);
         remove_rule(without, slot.fence, &change, &mut raised);
@@ -230,6 +245,7 @@ fn effect(setup: &Setup, slot: &Slot, event: u8, cause: Cause) -> Effect {
         place: raised.place,
         outrun: raised.outrun,
         whole: raised.whole,
+        was_raised,
     }
 }
 
@@ -269,7 +285,7 @@ fn remove_rule(without: Without, known: Option<Fence>, change: &Change, raised: 
 }
 
 impl Fence {
-    fn as_in_the_store(&self) -> fence::Fence {
+    pub(super) fn as_in_the_store(&self) -> fence::Fence {
         fence::Fence {
             modified: self.modified.modified(),
             at: self.at.at(),
@@ -287,7 +303,9 @@ impl Fence {
             newest: fence.newest.into(),
             doubt: fence.doubt,
             unstamped: fence.unstamped,
+            last: 0,
             deletion,
+            holds: 0,
         }
     }
 }

@@ -68,7 +68,7 @@ pub(super) const fn created(ticks: u8) -> Happening {
     happening(Kind::Created, Stamp::ticks(ticks), Stamp::ticks(ticks))
 }
 
-const fn deleted(ticks: u8) -> Happening {
+pub(super) const fn deleted(ticks: u8) -> Happening {
     happening(Kind::Deleted, Stamp::NONE, Stamp::ticks(ticks))
 }
 

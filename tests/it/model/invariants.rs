@@ -26,7 +26,8 @@ pub(super) enum Invariant {
     SettledLabel,
     /// What is stored for its full TTL is, by its stamps, as new as all announced events.
     Settlement,
-    /// A deleted customer's profile is not served until an event later than the deletion was applied.
+    /// A deleted customer's profile is not served until an event later than the deletion was applied. In single
+    /// commands it may have raised the fence only; its other steps follow.
     DeletedNotServed,
     /// A tombstone is not served after an event later than its deletion was applied, or a later profile replaced it.
     RecreationShows,
@@ -126,7 +127,8 @@ pub(super) fn judge_answer(setup: &Setup, state: &State, lookup: &Lookup, answer
     let stale = read_before & setup.newer(read.version);
     let announced = lookup.before & known;
     let deletions = announced & setup.newer(read.version) & setup.among(|happening| happening.kind == Kind::Deleted);
-    let later = setup.after(deletions) & state.store[usize::from(lookup.at)].applied;
+    let slot = &state.store[usize::from(lookup.at)];
+    let later = setup.after(deletions) & (slot.applied | slot.announced);
     let older = if by_alias {
         let excused = if labelled { !named } else { 0 };
         Broken::when(stale & !excused != 0, Invariant::AliasNeverOlder)

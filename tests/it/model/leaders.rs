@@ -5,6 +5,7 @@ use profile_edge::domain::EventTime;
 use super::history::Stamp;
 use super::invariants::{Answer, Broken};
 use super::lookups::{end, look_again};
+use super::memcached;
 use super::mutations::Without;
 use super::setup::Setup;
 use super::state::{Did, Entry, Leader, Lookup, Phase, Read, Stage, State, Task, Token};
@@ -15,6 +16,15 @@ pub(super) fn steps(run: &mut Run<'_>, process: usize, place: usize) {
     let it = Completion { process, place, leader };
     match leader.stage {
         Stage::Free => return,
+        Stage::Fetched if run.setup.commands => memcached::fill(run, it),
+        Stage::Asking
+        | Stage::Restoring(..)
+        | Stage::Locking
+        | Stage::Locked
+        | Stage::Checking
+        | Stage::Holding
+        | Stage::Overruling
+        | Stage::Ready => memcached::leader(run, it),
         Stage::Forming => run.change(Step::Send { process, leader: place }, |state| {
             state.leaders[process][place].stage = Stage::Fetching;
         }),
@@ -76,7 +86,7 @@ pub(super) struct Completion {
 
 impl Completion {
     /// The leader is gone. Lookups that waited for it continue in another way.
-    fn leave(self, state: &mut State, with: impl Fn(&mut Lookup)) {
+    pub(super) fn leave(self, state: &mut State, with: impl Fn(&mut Lookup)) {
         state.leaders[self.process][self.place] = Leader::default();
         for lookup in &mut state.lookups[self.process] {
             if lookup.waits_for(self.place) {
@@ -136,29 +146,36 @@ impl Completion {
         self.leader.settles >> self.leader.read.version & 1 == 1
     }
 
-    fn fill(self, run: &mut Run<'_>) {
-        let mut state = *run.from;
-        let leader = self.leader;
+    pub(super) fn fill(self, run: &mut Run<'_>) {
+        let (state, leader) = (run.from, self.leader);
         let verdict = match leader.task {
             Task::Bypass => Some(false),
-            Task::Fill | Task::Refresh => Some(may_fill(run, &state, &leader)),
-            Task::Verify(deleted) if is_later(run, &leader, deleted) => Some(may_fill(run, &state, &leader)),
+            Task::Fill | Task::Refresh => Some(may_fill(run, state, &leader)),
+            Task::Verify(deleted) if is_later(run, &leader, deleted) => Some(may_fill(run, state, &leader)),
             // The lock stays, so that no other request follows soon.
             Task::Verify(_) => None,
         };
+        let (state, broken) = self.complete(run, verdict);
+        run.reach(Step::Fill { process: self.process, leader: self.place }, state, broken);
+    }
+
+    /// Stores what was fetched, unless it is refused, or there is nothing to store; ends the flight.
+    pub(super) fn complete(self, run: &Run<'_>, verdict: Option<bool>) -> (State, Broken) {
+        let mut state = *run.from;
+        let leader = self.leader;
         if let Some(stored) = verdict {
             self.store(run, &mut state, stored);
         }
         let stored = verdict == Some(true);
         let broken = match leader.stage {
-            Stage::Fetched if self.finds_alias(run.setup) => self.send_on(run.setup, &mut state),
-            Stage::Fetched => self.answer(run.setup, &mut state, !stored || !self.is_settled(), stored),
-            Stage::Free | Stage::Forming | Stage::Fetching | Stage::Unanswered | Stage::Lingering => Broken::default(),
+            Stage::Unanswered => Broken::default(),
+            _ if self.finds_alias(run.setup) => self.send_on(run.setup, &mut state),
+            _ => self.answer(run.setup, &mut state, !stored || !self.is_settled(), stored),
         };
         let lingers = !stored && run.is_without(Without::RefusedServesOnlyJoined);
         state.leaders[self.process][self.place] =
             if lingers { Leader { stage: Stage::Lingering, open: false, ..leader } } else { Leader::default() };
-        run.reach(Step::Fill { process: self.process, leader: self.place }, state, broken);
+        (state, broken)
     }
 
     /// The store's part of a fill.
@@ -175,7 +192,8 @@ impl Completion {
             } else {
                 Entry::Record { token, read, settled, lasting }
             };
-            let overrules = in_place && !run.is_without(Without::VerifiedOverrules);
+            // In Memcached by a command of its own.
+            let overrules = in_place && !run.setup.commands && !run.is_without(Without::VerifiedOverrules);
             if let Some(fence) = slot.fence.as_mut().filter(|fence| overrules && fence.newest == Did::Deletion) {
                 (fence.newest, fence.doubt, fence.deletion) = (Did::Contested, true, 0);
             }
@@ -221,7 +239,7 @@ impl Completion {
 }
 
 /// Returns whether a profile was modified after a deletion (*tombstone*).
-fn is_later(run: &Run<'_>, leader: &Leader, deleted: Stamp) -> bool {
+pub(super) fn is_later(run: &Run<'_>, leader: &Leader, deleted: Stamp) -> bool {
     let fetched = run.setup.fetched(leader.key, leader.read.version);
     fetched.zip(deleted.at()).is_some_and(|(modified, at)| EventTime::from_modified(modified).compare(at).is_gt())
         || (fetched.is_some() && run.is_without(Without::VerifiedIsLater))

@@ -9,6 +9,7 @@ use super::events::{put_back, settles};
 use super::history::Stamp;
 use super::invariants::{Answer, Broken, Invariant, judge_answer, judge_tombstone};
 use super::leaders;
+use super::memcached;
 use super::mutations::Without;
 use super::setup::{ALIAS, Setup, Version};
 use super::state::{Entry, Leader, Lookup, Phase, Read, Stage, State, Task, Token};
@@ -51,10 +52,10 @@ fn lookup(run: &mut Run<'_>, process: usize, place: usize) {
 
 /// A lookup that reads the entry.
 #[derive(Clone, Copy)]
-struct Looker {
-    process: usize,
-    place: usize,
-    lookup: Lookup,
+pub(super) struct Looker {
+    pub(super) process: usize,
+    pub(super) place: usize,
+    pub(super) lookup: Lookup,
 }
 
 impl Looker {
@@ -91,7 +92,7 @@ impl Looker {
         }
     }
 
-    fn step(self, took: Took) -> Step {
+    pub(super) fn step(self, took: Took) -> Step {
         Step::Look { process: self.process, lookup: self.place, key: self.lookup.at, took }
     }
 
@@ -127,8 +128,12 @@ impl Looker {
             && free
             && let Some(leader) = free_leader(run, self.process)
         {
-            let lease = self.lease(run, &mut state, leader, Task::Verify(at), token);
-            state.store[usize::from(self.lookup.at)].lock = lease;
+            if run.setup.commands {
+                memcached::lock_beside(&mut state, self, leader, (Task::Verify(at), token));
+            } else {
+                let lease = self.lease(run, &mut state, leader, Task::Verify(at), token);
+                state.store[usize::from(self.lookup.at)].lock = lease;
+            }
             run.reach(self.step(Took::HitAndVerify), state, broken);
         }
     }
@@ -136,7 +141,9 @@ impl Looker {
     /// There is no entry: requests the lease.
     fn contend(self, run: &mut Run<'_>) {
         let mut state = *run.from;
-        if let Some(deletion) = put_back(run.setup, &mut state, self.lookup.at) {
+        if !run.setup.commands
+            && let Some(deletion) = put_back(run.setup, &mut state, self.lookup.at)
+        {
             let broken = judge_tombstone(run.setup, &state, &self.lookup, deletion, false);
             state.lookups[self.process][self.place] = Lookup::default();
             run.reach(self.step(Took::Hit), state, broken);
@@ -207,6 +214,10 @@ impl Looker {
         let fetched_twice = others.filter(|other| other.key == self.lookup.at).any(|other| {
             matches!(other.stage, Stage::Fetching | Stage::Fetched) && leaders::may_fill(run, &state, other)
         });
+        if run.setup.commands {
+            memcached::begin(run, self, place, (task, base));
+            return;
+        }
         let token = self.lease(run, &mut state, place, task, base);
         match task {
             Task::Fill => state.store[key].entry = Entry::Leased(token),
@@ -290,7 +301,7 @@ pub(super) fn end(setup: &Setup, state: &mut State, process: usize, place: usize
     broken
 }
 
-fn seat(place: usize, leads: bool) -> Phase {
+pub(super) fn seat(place: usize, leads: bool) -> Phase {
     let place = u8::try_from(place).unwrap();
     if leads { Phase::Leads(place) } else { Phase::Joined(place) }
 }

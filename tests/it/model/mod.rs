@@ -47,7 +47,7 @@
 //! - `events`: *invalidate-before-ack*, *two-stamps*, *fence*, *unsettled*, *tombstone*, *dedup*
 //! - `steps`: failures, and *failover*
 //!
-//! *identifier-pointer* has a model of its own, [`identifiers`], which also removes each of its rules.
+//! *single-commands* is in [`memcached`]: there a step is one command of Memcached. *identifier-pointer* has a model of its own, [`identifiers`], which also removes each of its rules.
 //!
 //! [`removals`] removes each rule and names the invariant that breaks.
 
@@ -58,6 +58,7 @@ mod identifiers;
 mod invariants;
 mod leaders;
 mod lookups;
+mod memcached;
 mod mutations;
 mod reduction;
 mod removals;

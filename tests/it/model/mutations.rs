@@ -104,6 +104,24 @@ pub(super) enum Without {
     /// A merge evicts only the canonical customer.
     EveryNameEvicted,
 
+    // memcached: the orders of its commands.
+    /// The fence is not compared when an event raises it.
+    ComparedFence,
+    /// A tombstone replaces what is at K, without another look at the fence after that was read.
+    FenceAfterTheEntry,
+    /// A tombstone that an event leaves keeps its token.
+    KeptTombstoneRenewed,
+    /// A restored tombstone replaces anything, not only the lease.
+    RestoredOverTheLease,
+    /// The fence is not compared when a verified profile overrules it.
+    ComparedOverruling,
+    /// A verified profile is stored before the fence is overruled.
+    OverruledFirst,
+    /// A profile that verifies a tombstone is not compared with a later deletion that has raised the fence.
+    OvertakenTombstone,
+    /// A refreshed record overrules the fence, as a verified profile does.
+    OnlyTombstonesOverruled,
+
     // dedup.
     /// Not needed for the promise: applied events are not remembered.
     Dedup,

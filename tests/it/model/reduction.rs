@@ -14,7 +14,7 @@ use super::invariants::Broken;
 use super::leaders::Completion;
 use super::mutations::Without;
 use super::setup::{Failover, Setup, Version};
-use super::state::{Entry, Leader, Read, Stage, State, Task};
+use super::state::{Entry, Leader, Read, Stage, State, Task, Token};
 
 /// Removes what cannot matter any more. Returns the invariants that the resulting answers break.
 pub(super) fn reduce(setup: &Setup, state: &mut State) -> Broken {
@@ -28,6 +28,10 @@ pub(super) fn reduce(setup: &Setup, state: &mut State) -> Broken {
             let leader = close(setup, state, process, place);
             if leader.stage == Stage::Free || leader.open || can_store(setup, state, &leader) {
                 continue;
+            }
+            let slot = &mut state.store[usize::from(leader.key)];
+            if setup.commands && slot.lock == leader.token {
+                slot.lock = Token::NONE;
             }
             let awaited = state.lookups[process].iter().any(|lookup| lookup.waits_for(place));
             if !awaited {
@@ -61,11 +65,19 @@ fn close(setup: &Setup, state: &mut State, process: usize, place: usize) -> Lead
 /// Returns whether a leader's fill may still be stored.
 fn can_store(setup: &Setup, state: &State, leader: &Leader) -> bool {
     let slot = &state.store[usize::from(leader.key)];
-    match leader.task {
+    let (mut locked, mut acts) = (slot.lock == leader.token || setup.without == Without::Lock, false);
+    match leader.stage {
+        // It has no lease yet, or may overrule the fence although its fill will be refused.
+        Stage::Asking | Stage::Restoring(..) | Stage::Locking | Stage::Locked | Stage::Checking => acts = true,
+        Stage::Overruling => acts = leader.same_fence,
+        Stage::Holding => acts = matches!(leader.task, Task::Verify(_)),
+        // It has compared the lock.
+        Stage::Ready => locked = true,
+        Stage::Free | Stage::Forming | Stage::Fetching | Stage::Fetched | Stage::Unanswered | Stage::Lingering => {}
+    }
+    acts || match leader.task {
         Task::Fill => slot.entry.token() == leader.token,
-        Task::Refresh | Task::Verify(_) => {
-            slot.entry.token() == leader.base && (slot.lock == leader.token || setup.without == Without::Lock)
-        }
+        Task::Refresh | Task::Verify(_) => locked && slot.entry.token() == leader.base,
         // It does not depend on the store, but its request may not have been sent.
         Task::Bypass => leader.stage == Stage::Forming,
     }
@@ -79,7 +91,7 @@ fn lower_bars(setup: &Setup, state: &mut State) {
         }
     }
     for leader in state.leaders.iter().flatten() {
-        if matches!(leader.stage, Stage::Fetched | Stage::Unanswered) {
+        if leader.stage.has_read() {
             oldest = oldest.min(leader.read.version);
         }
     }

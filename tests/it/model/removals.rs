@@ -29,6 +29,7 @@ macro_rules! removals {
         })*
     };
 }
+pub(super) use removals;
 
 removals! {
     a_fill_that_compares_nothing: "lease-is-the-value", FillComparison, setup::FILLS => NoStaleAnswer;

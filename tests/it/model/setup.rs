@@ -68,11 +68,13 @@ pub(super) struct Setup {
     pub(super) verify: bool,
     /// Whether to leave out what cannot matter any more (see `reduction`).
     pub(super) reduced: bool,
+    /// Whether a step is one command of Memcached, in place of a whole operation.
+    pub(super) commands: bool,
     pub(super) trouble: Trouble,
     pub(super) without: Without,
 }
 
-const PLAIN: Setup = Setup {
+pub(super) const PLAIN: Setup = Setup {
     name: "",
     born: true,
     history: &[updated(20)],
@@ -84,16 +86,17 @@ const PLAIN: Setup = Setup {
     refresh: false,
     verify: false,
     reduced: true,
+    commands: false,
     trouble: QUIET,
     without: Without::Nothing,
 };
 
-const QUIET: Trouble =
+pub(super) const QUIET: Trouble =
     Trouble { crashes: false, fence: false, seen: false, lock: false, unreachable: false, failover: Failover::Never };
 
-const CRASHES: Trouble = Trouble { crashes: true, ..QUIET };
+pub(super) const CRASHES: Trouble = Trouble { crashes: true, ..QUIET };
 
-const EVICTS: Trouble = Trouble { crashes: true, fence: true, seen: true, lock: true, ..QUIET };
+pub(super) const EVICTS: Trouble = Trouble { crashes: true, fence: true, seen: true, lock: true, ..QUIET };
 
 /// Follows every late fill to its end, joined or not: nothing is left out.
 pub(super) const FILLS: Setup =

@@ -75,8 +75,12 @@ pub(super) struct Fence {
     pub(super) newest: Did,
     pub(super) doubt: bool,
     pub(super) unstamped: bool,
+    /// The last event that raised it, see `events::raiser` (only in Memcached).
+    pub(super) last: u8,
     /// Ghost: the version of the newest deletion that it knows.
     pub(super) deletion: Version,
+    /// Ghost: the events that it holds (only in Memcached).
+    pub(super) holds: Events,
 }
 
 /// A [`Newest`] that can be hashed.
@@ -124,6 +128,8 @@ pub(super) struct Slot {
     pub(super) known: Events,
     /// Ghost: the newest version with which a verification replaced a tombstone that had a fence.
     pub(super) revived: Version,
+    /// Ghost: the events that the fence has held while it did not say "deleted" (only in Memcached).
+    pub(super) announced: Events,
 }
 
 /// A store: the primary, or its replica.
@@ -140,6 +146,54 @@ pub(super) struct Delivery {
     /// All visits returned `Duplicate`.
     pub(super) duplicate: bool,
     pub(super) replayed: bool,
+    /// How far its commands are (only in Memcached).
+    pub(super) work: Work,
+}
+
+/// An event between two commands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Work {
+    pub(super) progress: Progress,
+    pub(super) place: Place,
+    /// The token of what was read at K, while that is unchanged, and whether it was a lease.
+    pub(super) seen: Token,
+    pub(super) seen_lease: bool,
+    /// The tombstone that was read where there was no fence; later the one that is to be written.
+    pub(super) tombstone: Option<(Stamp, Version)>,
+    /// The event itself is marked as applied; this is its replay.
+    pub(super) remembered: bool,
+    /// It may be marked at the end.
+    pub(super) whole: bool,
+    /// There was neither a fence nor a tombstone. Later (ghost): it is an old deletion that found nothing.
+    pub(super) found_nothing: bool,
+}
+
+/// The last command of an event.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) enum Progress {
+    #[default]
+    Waiting,
+    /// It is not marked as applied.
+    Unmarked,
+    /// Fence and K were read. If the fence changes, it begins again.
+    Read,
+    /// The fence is raised.
+    Raised,
+    /// The lock is deleted.
+    Unlocked,
+    /// The version at K is known anew; the fence must be read after that.
+    Occupied,
+    /// K is changed.
+    Effective,
+}
+
+/// What an event does at K.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub(super) enum Place {
+    #[default]
+    Clear,
+    KeepTombstone,
+    WriteTombstone,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -166,6 +220,8 @@ pub(super) struct Leader {
     /// Others of its process may join.
     pub(super) open: bool,
     pub(super) read: Read,
+    /// The fence is unchanged since it was read to be overruled (only in Memcached).
+    pub(super) same_fence: bool,
     /// Ghost: what the store knew of when it granted the lease.
     pub(super) known: Events,
 }
@@ -175,15 +231,38 @@ pub(super) enum Stage {
     /// No leader.
     #[default]
     Free,
+    /// The lease is written, and the fence must be read (this and the next four: only in Memcached).
+    Asking,
+    /// The fence says "deleted": this tombstone is to replace the lease.
+    Restoring(Stamp, Version),
+    /// A lock is to be written beside what was read.
+    Locking,
+    /// The lock is written, and the fence must be read.
+    Locked,
+    /// The fence is read, and what is beside the lock must be there still.
+    Checking,
     /// The request has not been sent (only without the store).
     Forming,
     /// Genesys has not read yet.
     Fetching,
     Fetched,
+    /// The lock was compared, and the fence must be read (this and the next two: only in Memcached).
+    Holding,
+    /// The fence says "deleted", and is to be overruled by a verified profile.
+    Overruling,
+    /// K is to be replaced.
+    Ready,
     /// The fill is under way. The lookups that waited have their answer.
     Unanswered,
     /// Refused, but still answers later lookups (only if a rule is removed).
     Lingering,
+}
+
+impl Stage {
+    /// Returns whether it has what Genesys read, and may answer or store it.
+    pub(super) const fn has_read(self) -> bool {
+        matches!(self, Self::Fetched | Self::Holding | Self::Overruling | Self::Ready | Self::Unanswered)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -281,6 +360,9 @@ impl State {
             if leader.base != Token::NONE {
                 with(&mut leader.base);
             }
+        }
+        for delivery in self.deliveries.iter_mut().filter(|delivery| delivery.work.seen != Token::NONE) {
+            with(&mut delivery.work.seen);
         }
     }
 

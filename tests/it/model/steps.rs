@@ -6,7 +6,7 @@ use super::mutations::Without;
 use super::reduction::reduce;
 use super::setup::{Events, Failover, Setup};
 use super::state::{Entry, Phase, Stage, State, Token, Way};
-use super::{events, lookups};
+use super::{events, lookups, memcached};
 
 /// One step. A process, lookup, leader or delivery is named by its index in the state before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,11 @@ pub(super) enum Step {
     Apply {
         delivery: usize,
         key: u8,
+    },
+    /// A command of an event at Memcached.
+    Command {
+        delivery: usize,
+        command: Command,
     },
     Acknowledge {
         delivery: usize,
@@ -104,6 +109,12 @@ pub(super) enum Step {
         process: usize,
         leader: usize,
     },
+    /// A command of a leader at Memcached.
+    Ask {
+        process: usize,
+        leader: usize,
+        command: Command,
+    },
     /// A repeated lease command arrives (only where a removed rule lets it).
     LateLease {
         process: usize,
@@ -132,6 +143,24 @@ pub(super) enum Took {
     Leftover,
 }
 
+/// A command at Memcached, or those of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    ReadMark,
+    ReadFenceAndEntry,
+    WriteFence,
+    DeleteLock,
+    ChangeEntry,
+    ReadOrOccupyEntry,
+    ReadFence,
+    WriteMark,
+    WriteLock,
+    ReadLock,
+    ReadEntry,
+    /// Its process stops before it removes the lock.
+    ChangeEntryAndStop,
+}
+
 /// A successor of a state: the step, the state after it, and the broken invariants.
 pub(super) type Found = Vec<(Step, State, Broken)>;
 
@@ -144,6 +173,9 @@ pub(super) struct Run<'a> {
 
 impl Run<'_> {
     pub(super) fn reach(&mut self, step: Step, mut state: State, broken: Broken) {
+        if self.setup.commands {
+            memcached::settle(self.setup, &mut state);
+        }
         let broken = broken | judge_state(self.setup, &state) | reduce(self.setup, &mut state);
         self.found.push((step, state.canonical(), broken));
     }
@@ -225,6 +257,7 @@ fn losses_at(run: &mut Run<'_>, key: u8) {
                 slot.known &= still_known(setup, slot.entry);
                 slot.revived = 0;
             }
+            memcached::fence_changed(setup, state);
         });
     }
     if trouble.seen {
@@ -238,7 +271,7 @@ fn losses_at(run: &mut Run<'_>, key: u8) {
 }
 
 /// The events that a key without its fence still shows: the deletion of its tombstone.
-fn still_known(setup: &Setup, entry: Entry) -> Events {
+pub(super) fn still_known(setup: &Setup, entry: Entry) -> Events {
     match entry {
         Entry::Tombstone { deletion, .. } => setup.among(|_| true) & !setup.newer(deletion),
         Entry::Nothing | Entry::Leased(_) | Entry::Record { .. } | Entry::Pointer(_) => 0,

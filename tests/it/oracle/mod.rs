@@ -3,7 +3,7 @@
 //! Writers change, create, delete and merge customers of a sandbox Genesys whose read side lags and whose events come
 //! late, twice, and in any order. Phone numbers and e-mail addresses move between customers ([`numbers`]). Readers look them
 //! up through two lookup processes, a third of the time by one of these. One after another, each process is
-//! killed with `SIGKILL` and restarted on its data: ingest, both consumers, both lookups, Redis, and RabbitMQ. Between two
+//! killed with `SIGKILL` and restarted on its data: ingest, both consumers, both lookups, the store, and RabbitMQ. Between two
 //! kills something fails in part: a process is starved, Redis is full, forbids scripts, or is demoted. Meanwhile
 //! an operator replays the last seconds. All changes and answers are recorded ([`history`]) and judged afterwards
 //! ([`judge`], which states the rules).
@@ -12,7 +12,7 @@
 //! time, every customer is read once more through each lookup process; these answers are judged too, so each must show
 //! the last version. Each round has its own customers.
 //!
-//! [`notified`] does so with notifications in place of webhooks, whose sockets are cut.
+//! Another run has its store on Memcached servers with little memory. [`notified`] does so with notifications in place of webhooks, whose sockets are cut.
 //!
 //! `tests/oracle --minutes N` repeats rounds for that time.
 
@@ -41,12 +41,23 @@ use history::{Recorder, RunHistory, RunMicros};
 use http::OracleClient;
 use judge::{Judgement, OracleFault, TimeBounds, judge};
 use load::{ProfileWriter, RoundState, read, read_all};
-use world::{KillTarget, OracleWorld, PartialFault, READ_LAG, UNSETTLED_TTL, UPSTREAM_TIMEOUT};
+use world::{KillTarget, OracleWorld, PartialFault, READ_LAG, StoreServers, UNSETTLED_TTL, UPSTREAM_TIMEOUT};
 
-const READERS: usize = 24;
-const WRITERS: u32 = 8;
-/// The number of customers at the start of a round; few, so that changes and lookups of one customer coincide.
-const CUSTOMERS: u32 = 400;
+/// How much a run does at the same time.
+#[derive(Clone, Copy, Debug)]
+struct RunScale {
+    readers: usize,
+    writers: u32,
+    /// The number of customers at the start of a round.
+    customers: u32,
+    victims: &'static [(PartialFault, KillTarget)],
+}
+
+/// Few customers, so that changes and lookups of one customer coincide.
+const FULL: RunScale = RunScale { readers: 24, writers: 8, customers: 400, victims: &VICTIMS };
+
+/// More customers than the servers have memory for.
+const ON_MEMCACHED: RunScale = RunScale { readers: 12, writers: 4, customers: 3_000, victims: &MEMCACHED_VICTIMS };
 
 /// The time before and after a partial fault, in tenths of a second, and how long it lasts.
 const CALM: usize = 15;
@@ -56,26 +67,22 @@ const PARTIAL: Duration = Duration::from_secs(2);
 const LONGEST_ROUND: Duration = Duration::from_secs(900);
 const LONGEST_QUIET: Duration = Duration::from_secs(180);
 
-/// The processes that are killed, in this order.
-const VICTIMS: [KillTarget; 7] = [
-    KillTarget::Consumer(0),
-    KillTarget::Lookup(0),
-    KillTarget::Redis,
-    KillTarget::Ingest,
-    KillTarget::Consumer(1),
-    KillTarget::Lookup(1),
-    KillTarget::Rabbit,
+/// The processes that are killed, in this order, and the partial fault before each kill.
+const VICTIMS: [(PartialFault, KillTarget); 7] = [
+    (PartialFault::Starved(KillTarget::Lookup(0)), KillTarget::Consumer(0)),
+    (PartialFault::RedisFull, KillTarget::Lookup(0)),
+    (PartialFault::RedisDemoted, KillTarget::Store(0)),
+    (PartialFault::Starved(KillTarget::Consumer(1)), KillTarget::Ingest),
+    (PartialFault::RedisForbidsScripts, KillTarget::Consumer(1)),
+    (PartialFault::Starved(KillTarget::Consumer(0)), KillTarget::Lookup(1)),
+    (PartialFault::Starved(KillTarget::Lookup(1)), KillTarget::Rabbit),
 ];
 
-/// The partial faults, each before the kill at the same place of [`VICTIMS`].
-const FAULTS: [PartialFault; VICTIMS.len()] = [
-    PartialFault::Starved(KillTarget::Lookup(0)),
-    PartialFault::RedisFull,
-    PartialFault::RedisDemoted,
-    PartialFault::Starved(KillTarget::Consumer(1)),
-    PartialFault::RedisForbidsScripts,
-    PartialFault::Starved(KillTarget::Consumer(0)),
-    PartialFault::Starved(KillTarget::Lookup(1)),
+const MEMCACHED_VICTIMS: [(PartialFault, KillTarget); 4] = [
+    (PartialFault::Starved(KillTarget::Lookup(0)), KillTarget::Store(1)),
+    (PartialFault::Starved(KillTarget::Consumer(1)), KillTarget::Consumer(0)),
+    (PartialFault::Starved(KillTarget::Lookup(1)), KillTarget::Store(2)),
+    (PartialFault::Starved(KillTarget::Consumer(0)), KillTarget::Lookup(0)),
 ];
 
 /// What a round must reach before it ends.
@@ -104,13 +111,14 @@ struct OracleRun {
     world: OracleWorld,
     recorder: Arc<Recorder>,
     sandbox: OracleClient,
+    scale: RunScale,
     rounds: u32,
 }
 
 impl OracleRun {
-    async fn start(faults: &str) -> Self {
+    async fn start(store: StoreServers, scale: RunScale, faults: &str) -> Self {
         let recorder = Arc::new(Recorder::new());
-        let world = OracleWorld::start(&recorder, faults).await;
+        let world = OracleWorld::start(&recorder, store, faults).await;
         let mut sandbox = OracleClient::new(world.sandbox, "");
         let behaviour = serde_json::json!({
             "read_lag": format!("{}ms", READ_LAG.as_millis()), "stamp_reads": true,
@@ -118,25 +126,25 @@ impl OracleRun {
         });
         let reply = sandbox.send("POST", "/sandbox/behaviour", &behaviour.to_string()).await.unwrap();
         assert_eq!(reply.status, 200, "{}", reply.body);
-        Self { world, recorder, sandbox, rounds: 0 }
+        Self { world, recorder, sandbox, scale, rounds: 0 }
     }
 
     async fn round(&mut self, budget: RoundBudget) -> OracleReport {
-        let started = Instant::now();
-        let first = 1 + self.rounds * CUSTOMERS;
+        let (started, RunScale { readers, writers, customers, .. }) = (Instant::now(), self.scale);
+        let first = 1 + self.rounds * customers;
         self.rounds += 1;
-        let stage = Arc::new(RoundState::new(&self.recorder, first, CUSTOMERS));
-        let readers: Vec<_> = (0..READERS)
+        let stage = Arc::new(RoundState::new(&self.recorder, first, customers));
+        let readers: Vec<_> = (0..readers)
             .map(|_| tokio::spawn(read(Arc::clone(&stage), self.world.lookups, Duration::from_millis(14))))
             .collect();
-        let writers: Vec<_> = (0..WRITERS)
+        let writers: Vec<_> = (0..writers)
             .map(|n| {
-                let customers = (n..CUSTOMERS).step_by(WRITERS as usize);
                 // Not from the range of the customers that the sandbox generates when they are searched.
                 let identifier = match n % 2 {
-                    0 => format!("+1202556{:04}", (self.rounds * WRITERS + n) % 10_000),
+                    0 => format!("+1202556{:04}", (self.rounds * writers + n) % 10_000),
                     _ => format!("moving.{}.{n}@example.net", self.rounds),
                 };
+                let customers = (n..customers).step_by(writers as usize);
                 ProfileWriter::new(&stage, self.world.sandbox, customers).with_number(identifier)
             })
             .map(|writer| tokio::spawn(writer.write(Duration::from_millis(45))))
@@ -170,7 +178,7 @@ impl OracleRun {
     /// Kills and restarts processes, with a partial fault before each kill, until the round has reached its budget.
     async fn disturb(&mut self, stage: &RoundState, budget: RoundBudget) -> Vec<KillTarget> {
         let mut kills = Vec::new();
-        for (victim, fault) in VICTIMS.into_iter().zip(FAULTS).cycle() {
+        for (fault, victim) in self.scale.victims.iter().copied().cycle() {
             for tenth in 0..2 * CALM {
                 let enough = stage.answers.load(Ordering::Relaxed) >= budget.answers
                     && self.recorder.event_counts().0 >= budget.events
@@ -272,14 +280,13 @@ impl fmt::Display for OracleReport {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_answer_is_older_than_an_applied_event_whatever_is_killed() {
+/// Runs one round, or as many as there is time for.
+async fn run_rounds(run: &mut OracleRun, budget: RoundBudget) {
     let minutes = std::env::var("PROFILE_EDGE_ORACLE_MINUTES").ok();
     let soak = minutes.map(|minutes| Duration::from_secs(60 * minutes.parse::<u64>().expect("a number of minutes")));
-    let mut run = OracleRun::start("").await;
     let mut report = OracleReport::default();
     while report.took < soak.unwrap_or(Duration::from_millis(1)) {
-        let round = run.round(RoundBudget { answers: 200_000, events: 20_000, kills: VICTIMS.len() }).await;
+        let round = run.round(budget).await;
         assert!(round.replays > 3, "{round}");
         report.add(round);
         println!("\n{report}");
@@ -287,9 +294,25 @@ async fn no_answer_is_older_than_an_applied_event_whatever_is_killed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_is_older_than_an_applied_event_whatever_is_killed() {
+    let mut run = OracleRun::start(StoreServers::redis().await, FULL, "").await;
+    run_rounds(&mut run, RoundBudget { answers: 200_000, events: 20_000, kills: VICTIMS.len() }).await;
+}
+
+/// Three servers that evict all the time; two of them are killed and start again with nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_is_older_on_memcached_servers_that_evict_and_are_killed() {
+    let mut run = OracleRun::start(StoreServers::memcached(3).await, ON_MEMCACHED, "").await;
+    run_rounds(&mut run, RoundBudget { answers: 25_000, events: 2_500, kills: MEMCACHED_VICTIMS.len() }).await;
+    let evictions = run.world.store.evictions().await;
+    println!("evictions of each server   {evictions:?}");
+    assert!(evictions[0] > 0, "{evictions:?}");
+}
+
 /// Runs a short round without kills in lookup processes with this fault; every event is applied.
 async fn with_fault(fault: faults::Fault) -> OracleReport {
-    let mut run = OracleRun::start(fault.as_str()).await;
+    let mut run = OracleRun::start(StoreServers::redis().await, FULL, fault.as_str()).await;
     let report = run.round(RoundBudget { answers: 15_000, events: 1_500, kills: 0 }).await;
     println!("\n{report}\n{:#?}", report.described());
     assert_eq!(report.judgement.applied, report.judgement.events, "{report}");

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -12,6 +13,7 @@ use super::history::Recorder;
 use super::http::OracleClient;
 use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
 use crate::support::process::{Process, configuration, free_port};
+use crate::support::servers::memcached::{MemcachedServer, on_memcached};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
 
@@ -32,7 +34,8 @@ pub(super) enum KillTarget {
     Ingest,
     Consumer(usize),
     Lookup(usize),
-    Redis,
+    /// A server of the store.
+    Store(usize),
     Rabbit,
 }
 
@@ -47,6 +50,60 @@ pub(super) enum PartialFault {
     RedisForbidsScripts,
     /// Redis is a replica, of a master that does not answer.
     RedisDemoted,
+}
+
+/// The store of a run.
+pub(super) enum StoreServers {
+    /// Redis hands every change to the kernel before it answers, so a kill loses no write; with `appendfsync no`, a slow disk
+    /// does not delay these writes. Lost writes are the subject of [`rules::failover`](profile_edge::rules#failover), not of
+    /// these runs.
+    Redis(RedisServer),
+    /// Servers with little memory, which evict all the time. A kill loses everything that one of them has.
+    Memcached(Vec<MemcachedServer>),
+}
+
+impl StoreServers {
+    pub(super) async fn redis() -> Self {
+        Self::Redis(RedisServer::start(&["--appendfsync", "no"]).await)
+    }
+
+    pub(super) async fn memcached(count: usize) -> Self {
+        let mut servers = Vec::new();
+        for _ in 0..count {
+            servers.push(MemcachedServer::start(&["-m", "2"]).await);
+        }
+        Self::Memcached(servers)
+    }
+
+    async fn kill(&mut self, n: usize) {
+        match self {
+            Self::Redis(server) => server.kill().await,
+            Self::Memcached(servers) => servers[n].kill().await,
+        }
+    }
+
+    async fn restart(&mut self, n: usize) {
+        match self {
+            Self::Redis(server) => server.restart().await,
+            Self::Memcached(servers) => servers[n].restart().await,
+        }
+    }
+
+    /// Returns how many items each server has evicted since its start.
+    pub(super) async fn evictions(&self) -> Vec<u64> {
+        match self {
+            Self::Redis(_) => Vec::new(),
+            Self::Memcached(servers) => join_all(servers.iter().map(|server| server.statistic("evictions"))).await,
+        }
+    }
+
+    fn settings(&self) -> String {
+        let servers = match self {
+            Self::Redis(server) => format!("[store]\nkind = \"redis\"\nredis.url = \"{}\"\n", server.url()),
+            Self::Memcached(servers) => on_memcached(&servers.iter().collect::<Vec<_>>()),
+        };
+        format!("{servers}[store.sealing]\nactive = \"k1\"\nkeys.k1 = \"{KEY}\"\n")
+    }
 }
 
 /// A process of the service, and its start parameters.
@@ -65,7 +122,7 @@ pub(super) struct OracleWorld {
     ingest: ServiceProcess,
     consumers: [ServiceProcess; 2],
     readers: [ServiceProcess; 2],
-    redis: RedisServer,
+    pub(super) store: StoreServers,
     rabbit: RabbitServer,
     recorder: Arc<Recorder>,
     directory: TempDir,
@@ -73,17 +130,12 @@ pub(super) struct OracleWorld {
 
 impl OracleWorld {
     /// Starts all processes; the lookup processes have these faults.
-    ///
-    /// Redis hands every change to the kernel before it answers, so a kill loses no write; with `appendfsync no`, a slow
-    /// disk does not delay these writes. Lost writes are the subject of
-    /// [`rules::failover`](profile_edge::rules#failover), not of this run.
-    pub(super) async fn start(recorder: &Arc<Recorder>, faults: &str) -> Self {
-        let redis = RedisServer::start(&["--appendfsync", "no"]).await;
+    pub(super) async fn start(recorder: &Arc<Recorder>, store: StoreServers, faults: &str) -> Self {
         let rabbit = RabbitServer::start("").await;
         let [sandbox, public, one, other] = [(); 4].map(|()| loopback());
         let directory = tempfile::tempdir().unwrap();
         let webhook = format!("http://{public}/webhooks/10001");
-        let file = configuration(directory.path(), &settings(sandbox, &redis, &rabbit)).display().to_string();
+        let file = configuration(directory.path(), &settings(sandbox, &store, &rabbit)).display().to_string();
         let genesys = ["sandbox", "--listen", &sandbox.to_string(), "--customers", "1000000", "--latency", "10ms"];
         let genesys = [&genesys[..], &["--webhook-url", &webhook, "--webhook-key", "demo-secret"]].concat();
         let role = |name: &str, public: SocketAddr, faults: &str| ServiceProcess::new(name, &file, public, faults);
@@ -94,7 +146,7 @@ impl OracleWorld {
             ingest: role("ingest", public, ""),
             consumers: [(); 2].map(|()| role("consumer", loopback(), "")),
             readers: [one, other].map(|public| role("lookup", public, faults)),
-            redis,
+            store,
             rabbit,
             recorder: Arc::clone(recorder),
             directory,
@@ -119,7 +171,7 @@ impl OracleWorld {
     /// Kills a process with `SIGKILL`, and waits for its end.
     pub(super) async fn kill(&mut self, victim: KillTarget) {
         match victim {
-            KillTarget::Redis => self.redis.kill().await,
+            KillTarget::Store(n) => self.store.kill(n).await,
             KillTarget::Rabbit => self.rabbit.kill().await,
             KillTarget::Ingest | KillTarget::Consumer(_) | KillTarget::Lookup(_) => self.role(victim).kill().await,
         }
@@ -128,7 +180,7 @@ impl OracleWorld {
     /// Restarts a process on the same data, and waits until it is ready.
     pub(super) async fn restart(&mut self, victim: KillTarget) {
         match victim {
-            KillTarget::Redis => self.redis.restart().await,
+            KillTarget::Store(n) => self.store.restart(n).await,
             KillTarget::Rabbit => self.rabbit.restart().await,
             KillTarget::Ingest | KillTarget::Consumer(_) | KillTarget::Lookup(_) => {
                 let (recorder, directory) = (Arc::clone(&self.recorder), self.directory.path().to_owned());
@@ -149,7 +201,8 @@ impl OracleWorld {
             }
             PartialFault::RedisDemoted => (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
         };
-        let mut connection = self.redis.connect().await.expect("Redis answers");
+        let StoreServers::Redis(server) = &self.store else { panic!("{fault:?} needs Redis") };
+        let mut connection = server.connect().await.expect("Redis answers");
         redis::cmd(begin[0]).arg(&begin[1..]).exec_async(&mut connection).await.unwrap();
         sleep(time).await;
         redis::cmd(end[0]).arg(&end[1..]).exec_async(&mut connection).await.unwrap();
@@ -159,15 +212,19 @@ impl OracleWorld {
     pub(super) fn sizes(&self) -> String {
         let roles = [&self.ingest].into_iter().chain(&self.consumers).chain(&self.readers);
         let memory: Vec<u64> = roles.filter_map(|role| Some(role.process.as_ref()?.resident())).collect();
-        let [redis, rabbit] = [self.redis.directory(), self.rabbit.directory()].map(mebibytes);
-        format!("MiB resident {memory:?}, on disk: Redis {redis}, RabbitMQ {rabbit}")
+        let store = match &self.store {
+            StoreServers::Redis(server) => mebibytes(server.directory()),
+            StoreServers::Memcached(_) => 0,
+        };
+        let rabbit = mebibytes(self.rabbit.directory());
+        format!("MiB resident {memory:?}, on disk: store {store}, RabbitMQ {rabbit}")
     }
 
     fn role(&mut self, victim: KillTarget) -> &mut ServiceProcess {
         match victim {
             KillTarget::Consumer(n) => &mut self.consumers[n],
             KillTarget::Lookup(n) => &mut self.readers[n],
-            KillTarget::Ingest | KillTarget::Redis | KillTarget::Rabbit => &mut self.ingest,
+            KillTarget::Ingest | KillTarget::Store(_) | KillTarget::Rabbit => &mut self.ingest,
         }
     }
 }
@@ -228,7 +285,7 @@ impl ServiceProcess {
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
 /// Returns settings as in production, with every protection of data.
-fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> String {
+fn settings(sandbox: SocketAddr, store: &StoreServers, rabbit: &RabbitServer) -> String {
     let [timeout, unsettled] = [UPSTREAM_TIMEOUT, UNSETTLED_TTL].map(|time| format!("{}ms", time.as_millis()));
     format!(
         r#"
@@ -245,10 +302,7 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> 
         secret = "{KEY}"
         [audit]
         lookups = "denied"
-        [store]
-        kind = "redis"
-        redis.url = "{}"
-        sealing = {{ active = "k1", keys.k1 = "{KEY}" }}
+        {}
         {}
         [[tenant]]
         id = "10001"
@@ -268,7 +322,7 @@ fn settings(sandbox: SocketAddr, redis: &RedisServer, rabbit: &RabbitServer) -> 
         fields = ["*"]
         lookup_by = ["customerId", "phone", "email"]
         "#,
-        redis.url(),
+        store.settings(),
         on_rabbit(&rabbit.url("%2f")),
     )
 }

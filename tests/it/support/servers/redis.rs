@@ -150,7 +150,7 @@ pub(crate) struct Deployment {
     pub(crate) servers: Vec<RedisServer>,
     /// The lines of `[store.redis]`.
     pub(crate) settings: String,
-    sentinels: Vec<RedisServer>,
+    pub(crate) sentinels: Vec<RedisServer>,
 }
 
 /// The kinds of deployment.
@@ -247,16 +247,24 @@ impl Deployment {
         }
     }
 
-    /// Begins to move a slot that has entries from the first master of a cluster to the second.
-    pub(crate) async fn begin_to_move_a_slot(&self) {
+    /// Begins to move a slot from the first master of a cluster to the second: of those that have entries, one with most.
+    /// Returns its entries.
+    pub(crate) async fn begin_to_move_a_slot(&self) -> Vec<String> {
         let entries: Vec<String> = self.command(0, &["KEYS", "cust:profile:*"]).await;
-        let slot: u16 = self.command(0, &["CLUSTER", "KEYSLOT", &entries[0]]).await;
+        let mut of_entries = redis::pipe();
+        for key in &entries {
+            of_entries.cmd("CLUSTER").arg("KEYSLOT").arg(key);
+        }
+        let mut connection = self.servers[0].connect().await.unwrap();
+        let slots: Vec<u16> = of_entries.query_async(&mut connection).await.unwrap();
+        let moving = *slots.iter().max_by_key(|slot| slots.iter().filter(|other| other == slot).count()).unwrap();
         let [from, to]: [String; 2] =
             [self.command(0, &["CLUSTER", "MYID"]).await, self.command(1, &["CLUSTER", "MYID"]).await];
-        let set = |end, node| ["CLUSTER", "SETSLOT", &slot.to_string(), end, node].map(str::to_owned);
+        let set = |end, node| ["CLUSTER", "SETSLOT", &moving.to_string(), end, node].map(str::to_owned);
         for (server, words) in [(1, set("IMPORTING", &from)), (0, set("MIGRATING", &to))] {
             self.command::<redis::Value>(server, &words.each_ref().map(String::as_str)).await;
         }
+        entries.into_iter().zip(slots).filter(|(_, slot)| *slot == moving).map(|(key, _)| key).collect()
     }
 
     /// Ends the move.

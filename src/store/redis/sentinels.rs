@@ -1,0 +1,125 @@
+//! The sentinels of Redis, which name the master.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{Client, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, TlsMode};
+use tokio::time::{sleep, timeout};
+
+use super::config::SentinelLogin;
+
+/// How often the sentinels are asked whether the master has changed, and how long an answer may take.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// The sentinels, and what they said last.
+pub(super) struct Sentinels {
+    client: SentinelClient,
+    /// The name of the master.
+    name: String,
+    /// The connection on which one of them is asked again.
+    link: Option<MultiplexedConnection>,
+    /// The address of the master to which the last connection was made.
+    master: Option<(String, u16)>,
+}
+
+impl Sentinels {
+    pub(super) fn new(
+        nodes: &[ConnectionInfo],
+        name: &str,
+        login: &SentinelLogin,
+        certificates: Option<&TlsCertificates>,
+    ) -> RedisResult<Self> {
+        let client = sentinel(nodes, name, login, certificates)?;
+        Ok(Self { client, name: name.to_owned(), link: None, master: None })
+    }
+
+    /// Returns the name of the master.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the library's client of the master that they name now.
+    pub(super) async fn client(&mut self) -> RedisResult<Client> {
+        self.client.async_get_client().await
+    }
+
+    /// Records the address of the master to which the last connection was made.
+    pub(super) fn connected_to(&mut self, master: &ConnectionAddr) {
+        self.master = address(master);
+    }
+
+    /// Replaces others, which named the master of the present connection.
+    pub(super) fn replace(&mut self, others: &mut Self) {
+        self.master = others.master.take();
+    }
+
+    /// Waits until they name another master than the last connection has. Cancel-safe.
+    pub(super) async fn moved(&mut self) {
+        loop {
+            sleep(ASK_EVERY).await;
+            match timeout(ASK_EVERY, self.ask()).await {
+                Ok(Ok(master)) if master.is_some() && master != self.master => return,
+                Ok(Ok(_)) => {}
+                // Another one is asked next, and the master goes on being used.
+                Ok(Err(_)) | Err(_) => self.link = None,
+            }
+        }
+    }
+
+    /// Asks one of them for the address of the master.
+    async fn ask(&mut self) -> RedisResult<Option<(String, u16)>> {
+        let link = match &mut self.link {
+            Some(link) => link,
+            none => {
+                let sentinel = self.client.async_get_sentinel_client().await?;
+                none.insert(sentinel.get_multiplexed_async_connection().await?)
+            }
+        };
+        redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name).query_async(link).await
+    }
+}
+
+fn address(address: &ConnectionAddr) -> Option<(String, u16)> {
+    match address {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
+        _ => None,
+    }
+}
+
+/// Creates a client that asks sentinels for the master.
+fn sentinel(
+    sentinels: &[ConnectionInfo],
+    name: &str,
+    login: &SentinelLogin,
+    certificates: Option<&TlsCertificates>,
+) -> RedisResult<SentinelClient> {
+    let addresses: Vec<ConnectionAddr> = sentinels.iter().map(|node| node.addr().clone()).collect();
+    let tls = addresses.iter().any(|address| matches!(address, ConnectionAddr::TcpTls { .. }));
+    let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?;
+    if tls {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let Some(username) = &login.username {
+        builder = builder.set_client_to_sentinel_username(username);
+    }
+    if let Some(password) = &login.password {
+        builder = builder.set_client_to_sentinel_password(password.expose());
+    }
+    // The user and password of the addresses are those of the servers.
+    if let Some(settings) = sentinels.first().map(ConnectionInfo::redis_settings) {
+        if let Some(username) = settings.username() {
+            builder = builder.set_client_to_redis_username(username);
+        }
+        if let Some(password) = settings.password() {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        builder = builder.set_client_to_redis_db(settings.db());
+    }
+    if let Some(certificates) = certificates {
+        builder = builder
+            .set_client_to_redis_certificates(certificates.clone())
+            .set_client_to_sentinel_certificates(certificates.clone());
+    }
+    builder.build()
+}

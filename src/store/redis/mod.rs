@@ -10,8 +10,7 @@
 //!
 //! After an error it is unknown whether a step took effect. Every step may be repeated; a lease needs a new token.
 //! When Redis is down, each connection reconnects in the background. A replica that was promoted may lack acknowledged
-//! writes ([`rules::failover`](crate::rules#failover)). `min_replicas` limits that: an event whose script was not
-//! confirmed by so many replicas is an error and is redelivered.
+//! writes ([`rules::failover`](crate::rules#failover)); with `min_replicas`, an event that fewer confirmed is redelivered.
 
 mod apply;
 mod breaker;

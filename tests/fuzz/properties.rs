@@ -267,7 +267,12 @@ fn opens_or_stays_sealed(record: Record) {
 
 fn hides_planted_body(shown: &str, record: &Record) {
     // A tenant id may contain the marker, and is shown.
-    if !record.identity.tenant().as_str().contains(PLANTED) {
+    let target = match &record.content {
+        Content::Pointer(to) => Some(to),
+        Content::IdentifierPointer(pointer) => Some(&pointer.to),
+        _ => None,
+    };
+    if !std::iter::once(&record.identity).chain(target).any(|shown| shown.tenant().as_str().contains(PLANTED)) {
         hides_planted(shown);
     }
 }

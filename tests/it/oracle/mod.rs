@@ -12,7 +12,8 @@
 //! time, every customer is read once more through each lookup process; these answers are judged too, so each must show
 //! the last version. Each round has its own customers.
 //!
-//! Another run has its store on Memcached servers with little memory. [`notified`] does so with notifications in place of webhooks, whose sockets are cut.
+//! Another run has its store on Memcached servers with little memory. [`notified`] does so with notifications in place of
+//! webhooks, whose sockets are cut.
 //!
 //! `tests/oracle --minutes N` repeats rounds for that time.
 
@@ -304,7 +305,7 @@ async fn no_answer_is_older_than_an_applied_event_whatever_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_is_older_on_memcached_servers_that_evict_and_are_killed() {
     let mut run = OracleRun::start(StoreServers::memcached(3).await, ON_MEMCACHED, "").await;
-    run_rounds(&mut run, RoundBudget { answers: 25_000, events: 2_500, kills: MEMCACHED_VICTIMS.len() }).await;
+    run_rounds(&mut run, RoundBudget { answers: 12_000, events: 1_200, kills: MEMCACHED_VICTIMS.len() }).await;
     let evictions = run.world.store.evictions().await;
     println!("evictions of each server   {evictions:?}");
     assert!(evictions[0] > 0, "{evictions:?}");

@@ -15,6 +15,7 @@ use crate::logging::{self, Format, LogLevel};
 
 use super::init::InitArgs;
 use super::listener::{ConfigArgs, ServiceArgs, TlsArgs};
+use super::tenant_parser::TenantParser;
 
 /// Edge cache for Genesys Cloud customer profiles with event-driven invalidation.
 #[derive(Debug, Parser)]
@@ -86,7 +87,7 @@ pub(super) enum Command {
         #[command(flatten)]
         service: ServiceArgs,
         /// The id of the tenant.
-        #[arg(long)]
+        #[arg(long, value_parser = TenantParser)]
         tenant: TenantId,
         /// Mark it as missing instead: every customer is fetched at its next lookup.
         #[arg(long)]
@@ -182,7 +183,7 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "TIME")]
     pub(super) until: Option<String>,
     /// Replay events of this tenant only.
-    #[arg(long)]
+    #[arg(long, value_parser = TenantParser)]
     pub(super) tenant: Option<TenantId>,
     /// The maximum number of events per second, up to 100000 [default: 1000].
     #[arg(long, value_name = "N")]
@@ -203,7 +204,7 @@ pub(super) struct DoctorArgs {
     #[command(flatten)]
     pub(super) service: ServiceArgs,
     /// Check this tenant only.
-    #[arg(long)]
+    #[arg(long, value_parser = TenantParser)]
     pub(super) tenant: Option<TenantId>,
     /// The URL of the public listener, as senders of events use it; the configured one by default.
     #[arg(long, value_name = "URL")]
@@ -252,7 +253,7 @@ pub(super) struct TargetArgs {
     #[command(flatten)]
     pub(super) service: ServiceArgs,
     /// The id of the tenant.
-    #[arg(long)]
+    #[arg(long, value_parser = TenantParser)]
     pub(super) tenant: TenantId,
     /// The id of the customer; `-` reads it from standard input, which keeps it out of the history of the shell.
     #[arg(long, allow_hyphen_values = true)]

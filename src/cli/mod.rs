@@ -13,6 +13,7 @@ mod listener;
 mod outbox;
 mod replay;
 mod run;
+mod tenant_parser;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use url::Url;
 
+use crate::cli::tenant_parser::TenantParser;
 use crate::domain::{Secret, TenantId};
 use crate::tls::is_loopback;
 
@@ -22,7 +23,7 @@ pub(in crate::cli) struct InitArgs {
     #[arg(long, value_name = "DIR", default_value = "edge")]
     pub(super) dir: PathBuf,
     /// The id of the tenant: a name of your own for the organisation.
-    #[arg(long, aliases = ["organisation", "organization"], value_name = "ID")]
+    #[arg(long, aliases = ["organisation", "organization"], value_name = "ID", value_parser = TenantParser)]
     tenant: Option<TenantId>,
     /// The region of the organisation, such as `us_east_1`.
     #[arg(long, conflicts_with = "genesys_url")]

@@ -107,7 +107,7 @@ pub(in crate::http) async fn old_lookup(state: State<Arc<LookupApi>>, request: R
 #[utoipa::path(
     get, path = "/api/v2/externalcontacts/reversewhitepageslookup", tag = "genesys",
     params(
-        ("lookupVal" = String, Query, description = "A phone number in E.164, or an address"),
+        ("lookupVal" = Option<String>, Query, description = "A phone number in E.164, or an address"),
         ("X-Tenant-Id" = Option<String>, Header, description = "The tenant; a caller with one tenant may omit it"),
     ),
     security(("apiKey" = []), ("bearer" = []), ("basic" = [])),

@@ -2,7 +2,7 @@
 //!
 //! # What it promises
 //!
-//! `accept` never waits for a client: each connection is its own task with deadlines (`connection_state`) for the
+//! `accept` never waits for what a client sends: each connection is its own task with deadlines (`connection_state`) for the
 //! handshake, for a slow head or body, and for a client that does not read its answer. The number of open connections is
 //! limited. When all slots are taken, the connections that have waited longest are evicted (`slots`), so that active
 //! clients are always served.
@@ -75,10 +75,10 @@ pub async fn serve(listener: TcpListener, service: HttpService, options: ServerO
         let accepted = tokio::select! {
             biased;
             () = shutdown.requested() => return,
-            accepted = listener.accept() => accepted,
+            accepted = slots.accept(&listener) => accepted,
         };
         match accepted {
-            Ok((stream, _)) => match slots.take() {
+            Ok((stream, socket)) => match slots.take(socket) {
                 Some(slot) => {
                     prepare(&stream);
                     let (server, ended) = (Arc::clone(&server), ended.clone());

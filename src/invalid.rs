@@ -1,6 +1,10 @@
 //! The error of every module that checks its own settings.
 
 use std::borrow::Cow;
+use std::time::Duration;
+
+/// The longest time of a setting: ten years. A longer one could not be added to the current time.
+pub const LONGEST_TIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,7 +4,7 @@
 //! and the name may have moved in between, while the old server still answers. Then events would take effect at one server,
 //! and lookups read from the other.
 //!
-//! So the connections are made in *rounds*. One that is made anew by the name, because it was broken or had reached its
+//! So the connections are made in *rounds*. One that is made again by the name, because it was broken or had reached its
 //! [`MaxAge`], begins a round, and the others [follow](Member::follow) at once: to the address of that connection, where it is
 //! known. A connection that has another address than the round is not used until it has followed. One with the same
 //! address stays in use until it is replaced, because only a load balancer could lead elsewhere.
@@ -125,7 +125,7 @@ impl Member {
         !attempt.follows
     }
 
-    /// Waits until the present connection is to be replaced. Cancel-safe, but each call starts anew.
+    /// Waits until the present connection is to be replaced. Cancel-safe, but each call starts from the beginning.
     pub async fn due(&self) -> Due {
         let mut latest = self.all.latest.subscribe();
         let behind = async {

@@ -11,16 +11,13 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use crate::domain::Secret;
-use crate::invalid::InvalidSetting;
+use crate::invalid::{InvalidSetting, LONGEST_TIME};
 
 use super::chain::Hasher;
 
 /// The range of `audit.buffer`: the buffer must hold a burst of lookups while the writer waits some milliseconds for a
 /// batch.
 const BUFFERS: RangeInclusive<usize> = 1_000..=1_000_000;
-
-/// The longest interval of `audit.fsync`: ten years, as of all options.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -121,8 +118,7 @@ impl<'de> Deserialize<'de> for Fsync {
         if text == "always" {
             return Ok(Self::Always);
         }
-        let every =
-            humantime::parse_duration(&text).ok().filter(|every| !every.is_zero() && *every <= LONGEST_INTERVAL);
+        let every = humantime::parse_duration(&text).ok().filter(|every| !every.is_zero() && *every <= LONGEST_TIME);
         let expected = "expected \"always\" or a time such as \"1s\", at most 3650d";
         every.map(Self::Every).ok_or_else(|| serde::de::Error::custom(expected))
     }

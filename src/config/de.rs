@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::time::Duration;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess, Visitor};
@@ -10,6 +9,7 @@ use serde::forward_to_deserialize_any;
 use sha2::{Digest, Sha256};
 
 use crate::domain::secret::SECRET;
+use crate::invalid::LONGEST_TIME;
 
 use super::error::{DURATION, SettingError};
 use super::settings::Secrets;
@@ -17,9 +17,6 @@ use super::tree::{Node, Scalar};
 
 /// The sections that are lists of tables, without the indices of their paths.
 const LISTS_OF_TABLES: [&str; 3] = ["tenant", "caller", "tenant.webhook"];
-
-/// The longest time of an option: ten years. A longer one could not be added to the current time.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Reads secrets, and keeps their hashes.
 #[derive(Debug)]
@@ -184,7 +181,7 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
             Node::Scalar(Scalar::Text(text) | Scalar::Loose(text), _) if expected.to_string() == DURATION => text,
             Node::Scalar(..) | Node::Table(..) | Node::List(..) => return self.deserialize_any(visitor),
         };
-        if humantime::parse_duration(text).is_ok_and(|time| time > LONGEST) {
+        if humantime::parse_duration(text).is_ok_and(|time| time > LONGEST_TIME) {
             return self.locate(Err(SettingError::custom("must be 3650 days or less")));
         }
         self.deserialize_any(visitor)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::figures::report_figure;
-use crate::load::{self, Connection, Round, for_a_while, get};
-use crate::service::{CUSTOMERS, Service};
+use crate::load::{self, Connection, Round, for_a_while};
+use crate::service::{CUSTOMERS, Service, look_up};
 use crate::support::customer;
 use crate::support::servers::redis::RedisServer;
 
@@ -19,8 +19,7 @@ const BATCH: u32 = 20;
 pub(crate) async fn compare() {
     let server = RedisServer::start(&[]).await;
     let service = Service::start(&server.url(), None).await;
-    let singles: Vec<_> =
-        (1..=CUSTOMERS).map(|n| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)))).collect();
+    let singles: Vec<_> = (1..=CUSTOMERS).map(look_up).collect();
     let batches: Vec<_> = (1..=CUSTOMERS).step_by(BATCH as usize).map(|first| batch(first..first + BATCH)).collect();
     let mut connection = Connection::open(service.public).await;
     for request in &batches {

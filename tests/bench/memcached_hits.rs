@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::figures::report_figure;
-use crate::load::{self, Connection, Round, for_a_while, get};
-use crate::service::{CUSTOMERS, PLAIN, Service};
-use crate::support::customer;
+use crate::load::{self, Connection, Round, for_a_while};
+use crate::service::{CUSTOMERS, PLAIN, Service, look_up};
 use crate::support::servers::memcached::{MemcachedServer, on_memcached};
 use crate::support::servers::redis::RedisServer;
 
@@ -19,8 +18,7 @@ pub(crate) async fn compare() {
     let (redis, memcached) = (RedisServer::start(&[]).await, MemcachedServer::start(&[]).await);
     let on_redis = Service::start(&redis.url(), None).await;
     let on_memcached = Service::start_on(&on_memcached(&[&memcached]), None, &PLAIN).await;
-    let requests: Vec<Vec<u8>> =
-        (1..=CUSTOMERS).map(|n| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)))).collect();
+    let requests: Vec<Vec<u8>> = (1..=CUSTOMERS).map(look_up).collect();
     for service in [&on_redis, &on_memcached] {
         let mut connection = Connection::open(service.public).await;
         for request in &requests {

@@ -8,9 +8,8 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::figures::{Scrape, report_figure};
-use crate::load::{Connection, for_a_while, get};
-use crate::service::Service;
-use crate::support::customer;
+use crate::load::{Connection, for_a_while};
+use crate::service::{Service, look_up};
 use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::redis::RedisServer;
 
@@ -35,8 +34,7 @@ pub(crate) async fn measure() {
     let redis = RedisServer::start(&[]).await;
     let proxy = Proxy::to(redis.port).await;
     let service = Service::start(&format!("redis://{}", proxy.address), None).await;
-    let requests: Vec<Vec<u8>> =
-        (1..=HOT).map(|n| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)))).collect();
+    let requests: Vec<Vec<u8>> = (1..=HOT).map(look_up).collect();
     let mut connection = Connection::open(service.public).await;
     for request in &requests {
         connection.exchange(request).await;

@@ -7,10 +7,9 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep};
 
 use crate::figures::{Scrape, report_figure};
-use crate::load::{Connection, Pace, each_once, get, median};
+use crate::load::{Connection, Pace, each_once, median};
 use crate::pipeline::Requests;
-use crate::service::Service;
-use crate::support::customer;
+use crate::service::{Service, look_up};
 use crate::support::eventually;
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
@@ -29,7 +28,6 @@ pub(crate) async fn measure() {
     let service = Service::start(&redis.url(), Some(&rabbit.url("%2f"))).await;
     let other = Service::start(&redis.url(), None).await;
     let mut connection = Connection::open(service.public).await;
-    let look_up = |n: u32| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)));
     // Loads the scripts into Redis.
     connection.exchange(&look_up(1_000)).await;
 

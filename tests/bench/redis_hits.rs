@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::bare::BareProgram;
 use crate::figures::{Scrape, cpu, peak_memory, quantile, report_figure};
 use crate::load::{self, Round, for_a_while, get};
-use crate::service::{CUSTOMERS, Service};
+use crate::service::{CUSTOMERS, Service, look_up};
 use crate::support::customer;
 use crate::support::servers::redis::RedisServer;
 
@@ -95,7 +95,7 @@ async fn warm(server: &RedisServer, service: &Service) -> (Arc<Vec<Vec<u8>>>, Ar
     let mut connection = load::Connection::open(service.public).await;
     let (mut theirs, mut ours, mut length) = (Vec::new(), Vec::new(), 0);
     for n in 1..=CUSTOMERS {
-        let request = get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)));
+        let request = look_up(n);
         let body = connection.exchange(&request).await;
         length = body.len();
         let stored = redis::cmd("SET").arg(customer(n)).arg(body).exec_async(&mut redis).await;

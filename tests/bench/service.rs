@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use crate::load::{Connection, get};
 use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
-use crate::support::eventually;
 use crate::support::process::{Process, configuration, free_port};
+use crate::support::{customer, eventually};
 
 /// The secret for signing events.
 pub(crate) const SECRET: &str = "bench-secret-of-26-letters";
@@ -22,6 +22,11 @@ const WEBHOOK: &str = "[[tenant.webhook]]\nscheme = \"hub-signature\"\nsecrets =
 
 /// The number of customers of the sandbox.
 pub(crate) const CUSTOMERS: u32 = 1_000;
+
+/// Returns the request for a customer by its number.
+pub(crate) fn look_up(n: u32) -> Vec<u8> {
+    get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)))
+}
 
 /// Builds the service like the image, in the `dist` profile; returns the binary. The one that `cargo bench` has built contains
 /// the faults for tests.

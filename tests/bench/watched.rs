@@ -13,9 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::batches::batch;
 use crate::figures::{Scrape, report_figure, resident};
-use crate::load::{self, Connection, Pace, Round, each_once, for_a_while, get};
-use crate::service::{Extras, PLAIN, Service};
-use crate::support::customer;
+use crate::load::{self, Connection, Pace, Round, each_once, for_a_while};
+use crate::service::{Extras, PLAIN, Service, look_up};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
 
@@ -85,8 +84,7 @@ pub(crate) async fn measure() {
 
 /// Fetches all customers at once, and measures hits of others before and meanwhile.
 async fn fill(service: &Service) -> Filled {
-    let hit = |n: u32| get(&format!("/api/v1/profile?tenantId=10001&customerId={}", customer(n)));
-    let hits: Arc<Vec<_>> = Arc::new((1..=HOT).map(hit).collect());
+    let hits: Arc<Vec<_>> = Arc::new((1..=HOT).map(look_up).collect());
     let mut connection = Connection::open(service.public).await;
     for request in hits.iter() {
         connection.exchange(request).await;

@@ -201,7 +201,7 @@ async fn connections_to_a_broker_are_replaced_and_its_name_is_followed() {
         // The new broker makes its queues now, and may not confirm at once; a sender posts again.
         edge.post_event(&flat(&customer(1))).await;
         let connections = old.api("GET", "/connections", None).await?;
-        // The broker's list is late; by then each connection was made anew several times.
+        // The broker updates its list with a delay; by then each connection was replaced several times.
         (connections == json!([]) && after.accepted() >= 20).then_some(())
     })
     .await;

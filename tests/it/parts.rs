@@ -79,14 +79,9 @@ impl Site {
 /// Returns customers of the first master of a cluster, and some of the others.
 async fn customers_by_part(deployment: &Deployment) -> (Vec<String>, Vec<String>) {
     let tenant: TenantId = "10001".parse().unwrap();
-    let mut connection = deployment.servers[0].connect().await.unwrap();
     let all: Vec<String> = (1..=12_000).map(customer).collect();
-    let mut slots = redis::pipe();
-    for id in &all {
-        let key = KeyHasher::Sha256.identify(&tenant, &id.parse().unwrap()).key();
-        slots.cmd("CLUSTER").arg("KEYSLOT").arg(key.as_str());
-    }
-    let slots: Vec<u16> = slots.query_async(&mut connection).await.unwrap();
+    let key = |id: &String| KeyHasher::Sha256.identify(&tenant, &id.parse().unwrap()).key().as_str().to_owned();
+    let slots = deployment.slots_of(&all.iter().map(key).collect::<Vec<_>>()).await;
     // A third of the slots, as the cluster is created.
     let is_first = |slot: u16| slot <= 5_460;
     let of = |first: bool, count| {

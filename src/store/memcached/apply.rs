@@ -10,7 +10,7 @@
 //!   "deleted".
 //! - *A tombstone of an event that was overtaken* would hide a customer that exists. So a tombstone is only written in place of a
 //!   version at K that was read before the fence: an event that raises the fence afterwards changes that version. Where K has
-//!   changed meanwhile, its version is read anew (where there is nothing, that of a lease that is written first), and then the
+//!   changed meanwhile, its version is read again (where there is nothing, that of a lease that is written first), and then the
 //!   fence is asked again whether there is to be a tombstone. A command that arrives late, from a process that stopped waiting for
 //!   its answer, finds its version changed for the same reason.
 //! - *A tombstone that stays* is written again, with another token, so that a lookup that verifies it is refused.

@@ -182,7 +182,7 @@ async fn supervise(connector: Connector, state: Arc<State>, mut member: Member, 
                 }
             }
             Err(why) => {
-                // There is none that could stay in use.
+                // There is no connection that could stay in use.
                 let _ = member.failed(attempt);
                 state.replace(Err(why.as_str()));
                 if !failing {

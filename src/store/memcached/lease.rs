@@ -36,6 +36,12 @@ impl Wanted<'_> {
     fn write(&self, requests: Requests, at: &str, now: Timestamp, condition: Condition) -> Requests {
         requests.set(at, &self.value(now), Some(server_lifetime(self.ttl)), condition)
     }
+
+    /// Returns the lease, which was written before this fence was read.
+    fn granted(&self, target: LeaseTarget, fence: Option<StoredFence>) -> LeaseAnswer {
+        let fence = fence.map(|fence| fence.fence);
+        LeaseAnswer::Granted(Lease::granted(self.key.clone(), self.token, target, fence))
+    }
 }
 
 impl Memcached {
@@ -108,8 +114,7 @@ impl Memcached {
             let [written] = session.run(requests).await?;
             return Ok(written.done()?.map(|_| LeaseAnswer::Changed(tombstone)));
         }
-        let fence = fence.map(|fence| fence.fence);
-        Ok(Some(LeaseAnswer::Granted(Lease::granted(wanted.key.clone(), wanted.token, LeaseTarget::Key, fence))))
+        Ok(Some(wanted.granted(LeaseTarget::Key, fence)))
     }
 
     /// Replaces a dead entry by the lease.
@@ -126,8 +131,7 @@ impl Memcached {
         if written.done()?.is_none() {
             return Ok(None);
         }
-        let fence = fence(at_fence.value()?.as_ref(), now).value.map(|fence| fence.fence);
-        Ok(Some(LeaseAnswer::Granted(Lease::granted(wanted.key.clone(), wanted.token, LeaseTarget::Key, fence))))
+        Ok(Some(wanted.granted(LeaseTarget::Key, fence(at_fence.value()?.as_ref(), now).value)))
     }
 
     /// Writes the lease beside an entry that stays in use.
@@ -149,8 +153,7 @@ impl Memcached {
             removed.done()?;
             return Ok(None);
         }
-        let fence = fence(at_fence.value()?.as_ref(), now).value.map(|fence| fence.fence);
-        Ok(Some(LeaseAnswer::Granted(Lease::granted(wanted.key.clone(), wanted.token, LeaseTarget::Lock(base), fence))))
+        Ok(Some(wanted.granted(LeaseTarget::Lock(base), fence(at_fence.value()?.as_ref(), now).value)))
     }
 
     /// See [`Store::fill`](crate::store::Store::fill).

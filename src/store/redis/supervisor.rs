@@ -121,7 +121,7 @@ impl Supervisor {
         self.number += 1;
         self.state.breaker.connected(Instant::now());
         self.state.role.confirm(began);
-        // The client library resolves the name, and does not tell the address.
+        // The client library resolves the name itself; the address is not known.
         self.member.connected(attempt, None);
         self.state.connected_by(CurrentConnection { number: self.number, connection });
         Ok(())

@@ -247,16 +247,20 @@ impl Deployment {
         }
     }
 
+    /// Returns the slot of each key in a cluster.
+    pub(crate) async fn slots_of(&self, keys: &[String]) -> Vec<u16> {
+        let mut slots = redis::pipe();
+        for key in keys {
+            slots.cmd("CLUSTER").arg("KEYSLOT").arg(key);
+        }
+        slots.query_async(&mut self.servers[0].connect().await.unwrap()).await.unwrap()
+    }
+
     /// Begins to move a slot from the first master of a cluster to the second: of those that have entries, one with most.
     /// Returns its entries.
     pub(crate) async fn begin_to_move_a_slot(&self) -> Vec<String> {
         let entries: Vec<String> = self.command(0, &["KEYS", "cust:profile:*"]).await;
-        let mut of_entries = redis::pipe();
-        for key in &entries {
-            of_entries.cmd("CLUSTER").arg("KEYSLOT").arg(key);
-        }
-        let mut connection = self.servers[0].connect().await.unwrap();
-        let slots: Vec<u16> = of_entries.query_async(&mut connection).await.unwrap();
+        let slots = self.slots_of(&entries).await;
         let moving = *slots.iter().max_by_key(|slot| slots.iter().filter(|other| other == slot).count()).unwrap();
         let [from, to]: [String; 2] =
             [self.command(0, &["CLUSTER", "MYID"]).await, self.command(1, &["CLUSTER", "MYID"]).await];

@@ -23,6 +23,7 @@ pub mod lookup;
 pub mod max_age;
 pub mod metrics;
 pub mod operate;
+mod patience;
 mod private_files;
 pub mod queue;
 pub mod readiness;

@@ -66,10 +66,7 @@ pub async fn apply(store: &dyn Store, event: &Event) -> Result<AppliedEvent, sto
     let customers = event.keys().map(|key| (key, &change));
     let (mut verdict, mut resumed) = (Ok(EventEffect::Duplicate), false);
     for (key, change) in customers.chain(event.identifier_keys().map(|key| (key, &of_identifier))) {
-        let applied = match change.kind {
-            Kind::Deleted => store.write_tombstone(&key, change).await,
-            Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, change).await,
-        };
+        let applied = store.apply(&key, change).await;
         resumed |= matches!(applied, Ok(Applied::Duplicate));
         verdict = match (verdict, applied) {
             (Err(first), _) | (Ok(_), Err(first)) => Err(first),
@@ -102,7 +99,7 @@ mod tests {
 
         let (untouched, visited) = (store(), store());
         let customer = event.keys().next().expect("an event names a customer");
-        assert!(matches!(visited.invalidate(&customer, &change).await, Ok(Applied::Applied { .. })));
+        assert!(matches!(visited.apply(&customer, &change).await, Ok(Applied::Applied { .. })));
         let applied = |resumed| AppliedEvent { verdict: EventEffect::Applied, resumed };
         assert_eq!(apply(&untouched, &event).await.ok(), Some(applied(false)));
         assert_eq!(apply(&visited, &event).await.ok(), Some(applied(true)));

@@ -1,11 +1,11 @@
 //! Batches: the lookups of one request fetch together.
 //!
-//! Each lookup of a batch takes its own way: it reads its entry, requests its lease, waits for its leader. Only the request to
-//! Genesys is shared. A lookup that must fetch waits, with its lease, until every other lookup of the batch is decided (it
-//! is answered, waits for somebody else, or must fetch too), but no longer than [`SEND_AFTER`]. Then one request is sent
-//! for all of them. So a request is sent after every lease that it serves was granted, as
-//! [`rules::lease-is-the-value`](crate::rules#lease-is-the-value) demands, and a slow part of the store delays the others
-//! only briefly.
+//! The entries are read with one request where the store can. Then each lookup of a batch takes its own way: it requests its
+//! lease, waits for its leader. Of the rest only the request to Genesys is shared. A lookup that must fetch waits, with its
+//! lease, until every other lookup of the batch is decided (it is answered, waits for somebody else, or must fetch too), or
+//! until none was decided for [`SEND_AFTER`]. Then one request is sent for all of them. So a request is sent after every
+//! lease that it serves was granted, as [`rules::lease-is-the-value`](crate::rules#lease-is-the-value) demands, and a slow
+//! part of the store delays the others only briefly.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,15 +13,17 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::domain::{CustomerId, TenantId};
+use crate::patience::Patience;
 use crate::spans;
 use crate::upstream::{Error, FetchTimes, Fetched, Requester};
 
 use super::LookupContext;
 
-/// How long a fetch waits for the decisions of the other lookups.
+/// How long a fetch waits for another decision. What this process lacks processor time for does not count, so that it costs
+/// no further request to Genesys.
 const SEND_AFTER: Duration = Duration::from_millis(25);
 
 /// The fetches of one batch of lookups.
@@ -33,6 +35,7 @@ pub(super) struct Batch {
     /// The lookups that may still have to fetch.
     undecided: AtomicUsize,
     decided: Notify,
+    patience: Patience,
     waiting: Mutex<Vec<WaitingFetch>>,
 }
 
@@ -60,6 +63,7 @@ impl Batch {
             requester: requester.clone(),
             undecided: AtomicUsize::new(lookups),
             decided: Notify::new(),
+            patience: Patience::new(SEND_AFTER),
             waiting: Mutex::default(),
         });
         (0..lookups).map(move |_| BatchSeat(Arc::clone(&batch)))
@@ -68,7 +72,7 @@ impl Batch {
     /// Sends one request for the fetches that wait when all lookups are decided.
     async fn send(self: Arc<Self>, deadline: Instant) {
         // If it is too late for the others, they send a request of their own.
-        let _ = timeout(SEND_AFTER, self.all_decided()).await;
+        let _ = self.patience.answer(self.all_decided()).await;
         let waiting = std::mem::take(&mut *self.waiting.lock());
         let (customers, results): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|fetch| (fetch.customer, fetch.result)).unzip();
@@ -124,6 +128,7 @@ impl BatchSeat {
 
 impl Drop for BatchSeat {
     fn drop(&mut self) {
+        self.0.patience.answered();
         if self.0.undecided.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.decided.notify_waiters();
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::domain::{CustomerQuery, Identifier, PhoneRegion, TenantId};
 use crate::upstream::{Fetched, Requester, Search};
 
@@ -20,7 +22,7 @@ impl Lookup {
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let identity = self.context.deps.identifiers.as_ref()?.identify(tenant, identifier);
-        let timed = self.timed(tenant, |config, deadline| {
+        let timed = self.timed(tenant, Instant::now(), |config, deadline| {
             let demanded = (requester, max_age);
             IdentifierReader::new(&self.context, config, (identifier, identity), demanded, phases, deadline).read()
         });
@@ -71,7 +73,7 @@ impl Lookup {
                 since,
             })
         };
-        self.timed(tenant, read).await
+        self.timed(tenant, Instant::now(), read).await
     }
 
     /// Returns the country of a tenant's phone numbers without a country code.

@@ -1,5 +1,7 @@
 //! Lookups with expansions, which the store does not hold.
 
+use tokio::time::Instant;
+
 use crate::domain::{CustomerId, TenantId};
 use crate::store::Base;
 use crate::upstream::{Expand, FetchTimes, Fetched, Requester};
@@ -21,8 +23,10 @@ impl Lookup {
         requester: &Requester,
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        let timed = self.timed(tenant, |config, deadline| {
-            CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline).read_expanded(expand)
+        let timed = self.timed(tenant, Instant::now(), |config, deadline| {
+            let identity = self.context.deps.hasher.identify(tenant, customer);
+            let reader = CacheReader::new(&self.context, config, identity, customer, requester, phases, deadline);
+            reader.read_expanded(expand)
         });
         timed.await
     }

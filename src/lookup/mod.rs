@@ -254,8 +254,9 @@ impl Lookup {
         max_age: Option<Duration>,
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        let timed = self.timed(tenant, |config, deadline| {
-            let mut reader = CacheReader::new(&self.context, config, tenant, customer, requester, phases, deadline);
+        let timed = self.timed(tenant, Instant::now(), |config, deadline| {
+            let identity = self.context.deps.hasher.identify(tenant, customer);
+            let mut reader = CacheReader::new(&self.context, config, identity, customer, requester, phases, deadline);
             reader.demand = Demand::new(max_age);
             reader.read()
         });
@@ -265,12 +266,12 @@ impl Lookup {
     async fn timed<'a, F: Future<Output = Result<LookupAnswer, LookupError>>>(
         &'a self,
         tenant: &TenantId,
+        started: Instant,
         read: impl FnOnce(&'a Config, Instant) -> F,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let config = self.context.deps.tenants.get(tenant)?;
         let metrics = &self.context.deps.metrics;
         let _in_flight = in_progress(&metrics.lookup_in_flight);
-        let started = Instant::now();
         let deadline = started + config.deadline;
         let mut answer = read(config, deadline).await;
         self.context.label(&mut answer);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{CustomerId, CustomerQuery, Identity, Key, TenantId, Timestamp};
+use crate::domain::{CustomerId, CustomerQuery, Identity, Key, Timestamp};
 use crate::store::{self, Base, Entry, Record, Token};
 use crate::upstream::Requester;
 
@@ -111,13 +111,12 @@ impl<'a> CacheReader<'a> {
     pub(super) fn new(
         context: &'a Arc<LookupContext>,
         config: &'a Config,
-        tenant: &TenantId,
+        requested: Identity,
         customer: &'a CustomerId,
         requester: &'a Requester,
         phases: &'a mut Phases,
         deadline: Instant,
     ) -> Self {
-        let requested = context.deps.hasher.identify(tenant, customer);
         let (key, current) = (requested.key(), requested.clone());
         Self {
             context,
@@ -148,10 +147,22 @@ impl<'a> CacheReader<'a> {
             return Err(LookupError::Deadline);
         };
         admitted.end(entry.is_ok());
+        // As `read_from` does; but that would move this reader once more for every hit.
         match entry.map(|entry| self.view(entry)) {
             // A hit ends here.
             Ok(EntryView::Serve(answer)) => Ok(answer),
             // The other paths are boxed, so that the future of a hit stays small.
+            view => Box::pin(self.read_slow(view)).await,
+        }
+    }
+
+    /// Looks up, given the result of the first read of the entry.
+    pub(super) async fn read_from(
+        mut self,
+        entry: Result<Option<Entry>, store::Error>,
+    ) -> Result<LookupAnswer, LookupError> {
+        match entry.map(|entry| self.view(entry)) {
+            Ok(EntryView::Serve(answer)) => Ok(answer),
             view => Box::pin(self.read_slow(view)).await,
         }
     }

@@ -1,5 +1,4 @@
-//! What an event does to a key: the arguments and answers of [`Store::invalidate`](super::Store::invalidate) and
-//! [`Store::write_tombstone`](super::Store::write_tombstone).
+//! What an event does to a key: the argument and the answer of [`Store::apply`](super::Store::apply).
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::domain::{Key, TenantId};
+use crate::domain::{Key, Kind, TenantId};
 use crate::metrics::{Metrics, Outcome, StoreOp, observe};
 
 use super::{
@@ -45,6 +45,18 @@ impl<S: Store> Store for Metered<S> {
         self.count(StoreOp::Get, self.store.get(key)).await
     }
 
+    async fn get_together(&self, keys: &[Key]) -> Option<Vec<Result<Option<Entry>, Error>>> {
+        let started = Instant::now();
+        let entries = self.store.get_together(keys).await?;
+        let answered = entries.iter().filter(|entry| entry.is_ok()).count();
+        for (outcome, count) in [(Outcome::Ok, answered), (Outcome::Error, entries.len() - answered)] {
+            self.metrics.store_operations.with(StoreOp::Get).with(outcome).increment(count as u64);
+        }
+        let took = started.elapsed().as_secs_f64();
+        self.metrics.store_operation_duration.with(StoreOp::Get).record_many(took, entries.len());
+        Some(entries)
+    }
+
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error> {
         self.count(StoreOp::Lease, self.store.lease(key, base, token, ttl)).await
     }
@@ -57,12 +69,9 @@ impl<S: Store> Store for Metered<S> {
         self.count(StoreOp::Release, self.store.release(lease)).await
     }
 
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.count(StoreOp::Invalidate, self.store.invalidate(key, change)).await
-    }
-
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.count(StoreOp::WriteTombstone, self.store.write_tombstone(key, change)).await
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        let op = if change.kind == Kind::Deleted { StoreOp::WriteTombstone } else { StoreOp::Invalidate };
+        self.count(op, self.store.apply(key, change)).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

@@ -26,9 +26,9 @@
 //!
 //! # The steps of an event
 //!
-//! [`invalidate`](Store::invalidate) and [`write_tombstone`](Store::write_tombstone) are one atomic step: raise the
-//! fence, delete K (or write a tombstone there), mark the event as applied. The mark never comes first, and the delete
-//! never comes before the fence. Only then may the event be acknowledged to its queue.
+//! [`apply`](Store::apply) is one atomic step: raise the fence, delete K (or write a tombstone there), mark the event as
+//! applied. The mark never comes first, and the delete never comes before the fence. Only then may the event be
+//! acknowledged to its queue.
 
 mod change;
 pub mod changes;
@@ -43,7 +43,6 @@ mod lease;
 pub mod memcached;
 pub mod metered;
 pub mod open;
-mod patience;
 mod record;
 pub mod redis;
 pub mod sealed;
@@ -78,6 +77,14 @@ pub trait Store: Debug + Send + Sync {
     /// Reads the primary only. A hit is this one read and no write.
     async fn get(&self, key: &Key) -> Result<Option<Entry>, Error>;
 
+    /// Returns the entries at several keys, in order, each as [`get`](Store::get) does, if the store can read them all with
+    /// one request. `None`: it cannot, and they are better read one by one, so that no part of the store delays the
+    /// entries of another.
+    async fn get_together(&self, keys: &[Key]) -> Option<Vec<Result<Option<Entry>, Error>>> {
+        let _ = keys;
+        None
+    }
+
     /// Requests the right to fill K for `ttl`, under a freshly drawn `token`.
     ///
     /// `base` is what the caller saw at K:
@@ -110,8 +117,12 @@ pub trait Store: Debug + Send + Sync {
     /// Removes a lease, if it is still there, without a fill, and wakes the lookups that wait for K.
     async fn release(&self, lease: Lease) -> Result<(), Error>;
 
-    /// Applies an event other than a deletion: raises the fence, deletes K, marks the event as applied. A tombstone
-    /// stays unless the event is later (or, if no time shows the order, is a creation), or `change.force` is set.
+    /// Applies an event: raises the fence, deletes K, marks the event as applied. A tombstone stays unless the event is
+    /// later (or, if no time shows the order, is a creation), or `change.force` is set.
+    ///
+    /// A deletion writes a tombstone if the fence has no later event. Otherwise it deletes K and returns
+    /// [`Applied::Outrun`]. A deletion that is delivered once more writes a tombstone only if that is known to be right:
+    /// see [`fence::raise`].
     ///
     /// Idempotent: a repetition within the dedup window returns [`Applied::Duplicate`] and changes nothing. The delete
     /// is never skipped because of [`Applied::Outrun`]. A replay of an event that is still remembered deletes K once
@@ -119,14 +130,7 @@ pub trait Store: Debug + Send + Sync {
     ///
     /// Rules: [`invalidate-before-ack`](crate::rules#invalidate-before-ack), [`fence`](crate::rules#fence),
     /// [`tombstone`](crate::rules#tombstone).
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
-
-    /// Applies a deletion: as [`invalidate`](Store::invalidate), but writes a tombstone if the fence has no later
-    /// event. Otherwise it deletes K and returns [`Applied::Outrun`]. A deletion that is delivered once more writes a
-    /// tombstone only if that is known to be right: see [`fence::raise`].
-    ///
-    /// Rule: [`tombstone`](crate::rules#tombstone).
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error>;
 
     /// Waits until K may no longer hold the entry with the token `seen`, until another look is worthwhile, or until
     /// `deadline`. The caller then reads K again.

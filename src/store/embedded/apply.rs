@@ -23,9 +23,8 @@ impl Embedded {
         Some(entry)
     }
 
-    /// See [`Store::invalidate`](crate::store::Store::invalidate) and
-    /// [`Store::write_tombstone`](crate::store::Store::write_tombstone).
-    pub(super) fn apply(&self, key: &Key, change: &Change) -> Applied {
+    /// See [`Store::apply`](crate::store::Store::apply).
+    pub(super) fn apply_change(&self, key: &Key, change: &Change) -> Applied {
         let now = self.clock.now();
         let _guard = self.stripes.of(key).lock();
         let mark = (key.clone(), change.event);

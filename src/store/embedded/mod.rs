@@ -221,12 +221,8 @@ impl Store for Embedded {
         Ok(())
     }
 
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        Ok(self.apply(key, change))
-    }
-
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        Ok(self.apply(key, change))
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        Ok(self.apply_change(key, change))
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

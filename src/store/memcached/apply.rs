@@ -44,9 +44,8 @@ struct Before {
 }
 
 impl Memcached {
-    /// See [`Store::invalidate`](crate::store::Store::invalidate) and
-    /// [`Store::write_tombstone`](crate::store::Store::write_tombstone).
-    pub(super) async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+    /// See [`Store::apply`](crate::store::Store::apply).
+    pub(super) async fn apply_change(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
         let session = self.node(key).events.session()?;
         let step = Step { key, names: KeyNames::of(key), change };
         loop {

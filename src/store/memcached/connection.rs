@@ -19,10 +19,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::invalid::InvalidSetting;
+use crate::patience::{Expired, Patience};
 use crate::same_server::{Due, Member};
 use crate::shutdown::Shutdown;
 use crate::store::Error;
-use crate::store::patience::{Expired, Patience};
 use crate::supervise::Backoff;
 
 use super::config::{Config, Server};

@@ -189,12 +189,8 @@ impl Store for Memcached {
         self.remove_lease(lease).await
     }
 
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.apply(key, change).await
-    }
-
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.apply(key, change).await
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.apply_change(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

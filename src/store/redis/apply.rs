@@ -11,9 +11,8 @@ use super::scripts::{APPLY, KeyNames};
 use super::{Redis, record};
 
 impl Redis {
-    /// See [`Store::invalidate`](crate::store::Store::invalidate) and
-    /// [`Store::write_tombstone`](crate::store::Store::write_tombstone).
-    pub(super) async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+    /// See [`Store::apply`](crate::store::Store::apply).
+    pub(super) async fn apply_change(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
         let names = KeyNames::of(key);
         let call = |mut cmd: Cmd| {
             cmd.arg(4 + usize::from(change.of.is_some())).arg(names.key).arg(&names.fence).arg(&names.lock);

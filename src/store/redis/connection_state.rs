@@ -6,9 +6,10 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::{Notify, watch};
 
+use crate::patience::Patience;
+
 use super::breaker::ServerBreaker;
 use super::error::CommandError;
-use super::patience::Patience;
 use super::role::RoleCheck;
 
 /// The state of a connection.

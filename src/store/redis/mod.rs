@@ -47,7 +47,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 
@@ -61,7 +60,7 @@ use super::histories::KnownHistories;
 use super::sealed::macs::Macs;
 use super::{
     Applied, Base, Change, ClearMode, Entry, Error, Filled, Generations, Inspect, Inspection, Lease, LeaseAnswer,
-    LeaseTarget, Leased, Lifetimes, Record, ReplicationHistory, Store, Token, patience, record,
+    LeaseTarget, Leased, Lifetimes, Record, ReplicationHistory, Store, Token, record,
 };
 
 use config::{Config, Endpoints};
@@ -70,9 +69,6 @@ use error::{CommandError, refused};
 use pubsub::Announcements;
 use reply::{bytes, list, number, unexpected};
 use scripts::{FILL, INSPECT, KeyNames, LEASE, RELEASE, Script, script_name};
-
-/// How far the clocks of processes may differ before the age of a record comes from Redis.
-const SKEW: Duration = Duration::from_secs(1);
 
 /// A store in Redis; see the module's head.
 #[derive(Debug)]
@@ -171,18 +167,16 @@ impl Store for Redis {
     async fn get(&self, key: &Key) -> Result<Option<Entry>, Error> {
         let mut cmd = redis::cmd("GET");
         cmd.arg(key.as_str());
-        match self.lookups.send(&cmd).await {
-            Ok(answer) => match bytes(answer).map(|bytes| self.decode(key, bytes.into())) {
-                Some(Entry::Record(record)) if record.fetched_at > self.clock.now().plus(SKEW) => {
-                    // Boxed, so that the future of every other read stays small.
-                    Box::pin(self.aged(key, record)).await
-                }
-                entry => Ok(entry),
-            },
-            // Corrupt like any other unreadable value; the next lease removes it.
-            Err(CommandError::WrongType) => Ok(Some(Entry::Corrupt(Bytes::new()))),
-            Err(error) => Err(error.into()),
+        match self.entry(key, self.lookups.send(&cmd).await)? {
+            // Boxed, so that the future of every other read stays small.
+            Some(Entry::Record(record)) if self.is_early(&record) => Box::pin(self.aged(key, record)).await,
+            entry => Ok(entry),
         }
+    }
+
+    async fn get_together(&self, keys: &[Key]) -> Option<Vec<Result<Option<Entry>, Error>>> {
+        let RedisConnection::Server(server) = &self.lookups else { return None };
+        Some(self.entries(server, keys).await)
     }
 
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error> {
@@ -252,12 +246,8 @@ impl Store for Redis {
         answer.await.map(drop)
     }
 
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.apply(key, change).await
-    }
-
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.apply(key, change).await
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.apply_change(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

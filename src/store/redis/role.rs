@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 
 use super::reply::bytes;
@@ -83,17 +83,35 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Sends a command to a server together with the question. Returns the answer, and whether the server named its role.
+/// Asks a server for its role, and whether it answers `PING`. Returns whether it named its role.
 ///
 /// # Errors
 ///
 /// Also `READONLY`: the server is a replica.
-pub(super) async fn ask_with(connection: &mut MultiplexedConnection, cmd: &Cmd) -> RedisResult<(Value, bool)> {
-    let mut both = redis::pipe();
-    both.cmd("HELLO").add_command(cmd.clone());
-    let mut answers = connection.send_packed_commands(&both, 0, 2).await?.into_iter();
-    let has_role = check(answers.next().unwrap_or(Value::Nil))?;
-    Ok((answers.next().unwrap_or(Value::Nil).extract_error()?, has_role))
+pub(super) async fn ask(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
+    let (answers, has_role) = ask_with(connection, redis::pipe().cmd("PING")).await?;
+    answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
+    Ok(has_role)
+}
+
+/// Sends commands to a server together with the question. Returns the answer to each, which may be an error, and whether the
+/// server named its role.
+///
+/// # Errors
+///
+/// Also `READONLY`: the server is a replica.
+pub(super) async fn ask_with(
+    connection: &mut MultiplexedConnection,
+    commands: &Pipeline,
+) -> RedisResult<(Vec<Value>, bool)> {
+    let mut all = redis::pipe();
+    all.cmd("HELLO");
+    for cmd in commands.cmd_iter() {
+        all.add_command(cmd.clone());
+    }
+    let mut answers = connection.send_packed_commands(&all, 0, all.len()).await?;
+    let has_role = check(if answers.is_empty() { Value::Nil } else { answers.remove(0) })?;
+    Ok((answers, has_role))
 }
 
 /// Checks the answer to the question; returns whether it names a role.

@@ -19,13 +19,13 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
+use crate::patience::Expired;
 use crate::same_server::Member;
 use crate::shutdown::Shutdown;
 
 use super::client::ServerClient;
 use super::connection_state::{ConnectionState, CurrentConnection};
 use super::error::{CommandError, reason};
-use super::patience::Expired;
 use super::role::{self, RoleCheck};
 use super::supervisor::Supervisor;
 
@@ -73,12 +73,30 @@ impl ServerConnection {
         self.exchange(now, run, |_| true).await
     }
 
+    /// Sends commands together; returns the answer to each, which may be an error of the server.
+    pub(super) async fn send_each(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, CommandError> {
+        let now = Instant::now();
+        if self.state.role.is_due(now) {
+            return Box::pin(self.send_each_to_primary(commands, now)).await;
+        }
+        let run =
+            async |connection: &mut MultiplexedConnection| connection.send_packed_commands(commands, 0, count).await;
+        self.exchange(now, run, |_| true).await
+    }
+
     /// Sends a command with the question for the role of the server.
     async fn send_to_primary(&self, cmd: &Cmd, now: Instant) -> Result<Value, CommandError> {
-        let run = async |connection: &mut MultiplexedConnection| role::ask_with(connection, cmd).await;
-        let (answer, _) = self.exchange(now, run, |_| true).await?;
+        let mut only = redis::pipe();
+        only.add_command(cmd.clone());
+        let answer = self.send_each_to_primary(&only, now).await?.pop().unwrap_or(Value::Nil);
+        Ok(answer.extract_error()?)
+    }
+
+    async fn send_each_to_primary(&self, commands: &Pipeline, now: Instant) -> Result<Vec<Value>, CommandError> {
+        let run = async |connection: &mut MultiplexedConnection| role::ask_with(connection, commands).await;
+        let (answers, _) = self.exchange(now, run, |_| true).await?;
         self.state.role.confirm(now);
-        Ok(answer)
+        Ok(answers)
     }
 
     /// Sends commands one after the other; returns `count` answers after the first `skipped` ones. If they do not show

@@ -105,10 +105,9 @@ impl Supervisor {
         let began = Instant::now();
         let connecting = async {
             let mut connection = self.client.connect().await?;
-            let ping = redis::cmd("PING");
             if !self.state.role.is_on() {
-                connection.send_packed_command(&ping).await?.extract_error()?;
-            } else if !role::ask_with(&mut connection, &ping).await?.1 {
+                connection.send_packed_command(&redis::cmd("PING")).await?.extract_error()?;
+            } else if !role::ask(&mut connection).await? {
                 tracing::warn!("redis does not name its role (HELLO), so it is not noticed if it becomes a replica");
             }
             Ok(connection)

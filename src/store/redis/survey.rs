@@ -158,7 +158,7 @@ async fn ask(config: &Config, clock: &SharedClock) -> Result<Survey, Error> {
 /// Connects to a server. Fails with `READONLY` if it is a replica.
 async fn connect_to_primary(server: &mut ServerClient) -> RedisResult<MultiplexedConnection> {
     let mut connection = server.connect().await?;
-    role::ask_with(&mut connection, &redis::cmd("PING")).await?;
+    role::ask(&mut connection).await?;
     Ok(connection)
 }
 

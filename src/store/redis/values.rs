@@ -3,15 +3,59 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use redis::Value;
 
 use crate::domain::Key;
 use crate::store::sealed::macs::Macs;
 use crate::store::{Entry, Error, Record, Tombstone};
 
-use super::reply::number;
+use super::error::CommandError;
+use super::reply::{bytes, number};
+use super::server_connection::ServerConnection;
 use super::{Redis, record};
 
+/// How far the clocks of processes may differ before the age of a record comes from Redis.
+const SKEW: Duration = Duration::from_secs(1);
+
 impl Redis {
+    /// Reads the entries at several keys of a server with one request.
+    pub(super) async fn entries(&self, server: &ServerConnection, keys: &[Key]) -> Vec<Result<Option<Entry>, Error>> {
+        let mut commands = redis::pipe();
+        for key in keys {
+            commands.cmd("GET").arg(key.as_str());
+        }
+        let answers = match server.send_each(&commands, keys.len()).await {
+            Ok(answers) => answers,
+            Err(error) => {
+                let error = Error::from(error);
+                return keys.iter().map(|_| Err(error.clone())).collect();
+            }
+        };
+        let mut entries = Vec::with_capacity(keys.len());
+        for (key, answer) in keys.iter().zip(answers) {
+            entries.push(match self.entry(key, answer.extract_error().map_err(CommandError::from)) {
+                Ok(Some(Entry::Record(record))) if self.is_early(&record) => self.aged(key, record).await,
+                entry => entry,
+            });
+        }
+        entries
+    }
+
+    /// Returns the entry that the answer to a `GET` shows.
+    pub(super) fn entry(&self, key: &Key, answer: Result<Value, CommandError>) -> Result<Option<Entry>, Error> {
+        match answer {
+            Ok(answer) => Ok(bytes(answer).map(|bytes| self.decode(key, bytes.into()))),
+            // Corrupt like any other unreadable value; the next lease removes it.
+            Err(CommandError::WrongType) => Ok(Some(Entry::Corrupt(Bytes::new()))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns whether a record is from the future, so that its age must come from Redis.
+    pub(super) fn is_early(&self, record: &Record) -> bool {
+        record.fetched_at > self.clock.now().plus(SKEW)
+    }
+
     /// Returns a record from the future with the age that Redis knows: our clock was set back, or that of the process
     /// that wrote it is ahead.
     pub(super) async fn aged(&self, key: &Key, record: Record) -> Result<Option<Entry>, Error> {

@@ -80,6 +80,14 @@ impl<S: Store> Store for Sealed<S> {
         Ok(self.store.get(key).await?.map(|entry| self.opened(key, entry)))
     }
 
+    async fn get_together(&self, keys: &[Key]) -> Option<Vec<Result<Option<Entry>, Error>>> {
+        let entries = self.store.get_together(keys).await?;
+        let opened = |(key, entry): (&Key, Result<Option<Entry>, Error>)| {
+            entry.map(|entry| entry.map(|entry| self.opened(key, entry)))
+        };
+        Some(keys.iter().zip(entries).map(opened).collect())
+    }
+
     async fn lease(&self, key: &Key, base: &Base, token: Token, ttl: Duration) -> Result<LeaseAnswer, Error> {
         Ok(match self.store.lease(key, base, token, ttl).await? {
             LeaseAnswer::Changed(entry) => LeaseAnswer::Changed(self.opened(key, entry)),
@@ -96,12 +104,8 @@ impl<S: Store> Store for Sealed<S> {
         self.store.release(lease).await
     }
 
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.store.invalidate(key, change).await
-    }
-
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.store.write_tombstone(key, change).await
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.store.apply(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

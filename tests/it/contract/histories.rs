@@ -287,10 +287,7 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
                 (String::new(), String::new())
             }
             Step::Apply(change) => {
-                let answer = match change.kind {
-                    Kind::Deleted => store.write_tombstone(&key, change).await,
-                    Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(&key, change).await,
-                };
+                let answer = store.apply(&key, change).await;
                 (format!("{:?}", answer.unwrap()), format!("{:?}", reference.apply(change)))
             }
             Step::Evict => {

@@ -140,7 +140,7 @@ impl Customers {
         let stamps = Stamps { modified: Some(Modified::from_millis(version)), at: None };
         let event = Digest::from_bytes(rand::random());
         let change = Change { event, of: None, kind: Kind::Updated, stamps, again: None, force: false };
-        store.invalidate(&self.identities[customer].key(), &change).await.unwrap();
+        store.apply(&self.identities[customer].key(), &change).await.unwrap();
         self.applied[customer].fetch_max(version, Ordering::SeqCst);
     }
 

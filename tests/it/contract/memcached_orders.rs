@@ -183,10 +183,7 @@ impl Scene {
 }
 
 async fn apply(store: &Memcached, key: &profile_edge::domain::Key, change: &Change) -> Result<Applied, Error> {
-    match change.kind {
-        Kind::Deleted => store.write_tombstone(key, change).await,
-        Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(key, change).await,
-    }
+    store.apply(key, change).await
 }
 
 /// An event of this second.

@@ -188,6 +188,22 @@ async fn a_clock_that_is_set_back_makes_no_record_in_redis_younger() {
     let Some(Entry::Record(record)) = redis.store.get(&key).await.unwrap() else { panic!("it is kept for the grace") };
     let age = redis.clock().now().since(record.fetched_at);
     assert!((ttl..2 * ttl).contains(&age), "{age:?}");
+    let together = redis.store.get_together(&[key]).await.expect("one server has all keys").remove(0).unwrap();
+    let Some(Entry::Record(record)) = together else { panic!("it is kept for the grace") };
+    assert!(redis.clock().now().since(record.fetched_at) >= ttl, "nor if it is read with others");
+}
+
+#[tokio::test]
+async fn one_unreadable_value_leaves_the_others_of_a_shared_read() {
+    let redis = Alone::new().await;
+    let keys = ["ada", "list", "nobody"].map(|id| identity(&redis.tenant(), id).key());
+    let mut server = redis.servers[0].clone();
+    redis::cmd("RPUSH").arg(keys[1].as_str()).arg("x").query_async::<()>(&mut server).await.unwrap();
+    let lease = redis.store.lease(&keys[0], &Base::Absent, Token::draw(), Duration::from_secs(2)).await.unwrap();
+    assert!(matches!(lease, LeaseAnswer::Granted(_)));
+    let entries = redis.store.get_together(&keys).await.expect("one server has all keys");
+    let entries: Vec<_> = entries.into_iter().map(Result::unwrap).collect();
+    assert!(matches!(entries[..], [Some(Entry::Leased(_)), Some(Entry::Corrupt(_)), None]), "{entries:?}");
 }
 
 fn any_change(random: &mut StdRng) -> Change {
@@ -216,10 +232,7 @@ fn any_again(random: &mut StdRng) -> Redelivery {
 
 async fn apply(fixture: &impl Fixture, key: &Key, change: &Change) -> String {
     let store = fixture.store();
-    let applied = match change.kind {
-        Kind::Deleted => store.write_tombstone(key, change).await,
-        Kind::Created | Kind::Updated | Kind::Merged => store.invalidate(key, change).await,
-    };
+    let applied = store.apply(key, change).await;
     format!("{:?}", applied.unwrap())
 }
 

@@ -92,12 +92,8 @@ impl Store for Whole {
         self.store.release(lease).await
     }
 
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.store.invalidate(key, change).await
-    }
-
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.store.write_tombstone(key, change).await
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.store.apply(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

@@ -171,10 +171,7 @@ impl<F: Fixture> Case<F> {
     }
 
     async fn apply(&self, change: Change) -> Applied {
-        match change.kind {
-            Kind::Deleted => self.store.write_tombstone(&self.key, &change).await.unwrap(),
-            Kind::Created | Kind::Updated | Kind::Merged => self.store.invalidate(&self.key, &change).await.unwrap(),
-        }
+        self.store.apply(&self.key, &change).await.unwrap()
     }
 }
 
@@ -281,6 +278,7 @@ store_contract!(
     a_waiter_stops_at_its_deadline_and_without_a_lease,
     a_record_expires_on_time,
     negative_answers_and_pointers_are_stored,
+    entries_read_together_are_those_read_one_by_one,
     tenants_are_separate,
     an_inspection_shows_no_body,
     an_inspection_shows_every_kind_of_entry,
@@ -711,11 +709,31 @@ async fn negative_answers_and_pointers_are_stored<F: Fixture>(case: Case<F>) {
     assert!(matches!(pointer.content, Content::Pointer(to) if to == canonical));
 }
 
+async fn entries_read_together_are_those_read_one_by_one<F: Fixture>(case: Case<F>) {
+    case.filled("{\"firstName\":\"Ada\"}").await;
+    let [leased, deleted, absent] =
+        ["leased", "deleted", "absent"].map(|id| identity(&case.fixture.tenant(), id).key());
+    let _lease = granted(case.store.lease(&leased, &Base::Absent, Token::draw(), LEASE).await.unwrap());
+    case.store.apply(&deleted, &event(Kind::Deleted)).await.unwrap();
+    let keys = [deleted, case.key.clone(), absent, leased];
+    // A store that needs several requests reads one by one.
+    let Some(together) = case.store.get_together(&keys).await else { return };
+    assert_eq!(together.len(), keys.len());
+    for (key, entry) in keys.iter().zip(together) {
+        let (entry, alone) = (entry.unwrap(), case.store.get(key).await.unwrap());
+        assert_eq!(format!("{entry:?}"), format!("{alone:?}"), "{key}");
+        if *key == case.key {
+            let Some(Entry::Record(Record { content: Content::Found(found), .. })) = entry else { panic!("no record") };
+            assert_eq!(found.body.expose(), "{\"firstName\":\"Ada\"}");
+        }
+    }
+}
+
 async fn tenants_are_separate<F: Fixture>(case: Case<F>) {
     case.filled("{}").await;
     let other = identity(&format!("{}-other", case.fixture.tenant()), "ada").key();
     assert!(case.store.get(&other).await.unwrap().is_none());
-    case.store.write_tombstone(&other, &event(Kind::Deleted)).await.unwrap();
+    case.store.apply(&other, &event(Kind::Deleted)).await.unwrap();
     assert_eq!(case.body().await.as_deref(), Some("{}"));
 }
 

@@ -117,14 +117,9 @@ impl Store for Gated {
         self.store.release(lease).await
     }
 
-    async fn invalidate(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.gates.pass(self.actor, "invalidate").await;
-        self.store.invalidate(key, change).await
-    }
-
-    async fn write_tombstone(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
-        self.gates.pass(self.actor, "write_tombstone").await;
-        self.store.write_tombstone(key, change).await
+    async fn apply(&self, key: &Key, change: &Change) -> Result<Applied, Error> {
+        self.gates.pass(self.actor, "apply").await;
+        self.store.apply(key, change).await
     }
 
     async fn wait(&self, key: &Key, seen: Token, deadline: Instant) {

@@ -1,4 +1,4 @@
-//! How long an answer of a server is waited for.
+//! How long an answer is waited for: of a server, or of other lookups.
 //!
 //! A timer alone cannot tell a server that is gone from one that is slow, or from a process that had no processor time to
 //! read the answer: in a crowd of lookups all three look the same, and each wrong guess sends a lookup past the cache to
@@ -25,7 +25,7 @@ const LONGEST: u32 = 40;
 
 /// Waits for the answers on one connection.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     timeout: Duration,
     /// How many commands have been answered.
     answered: AtomicU64,
@@ -33,7 +33,7 @@ pub(super) struct Patience {
 
 /// Why an answer is not waited for any longer. Whether the command was executed is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Expired {
+pub(crate) enum Expired {
     /// Nothing was answered for the timeout.
     Silent,
     /// Others were answered meanwhile, or this process did not run.
@@ -41,17 +41,22 @@ pub(super) enum Expired {
 }
 
 impl Patience {
-    pub(super) const fn new(timeout: Duration) -> Self {
+    pub(crate) const fn new(timeout: Duration) -> Self {
         Self { timeout, answered: AtomicU64::new(0) }
     }
 
     /// Returns the timeout.
-    pub(super) const fn timeout(&self) -> Duration {
+    pub(crate) const fn timeout(&self) -> Duration {
         self.timeout
     }
 
+    /// Records that something was answered.
+    pub(crate) fn answered(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Waits for an answer.
-    pub(super) async fn answer<T>(&self, answer: impl Future<Output = T>) -> Result<T, Expired> {
+    pub(crate) async fn answer<T>(&self, answer: impl Future<Output = T>) -> Result<T, Expired> {
         let slice = self.timeout / SLICES;
         let mut answer = std::pin::pin!(answer);
         let mut began = Instant::now();
@@ -59,7 +64,7 @@ impl Patience {
         let (mut silence, mut seen) = (Duration::ZERO, self.answered.load(Ordering::Relaxed));
         loop {
             if let Ok(answer) = timeout_at(began + slice, answer.as_mut()).await {
-                self.answered.fetch_add(1, Ordering::Relaxed);
+                self.answered();
                 return Ok(answer);
             }
             let (now, answered) = (Instant::now(), self.answered.load(Ordering::Relaxed));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{CustomerId, CustomerQuery, Identifier, Identity, TenantId};
+use crate::domain::{CustomerQuery, Identity, TenantId};
 use crate::metrics::in_progress;
 use crate::store::{self, Entry};
 use crate::upstream::{Error, Requester};
@@ -16,11 +16,10 @@ use super::identifier::IdentifierReader;
 use super::reader::CacheReader;
 use super::{Config, Lookup, LookupAnswer, LookupError, Phases};
 
-/// A customer of a batch.
-enum Asked<'a> {
-    /// By its id, with the result of the first read of its entry, unless it is still to be read.
-    Id(&'a CustomerId, Identity, Option<Result<Option<Entry>, store::Error>>),
-    Identifier(&'a Identifier),
+/// The result of the first read of an entry.
+struct FirstRead {
+    identity: Identity,
+    entry: Result<Option<Entry>, store::Error>,
 }
 
 impl Lookup {
@@ -38,10 +37,11 @@ impl Lookup {
         let started = Instant::now();
         let in_flight: Vec<_> =
             customers.iter().map(|_| in_progress(&self.context.deps.metrics.lookup_in_flight)).collect();
-        let (asked, seats) = self.asked(tenant, customers, requester, started + config.deadline).await;
+        let reads = self.read_together(tenant, customers, started + config.deadline).await;
         // From here on each counts itself.
         drop(in_flight);
-        let lookups = asked.into_iter().zip(seats).map(|(asked, seat)| async move {
+        let seats = Batch::seats(&self.context, tenant, requester, customers.len());
+        let lookups = customers.iter().zip(reads).zip(seats).map(|(asked, seat)| async move {
             let mut own = Phases::default();
             let answer = self.timed(tenant, started, |config, deadline| {
                 self.seated(config, tenant, asked, (requester, max_age), seat, (deadline, &mut own))
@@ -62,59 +62,50 @@ impl Lookup {
     ) -> Vec<Result<LookupAnswer, LookupError>> {
         let Some(config) = self.context.deps.tenants.get(tenant) else { return Vec::new() };
         let deadline = Instant::now() + config.deadline;
-        let (asked, seats) = self.asked(tenant, customers, requester, deadline).await;
-        let lookups = asked.into_iter().zip(seats).map(|(asked, seat)| async move {
+        let reads = self.read_together(tenant, customers, deadline).await;
+        let seats = Batch::seats(&self.context, tenant, requester, customers.len());
+        let lookups = customers.iter().zip(reads).zip(seats).map(|(asked, seat)| async move {
             let for_nobody = (deadline, &mut Phases::default());
             self.seated(config, tenant, asked, (requester, None), seat, for_nobody).await
         });
         join_all(lookups).await
     }
 
-    /// Returns the customers of a batch with the first reads of their entries, and a seat for each.
-    async fn asked<'a>(
+    /// Reads the entries of the customers with one request, if the store can. Returns what it read for each; who is asked for by
+    /// an identifier, is not admitted, or got no answer, reads on its own.
+    async fn read_together(
         &self,
         tenant: &TenantId,
-        customers: &'a [CustomerQuery],
-        requester: &Requester,
+        customers: &[CustomerQuery],
         deadline: Instant,
-    ) -> (Vec<Asked<'a>>, impl Iterator<Item = BatchSeat> + use<>) {
-        let identify = |customer: &'a CustomerQuery| match customer {
-            CustomerQuery::Id(id) => Asked::Id(id, self.context.deps.hasher.identify(tenant, id), None),
-            CustomerQuery::Identifier(identifier) => Asked::Identifier(identifier),
-        };
-        let mut asked: Vec<Asked<'a>> = customers.iter().map(identify).collect();
-        self.read_together(&mut asked, deadline).await;
-        (asked, Batch::seats(&self.context, tenant, requester, customers.len()))
-    }
-
-    /// Reads the entries of several customers with one request, if the store can. Who is not admitted, or gets no answer, reads
-    /// on its own.
-    async fn read_together(&self, asked: &mut [Asked<'_>], deadline: Instant) {
+    ) -> Vec<Option<FirstRead>> {
         let (admission, now) = (&self.context.admission, Instant::now());
-        let (mut admitted, mut keys, mut entries) = (Vec::new(), Vec::new(), Vec::new());
-        for asked in asked {
-            if let Asked::Id(_, identity, entry) = asked
-                && let Some(read) = admission.admit(now)
+        let mut reads: Vec<Option<FirstRead>> = customers.iter().map(|_| None).collect();
+        let (mut keys, mut places) = (Vec::new(), Vec::new());
+        for (customer, read) in customers.iter().zip(&mut reads) {
+            if let CustomerQuery::Id(id) = customer
+                && let Some(admitted) = admission.admit(now)
             {
-                admitted.push(read);
+                let identity = self.context.deps.hasher.identify(tenant, id);
                 keys.push(identity.key());
-                entries.push(entry);
+                places.push((read, admitted, identity));
             }
         }
         if keys.len() < 2 {
-            return;
+            return reads;
         }
         match timeout_at(deadline, self.context.deps.store.get_together(&keys)).await {
             Ok(Some(found)) => {
-                for ((admitted, entry), found) in admitted.into_iter().zip(entries).zip(found) {
-                    admitted.end(found.is_ok());
-                    *entry = Some(found);
+                for ((read, admitted, identity), entry) in places.into_iter().zip(found) {
+                    admitted.end(entry.is_ok());
+                    *read = Some(FirstRead { identity, entry });
                 }
             }
             // It cannot.
             Ok(None) => {}
-            Err(_elapsed) => admitted.into_iter().for_each(|admitted| admitted.end(false)),
+            Err(_elapsed) => places.into_iter().for_each(|(_, admitted, _)| admitted.end(false)),
         }
+        reads
     }
 
     /// One lookup of a batch. Genesys has no request for several identifiers, so a lookup by one has its own.
@@ -122,14 +113,18 @@ impl Lookup {
         &self,
         config: &Config,
         tenant: &TenantId,
-        asked: Asked<'_>,
+        (customer, read): (&CustomerQuery, Option<FirstRead>),
         (requester, max_age): (&Requester, Option<Duration>),
         seat: BatchSeat,
         (deadline, phases): (Instant, &mut Phases),
     ) -> Result<LookupAnswer, LookupError> {
         let context = &self.context;
-        match asked {
-            Asked::Id(customer, identity, entry) => {
+        match customer {
+            CustomerQuery::Id(customer) => {
+                let (identity, entry) = match read {
+                    Some(FirstRead { identity, entry }) => (identity, Some(entry)),
+                    None => (context.deps.hasher.identify(tenant, customer), None),
+                };
                 let mut reader = CacheReader::new(context, config, identity, customer, requester, phases, deadline);
                 (reader.demand, reader.seat) = (Demand::new(max_age), Some(seat));
                 match entry {
@@ -137,7 +132,7 @@ impl Lookup {
                     None => Box::pin(reader.read()).await,
                 }
             }
-            Asked::Identifier(identifier) => {
+            CustomerQuery::Identifier(identifier) => {
                 drop(seat);
                 // A caller cannot have the right to such a lookup without the key, so the error does not occur.
                 let without_key = Error::Unusable { reason: "this process has no key for identifiers" };

@@ -14,7 +14,7 @@ use crate::oracle::history::{Observation, ObservedAnswer, RunHistory, RunMicros}
 use crate::oracle::http::OracleClient;
 use crate::oracle::judge::{Judgement, TimeBounds, judge};
 use crate::oracle::load::{CONTACTS, EDITOR, ProfileWriter, READER, RoundState, WriterLimits, look_up, read_all};
-use crate::support::{PATIENCE, customer};
+use crate::support::{PATIENCE, Standstill, customer};
 
 use super::fault::Fault;
 use super::site::{Site, UNSETTLED_TTL, UPSTREAM_TIMEOUT};
@@ -37,8 +37,8 @@ const BEFORE: Duration = Duration::from_secs(1);
 /// How long a caller waits.
 const PATIENCE_OF_A_CALLER: Duration = Duration::from_secs(2);
 
-/// The longest time until every event has been applied after the load.
-const LONGEST_QUIET: Duration = Duration::from_secs(120);
+/// How long nothing may be accepted or applied after the load, although events are left.
+const LONGEST_STANDSTILL: Duration = Duration::from_secs(120);
 
 /// A lookup of a reader.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +107,7 @@ pub(super) async fn round(site: &mut Site, fault: Fault, hold: Duration) -> Verd
     let drained = healed.elapsed();
     sleep(UPSTREAM_TIMEOUT + UNSETTLED_TTL).await;
     answers.extend(read_all(&stage, lookups).await);
-    let customers = stage.customers.read().iter().map(|(_, start)| *start).collect();
+    let customers = stage.customers.read().clone();
     let judgement = judge(&RunHistory { customers, changes, applies: site.recorder.finish(), answers }, bounds());
 
     asked.retain(|lookup| (before.at..after.at).contains(&lookup.at));
@@ -153,13 +153,14 @@ async fn is_back(site: &Site, stage: &RoundState) {
     }
 }
 
-/// Waits until every event is accepted and applied. What is not by then is lost.
+/// Waits until every event is accepted and applied. What is left when nothing happens any more is lost.
 async fn quiet(site: &Site) {
-    let started = Instant::now();
+    let mut standstill = Standstill::of((None, 0));
     loop {
         let events = site.sandbox("/sandbox/events").await;
-        let is_quiet = events["acknowledged"] == events["announced"] && site.recorder.event_counts().1 == 0;
-        if is_quiet || started.elapsed() > LONGEST_QUIET {
+        let open = site.recorder.event_counts().1;
+        let is_quiet = events["acknowledged"] == events["announced"] && open == 0;
+        if is_quiet || standstill.lasts((events["acknowledged"].as_u64(), open)) > LONGEST_STANDSTILL {
             return;
         }
         sleep(Duration::from_millis(100)).await;
@@ -177,7 +178,7 @@ async fn read(stage: Arc<RoundState>, public: SocketAddr) -> (Vec<Asked>, Vec<Ob
         ticks.tick().await;
         let customer = rand::random_range(0..CUSTOMERS);
         let at = Instant::now();
-        let answer = look_up(&stage, &mut client, customer).await;
+        let answer = look_up(&stage, &mut client, customer).await.ok();
         let found = answer.is_some_and(|answer| matches!(answer.saw, Observation::Profile(_)));
         asked.push(Asked { at, took: at.elapsed(), quiet: customer % 2 == 1, found });
         answers.extend(answer);

@@ -90,6 +90,8 @@ pub(crate) enum AnswerLabel {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ObservedAnswer {
     pub(crate) customer: CustomerNumber,
+    /// The port of the lookup process that answered.
+    pub(crate) port: u16,
     /// When the lookup was sent.
     pub(crate) began: RunMicros,
     /// When the whole answer had arrived.
@@ -108,10 +110,19 @@ pub(crate) struct ObservedAnswer {
 /// The record of a round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunHistory {
-    pub(crate) customers: Vec<InitialState>,
+    /// The id and the initial state of each customer, by its number.
+    pub(crate) customers: Vec<(String, InitialState)>,
     pub(crate) changes: Vec<ProfileChange>,
     pub(crate) applies: HashMap<Uuid, EventApply>,
     pub(crate) answers: Vec<ObservedAnswer>,
+}
+
+impl RunHistory {
+    /// Returns the events that were not applied, each with its change.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = (&Uuid, &ProfileChange)> {
+        let events = self.changes.iter().flat_map(|change| change.events.iter().map(move |event| (event, change)));
+        events.filter(|(event, _)| !self.applies.contains_key(event))
+    }
 }
 
 /// Records what happens during a round.
@@ -145,6 +156,14 @@ struct AppliedEventLine {
     again: Option<String>,
 }
 
+/// A record about an event in the audit trail of a consumer.
+#[derive(Deserialize)]
+struct AuditedEventLine {
+    event: Uuid,
+    #[serde(default)]
+    replayed: bool,
+}
+
 impl Recorder {
     pub(crate) fn new() -> Self {
         Self { zero: Instant::now(), counts_copies: false, record: Mutex::default() }
@@ -162,8 +181,9 @@ impl Recorder {
 
     /// Records a line of a consumer's log. Returns whether it reports an applied event.
     ///
-    /// A consumer writes the line between the effect and the acknowledgement. So every event that has left the queue has
-    /// one, whichever process was killed. A redelivery writes another.
+    /// A consumer logs it between the effect and the acknowledgement; a redelivery logs another. The log waits in memory, so
+    /// a kill may lose the line of an event that has left the queue. Its audit record was written before that: see
+    /// [`record_audited`](Self::record_audited).
     pub(crate) fn record_consumer_line(&self, line: &str) -> bool {
         if !line.contains("\"event applied\"") {
             return false;
@@ -173,15 +193,28 @@ impl Recorder {
             // A replayed copy does not show that the event itself was applied.
             return true;
         }
+        self.record_apply(line.event, (!line.resumed).then_some(line.taken_at));
+        true
+    }
+
+    /// Records the events that are not known to be applied and have a record in this audit trail.
+    pub(crate) fn record_audited(&self, trail: &str) {
+        for line in trail.lines() {
+            let Ok(audited) = serde_json::from_str::<AuditedEventLine>(line) else { continue };
+            if !audited.replayed && self.record.lock().open.contains(&audited.event) {
+                self.record_apply(audited.event, None);
+            }
+        }
+    }
+
+    fn record_apply(&self, event: Uuid, taken_at: Option<WallMillis>) {
         let mut record = self.record.lock();
         // Under the lock, so that a reader that sees the event as applied starts after this time.
         let observed = self.now();
-        let taken_at = (!line.resumed).then_some(line.taken_at);
-        record.applies.entry(line.event).or_insert(EventApply { observed, taken_at });
-        record.open.remove(&line.event);
-        let named = record.events.get(&line.event).cloned();
+        record.applies.entry(event).or_insert(EventApply { observed, taken_at });
+        record.open.remove(&event);
+        let named = record.events.get(&event).cloned();
         record.draw_readers_to(named.as_deref().unwrap_or_default());
-        true
     }
 
     /// Records the events of a change and the customers that they name.
@@ -232,6 +265,16 @@ impl EventRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_whose_line_a_kill_took_is_known_from_its_audit_record() {
+        let (recorder, events) = (Recorder::new(), [1, 2, 3].map(Uuid::from_u128));
+        recorder.record_events(&events, &[]);
+        let audited = serde_json::json!({ "type": "event", "event": events[0], "verdict": "applied" });
+        let copy = serde_json::json!({ "type": "event", "event": events[1], "verdict": "applied", "replayed": true });
+        recorder.record_audited(&format!("{{\"type\":\"started\"}}\n{audited}\n{copy}\n{{\"type\":\"ev"));
+        assert_eq!(events.map(|event| recorder.is_applied(event)), [true, false, false]);
+    }
 
     /// An event names its customer and his identifiers, which are visited one after another. A delivery that finds one of
     /// them visited says nothing about when the first one was.

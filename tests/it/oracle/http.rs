@@ -23,7 +23,7 @@ pub(crate) struct OracleReply {
 /// The client of one server.
 #[derive(Debug)]
 pub(crate) struct OracleClient {
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// The header lines of every request.
     headers: String,
     connection: Option<BufReader<TcpStream>>,

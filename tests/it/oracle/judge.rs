@@ -51,6 +51,8 @@ mod tests;
 
 use std::fmt;
 
+use uuid::Uuid;
+
 use super::history::{
     AnswerLabel, ChangeKind, CustomerNumber, EventApply, InitialState, Observation, ObservedAnswer, ProfileChange,
     RunHistory, RunMicros, WallMillis,
@@ -104,6 +106,8 @@ struct CustomerVersion {
     shown: RunMicros,
     applied: Option<RunMicros>,
     taken_at: Option<WallMillis>,
+    /// Its events.
+    events: Vec<Uuid>,
     /// Of a number: who got it.
     owner: Option<CustomerNumber>,
 }
@@ -111,6 +115,7 @@ struct CustomerVersion {
 /// The versions of a customer: the initial one, and those of its changes.
 #[derive(Debug)]
 struct CustomerTimeline {
+    id: String,
     start: InitialState,
     versions: Vec<CustomerVersion>,
 }
@@ -156,8 +161,9 @@ pub(crate) fn judge(history: &RunHistory, bounds: TimeBounds) -> Judgement {
 }
 
 fn timelines(history: &RunHistory, bounds: TimeBounds) -> Vec<CustomerTimeline> {
-    let mut timelines: Vec<_> =
-        history.customers.iter().map(|start| CustomerTimeline { start: *start, versions: Vec::new() }).collect();
+    let timeline =
+        |(id, start): &(String, InitialState)| CustomerTimeline { id: id.clone(), start: *start, versions: Vec::new() };
+    let mut timelines: Vec<_> = history.customers.iter().map(timeline).collect();
     let mut changes: Vec<_> = history.changes.iter().collect();
     changes.sort_by_key(|change| change.began);
     for change in changes {
@@ -166,8 +172,9 @@ fn timelines(history: &RunHistory, bounds: TimeBounds) -> Vec<CustomerTimeline> 
             let timeline = &mut timelines[*customer as usize];
             let owner = change.customers.first().copied().filter(|_| timeline.start == InitialState::Number);
             let version = version_of(change, &applies, bounds);
-            // The profile may have been read before the pointer to it; its own time is judged with its owner.
-            let taken_at = version.taken_at.filter(|_| owner.is_none());
+            // Another event may have visited this key earlier. The profile of an owner may have been read before the
+            // pointer to it; its own time is judged with its owner.
+            let taken_at = version.taken_at.filter(|_| version.events.len() == 1 && owner.is_none());
             timeline.versions.push(CustomerVersion { owner, taken_at, ..version });
         }
     }
@@ -176,15 +183,14 @@ fn timelines(history: &RunHistory, bounds: TimeBounds) -> Vec<CustomerTimeline> 
 
 fn version_of(change: &ProfileChange, applies: &[&EventApply], bounds: TimeBounds) -> CustomerVersion {
     let first = applies.iter().min_by_key(|apply| apply.observed);
-    // Another event may have visited this key earlier.
-    let alone = change.events.len() == 1;
     CustomerVersion {
         number: change.number,
         kind: change.kind,
         began: change.began,
         shown: change.ended + bounds.read_lag,
         applied: first.map(|apply| apply.observed),
-        taken_at: first.filter(|_| alone).and_then(|apply| apply.taken_at),
+        taken_at: first.and_then(|apply| apply.taken_at),
+        events: change.events.clone(),
         owner: None,
     }
 }
@@ -301,7 +307,8 @@ impl Judgement {
         let mut description = String::new();
         if self.count(|known| known == fault) < DESCRIBED {
             let near = timeline.versions.iter().rev().filter(|version| version.began <= answer.ended);
-            description = format!("{answer:?} after, newest first: {:?}", near.take(6).collect::<Vec<_>>());
+            let (id, port, near) = (&timeline.id, answer.port, near.take(6).collect::<Vec<_>>());
+            description = format!("{id} through {port}: {answer:?} after, newest first: {near:?}");
         }
         self.faults.push((fault, description));
     }

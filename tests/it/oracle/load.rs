@@ -1,11 +1,16 @@
 //! The readers and writers of an oracle run.
 
+#[cfg(test)]
+mod tests;
+
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use futures_util::future::join_all;
+use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -16,7 +21,7 @@ use super::history::{
 };
 use super::http::{OracleClient, OracleReply};
 use super::numbers::MovingNumber;
-use crate::support::customer;
+use crate::support::{PATIENCE, Standstill, customer};
 
 pub(crate) const CONTACTS: &str = "/api/v2/externalcontacts/contacts";
 pub(crate) const EDITOR: &str = "authorization: Bearer sandbox-editor\r\ncontent-type: application/json\r\n";
@@ -36,6 +41,12 @@ impl Default for WriterLimits {
         Self { most_open: 400, ahead: 5_000 }
     }
 }
+
+/// The codes of failures of a process without processor time: it, or the sandbox, answers too late.
+const LATE: [&str; 4] = ["deadline", "upstream_timeout", "breaker_open", "shed"];
+
+/// How many customers are read together at the end.
+const TOGETHER: usize = 8;
 
 /// The largest number of ids of one merged customer.
 const MOST_IDS: usize = 8;
@@ -109,6 +120,14 @@ impl RoundState {
     }
 }
 
+/// A lookup without a usable answer.
+#[derive(Debug)]
+pub(crate) struct FailedLookup {
+    /// Whether the service, or Genesys behind it, did not answer in time.
+    is_late: bool,
+    why: String,
+}
+
 /// Ends the round when its task panics, so that no other task waits forever.
 struct EndRoundOnPanic(Arc<RoundState>);
 
@@ -130,7 +149,7 @@ pub(crate) async fn read(stage: Arc<RoundState>, lookups: [SocketAddr; 2], every
         let customer = pick(&stage);
         let through = rand::rng().random_range(0..lookups.len());
         let client = &mut clients[through];
-        if let Some(answer) = look_up(&stage, client, customer).await {
+        if let Ok(answer) = look_up(&stage, client, customer).await {
             answers.push(answer);
         } else {
             // After a 503 or a failed connection, a reader pauses.
@@ -140,18 +159,41 @@ pub(crate) async fn read(stage: Arc<RoundState>, lookups: [SocketAddr; 2], every
     answers
 }
 
-/// Reads every customer once through each lookup; none of these may fail.
+/// Reads every customer once through each lookup. On a busy machine an answer may take too long; then the lookup is repeated
+/// until it is answered. Nothing else may fail.
 pub(crate) async fn read_all(stage: &RoundState, lookups: [SocketAddr; 2]) -> Vec<ObservedAnswer> {
-    let mut clients = lookups.map(|address| OracleClient::new(address, READER));
-    let mut answers = Vec::new();
     let count = CustomerNumber::try_from(stage.customers.read().len()).expect("the number of customers fits");
-    for customer in 0..count {
-        for client in &mut clients {
-            answers
-                .push(look_up(stage, client, customer).await.expect("every lookup is answered when nothing is killed"));
+    let customers = Mutex::new(0..count);
+    let reader = async || {
+        let mut clients = lookups.map(|address| OracleClient::new(address, READER));
+        let mut answers = Vec::new();
+        loop {
+            let Some(customer) = customers.lock().next() else { return answers };
+            for client in &mut clients {
+                answers.push(look_up_until_answered(stage, client, customer).await);
+            }
         }
+    };
+    join_all((0..TOGETHER).map(|_| reader())).await.concat()
+}
+
+/// Repeats a lookup that takes too long, as long as others are answered, and for [`PATIENCE`] after that.
+async fn look_up_until_answered(
+    stage: &RoundState,
+    client: &mut OracleClient,
+    customer: CustomerNumber,
+) -> ObservedAnswer {
+    let mut standstill = Standstill::of(stage.answers.load(Ordering::Relaxed));
+    loop {
+        let FailedLookup { is_late, why } = match look_up(stage, client, customer).await {
+            Ok(answer) => return answer,
+            Err(failed) => failed,
+        };
+        let may_repeat = is_late && standstill.lasts(stage.answers.load(Ordering::Relaxed)) < PATIENCE;
+        assert!(may_repeat, "nothing is killed, but a lookup is not answered: {why}");
+        println!("a lookup took too long and is repeated: {why}");
+        sleep(Duration::from_millis(100)).await;
     }
-    answers
 }
 
 /// Picks a customer; half of the lookups go to recently changed ones. A third are by phone or e-mail, if there
@@ -167,12 +209,12 @@ fn pick(stage: &RoundState) -> CustomerNumber {
     Some(recent).filter(|n| *n < 24).and_then(|n| stage.recorder.recent(n)).unwrap_or(any % count)
 }
 
-/// Looks a customer up, and returns the answer, or `None` after a failure.
+/// Looks a customer up.
 pub(crate) async fn look_up(
     stage: &RoundState,
     client: &mut OracleClient,
     customer: CustomerNumber,
-) -> Option<ObservedAnswer> {
+) -> Result<ObservedAnswer, FailedLookup> {
     let id = stage.id(customer);
     let named = match (id.strip_prefix('+'), id.split_once('@')) {
         (Some(digits), _) => format!("phone=%2B{digits}"),
@@ -182,12 +224,16 @@ pub(crate) async fn look_up(
     let by_identifier = !named.starts_with("customerId");
     let path = format!("/api/v1/profile?tenantId=10001&{named}");
     let began = stage.recorder.now();
-    let reply = client.send("GET", &path, "").await.ok();
-    let ended = stage.recorder.now();
-    let shown = reply.and_then(|reply| Some((observe(&reply, by_identifier)?, reply)));
-    let Some((saw, reply)) = shown else {
+    let reply = client.send("GET", &path, "").await;
+    let (ended, port) = (stage.recorder.now(), client.address.port());
+    let failed = |is_late, what: String| {
         stage.unanswered.fetch_add(1, Ordering::Relaxed);
-        return None;
+        FailedLookup { is_late, why: format!("{path} through {port} after {} ms: {what}", (ended - began) / 1_000) }
+    };
+    let reply = reply.map_err(|error| failed(error.kind() == ErrorKind::TimedOut, error.to_string()))?;
+    let Some(saw) = observe(&reply, by_identifier) else {
+        let is_late = after(&reply.body, "\"code\":\"").is_some_and(|code| LATE.contains(&code));
+        return Err(failed(is_late, reply.head + &reply.body));
     };
     stage.answers.fetch_add(1, Ordering::Relaxed);
     let status = reply.header("cache-status").unwrap_or_default();
@@ -199,7 +245,7 @@ pub(crate) async fn look_up(
     let from_store = ["; hit", "; stored", "; ttl=-"].iter().any(|part| status.contains(part));
     let read_at = after(&reply.body, "\"sandboxReadAt\":").and_then(|at| at.parse().ok());
     let of_owner = (by_identifier && reply.status == 200).then(|| version_in(&reply));
-    Some(ObservedAnswer { customer, began, ended, saw, of_owner, label, from_store, read_at })
+    Ok(ObservedAnswer { customer, port, began, ended, saw, of_owner, label, from_store, read_at })
 }
 
 /// Returns what a reply shows, or `None` for a failure. A lookup by an identifier shows the move of it.
@@ -223,10 +269,10 @@ fn version_in(reply: &OracleReply) -> u32 {
     name.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Returns the letters and digits that follow a text.
+/// Returns the letters, digits and underscores that follow a text.
 fn after<'a>(body: &'a str, text: &str) -> Option<&'a str> {
     let (_, rest) = body.split_once(text)?;
-    rest.split(|c: char| !c.is_ascii_alphanumeric()).next()
+    rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next()
 }
 
 /// A client that changes customers; no other client changes the same ones.

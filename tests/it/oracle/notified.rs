@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use super::bounds;
@@ -22,7 +21,7 @@ use super::http::OracleClient;
 use super::judge::age::{AnswerAges, ages};
 use super::judge::{Judgement, judge};
 use super::load::{ProfileWriter, RoundState, read, read_all};
-use super::world::{READ_LAG, ServiceProcess, UNSETTLED_TTL, UPSTREAM_TIMEOUT, loopback};
+use super::world::{READ_LAG, RunDirectory, ServiceProcess, UNSETTLED_TTL, UPSTREAM_TIMEOUT, loopback};
 use crate::notifications::settings_of;
 use crate::support::eventually;
 use crate::support::process::{Process, configuration};
@@ -71,14 +70,14 @@ struct NotifiedWorld {
     recorder: Arc<Recorder>,
     _genesys: Process,
     _redis: RedisServer,
-    directory: TempDir,
+    directory: RunDirectory,
 }
 
 impl NotifiedWorld {
     async fn start() -> Self {
         let redis = RedisServer::start(&["--appendfsync", "no"]).await;
         let [sandbox, one, other] = [(); 3].map(|()| loopback());
-        let directory = tempfile::tempdir().unwrap();
+        let directory = RunDirectory::new();
         let file = configuration(directory.path(), &settings(sandbox, &redis)).display().to_string();
         let genesys = ["sandbox", "--listen", &sandbox.to_string(), "--customers", "1000", "--latency", "10ms"];
         let process = |public: SocketAddr, queue: &str| {
@@ -200,7 +199,7 @@ async fn run(world: &mut NotifiedWorld) -> (Judgement, AnswerAges) {
     // After this time every lookup must show the last version.
     sleep(bound() + READ_LAG).await;
     answers.extend(read_all(&stage, world.lookups).await);
-    let customers = stage.customers.read().iter().map(|(_, start)| *start).collect();
+    let customers = stage.customers.read().clone();
     let history = RunHistory { customers, changes, applies: world.recorder.finish(), answers };
     let micros = RunMicros::try_from(bound().as_micros()).unwrap();
     (judge(&history, bounds()), ages(&history, bounds(), micros))

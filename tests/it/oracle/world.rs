@@ -1,7 +1,10 @@
 //! The processes of an oracle run; each can be killed and restarted.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,6 +92,13 @@ impl StoreServers {
         }
     }
 
+    /// Writes this many items of another program to each server that evicts.
+    pub(super) async fn crowd(&self, items: usize) {
+        if let Self::Memcached(servers) = self {
+            join_all(servers.iter().map(|server| server.crowd(items))).await;
+        }
+    }
+
     /// Returns how many items each server has evicted since its start.
     pub(super) async fn evictions(&self) -> Vec<u64> {
         match self {
@@ -106,8 +116,63 @@ impl StoreServers {
     }
 }
 
+/// The extensions of the files with the log and with the audit trail of a process.
+const LOG: &str = "log";
+const TRAIL: &str = "audit";
+
+/// The directory of a run. After a failure it stays, with the logs of the processes.
+pub(super) struct RunDirectory(TempDir);
+
+impl RunDirectory {
+    pub(super) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Returns the lines of all logs that contain a text, at most so many, each after the name of its process.
+    pub(super) fn lines_with(&self, text: &str, most: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        for log in self.files(LOG) {
+            let (name, log) = (log.file_stem().unwrap().to_owned(), std::fs::read_to_string(log).unwrap());
+            let with = log.lines().filter(|line| line.contains(text));
+            lines.extend(with.map(|line| format!("{}: {line}", name.display())));
+        }
+        lines.truncate(most);
+        lines
+    }
+
+    /// Returns the audit trails of all processes.
+    pub(super) fn trails(&self) -> impl Iterator<Item = String> {
+        self.files(TRAIL).map(|file| std::fs::read_to_string(file).unwrap())
+    }
+
+    /// Empties all logs and trails.
+    pub(super) fn empty_logs(&self) {
+        self.files(LOG).chain(self.files(TRAIL)).for_each(|file| drop(File::create(file).unwrap()));
+    }
+
+    fn files(&self, kind: &str) -> impl Iterator<Item = PathBuf> {
+        let files = std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(move |file| file.extension().is_some_and(|extension| extension == kind))
+    }
+}
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.disable_cleanup(true);
+            eprintln!("the logs of the processes are in {}", self.path().display());
+        }
+    }
+}
+
 /// A process of the service, and its start parameters.
 pub(super) struct ServiceProcess {
+    /// The name of its log, whatever its start.
+    log: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     pub(super) admin: SocketAddr,
@@ -125,7 +190,7 @@ pub(super) struct OracleWorld {
     pub(super) store: StoreServers,
     rabbit: RabbitServer,
     recorder: Arc<Recorder>,
-    directory: TempDir,
+    pub(super) directory: RunDirectory,
 }
 
 impl OracleWorld {
@@ -133,7 +198,7 @@ impl OracleWorld {
     pub(super) async fn start(recorder: &Arc<Recorder>, store: StoreServers, faults: &str) -> Self {
         let rabbit = RabbitServer::start("").await;
         let [sandbox, public, one, other] = [(); 4].map(|()| loopback());
-        let directory = tempfile::tempdir().unwrap();
+        let directory = RunDirectory::new();
         let webhook = format!("http://{public}/webhooks/10001");
         let file = configuration(directory.path(), &settings(sandbox, &store, &rabbit)).display().to_string();
         let genesys = ["sandbox", "--listen", &sandbox.to_string(), "--customers", "1000000", "--latency", "10ms"];
@@ -166,6 +231,19 @@ impl OracleWorld {
     /// Returns the admin addresses of the consumers.
     pub(super) fn consumer_admins(&self) -> [SocketAddr; 2] {
         [0, 1].map(|n: usize| self.consumers[n].admin)
+    }
+
+    /// Returns what the consumers report about events and their queue, except zeros.
+    pub(super) async fn consumer_metrics(&self) -> String {
+        let mut found = String::new();
+        for admin in self.consumer_admins() {
+            let reply = OracleClient::new(admin, "").send("GET", "/metrics", "").await;
+            let metrics = reply.map_or_else(|error| error.to_string(), |reply| reply.body);
+            let about = ["profile_edge_consumer", "profile_edge_queue", "profile_edge_dead"];
+            let lines = metrics.lines().filter(|line| about.iter().any(|name| line.starts_with(name)));
+            lines.filter(|line| !line.ends_with(" 0")).for_each(|line| found.extend([line, "\n"]));
+        }
+        found
     }
 
     /// Kills a process with `SIGKILL`, and waits for its end.
@@ -240,6 +318,7 @@ impl ServiceProcess {
             ("RUST_LOG", "warn,profile_edge=info,profile_edge::consumer=debug".to_owned()),
         ];
         Self {
+            log: format!("{name}-{}.{LOG}", public.port()),
             arguments: ["run", "--config", file, "--role", name].map(str::to_owned).to_vec(),
             environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
             admin,
@@ -257,10 +336,16 @@ impl ServiceProcess {
     pub(super) async fn start(&mut self, directory: &Path, recorder: &Arc<Recorder>) {
         let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
         let environment: Vec<_> = self.environment.iter().map(|(name, value)| (&**name, &**value)).collect();
-        let recorder = Arc::clone(recorder);
-        let keep = move |line: &str| !recorder.record_consumer_line(line);
-        self.process = Some(Process::start_with(directory, &arguments, &environment, keep));
-        self.is_ready().await;
+        let (recorder, path) = (Arc::clone(recorder), directory.join(&self.log));
+        let [log, trail] = [path.clone(), path.with_extension(TRAIL)]
+            .map(|file| File::options().create(true).append(true).open(file).unwrap());
+        let keep = move |line: &str| {
+            recorder.record_consumer_line(line);
+            writeln!(&log, "{line}").unwrap();
+            false
+        };
+        self.process = Some(Process::start_with_stdout(directory, &arguments, &environment, Stdio::from(trail), keep));
+        self.is_ready(&path).await;
     }
 
     /// Kills it with `SIGKILL`, and waits for its end.
@@ -271,11 +356,10 @@ impl ServiceProcess {
         }
     }
 
-    async fn is_ready(&self) {
+    async fn is_ready(&self, log: &Path) {
         let (mut client, started) = (OracleClient::new(self.admin, ""), Instant::now());
         while !client.send("GET", "/readyz", "").await.is_ok_and(|reply| reply.status == 200) {
-            let log = self.process.as_ref().map(Process::log).unwrap_or_default();
-            assert!(started.elapsed() < START, "{:?} is not ready:\n{log}", self.arguments);
+            assert!(started.elapsed() < START, "{:?} is not ready: {:?}", self.arguments, std::fs::read_to_string(log));
             sleep(Duration::from_millis(20)).await;
         }
     }

@@ -22,6 +22,27 @@ pub(crate) fn customer(n: u32) -> String {
     format!("00000000-0000-4000-8000-{n:012}")
 }
 
+/// Measures for how long a value has not changed. A wait for many things ends when nothing happens any more: how long all of
+/// them take depends on the machine.
+pub(crate) struct Standstill<T> {
+    value: T,
+    since: Instant,
+}
+
+impl<T: PartialEq> Standstill<T> {
+    pub(crate) fn of(value: T) -> Self {
+        Self { value, since: Instant::now() }
+    }
+
+    /// Returns for how long the value has been this one.
+    pub(crate) fn lasts(&mut self, value: T) -> Duration {
+        if value != self.value {
+            *self = Self::of(value);
+        }
+        self.since.elapsed()
+    }
+}
+
 /// Polls until the answer is `Some`.
 ///
 /// # Panics

@@ -51,6 +51,7 @@ mod tests {
         let change = ProfileChange { number: 1, kind, customers: vec![0], began: 10, ended: 20, events: Vec::new() };
         let answer = ObservedAnswer {
             customer: 0,
+            port: 0,
             began,
             ended: began + 1,
             saw: Observation::Profile(0),
@@ -59,7 +60,7 @@ mod tests {
             from_store: true,
             read_at: None,
         };
-        let customers = vec![InitialState::Invented];
+        let customers = vec![(String::new(), InitialState::Invented)];
         RunHistory { customers, changes: vec![change], answers: vec![answer], ..RunHistory::default() }
     }
 

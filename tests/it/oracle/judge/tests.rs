@@ -14,7 +14,7 @@ struct HistoryBuilder(RunHistory);
 
 impl HistoryBuilder {
     fn begin(start: InitialState) -> Self {
-        Self(RunHistory { customers: vec![start], ..RunHistory::default() })
+        Self(RunHistory { customers: vec![(String::new(), start)], ..RunHistory::default() })
     }
 
     /// Adds a change at this time, in milliseconds; its event is applied at `applied`, or never.
@@ -34,6 +34,7 @@ impl HistoryBuilder {
         let (began, ended) = (began * MS, began * MS + 2 * MS);
         let mut answer = ObservedAnswer {
             customer: 0,
+            port: 0,
             began,
             ended,
             saw,
@@ -218,7 +219,7 @@ fn a_version_that_never_existed_is_impossible() {
 #[test]
 fn a_merge_is_the_next_version_of_every_customer_it_names() {
     let mut story = HistoryBuilder::begin(InitialState::Invented);
-    story.0.customers.extend([InitialState::Invented, InitialState::Absent]);
+    story.0.customers.extend([InitialState::Invented, InitialState::Absent].map(|start| (String::new(), start)));
     let events: Vec<_> = [1, 2, 3].map(Uuid::from_u128).to_vec();
     let merge = ProfileChange {
         number: 1,
@@ -243,7 +244,7 @@ fn a_merge_is_the_next_version_of_every_customer_it_names() {
 /// A number moves from customer 0 to 1 and back, by the changes 1, 2 and 4; change 3 takes it from customer 0.
 fn moved(applied: [Option<RunMicros>; 4]) -> HistoryBuilder {
     let mut story = HistoryBuilder::begin(InitialState::Invented);
-    story.0.customers.extend([InitialState::Invented, InitialState::Number]);
+    story.0.customers.extend([InitialState::Invented, InitialState::Number].map(|start| (String::new(), start)));
     let of: [&[CustomerNumber]; 4] = [&[0, 2], &[1, 2], &[0], &[0, 2]];
     for (number, (of, applied)) in (1..).zip(of.into_iter().zip(applied)) {
         story = story.change(ChangeKind::Write, number, 10 * RunMicros::from(number), applied);

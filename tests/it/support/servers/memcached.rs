@@ -79,6 +79,16 @@ impl MemcachedServer {
         String::from_utf8(line).unwrap().trim_end().to_owned()
     }
 
+    /// Writes this many items of another program, from the size of a mark to more than that of a record.
+    pub(crate) async fn crowd(&self, items: usize) {
+        let mut commands = String::new();
+        for _ in 0..items {
+            let (key, length) = (rand::random::<u64>(), rand::random_range(100..2_500));
+            commands += &format!("ms other:{key} {length} q\r\n{}\r\n", "x".repeat(length));
+        }
+        assert_eq!(self.command(&(commands + "mn")).await, "MN");
+    }
+
     /// Returns a number of its statistics.
     pub(crate) async fn statistic(&self, name: &str) -> u64 {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();

@@ -41,6 +41,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("max_age", &[]),
     ("metrics", &["domain", "roles"]),
     ("shutdown", &[]),
+    ("patience", &[]),
     ("private_files", &[]),
     ("reload", &[]),
     ("readiness", &["metrics", "roles"]),
@@ -62,6 +63,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "invalid",
             "max_age",
             "metrics",
+            "patience",
             "reload",
             "roles",
             "same_server",
@@ -100,7 +102,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     (
         "lookup",
-        &["clock", "contact", "domain", "faults", "metrics", "shares", "shutdown", "spans", "store", "upstream"],
+        &[
+            "clock", "contact", "domain", "faults", "metrics", "patience", "shares", "shutdown", "spans", "store",
+            "upstream",
+        ],
     ),
     (
         "operate",

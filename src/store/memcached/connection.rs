@@ -12,6 +12,7 @@
 //! replaced after its age, the new one first, and all connections lead to the same server ([`SameServer`](crate::same_server::SameServer)).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -36,6 +37,10 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// How long the operations of a replaced connection may take.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How often an operation begins again, however long that takes. Each time another one has succeeded, so only a process that
+/// lacks processor time needs longer than the store's timeout for it; a redelivery would cost it more.
+const ATTEMPTS: u32 = 8;
+
 /// After a connection that lasted this long, the next failure is reported again.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -58,6 +63,8 @@ pub(super) struct Session<'a> {
     state: &'a State,
     link: Link,
     began: Instant,
+    /// How often a key has changed under the operation.
+    conflicts: AtomicU32,
 }
 
 impl Connection {
@@ -98,7 +105,7 @@ impl Connection {
     pub(super) fn session(&self) -> Result<Session<'_>, Error> {
         let state = &*self.0;
         match &*state.current.borrow() {
-            Ok(link) => Ok(Session { state, link: link.clone(), began: Instant::now() }),
+            Ok(link) => Ok(Session { state, link: link.clone(), began: Instant::now(), conflicts: AtomicU32::new(0) }),
             Err(why) => Err(state.unavailable(why)),
         }
     }
@@ -124,9 +131,10 @@ impl Session<'_> {
     ///
     /// # Errors
     ///
-    /// It has taken longer than the store's timeout: others change the same keys all the time.
+    /// It has taken longer than the store's timeout, and several attempts: others change the same keys all the time.
     pub(super) fn try_again(&self) -> Result<(), Error> {
-        if self.began.elapsed() < self.state.patience.timeout() {
+        let conflicts = self.conflicts.fetch_add(1, Ordering::Relaxed);
+        if conflicts < ATTEMPTS || self.began.elapsed() < self.state.patience.timeout() {
             return Ok(());
         }
         Err(Error::Slow { reason: "others change the same keys of memcached all the time".to_owned() })
@@ -239,5 +247,36 @@ async fn hold(
             }
             Err(why) => return Some(why),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn conflicts_end_an_operation_only_after_time_and_attempts() {
+        let timeout = Duration::from_millis(250);
+        let state = State {
+            server: Server { host: "memcached".to_owned(), port: 11211 },
+            current: watch::Sender::new(Ok(Link::over(tokio::io::duplex(1).0).0)),
+            silent: Notify::new(),
+            patience: Patience::new(timeout),
+        };
+        let connection = Connection(Arc::new(state));
+        // A process without processor time: the first round takes longer than the timeout.
+        let starved = connection.session().unwrap();
+        tokio::time::advance(timeout * 2).await;
+        for _ in 0..ATTEMPTS {
+            starved.try_again().unwrap();
+        }
+        assert!(matches!(starved.try_again(), Err(Error::Slow { .. })));
+        // Others change the key: it may try as often as the timeout allows.
+        let contended = connection.session().unwrap();
+        for _ in 0..=ATTEMPTS {
+            contended.try_again().unwrap();
+        }
+        tokio::time::advance(timeout).await;
+        assert!(matches!(contended.try_again(), Err(Error::Slow { .. })));
     }
 }

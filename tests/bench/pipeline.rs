@@ -88,7 +88,10 @@ pub(crate) async fn compare() {
         }
     }
 
-    println!("ingest to applied: {CONNECTIONS} connections, {ROUNDS} rounds of {EVENTS} events, each signed and new");
+    println!(
+        "ingest to applied on {}: {CONNECTIONS} connections, {ROUNDS} rounds of {EVENTS} events, each signed and new",
+        rabbit.version().await
+    );
     theirs.print("bare publish and consume");
     ours.print("profile-edge");
     let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / EVENTS as f64;

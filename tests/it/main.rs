@@ -59,6 +59,7 @@ mod roles;
 mod rotation;
 mod sandbox;
 mod sealing;
+mod servers;
 mod slow_clients;
 mod stampede;
 mod support;

@@ -53,7 +53,7 @@ async fn only_the_refused_event_becomes_a_dead_letter(queue: &str) {
         posted += 1;
         sleep(Duration::from_millis(250)).await;
     }
-    edge.applied("updated", f64::from(posted)).await;
+    edge.updates_took_effect(f64::from(posted)).await;
     assert_eq!(edge.metric("profile_edge_dead_letters").await, 1.0);
     let counted = edge.metric("profile_edge_consumer_events_total{kind=\"updated\",outcome=\"dead_lettered\"}").await;
     assert_eq!(counted, 1.0);

@@ -217,8 +217,13 @@ async fn a_start_that_waits_is_alive_and_names_what_it_waits_for() {
     let mut process = ports.start(directory.path(), &store);
     process.wait_for_log("redis cannot be reached").await;
     assert_eq!(ports.probe("/livez").await.0, 200);
-    let (status, ready) = ports.probe("/readyz").await;
-    assert_eq!((status, &ready["status"], &ready["awaited"]), (503, &json!("starting"), &json!(["store"])), "{ready}");
+    // The queue opens meanwhile.
+    eventually("the store alone is awaited", || async {
+        let (status, ready) = ports.probe("/readyz").await;
+        assert_eq!((status, &ready["status"]), (503, &json!("starting")), "{ready}");
+        (ready["awaited"] == json!(["store"])).then_some(())
+    })
+    .await;
     assert_eq!(ports.probe("/metrics").await.0, 200);
     let (status, refused) = ports.probe("/admin/dead-letters").await;
     assert_eq!((status, &refused["code"]), (503, &json!("starting")));

@@ -228,6 +228,20 @@ impl Edge {
         let series = format!("profile_edge_consumer_events_total{{kind=\"{kind}\",outcome=\"applied\"}}");
         self.wait_for_metric(&series, least).await;
     }
+
+    /// Waits until this many updates took effect and no event is left. An event whose effect was answered too late is
+    /// delivered again, and is a duplicate then.
+    pub(crate) async fn updates_took_effect(&self, least: f64) {
+        eventually("every event takes effect", || async {
+            let mut there = 0.0;
+            for outcome in ["applied", "duplicate"] {
+                let series = format!("profile_edge_consumer_events_total{{kind=\"updated\",outcome=\"{outcome}\"}}");
+                there += self.metric(&series).await;
+            }
+            (there >= least && self.metric("profile_edge_queue_events").await == 0.0).then_some(())
+        })
+        .await;
+    }
 }
 
 pub(crate) async fn looked(response: Response) -> LookupAnswer {

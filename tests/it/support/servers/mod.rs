@@ -21,7 +21,7 @@ use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 
 /// The variable that selects the servers; see `tests/run`.
-const SERVERS: &str = "PROFILE_EDGE_TEST_SERVERS";
+pub(crate) const SERVERS: &str = "PROFILE_EDGE_TEST_SERVERS";
 
 /// The label of every container that a test starts.
 const LABEL: (&str, &str) = ("profile-edge", "test");

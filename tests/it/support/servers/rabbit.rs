@@ -201,6 +201,12 @@ impl RabbitServer {
         Some(answer.json().await.unwrap_or(Value::Null))
     }
 
+    /// Returns its version, such as `rabbitmq=4.3.6`.
+    pub(crate) async fn version(&self) -> String {
+        let overview = self.api("GET", "/overview", None).await.expect("the management API answers");
+        format!("rabbitmq={}", overview["rabbitmq_version"].as_str().expect("the broker reports its version"))
+    }
+
     /// Creates a virtual host, and returns its name.
     ///
     /// A node that has just started may refuse, and one that has just joined a cluster may never run what was made

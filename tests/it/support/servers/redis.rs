@@ -5,7 +5,9 @@
 //! that are started for them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -16,6 +18,10 @@ use crate::support::process::free_port;
 
 /// The variable that may name a server to share, as `redis://` URL.
 const NAMED: &str = "PROFILE_EDGE_TEST_REDIS_URL";
+
+/// The longest that a test waits for an answer to a command of its own. The library's half a second is short for a busy
+/// machine.
+const PATIENT: Duration = Duration::from_secs(10);
 
 /// One Redis server.
 pub(crate) struct RedisServer {
@@ -114,6 +120,19 @@ impl RedisServer {
         self.named.clone().unwrap_or_else(|| format!("redis://127.0.0.1:{}", self.port))
     }
 
+    /// Returns what it is, and its version, such as `valkey=9.1.2`.
+    pub(crate) async fn version(&self) -> String {
+        let mut connection = self.connect().await.expect("the server answers");
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await.unwrap();
+        // Valkey reports a version of Redis too: the one that it is compatible with.
+        let version = ["valkey", "redis"].into_iter().find_map(|name| {
+            let mut lines = info.lines();
+            let version = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix("_version:"))?;
+            Some(format!("{name}={}", version.trim()))
+        });
+        version.expect("the server reports its version")
+    }
+
     /// Returns whether it says that it is a master.
     async fn is_master(&self) -> bool {
         let Some(mut connection) = self.connect().await else { return false };
@@ -141,7 +160,10 @@ impl RedisServer {
 
     /// Connects to it, if it answers.
     pub(crate) async fn connect(&self) -> Option<MultiplexedConnection> {
-        redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await.ok()
+        let client = redis::Client::open(self.url()).unwrap();
+        let patient =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENT)).set_response_timeout(Some(PATIENT));
+        client.get_multiplexed_async_connection_with_config(&patient).await.ok()
     }
 }
 

@@ -51,19 +51,9 @@ impl Site {
         }
     }
 
-    /// Returns how many events have taken effect.
-    async fn applied(&self) -> f64 {
-        let mut applied = 0.0;
-        for outcome in ["applied", "duplicate"] {
-            let series = format!("profile_edge_consumer_events_total{{kind=\"updated\",outcome=\"{outcome}\"}}");
-            applied += self.edge.metric(&series).await;
-        }
-        applied
-    }
-
     async fn wait_until_applied(&self, what: &str, least: usize) {
         let least = f64::from(u32::try_from(least).unwrap());
-        eventually(what, || async { (self.applied().await >= least).then_some(()) }).await;
+        eventually(what, || async { (self.edge.updates_in_effect().await >= least).then_some(()) }).await;
     }
 
     /// Waits until this many events were applied and none is left, then stops.
@@ -158,7 +148,7 @@ async fn one_part_fails(trouble: Trouble) {
         lookups += 1;
         hits += u32::from(site.edge.look_up(&of(&looked_up, posted)).await.is_hit());
     }
-    let applied = site.applied().await / f64::from(u32::try_from(posted).unwrap());
+    let applied = site.edge.updates_in_effect().await / f64::from(u32::try_from(posted).unwrap());
     println!("{trouble:?}: {applied:.2} of {posted} events applied, {hits} of {lookups} lookups were hits");
     assert!(applied >= SHARE, "{trouble:?}: {applied} of {posted} events were applied within 3 s");
     assert_eq!(hits, lookups, "{trouble:?}: lookups of the other masters are hits");

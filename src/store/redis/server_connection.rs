@@ -74,13 +74,14 @@ impl ServerConnection {
     }
 
     /// Sends commands together; returns the answer to each, which may be an error of the server.
-    pub(super) async fn send_each(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, CommandError> {
+    pub(super) async fn send_each(&self, commands: &Pipeline) -> Result<Vec<Value>, CommandError> {
         let now = Instant::now();
         if self.state.role.is_due(now) {
             return Box::pin(self.send_each_to_primary(commands, now)).await;
         }
-        let run =
-            async |connection: &mut MultiplexedConnection| connection.send_packed_commands(commands, 0, count).await;
+        let run = async |connection: &mut MultiplexedConnection| {
+            connection.send_packed_commands(commands, 0, commands.len()).await
+        };
         self.exchange(now, run, |_| true).await
     }
 

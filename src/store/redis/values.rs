@@ -24,7 +24,7 @@ impl Redis {
         for key in keys {
             commands.cmd("GET").arg(key.as_str());
         }
-        let answers = match server.send_each(&commands, keys.len()).await {
+        let answers = match server.send_each(&commands).await {
             Ok(answers) => answers,
             Err(error) => {
                 let error = Error::from(error);

@@ -229,16 +229,22 @@ impl Edge {
         self.wait_for_metric(&series, least).await;
     }
 
-    /// Waits until this many updates took effect and no event is left. An event whose effect was answered too late is
-    /// delivered again, and is a duplicate then.
+    /// Returns how many updates have taken effect. One whose effect was answered too late is delivered again, and is a
+    /// duplicate then.
+    pub(crate) async fn updates_in_effect(&self) -> f64 {
+        let mut there = 0.0;
+        for outcome in ["applied", "duplicate"] {
+            let series = format!("profile_edge_consumer_events_total{{kind=\"updated\",outcome=\"{outcome}\"}}");
+            there += self.metric(&series).await;
+        }
+        there
+    }
+
+    /// Waits until this many updates have taken effect and no event is left.
     pub(crate) async fn updates_took_effect(&self, least: f64) {
         eventually("every event takes effect", || async {
-            let mut there = 0.0;
-            for outcome in ["applied", "duplicate"] {
-                let series = format!("profile_edge_consumer_events_total{{kind=\"updated\",outcome=\"{outcome}\"}}");
-                there += self.metric(&series).await;
-            }
-            (there >= least && self.metric("profile_edge_queue_events").await == 0.0).then_some(())
+            let all_there = self.updates_in_effect().await >= least;
+            (all_there && self.metric("profile_edge_queue_events").await == 0.0).then_some(())
         })
         .await;
     }

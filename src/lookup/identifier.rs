@@ -118,18 +118,19 @@ impl<'a> IdentifierReader<'a> {
         }
     }
 
-    /// Reads the pointer, and at the same time the entry to which it led the last time. Both reads start after the
-    /// lookup began, so their order does not matter.
+    /// Reads the pointer, and with it the entry to which it led the last time: with one request where the store can. Both
+    /// are read after the lookup began, so their order does not matter.
     async fn read_first(&self) -> (EntryRead, Option<(Identity, EntryRead)>) {
         let store = &self.context.deps.store;
-        match self.context.guesses.get(&self.key) {
-            None => (store.get(&self.key).await, None),
-            Some(guess) => {
-                let at = guess.key();
-                let (pointer, customer) = tokio::join!(store.get(&self.key), store.get(&at));
-                (pointer, Some((guess, customer)))
-            }
-        }
+        let Some(guess) = self.context.guesses.get(&self.key) else {
+            return (store.get(&self.key).await, None);
+        };
+        let keys = [self.key.clone(), guess.key()];
+        let (pointer, customer) = match store.get_together(&keys).await.map(<[EntryRead; 2]>::try_from) {
+            Some(Ok([pointer, customer])) => (pointer, customer),
+            Some(Err(_)) | None => tokio::join!(store.get(&keys[0]), store.get(&keys[1])),
+        };
+        (pointer, Some((guess, customer)))
     }
 
     /// Takes the next step; returns the answer, or `None` if the entry must be read again.

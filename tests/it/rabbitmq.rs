@@ -135,6 +135,35 @@ async fn a_broker_alarm_or_a_bad_link_costs_retries_and_loses_no_event() {
     survives(&[BrokerOutage::Alarmed, BrokerOutage::Stalled, BrokerOutage::Broken]).await;
 }
 
+/// The broker has the queue of the journal, but not its stream, and so confirms nothing. A broker that was killed seconds after
+/// the stream had been created was in that state (RabbitMQ 4.3).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_whose_stream_is_lost_is_named_until_its_queue_is_deleted() {
+    let server = RabbitServer::start("").await;
+    let edge = on(&server.url("%2f")).await;
+    let lose = "ra:process_command({rabbit_stream_coordinator, node()}, {delete_stream, maps:get(name, amqqueue:get_type_state(Q)), #{}})";
+    let streams = "Q <- rabbit_amqqueue:list(), amqqueue:get_type(Q) =:= rabbit_stream_queue";
+    server.ctl(&["eval", &format!("[{lose} || {streams}].")]).await;
+    let one = customers(1..2);
+    assert_eq!(post_events(&edge, &one).await, [""; 0]);
+    edge.is_without("queue").await;
+    eventually("the reason names the journal", || async {
+        edge.ready().await["reasons"]["queue"].as_str()?.contains("profile-edge.journal").then_some(())
+    })
+    .await;
+    // It is connected again and again, and never ready.
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(3) {
+        assert_ne!(edge.ready().await["degraded"], json!([]));
+    }
+    // An older broker deletes no queue whose stream it has lost.
+    if server.api("DELETE", "/queues/%2f/profile-edge.journal", None).await.is_some() {
+        edge.is_ready().await;
+        assert_eq!(post_events(&edge, &one).await, one);
+    }
+    edge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_work_queue_is_restored_from_the_journal() {
     let server = RabbitServer::shared().await;

@@ -26,7 +26,7 @@ use crate::queue::{Error, Journal};
 use super::authenticity::MessageKeys;
 use super::channel;
 use super::connection::OpenConnection;
-use super::message::{Message, header, text_header};
+use super::message::{MARKER, Message, header, text_header};
 use super::publisher::ConfirmedPublisher;
 use super::topology::Topology;
 
@@ -42,9 +42,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// How much older than the requested age reading starts: the clocks of several machines differ, and the order of a
 /// queue is only roughly that of time.
 const MARGIN: Duration = Duration::from_secs(60);
-
-/// The header of a marker.
-const MARKER: &str = "marker";
 
 /// The header with the offset of a message in the stream.
 const OFFSET: &str = "x-stream-offset";
@@ -232,9 +229,7 @@ pub(super) async fn range(
 }
 
 async fn publish_marker(topology: &Topology, publisher: &ConfirmedPublisher, marker: &str) -> Result<(), Error> {
-    let mut headers = FieldTable::default();
-    headers.insert(MARKER.into(), AMQPValue::LongString(marker.into()));
-    publisher.publish(vec![Message::to_queue(&topology.journal, headers, Vec::new())]).await
+    publisher.publish(vec![Message::marker(marker, topology)]).await
 }
 
 fn offset(delivery: &Delivery) -> Option<u64> {

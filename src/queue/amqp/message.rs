@@ -19,6 +19,9 @@ const REPLAYED: &str = "replayed";
 /// The header with the number of times that an event was returned before it was published to the end of its queue.
 const RETURNS: &str = "returns";
 
+/// The header of a marker.
+pub(super) const MARKER: &str = "marker";
+
 /// A message, ready to be published.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
@@ -65,6 +68,14 @@ impl Message {
         headers.insert(RETURNS.into(), AMQPValue::LongLongInt(returns.into()));
         let properties = properties.with_headers(headers);
         Self { exchange: String::new(), routing_key: queue.to_owned(), properties, body: body.into() }
+    }
+
+    /// Creates a marker, which no reader of the journal takes for an event, on the way of events to the journal.
+    pub(super) fn marker(id: &str, topology: &Topology) -> Self {
+        let mut headers = FieldTable::default();
+        headers.insert(MARKER.into(), AMQPValue::LongString(id.into()));
+        let exchange = topology.exchange.clone();
+        Self { exchange, ..Self::to_queue("marker", headers, Vec::new()) }
     }
 
     /// Creates a JSON message for one queue, through the default exchange.

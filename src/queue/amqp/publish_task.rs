@@ -21,6 +21,8 @@ use super::message::Message;
 /// How many messages may be unconfirmed at once.
 pub(super) const MAX_UNCONFIRMED: usize = 4096;
 
+const REFUSED: &str = "the broker refused to confirm";
+
 /// Messages that are published together.
 pub(super) struct PublishBatch {
     pub(super) messages: Vec<Message>,
@@ -103,6 +105,20 @@ async fn publish(channel: Channel, batch: PublishBatch) -> AnsweredBatch {
     (reply, outcomes.into_iter().max().unwrap_or(PublishOutcome::Confirmed))
 }
 
+/// Publishes a message on a channel that nothing else uses yet.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`]: it is not durable.
+pub(super) async fn publish_alone(channel: &Channel, message: Message) -> Result<(), Error> {
+    match publish_one(channel, message).await {
+        PublishOutcome::Confirmed => Ok(()),
+        PublishOutcome::Nacked => Err(unavailable(REFUSED)),
+        PublishOutcome::Returned(reason) => Err(unrouted(&reason)),
+        PublishOutcome::Failed(reason) => Err(unavailable(&reason)),
+    }
+}
+
 async fn publish_one(channel: &Channel, message: Message) -> PublishOutcome {
     let Message { exchange, routing_key, properties, body } = message;
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -147,14 +163,14 @@ fn reply(answered: Vec<AnsweredBatch>) -> ChannelHealth {
     let mut health = if returned.is_some() { ChannelHealth::Broken } else { ChannelHealth::Refusing };
     for (reply, outcome) in answered {
         let result = match (&returned, outcome) {
-            (Some(reason), _) => Err(unavailable(&format!("a message reached no queue: {reason}"))),
+            (Some(reason), _) => Err(unrouted(reason)),
             (None, PublishOutcome::Confirmed) => {
                 if health == ChannelHealth::Refusing {
                     health = ChannelHealth::Confirming;
                 }
                 Ok(())
             }
-            (None, PublishOutcome::Nacked) => Err(unavailable("the broker refused to confirm")),
+            (None, PublishOutcome::Nacked) => Err(unavailable(REFUSED)),
             (None, PublishOutcome::Failed(reason) | PublishOutcome::Returned(reason)) => {
                 health = ChannelHealth::Broken;
                 Err(unavailable(&reason))
@@ -164,6 +180,10 @@ fn reply(answered: Vec<AnsweredBatch>) -> ChannelHealth {
         let _ = reply.send(result);
     }
     health
+}
+
+fn unrouted(reason: &str) -> Error {
+    unavailable(&format!("a message reached no queue: {reason}"))
 }
 
 pub(super) fn unavailable(reason: &str) -> Error {

@@ -2,6 +2,8 @@
 //!
 //! # Protocol
 //!
+//! A connection is up once a message was confirmed that takes the way of events to the journal.
+//!
 //! One [task](super::publish_task) owns the confirm channel, since the broker numbers publishes in their order on the
 //! channel, and several tasks could not keep that order. Every publish is mandatory and persistent. A publish is durable
 //! when each of its messages was confirmed and none was returned.
@@ -30,7 +32,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lapin::options::ConfirmSelectOptions;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::queue::Error;
 use crate::shutdown::Shutdown;
@@ -148,6 +150,14 @@ impl ConnectionSetup for PublishSetup {
         let channel = channel::open(open.connection()).await?;
         let selected = channel.confirm_select(ConfirmSelectOptions::default()).await;
         selected.map_err(|error| channel::unavailable(&error))?;
+        // After its start RabbitMQ 4.3 closes the connection of whoever publishes to a stream that is declared and does not run
+        // yet. A broker that blocks publishers is silent; their publishes learn why.
+        if let Ok(published) =
+            timeout(self.patience, publish_task::publish_alone(&channel, Message::marker("probe", &self.topology)))
+                .await
+        {
+            published?;
+        }
         // The permits limit how many batches there are.
         let (batches, received) = mpsc::unbounded_channel();
         self.tasks.spawn(publish_task::run(channel, received, open.clone(), self.patience));

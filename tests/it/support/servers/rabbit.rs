@@ -157,11 +157,26 @@ impl RabbitServer {
         }
     }
 
-    /// Kills it.
+    /// Kills it, once it has written the names of its Raft servers. It writes them seconds after their first start, and a broker
+    /// that was killed before (observed on 4.3) does not find its streams again: "Stream not found for queue".
     pub(crate) async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
+            eventually("the broker has written its names", async || self.has_written_its_names().then_some(())).await;
             server.kill().await;
         }
+    }
+
+    /// Returns whether the file of names lists every Raft server that has a directory.
+    fn has_written_its_names(&self) -> bool {
+        ["coordination", "quorum"].into_iter().all(|system| {
+            let system = self.directory.path().join("data").join(&self.name).join(system).join(&self.name);
+            let names = std::fs::read(system.join("names.dets")).unwrap_or_default();
+            let servers = std::fs::read_dir(system).into_iter().flatten().flatten();
+            servers.filter(|entry| entry.path().is_dir()).all(|entry| {
+                let name = entry.file_name();
+                names.windows(name.len()).any(|part| part == name.as_encoded_bytes())
+            })
+        })
     }
 
     /// Pauses it (SIGSTOP).

@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::audit::{self, Audit};
-use crate::clock::SystemClock;
+use crate::clock;
 use crate::config::Config;
 use crate::consumer::foreign::ForeignConsumers;
 use crate::faults::Faults;
@@ -87,7 +87,7 @@ impl App {
         let (queue_tasks, queue_shutdown) = Shutdown::new();
         let (admin_tasks, admin_shutdown) = Shutdown::new();
         let (audit_tasks, audit_shutdown) = Shutdown::new();
-        let (metrics, clock) = (Metrics::of(config.roles), SystemClock::shared());
+        let (metrics, clock) = (Metrics::of(config.roles), clock::of_the_program());
         let (public_addr, admin_addr) = (addr(&public), addr(&admin));
         let access = AccessControl::of(&config)?;
         let audit = audit::open::open(&config.audit, &clock, &metrics, &audit_shutdown)?;

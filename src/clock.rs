@@ -43,6 +43,46 @@ impl Clock for SystemClock {
     }
 }
 
+/// The operating system's clock, set wrong and right again in turns: for the oracle.
+#[cfg(feature = "faults")]
+#[derive(Debug)]
+struct SteppedClock {
+    /// By how many milliseconds it is wrong, half of the time.
+    by: i64,
+}
+
+#[cfg(feature = "faults")]
+impl SteppedClock {
+    /// How long it is right, and how long wrong, in milliseconds.
+    const PERIOD: i64 = 7_000;
+}
+
+#[cfg(feature = "faults")]
+impl Clock for SteppedClock {
+    fn now(&self) -> Timestamp {
+        let now = SystemClock.now().as_millis();
+        Timestamp::from_millis(if now / Self::PERIOD % 2 == 0 { now } else { now + self.by })
+    }
+}
+
+/// Returns the clock of the program: the operating system's. If `PROFILE_EDGE_CLOCK_STEP` is a number of seconds, the clock
+/// steps by it, and back.
+#[cfg(feature = "faults")]
+#[must_use]
+pub fn of_the_program() -> SharedClock {
+    match std::env::var("PROFILE_EDGE_CLOCK_STEP") {
+        Ok(step) => Arc::new(SteppedClock { by: 1_000 * step.parse::<i64>().expect("a number of seconds") }),
+        Err(_) => SystemClock::shared(),
+    }
+}
+
+/// Returns the clock of the program: the operating system's.
+#[cfg(not(feature = "faults"))]
+#[must_use]
+pub fn of_the_program() -> SharedClock {
+    SystemClock::shared()
+}
+
 /// A clock that moves only on request, for tests and deterministic tools.
 #[derive(Debug)]
 pub struct ManualClock(Mutex<Timestamp>);

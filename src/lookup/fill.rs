@@ -83,7 +83,7 @@ impl Filler<'_> {
             Content::Pointer(_) | Content::Sealed(_) => (self.config.ttl, Duration::ZERO),
         };
         let ttl = freshness::jittered(ttl, self.config.ttl_jitter);
-        let (settled, ttl, grace) = match lease.judge(modified, deps.settle_window, &deps.clock) {
+        let (settled, ttl, grace) = match lease.judge(modified, deps.settle_window) {
             FenceVerdict::CaughtUp => (true, ttl, grace),
             FenceVerdict::Unsettled { age } => {
                 (false, ttl.min(unsettled_lifetime(age, self.config.unsettled_ttl)), Duration::ZERO)

@@ -232,7 +232,7 @@ impl IdentifyTask {
         let entry = match deps.store.get(&key).await {
             Ok(None) => match deps.store.lease(&key, &Base::Absent, Token::draw(), self.config.lease_ttl).await {
                 Ok(LeaseAnswer::Granted(lease)) => {
-                    let verdict = lease.judge(modified, deps.settle_window, &deps.clock);
+                    let verdict = lease.judge(modified, deps.settle_window);
                     self.start_fetch(to, customer, lease);
                     return (Beside::Separate, verdict != FenceVerdict::CaughtUp);
                 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::clock::SharedClock;
-use crate::domain::{Key, Modified, Timestamp};
+use tokio::time::Instant;
+
+use crate::domain::{Key, Modified};
 
 use super::entry::Record;
 use super::error::Error;
@@ -30,14 +31,16 @@ pub struct Lease {
     key: Key,
     token: Token,
     target: LeaseTarget,
-    fence: Option<Fence>,
+    /// How long ago the fence had been raised when the lease was granted, and the fence.
+    fence: Option<(Duration, Fence)>,
+    granted_at: Instant,
     is_consumed: bool,
 }
 
 impl Lease {
-    /// Creates a lease; only adapters call it, after they have written the lease.
-    pub fn granted(key: Key, token: Token, target: LeaseTarget, fence: Option<Fence>) -> Self {
-        Self { key, token, target, fence, is_consumed: false }
+    /// Creates a lease; only adapters call it, after they have written the lease. `fence` has the time since it was raised.
+    pub fn granted(key: Key, token: Token, target: LeaseTarget, fence: Option<(Duration, Fence)>) -> Self {
+        Self { key, token, target, fence, granted_at: Instant::now(), is_consumed: false }
     }
 
     /// Returns the key that may be filled.
@@ -71,15 +74,16 @@ impl Lease {
     /// Returns the fence at the time when the lease was granted. Raising the fence voids the lease, so it is the right
     /// one to judge the fill.
     #[must_use]
-    pub const fn fence(&self) -> Option<&Fence> {
-        self.fence.as_ref()
+    pub fn fence(&self) -> Option<&Fence> {
+        self.fence.as_ref().map(|(_, fence)| fence)
     }
 
-    /// Judges a fetched profile by the fence: [`rules::unsettled`](crate::rules#unsettled).
+    /// Judges a fetched profile by the fence: [`rules::unsettled`](crate::rules#unsettled). A change of the wall clock
+    /// since the lease was granted does not matter.
     #[must_use]
-    pub fn judge(&self, modified: Option<Modified>, settle_window: Duration, clock: &SharedClock) -> FenceVerdict {
-        let now: Timestamp = clock.now();
-        self.fence.as_ref().map_or(FenceVerdict::CaughtUp, |fence| fence.judge(modified, settle_window, now))
+    pub fn judge(&self, modified: Option<Modified>, settle_window: Duration) -> FenceVerdict {
+        let Some((age, fence)) = &self.fence else { return FenceVerdict::CaughtUp };
+        fence.judge(modified, settle_window, *age + self.granted_at.elapsed())
     }
 
     /// Gives up the right to fill, but keeps the lease until it expires, so that no other lookup is granted one

@@ -125,7 +125,7 @@ async fn paused_writes_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_cannot_persist_is_named() {
     let it = Refused::start(&[]).await;
-    let file = it.server.data().join("dump.rdb");
+    let file = it.server.directory().join("dump.rdb");
     std::fs::create_dir(&file).unwrap();
     order(&it.server, &["CONFIG", "SET", "save", "3600 1"]).await;
     order(&it.server, &["BGSAVE"]).await;

@@ -112,8 +112,8 @@ impl Embedded {
         LeaseAnswer::Granted(Lease::granted(key.clone(), token, LeaseTarget::Lock(base), self.fence(key, now)))
     }
 
-    fn fence(&self, key: &Key, now: Timestamp) -> Option<Fence> {
-        live(&self.fences, key, now).map(|found| found.value)
+    fn fence(&self, key: &Key, now: Timestamp) -> Option<(Duration, Fence)> {
+        live(&self.fences, key, now).map(|found| (found.value.age(now, Duration::MAX), found.value))
     }
 
     /// Removes a lease, if it is still there.
@@ -270,7 +270,7 @@ impl Inspect for Embedded {
         Ok(Inspection {
             remaining: found.as_ref().map(|found| found.remaining(now)),
             entry: found.map(|found| found.value.without_body()),
-            fence: self.fence(key, now),
+            fence: self.fence(key, now).map(|(_, fence)| fence),
             lock: live(&self.locks, key, now).map(|lock| (lock.value, lock.remaining(now))),
         })
     }

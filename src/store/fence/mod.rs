@@ -1,9 +1,8 @@
 //! The fence of a key: the newest event versions announced for it (a high-water mark), and the decisions by it.
 //!
 //! Pure decisions, the same for every adapter. An adapter that decides inside its server mirrors them there, and the
-//! contract suite compares. They implement [`rules::two-stamps`](crate::rules#two-stamps),
-//! [`rules::fence`](crate::rules#fence), [`rules::unsettled`](crate::rules#unsettled) and
-//! [`rules::tombstone`](crate::rules#tombstone).
+//! contract suite compares. They implement [`rules::two-stamps`](crate::rules#two-stamps), [`rules::fence`](crate::rules#fence),
+//! [`rules::unsettled`](crate::rules#unsettled) and [`rules::tombstone`](crate::rules#tombstone).
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -28,7 +27,7 @@ pub struct Fence {
     pub doubt: bool,
     /// Whether an event had no `modified`, so that no profile can be proved to be newer.
     pub unstamped: bool,
-    /// When the fence was last raised, by our clock. Its effect on fills ends `settle_window` later.
+    /// When the fence was last raised, by the clock of the process that did. Its effect on fills ends `settle_window` later.
     pub raised: Timestamp,
 }
 
@@ -85,10 +84,9 @@ pub struct Raised {
 
 impl Fence {
     /// Judges a fetched profile. It is unsettled if its `modified` is below the fence, equal under doubt, or missing
-    /// or not comparable. After `settle_window` the fence has no effect.
+    /// or not comparable. `age` is the time since it was raised; after `settle_window` it has no effect.
     #[must_use]
-    pub fn judge(&self, fetched: Option<Modified>, settle_window: Duration, now: Timestamp) -> FenceVerdict {
-        let age = now.since(self.raised);
+    pub fn judge(&self, fetched: Option<Modified>, settle_window: Duration, age: Duration) -> FenceVerdict {
         let caught_up = match (fetched, self.modified) {
             (Some(fetched), Some(announced)) => match fetched.cmp(&announced) {
                 Ordering::Less => false,
@@ -98,6 +96,13 @@ impl Fence {
             _ => false,
         };
         if caught_up || age >= settle_window { FenceVerdict::CaughtUp } else { FenceVerdict::Unsettled { age } }
+    }
+
+    /// Returns the time since it was raised, by the clocks of two processes, but at most what the store knows:
+    /// clocks differ, and under a fence that counts as older than it is an outdated profile lives for longer.
+    #[must_use]
+    pub fn age(&self, now: Timestamp, most: Duration) -> Duration {
+        now.since(self.raised).min(most)
     }
 
     /// Returns whether the newest event deleted the customer.

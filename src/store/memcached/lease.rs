@@ -38,8 +38,8 @@ impl Wanted<'_> {
     }
 
     /// Returns the lease, which was written before this fence was read.
-    fn granted(&self, target: LeaseTarget, fence: Option<StoredFence>) -> LeaseAnswer {
-        let fence = fence.map(|fence| fence.fence);
+    fn granted(&self, target: LeaseTarget, fence: Option<StoredFence>, now: Timestamp) -> LeaseAnswer {
+        let fence = fence.map(|StoredFence { fence, .. }| (fence.age(now, Duration::MAX), fence));
         LeaseAnswer::Granted(Lease::granted(self.key.clone(), self.token, target, fence))
     }
 }
@@ -114,7 +114,7 @@ impl Memcached {
             let [written] = session.run(requests).await?;
             return Ok(written.done()?.map(|_| LeaseAnswer::Changed(tombstone)));
         }
-        Ok(Some(wanted.granted(LeaseTarget::Key, fence)))
+        Ok(Some(wanted.granted(LeaseTarget::Key, fence, now)))
     }
 
     /// Replaces a dead entry by the lease.
@@ -131,7 +131,7 @@ impl Memcached {
         if written.done()?.is_none() {
             return Ok(None);
         }
-        Ok(Some(wanted.granted(LeaseTarget::Key, fence(at_fence.value()?.as_ref(), now).value)))
+        Ok(Some(wanted.granted(LeaseTarget::Key, fence(at_fence.value()?.as_ref(), now).value, now)))
     }
 
     /// Writes the lease beside an entry that stays in use.
@@ -153,7 +153,7 @@ impl Memcached {
             removed.done()?;
             return Ok(None);
         }
-        Ok(Some(wanted.granted(LeaseTarget::Lock(base), fence(at_fence.value()?.as_ref(), now).value)))
+        Ok(Some(wanted.granted(LeaseTarget::Lock(base), fence(at_fence.value()?.as_ref(), now).value, now)))
     }
 
     /// See [`Store::fill`](crate::store::Store::fill).

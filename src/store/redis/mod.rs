@@ -196,13 +196,17 @@ impl Store for Redis {
         });
         let mut parts = list(answer.await?)?.into_iter();
         let what = parts.next().and_then(bytes).unwrap_or_default();
-        let granted = |target, fence: Option<Value>| {
-            let fence = fence.and_then(bytes).and_then(|text| record::decode_fence(&text));
+        let mut granted = |target| {
+            let fence = parts.next().and_then(bytes).and_then(|text| record::decode_fence(&text));
+            let left = parts.next().as_ref().and_then(number).and_then(|millis| u64::try_from(millis).ok());
+            // Redis has counted down its lifetime since it was raised.
+            let most = left.map(|left| self.lifetimes.fence().saturating_sub(Duration::from_millis(left)));
+            let fence = fence.map(|fence| (fence.age(now, most.unwrap_or(Duration::MAX)), fence));
             LeaseAnswer::Granted(Lease::granted(key.clone(), token, target, fence))
         };
         match (what.as_slice(), base) {
-            (b"key", _) => Ok(granted(LeaseTarget::Key, parts.next())),
-            (b"lock", Base::Token(base)) => Ok(granted(LeaseTarget::Lock(*base), parts.next())),
+            (b"key", _) => Ok(granted(LeaseTarget::Key)),
+            (b"lock", Base::Token(base)) => Ok(granted(LeaseTarget::Lock(*base))),
             (b"held", _) => {
                 let mut next = || parts.next();
                 let (token, seen) = (next().and_then(reply::token), next().and_then(reply::token));

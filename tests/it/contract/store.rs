@@ -636,15 +636,14 @@ async fn a_tombstone_lasts_for_its_ttl<F: Fixture>(case: Case<F>) {
 async fn a_lease_judges_profiles_by_the_fence<F: Fixture>(case: Case<F>) {
     case.apply(modified(Kind::Updated, 2_000)).await;
     let lease = case.leased().await;
-    let clock = case.fixture.clock();
-    let judge = |millis: Option<i64>| lease.judge(millis.map(Modified::from_millis), SETTLE, &clock);
+    let judge = |millis: Option<i64>| lease.judge(millis.map(Modified::from_millis), SETTLE);
     assert_eq!(judge(Some(2_000)), FenceVerdict::CaughtUp);
     assert!(matches!(judge(Some(1_999)), FenceVerdict::Unsettled { .. }));
     assert!(matches!(judge(None), FenceVerdict::Unsettled { .. }));
     case.store.release(lease).await.unwrap();
     case.fixture.pass(SETTLE).await;
     let lease = case.leased().await;
-    assert_eq!(lease.judge(None, SETTLE, &clock), FenceVerdict::CaughtUp);
+    assert_eq!(lease.judge(None, SETTLE), FenceVerdict::CaughtUp);
     case.store.release(lease).await.unwrap();
 }
 

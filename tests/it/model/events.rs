@@ -322,7 +322,7 @@ pub(super) fn settles(setup: &Setup, fence: Option<Fence>, key: u8) -> u8 {
         let holds = match setup.without {
             Without::UnsettledFills => true,
             Without::UnsettledWhenMissing if fetched.is_none() => true,
-            _ => fence.judge(fetched, SETTLE_WINDOW, NOW) == FenceVerdict::CaughtUp,
+            _ => fence.judge(fetched, SETTLE_WINDOW, Duration::ZERO) == FenceVerdict::CaughtUp,
         };
         settled |= u8::from(holds) << version;
     }

@@ -12,8 +12,9 @@
 //! time, every customer is read once more through each lookup process; these answers are judged too, so each must show
 //! the last version. Each round has its own customers.
 //!
-//! Another run has its store on Memcached servers with little memory, which another program fills. [`notified`] does so with
-//! notifications in place of webhooks, whose sockets are cut.
+//! Another run has its store on a cluster of Redis whose slots move, while the clocks of the processes step; another on Memcached
+//! servers with little memory, which another program fills. [`notified`] does so with notifications in place of webhooks,
+//! whose sockets are cut.
 //!
 //! `tests/oracle --minutes N` repeats rounds for that time.
 
@@ -54,13 +55,19 @@ struct RunScale {
     /// The number of customers at the start of a round.
     customers: u32,
     victims: &'static [(PartialFault, KillTarget)],
+    /// By how many seconds the clocks of processes step.
+    clock_step: i64,
 }
 
 /// Few customers, so that changes and lookups of one customer coincide.
-const FULL: RunScale = RunScale { readers: 24, writers: 8, customers: 400, victims: &VICTIMS };
+const FULL: RunScale = RunScale { readers: 24, writers: 8, customers: 400, victims: &VICTIMS, clock_step: 0 };
+
+/// The clocks step by nearly as much as they may differ.
+const ON_A_CLUSTER: RunScale = RunScale { victims: &CLUSTER_VICTIMS, clock_step: 240, ..FULL };
 
 /// More customers than the servers have memory for.
-const ON_MEMCACHED: RunScale = RunScale { readers: 12, writers: 4, customers: 3_000, victims: &MEMCACHED_VICTIMS };
+const ON_MEMCACHED: RunScale =
+    RunScale { readers: 12, writers: 4, customers: 3_000, victims: &MEMCACHED_VICTIMS, clock_step: 0 };
 
 /// The time before and after a partial fault, in tenths of a second, and how long it lasts.
 const CALM: usize = 15;
@@ -84,6 +91,13 @@ const VICTIMS: [(PartialFault, KillTarget); 7] = [
     (PartialFault::RedisForbidsScripts, KillTarget::Consumer(1)),
     (PartialFault::Starved(KillTarget::Consumer(0)), KillTarget::Lookup(1)),
     (PartialFault::Starved(KillTarget::Lookup(1)), KillTarget::Rabbit),
+];
+
+const CLUSTER_VICTIMS: [(PartialFault, KillTarget); 4] = [
+    (PartialFault::SlotMoving, KillTarget::Lookup(0)),
+    (PartialFault::RedisFull, KillTarget::Consumer(0)),
+    (PartialFault::SlotMoving, KillTarget::Store(0)),
+    (PartialFault::Starved(KillTarget::Consumer(1)), KillTarget::Store(2)),
 ];
 
 const MEMCACHED_VICTIMS: [(PartialFault, KillTarget); 4] = [
@@ -133,7 +147,7 @@ struct OracleRun {
 impl OracleRun {
     async fn start(store: StoreServers, scale: RunScale, faults: &str) -> Self {
         let recorder = Arc::new(Recorder::new());
-        let world = OracleWorld::start(&recorder, store, faults).await;
+        let world = OracleWorld::start(&recorder, store, faults, scale.clock_step).await;
         let mut sandbox = OracleClient::new(world.sandbox, "");
         let behaviour = serde_json::json!({
             "read_lag": format!("{}ms", READ_LAG.as_millis()), "stamp_reads": true,
@@ -335,6 +349,13 @@ async fn run_rounds(run: &mut OracleRun, budget: RoundBudget) {
 async fn no_answer_is_older_than_an_applied_event_whatever_is_killed() {
     let mut run = OracleRun::start(StoreServers::redis().await, FULL, "").await;
     run_rounds(&mut run, RoundBudget { answers: 200_000, events: 20_000, kills: VICTIMS.len() }).await;
+}
+
+/// Three masters, whose slots move, while the clocks of the processes step.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_is_older_on_a_cluster_whose_slots_move_while_clocks_step() {
+    let mut run = OracleRun::start(StoreServers::cluster().await, ON_A_CLUSTER, "").await;
+    run_rounds(&mut run, RoundBudget { answers: 40_000, events: 4_000, kills: CLUSTER_VICTIMS.len() }).await;
 }
 
 /// Three servers that evict all the time; two of them are killed and start again with nothing.

@@ -18,7 +18,7 @@ use crate::support::edge::{DEMO_KEY_SHA256, on_rabbit};
 use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::memcached::{MemcachedServer, on_memcached};
 use crate::support::servers::rabbit::RabbitServer;
-use crate::support::servers::redis::RedisServer;
+use crate::support::servers::redis::{Deployment, Setup};
 
 /// The delay of the sandbox's read side.
 pub(super) const READ_LAG: Duration = Duration::from_millis(300);
@@ -47,27 +47,35 @@ pub(super) enum KillTarget {
 pub(super) enum PartialFault {
     /// A process of the service gets half of the processor time (SIGSTOP and SIGCONT).
     Starved(KillTarget),
-    /// Redis has no memory left, and evicts nothing.
+    /// Redis has no memory left, and evicts nothing; in a cluster one master.
     RedisFull,
     /// The user of the service may run no scripts.
     RedisForbidsScripts,
     /// Redis is a replica, of a master that does not answer.
     RedisDemoted,
+    /// A slot of a cluster moves from one master to another, and the move does not end.
+    SlotMoving,
 }
 
 /// The store of a run.
 pub(super) enum StoreServers {
     /// Redis hands every change to the kernel before it answers, so a kill loses no write; with `appendfsync no`, a slow disk
     /// does not delay these writes. Lost writes are the subject of [`rules::failover`](profile_edge::rules#failover), not of
-    /// these runs.
-    Redis(RedisServer),
+    /// these runs. A cluster has three masters, which work without each other.
+    Redis(Deployment),
     /// Servers with little memory, which evict all the time. A kill loses everything that one of them has.
     Memcached(Vec<MemcachedServer>),
 }
 
 impl StoreServers {
     pub(super) async fn redis() -> Self {
-        Self::Redis(RedisServer::start(&["--appendfsync", "no"]).await)
+        Self::Redis(Deployment::start(Setup::Single).await)
+    }
+
+    pub(super) async fn cluster() -> Self {
+        let cluster = Deployment::start(Setup::Cluster).await;
+        cluster.serve_without_full_coverage().await;
+        Self::Redis(cluster)
     }
 
     pub(super) async fn memcached(count: usize) -> Self {
@@ -80,14 +88,19 @@ impl StoreServers {
 
     async fn kill(&mut self, n: usize) {
         match self {
-            Self::Redis(server) => server.kill().await,
+            Self::Redis(deployment) => deployment.servers[n].kill().await,
             Self::Memcached(servers) => servers[n].kill().await,
         }
     }
 
     async fn restart(&mut self, n: usize) {
         match self {
-            Self::Redis(server) => server.restart().await,
+            Self::Redis(deployment) => {
+                deployment.servers[n].restart().await;
+                if deployment.servers.len() > 1 {
+                    deployment.serve_without_full_coverage().await;
+                }
+            }
             Self::Memcached(servers) => servers[n].restart().await,
         }
     }
@@ -109,7 +122,7 @@ impl StoreServers {
 
     fn settings(&self) -> String {
         let servers = match self {
-            Self::Redis(server) => format!("[store]\nkind = \"redis\"\nredis.url = \"{}\"\n", server.url()),
+            Self::Redis(deployment) => format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", deployment.settings),
             Self::Memcached(servers) => on_memcached(&servers.iter().collect::<Vec<_>>()),
         };
         format!("{servers}[store.sealing]\nactive = \"k1\"\nkeys.k1 = \"{KEY}\"\n")
@@ -194,8 +207,10 @@ pub(super) struct OracleWorld {
 }
 
 impl OracleWorld {
-    /// Starts all processes; the lookup processes have these faults.
-    pub(super) async fn start(recorder: &Arc<Recorder>, store: StoreServers, faults: &str) -> Self {
+    /// Starts all processes; the lookup processes have these faults. The clocks step by so many seconds: those of ingest and of a
+    /// lookup process ahead, those of the other one and of a consumer back. The judge compares the time at which a consumer
+    /// took an event, which must not be later than it was.
+    pub(super) async fn start(recorder: &Arc<Recorder>, store: StoreServers, faults: &str, step: i64) -> Self {
         let rabbit = RabbitServer::start("").await;
         let [sandbox, public, one, other] = [(); 4].map(|()| loopback());
         let directory = RunDirectory::new();
@@ -203,14 +218,17 @@ impl OracleWorld {
         let file = configuration(directory.path(), &settings(sandbox, &store, &rabbit)).display().to_string();
         let genesys = ["sandbox", "--listen", &sandbox.to_string(), "--customers", "1000000", "--latency", "10ms"];
         let genesys = [&genesys[..], &["--webhook-url", &webhook, "--webhook-key", "demo-secret"]].concat();
-        let role = |name: &str, public: SocketAddr, faults: &str| ServiceProcess::new(name, &file, public, faults);
+        let role = |name: &str, public: SocketAddr, faults: &str, step: i64| {
+            let process = ServiceProcess::new(name, &file, public, faults);
+            if step == 0 { process } else { process.with("PROFILE_EDGE_CLOCK_STEP", &step.to_string()) }
+        };
         let mut world = Self {
             sandbox,
             lookups: [one, other],
             _genesys: Process::start(directory.path(), &genesys, &[]),
-            ingest: role("ingest", public, ""),
-            consumers: [(); 2].map(|()| role("consumer", loopback(), "")),
-            readers: [one, other].map(|public| role("lookup", public, faults)),
+            ingest: role("ingest", public, "", step),
+            consumers: [0, -step].map(|step| role("consumer", loopback(), "", step)),
+            readers: [(one, step), (other, -step)].map(|(public, step)| role("lookup", public, faults, step)),
             store,
             rabbit,
             recorder: Arc::clone(recorder),
@@ -278,12 +296,17 @@ impl OracleWorld {
                 (&["ACL", "SETUSER", "default", "-evalsha", "-eval"], &["ACL", "SETUSER", "default", "+@all"])
             }
             PartialFault::RedisDemoted => (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
+            PartialFault::SlotMoving => (&[], &[]),
         };
-        let StoreServers::Redis(server) = &self.store else { panic!("{fault:?} needs Redis") };
-        let mut connection = server.connect().await.expect("Redis answers");
-        redis::cmd(begin[0]).arg(&begin[1..]).exec_async(&mut connection).await.unwrap();
+        let StoreServers::Redis(deployment) = &self.store else { panic!("{fault:?} needs Redis") };
+        if fault == PartialFault::SlotMoving {
+            deployment.begin_to_move_a_slot().await;
+            sleep(time).await;
+            return deployment.end_to_move_the_slot().await;
+        }
+        deployment.command::<redis::Value>(0, begin).await;
         sleep(time).await;
-        redis::cmd(end[0]).arg(&end[1..]).exec_async(&mut connection).await.unwrap();
+        deployment.command::<redis::Value>(0, end).await;
     }
 
     /// Returns the resident memory of each process of the service, and the size of the data of each server, in MiB.
@@ -291,7 +314,9 @@ impl OracleWorld {
         let roles = [&self.ingest].into_iter().chain(&self.consumers).chain(&self.readers);
         let memory: Vec<u64> = roles.filter_map(|role| Some(role.process.as_ref()?.resident())).collect();
         let store = match &self.store {
-            StoreServers::Redis(server) => mebibytes(server.directory()),
+            StoreServers::Redis(deployment) => {
+                deployment.servers.iter().map(|server| mebibytes(server.directory())).sum()
+            }
             StoreServers::Memcached(_) => 0,
         };
         let rabbit = mebibytes(self.rabbit.directory());

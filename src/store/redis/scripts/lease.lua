@@ -3,7 +3,7 @@ local now, tombstone_ttl = tonumber(ARGV[6]), tonumber(ARGV[7])
 local v = read('GET', K)
 local function grant(where)
   local f = read_fence()
-  return { where, f and f.text or '' }
+  return { where, f and f.text or '', f and redis.call('PTTL', F) or 0 }
 end
 if not v then
   local f = read_fence()

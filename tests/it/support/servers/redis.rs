@@ -111,11 +111,6 @@ impl RedisServer {
         self.server.as_ref().unwrap().unpause().await;
     }
 
-    /// The directory of its data.
-    pub(crate) fn data(&self) -> &std::path::Path {
-        self.directory.path()
-    }
-
     pub(crate) fn url(&self) -> String {
         self.named.clone().unwrap_or_else(|| format!("redis://127.0.0.1:{}", self.port))
     }

@@ -54,7 +54,8 @@ async fn a_deleted_customer_stays_deleted_despite_older_events(pairing: Pairing)
     post_event(&edge, &one, "customer.updated", 5).await;
     let before = edge.calls().await.0;
     let answers = join_all((0..300).map(|_| edge.look_up(&one))).await;
-    assert!(answers.iter().all(|answer| answer.status == 410), "{:?}", answers[0]);
+    let others: Vec<_> = answers.iter().filter(|answer| answer.status != 410).collect();
+    assert!(others.is_empty(), "{others:?}");
     assert_eq!(edge.calls().await.0, before);
     edge.stop().await;
 }

@@ -46,6 +46,9 @@ use super::topology::Topology;
 /// How many messages are published together.
 const CHUNK: usize = MAX_UNCONFIRMED / 4;
 
+/// How long a new connection waits for its first confirm.
+const FIRST_CONFIRM: Duration = Duration::from_secs(3);
+
 /// Publishes on the present connection.
 #[derive(Debug)]
 pub(super) struct ConfirmedPublisher {
@@ -152,10 +155,8 @@ impl ConnectionSetup for PublishSetup {
         selected.map_err(|error| channel::unavailable(&error))?;
         // After its start RabbitMQ 4.3 closes the connection of whoever publishes to a stream that is declared and does not run
         // yet. A broker that blocks publishers is silent; their publishes learn why.
-        if let Ok(published) =
-            timeout(self.patience, publish_task::publish_alone(&channel, Message::marker("probe", &self.topology)))
-                .await
-        {
+        let first = publish_task::publish_alone(&channel, Message::marker("probe", &self.topology));
+        if let Ok(published) = timeout(FIRST_CONFIRM, first).await {
             published?;
         }
         // The permits limit how many batches there are.

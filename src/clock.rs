@@ -70,10 +70,8 @@ impl Clock for SteppedClock {
 #[cfg(feature = "faults")]
 #[must_use]
 pub fn of_the_program() -> SharedClock {
-    match std::env::var("PROFILE_EDGE_CLOCK_STEP") {
-        Ok(step) => Arc::new(SteppedClock { by: 1_000 * step.parse::<i64>().expect("a number of seconds") }),
-        Err(_) => SystemClock::shared(),
-    }
+    let seconds = std::env::var("PROFILE_EDGE_CLOCK_STEP").ok().and_then(|step| step.parse::<i64>().ok());
+    seconds.map_or_else(SystemClock::shared, |seconds| Arc::new(SteppedClock { by: seconds.saturating_mul(1_000) }))
 }
 
 /// Returns the clock of the program: the operating system's.

@@ -21,8 +21,6 @@ use super::message::Message;
 /// How many messages may be unconfirmed at once.
 pub(super) const MAX_UNCONFIRMED: usize = 4096;
 
-const REFUSED: &str = "the broker refused to confirm";
-
 /// Messages that are published together.
 pub(super) struct PublishBatch {
     pub(super) messages: Vec<Message>,
@@ -40,6 +38,18 @@ enum PublishOutcome {
     Nacked,
     Failed(String),
     Returned(String),
+}
+
+impl PublishOutcome {
+    /// Returns whether the messages are durable, for who published them.
+    fn result(self) -> Result<(), Error> {
+        match self {
+            Self::Confirmed => Ok(()),
+            Self::Nacked => Err(unavailable("the broker refused to confirm")),
+            Self::Failed(reason) => Err(unavailable(&reason)),
+            Self::Returned(reason) => Err(unrouted(&reason)),
+        }
+    }
 }
 
 /// What the answers of some batches mean for the channel.
@@ -111,12 +121,7 @@ async fn publish(channel: Channel, batch: PublishBatch) -> AnsweredBatch {
 ///
 /// [`Error::Unavailable`]: it is not durable.
 pub(super) async fn publish_alone(channel: &Channel, message: Message) -> Result<(), Error> {
-    match publish_one(channel, message).await {
-        PublishOutcome::Confirmed => Ok(()),
-        PublishOutcome::Nacked => Err(unavailable(REFUSED)),
-        PublishOutcome::Returned(reason) => Err(unrouted(&reason)),
-        PublishOutcome::Failed(reason) => Err(unavailable(&reason)),
-    }
+    publish_one(channel, message).await.result()
 }
 
 async fn publish_one(channel: &Channel, message: Message) -> PublishOutcome {
@@ -162,20 +167,12 @@ fn reply(answered: Vec<AnsweredBatch>) -> ChannelHealth {
     });
     let mut health = if returned.is_some() { ChannelHealth::Broken } else { ChannelHealth::Refusing };
     for (reply, outcome) in answered {
-        let result = match (&returned, outcome) {
-            (Some(reason), _) => Err(unrouted(reason)),
-            (None, PublishOutcome::Confirmed) => {
-                if health == ChannelHealth::Refusing {
-                    health = ChannelHealth::Confirming;
-                }
-                Ok(())
-            }
-            (None, PublishOutcome::Nacked) => Err(unavailable(REFUSED)),
-            (None, PublishOutcome::Failed(reason) | PublishOutcome::Returned(reason)) => {
-                health = ChannelHealth::Broken;
-                Err(unavailable(&reason))
-            }
-        };
+        match &outcome {
+            PublishOutcome::Confirmed if health == ChannelHealth::Refusing => health = ChannelHealth::Confirming,
+            PublishOutcome::Failed(_) => health = ChannelHealth::Broken,
+            PublishOutcome::Confirmed | PublishOutcome::Nacked | PublishOutcome::Returned(_) => {}
+        }
+        let result = returned.as_deref().map_or_else(|| outcome.result(), |reason| Err(unrouted(reason)));
         // The publisher may have given up.
         let _ = reply.send(result);
     }

@@ -2,7 +2,7 @@
 //!
 //! # Protocol
 //!
-//! A connection is up once a message was confirmed that takes the way of events to the journal.
+//! A new connection is up once the broker has confirmed a message to the journal, or has sent nothing for [`FIRST_CONFIRM`].
 //!
 //! One [task](super::publish_task) owns the confirm channel, since the broker numbers publishes in their order on the
 //! channel, and several tasks could not keep that order. Every publish is mandatory and persistent. A publish is durable
@@ -153,8 +153,9 @@ impl ConnectionSetup for PublishSetup {
         let channel = channel::open(open.connection()).await?;
         let selected = channel.confirm_select(ConfirmSelectOptions::default()).await;
         selected.map_err(|error| channel::unavailable(&error))?;
-        // After its start RabbitMQ 4.3 closes the connection of whoever publishes to a stream that is declared and does not run
-        // yet. A broker that blocks publishers is silent; their publishes learn why.
+        // A broker can have lost the stream of the journal and still have its queue (observed on RabbitMQ 4.3 after a kill). It
+        // accepts declarations, and closes the connection on the first publish. A broker that blocks publishers sends nothing;
+        // their publishes return the reason.
         let first = publish_task::publish_alone(&channel, Message::marker("probe", &self.topology));
         if let Ok(published) = timeout(FIRST_CONFIRM, first).await {
             published?;

@@ -86,6 +86,12 @@ impl StoreServers {
         Self::Memcached(servers)
     }
 
+    /// Returns the servers of Redis.
+    fn deployment(&self) -> &Deployment {
+        let Self::Redis(deployment) = self else { panic!("the run has no Redis") };
+        deployment
+    }
+
     async fn kill(&mut self, n: usize) {
         match self {
             Self::Redis(deployment) => deployment.servers[n].kill().await,
@@ -219,8 +225,7 @@ impl OracleWorld {
         let genesys = ["sandbox", "--listen", &sandbox.to_string(), "--customers", "1000000", "--latency", "10ms"];
         let genesys = [&genesys[..], &["--webhook-url", &webhook, "--webhook-key", "demo-secret"]].concat();
         let role = |name: &str, public: SocketAddr, faults: &str, step: i64| {
-            let process = ServiceProcess::new(name, &file, public, faults);
-            if step == 0 { process } else { process.with("PROFILE_EDGE_CLOCK_STEP", &step.to_string()) }
+            ServiceProcess::new(name, &file, public, faults).with("PROFILE_EDGE_CLOCK_STEP", &step.to_string())
         };
         let mut world = Self {
             sandbox,
@@ -296,14 +301,14 @@ impl OracleWorld {
                 (&["ACL", "SETUSER", "default", "-evalsha", "-eval"], &["ACL", "SETUSER", "default", "+@all"])
             }
             PartialFault::RedisDemoted => (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
-            PartialFault::SlotMoving => (&[], &[]),
+            PartialFault::SlotMoving => {
+                let cluster = self.store.deployment();
+                cluster.begin_to_move_a_slot().await;
+                sleep(time).await;
+                return cluster.end_to_move_the_slot().await;
+            }
         };
-        let StoreServers::Redis(deployment) = &self.store else { panic!("{fault:?} needs Redis") };
-        if fault == PartialFault::SlotMoving {
-            deployment.begin_to_move_a_slot().await;
-            sleep(time).await;
-            return deployment.end_to_move_the_slot().await;
-        }
+        let deployment = self.store.deployment();
         deployment.command::<redis::Value>(0, begin).await;
         sleep(time).await;
         deployment.command::<redis::Value>(0, end).await;

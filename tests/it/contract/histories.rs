@@ -17,8 +17,8 @@ use super::memcached::{OnOneServer, OnThreeServers};
 use super::redis::{Alone, Clustered};
 use super::store::{Fixture, InMemory, LIFETIMES, identity};
 
-const LEASE: Duration = Duration::from_secs(2);
-const TTL: Duration = Duration::from_secs(300);
+const LEASE: Duration = Duration::from_secs(20);
+const TTL: Duration = Duration::from_secs(3_000);
 
 /// A step of a history.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ enum Seen {
 fn step() -> impl Strategy<Value = Step> {
     let seen = prop_oneof![Just(Seen::Nothing), Just(Seen::Current), Just(Seen::Dead), Just(Seen::Other)];
     // No sum of them is close to a lifetime, since the time of servers also passes by itself.
-    let times = [700, 2_150, 301_000, 3_601_000, 7_201_000];
+    let times = [7_000, 21_500, 3_010_000, 3_601_000, 7_201_000];
     prop_oneof![
         4 => seen.prop_map(Step::Lease),
         4 => (0..8usize).prop_map(Step::Fill),

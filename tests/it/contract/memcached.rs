@@ -108,7 +108,7 @@ async fn a_clock_that_is_set_back_makes_no_record_in_memcached_younger() {
     let (memcached, ttl) = (OnOneServer::new().await, Duration::from_secs(300));
     let (identity, token) = (identity(&memcached.tenant(), "ada"), Token::draw());
     let key = identity.key();
-    let granted = memcached.store.lease(&key, &Base::Absent, token, Duration::from_secs(2)).await.unwrap();
+    let granted = memcached.store.lease(&key, &Base::Absent, token, Duration::from_secs(60)).await.unwrap();
     let LeaseAnswer::Granted(lease) = granted else { panic!("nobody else holds the lease") };
     let fetched_at = memcached.clock().now();
     let (content, fetch_cost) = (Content::Negative, Duration::ZERO);
@@ -157,7 +157,7 @@ impl Customers {
             Some(_) => return,
             None => {}
         }
-        let answer = store.lease(&key, &Base::Absent, Token::draw(), Duration::from_secs(2)).await.unwrap();
+        let answer = store.lease(&key, &Base::Absent, Token::draw(), Duration::from_secs(60)).await.unwrap();
         let LeaseAnswer::Granted(lease) = answer else { return };
         let version = self.current[customer].load(Ordering::SeqCst);
         let body = ProfileBody::new(Bytes::from(vec![b'x'; 8 << 10]));

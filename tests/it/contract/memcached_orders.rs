@@ -150,7 +150,7 @@ impl Scene {
     }
 
     async fn lease(&self, base: Base) -> Lease {
-        let ttl = Duration::from_secs(2);
+        let ttl = Duration::from_secs(60);
         match self.direct.lease(&self.identity.key(), &base, Token::draw(), ttl).await.unwrap() {
             LeaseAnswer::Granted(lease) => lease,
             other => panic!("{other:?}"),

@@ -162,9 +162,8 @@ def main():
         python_sdk(edge)
     with Edge() as edge:
         audits(edge)
-    if "SDK_JAVASCRIPT" in os.environ:
-        with Edge() as edge:
-            javascript_sdk(edge)
+    with Edge() as edge:
+        javascript_sdk(edge)
     print("the SDKs get the same results as from Genesys")
 
 

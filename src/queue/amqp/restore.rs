@@ -9,7 +9,7 @@
 //!    without an order for it. The range has no end yet: whoever carries it out first binds the work queue, and then ends
 //!    the range with what the journal holds. What is published later reaches the new work queue directly.
 //! 2. The queue of restores has a single active consumer: one process carries out restores. It merges the states that
-//!    wait into one, so an order that comes during a restore extends it.
+//!    wait into one, with the state after its last step, so an order that comes during a restore extends it.
 //! 3. Step by step it publishes the next events of the range again, together with the state after them, confirmed, and
 //!    then acknowledges the state before them. So no delivery is held for longer than a step, whatever the broker's
 //!    `consumer_timeout`, and another process continues where this one ends. At most the events of one step are repeated.
@@ -32,7 +32,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::FieldTable;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::SharedClock;
 use crate::domain::Timestamp;
@@ -54,7 +54,7 @@ const RESTORE_BELOW: u64 = 512;
 /// The interval between two counts of the events that wait.
 const RESTORE_PAUSE: Duration = Duration::from_millis(50);
 
-/// The longest that a step waits for the work queues.
+/// The longest that a step waits for the work queues, and for the state after the last step.
 const STEP_WAIT: Duration = Duration::from_secs(1);
 
 /// How many states are merged at once.
@@ -118,15 +118,28 @@ impl Restorer {
         channel::prefetch(&channel, MAX_STATES).await?;
         let states = channel::consume(&channel, &self.topology.restores, FieldTable::default()).await?;
         let mut states = states.ready_chunks(MAX_STATES.into());
-        let mut reader = None;
-        while let Some(received) = states.next().await {
-            let (mut merged, mut last) = (None, 0);
+        let (mut reader, mut merged, mut taken, mut last) = (None, None::<RestoreState>, 0, 0);
+        // The state after the last step, until it comes back.
+        let mut own = None::<RestoreState>;
+        loop {
+            let received = match own {
+                Some(_) => timeout(STEP_WAIT, states.next()).await,
+                None => Ok(states.next().await),
+            };
+            let Some(received) = received.unwrap_or_else(|_| {
+                // Somebody has purged the queue.
+                own = None;
+                Some(Vec::new())
+            }) else {
+                return Ok(());
+            };
             for delivery in received {
                 let delivery = delivery.map_err(|error| channel::unavailable(&error))?;
-                last = delivery.delivery_tag;
+                (taken, last) = (taken + 1, delivery.delivery_tag);
                 match serde_json::from_slice::<RestoreState>(&delivery.data) {
                     Ok(state) => {
-                        merged = Some(match merged {
+                        own = own.filter(|own| *own != state);
+                        merged = Some(match merged.take() {
                             Some(merged) => state.merge(merged),
                             None => state,
                         });
@@ -134,21 +147,28 @@ impl Restorer {
                     Err(error) => tracing::error!(%error, "discarding an invalid order of a restore"),
                 }
             }
-            if let Some(state) = merged {
-                self.step(connection, state, &mut reader).await?;
+            // Orders that came during the last step are in front of the state after it. If they were carried out without it,
+            // each would be a restore of its own.
+            if own.is_some() && taken < MAX_STATES {
+                continue;
             }
-            channel::acknowledge_up_to(&channel, last).await?;
+            if let Some(state) = merged.take() {
+                own = self.step(connection, state, &mut reader).await?;
+            }
+            if taken > 0 {
+                channel::acknowledge_up_to(&channel, last).await?;
+                taken = 0;
+            }
         }
-        Ok(())
     }
 
-    /// Carries out a step. Returns when its events and the state after it are durable.
+    /// Carries out a step. Returns the state after it, if something is left, when its events and that state are durable.
     async fn step(
         &self,
         connection: &Connection,
         mut state: RestoreState,
         reader: &mut Option<StreamReader>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<RestoreState>, Error> {
         let mut messages = Vec::new();
         if !self.has_room(connection).await? {
             // Messages that the broker has sent ahead must not be held while this waits.
@@ -168,8 +188,9 @@ impl Restorer {
             *reader = None;
             let events = state.moved();
             tracing::info!(events, "the restore from the journal is complete: these events are applied again");
+            return Ok(None);
         }
-        Ok(())
+        Ok(Some(state))
     }
 
     /// Reads the next messages of the range; `None` if nothing is left.

@@ -18,7 +18,7 @@ const TOLERANCE: Duration = Duration::from_secs(1);
 pub(super) struct Expiring<T> {
     pub(super) value: T,
     until: Timestamp,
-    pub(super) lifetime: Duration,
+    lifetime: Duration,
     written: Instant,
 }
 

@@ -113,7 +113,7 @@ impl Embedded {
     }
 
     fn fence(&self, key: &Key, now: Timestamp) -> Option<(Duration, Fence)> {
-        live(&self.fences, key, now).map(|found| (found.value.age(now, Duration::MAX), found.value))
+        live(&self.fences, key, now).map(|found| (found.value.age(now, found.age()), found.value))
     }
 
     /// Removes a lease, if it is still there.
@@ -152,7 +152,6 @@ impl Embedded {
         if let Some(mut fence) = live(&self.fences, key, now).filter(|fence| fence.value.says_deleted()) {
             fence.value.newest = Newest::Contested;
             fence.value.doubt = true;
-            fence.lifetime = fence.remaining(now);
             self.fences.insert(key.clone(), fence);
         }
     }

@@ -16,8 +16,8 @@ use crate::store::{
 
 use super::Memcached;
 use super::connection::Session;
-use super::protocol::{Condition, Requests};
-use super::values::{Held, KeyNames, StoredFence, fence, lock, server_lifetime};
+use super::protocol::{Condition, Requests, Stored};
+use super::values::{Held, KeyNames, StoredFence, fence, known_age, lock, server_lifetime};
 
 /// A lease that is requested.
 struct Wanted<'a> {
@@ -35,12 +35,6 @@ impl Wanted<'_> {
 
     fn write(&self, requests: Requests, at: &str, now: Timestamp, condition: Condition) -> Requests {
         requests.set(at, &self.value(now), Some(server_lifetime(self.ttl)), condition)
-    }
-
-    /// Returns the lease, which was written before this fence was read.
-    fn granted(&self, target: LeaseTarget, fence: Option<StoredFence>, now: Timestamp) -> LeaseAnswer {
-        let fence = fence.map(|StoredFence { fence, .. }| (fence.age(now, Duration::MAX), fence));
-        LeaseAnswer::Granted(Lease::granted(self.key.clone(), self.token, target, fence))
     }
 }
 
@@ -92,6 +86,20 @@ impl Memcached {
         }
     }
 
+    /// Returns the lease, which was written before this fence was read.
+    fn granted(
+        &self,
+        wanted: &Wanted<'_>,
+        target: LeaseTarget,
+        at_fence: Option<&Stored>,
+        now: Timestamp,
+    ) -> LeaseAnswer {
+        let known = at_fence.and_then(|stored| known_age(stored, self.lifetimes.fence()));
+        let fence = fence(at_fence, now).value.map(|StoredFence { fence, .. }| fence);
+        let fence = fence.map(|fence| (fence.age(now, known.unwrap_or(Duration::MAX)), fence));
+        LeaseAnswer::Granted(Lease::granted(wanted.key.clone(), wanted.token, target, fence))
+    }
+
     /// Writes the lease at a key that holds nothing. If the fence says "deleted", the tombstone was evicted: it replaces
     /// the lease.
     async fn lease_nothing(
@@ -105,8 +113,9 @@ impl Memcached {
         let requests = wanted.write(Requests::default(), names.key, now, nothing).get(&names.fence);
         let [written, at_fence] = session.run(requests).await?;
         let Some(version) = written.done()? else { return Ok(None) };
-        let fence = fence(at_fence.value()?.as_ref(), now).value;
-        if let Some((value, tombstone)) = fence.as_ref().and_then(|fence| self.restorable(wanted.key, fence, now))
+        let at_fence = at_fence.value()?;
+        let fence = fence(at_fence.as_ref(), now).value;
+        if let Some((value, tombstone)) = fence.and_then(|fence| self.restorable(wanted.key, &fence, now))
             && let Entry::Tombstone(found) = &tombstone
         {
             let lifetime = Some(self.tombstone_lifetime(found.written_at, now));
@@ -114,7 +123,7 @@ impl Memcached {
             let [written] = session.run(requests).await?;
             return Ok(written.done()?.map(|_| LeaseAnswer::Changed(tombstone)));
         }
-        Ok(Some(wanted.granted(LeaseTarget::Key, fence, now)))
+        Ok(Some(self.granted(wanted, LeaseTarget::Key, at_fence.as_ref(), now)))
     }
 
     /// Replaces a dead entry by the lease.
@@ -131,7 +140,7 @@ impl Memcached {
         if written.done()?.is_none() {
             return Ok(None);
         }
-        Ok(Some(wanted.granted(LeaseTarget::Key, fence(at_fence.value()?.as_ref(), now).value, now)))
+        Ok(Some(self.granted(wanted, LeaseTarget::Key, at_fence.value()?.as_ref(), now)))
     }
 
     /// Writes the lease beside an entry that stays in use.
@@ -153,7 +162,7 @@ impl Memcached {
             removed.done()?;
             return Ok(None);
         }
-        Ok(Some(wanted.granted(LeaseTarget::Lock(base), fence(at_fence.value()?.as_ref(), now).value, now)))
+        Ok(Some(self.granted(wanted, LeaseTarget::Lock(base), at_fence.value()?.as_ref(), now)))
     }
 
     /// See [`Store::fill`](crate::store::Store::fill).

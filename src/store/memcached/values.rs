@@ -124,8 +124,7 @@ impl Memcached {
             Entry::Leased(leased) => (leased.until > now).then_some(Entry::Leased(leased)),
             Entry::Record(record) => {
                 let lifetime = record.lifetime();
-                let age = stored.left.map_or(0, |left| server_lifetime(lifetime).saturating_sub(left + IMPRECISION));
-                let record = record.at_least_as_old_as(Duration::from_secs(age), now);
+                let record = record.at_least_as_old_as(known_age(stored, lifetime).unwrap_or_default(), now);
                 (now.since(record.fetched_at) < lifetime).then_some(Entry::Record(record))
             }
             Entry::Tombstone(_) | Entry::Corrupt(_) => Some(entry),
@@ -163,6 +162,13 @@ impl Memcached {
     pub(super) fn tombstone_lifetime(&self, written_at: Timestamp, now: Timestamp) -> u64 {
         server_lifetime(written_at.plus(self.lifetimes.tombstone_ttl).since(now))
     }
+}
+
+/// Returns for how long the server has kept a value with this lifetime, or up to [`IMPRECISION`] less; no clock of a process
+/// affects it.
+pub(super) fn known_age(stored: &Stored, lifetime: Duration) -> Option<Duration> {
+    let age = |left| server_lifetime(lifetime).saturating_sub(left + IMPRECISION);
+    stored.left.map(age).map(Duration::from_secs)
 }
 
 /// Reads the value of a fence.

@@ -321,7 +321,7 @@ async fn live<F: Fixture>(fixture: &F, name: &str, steps: &[Step]) {
 
 /// Runs this many histories on one kind of store.
 fn alike<F: Fixture>(histories: u32) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let fixture = runtime.block_on(F::new());
     let mut runner = TestRunner::new(Config { cases: histories, failure_persistence: None, ..Config::default() });
     let strategy = (proptest::collection::vec(step(), 1..25), any::<u64>());

@@ -90,9 +90,24 @@ impl<const KIND: u8> Fixture for InMemcached<KIND> {
         Arc::clone(&self.clock) as SharedClock
     }
 
-    /// Values say themselves until when they are valid.
+    fn set_ahead(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+
+    /// Shortens the remaining lifetime of each key of this tenant.
     async fn pass(&self, time: Duration) {
         self.clock.advance(time);
+        for server in self.servers {
+            for key in server.keys(&self.tenant).await {
+                let left = server.command(&format!("mg {key} t")).await;
+                let Some(left) = left.strip_prefix("HD t") else { continue };
+                let left: i64 = left.parse().unwrap();
+                assert!(left >= 0, "{key} has no expiry");
+                let left = left - i64::try_from(time.as_secs()).unwrap();
+                let shorten = if left > 0 { format!("mg {key} T{left}") } else { format!("md {key}") };
+                server.command(&shorten).await;
+            }
+        }
     }
 
     async fn evict(&self, key: &Key) {

@@ -11,7 +11,6 @@ use profile_edge::domain::{
 use profile_edge::metrics::Metrics;
 use profile_edge::reload::Reloadable;
 use profile_edge::shutdown::{Controller, Shutdown};
-use profile_edge::store::fence::FenceVerdict;
 use profile_edge::store::redis::Redis;
 use profile_edge::store::redis::config::Config;
 use profile_edge::store::sealed::macs::Macs;
@@ -79,6 +78,10 @@ impl<const KIND: u8> Fixture for InRedis<KIND> {
 
     fn clock(&self) -> SharedClock {
         Arc::clone(&self.clock) as SharedClock
+    }
+
+    fn set_ahead(&self, by: Duration) {
+        self.clock.advance(by);
     }
 
     /// Shortens the remaining lifetime of each key of this tenant.
@@ -196,21 +199,6 @@ async fn a_clock_that_is_set_back_makes_no_record_in_redis_younger() {
     let together = redis.store.get_together(&[key]).await.expect("one server has all keys").remove(0).unwrap();
     let Some(Entry::Record(record)) = together else { panic!("it is kept for the grace") };
     assert!(redis.clock().now().since(record.fetched_at) >= ttl, "nor if it is read with others");
-}
-
-/// The consumer that raised the fence is behind by more than the settle window. By its time alone the fence would have no effect.
-#[tokio::test]
-async fn a_fence_of_a_process_whose_clock_is_behind_is_not_old() {
-    let (redis, settle_window) = (Alone::new().await, Duration::from_secs(600));
-    let key = identity(&redis.tenant(), "ada").key();
-    let change = Change { kind: Kind::Updated, ..any_change(&mut rand::SeedableRng::seed_from_u64(1)) };
-    redis.store.apply(&key, &change).await.unwrap();
-    redis.clock.advance(settle_window);
-    let granted = redis.store.lease(&key, &Base::Absent, Token::draw(), Duration::from_secs(60)).await.unwrap();
-    let LeaseAnswer::Granted(lease) = granted else { panic!("nobody else holds the lease") };
-    let verdict = lease.judge(None, settle_window);
-    assert!(matches!(verdict, FenceVerdict::Unsettled { age } if age < settle_window / 2), "{verdict:?}");
-    redis.store.release(lease).await.unwrap();
 }
 
 #[tokio::test]

@@ -65,6 +65,10 @@ impl<F: Fixture> Fixture for Sealing<F> {
         self.inner.clock()
     }
 
+    fn set_ahead(&self, by: Duration) {
+        self.inner.set_ahead(by);
+    }
+
     async fn pass(&self, time: Duration) {
         self.inner.pass(time).await;
     }

@@ -33,6 +33,8 @@ const DEDUP: Duration = Duration::from_secs(3600);
 const TOMBSTONE: Duration = Duration::from_secs(7200);
 pub(crate) const LIFETIMES: Lifetimes = Lifetimes { dedup_window: DEDUP, tombstone_ttl: TOMBSTONE };
 const SETTLE: Duration = Duration::from_secs(600);
+/// By how much stores may take a fence for younger than it is.
+const IMPRECISION: Duration = Duration::from_secs(5);
 /// A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -53,6 +55,9 @@ pub(crate) trait Fixture: Send + Sync {
     fn inspect(&self) -> Arc<dyn Inspect>;
 
     fn clock(&self) -> SharedClock;
+
+    /// Sets the clock of this process ahead, while no time passes.
+    fn set_ahead(&self, by: Duration);
 
     /// Lets time pass for the store.
     async fn pass(&self, time: Duration);
@@ -87,8 +92,15 @@ impl Fixture for InMemory {
         Arc::clone(&self.clock) as SharedClock
     }
 
+    fn set_ahead(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+
     async fn pass(&self, time: Duration) {
         self.clock.advance(time);
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
     }
 
     async fn evict(&self, key: &Key) {
@@ -275,6 +287,7 @@ store_contract!(
     a_verification_is_refused_after_another_event,
     a_tombstone_lasts_for_its_ttl,
     a_lease_judges_profiles_by_the_fence,
+    a_fence_is_no_older_than_its_store_knows,
     a_fill_an_event_and_a_release_wake_a_waiter,
     a_waiter_stops_at_its_deadline_and_without_a_lease,
     a_record_expires_on_time,
@@ -642,9 +655,19 @@ async fn a_lease_judges_profiles_by_the_fence<F: Fixture>(case: Case<F>) {
     assert!(matches!(judge(Some(1_999)), FenceVerdict::Unsettled { .. }));
     assert!(matches!(judge(None), FenceVerdict::Unsettled { .. }));
     case.store.release(lease).await.unwrap();
-    case.fixture.pass(SETTLE).await;
+    case.fixture.pass(SETTLE + IMPRECISION).await;
     let lease = case.leased().await;
     assert_eq!(lease.judge(None, SETTLE), FenceVerdict::CaughtUp);
+    case.store.release(lease).await.unwrap();
+}
+
+/// The clock of the consumer that raised it is behind that of the lookup.
+async fn a_fence_is_no_older_than_its_store_knows<F: Fixture>(case: Case<F>) {
+    case.apply(event(Kind::Updated)).await;
+    case.fixture.set_ahead(SETTLE);
+    let lease = case.leased().await;
+    let verdict = lease.judge(None, SETTLE);
+    assert!(matches!(verdict, FenceVerdict::Unsettled { age } if age < SETTLE / 2), "{verdict:?}");
     case.store.release(lease).await.unwrap();
 }
 

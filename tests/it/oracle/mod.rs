@@ -12,8 +12,8 @@
 //! time, every customer is read once more through each lookup process; these answers are judged too, so each must show
 //! the last version. Each round has its own customers.
 //!
-//! Another run has its store on a cluster of Redis whose slots move, while the clocks of the processes step; another on Memcached
-//! servers with little memory, which another program fills. [`notified`] does so with notifications in place of webhooks,
+//! Another run has its store on a cluster of Redis whose slots move; another on Memcached servers with little memory, which
+//! another program fills. In both the clocks of the processes step. [`notified`] does so with notifications in place of webhooks,
 //! whose sockets are cut.
 //!
 //! `tests/oracle --minutes N` repeats rounds for that time.
@@ -67,7 +67,7 @@ const ON_A_CLUSTER: RunScale = RunScale { victims: &CLUSTER_VICTIMS, clock_step:
 
 /// More customers than the servers have memory for.
 const ON_MEMCACHED: RunScale =
-    RunScale { readers: 12, writers: 4, customers: 3_000, victims: &MEMCACHED_VICTIMS, clock_step: 0 };
+    RunScale { readers: 12, writers: 4, customers: 3_000, victims: &MEMCACHED_VICTIMS, clock_step: 240 };
 
 /// The time before and after a partial fault, in tenths of a second, and how long it lasts.
 const CALM: usize = 15;

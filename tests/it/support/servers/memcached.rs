@@ -1,7 +1,7 @@
 //! Private Memcached servers.
 
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::{Program, Server};
@@ -77,6 +77,28 @@ impl MemcachedServer {
             line.push(stream.read_u8().await.unwrap());
         }
         String::from_utf8(line).unwrap().trim_end().to_owned()
+    }
+
+    /// Returns the keys that contain a text.
+    pub(crate) async fn keys(&self, text: &str) -> Vec<String> {
+        loop {
+            let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).await.unwrap());
+            stream.write_all(b"lru_crawler metadump all\r\n").await.unwrap();
+            let (mut keys, mut line) = (Vec::new(), String::new());
+            let ended = loop {
+                line.clear();
+                assert_ne!(stream.read_line(&mut line).await.unwrap(), 0, "the server has closed the connection");
+                let Some(fields) = line.strip_prefix("key=") else { break line.starts_with("END") };
+                let key = fields.split(' ').next().unwrap().replace("%3A", ":");
+                if key.contains(text) {
+                    keys.push(key);
+                }
+            };
+            // Otherwise it is busy with the request of another test.
+            if ended {
+                return keys;
+            }
+        }
     }
 
     /// Writes this many items of another program, from the size of a mark to more than that of a record.

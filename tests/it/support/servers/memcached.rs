@@ -1,5 +1,7 @@
 //! Private Memcached servers.
 
+use std::collections::BTreeSet;
+
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -79,19 +81,19 @@ impl MemcachedServer {
         String::from_utf8(line).unwrap().trim_end().to_owned()
     }
 
-    /// Returns the keys that contain a text.
-    pub(crate) async fn keys(&self, text: &str) -> Vec<String> {
+    /// Returns the keys that contain a text, each once.
+    pub(crate) async fn keys(&self, text: &str) -> BTreeSet<String> {
         loop {
             let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).await.unwrap());
-            stream.write_all(b"lru_crawler metadump all\r\n").await.unwrap();
-            let (mut keys, mut line) = (Vec::new(), String::new());
+            stream.write_all(b"lru_crawler metadump hash\r\n").await.unwrap();
+            let (mut keys, mut line) = (BTreeSet::new(), String::new());
             let ended = loop {
                 line.clear();
                 assert_ne!(stream.read_line(&mut line).await.unwrap(), 0, "the server has closed the connection");
                 let Some(fields) = line.strip_prefix("key=") else { break line.starts_with("END") };
                 let key = fields.split(' ').next().unwrap().replace("%3A", ":");
                 if key.contains(text) {
-                    keys.push(key);
+                    keys.insert(key);
                 }
             };
             // Otherwise it is busy with the request of another test.

@@ -95,8 +95,8 @@ impl Memcached {
         now: Timestamp,
     ) -> LeaseAnswer {
         let known = at_fence.and_then(|stored| known_age(stored, self.lifetimes.fence()));
-        let fence = fence(at_fence, now).value.map(|StoredFence { fence, .. }| fence);
-        let fence = fence.map(|fence| (fence.age(now, known.unwrap_or(Duration::MAX)), fence));
+        let most = known.unwrap_or(Duration::MAX);
+        let fence = fence(at_fence, now).value.map(|StoredFence { fence, .. }| (fence.age(now, most), fence));
         LeaseAnswer::Granted(Lease::granted(wanted.key.clone(), wanted.token, target, fence))
     }
 

@@ -83,24 +83,22 @@ impl MemcachedServer {
 
     /// Returns the keys that contain a text, each once.
     pub(crate) async fn keys(&self, text: &str) -> BTreeSet<String> {
-        loop {
+        // A server answers one such request at a time.
+        eventually("the server lists its keys", async || {
             let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).await.unwrap());
             stream.write_all(b"lru_crawler metadump hash\r\n").await.unwrap();
             let (mut keys, mut line) = (BTreeSet::new(), String::new());
-            let ended = loop {
+            loop {
                 line.clear();
                 assert_ne!(stream.read_line(&mut line).await.unwrap(), 0, "the server has closed the connection");
-                let Some(fields) = line.strip_prefix("key=") else { break line.starts_with("END") };
+                let Some(fields) = line.strip_prefix("key=") else { return line.starts_with("END").then_some(keys) };
                 let key = fields.split(' ').next().unwrap().replace("%3A", ":");
                 if key.contains(text) {
                     keys.insert(key);
                 }
-            };
-            // Otherwise it is busy with the request of another test.
-            if ended {
-                return keys;
             }
-        }
+        })
+        .await
     }
 
     /// Writes this many items of another program, from the size of a mark to more than that of a record.

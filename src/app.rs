@@ -81,8 +81,8 @@ impl App {
     /// configuration.
     pub async fn start(mut config: Config, faults: Faults) -> Result<Self, Error> {
         let started = Instant::now();
-        let public = server::config::bind(config.http.listen, "http.listen").await?;
-        let admin = server::config::bind(config.admin.listen, "admin.listen").await?;
+        let public = server::config::bind(config.http.listen, "http.listen")?;
+        let admin = server::config::bind(config.admin.listen, "admin.listen")?;
         let (flows, shutdown) = Shutdown::new();
         let (queue_tasks, queue_shutdown) = Shutdown::new();
         let (admin_tasks, admin_shutdown) = Shutdown::new();
@@ -106,7 +106,7 @@ impl App {
         let listeners = Listeners { config: &http, metrics: &listener_metrics };
         let admin_service = listeners.service(admin::routes(Arc::clone(&operators)), admin_tls.is_some());
         listeners.serve(admin, Listener::Admin, admin_service, admin_tls, &admin_shutdown);
-        let sandbox_webhook = bind_sandbox_webhook(&config).await?;
+        let sandbox_webhook = bind_sandbox_webhook(&config)?;
         let posts_to = sandbox_webhook.as_ref().map_or(public_addr, addr);
         let sandbox = start_sandbox(&mut config, posts_to, &clock, &shutdown).await?;
         let until = started + config.startup_timeout;

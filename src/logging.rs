@@ -8,7 +8,7 @@
 //! written by [`flush`], within half a second.
 
 mod line_queue;
-mod span_fields;
+mod line_writer;
 
 use std::io::{IsTerminal, Write};
 use std::panic;
@@ -23,7 +23,7 @@ use tracing_subscriber::{Layer, Registry, fmt};
 use crate::spans;
 
 use line_queue::LineQueue;
-use span_fields::SpanFields;
+use line_writer::LineWriter;
 
 /// The lines of this process.
 static LINES: LineQueue = LineQueue::new();
@@ -97,8 +97,6 @@ pub fn init(config: &Config) {
 
 /// Starts logging, and passes the spans of traces to `traces`; log lines do not contain them.
 pub fn init_with(config: &Config, traces: Option<LogLayer>) {
-    // RUST_LOG may filter single spans and fields, which costs a lock for each entered span; the configuration filters
-    // by level only.
     let filter: Box<dyn Filter<Registry> + Send + Sync> = match EnvFilter::try_from_default_env() {
         Ok(precise) => Box::new(precise),
         Err(_) => {
@@ -111,11 +109,11 @@ pub fn init_with(config: &Config, traces: Option<LogLayer>) {
         Format::Json => false,
         Format::Auto => std::io::stderr().is_terminal(),
     };
-    let lines = fmt::layer().with_writer(|| &LINES);
+    let lines = fmt::layer().with_writer(move || LineWriter { queue: &LINES, is_json: !as_text });
     let lines = if as_text {
         lines.with_ansi(std::io::stderr().is_terminal() && !is_plain()).boxed()
     } else {
-        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).fmt_fields(SpanFields).boxed()
+        lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
     };
     let layers: Vec<LogLayer> = traces.into_iter().chain([lines.with_filter(filter.and(cap())).boxed()]).collect();
     if tracing_subscriber::registry().with(layers).try_init().is_ok() {

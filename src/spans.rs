@@ -20,7 +20,6 @@
 //! The spans have their own target, [`TARGET`]. Without an export no subscriber enables it, and creating a span is the
 //! check of one atomic number; attributes are not computed.
 
-use futures_util::future::Either;
 use http::HeaderMap;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::field::{Empty, display};
@@ -29,17 +28,13 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::domain::{Event, Key, TenantId, Traceparent};
 use crate::metrics::{ConsumerOutcome, IngestOutcome, LabelSet, LookupResult, UpstreamOutcome};
+use crate::request_context;
 
 /// The target of all trace spans, and of nothing else.
 pub const TARGET: &str = "trace::profile_edge";
 
 /// The name of the header.
 const TRACEPARENT: &str = "traceparent";
-
-tokio::task_local! {
-    /// The request span of the current task, if spans are recorded.
-    static REQUEST: Span;
-}
 
 /// Why a customer is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,31 +107,16 @@ pub fn looked_up(span: &Span, result: LookupResult, key: impl FnOnce() -> Option
     }
 }
 
-/// Runs the work of a request in its span, and passes the span to the tasks that the request starts.
-pub fn begin<F: Future>(request: Span, work: F) -> impl Future<Output = F::Output> {
-    if are_recorded() {
-        Either::Left(REQUEST.scope(request.clone(), work.instrument(request)))
-    } else {
-        // The request span is then the current span, and tasks find it there.
-        Either::Right(work.instrument(request))
-    }
-}
-
 /// Wraps a task that fetches and fills for one or more lookups; its log lines name the request that started it.
 pub fn lead<F: Future>(key: &Key, cause: Cause, task: F) -> impl Future<Output = F::Output> + use<F> {
-    in_request(tracing::info_span!(target: TARGET, "lead", %key, cause = cause.as_str()), task)
+    request_context::continued(
+        task.instrument(tracing::info_span!(target: TARGET, "lead", %key, cause = cause.as_str())),
+    )
 }
 
 /// Wraps a task that is part of the current one.
 pub fn part<F: Future>(task: F) -> impl Future<Output = F::Output> + use<F> {
-    in_request(if are_recorded() { Span::current() } else { Span::none() }, task)
-}
-
-/// Log lines ignore trace spans and so cannot find the request through them: the request span must be entered too.
-fn in_request<F: Future>(span: Span, task: F) -> impl Future<Output = F::Output> + use<F> {
-    let request = REQUEST.try_with(Span::clone);
-    let request = request.unwrap_or_else(|_| if are_recorded() { Span::none() } else { Span::current() });
-    REQUEST.scope(request.clone(), task.instrument(span)).instrument(request)
+    request_context::continued(task.in_current_span())
 }
 
 /// Creates the span of a fetch from Genesys.
@@ -238,8 +218,7 @@ fn of_request(span: &Span, headers: &HeaderMap, proven: Option<&HeaderMap>) {
         begin_under(span, cause);
     }
     if let Some(place) = context_of(span) {
-        // For the log lines of the request.
-        Span::current().record("trace_id", hex::encode(place.trace_id()));
+        request_context::set_trace_id(hex::encode(place.trace_id()));
     }
     if let Some(id) = headers.get("x-request-id").and_then(|id| id.to_str().ok()) {
         span.record("request_id", id);

@@ -13,11 +13,11 @@ use crate::shutdown::Shutdown;
 
 /// Binds a plain listener on loopback for the events of the sandbox, if the public listener uses TLS: the sandbox does not
 /// trust its certificate.
-pub(super) async fn bind_sandbox_webhook(config: &Config) -> Result<Option<TcpListener>, BindError> {
+pub(super) fn bind_sandbox_webhook(config: &Config) -> Result<Option<TcpListener>, BindError> {
     if !(config.runs_sandbox() && config.http.tls.is_on()) {
         return Ok(None);
     }
-    bind((Ipv4Addr::LOCALHOST, 0).into(), "sandbox.enabled").await.map(Some)
+    bind((Ipv4Addr::LOCALHOST, 0).into(), "sandbox.enabled").map(Some)
 }
 
 /// Starts the sandbox, if it is enabled, and sets its address as the upstream of the demo's tenant.

@@ -4,7 +4,7 @@
 //! memory, at most [`CAPACITY`] bytes of them and as many again in the write under way. A line that does not fit is
 //! dropped and counted. When lines are written again, the log reports how many were dropped.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -109,18 +109,6 @@ fn write_all(sink: &mut impl Write, mut bytes: &[u8]) -> Result<(), u64> {
     Ok(())
 }
 
-/// One write of the subscriber, which is one line.
-impl Write for &LineQueue {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.push(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,11 +116,11 @@ mod tests {
     struct Broken;
 
     impl Write for Broken {
-        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+        fn write(&mut self, _bytes: &[u8]) -> std::io::Result<usize> {
             Err(ErrorKind::BrokenPipe.into())
         }
 
-        fn flush(&mut self) -> io::Result<()> {
+        fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
     }

@@ -57,6 +57,7 @@ use uuid::Uuid;
 
 use crate::clock::SharedClock;
 use crate::domain::Secret;
+use crate::listen::listen;
 use crate::shutdown::Shutdown;
 
 use behaviour::Behaviour;
@@ -125,7 +126,7 @@ impl Sandbox {
     /// created for the webhook.
     pub async fn start(options: SandboxOptions, clock: SharedClock, shutdown: Shutdown) -> Result<Self, io::Error> {
         let listener = match options.listen {
-            Listen::Address(address) => TcpListener::bind(address).await?,
+            Listen::Address(address) => listen(address)?,
             Listen::Bound(listener) => listener,
         };
         let addr = listener.local_addr()?;

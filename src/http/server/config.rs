@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 
 use crate::domain::Secret;
+use crate::listen::listen;
 
 use crate::http::server::limits::ConnectionLimits;
 use crate::http::server::tls;
@@ -101,6 +102,6 @@ pub struct BindError {
 /// # Errors
 ///
 /// The address is in use, or does not belong to this machine.
-pub async fn bind(addr: SocketAddr, option: &'static str) -> Result<TcpListener, BindError> {
-    TcpListener::bind(addr).await.map_err(|source| BindError { addr, option, source })
+pub fn bind(addr: SocketAddr, option: &'static str) -> Result<TcpListener, BindError> {
+    listen(addr).map_err(|source| BindError { addr, option, source })
 }

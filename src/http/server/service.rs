@@ -2,8 +2,8 @@
 //!
 //! # The order
 //!
-//! The request gets an id → one without a valid `Host` is refused → excess load is refused → the route answers; a panic becomes a counted 500 → the answer gets the
-//! id, Genesys' correlation id if there is one, and the security headers.
+//! The request gets an id → one without a valid `Host` is refused → excess load is refused → the route answers; a panic
+//! becomes a counted 500 → the answer gets the id, Genesys' correlation id if there is one, and the security headers.
 //!
 //! # Why it is not a layer of the router
 //!
@@ -22,15 +22,15 @@ use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use http::header::{self, Entry};
 use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
-use tracing::field::Empty;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::metrics::Metrics;
-use crate::spans;
+use crate::request_context::RequestContext;
 
 use crate::http::response::dialect::Dialect;
 use crate::http::response::headers::{CORRELATION_ID, REQUEST_ID};
@@ -127,14 +127,20 @@ impl HttpService {
             request.headers_mut().insert(CORRELATION_ID, correlation.clone());
         }
         let cors = self.origins.judge(request.headers());
-        let mut response = match cors.preflight(&request) {
-            Some(answer) => answer.unwrap_or_else(|problem| Dialect::of(&request).render(problem)),
-            None => {
-                let request_id = id.to_str().unwrap_or_default();
-                let span = tracing::info_span!("request", request_id, trace_id = Empty);
-                spans::begin(span, self.admit(request)).await
-            }
+        let dialect = Dialect::of(&request);
+        let answer = match cors.preflight(&request) {
+            Some(answer) => answer,
+            None => match self.admit(request) {
+                Ok((request, _permit)) => {
+                    // After a panic, only locks that cannot be poisoned are shared with other requests.
+                    let answering = AssertUnwindSafe(self.route(request)).catch_unwind();
+                    let answer = RequestContext::new(id.clone()).scope(answering).await;
+                    answer.map_err(|_payload| self.panicked())
+                }
+                Err(problem) => Err(problem),
+            },
         };
+        let mut response = answer.unwrap_or_else(|problem| dialect.render(problem));
         let headers = response.headers_mut();
         cors.write_headers(headers);
         headers.insert(REQUEST_ID, id);
@@ -145,37 +151,27 @@ impl HttpService {
         response
     }
 
-    /// Refuses excess load, and converts a panic into a counted 500.
-    async fn admit(&self, request: Request) -> Response {
-        let dialect = Dialect::of(&request);
+    /// Refuses a request without a valid `Host`, and excess load.
+    fn admit(&self, request: Request) -> Result<(Request, SemaphorePermit<'_>), Problem> {
         if !has_valid_host(&request) {
-            return dialect.render(Problem::bad_field("Host", "must be given once, and be a host"));
+            return Err(Problem::bad_field("Host", "must be given once, and be a host"));
         }
-        let Ok(_permit) = self.load.permits.try_acquire() else { return shed(&dialect) };
-        let Some(request) = self.load.limit_upload(request) else { return shed(&dialect) };
-        // After a panic, only locks that cannot be poisoned are shared with other requests.
-        match AssertUnwindSafe(self.route(request)).catch_unwind().await {
-            Ok(response) => response,
-            Err(_payload) => {
-                // The panic hook has logged the location; the payload may contain data and is not logged.
-                self.metrics.panics.increment(1);
-                let detail = "an unexpected error, see the log";
-                dialect.render(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail))
-            }
+        let permit = self.load.permits.try_acquire().map_err(|_| shed())?;
+        Ok((self.load.limit_upload(request).ok_or_else(shed)?, permit))
+    }
+
+    fn route(&self, request: Request) -> impl Future<Output = Response> {
+        match &self.direct {
+            // The boxed future exists only during the request, so that a waiting connection stays small.
+            Some(direct) if direct.accepts(&request) => Either::Left(direct.answer(request)),
+            Some(_) | None => Either::Right(self.routes.call(request).map(|Ok(response)| response)),
         }
     }
 
-    async fn route(&self, request: Request) -> Response {
-        if let Some(direct) = &self.direct
-            && direct.accepts(&request)
-        {
-            // The boxed future exists only during the request, so that a waiting connection stays small.
-            return direct.answer(request).await;
-        }
-        match self.routes.call(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
+    fn panicked(&self) -> Problem {
+        // The panic hook has logged the location; the payload may contain data and is not logged.
+        self.metrics.panics.increment(1);
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an unexpected error, see the log")
     }
 }
 
@@ -207,9 +203,9 @@ impl LoadLimit {
     }
 }
 
-fn shed(dialect: &Dialect) -> Response {
-    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests in progress");
-    dialect.render(problem.retry_after(Duration::from_secs(1)))
+fn shed() -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shed", "too many requests in progress")
+        .retry_after(Duration::from_secs(1))
 }
 
 /// Returns whether a request has the `Host` that RFC 9112 section 3.2 requires: at most one, and in HTTP/1.1 exactly one.

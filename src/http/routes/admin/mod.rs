@@ -24,7 +24,6 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
-use tracing::Instrument;
 
 use crate::audit::{Audit, AuditRecord, OperatorRecord};
 use crate::authorization::Authorization;
@@ -34,6 +33,7 @@ use crate::operate::actions::{self, Actions};
 use crate::operate::replay::Replays;
 use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
+use crate::request_context;
 use crate::shutdown::Shutdown;
 use crate::upstream;
 
@@ -217,7 +217,7 @@ impl AdminApi {
 
     /// Runs a future in its own task, so that it completes even if the client disconnects.
     async fn run_to_completion<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        match self.shutdown.spawn(work.in_current_span()).await {
+        match self.shutdown.spawn(request_context::continued(work)).await {
             Ok(done) => done,
             // The task is never cancelled. The panic hook has logged the panic; it is answered like any other.
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),

@@ -7,6 +7,7 @@
 //! because this process was busy, and an answer takes several turns of its event loop. What is neither answered nor
 //! missing after [`LONGEST`] timeouts is *slow*.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -55,10 +56,9 @@ impl Patience {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits for an answer.
-    pub(crate) async fn answer<T>(&self, answer: impl Future<Output = T>) -> Result<T, Expired> {
+    /// Waits for an answer. It is pinned by the caller, because a future of this one's would contain it twice.
+    pub(crate) async fn answer<T>(&self, mut answer: Pin<&mut impl Future<Output = T>>) -> Result<T, Expired> {
         let slice = self.timeout / SLICES;
-        let mut answer = std::pin::pin!(answer);
         let mut began = Instant::now();
         let end = began + self.timeout * LONGEST;
         let (mut silence, mut seen) = (Duration::ZERO, self.answered.load(Ordering::Relaxed));
@@ -87,6 +87,7 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
+    use std::pin::pin;
 
     use super::*;
 
@@ -95,7 +96,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_of_the_timeout_is_a_missing_answer() {
         let (patience, began) = (Patience::new(TIMEOUT), Instant::now());
-        assert_eq!(patience.answer(pending::<()>()).await, Err(Expired::Silent));
+        assert_eq!(patience.answer(pin!(pending::<()>())).await, Err(Expired::Silent));
         assert!(began.elapsed() >= TIMEOUT && began.elapsed() < TIMEOUT * 2, "{:?}", began.elapsed());
     }
 
@@ -105,11 +106,12 @@ mod tests {
         let others = async {
             loop {
                 tokio::time::sleep(TIMEOUT / 2).await;
-                assert_eq!(patience.answer(ready(())).await, Ok(()));
+                assert_eq!(patience.answer(pin!(ready(()))).await, Ok(()));
             }
         };
+        let never = pin!(pending::<()>());
         tokio::select! {
-            expired = patience.answer(pending::<()>()) => assert_eq!(expired, Err(Expired::Slow)),
+            expired = patience.answer(never) => assert_eq!(expired, Err(Expired::Slow)),
             () = others => {}
         }
         assert!(began.elapsed() >= TIMEOUT * LONGEST);
@@ -129,6 +131,7 @@ mod tests {
             tokio::time::sleep(TIMEOUT * 2 + TIMEOUT / 2).await;
             "late"
         };
+        let answer = pin!(answer);
         let (answer, ()) = tokio::join!(patience.answer(answer), starved);
         assert_eq!(answer, Ok("late"));
     }

@@ -7,6 +7,7 @@
 //! lease that it serves was granted, as [`rules::lease-is-the-value`](crate::rules#lease-is-the-value) demands, and a slow
 //! part of the store delays the others only briefly.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -72,7 +73,7 @@ impl Batch {
     /// Sends one request for the fetches that wait when all lookups are decided.
     async fn send(self: Arc<Self>, deadline: Instant) {
         // If it is too late for the others, they send a request of their own.
-        let _ = self.patience.answer(self.all_decided()).await;
+        let _ = self.patience.answer(pin!(self.all_decided())).await;
         let waiting = std::mem::take(&mut *self.waiting.lock());
         let (customers, results): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|fetch| (fetch.customer, fetch.result)).unzip();

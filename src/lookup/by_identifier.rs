@@ -22,9 +22,9 @@ impl Lookup {
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
         let identity = self.context.deps.identifiers.as_ref()?.identify(tenant, identifier);
-        let timed = self.timed(tenant, Instant::now(), |config, deadline| {
-            let demanded = (requester, max_age);
-            IdentifierReader::new(&self.context, config, (identifier, identity), demanded, phases, deadline).read()
+        let timed = self.timed(tenant, Instant::now(), |config, deadline| async move {
+            let (asked, demanded) = ((identifier, identity), (requester, max_age));
+            IdentifierReader::new(&self.context, config, asked, demanded, phases, deadline).read().await
         });
         timed.await
     }

@@ -23,10 +23,10 @@ impl Lookup {
         requester: &Requester,
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        let timed = self.timed(tenant, Instant::now(), |config, deadline| {
+        let timed = self.timed(tenant, Instant::now(), |config, deadline| async move {
             let identity = self.context.deps.hasher.identify(tenant, customer);
-            let reader = CacheReader::new(&self.context, config, identity, customer, requester, phases, deadline);
-            reader.read_expanded(expand)
+            let mut reader = CacheReader::new(&self.context, config, identity, customer, requester, phases, deadline);
+            reader.read_expanded(expand).await
         });
         timed.await
     }
@@ -34,7 +34,7 @@ impl Lookup {
 
 impl CacheReader<'_> {
     /// Fetches from Genesys with expansions, which the store does not hold; but not for a deleted customer.
-    pub(super) async fn read_expanded(mut self, expand: &Expand) -> Result<LookupAnswer, LookupError> {
+    pub(super) async fn read_expanded(&mut self, expand: &Expand) -> Result<LookupAnswer, LookupError> {
         // A pointer leads to the key of the canonical customer, which may hold a tombstone.
         while let Ok(entry) = self.context.deps.store.get(&self.key).await {
             match self.view(entry) {

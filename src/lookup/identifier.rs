@@ -88,7 +88,7 @@ impl<'a> IdentifierReader<'a> {
         Self { context, config, identifier, identity, key, requester, deadline, phases, stale, has_waited, demand }
     }
 
-    pub(super) async fn read(mut self) -> Result<LookupAnswer, LookupError> {
+    pub(super) async fn read(&mut self) -> Result<LookupAnswer, LookupError> {
         let Some(admitted) = self.context.admission.admit(self.deadline - self.config.deadline) else {
             self.context.deps.metrics.lookup_shed.increment(1);
             return Err(LookupError::Overloaded);

@@ -58,7 +58,7 @@ impl IdentifierReader<'_> {
     }
 
     /// Asks Genesys without the store.
-    pub(super) async fn bypass(self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
+    pub(super) async fn bypass(&self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
         tracing::debug!(key = %self.key, %error, "the lookup bypasses the store");
         let request = BypassRequest {
             tenant: self.identity.tenant().clone(),

@@ -138,7 +138,7 @@ impl Lookup {
                 let without_key = Error::Unusable { reason: "this process has no key for identifiers" };
                 let hasher = context.deps.identifiers.as_ref().ok_or(without_key)?;
                 let asked = (identifier, hasher.identify(tenant, identifier));
-                let reader = IdentifierReader::new(context, config, asked, (requester, max_age), phases, deadline);
+                let mut reader = IdentifierReader::new(context, config, asked, (requester, max_age), phases, deadline);
                 Box::pin(reader.read()).await
             }
         }

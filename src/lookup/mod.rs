@@ -254,11 +254,11 @@ impl Lookup {
         max_age: Option<Duration>,
         phases: &mut Phases,
     ) -> Option<Result<LookupAnswer, LookupError>> {
-        let timed = self.timed(tenant, Instant::now(), |config, deadline| {
+        let timed = self.timed(tenant, Instant::now(), |config, deadline| async move {
             let identity = self.context.deps.hasher.identify(tenant, customer);
             let mut reader = CacheReader::new(&self.context, config, identity, customer, requester, phases, deadline);
             reader.demand = Demand::new(max_age);
-            reader.read()
+            reader.read().await
         });
         timed.await
     }

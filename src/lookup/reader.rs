@@ -137,7 +137,7 @@ impl<'a> CacheReader<'a> {
         }
     }
 
-    pub(super) async fn read(mut self) -> Result<LookupAnswer, LookupError> {
+    pub(super) async fn read(&mut self) -> Result<LookupAnswer, LookupError> {
         let Some(admitted) = self.context.admission.admit(self.deadline - self.config.deadline) else {
             self.context.deps.metrics.lookup_shed.increment(1);
             return Err(LookupError::Overloaded);
@@ -147,7 +147,14 @@ impl<'a> CacheReader<'a> {
             return Err(LookupError::Deadline);
         };
         admitted.end(entry.is_ok());
-        // As `read_from` does; but that would move this reader once more for every hit.
+        self.read_from(entry).await
+    }
+
+    /// Looks up, given the result of the first read of the entry.
+    pub(super) async fn read_from(
+        &mut self,
+        entry: Result<Option<Entry>, store::Error>,
+    ) -> Result<LookupAnswer, LookupError> {
         match entry.map(|entry| self.view(entry)) {
             // A hit ends here.
             Ok(EntryView::Serve(answer)) => Ok(answer),
@@ -156,18 +163,7 @@ impl<'a> CacheReader<'a> {
         }
     }
 
-    /// Looks up, given the result of the first read of the entry.
-    pub(super) async fn read_from(
-        mut self,
-        entry: Result<Option<Entry>, store::Error>,
-    ) -> Result<LookupAnswer, LookupError> {
-        match entry.map(|entry| self.view(entry)) {
-            Ok(EntryView::Serve(answer)) => Ok(answer),
-            view => Box::pin(self.read_slow(view)).await,
-        }
-    }
-
-    async fn read_slow(mut self, view: Result<EntryView, store::Error>) -> Result<LookupAnswer, LookupError> {
+    async fn read_slow(&mut self, view: Result<EntryView, store::Error>) -> Result<LookupAnswer, LookupError> {
         self.phases.store = (self.deadline - self.config.deadline).elapsed();
         let mut step = match view {
             Ok(view) => self.act_on(view).await,
@@ -239,7 +235,7 @@ impl<'a> CacheReader<'a> {
     }
 
     /// Fetches from Genesys without the store.
-    async fn bypass(mut self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
+    async fn bypass(&mut self, error: &store::Error) -> Result<LookupAnswer, LookupError> {
         tracing::debug!(key = %self.key, %error, "the lookup bypasses the store");
         let key = self.requested.key();
         let request = bypass::BypassRequest {
@@ -256,7 +252,7 @@ impl<'a> CacheReader<'a> {
     }
 
     /// Answers with the stale record; fails if there is none.
-    fn fall_back(self, failure: LookupError) -> Result<LookupAnswer, LookupError> {
+    fn fall_back(&self, failure: LookupError) -> Result<LookupAnswer, LookupError> {
         LookupAnswer::stale(self.stale.as_ref(), failure)
     }
 

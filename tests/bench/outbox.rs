@@ -15,8 +15,8 @@ use crate::support::servers::proxy::{Link, Proxy};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
 
-const EVENTS: usize = 5_000;
-const ROUNDS: usize = 8;
+const EVENTS: usize = 4_000;
+const ROUNDS: usize = 16;
 
 /// Webhooks per second while the broker is down, the connections that send them, and how long.
 const RATE: usize = 500;

@@ -32,10 +32,12 @@ impl ProfileHandles {
     /// Returns the handle of a customer for a caller: 22 characters of base64url (RFC 4648 section 5).
     #[must_use]
     pub fn of(&self, caller: &str, tenant: &TenantId, customer: Digest) -> String {
+        let mut mac = self.0.clone();
         // Names have no zero byte.
-        let mac = self.0.clone().chain_update(caller).chain_update([0]).chain_update(tenant.as_str());
-        let mac = mac.chain_update([0]).chain_update(customer.as_bytes()).finalize().into_bytes();
-        URL_SAFE_NO_PAD.encode(&mac[..LENGTH])
+        for part in [caller.as_bytes(), &[0], tenant.as_str().as_bytes(), &[0], customer.as_bytes()] {
+            mac.update(part);
+        }
+        URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..LENGTH])
     }
 
     /// Returns the handle as the value of a header.

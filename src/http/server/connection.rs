@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -172,16 +174,25 @@ impl Server {
         });
         let connection = protocol.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
+        let interrupted = async {
+            tokio::select! {
+                timed_out = state.timed_out(&self.limits) => match timed_out {
+                    TimeoutKind::Header => (ConnectionEnd::HeaderTimeout, false),
+                    TimeoutKind::Stalled => (ConnectionEnd::Stalled, false),
+                    TimeoutKind::Idle => (ConnectionEnd::Idle, true),
+                },
+                // A request that arrived just now is answered before its connection closes.
+                () = state.evicted() => (ConnectionEnd::Evicted, !state.is_waiting()),
+                () = self.shutdown.requested() => (ConnectionEnd::Closed, true),
+            }
+        };
+        // A set, because it asks its future only when that was woken: otherwise each part of each request would take the
+        // locks of all three, and that of the shutdown is the same for all connections.
+        let mut interrupted: FuturesUnordered<_> = std::iter::once(interrupted).collect();
         let (end, is_graceful) = tokio::select! {
+            biased;
             served = connection.as_mut() => return end_of(&served),
-            timed_out = state.timed_out(&self.limits) => match timed_out {
-                TimeoutKind::Header => (ConnectionEnd::HeaderTimeout, false),
-                TimeoutKind::Stalled => (ConnectionEnd::Stalled, false),
-                TimeoutKind::Idle => (ConnectionEnd::Idle, true),
-            },
-            // A request that arrived just now is answered before its connection closes.
-            () = state.evicted() => (ConnectionEnd::Evicted, !state.is_waiting()),
-            () = self.shutdown.requested() => (ConnectionEnd::Closed, true),
+            Some(interruption) = interrupted.next() => interruption,
         };
         if !is_graceful {
             return end;

@@ -11,6 +11,7 @@
 //! background task, not a caller, finds out when the server is back. Where a name leads to the server, a connection is
 //! replaced after its age, the new one first, and all connections lead to the same server ([`SameServer`](crate::same_server::SameServer)).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -114,7 +115,7 @@ impl Connection {
 impl Session<'_> {
     /// Sends commands together; returns their answers.
     pub(super) async fn run_all(&self, requests: Requests) -> Result<Vec<Answer>, Error> {
-        match self.state.patience.answer(self.link.run(requests)).await {
+        match self.state.patience.answer(pin!(self.link.run(requests))).await {
             Ok(Some(answers)) => Ok(answers),
             Ok(None) => Err(self.state.unavailable("the connection is broken")),
             Err(Expired::Silent) => {

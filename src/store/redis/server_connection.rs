@@ -11,6 +11,7 @@
 //! The [`supervisor`](super::supervisor) restores it, until it is dropped.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,7 +125,7 @@ impl ServerConnection {
         let CurrentConnection { number, mut connection } = self.state.now()?;
         let breaker = &self.state.breaker;
         let Some(permit) = breaker.admit(sent_at) else { return Err(CommandError::unavailable(SILENT)) };
-        let error = match self.state.patience.answer(run(&mut connection)).await {
+        let error = match self.state.patience.answer(pin!(run(&mut connection))).await {
             Ok(Ok(answer)) => {
                 if works(&answer) {
                     breaker.answered(sent_at);

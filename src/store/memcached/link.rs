@@ -23,8 +23,11 @@ const UNANSWERED: usize = 4_096;
 /// How many bytes are sent together, at least while there are more.
 const BATCH: usize = 64 << 10;
 
-/// The least room for what is received.
-const ROOM: usize = 16 << 10;
+/// How much is received at once. A value that is in use keeps so much memory.
+const ROOM: usize = 32 << 10;
+
+/// The least room for what is received: if less is left, there is [`ROOM`] anew.
+const LEAST_ROOM: usize = 4 << 10;
 
 /// The sending end of a connection; cloning shares it. The connection ends after the last one is dropped and all answers
 /// have come.
@@ -92,7 +95,10 @@ async fn send<S: AsyncWrite>(mut stream: WriteHalf<S>, mut groups: mpsc::Receive
         let Some(first) = groups.recv().await else { break };
         slot.forget();
         wire.clear();
-        queue(first, &mut wire, shared);
+        if queue(first, &mut wire, shared) > 1 {
+            // Under load, other tasks that are ready have commands too: one write for all of them.
+            tokio::task::yield_now().await;
+        }
         while wire.len() < BATCH
             && let Ok(slot) = shared.slots.try_acquire()
             && let Ok(next) = groups.try_recv()
@@ -115,10 +121,12 @@ async fn send<S: AsyncWrite>(mut stream: WriteHalf<S>, mut groups: mpsc::Receive
     std::future::pending().await
 }
 
-/// Adds commands to what is sent next. Their place among the answers is taken before.
-fn queue(group: Group, wire: &mut Vec<u8>, shared: &Shared) {
-    shared.unanswered.lock().push_back(group.awaits);
+/// Adds commands to what is sent next. Their place among the answers is taken before. Returns how many groups are unanswered.
+fn queue(group: Group, wire: &mut Vec<u8>, shared: &Shared) -> usize {
     wire.extend_from_slice(&group.wire);
+    let mut unanswered = shared.unanswered.lock();
+    unanswered.push_back(group.awaits);
+    unanswered.len()
 }
 
 async fn receive<S: AsyncRead>(mut stream: ReadHalf<S>, shared: &Shared) -> String {
@@ -137,7 +145,9 @@ async fn receive<S: AsyncRead>(mut stream: ReadHalf<S>, shared: &Shared) -> Stri
             Ok(None) => {}
             Err(unreadable) => return unreadable.to_string(),
         }
-        received.reserve(ROOM);
+        if received.capacity() - received.len() < LEAST_ROOM {
+            received.reserve(ROOM);
+        }
         match stream.read_buf(&mut received).await {
             Ok(0) => return "the server closed the connection".to_owned(),
             Ok(_) => {}

@@ -56,7 +56,7 @@ impl Patience {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits for an answer. It is pinned by the caller, because a future of this one's would contain it twice.
+    /// Waits for an answer. The caller pins it: an async function stores a future that it takes by value twice.
     pub(crate) async fn answer<T>(&self, mut answer: Pin<&mut impl Future<Output = T>>) -> Result<T, Expired> {
         let slice = self.timeout / SLICES;
         let mut began = Instant::now();

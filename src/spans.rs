@@ -109,9 +109,8 @@ pub fn looked_up(span: &Span, result: LookupResult, key: impl FnOnce() -> Option
 
 /// Wraps a task that fetches and fills for one or more lookups; its log lines name the request that started it.
 pub fn lead<F: Future>(key: &Key, cause: Cause, task: F) -> impl Future<Output = F::Output> + use<F> {
-    request_context::continued(
-        task.instrument(tracing::info_span!(target: TARGET, "lead", %key, cause = cause.as_str())),
-    )
+    let span = tracing::info_span!(target: TARGET, "lead", %key, cause = cause.as_str());
+    request_context::continued(task.instrument(span))
 }
 
 /// Wraps a task that is part of the current one.

@@ -50,37 +50,35 @@ mod tests {
 
     use super::*;
 
-    /// Returns the line that is queued for a line of a request whose trace is known.
-    async fn queued(line: &'static str, is_json: bool) -> String {
+    /// Writes a line, and returns what is written to the log.
+    fn written(line: &str, is_json: bool) -> String {
         let queue: &'static LineQueue = Box::leak(Box::new(LineQueue::new()));
-        let mut writer = LineWriter { queue, is_json };
-        let work = async {
-            request_context::set_trace_id("4bf9".to_owned());
-            // A task of the request.
-            let task = async move { writer.write_all(line.as_bytes()) };
-            tokio::spawn(request_context::continued(task)).await.unwrap().unwrap();
-        };
-        RequestContext::new(HeaderValue::from_static("r-1")).scope(work).await;
+        LineWriter { queue, is_json }.write_all(line.as_bytes()).unwrap();
         let mut written = Vec::new();
         queue.write_next(&mut written);
         String::from_utf8(written).unwrap()
     }
 
-    #[tokio::test]
-    async fn a_line_names_its_request() {
-        let line = queued("{\"level\":\"WARN\",\"message\":\"m\"}\n", true).await;
-        let span = json!({ "name": "request", "request_id": "r-1", "trace_id": "4bf9" });
-        let line: Value = serde_json::from_str(line.strip_suffix('\n').unwrap()).unwrap();
-        assert_eq!(line, json!({ "level": "WARN", "message": "m", "span": span }));
-        assert_eq!(queued("WARN m\n", false).await, "WARN m request_id=r-1 trace_id=4bf9\n");
+    /// As [`written`], in a task of a request whose trace is known.
+    async fn written_for_a_request(line: &'static str, is_json: bool) -> String {
+        let work = async {
+            request_context::set_trace_id("4bf9".to_owned());
+            tokio::spawn(request_context::continued(async move { written(line, is_json) })).await.unwrap()
+        };
+        RequestContext::new(HeaderValue::from_static("r-1")).scope(work).await
     }
 
     #[tokio::test]
-    async fn a_line_without_a_request_is_not_changed() {
-        let queue: &'static LineQueue = Box::leak(Box::new(LineQueue::new()));
-        LineWriter { queue, is_json: true }.write_all(b"{\"level\":\"WARN\"}\n").unwrap();
-        let mut written = Vec::new();
-        queue.write_next(&mut written);
-        assert_eq!(written, b"{\"level\":\"WARN\"}\n");
+    async fn a_line_names_its_request() {
+        let line = written_for_a_request("{\"level\":\"WARN\",\"message\":\"m\"}\n", true).await;
+        let span = json!({ "name": "request", "request_id": "r-1", "trace_id": "4bf9" });
+        let line: Value = serde_json::from_str(line.strip_suffix('\n').unwrap()).unwrap();
+        assert_eq!(line, json!({ "level": "WARN", "message": "m", "span": span }));
+        assert_eq!(written_for_a_request("WARN m\n", false).await, "WARN m request_id=r-1 trace_id=4bf9\n");
+    }
+
+    #[test]
+    fn a_line_without_a_request_is_not_changed() {
+        assert_eq!(written("{\"level\":\"WARN\"}\n", true), "{\"level\":\"WARN\"}\n");
     }
 }

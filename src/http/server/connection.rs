@@ -138,9 +138,21 @@ impl Server {
                 Ok(false) => Ok(&self.http1),
                 Err(error) => Err(end_of(&Err(error))),
             },
-            _header = state.timed_out(&self.limits) => Err(ConnectionEnd::HeaderTimeout),
-            () = state.evicted() => Err(ConnectionEnd::Evicted),
-            () = self.shutdown.requested() => Err(ConnectionEnd::Closed),
+            (end, _is_graceful) = self.interrupted(state) => Err(end),
+        }
+    }
+
+    /// Waits until the connection must end; returns the reason, and whether its requests are answered before.
+    async fn interrupted(&self, state: &ConnectionState) -> (ConnectionEnd, bool) {
+        tokio::select! {
+            timed_out = state.timed_out(&self.limits) => match timed_out {
+                TimeoutKind::Header => (ConnectionEnd::HeaderTimeout, false),
+                TimeoutKind::Stalled => (ConnectionEnd::Stalled, false),
+                TimeoutKind::Idle => (ConnectionEnd::Idle, true),
+            },
+            // A request that arrived just now is answered before its connection closes.
+            () = state.evicted() => (ConnectionEnd::Evicted, !state.is_waiting()),
+            () = self.shutdown.requested() => (ConnectionEnd::Closed, true),
         }
     }
 
@@ -174,21 +186,9 @@ impl Server {
         });
         let connection = protocol.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        let interrupted = async {
-            tokio::select! {
-                timed_out = state.timed_out(&self.limits) => match timed_out {
-                    TimeoutKind::Header => (ConnectionEnd::HeaderTimeout, false),
-                    TimeoutKind::Stalled => (ConnectionEnd::Stalled, false),
-                    TimeoutKind::Idle => (ConnectionEnd::Idle, true),
-                },
-                // A request that arrived just now is answered before its connection closes.
-                () = state.evicted() => (ConnectionEnd::Evicted, !state.is_waiting()),
-                () = self.shutdown.requested() => (ConnectionEnd::Closed, true),
-            }
-        };
-        // A set, because it asks its future only when that was woken: otherwise each part of each request would take the
-        // locks of all three, and that of the shutdown is the same for all connections.
-        let mut interrupted: FuturesUnordered<_> = std::iter::once(interrupted).collect();
+        // A set, because it polls its future only when that was woken: otherwise each part of each request would take the
+        // locks of what may interrupt it, and that of the shutdown is the same for all connections.
+        let mut interrupted: FuturesUnordered<_> = std::iter::once(self.interrupted(state)).collect();
         let (end, is_graceful) = tokio::select! {
             biased;
             served = connection.as_mut() => return end_of(&served),

@@ -126,10 +126,9 @@ impl Activity {
         }
     }
 
-    /// The last bytes of the head were read just now.
-    fn begin(&mut self, is_http2: bool) {
+    fn begin(&mut self, now: Instant, is_http2: bool) {
         self.open += 1;
-        self.since = self.last_io;
+        self.since = now;
         self.arriving = None;
         self.is_first = false;
         self.is_http2 = is_http2;
@@ -141,12 +140,11 @@ impl Activity {
         self.is_proven |= !status.is_client_error();
     }
 
-    /// A part of the answer was written, or its head begun, just now.
-    fn end(&mut self, was_answering: bool) {
+    fn end(&mut self, now: Instant, was_answering: bool) {
         self.open -= 1;
         self.answering -= u32::from(was_answering);
         if self.open == 0 {
-            self.since = self.last_io;
+            self.since = now;
         }
     }
 }
@@ -168,7 +166,7 @@ impl ConnectionState {
 
     /// Records that a request has arrived.
     pub(super) fn begin(self: &Arc<Self>, version: Version) -> RequestGuard {
-        self.activity.lock().begin(version == Version::HTTP_2);
+        self.activity.lock().begin(Instant::now(), version == Version::HTTP_2);
         RequestGuard { connection: Arc::clone(self), is_answering: false, is_unread: false }
     }
 
@@ -237,7 +235,7 @@ impl RequestGuard {
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.unread(false);
-        self.connection.activity.lock().end(self.is_answering);
+        self.connection.activity.lock().end(Instant::now(), self.is_answering);
     }
 }
 
@@ -282,9 +280,8 @@ mod tests {
             activity.read(at(start, second));
             assert_eq!(activity.deadline(&limits()), Some((start + HEADER, TimeoutKind::Header)), "{second}");
         }
-        activity.begin(false);
-        activity.answer(at(start, 11), StatusCode::OK);
-        activity.end(true);
+        activity.begin(at(start, 10), false);
+        activity.end(at(start, 11), false);
         assert_eq!(activity.deadline(&limits()), Some((at(start, 11) + IDLE, TimeoutKind::Idle)));
         for second in 30..40 {
             activity.read(at(start, second));
@@ -296,9 +293,8 @@ mod tests {
     fn http2_frames_without_a_request_do_not_extend_the_deadline() {
         let start = Instant::now();
         let mut activity = Activity::new(start);
-        activity.begin(true);
-        activity.answer(at(start, 1), StatusCode::OK);
-        activity.end(true);
+        activity.begin(start, true);
+        activity.end(at(start, 1), false);
         activity.read(at(start, 60));
         assert_eq!(activity.deadline(&limits()), Some((at(start, 1) + IDLE, TimeoutKind::Idle)));
     }
@@ -307,7 +303,7 @@ mod tests {
     fn an_answer_times_out_only_while_its_client_does_not_read_it() {
         let start = Instant::now();
         let mut activity = Activity::new(start);
-        activity.begin(false);
+        activity.begin(start, false);
         assert_eq!(activity.deadline(&limits()), None);
         activity.answer(at(start, 200), StatusCode::OK);
         assert_eq!(activity.deadline(&limits()), Some((at(start, 200) + IDLE, TimeoutKind::Stalled)));

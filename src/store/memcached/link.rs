@@ -26,7 +26,7 @@ const BATCH: usize = 64 << 10;
 /// How much is received at once. A value that is in use keeps so much memory.
 const ROOM: usize = 32 << 10;
 
-/// The least room for what is received: if less is left, there is [`ROOM`] anew.
+/// Below this much free room, another [`ROOM`] is allocated.
 const LEAST_ROOM: usize = 4 << 10;
 
 /// The sending end of a connection; cloning shares it. The connection ends after the last one is dropped and all answers

@@ -33,8 +33,8 @@ use crate::operate::actions::{self, Actions};
 use crate::operate::replay::Replays;
 use crate::readiness::{Phase, Readiness};
 use crate::reload::Reloadable;
-use crate::request_context;
 use crate::shutdown::Shutdown;
+use crate::spans;
 use crate::upstream;
 
 use crate::http::response::headers::REQUEST_ID;
@@ -217,7 +217,7 @@ impl AdminApi {
 
     /// Runs a future in its own task, so that it completes even if the client disconnects.
     async fn run_to_completion<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        match self.shutdown.spawn(request_context::continued(work)).await {
+        match self.shutdown.spawn(spans::part(work)).await {
             Ok(done) => done,
             // The task is never cancelled. The panic hook has logged the panic; it is answered like any other.
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),

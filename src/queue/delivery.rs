@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::Event;
+use crate::domain::{Event, Timestamp};
 
 use super::Error;
 
@@ -34,6 +34,17 @@ pub enum Payload {
     Event(Arc<Event>),
     /// Bytes that are not an event of a known version.
     Undecodable(Undecodable),
+}
+
+impl Payload {
+    /// Returns when the event was received, if it can be decoded.
+    #[must_use]
+    pub fn received_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Event(event) => Some(event.received_at),
+            Self::Undecodable(_) => None,
+        }
+    }
 }
 
 /// A description of bytes that cannot be decoded. It never contains the bytes, which may be personal data.

@@ -21,7 +21,7 @@ const ROUNDS: usize = 16;
 /// Webhooks per second while the broker is down, the connections that send them, and how long.
 const RATE: usize = 500;
 const CONNECTIONS: usize = 50;
-const OUTAGE: Duration = Duration::from_secs(20);
+const OUTAGE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn compare() {
     let redis = RedisServer::start(&[]).await;

@@ -54,6 +54,12 @@ impl Site {
         site
     }
 
+    async fn on_cluster(redis: &Deployment, cluster: &RabbitCluster) -> Self {
+        let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);
+        let urls = cluster.urls("%2f").iter().map(|url| format!("{url:?}")).collect::<Vec<_>>().join(", ");
+        Self::start(&format!("{store}[queue]\nkind = \"amqp\"\n[queue.amqp]\nurls = [{urls}]\n")).await
+    }
+
     async fn scrape(&self) -> Option<String> {
         let answer = self.front.client.get(format!("http://127.0.0.1:{}/metrics", self.admin)).send().await;
         answer.ok()?.text().await.ok()
@@ -202,16 +208,41 @@ async fn rabbitmq_failures_under_load_lose_no_confirmed_event() {
     site.stop().await;
 }
 
+/// Every node of three is replaced, one after the other: by the programs in the directory of `PROFILE_EDGE_TEST_UPGRADE`, or
+/// else by its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_of_three_nodes_under_load_loses_nothing() {
+    let redis = Deployment::start(Setup::Single).await;
+    let mut cluster = RabbitCluster::start().await;
+    let site = Site::on_cluster(&redis, &cluster).await;
+    let load = Load::on(&site.front).await;
+    let before = cluster.nodes[0].version().await;
+    let story = async {
+        load.accepts(200).await;
+        for node in 0..cluster.nodes.len() {
+            cluster.nodes[node].replace(std::env::var("PROFILE_EDGE_TEST_UPGRADE").ok()).await;
+            cluster.is_whole().await;
+            // Its queues have a member on every node again, so that the next one may stop.
+            cluster.leader("%2f", WORK_QUEUE).await;
+            load.accepts(200).await;
+        }
+        cluster.nodes[0].ctl(&["enable_feature_flag", "all"]).await;
+        load.accepts(200).await;
+    };
+    load.during(story).await;
+    println!("replaced {before} by {}", cluster.nodes[0].version().await);
+    load.lookups_were_served();
+    site.lost_nothing(&load, &redis.servers[0]).await;
+    site.stop().await;
+}
+
 /// Two nodes of three are killed one after the other: the node that the service is connected to, and then the leader of
 /// the work queue. Both times the service continues with the other nodes.
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_one_of_three_nodes_under_load_loses_nothing() {
     let redis = Deployment::start(Setup::Single).await;
     let mut cluster = RabbitCluster::start().await;
-    let store = format!("[store]\nkind = \"redis\"\n[store.redis]\n{}", redis.settings);
-    let urls = cluster.urls("%2f").iter().map(|url| format!("{url:?}")).collect::<Vec<_>>().join(", ");
-    let queue = format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurls = [{urls}]\n");
-    let site = Site::start(&format!("{store}{queue}")).await;
+    let site = Site::on_cluster(&redis, &cluster).await;
     let load = Load::on(&site.front).await;
     let story = async {
         load.accepts(200).await;

@@ -10,9 +10,20 @@ use tokio::time::timeout;
 
 use crate::queue::Error;
 
-/// Opens a channel.
+/// How many channels in a row may have the number of one that failed.
+const FAILED_NUMBERS: usize = 8;
+
+/// Opens a channel. The library keeps the error that closed a channel, and returns it when the number of that channel is used
+/// again, some 2,000 channels later (lapin 4.12). So the next number is tried.
 pub(super) async fn open(connection: &Connection) -> Result<Channel, Error> {
-    connection.create_channel().await.map_err(|error| unavailable(&error))
+    let mut opened = connection.create_channel().await;
+    for _ in 0..FAILED_NUMBERS {
+        if opened.is_ok() || !connection.status().connected() {
+            break;
+        }
+        opened = connection.create_channel().await;
+    }
+    opened.map_err(|error| unavailable(&error))
 }
 
 /// Closes a channel. One that cannot be closed cleanly is closed when it is dropped.

@@ -24,8 +24,8 @@ use super::channel;
 use super::connection::OpenConnection;
 use super::context::AmqpContext;
 use super::ledger::Ledger;
-use super::message::{is_replayed, traceparent};
-use super::returned::ReturnedDeliveries;
+use super::message::{COUNTED, delivery_count, is_replayed, traceparent};
+use super::returned::{ReceivedDelivery, ReturnedDeliveries};
 use super::settlements::{DeliverySettlement, send_settlements, settle_returned, unless_ended};
 
 /// How many deliveries are read, and how many settlements are sent, at once.
@@ -36,17 +36,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the deliveries of a connection that was replaced may take.
 const HANDOVER: Duration = Duration::from_secs(1);
-
-/// A delivery from the broker, on its way to the consumer.
-#[derive(Debug)]
-pub(super) struct ReceivedDelivery {
-    /// The number of its queue.
-    pub(super) queue: usize,
-    pub(super) delivery: lapin::message::Delivery,
-    pub(super) payload: Payload,
-    /// Cancelled when the channel of the delivery ends.
-    pub(super) channel: CancellationToken,
-}
 
 /// Owns the channel.
 pub(super) struct ConsumerTask {
@@ -124,7 +113,7 @@ impl ConsumerTask {
     ) -> Result<ChannelEnd, Error> {
         let mut consumers = self.consume(open).await?;
         let channel = consumers.channel.clone();
-        let mut returned = ReturnedDeliveries::new(&self.context, self.prefetch());
+        let mut returned = ReturnedDeliveries::new(&self.context, self.prefetch(), self.deliveries.clone());
         let mut settlements = Vec::new();
         // Created once, since each registration takes a lock.
         let end = self.end.clone();
@@ -153,7 +142,7 @@ impl ConsumerTask {
                     let Some(outputs) = outputs else { return Ok(ChannelEnd::Failed) };
                     for output in outputs {
                         match output {
-                            (queue, Some(Ok(delivery))) => self.pass_on(queue, delivery, alive, ledger),
+                            (queue, Some(Ok(delivery))) => self.pass_on(queue, delivery, alive, ledger, &mut returned),
                             (_, Some(Err(error))) => return Err(channel::unavailable(&error)),
                             (queue, None) if channel.status().connected() => {
                                 self.context.consumer_cancelled(queue);
@@ -193,6 +182,7 @@ impl ConsumerTask {
         delivery: lapin::message::Delivery,
         alive: &CancellationToken,
         ledger: &mut Ledger,
+        returned: &mut ReturnedDeliveries,
     ) {
         let payload = match self.context.topology.keys.decode(&delivery.data) {
             Ok(mut event) => {
@@ -203,13 +193,15 @@ impl ConsumerTask {
             }
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
-        let received_at = match &payload {
-            Payload::Event(event) => Some(event.received_at),
-            Payload::Undecodable(_) => None,
-        };
-        ledger.arrived(delivery.delivery_tag, queue, received_at);
-        // If the subscription was dropped, the end of the channel returns the event.
-        let _ = self.deliveries.send(ReceivedDelivery { queue, delivery, payload, channel: alive.clone() });
+        ledger.arrived(delivery.delivery_tag, queue, payload.received_at());
+        let count = delivery_count(&delivery.properties);
+        let received = ReceivedDelivery { queue, delivery, payload, channel: alive.clone() };
+        if count >= COUNTED {
+            returned.renew(received);
+        } else {
+            // If the subscription was dropped, the end of the channel returns the event.
+            let _ = self.deliveries.send(received);
+        }
     }
 
     /// Ends the consumers of a connection that was replaced, settles what it has delivered, and closes its channel, which
@@ -239,7 +231,7 @@ impl ConsumerTask {
                         has_outputs = some.is_some();
                         for output in some.into_iter().flatten() {
                             if let (queue, Some(Ok(delivery))) = output {
-                                self.pass_on(queue, delivery, alive, ledger);
+                                self.pass_on(queue, delivery, alive, ledger, &mut returned);
                             }
                         }
                     }

@@ -19,6 +19,16 @@ const REPLAYED: &str = "replayed";
 /// The header with the number of times that an event was returned before it was published to the end of its queue.
 const RETURNS: &str = "returns";
 
+/// The headers in which the broker counts the deliveries of a message.
+const COUNTS: [&str; 2] = ["x-acquired-count", "x-delivery-count"];
+
+/// How often the broker may count a delivery before the message is published again, where its count starts anew.
+///
+/// A policy, or the default of RabbitMQ 4 for a queue that an older broker created, can limit how often a message is delivered.
+/// The broker counts consumers that end and, before 4.3, returns; beyond the limit it drops the message. No sensible limit
+/// is as low as this.
+pub(super) const COUNTED: u32 = 5;
+
 /// The header of a marker.
 pub(super) const MARKER: &str = "marker";
 
@@ -64,9 +74,11 @@ impl Message {
 
     /// Creates the message that brings a delivery to the end of its queue, with the number of its returns.
     pub(super) fn once_more(queue: &str, properties: BasicProperties, body: Vec<u8>, returns: u32) -> Self {
-        let mut headers = properties.headers().clone().unwrap_or_default();
+        let mut headers = properties.headers().as_ref().map(|headers| headers.inner().clone()).unwrap_or_default();
+        // The broker adds these to what it delivers.
+        headers.retain(|name, _| !COUNTS.contains(&name.as_str()));
         headers.insert(RETURNS.into(), AMQPValue::LongLongInt(returns.into()));
-        let properties = properties.with_headers(headers);
+        let properties = properties.with_headers(headers.into());
         Self { exchange: String::new(), routing_key: queue.to_owned(), properties, body: body.into() }
     }
 
@@ -85,8 +97,31 @@ impl Message {
     }
 }
 
+/// Returns how often an event was delivered before.
+pub(super) fn redelivered(properties: &BasicProperties) -> u32 {
+    delivery_count(properties).saturating_add(returns(properties))
+}
+
+/// Returns how often the broker delivered a message before. RabbitMQ 4 does not add a return to the delivery count, but counts
+/// how often a message was acquired.
+pub(super) fn delivery_count(properties: &BasicProperties) -> u32 {
+    COUNTS.into_iter().map(|name| count(properties, name)).max().unwrap_or(0)
+}
+
+fn count(properties: &BasicProperties, name: &str) -> u32 {
+    let count = match header(properties, name) {
+        Some(AMQPValue::LongLongInt(count)) => *count,
+        Some(AMQPValue::LongInt(count)) => i64::from(*count),
+        Some(AMQPValue::LongUInt(count)) => i64::from(*count),
+        Some(AMQPValue::ShortShortUInt(count)) => i64::from(*count),
+        // Absent or not a number: this is the first delivery.
+        None | Some(_) => 0,
+    };
+    u32::try_from(count).unwrap_or(if count > 0 { u32::MAX } else { 0 })
+}
+
 /// Returns how often an event was returned before it was published to the end of its queue.
-pub(super) fn returns(properties: &BasicProperties) -> u32 {
+fn returns(properties: &BasicProperties) -> u32 {
     match header(properties, RETURNS) {
         Some(AMQPValue::LongLongInt(count)) => u32::try_from(*count).unwrap_or(0),
         Some(_) | None => 0,
@@ -160,6 +195,15 @@ mod tests {
         assert_eq!((again.routing_key.as_str(), &again.body), ("work", &first.body));
         assert!(is_replayed(&again.properties));
         assert_eq!((returns(&again.properties), again.properties.message_id()), (7, first.properties.message_id()));
+
+        let mut counted = again.properties.headers().clone().unwrap();
+        for name in COUNTS {
+            counted.insert(name.into(), AMQPValue::LongLongInt(6));
+        }
+        let counted = again.properties.with_headers(counted);
+        assert_eq!(redelivered(&counted), 13);
+        let again = Message::once_more("work", counted, Vec::new(), 13);
+        assert_eq!((redelivered(&again.properties), is_replayed(&again.properties)), (13, true));
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //! broker has confirmed that. If the broker does not confirm, the event waits like the others.
 //!
 //! The journal gets no second copy, because the message goes to the queue and not through the exchange.
+//!
+//! A delivery that the broker has counted [`COUNTED`](super::message::COUNTED) times is renewed before it reaches the consumer: published to the end of
+//! its queue, and acknowledged. If the broker does not confirm, the consumer gets it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +18,31 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use lapin::BasicProperties;
+use tokio::sync::mpsc;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::Timestamp;
+use crate::queue::Payload;
 use crate::queue::delivery::redelivery_delay;
 
 use super::context::AmqpContext;
-use super::message::Message;
+use super::message::{Message, redelivered};
 
 /// How long an event waits before it is published to the end of its queue. It limits how fast the events of a failing
 /// part circulate: with the default prefetch, 2,560 per second.
 const MOVE_AFTER: Duration = Duration::from_millis(100);
+
+/// A delivery from the broker, on its way to the consumer.
+#[derive(Debug)]
+pub(super) struct ReceivedDelivery {
+    /// The number of its queue.
+    pub(super) queue: usize,
+    pub(super) delivery: lapin::message::Delivery,
+    pub(super) payload: Payload,
+    /// Cancelled when the channel of the delivery ends.
+    pub(super) channel: CancellationToken,
+}
 
 /// A delivery that was not applied.
 #[derive(Debug)]
@@ -47,11 +64,14 @@ pub(super) enum ReturnStep {
     Requeue(u64),
     /// It was published again, so it is acknowledged.
     Acknowledge(u64),
+    /// The consumer has it.
+    HandedOn,
 }
 
 /// The returned deliveries of one channel.
 pub(super) struct ReturnedDeliveries {
     context: Arc<AmqpContext>,
+    deliveries: mpsc::UnboundedSender<ReceivedDelivery>,
     /// How many of each queue may wait.
     share: usize,
     /// How many of each queue wait.
@@ -60,10 +80,15 @@ pub(super) struct ReturnedDeliveries {
 }
 
 impl ReturnedDeliveries {
-    /// Creates an empty set; `prefetch` is that of each queue.
-    pub(super) fn new(context: &Arc<AmqpContext>, prefetch: u16) -> Self {
+    /// Creates an empty set; `prefetch` is that of each queue, and the consumer reads `deliveries`.
+    pub(super) fn new(
+        context: &Arc<AmqpContext>,
+        prefetch: u16,
+        deliveries: mpsc::UnboundedSender<ReceivedDelivery>,
+    ) -> Self {
         Self {
             context: Arc::clone(context),
+            deliveries,
             share: usize::from(prefetch / 2).max(1),
             waiting: vec![0; context.topology.work_queues().len()],
             steps: FuturesUnordered::new(),
@@ -89,6 +114,11 @@ impl ReturnedDeliveries {
         }
     }
 
+    /// Renews a delivery that the broker has counted [`COUNTED`](super::message::COUNTED) times.
+    pub(super) fn renew(&mut self, received: ReceivedDelivery) {
+        self.steps.push(Box::pin(renew(Arc::clone(&self.context), received, self.deliveries.clone())));
+    }
+
     /// Waits for the next step that is due; `None` if there is none. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<ReturnStep> {
         let (waited, step) = self.steps.next().await?;
@@ -102,16 +132,43 @@ impl ReturnedDeliveries {
 async fn move_to_the_end(context: Arc<AmqpContext>, delivery: ReturnedDelivery) -> (Option<usize>, ReturnStep) {
     let ReturnedDelivery { tag, queue, redelivered, received_at, properties, body } = delivery;
     sleep(MOVE_AFTER).await;
-    let Some(name) = context.topology.work_queues().get(queue) else { return (None, ReturnStep::Requeue(tag)) };
+    if publish_again(&context, (queue, received_at), properties, body, redelivered.saturating_add(1)).await {
+        return (None, ReturnStep::Acknowledge(tag));
+    }
+    sleep(redelivery_delay(redelivered)).await;
+    (None, ReturnStep::Requeue(tag))
+}
+
+async fn renew(
+    context: Arc<AmqpContext>,
+    received: ReceivedDelivery,
+    deliveries: mpsc::UnboundedSender<ReceivedDelivery>,
+) -> (Option<usize>, ReturnStep) {
+    let (of, delivery) = ((received.queue, received.payload.received_at()), &received.delivery);
+    let (properties, body) = (delivery.properties.clone(), delivery.data.clone());
+    let count = redelivered(&properties);
+    if publish_again(&context, of, properties, body, count).await {
+        return (None, ReturnStep::Acknowledge(received.delivery.delivery_tag));
+    }
+    // If the subscription was dropped, the end of the channel returns the event.
+    let _ = deliveries.send(received);
+    (None, ReturnStep::HandedOn)
+}
+
+/// Publishes a message to the end of its queue; returns whether the broker has confirmed it.
+async fn publish_again(
+    context: &AmqpContext,
+    (queue, received_at): (usize, Option<Timestamp>),
+    properties: BasicProperties,
+    body: Vec<u8>,
+    redelivered: u32,
+) -> bool {
+    let Some(name) = context.topology.work_queues().get(queue) else { return false };
     // Before the original is acknowledged: its mark must not pass the copy.
     context.moved_to_the_end(name, received_at);
-    let message = Message::once_more(name, properties, body, redelivered.saturating_add(1));
-    match context.publisher.publish(vec![message]).await {
-        Ok(()) => (None, ReturnStep::Acknowledge(tag)),
-        Err(error) => {
-            tracing::debug!(%error, "a returned event could not be moved to the end of its queue");
-            sleep(redelivery_delay(redelivered)).await;
-            (None, ReturnStep::Requeue(tag))
-        }
+    let published = context.publisher.publish(vec![Message::once_more(name, properties, body, redelivered)]).await;
+    if let Err(error) = &published {
+        tracing::debug!(%error, "an event could not be published to the end of its queue again");
     }
+    published.is_ok()
 }

@@ -58,7 +58,7 @@ pub(super) async fn settle_returned(channel: &Channel, ledger: &mut Ledger, step
         ReturnStep::Requeue(tag) if ledger.returned(tag) => {
             channel.basic_nack(tag, BasicNackOptions { requeue: true, multiple: false }).await
         }
-        ReturnStep::Requeue(_) => Ok(()),
+        ReturnStep::Requeue(_) | ReturnStep::HandedOn => Ok(()),
         ReturnStep::Acknowledge(tag) => {
             for ack in ledger.acknowledged(vec![tag]) {
                 channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await?;

@@ -25,18 +25,17 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lapin::BasicProperties;
-use lapin::types::AMQPValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{DeadLetterReason, Delivery, Error, Payload, Settle};
 
-use super::consumer_task::{ConsumerTask, ReceivedDelivery};
+use super::consumer_task::ConsumerTask;
 use super::context::AmqpContext;
 use super::dead_letters;
-use super::message::{header, returns};
-use super::returned::ReturnedDelivery;
+use super::message::redelivered;
+use super::returned::{ReceivedDelivery, ReturnedDelivery};
 use super::settlements::DeliverySettlement;
 
 /// The subscription of the AMQP queue.
@@ -84,7 +83,7 @@ impl crate::queue::Subscription for AmqpSubscription {
             if channel.is_cancelled() {
                 continue;
             }
-            let redelivered = delivery_count(&delivery.properties).saturating_add(returns(&delivery.properties));
+            let redelivered = redelivered(&delivery.properties);
             let unsettled = AmqpDelivery {
                 tag: delivery.delivery_tag,
                 queue,
@@ -137,15 +136,11 @@ impl AmqpDelivery {
 impl Drop for AmqpDelivery {
     fn drop(&mut self) {
         if !self.settled {
-            let received_at = match &self.payload {
-                Payload::Event(event) => Some(event.received_at),
-                Payload::Undecodable(_) => None,
-            };
             let returned = DeliverySettlement::Return(Box::new(ReturnedDelivery {
                 tag: self.tag,
                 queue: self.queue,
                 redelivered: self.redelivered,
-                received_at,
+                received_at: self.payload.received_at(),
                 properties: std::mem::take(&mut self.properties),
                 body: std::mem::take(&mut self.body),
             }));
@@ -173,22 +168,4 @@ impl Settle for AmqpDelivery {
         self.context.publisher.publish(vec![letter]).await?;
         self.acknowledge()
     }
-}
-
-/// Returns how often the broker delivered a message before. RabbitMQ 4 does not add a return to the delivery count, but counts
-/// how often a message was acquired.
-fn delivery_count(properties: &BasicProperties) -> u32 {
-    ["x-acquired-count", "x-delivery-count"].into_iter().map(|name| count(properties, name)).max().unwrap_or(0)
-}
-
-fn count(properties: &BasicProperties, name: &str) -> u32 {
-    let count = match header(properties, name) {
-        Some(AMQPValue::LongLongInt(count)) => *count,
-        Some(AMQPValue::LongInt(count)) => i64::from(*count),
-        Some(AMQPValue::LongUInt(count)) => i64::from(*count),
-        Some(AMQPValue::ShortShortUInt(count)) => i64::from(*count),
-        // Absent or not a number: this is the first delivery.
-        None | Some(_) => 0,
-    };
-    u32::try_from(count).unwrap_or(if count > 0 { u32::MAX } else { 0 })
 }

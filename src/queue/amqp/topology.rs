@@ -14,7 +14,8 @@
 //!
 //! # Delivery limit
 //!
-//! There must be none: a limit counts returns and closed connections, so an outage would dead-letter good events.
+//! There should be none: a limit counts returns and closed connections, so an outage would dead-letter good events. One that
+//! is set nevertheless is not reached while the broker accepts messages (see [`COUNTED`](super::message::COUNTED)).
 //! RabbitMQ 4 has a default limit of 20, and -1 disables it. Older versions have no limit, read -1 as a limit below zero,
 //! and drop every returned event (observed on 3.10). So the argument is set for brokers that report version 4 or newer,
 //! and omitted for all others. A queue that an older broker created keeps the default limit of the newer one; a warning
@@ -220,8 +221,8 @@ impl<'a> Declarer<'a> {
                 Err(error) if differs_in_limit(&error) => {
                     tracing::warn!(
                         queue,
-                        "an older broker created this queue: set a policy for it with \"delivery-limit\": -1, or outages \
-                         may dead-letter good events"
+                        "an older broker created this queue, so it has a delivery limit; set a policy for it with \
+                         \"delivery-limit\": -1: while the broker accepts no messages, the limit drops events"
                     );
                     self.channel = channel::open(self.connection).await?;
                 }

@@ -159,7 +159,7 @@ pub(super) fn events(ids: impl IntoIterator<Item = u32>) -> Vec<Event> {
     ids.into_iter().map(event).collect()
 }
 
-fn id(delivery: &Delivery) -> String {
+pub(super) fn id(delivery: &Delivery) -> String {
     match delivery.payload() {
         Payload::Event(event) => event.id.to_string(),
         Payload::Undecodable(undecodable) => panic!("not an event: {undecodable:?}"),

@@ -5,9 +5,11 @@ use profile_edge::config;
 use profile_edge::domain::Secret;
 use profile_edge::queue::amqp;
 use profile_edge::queue::open::{Config, OpenQueue, QueueKind};
+use serde_json::json;
 use tempfile::TempDir;
 
-use super::queue::{Fixture, open};
+use super::queue::{Fixture, events, holds, id, open, take};
+use crate::support::eventually;
 use crate::support::servers::rabbit::{RabbitCluster, RabbitServer};
 
 /// An own virtual host on the node that all tests share.
@@ -102,5 +104,58 @@ impl Fixture for OnThreeNodes {
 
     async fn inject(&self, bytes: &[u8]) {
         self.0.inject(bytes).await;
+    }
+}
+
+/// A broker that may deliver a message a few times only drops it afterwards, however often it was the consumer that ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_limit_set_by_a_policy_drops_no_event() {
+    const LIMIT: u32 = 8;
+    let Alone(place) = Alone::new().await;
+    let opened = open(&place.config).await;
+    let (ours, rule) = ("invalidations|restores", json!({ "delivery-limit": LIMIT }));
+    let policy = json!({ "pattern": ours, "apply-to": "queues", "definition": rule });
+    place.server.api("PUT", &format!("/policies/{}/limit", place.vhost), Some(policy)).await.unwrap();
+    eventually("both work queues, and that of restores, have the limit", || async {
+        let queues = place.server.api("GET", &format!("/queues/{}", place.vhost), None).await?;
+        let limited = |queue: &&serde_json::Value| queue["effective_policy_definition"]["delivery-limit"] == LIMIT;
+        (queues.as_array()?.iter().filter(limited).count() == 3).then_some(())
+    })
+    .await;
+    opened.publisher.publish(&events([1])).await.unwrap();
+    let mut counted = 0;
+    for round in 0..2 * LIMIT {
+        let mut subscription = opened.queue.subscribe(1).await.unwrap();
+        let delivery = take(&mut subscription).await;
+        assert!(id(&delivery) == "1" && delivery.redelivered() >= counted, "{delivery:?} after {counted}");
+        counted = delivery.redelivered();
+        if round < 2 {
+            delivery.retry().await.unwrap();
+            drop(take(&mut subscription).await);
+        }
+    }
+    assert!(counted > LIMIT, "{counted}");
+    // A subscription that ended may have left a copy beside its original.
+    let mut subscription = opened.queue.subscribe(8).await.unwrap();
+    let settled = async {
+        loop {
+            take(&mut subscription).await.ack().await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = holds(&opened, 0, 0) => {}
+        () = settled => {}
+    }
+}
+
+/// A channel that failed before leaves nothing to the one that gets its number: each probe opens channels, and a connection has
+/// 2,047 numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_a_failed_channel_is_used_again() {
+    // The first start asks for queues that do not exist yet, which closes channels.
+    let opened = Alone::new().await.open().await;
+    for probe in 0..2_100 {
+        let depth = opened.queue.depth().await;
+        assert!(depth.is_ok(), "probe {probe}: {depth:?}");
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Duration, Instant, sleep};
 use url::Url;
 
-use super::{Program, Server};
+use super::{Program, SERVERS, Server};
 use crate::support::eventually;
 use crate::support::process::free_port;
 
@@ -62,6 +62,8 @@ pub(crate) struct RabbitServer {
     mapper: Option<Arc<Mapper>>,
     directory: TempDir,
     server: Option<Server>,
+    /// The launchers of its programs; `None`: those of all servers.
+    launchers: Option<String>,
     /// Its address, if the tests did not start it: the URL, the API, and the user and password of both.
     named: Option<(Url, String)>,
     client: reqwest::Client,
@@ -92,8 +94,18 @@ impl RabbitServer {
         let named = Some((link, api.trim_end_matches('/').to_owned()));
         let (directory, client) = (tempfile::tempdir().unwrap(), client());
         let (port, management, name) = (0, 0, String::new());
-        let broker =
-            Self { port, tls_port: None, name, management, mapper: None, directory, server: None, named, client };
+        let broker = Self {
+            port,
+            tls_port: None,
+            name,
+            management,
+            mapper: None,
+            directory,
+            server: None,
+            launchers: None,
+            named,
+            client,
+        };
         assert!(
             broker.api("GET", "/whoami", None).await.is_some(),
             "{NAMED_API}: refuses the user, or does not answer"
@@ -141,7 +153,15 @@ impl RabbitServer {
         let private = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(cookie);
         std::io::Write::write_all(&mut private.unwrap(), COOKIE).unwrap();
         let (name, mapper, named, client) = (name.to_owned(), Some(mapper), None, client());
-        Self { port, tls_port, name, management, mapper, directory, server: None, named, client }
+        Self { port, tls_port, name, management, mapper, directory, server: None, launchers: None, named, client }
+    }
+
+    /// Stops it in order, and starts it again on the same data, with other launchers if they are given.
+    pub(crate) async fn replace(&mut self, launchers: Option<String>) {
+        self.ctl(&["stop_app"]).await;
+        self.kill().await;
+        self.launchers = launchers;
+        self.restart().await;
     }
 
     /// Starts it again on the same data.
@@ -291,6 +311,7 @@ impl RabbitServer {
     fn command(&self, name: &str, arguments: &[&str]) -> Vec<String> {
         let mut command = vec!["env".to_owned()];
         command.extend(self.environment());
+        command.extend(self.launchers.iter().map(|directory| format!("{SERVERS}={directory}")));
         command.extend(["sh", "-c", FIND, name].map(str::to_owned));
         command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         command
@@ -349,13 +370,18 @@ impl RabbitCluster {
         nodes[0].restart().await;
         join_all(nodes[1..].iter_mut().map(RabbitServer::restart)).await;
         let started = Self { nodes };
+        started.is_whole().await;
+        started
+    }
+
+    /// Waits until every node runs.
+    pub(crate) async fn is_whole(&self) {
         eventually("the three nodes are one cluster", || async {
-            let nodes = started.nodes[0].api("GET", "/nodes", None).await?;
+            let nodes = self.nodes[0].api("GET", "/nodes", None).await?;
             let running = nodes.as_array()?.iter().filter(|node| node["running"] == true).count();
-            (running == started.nodes.len()).then_some(())
+            (running == self.nodes.len()).then_some(())
         })
         .await;
-        started
     }
 
     /// Returns the URLs of a virtual host, one for each node, in their order.

@@ -60,6 +60,11 @@ pub(super) async fn consume(channel: &Channel, queue: &str, arguments: FieldTabl
     channel.basic_consume(queue.into(), "".into(), options, arguments).await.map_err(|error| unavailable(&error))
 }
 
+/// Acknowledges a message.
+pub(super) async fn acknowledge(channel: &Channel, tag: u64) -> Result<(), Error> {
+    channel.basic_ack(tag, BasicAckOptions::default()).await.map_err(|error| unavailable(&error))
+}
+
 /// Acknowledges all messages up to a tag.
 pub(super) async fn acknowledge_up_to(channel: &Channel, tag: u64) -> Result<(), Error> {
     let acknowledged = channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;

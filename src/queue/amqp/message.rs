@@ -24,9 +24,9 @@ const COUNTS: [&str; 2] = ["x-acquired-count", "x-delivery-count"];
 
 /// How often the broker may count a delivery before the message is published again, where its count starts anew.
 ///
-/// A policy, or the default of RabbitMQ 4 for a queue that an older broker created, can limit how often a message is delivered.
-/// The broker counts consumers that end and, before 4.3, returns; beyond the limit it drops the message. No sensible limit
-/// is as low as this.
+/// A policy, or the default of RabbitMQ 4 for a queue that an older broker created, can limit how often a message is
+/// delivered. The broker counts consumers that end and, before 4.3, returns; beyond the limit it drops the message. No
+/// sensible limit is as low as this.
 pub(super) const COUNTED: u32 = 5;
 
 /// The header of a marker.

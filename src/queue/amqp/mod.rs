@@ -35,6 +35,7 @@ mod config;
 mod connection;
 mod consumer_task;
 mod context;
+mod dead_letter_message;
 mod dead_letters;
 mod journal;
 mod ledger;
@@ -256,8 +257,9 @@ impl Queue for Amqp {
 #[async_trait]
 impl DeadLetters for Amqp {
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        let AmqpContext { topology, publisher, .. } = &*self.context;
         let (_lock, open) = self.dead_letters().await?;
-        dead_letters::read(open.connection(), &self.context.topology, limit).await
+        dead_letters::read(open.connection(), topology, publisher, limit).await
     }
 
     async fn redrive(&self, which: &DeadLetterSelection) -> Result<Redriven, Error> {
@@ -267,7 +269,8 @@ impl DeadLetters for Amqp {
     }
 
     async fn purge(&self, which: &DeadLetterSelection) -> Result<u64, Error> {
+        let AmqpContext { topology, publisher, .. } = &*self.context;
         let (_lock, open) = self.dead_letters().await?;
-        dead_letters::purge(open.connection(), &self.context.topology, which).await
+        dead_letters::purge(open.connection(), topology, publisher, which).await
     }
 }

@@ -33,7 +33,7 @@ use crate::queue::{DeadLetterReason, Delivery, Error, Payload, Settle};
 
 use super::consumer_task::ConsumerTask;
 use super::context::AmqpContext;
-use super::dead_letters;
+use super::dead_letter_message;
 use super::message::redelivered;
 use super::returned::{ReceivedDelivery, ReturnedDelivery};
 use super::settlements::DeliverySettlement;
@@ -164,7 +164,7 @@ impl Settle for AmqpDelivery {
     async fn dead_letter(mut self: Box<Self>, reason: DeadLetterReason) -> Result<(), Error> {
         let queue = &self.context.topology.dead_letters;
         let now = self.context.clock.now();
-        let letter = dead_letters::message(queue, &self.payload, &self.body, reason, self.redelivered, now);
+        let letter = dead_letter_message::message(queue, &self.payload, &self.body, reason, self.redelivered, now);
         self.context.publisher.publish(vec![letter]).await?;
         self.acknowledge()
     }

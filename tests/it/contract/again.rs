@@ -187,6 +187,7 @@ async fn a_listing_of_dead_letters_is_complete<F: Fixture>() {
         assert_eq!(id == "replayed", why == replayed, "a replay stays a replay");
     }
     assert_eq!(reasons, BTreeMap::from([("redriven", 70), ("replayed", 1)]));
+    holds(&opened, 0, 0).await;
 }
 
 async fn only_chosen_dead_letters_are_redriven_or_purged<F: Fixture>() {

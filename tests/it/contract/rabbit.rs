@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use profile_edge::config;
 use profile_edge::domain::Secret;
-use profile_edge::queue::amqp;
 use profile_edge::queue::open::{Config, OpenQueue, QueueKind};
+use profile_edge::queue::{DeadLetterReason, amqp};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -113,13 +113,13 @@ async fn a_delivery_limit_set_by_a_policy_drops_no_event() {
     const LIMIT: u32 = 8;
     let Alone(place) = Alone::new().await;
     let opened = open(&place.config).await;
-    let (ours, rule) = ("invalidations|restores", json!({ "delivery-limit": LIMIT }));
+    let (ours, rule) = ("invalidations|dead-letters|restores", json!({ "delivery-limit": LIMIT }));
     let policy = json!({ "pattern": ours, "apply-to": "queues", "definition": rule });
     place.server.api("PUT", &format!("/policies/{}/limit", place.vhost), Some(policy)).await.unwrap();
-    eventually("both work queues, and that of restores, have the limit", || async {
+    eventually("both work queues, and those of dead letters and restores, have the limit", || async {
         let queues = place.server.api("GET", &format!("/queues/{}", place.vhost), None).await?;
         let limited = |queue: &&serde_json::Value| queue["effective_policy_definition"]["delivery-limit"] == LIMIT;
-        (queues.as_array()?.iter().filter(limited).count() == 3).then_some(())
+        (queues.as_array()?.iter().filter(limited).count() == 4).then_some(())
     })
     .await;
     opened.publisher.publish(&events([1])).await.unwrap();
@@ -146,6 +146,15 @@ async fn a_delivery_limit_set_by_a_policy_drops_no_event() {
         () = holds(&opened, 0, 0) => {}
         () = settled => {}
     }
+
+    opened.publisher.publish(&events([2])).await.unwrap();
+    take(&mut subscription).await.dead_letter(DeadLetterReason::RedeliveredTooOften).await.unwrap();
+    holds(&opened, 0, 1).await;
+    // Each listing takes the dead letters and returns them.
+    for _ in 0..2 * LIMIT {
+        assert_eq!(opened.dead_letters.list(10).await.unwrap().len(), 1);
+    }
+    holds(&opened, 0, 1).await;
 }
 
 /// A channel that failed before leaves nothing to the one that gets its number: each probe opens channels, and a connection has

@@ -24,7 +24,7 @@ use super::channel;
 use super::connection::OpenConnection;
 use super::context::AmqpContext;
 use super::ledger::Ledger;
-use super::message::{COUNTED, delivery_count, is_replayed, traceparent};
+use super::message::{is_replayed, nears_delivery_limit, traceparent};
 use super::returned::{ReceivedDelivery, ReturnedDeliveries};
 use super::settlements::{DeliverySettlement, send_settlements, settle_returned, unless_ended};
 
@@ -194,9 +194,9 @@ impl ConsumerTask {
             Err(undecodable) => Payload::Undecodable(undecodable),
         };
         ledger.arrived(delivery.delivery_tag, queue, payload.received_at());
-        let count = delivery_count(&delivery.properties);
+        let is_renewed = nears_delivery_limit(&delivery.properties);
         let received = ReceivedDelivery { queue, delivery, payload, channel: alive.clone() };
-        if count >= COUNTED {
+        if is_renewed {
             returned.renew(received);
         } else {
             // If the subscription was dropped, the end of the channel returns the event.

@@ -13,7 +13,7 @@ use crate::queue::{DeadLetter, DeadLetterSelection, Error, MAX_SEARCHED, Payload
 
 use super::channel;
 use super::dead_letter_message::read_message;
-use super::message::{COUNTED, Message, delivery_count};
+use super::message::{Message, nears_delivery_limit};
 use super::publisher::ConfirmedPublisher;
 use super::topology::Topology;
 
@@ -25,7 +25,7 @@ const CONCURRENT_GETS: u64 = 32;
 
 /// How many acknowledgements are in flight at once. A broker keeps those beyond 32 of a quorum queue back, and forgets them if
 /// the channel is closed then (observed on 3.10).
-const ACKNOWLEDGED: usize = 16;
+const CONCURRENT_ACKS: usize = 16;
 
 /// The longest wait for an answer of the broker.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -129,8 +129,8 @@ struct DeadLetterCursor<'a> {
     left: u64,
     chunk: Vec<(u64, DeadLetter)>,
     held: u64,
-    /// Copies of those held that the broker has counted [`COUNTED`] times, by their tags.
-    counted: BTreeMap<u64, Message>,
+    /// Copies of those held that near a delivery limit, by their tags.
+    copies: BTreeMap<u64, Message>,
 }
 
 impl<'a> DeadLetterCursor<'a> {
@@ -142,8 +142,8 @@ impl<'a> DeadLetterCursor<'a> {
     ) -> Result<Self, Error> {
         let channel = answer(channel::open(connection)).await?;
         let left = answer(channel::count(&channel, &topology.dead_letters)).await?.min(limit as u64);
-        let (chunk, counted) = (Vec::new(), BTreeMap::new());
-        Ok(Self { channel, topology, publisher, left, chunk, held: 0, counted })
+        let (chunk, copies) = (Vec::new(), BTreeMap::new());
+        Ok(Self { channel, topology, publisher, left, chunk, held: 0, copies })
     }
 
     /// Takes more dead letters; none at the end.
@@ -162,11 +162,11 @@ impl<'a> DeadLetterCursor<'a> {
         self.left = if found < asked { 0 } else { self.left.saturating_sub(asked) };
         self.held += found;
         for BasicGetMessage { delivery, .. } in got.into_iter().flatten().filter(|_| is_wanted) {
-            let (tag, count) = (delivery.delivery_tag, delivery_count(&delivery.properties));
+            let tag = delivery.delivery_tag;
             self.chunk.push((tag, read_message(&topology.keys, &delivery.properties, &delivery.data)));
-            if count >= COUNTED {
+            if nears_delivery_limit(&delivery.properties) {
                 let copy = Message::once_more(&topology.dead_letters, delivery.properties, delivery.data, 0);
-                self.counted.insert(tag, copy);
+                self.copies.insert(tag, copy);
             }
         }
         Ok(())
@@ -174,10 +174,10 @@ impl<'a> DeadLetterCursor<'a> {
 
     /// Acknowledges dead letters, and waits until the broker has removed them.
     async fn acknowledge(&mut self, tags: &[u64]) -> Result<(), Error> {
-        for some in tags.chunks(ACKNOWLEDGED) {
+        for some in tags.chunks(CONCURRENT_ACKS) {
             for tag in some {
                 answer(channel::acknowledge(&self.channel, *tag)).await?;
-                self.counted.remove(tag);
+                self.copies.remove(tag);
                 self.held -= 1;
             }
             // The queue carries out its commands in order, so the answer to this one comes after the others.
@@ -188,7 +188,7 @@ impl<'a> DeadLetterCursor<'a> {
 
     /// Returns what was not acknowledged, and waits briefly until it is visible to the next operation.
     async fn return_rest(mut self) -> Result<(), Error> {
-        let (tags, copies): (Vec<_>, Vec<_>) = std::mem::take(&mut self.counted).into_iter().unzip();
+        let (tags, copies): (Vec<_>, Vec<_>) = std::mem::take(&mut self.copies).into_iter().unzip();
         // A broker that accepts no messages gets them back as they are.
         if self.publisher.publish(copies).await.is_ok() {
             self.acknowledge(&tags).await?;

@@ -20,14 +20,14 @@ const REPLAYED: &str = "replayed";
 const RETURNS: &str = "returns";
 
 /// The headers in which the broker counts the deliveries of a message.
-const COUNTS: [&str; 2] = ["x-acquired-count", "x-delivery-count"];
+const COUNT_HEADERS: [&str; 2] = ["x-acquired-count", "x-delivery-count"];
 
-/// How often the broker may count a delivery before the message is published again, where its count starts anew.
+/// The delivery count from which a message [is republished](nears_delivery_limit).
 ///
 /// A policy, or the default of RabbitMQ 4 for a queue that an older broker created, can limit how often a message is
 /// delivered. The broker counts consumers that end and, before 4.3, returns; beyond the limit it drops the message. No
 /// sensible limit is as low as this.
-pub(super) const COUNTED: u32 = 5;
+const REPUBLISHED_FROM: u32 = 5;
 
 /// The header of a marker.
 pub(super) const MARKER: &str = "marker";
@@ -76,7 +76,7 @@ impl Message {
     pub(super) fn once_more(queue: &str, properties: BasicProperties, body: Vec<u8>, returns: u32) -> Self {
         let mut headers = properties.headers().as_ref().map(|headers| headers.inner().clone()).unwrap_or_default();
         // The broker adds these to what it delivers.
-        headers.retain(|name, _| !COUNTS.contains(&name.as_str()));
+        headers.retain(|name, _| !COUNT_HEADERS.contains(&name.as_str()));
         headers.insert(RETURNS.into(), AMQPValue::LongLongInt(returns.into()));
         let properties = properties.with_headers(headers.into());
         Self { exchange: String::new(), routing_key: queue.to_owned(), properties, body: body.into() }
@@ -102,10 +102,16 @@ pub(super) fn redelivered(properties: &BasicProperties) -> u32 {
     delivery_count(properties).saturating_add(returns(properties))
 }
 
+/// Returns whether a message is to be republished, because its delivery count could reach a delivery limit. A copy has a
+/// delivery count of its own.
+pub(super) fn nears_delivery_limit(properties: &BasicProperties) -> bool {
+    delivery_count(properties) >= REPUBLISHED_FROM
+}
+
 /// Returns how often the broker delivered a message before. RabbitMQ 4 does not add a return to the delivery count, but counts
 /// how often a message was acquired.
-pub(super) fn delivery_count(properties: &BasicProperties) -> u32 {
-    COUNTS.into_iter().map(|name| count(properties, name)).max().unwrap_or(0)
+fn delivery_count(properties: &BasicProperties) -> u32 {
+    COUNT_HEADERS.into_iter().map(|name| count(properties, name)).max().unwrap_or(0)
 }
 
 fn count(properties: &BasicProperties, name: &str) -> u32 {
@@ -197,7 +203,7 @@ mod tests {
         assert_eq!((returns(&again.properties), again.properties.message_id()), (7, first.properties.message_id()));
 
         let mut counted = again.properties.headers().clone().unwrap();
-        for name in COUNTS {
+        for name in COUNT_HEADERS {
             counted.insert(name.into(), AMQPValue::LongLongInt(6));
         }
         let counted = again.properties.with_headers(counted);

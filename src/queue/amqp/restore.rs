@@ -43,7 +43,7 @@ use crate::supervise::Backoff;
 use super::channel;
 use super::connection::OpenConnection;
 use super::journal::{self, StreamReader};
-use super::message::{COUNTED, Message, delivery_count, mark_replayed};
+use super::message::{Message, mark_replayed, nears_delivery_limit};
 use super::publisher::ConfirmedPublisher;
 use super::restore_state::RestoreState;
 use super::topology::{Declarer, Topology};
@@ -118,7 +118,8 @@ impl Restorer {
         channel::prefetch(&channel, MAX_STATES).await?;
         let states = channel::consume(&channel, &self.topology.restores, FieldTable::default()).await?;
         let mut states = states.ready_chunks(MAX_STATES.into());
-        let (mut reader, mut merged, mut taken, mut last, mut count) = (None, None::<RestoreState>, 0, 0, 0);
+        let (mut reader, mut merged, mut taken, mut last) = (None, None::<RestoreState>, 0, 0);
+        let mut is_renewed = false;
         // The state after the last step, until it comes back.
         let mut own = None::<RestoreState>;
         loop {
@@ -136,7 +137,7 @@ impl Restorer {
             for delivery in received {
                 let delivery = delivery.map_err(|error| channel::unavailable(&error))?;
                 (taken, last) = (taken + 1, delivery.delivery_tag);
-                count = delivery_count(&delivery.properties).max(count);
+                is_renewed |= nears_delivery_limit(&delivery.properties);
                 match serde_json::from_slice::<RestoreState>(&delivery.data) {
                     Ok(state) => {
                         own = own.filter(|own| *own != state);
@@ -154,27 +155,26 @@ impl Restorer {
                 continue;
             }
             if let Some(state) = merged.take() {
-                own = self.step(connection, state, count, &mut reader).await?;
+                own = self.step(connection, state, is_renewed, &mut reader).await?;
             }
             if taken > 0 {
                 channel::acknowledge_up_to(&channel, last).await?;
-                (taken, count) = (0, 0);
+                (taken, is_renewed) = (0, false);
             }
         }
     }
 
     /// Carries out a step. Returns the state after it, if something is left, when its events and that state are durable.
-    /// `count`: how often the broker has delivered the state before. One that it has counted [`COUNTED`] times, because
-    /// steps failed, is only published again, so that it reaches no delivery limit.
+    /// `is_renewed`: the state nears a delivery limit, because steps failed, so it is only republished.
     async fn step(
         &self,
         connection: &Connection,
         mut state: RestoreState,
-        count: u32,
+        is_renewed: bool,
         reader: &mut Option<StreamReader>,
     ) -> Result<Option<RestoreState>, Error> {
         let mut messages = Vec::new();
-        if count >= COUNTED || !self.has_room(connection).await? {
+        if is_renewed || !self.has_room(connection).await? {
             // Messages that the broker has sent ahead must not be held while this waits.
             *reader = None;
         } else if let Some(read) = self.read(connection, &mut state, reader).await? {

@@ -8,8 +8,8 @@
 //!
 //! The journal gets no second copy, because the message goes to the queue and not through the exchange.
 //!
-//! A delivery that the broker has counted [`COUNTED`](super::message::COUNTED) times is renewed before it reaches the
-//! consumer: published to the end of its queue, and acknowledged. If the broker does not confirm, the consumer gets it.
+//! A delivery that [nears a delivery limit](super::message::nears_delivery_limit) is renewed before it reaches the
+//! consumer: republished to the end of its queue, and acknowledged. If the broker does not confirm, the consumer gets it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +114,7 @@ impl ReturnedDeliveries {
         }
     }
 
-    /// Renews a delivery that the broker has counted [`COUNTED`](super::message::COUNTED) times.
+    /// Renews a delivery that nears a delivery limit.
     pub(super) fn renew(&mut self, received: ReceivedDelivery) {
         self.steps.push(Box::pin(renew(Arc::clone(&self.context), received, self.deliveries.clone())));
     }

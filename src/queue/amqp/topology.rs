@@ -15,7 +15,7 @@
 //! # Delivery limit
 //!
 //! There should be none: a limit counts returns and closed connections, so an outage would dead-letter good events. One that
-//! is set nevertheless is not reached while the broker accepts messages (see [`COUNTED`](super::message::COUNTED)).
+//! is set nevertheless is not reached while the broker accepts messages (see [`nears_delivery_limit`](super::message::nears_delivery_limit)).
 //! RabbitMQ 4 has a default limit of 20, and -1 disables it. Older versions have no limit, read -1 as a limit below zero,
 //! and drop every returned event (observed on 3.10). So the argument is set for brokers that report version 4 or newer,
 //! and omitted for all others. A queue that an older broker created keeps the default limit of the newer one; a warning

@@ -214,7 +214,7 @@ fn event(delivery: &Delivery) -> Option<&Event> {
 }
 
 fn received_at(delivery: &Delivery) -> Timestamp {
-    event(delivery).map_or(Timestamp::from_millis(0), |event| event.received_at)
+    delivery.payload().received_at().unwrap_or(Timestamp::from_millis(0))
 }
 
 /// The rate limit.

@@ -1,6 +1,6 @@
 //! Lookups with expansions, which the store does not hold.
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::domain::{CustomerId, TenantId};
 use crate::store::Base;
@@ -35,21 +35,15 @@ impl Lookup {
 impl CacheReader<'_> {
     /// Fetches from Genesys with expansions, which the store does not hold; but not for a deleted customer.
     pub(super) async fn read_expanded(&mut self, expand: &Expand) -> Result<LookupAnswer, LookupError> {
-        // A pointer leads to the key of the canonical customer, which may hold a tombstone.
-        while let Ok(entry) = self.context.deps.store.get(&self.key).await {
-            match self.view(entry) {
-                EntryView::Serve(answer) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
-                EntryView::FollowPointer(canonical, pointer) => {
-                    if self.go_to(canonical, Some(pointer)).is_err() {
-                        break;
-                    }
-                }
-                EntryView::RequestLease(Base::Absent) => match self.get_under_previous_key().await {
-                    Ok(Some(answer)) if matches!(answer.outcome, LookupOutcome::Deleted) => return Ok(answer),
-                    Ok(_) | Err(_) => break,
-                },
-                EntryView::Serve(_) | EntryView::RequestLease(_) | EntryView::Wait(_) => break,
-            }
+        let context = self.context;
+        let Some(admitted) = context.admission.admit(self.deadline - self.config.deadline) else {
+            context.deps.metrics.lookup_shed.increment(1);
+            return Err(LookupError::Overloaded);
+        };
+        let found = timeout_at(self.deadline, self.find_tombstone()).await;
+        admitted.end(found.is_ok());
+        if let Some(deleted) = found.map_err(|_elapsed| LookupError::Deadline)? {
+            return Ok(deleted);
         }
         let deps = &self.context.deps;
         let since = deps.clock.now();
@@ -72,5 +66,21 @@ impl CacheReader<'_> {
             identity: None,
             since,
         })
+    }
+
+    /// Returns the answer of a tombstone, if the store has one of the customer or of the canonical one.
+    async fn find_tombstone(&mut self) -> Option<LookupAnswer> {
+        let is_tombstone = |answer: &LookupAnswer| matches!(answer.outcome, LookupOutcome::Deleted);
+        while let Ok(entry) = self.context.deps.store.get(&self.key).await {
+            match self.view(entry) {
+                EntryView::Serve(answer) => return Some(answer).filter(is_tombstone),
+                EntryView::FollowPointer(canonical, pointer) => self.go_to(canonical, Some(pointer)).ok()?,
+                EntryView::RequestLease(Base::Absent) => {
+                    return self.get_under_previous_key().await.ok()?.filter(is_tombstone);
+                }
+                EntryView::RequestLease(_) | EntryView::Wait(_) => return None,
+            }
+        }
+        None
     }
 }

@@ -22,14 +22,9 @@ pub(super) enum FetchOutcome {
     Refused(Record),
     /// The store failed during the fill; it may or may not hold the record.
     NotStored(Record),
-    /// The profile belongs to another customer: the requested one was merged. The entry now holds a pointer to it,
-    /// under the token `pointer`; unless a pointer led to this key, for then that pointer is out of date.
-    Alias {
-        canonical: Identity,
-        pointer: Token,
-        /// When the fetch that showed the merge ended.
-        known: Timestamp,
-    },
+    /// The profile belongs to another customer: the requested one was merged. The entry was filled with a pointer to it;
+    /// unless a pointer led to this key, for then that pointer is out of date.
+    Alias { canonical: Identity, pointer: FollowedPointer },
     /// The entry was not filled, and the fetch is no answer about its customer: read it again.
     Again,
     /// The fetch failed, for this requester.
@@ -45,6 +40,25 @@ impl LookupContext {
         });
         Found { identifiers: identifiers.unwrap_or_default(), ..profile.into() }
     }
+}
+
+/// A pointer that a lookup follows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FollowedPointer {
+    pub(super) token: Token,
+    /// When the fetch that showed the merge ended: from then on Genesys knows the canonical customer.
+    pub(super) known: Timestamp,
+    pub(super) fill: PointerFill,
+}
+
+/// Whether the store holds a pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PointerFill {
+    Stored,
+    /// As [`FetchOutcome::Refused`].
+    Refused,
+    /// As [`FetchOutcome::NotStored`].
+    NotStored,
 }
 
 /// When a request was sent.

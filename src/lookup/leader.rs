@@ -13,7 +13,7 @@ use crate::store::{Content, Lease, Record, Tombstone};
 use crate::upstream::{FetchTimes, Fetched, Requester};
 
 use super::batch::BatchSeat;
-use super::fill::{FetchOutcome, Filler};
+use super::fill::{FetchOutcome, Filler, FollowedPointer, PointerFill};
 use super::phases::LeaderTimes;
 use super::single_flight::Leader;
 use super::{Config, LookupContext};
@@ -74,9 +74,9 @@ impl FetchTask {
         let (content, canonical) = match fetched {
             Ok(Fetched::Found(profile)) => match self.merged_into(&profile) {
                 Some(canonical) if self.through_pointer => {
-                    let pointer = lease.token();
+                    let (token, known, fill) = (lease.token(), deps.clock.now(), PointerFill::NotStored);
                     self.release(lease).await;
-                    return FetchOutcome::Alias { canonical, pointer, known: deps.clock.now() };
+                    return FetchOutcome::Alias { canonical, pointer: FollowedPointer { token, known, fill } };
                 }
                 Some(canonical) => (Content::Pointer(canonical.clone()), Some(canonical)),
                 None => {
@@ -90,7 +90,7 @@ impl FetchTask {
                 return FetchOutcome::Failed(error, self.requester.clone());
             }
         };
-        let pointer = lease.token();
+        let token = lease.token();
         let mut record = self.record(&lease, content);
         record.fetched_at = fetched_at;
         record.fetch_cost = started.elapsed();
@@ -98,8 +98,16 @@ impl FetchTask {
         let filled_from = Instant::now();
         let outcome = self.fill(lease, record).await;
         times.fill = filled_from.elapsed();
+        let fill = match outcome {
+            FetchOutcome::Stored(_) => PointerFill::Stored,
+            FetchOutcome::Refused(_) => PointerFill::Refused,
+            FetchOutcome::NotStored(_)
+            | FetchOutcome::Alias { .. }
+            | FetchOutcome::Again
+            | FetchOutcome::Failed(..) => PointerFill::NotStored,
+        };
         match canonical {
-            Some(canonical) => FetchOutcome::Alias { canonical, pointer, known },
+            Some(canonical) => FetchOutcome::Alias { canonical, pointer: FollowedPointer { token, known, fill } },
             None => outcome,
         }
     }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::domain::{CustomerId, CustomerQuery, Identity, Key, Timestamp};
+use crate::domain::{CustomerId, CustomerQuery, Identity, Key};
 use crate::store::{self, Base, Entry, Record, Token};
 use crate::upstream::Requester;
 
 use super::batch::BatchSeat;
 use super::bypass;
 use super::demand::Demand;
+use super::fill::{FollowedPointer, PointerFill};
 use super::leader::FetchTask;
 use super::{AnswerSource, Config, LookupAnswer, LookupContext, LookupError, Phases};
 
@@ -60,19 +61,13 @@ pub(super) enum EntryView {
     Wait(Token),
 }
 
-/// A pointer that a lookup has followed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FollowedPointer {
-    pub(super) token: Token,
-    /// When the fetch that showed the merge ended: from then on Genesys knows the canonical customer.
-    pub(super) known: Timestamp,
-}
-
 /// The next step of a lookup.
 #[derive(Debug)]
 pub(super) enum LookupStep {
     /// Return the answer.
     Done(LookupAnswer),
+    /// Act on what the entry held at the first read.
+    View(EntryView),
     /// Read the entry again.
     Reread,
     /// Evaluate what the entry holds now.
@@ -166,7 +161,7 @@ impl<'a> CacheReader<'a> {
     async fn read_slow(&mut self, view: Result<EntryView, store::Error>) -> Result<LookupAnswer, LookupError> {
         self.phases.store = (self.deadline - self.config.deadline).elapsed();
         let mut step = match view {
-            Ok(view) => self.act_on(view).await,
+            Ok(view) => Ok(LookupStep::View(view)),
             Err(error) => Err(error.into()),
         };
         loop {
@@ -181,17 +176,35 @@ impl<'a> CacheReader<'a> {
             let following = async {
                 match next {
                     LookupStep::Done(answer) => Ok(LookupStep::Done(answer)),
+                    LookupStep::View(view) => self.act_on(view).await,
                     LookupStep::Reread => self.reread().await,
                     LookupStep::Evaluate(entry) => self.evaluate(entry).await,
                     LookupStep::RequestLease(base) => self.request_lease(base).await,
                 }
             };
             step = match timeout_at(deadline, following).await {
-                Ok(Ok(LookupStep::Done(answer))) => return Ok(answer),
+                Ok(Ok(LookupStep::Done(answer))) => return Ok(self.answer_of_pointer(answer)),
                 Ok(step) => step,
                 Err(_elapsed) => return self.fall_back(LookupError::Deadline),
             };
         }
+    }
+
+    /// Labels an answer to which a pointer led that the store does not hold: then the store does not hold that answer for the
+    /// requested customer either.
+    fn answer_of_pointer(&self, answer: LookupAnswer) -> LookupAnswer {
+        let Some(fill) = self.pointer.map(|pointer| pointer.fill).filter(|fill| *fill != PointerFill::Stored) else {
+            return answer;
+        };
+        let over = self.over();
+        let how = match answer.how {
+            AnswerSource::Hit { .. } | AnswerSource::Collapsed { .. } if self.has_waited => {
+                AnswerSource::Collapsed { over }
+            }
+            AnswerSource::Hit { .. } | AnswerSource::Fetched { .. } => AnswerSource::Fetched { over, stored: false },
+            other => other,
+        };
+        LookupAnswer { how, unsettled: answer.unsettled || fill == PointerFill::Refused, ..answer }
     }
 
     async fn reread(&mut self) -> Result<LookupStep, StepError> {

@@ -3,8 +3,9 @@
 use crate::domain::Timestamp;
 use crate::store::{Base, Content, Entry, Record};
 
+use super::fill::{FollowedPointer, PointerFill};
 use super::freshness::Freshness;
-use super::reader::{CacheReader, EntryView, FollowedPointer};
+use super::reader::{CacheReader, EntryView};
 use super::{AnswerSource, LookupAnswer};
 
 impl CacheReader<'_> {
@@ -47,7 +48,8 @@ impl CacheReader<'_> {
             }
             (_, Content::Pointer(canonical)) if self.pointer.is_none() && *canonical != self.current => {
                 let known = record.fetched_at.plus(record.fetch_cost);
-                EntryView::FollowPointer(canonical.clone(), FollowedPointer { token: record.token, known })
+                let pointer = FollowedPointer { token: record.token, known, fill: PointerFill::Stored };
+                EntryView::FollowPointer(canonical.clone(), pointer)
             }
             // A pointer to a pointer, or to itself: a miss.
             (_, Content::Pointer(_)) => EntryView::RequestLease(base),

@@ -7,9 +7,9 @@ use crate::spans::{self, Cause};
 use crate::store::{Base, LeaseAnswer, Token};
 use crate::upstream::Error;
 
-use super::fill::FetchOutcome;
+use super::fill::{FetchOutcome, FollowedPointer};
 use super::leader::LeaderResult;
-use super::reader::{CacheReader, FollowedPointer, LookupStep, StepError};
+use super::reader::{CacheReader, LookupStep, StepError};
 use super::single_flight::{FlightResult, Follower};
 use super::{AnswerSource, ForwardReason, LookupError};
 
@@ -74,8 +74,8 @@ impl CacheReader<'_> {
                 Ok(LookupStep::answer(&record, how(false), false))
             }
             FlightResult::Completed(FetchOutcome::Again) => Ok(LookupStep::Reread),
-            FlightResult::Completed(FetchOutcome::Alias { canonical, pointer, known }) => {
-                self.follow_alias(canonical, FollowedPointer { token: pointer, known })
+            FlightResult::Completed(FetchOutcome::Alias { canonical, pointer }) => {
+                self.follow_alias(canonical, pointer)
             }
             // The share of another caller, or of refreshes, is spent; this lookup has its own.
             FlightResult::Completed(FetchOutcome::Failed(Error::BudgetSpent { .. }, spender))

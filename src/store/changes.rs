@@ -137,7 +137,10 @@ impl ChangeFeed {
     /// The items from there on are not known any more.
     pub fn resume(&self, from: FeedPosition) -> Result<FeedReader, Behind> {
         let mut reader = self.read();
-        let oldest = reader.next - self.0.items.lock().window.len() as u64;
+        let oldest = {
+            let items = self.0.items.lock();
+            items.next - items.window.len() as u64
+        };
         if from.epoch != self.0.epoch || !(oldest..=reader.next).contains(&from.next) {
             return Err(Behind);
         }

@@ -31,6 +31,7 @@ on_every_pairing!(
     an_event_posted_fifty_times_has_one_effect,
     a_fill_overtaken_by_an_event_is_refused_and_never_served,
     a_merged_customer_is_cached_canonically_and_evicted_by_either_id,
+    an_answer_through_a_pointer_that_an_event_overtook_is_unsettled,
     a_merge_replaces_a_negative_entry_of_the_new_id,
     each_genesys_failure_gets_its_status_within_two_seconds,
     a_stale_profile_is_served_on_failure_but_never_after_an_event,
@@ -144,6 +145,28 @@ async fn a_merged_customer_is_cached_canonically_and_evicted_by_either_id(pairin
         })
         .await;
     }
+    edge.stop().await;
+}
+
+/// The record of the canonical customer is cached. But the store does not hold that it is the answer.
+async fn an_answer_through_a_pointer_that_an_event_overtook_is_unsettled(pairing: Pairing) {
+    let edge = Edge::start_on(pairing, &format!("{QUICK}[lookup]\nunsettled_ttl = \"30s\"\n")).await;
+    let (nine, ten) = (customer(9), customer(10));
+    let merge = edge.sandbox(Method::POST, "/api/v2/externalcontacts/contacts/merge");
+    let merged: Value = merge.json(&json!({ "contactIds": [nine, ten] })).send().await.unwrap().json().await.unwrap();
+    let canonical = merged["id"].as_str().unwrap();
+    edge.applied("merged", 3.0).await;
+    assert_eq!(edge.look_up(canonical).await.status, 200);
+    edge.faults.arm(Fault::PauseBeforeFill);
+    let overtake = async {
+        edge.faults.reached(Fault::PauseBeforeFill, 1).await;
+        assert_eq!(edge.post_event(&flat(&nine)).await.status(), 202);
+        edge.applied("updated", 1.0).await;
+        edge.faults.disarm(Fault::PauseBeforeFill);
+    };
+    let (late, ()) = tokio::join!(edge.look_up(&nine), overtake);
+    assert_eq!((late.status, &late.json()["id"]), (200, &merged["id"]));
+    assert_eq!(late.cache_status, "profile-edge; fwd=miss; detail=unsettled");
     edge.stop().await;
 }
 

@@ -1,11 +1,13 @@
 //! The whole application on Redis: which commands it sends, and how it survives outages of Redis.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use profile_edge::faults::Fault;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::support::command::run;
 use crate::support::edge::{Edge, flat, looked, with_sandbox_of};
@@ -479,5 +481,22 @@ async fn a_lost_permission_is_an_outage_and_no_event_is_poison() {
     edge.wait_for_metric(UPDATED, 30.0).await;
     edge.is_ready().await;
     assert_eq!(edge.metric("profile_edge_dead_letters").await, 0.0);
+    edge.stop().await;
+}
+
+/// Redis answers the read of a cold customer, but not the request for its lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_ends_at_its_deadline_while_redis_answers_no_writes() {
+    let server = RedisServer::start(&[]).await;
+    let settings = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = {:?}\n", server.url());
+    let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{settings}")).await;
+    assert_eq!(edge.look_up(&customer(1)).await.status, 200);
+    let mut admin = server.connect().await.unwrap();
+    redis::cmd("CLIENT").arg(&["PAUSE", "60000", "WRITE"]).exec_async(&mut admin).await.unwrap();
+    let began = Instant::now();
+    let answer = edge.look_up(&customer(2)).await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{} after {took:?}", answer.status);
+    redis::cmd("CLIENT").arg("UNPAUSE").exec_async(&mut admin).await.unwrap();
     edge.stop().await;
 }

@@ -152,7 +152,7 @@ pub(crate) fn judge(history: &RunHistory, bounds: TimeBounds) -> Judgement {
                     judgement.check_staleness(timeline, answer, version, bounds);
                     placed.push(PlacedAnswer { answer, newest: version, oldest: timeline.oldest(answer, version) });
                 }
-                None => judgement.add_fault(OracleFault::Impossible, timeline, answer),
+                None => judgement.add_fault(OracleFault::Impossible, timeline, answer, None),
             }
         }
         judgement.check_order(timeline, &placed);
@@ -284,7 +284,7 @@ impl Judgement {
             }
         });
         match fault {
-            Some(fault) => self.add_fault(fault, timeline, answer),
+            Some(fault) => self.add_fault(fault, timeline, answer, None),
             None => self.lagging += 1,
         }
     }
@@ -296,19 +296,27 @@ impl Judgement {
         );
         for PlacedAnswer { answer, newest, .. } in placed {
             let before = if answer.label == AnswerLabel::StoreUnavailable { &shown } else { &from_store };
-            let known = before.partition_point(|(ended, _)| *ended < answer.began);
-            if known > 0 && before[known - 1].1 > *newest {
-                self.add_fault(OracleFault::Backwards, timeline, answer);
+            let known = before.partition_point(|placed| placed.answer.ended < answer.began);
+            let newer = known.checked_sub(1).map(|last| &before[last]).filter(|newer| newer.oldest > *newest);
+            if let Some(newer) = newer {
+                self.add_fault(OracleFault::Backwards, timeline, answer, Some(newer.answer));
             }
         }
     }
 
-    fn add_fault(&mut self, fault: OracleFault, timeline: &CustomerTimeline, answer: &ObservedAnswer) {
+    /// Adds a fault; `newer` is an answer that came before, where that makes it one.
+    fn add_fault(
+        &mut self,
+        fault: OracleFault,
+        timeline: &CustomerTimeline,
+        answer: &ObservedAnswer,
+        newer: Option<&ObservedAnswer>,
+    ) {
         let mut description = String::new();
         if self.count(|known| known == fault) < DESCRIBED {
             let near = timeline.versions.iter().rev().filter(|version| version.began <= answer.ended);
             let (id, port, near) = (&timeline.id, answer.port, near.take(6).collect::<Vec<_>>());
-            description = format!("{id} through {port}: {answer:?} after, newest first: {near:?}");
+            description = format!("{id} through {port}: {answer:?} after, newest first: {near:?}; newer: {newer:?}");
         }
         self.faults.push((fault, description));
     }
@@ -325,15 +333,16 @@ impl Judgement {
     }
 }
 
-/// Returns the highest version that was certainly answered by each time, in order of time.
-fn highest<'a>(placed: impl Iterator<Item = &'a PlacedAnswer<'a>>) -> Vec<(RunMicros, usize)> {
-    let mut seen: Vec<_> = placed.map(|placed| (placed.answer.ended, placed.oldest)).collect();
-    seen.sort_unstable();
-    let mut top = 0;
-    for (_, version) in &mut seen {
-        top = top.max(*version);
-        *version = top;
-    }
+/// Returns the answers, in order of time, that certainly showed a higher version than those before.
+fn highest<'a>(placed: impl Iterator<Item = &'a PlacedAnswer<'a>>) -> Vec<&'a PlacedAnswer<'a>> {
+    let mut seen: Vec<_> = placed.collect();
+    seen.sort_unstable_by_key(|placed| placed.answer.ended);
+    let mut top = None;
+    seen.retain(|placed| {
+        let is_higher = Some(placed.oldest) > top;
+        top = top.max(Some(placed.oldest));
+        is_higher
+    });
     seen
 }
 

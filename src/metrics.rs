@@ -123,7 +123,7 @@ catalogue! {
     outbox_events: gauge "outbox_events" = "Events in the local durable queue.";
     outbox_bytes: gauge "outbox_bytes" = "Size of the events in the local durable queue.";
     outbox_max_bytes: gauge "outbox_max_bytes" = "Limit of the events in the outbox, in bytes; 0 without an outbox.";
-    outbox_oldest: gauge "outbox_oldest_seconds" = "Time since the oldest event in the outbox was received; 0 if there is none.";
+    outbox_oldest: gauge "outbox_oldest_seconds" = "Time since the oldest event in the local durable queue was received; 0 if there is none.";
     queue_events: gauge "queue_events" = "Events in the queue, waiting or in progress.";
     replayed_events: counter "replayed_events_total" = "Events republished from the journal, or published from the audits of Genesys.";
     replay_queries: counter "replay_queries_total" ["outcome": Outcome] = "Queries of replays about the audits of Genesys by outcome.";

@@ -131,7 +131,7 @@ impl Components {
     ) -> Result<(Router, Option<Arc<dyn DirectRoute>>), Error> {
         let roles = self.config.roles;
         let max_body = usize::try_from(self.config.http.max_body.as_u64()).unwrap_or(usize::MAX);
-        let budget = usize::try_from(self.config.http.body_budget.as_u64()).unwrap_or(usize::MAX);
+        let budget = self.config.http.body_budget();
         let bodies = BodyBudgets::new(budget);
         let mut routes = openapi::routes();
         let prefetcher = roles.lookup.then(|| Arc::new(Prefetcher::new(&lookup)));
@@ -264,6 +264,7 @@ impl Components {
             sources,
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
+            clock: Arc::clone(&self.clock),
             audit: self.audit.clone(),
             store: Arc::clone(&self.store.inspect),
             queue: self.queue.as_ref().map(|queue| Arc::clone(&queue.queue)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::audit::Audit;
+use crate::clock::SharedClock;
 use crate::consumer::foreign::ForeignConsumers;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -23,6 +24,7 @@ pub(super) struct Probe {
     pub(super) sources: Sources,
     pub(super) readiness: Arc<Readiness>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: SharedClock,
     pub(super) audit: Audit,
     pub(super) store: Arc<dyn store::Inspect>,
     pub(super) queue: Option<Arc<dyn queue::Queue>>,
@@ -55,7 +57,7 @@ impl Probe {
 
     async fn check_queue(&self) {
         if let Some(queue) = &self.queue {
-            let answer = queue::metered::refresh(queue.as_ref(), &self.metrics).await;
+            let answer = queue::metered::refresh(queue.as_ref(), &self.metrics, self.clock.now()).await;
             self.readiness.queue(answer.map_err(|error| error.to_string()), &self.metrics);
         }
         self.readiness.foreign_consumers(self.foreign.count());

@@ -91,7 +91,7 @@ impl ForeignWatch {
                 comparison.read(&history, Instant::now());
                 match self.queue.exchange_notices(&comparison.notice()).await {
                     Ok(Some(notices)) => self.report(comparison.compare(&notices, Instant::now())),
-                    Ok(None) => return,
+                    Ok(None) => return self.report(0),
                     Err(error) => tracing::debug!(%error, "notices to other consumers could not be exchanged"),
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::domain::Event;
+use crate::domain::{Event, Timestamp};
 use crate::metrics::{self, Metrics};
 
 use super::{Error, Publisher, Queue};
@@ -38,14 +38,14 @@ impl Publisher for MeteredPublisher {
     }
 }
 
-/// Updates the gauges that only the queue can report, and returns whether the queue works.
+/// Updates the gauges that only the queue can report, at the time `now`, and returns whether the queue works.
 ///
 /// To be called every few seconds. A gauge without a new value keeps its last one.
 ///
 /// # Errors
 ///
 /// Why the queue does not work.
-pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> Result<(), Error> {
+pub async fn refresh(queue: &dyn Queue, metrics: &Metrics, now: Timestamp) -> Result<(), Error> {
     let answered = queue.ping().await;
     metrics.queue_up.set(up(&answered));
     if let Ok(depth) = queue.depth().await {
@@ -54,6 +54,7 @@ pub async fn refresh(queue: &dyn Queue, metrics: &Metrics) -> Result<(), Error> 
         if let Some(bytes) = depth.bytes {
             metrics.outbox_events.set(depth.events as f64);
             metrics.outbox_bytes.set(bytes as f64);
+            metrics.outbox_oldest.set(depth.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()));
         }
         metrics.dead_letters.set(depth.dead_letters as f64);
     }
@@ -70,7 +71,6 @@ fn up(outcome: &Result<(), Error>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::domain::Timestamp;
     use crate::queue::{Depth, Journal, RestoreOutcome, Subscription};
 
     use super::*;
@@ -97,7 +97,12 @@ mod tests {
         }
 
         async fn depth(&self) -> Result<Depth, Error> {
-            self.0.clone().map(|()| Depth { events: 3, bytes: Some(700), dead_letters: 2 })
+            self.0.clone().map(|()| Depth {
+                events: 3,
+                bytes: Some(700),
+                oldest: Some(Timestamp::from_millis(1_000)),
+                dead_letters: 2,
+            })
         }
 
         async fn restore(&self, _: Timestamp) -> Result<RestoreOutcome, Error> {
@@ -135,11 +140,13 @@ mod tests {
     #[tokio::test]
     async fn gauges_follow_the_queue_and_keep_their_last_value() {
         let metrics = Metrics::new();
-        refresh(&Fixed(Ok(())), &metrics).await.unwrap();
-        for line in ["queue_up 1", "queue_events 3", "outbox_events 3", "outbox_bytes 700", "dead_letters 2"] {
+        let now = Timestamp::from_millis(3_500);
+        refresh(&Fixed(Ok(())), &metrics, now).await.unwrap();
+        let outbox = ["outbox_events 3", "outbox_bytes 700", "outbox_oldest_seconds 2.5"];
+        for line in ["queue_up 1", "queue_events 3", "dead_letters 2"].into_iter().chain(outbox) {
             shows(&metrics, line);
         }
-        assert!(refresh(&Fixed(Err(Error::Closed)), &metrics).await.is_err());
+        assert!(refresh(&Fixed(Err(Error::Closed)), &metrics, now).await.is_err());
         for line in ["queue_up 0", "outbox_events 3", "dead_letters 2"] {
             shows(&metrics, line);
         }

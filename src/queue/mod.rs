@@ -170,6 +170,8 @@ pub struct Depth {
     pub events: u64,
     /// Their size in bytes; embedded queue only.
     pub bytes: Option<u64>,
+    /// When the oldest unsettled event was received, as of the last ping; embedded queue only.
+    pub oldest: Option<Timestamp>,
     /// Dead letters.
     pub dead_letters: u64,
 }

@@ -1,5 +1,6 @@
 //! The embedded queue and the outbox on a full disk: a small one, which only the service sees.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,9 +60,8 @@ impl SmallDisk {
 
     /// Copies what is on the disk, for the next process: the disk ends with this one.
     fn keep(&self, service: &Process) {
-        let disk = self.directory.path().join("disk");
-        let seen = format!("/proc/{}/root{}", service.pid(), disk.display());
-        let copied = std::process::Command::new("cp").arg("-a").arg(seen).arg(disk.with_extension("kept")).status();
+        let kept = self.directory.path().join("disk.kept");
+        let copied = std::process::Command::new("cp").arg("-a").arg(self.seen_by(service)).arg(kept).status();
         assert!(copied.unwrap().success());
     }
 
@@ -83,14 +83,30 @@ impl SmallDisk {
         let full = Instant::now();
         assert!((5..ARRAYS).contains(&accepted), "{accepted} arrays were accepted");
         assert_eq!(self.post(accepted).await, 503);
+        self.is_named_full(part).await;
+        assert!(full.elapsed() < SHOWN_WITHIN, "{:?}", full.elapsed());
+        accepted * EVENTS
+    }
+
+    async fn is_named_full(&self, part: &str) {
         eventually("the disk is named", || async {
             let ready = self.ports.ready(&self.client).await;
             let reason = ready["reasons"][part].as_str()?;
             reason.contains("the disk of the queue is full").then_some(())
         })
         .await;
-        assert!(full.elapsed() < SHOWN_WITHIN, "{:?}", full.elapsed());
-        accepted * EVENTS
+    }
+
+    /// Fills the disk with a file of another program.
+    fn fill_with_other_files(&self, service: &Process) {
+        let mut file = std::fs::File::create(self.seen_by(service).join("other")).unwrap();
+        let full = std::iter::repeat_with(|| file.write_all(&[0; 4_096])).find_map(Result::err).unwrap();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    /// Returns the path of the disk as this process sees it.
+    fn seen_by(&self, service: &Process) -> PathBuf {
+        format!("/proc/{}/root{}", service.pid(), self.directory.path().join("disk").display()).into()
     }
 
     /// Returns whether this many events took effect and none is left. An event whose effect was answered too late is
@@ -125,6 +141,8 @@ async fn a_full_disk_refuses_events_and_drains_once_redis_is_back() {
     let mut service = disk.start(&format!("{store}[queue.embedded]\npath = {:?}\n", disk.path())).await;
     redis.kill().await;
     let accepted = disk.fill("queue").await;
+    let oldest = async || disk.ports.metric(&disk.client, "profile_edge_outbox_oldest_seconds").await;
+    assert!(oldest().await > 0.0);
     redis.restart().await;
     disk.drains(accepted, &mut service).await;
 }
@@ -157,16 +175,35 @@ async fn a_reserve_that_cannot_be_made_is_logged_and_stops_nothing() {
     assert_eq!(disk.ports.ready(&disk.client).await["status"], "ready");
 }
 
+/// Starts a service with an outbox on the disk, and with RabbitMQ behind a proxy.
+async fn with_outbox(broker: &RabbitServer, disk: &SmallDisk) -> (Proxy, Process) {
+    let proxy = Proxy::to(broker.port).await;
+    let queue = format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurl = \"amqp://guest:guest@{}/%2f\"\n", proxy.address);
+    let outbox = format!("[queue.outbox]\nenabled = true\nrate = 1000000\npath = {:?}\n", disk.path());
+    let service = disk.start(&format!("{queue}{outbox}")).await;
+    (proxy, service)
+}
+
 /// The same for the outbox, while RabbitMQ is down.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_of_the_outbox_hands_on_once_rabbitmq_is_back() {
     let (broker, disk) = (RabbitServer::start("").await, SmallDisk::new());
-    let proxy = Proxy::to(broker.port).await;
-    let queue = format!("[queue]\nkind = \"amqp\"\n[queue.amqp]\nurl = \"amqp://guest:guest@{}/%2f\"\n", proxy.address);
-    let outbox = format!("[queue.outbox]\nenabled = true\nrate = 1000000\npath = {:?}\n", disk.path());
-    let mut service = disk.start(&format!("{queue}{outbox}")).await;
+    let (proxy, mut service) = with_outbox(&broker, &disk).await;
     proxy.set(Link::Broken);
     let accepted = disk.fill("outbox").await;
     proxy.set(Link::Whole);
     disk.drains(accepted, &mut service).await;
+}
+
+/// The outbox holds nothing that would show that RabbitMQ is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_others_filled_keeps_no_event_from_rabbitmq_once_it_is_back() {
+    let (broker, disk) = (RabbitServer::start("").await, SmallDisk::new());
+    let (proxy, service) = with_outbox(&broker, &disk).await;
+    disk.fill_with_other_files(&service);
+    disk.is_named_full("outbox").await;
+    proxy.set(Link::Broken);
+    eventually("events are refused", || async { (disk.post(0).await == 503).then_some(()) }).await;
+    proxy.set(Link::Whole);
+    eventually("events are accepted", || async { (disk.post(0).await == 202).then_some(()) }).await;
 }

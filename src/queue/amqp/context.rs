@@ -110,10 +110,8 @@ impl AmqpContext {
             let (restorer, losses) = (self.restorer(), Arc::clone(&self.losses));
             let setup = ConsumeSetup { restorer, losses, tasks: self.tasks.clone() };
             let consuming = supervisor::start(Arc::clone(&self.broker), setup, &self.tasks);
-            if self.publisher.connection().is_patient.load(Ordering::Acquire) {
-                // The start went on without the broker, so its first refusal ends nothing here either.
-                consuming.is_patient.store(true, Ordering::Release);
-            }
+            // The start is over, so a refusal ends nothing here: what is missing may be declared again.
+            consuming.is_patient.store(true, Ordering::Release);
             consuming
         })
     }

@@ -160,6 +160,8 @@ impl Amqp {
     /// Runs a request on the publishing connection, within the publish timeout.
     async fn request<T>(&self, request: impl AsyncFnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
         let ready = self.context.publisher.connection().now()?;
+        // The broker does not read from a blocked connection, and each request would leave a channel open.
+        ready.open.accepts_messages()?;
         channel::within(self.timeout, request(ready.open.connection())).await
     }
 
@@ -227,7 +229,7 @@ impl Queue for Amqp {
         if waiting + unsettled == 0 {
             self.context.nothing_is_moved();
         }
-        Ok(Depth { events: waiting + unsettled, bytes: None, dead_letters })
+        Ok(Depth { events: waiting + unsettled, bytes: None, oldest: None, dead_letters })
     }
 
     async fn restore(&self, since: Timestamp) -> Result<RestoreOutcome, Error> {

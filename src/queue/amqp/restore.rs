@@ -88,7 +88,9 @@ impl Restorer {
         queues: BTreeSet<String>,
         since: Option<Timestamp>,
     ) -> Result<(), Error> {
-        let age = since.map(|since| self.clock.now().since(since));
+        // A time in the future tells nothing, so the whole journal is read.
+        let now = self.clock.now();
+        let age = since.filter(|since| *since <= now).map(|since| now.since(since));
         let range = journal::range(connection, &self.topology, &self.publisher, age).await?;
         // Until the work queue is bound again, events reach the journal alone. So the end is determined after that.
         let order = RestoreState::new(queues, range.start..RestoreState::OPEN);
@@ -222,12 +224,13 @@ impl Restorer {
         }
     }
 
-    /// Binds the work queues that get events; fails if one does not exist.
+    /// Binds the work queues that get events, also those of processes with more shards; fails if one does not exist.
     async fn bind(&self, connection: &Connection, state: &RestoreState) -> Result<(), Error> {
         let declarer = Declarer::new(connection).await?;
-        for (shard, queue) in self.topology.work_queues().iter().enumerate().filter(|(_, queue)| state.includes(queue))
-        {
-            declarer.bind(queue, &self.topology.exchange, &format!("shard.{shard}")).await?;
+        for queue in state.queues() {
+            if let Some(key) = self.topology.key_of(queue) {
+                declarer.bind(queue, &self.topology.exchange, &key).await?;
+            }
         }
         channel::close(declarer.channel).await;
         Ok(())
@@ -247,16 +250,18 @@ impl Restorer {
 
     /// Creates the message that brings an event of the journal to its work queue, if the restore includes that queue.
     fn redelivery(&self, state: &RestoreState, delivery: Delivery) -> Option<Message> {
-        let queue = self.topology.queue_of(delivery.routing_key.as_str())?;
-        state.includes(queue).then(|| {
-            let mut headers = delivery.properties.headers().clone().unwrap_or_default();
-            mark_replayed(&mut headers);
-            Message {
-                exchange: String::new(),
-                routing_key: queue.to_owned(),
-                properties: delivery.properties.with_headers(headers),
-                body: delivery.data.into(),
-            }
+        let key = delivery.routing_key.as_str();
+        // The order names the queue of the key, or the journal is from a time with another number of shards.
+        let exact = state.queues().iter().find(|queue| self.topology.key_of(queue).as_deref() == Some(key));
+        let queue =
+            exact.map(String::as_str).or_else(|| self.topology.queue_of(key).filter(|queue| state.includes(queue)))?;
+        let mut headers = delivery.properties.headers().clone().unwrap_or_default();
+        mark_replayed(&mut headers);
+        Some(Message {
+            exchange: String::new(),
+            routing_key: queue.to_owned(),
+            properties: delivery.properties.with_headers(headers),
+            body: delivery.data.into(),
         })
     }
 

@@ -71,6 +71,11 @@ impl RestoreState {
         self.next >= self.end
     }
 
+    /// Returns the work queues that get their events again.
+    pub(super) const fn queues(&self) -> &BTreeSet<String> {
+        &self.queues
+    }
+
     /// Returns whether a work queue gets its events again.
     pub(super) fn includes(&self, queue: &str) -> bool {
         self.queues.contains(queue)

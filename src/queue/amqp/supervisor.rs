@@ -251,6 +251,11 @@ async fn watch_connection(
             },
             _ = checks.tick() => {}
         }
+        // What came before there was a listener, while the connection was set up, made no event.
+        let is_blocked = broker.connection.status().blocked();
+        if is_blocked != blocked.borrow().is_some() {
+            blocked.send_replace(is_blocked.then(|| "it has an alarm".to_owned()));
+        }
         // An error of one channel does not end the connection; the channel's owner handles it.
         if !broker.connection.status().connected() {
             return last_error.unwrap_or_else(|| "the connection ended".to_owned());

@@ -91,6 +91,12 @@ impl Topology {
         Some(&self.work[self.shards.index(shard)])
     }
 
+    /// Returns the routing key of a work queue, also of one that only processes with more shards have.
+    pub(super) fn key_of(&self, queue: &str) -> Option<String> {
+        let shard: u64 = queue.strip_prefix(self.work[0].trim_end_matches('0'))?.parse().ok()?;
+        Some(format!("shard.{shard}"))
+    }
+
     /// Returns the arguments of the journal.
     pub(super) fn journal_arguments(&self) -> FieldTable {
         journal_arguments(&self.max_age)
@@ -289,8 +295,7 @@ fn journal_arguments(max_age: &str) -> FieldTable {
 fn max_age(retention: Duration) -> String {
     let seconds = retention.as_secs().max(1);
     let units = [(86_400, 'D'), (3_600, 'h'), (60, 'm')];
-    let fits = units.into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit));
-    let (unit, name) = fits.unwrap_or((1, 's'));
+    let (unit, name) = units.into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit)).unwrap_or((1, 's'));
     format!("{}{name}", seconds / unit)
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::domain::Timestamp;
-use crate::queue::{DeadLetter, Error};
+use crate::queue::{DeadLetter, Error, wire};
 
 use super::change::{LogChange, LogEntry};
 use super::journal::JournalPage;
@@ -52,6 +52,13 @@ pub(super) struct EventPage {
     pub(super) epoch: u64,
 }
 
+impl EventPage {
+    /// Returns when its first event was received.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        wire::decode(&self.entries.first()?.wire).ok().map(|event| event.received_at)
+    }
+}
+
 /// The progress of the log, for all who watch it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LogProgress {
@@ -61,6 +68,8 @@ pub(super) struct LogProgress {
     pub(super) totals: LogTotals,
     /// How many bytes of events may be added.
     pub(super) room: u64,
+    /// When the oldest unsettled event was received, at the last ping.
+    pub(super) oldest: Option<Timestamp>,
 }
 
 impl LogProgress {

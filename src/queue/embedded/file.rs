@@ -4,6 +4,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::{Database, DatabaseError, StorageError};
 
@@ -14,6 +15,7 @@ use super::change::LogLimits;
 use super::disk::DiskSpace;
 use super::log::Log;
 use super::reserved_file::ReservedFile;
+use super::writer::LogOpener;
 
 /// The name of the file in the configured directory.
 pub(in crate::queue) const NAME: &str = "queue.redb";
@@ -27,15 +29,25 @@ const MOST_COMPACTED: u64 = 128 * 1024 * 1024;
 /// How much of the file is cached in memory. The events of the delivery window are in memory anyway.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Opens the log in a directory; creates both if they do not exist.
+/// Returns what opens the log in a directory. The first time it creates both if they do not exist.
+pub(super) fn opener(directory: PathBuf, limits: LogLimits) -> LogOpener {
+    let is_first = AtomicBool::new(true);
+    Box::new(move || open(&directory, limits, is_first.swap(false, Ordering::Relaxed)))
+}
+
+/// Opens the log in a directory.
 ///
 /// Verifies every checksum first, so that damage is reported here and not during a delivery.
-pub(super) fn open(directory: &Path, limits: LogLimits) -> Result<Log, Error> {
+fn open(directory: &Path, limits: LogLimits, creates: bool) -> Result<Log, Error> {
     let path = directory.join(NAME);
     let unusable = |problem: String| Error::Unavailable { reason: format!("{} {problem}", path.display()) };
+    let is_new = !path.exists();
+    if is_new && !creates {
+        // A file that is created here would be hidden, with all its events, once its file system is mounted again.
+        return Err(unusable("does not exist any more: is its file system mounted?".to_owned()));
+    }
     let created = private_files::create_directory(directory);
     created.map_err(|error| unusable(format!("cannot be created: {error}")))?;
-    let is_new = !path.exists();
     private_files::create_file(&path).map_err(|error| unusable(format!("cannot be created: {error}")))?;
     let open = || open_file(&path, directory.join(RESERVE), limits);
     // redb may panic on a damaged file instead of returning an error.

@@ -232,7 +232,8 @@ impl Log {
             tables.trim_journal(&journal_limits, time_of_ages)?;
         }
         let stored = self.aged_before.map(Timestamp::from_millis);
-        let differs = |stored: Timestamp| time_of_ages.since(stored).max(stored.since(time_of_ages)) >= STORE_AGE_EVERY;
+        // An earlier time is never stored: after one start with a wrong clock, ages would begin there for ever.
+        let differs = |stored: Timestamp| time_of_ages.since(stored) >= STORE_AGE_EVERY;
         if urgency != Urgency::Unchanged && stored.is_none_or(differs) {
             tables.store_time_of_ages(time_of_ages)?;
             self.aged_before = Some(time_of_ages.as_millis());

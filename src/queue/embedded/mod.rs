@@ -143,8 +143,8 @@ impl Embedded {
     pub fn open(config: &Config, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
         let journal =
             JournalLimits { max_bytes: config.journal_max_bytes.as_u64(), retention: config.journal_retention };
-        let (directory, limits) = (config.path.clone(), LogLimits { max_bytes: config.max_bytes.as_u64(), journal });
-        Self::start(Box::new(move || file::open(&directory, limits)), clock, shutdown)
+        let limits = LogLimits { max_bytes: config.max_bytes.as_u64(), journal };
+        Self::start(file::opener(config.path.clone(), limits), clock, shutdown)
     }
 
     fn start(opener: LogOpener, clock: SharedClock, shutdown: &Shutdown) -> Result<Arc<Self>, Error> {
@@ -254,8 +254,8 @@ impl Queue for Embedded {
 
     async fn depth(&self) -> Result<Depth, Error> {
         self.progress.has_changed().map_err(|_| Error::Closed)?;
-        let LogTotals { events, dead_letters, .. } = self.progress.borrow().totals;
-        Ok(Depth { events: events.rows, bytes: Some(events.bytes), dead_letters: dead_letters.rows })
+        let LogProgress { totals: LogTotals { events, dead_letters, .. }, oldest, .. } = *self.progress.borrow();
+        Ok(Depth { events: events.rows, bytes: Some(events.bytes), oldest, dead_letters: dead_letters.rows })
     }
 
     async fn restore(&self, since: Timestamp) -> Result<RestoreOutcome, Error> {

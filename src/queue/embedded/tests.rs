@@ -265,7 +265,7 @@ async fn a_file_of_the_first_release_opens_without_loss() {
 
     let queue = open(directory.path()).unwrap();
     let bytes = wire::encode(&event("returned")).len() + wire::encode(&event("waiting")).len();
-    let depth = Depth { events: 2, bytes: Some(bytes as u64), dead_letters: 1 };
+    let depth = Depth { events: 2, bytes: Some(bytes as u64), oldest: None, dead_letters: 1 };
     assert_eq!(queue.depth().await.unwrap(), depth);
     let mut journal = queue.journal(NOW).await.unwrap().unwrap();
     let ids = |events: Vec<Event>| events.iter().map(|event| event.id.to_string()).collect::<Vec<_>>();
@@ -299,8 +299,19 @@ async fn dead_letters_count_against_the_limit_and_are_never_refused() {
     for _ in 0..2 {
         soon(subscription.next()).await.unwrap().dead_letter(DeadLetterReason::RedeliveredTooOften).await.unwrap();
     }
-    assert_eq!(queue.depth().await.unwrap(), Depth { events: 0, bytes: Some(0), dead_letters: 2 });
+    assert_eq!(queue.depth().await.unwrap(), Depth { events: 0, bytes: Some(0), oldest: None, dead_letters: 2 });
     assert!(matches!(queue.publish(&[event(3)]).await, Err(Error::Full { .. })));
+}
+
+#[test]
+fn a_file_that_is_gone_is_not_created_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let opener = file::opener(directory.path().to_owned(), LIMITS);
+    drop(opener().unwrap());
+    drop(opener().unwrap());
+    std::fs::remove_file(directory.path().join(file::NAME)).unwrap();
+    let Err(error) = opener() else { panic!("it was created") };
+    assert!(error.to_string().contains("is its file system mounted?"), "{error}");
 }
 
 #[tokio::test]

@@ -193,10 +193,12 @@ impl LogWriter {
         if !pings.is_empty() {
             // `with_log` logs and keeps a failure.
             let _ = self.with_log(Log::compact_if_idle);
+            let oldest = self.read(0, 1).ok().and_then(|page| page.oldest());
+            self.progress.send_modify(|progress| progress.oldest = oldest);
             self.publish_progress();
         }
         for (reply, _permit) in pings {
-            let _ = reply.send(self.status().and_then(|()| self.check_space()));
+            let _ = reply.send(self.status().and_then(|()| self.log.as_ref().map_or(Ok(()), Log::check_space)));
         }
         self.sync_if_due();
     }
@@ -221,10 +223,6 @@ impl LogWriter {
         if self.log.as_ref().is_ok_and(Log::needs_sync) {
             self.sync();
         }
-    }
-
-    fn check_space(&self) -> Result<(), Error> {
-        self.log.as_ref().map_or(Ok(()), Log::check_space)
     }
 
     fn is_disk_full(&self) -> bool {

@@ -13,12 +13,17 @@
 //! The counts may be too high after a cancelled publish or a failure of the disk. They start over when the log is empty.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How many events of a lane may wait while newer ones wait for them.
 pub(super) const FEW: u64 = 256;
+
+/// How long a refusal of the broker counts for a full log: longer than the relay pauses and waits for a confirm.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The lanes of all shards.
 #[derive(Debug)]
@@ -46,7 +51,8 @@ struct LaneStates {
 struct Lane {
     /// Events in the log, or on their way there.
     waiting: u64,
-    is_failing: bool,
+    /// When the broker last did not take an event, if it has taken none since.
+    failed: Option<Instant>,
     /// Newer events wait until none is in the log.
     is_closing: bool,
 }
@@ -96,7 +102,7 @@ impl Lanes {
         let state = self.state.lock();
         let route = |shard: &usize| {
             let lane = state.lanes[*shard];
-            match (lane.is_failing, lane.waiting + state.inherited, lane.is_closing) {
+            match (lane.failed.is_some(), lane.waiting + state.inherited, lane.is_closing) {
                 (true, _, _) => Route::Log,
                 (false, 0, _) => Route::Broker,
                 (false, _, true) => Route::Wait,
@@ -112,8 +118,8 @@ impl Lanes {
         self.change(|state| {
             for shard in shards {
                 let lane = &mut state.lanes[*shard];
-                is_new |= !lane.is_failing;
-                (lane.is_failing, lane.is_closing) = (true, false);
+                is_new |= lane.failed.is_none();
+                (lane.failed, lane.is_closing) = (Some(Instant::now()), false);
             }
         });
         is_new
@@ -126,7 +132,7 @@ impl Lanes {
             state.arrived += shards.len() as u64;
             shards.iter().for_each(|shard| state.lanes[*shard].waiting += 1);
         });
-        Append { lanes: self, shards }
+        Append { lanes: self, shards, has_result: false }
     }
 
     /// Returns how many events were appended since the last call.
@@ -143,7 +149,7 @@ impl Lanes {
             state.inherited -= inherited;
             let lane = &mut state.lanes[shard];
             lane.waiting = lane.waiting.saturating_sub(events - inherited);
-            if std::mem::take(&mut lane.is_failing) {
+            if lane.failed.take().is_some() {
                 handover = Handover::Resumed;
             }
             lane.is_closing = lane.waiting + state.inherited <= FEW;
@@ -159,7 +165,7 @@ impl Lanes {
     fn change(&self, change: impl FnOnce(&mut LaneStates)) {
         let mut state = self.state.lock();
         change(&mut state);
-        let is_used = |lane: &Lane| lane.is_failing || lane.waiting > 0;
+        let is_used = |lane: &Lane| lane.failed.is_some() || lane.waiting > 0;
         let detour = state.inherited > 0 || state.appending > 0 || state.lanes.iter().any(is_used);
         self.detour.store(detour, Ordering::Release);
         drop(state);
@@ -167,25 +173,42 @@ impl Lanes {
     }
 }
 
-/// An append to the log in progress. Dropped without a result, its events count as being in the log.
+/// An append to the log in progress.
+///
+/// The relay asks the broker whether it answers again, with what the log holds of each lane. If the log refuses, and holds
+/// nothing of a lane, or its disk hands nothing on, or the relay has not asked for [`ASK_AGAIN`], the next publish asks the
+/// broker itself. Dropped without a result, the events count as being in the log, whose disk may hang.
 #[derive(Debug)]
 pub(super) struct Append<'a> {
     lanes: &'a Lanes,
     shards: &'a [usize],
+    has_result: bool,
 }
 
 impl Append<'_> {
+    /// Returns whether the broker is known not to answer.
+    pub(super) fn is_failing(&self) -> bool {
+        let state = self.lanes.state.lock();
+        self.shards.iter().any(|shard| state.lanes[*shard].failed.is_some())
+    }
+
+    /// Notes that the log has the events.
+    pub(super) fn kept(mut self) {
+        self.has_result = true;
+    }
+
     /// Takes the counts back, since the log refused; `is_broken`: not because it is full. Returns whether the broker is
-    /// known not to answer. A broken log hands nothing on that would show when the broker answers again, so the next
-    /// publish asks the broker itself.
-    pub(super) fn refused(self, is_broken: bool) -> bool {
-        let mut is_failing = false;
+    /// known not to answer.
+    pub(super) fn refused(mut self, is_broken: bool) -> bool {
+        self.has_result = true;
+        let is_failing = self.is_failing();
         self.lanes.change(|state| {
             for shard in self.shards {
                 let lane = &mut state.lanes[*shard];
                 lane.waiting = lane.waiting.saturating_sub(1);
-                is_failing |= lane.is_failing;
-                lane.is_failing &= !is_broken;
+                let is_asked =
+                    |failed: &Instant| !is_broken && lane.waiting + state.inherited > 0 && failed.elapsed() < ASK_AGAIN;
+                lane.failed = lane.failed.filter(is_asked);
             }
         });
         is_failing
@@ -194,7 +217,12 @@ impl Append<'_> {
 
 impl Drop for Append<'_> {
     fn drop(&mut self) {
-        self.lanes.change(|state| state.appending -= 1);
+        self.lanes.change(|state| {
+            state.appending -= 1;
+            if !self.has_result {
+                self.shards.iter().for_each(|shard| state.lanes[*shard].failed = None);
+            }
+        });
     }
 }
 
@@ -203,7 +231,7 @@ mod tests {
     use super::*;
 
     fn keep(lanes: &Lanes, shards: &[usize]) {
-        drop(lanes.append(shards));
+        lanes.append(shards).kept();
     }
 
     #[test]
@@ -257,7 +285,7 @@ mod tests {
         let appending = lanes.append(&[0]);
         assert_eq!(lanes.handed_on(0, 1, || 0), Handover::Resumed);
         assert!(!lanes.are_open());
-        drop(appending);
+        appending.kept();
         assert_eq!(lanes.handed_on(0, 1, || 0), Handover::Complete(2));
         assert!(lanes.are_open());
     }
@@ -266,11 +294,41 @@ mod tests {
     fn a_full_log_remembers_the_failure_and_a_broken_one_forgets_it() {
         let lanes = Lanes::new(1, 0);
         lanes.failed(&[0]);
+        keep(&lanes, &[0]);
         assert!(lanes.append(&[0]).refused(false));
         assert_eq!(lanes.route(&[0]), Route::Log);
         assert!(lanes.append(&[0]).refused(true));
-        assert_eq!(lanes.route(&[0]), Route::Broker);
-        assert!(lanes.are_open());
         assert!(!lanes.append(&[0]).refused(true));
+        assert_eq!(lanes.handed_on(0, 1, || 0), Handover::Complete(1));
+        assert!(lanes.are_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_log_that_is_not_handed_on_lets_a_lane_ask_the_broker() {
+        let lanes = Lanes::new(1, 1);
+        lanes.failed(&[0]);
+        assert!(lanes.append(&[0]).refused(false) && lanes.append(&[0]).is_failing());
+        tokio::time::advance(ASK_AGAIN).await;
+        lanes.append(&[0]).refused(false);
+        assert!(!lanes.append(&[0]).is_failing());
+    }
+
+    #[test]
+    fn a_full_log_without_events_of_a_lane_lets_it_ask_the_broker() {
+        let lanes = Lanes::new(2, 0);
+        lanes.failed(&[0, 1]);
+        keep(&lanes, &[0]);
+        assert!(lanes.append(&[0]).refused(false) && lanes.append(&[1]).refused(false));
+        assert_eq!((lanes.route(&[0]), lanes.route(&[1])), (Route::Log, Route::Broker));
+    }
+
+    #[test]
+    fn after_an_append_without_a_result_the_lane_asks_the_broker() {
+        let lanes = Lanes::new(1, 0);
+        lanes.failed(&[0]);
+        drop(lanes.append(&[0]));
+        // Behind the event that may be in the log.
+        assert_eq!(lanes.route(&[0]), Route::Log);
+        assert!(!lanes.append(&[0]).is_failing());
     }
 }

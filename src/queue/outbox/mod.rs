@@ -22,8 +22,8 @@
 //!
 //! - The broker is down, blocked, or does not confirm within `publish_timeout`: the event goes to the log. From then on the
 //!   events of its shard go there at once, until the relay has found that the broker answers.
-//! - The log or its disk is full, or its disk fails: if events go there only because of their order, they go to the broker;
-//!   otherwise the publish fails.
+//! - The log or its disk is full, or its disk fails or hangs: if events go there only because of their order, they go to the
+//!   broker; otherwise the publish fails. The next one asks the broker itself, unless the relay does.
 //! - The disk is lost: so are the events on it. Nobody else has them.
 
 mod lanes;
@@ -39,7 +39,7 @@ use bytesize::ByteSize;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::clock::SharedClock;
 use crate::domain::{Event, Timestamp};
@@ -55,8 +55,8 @@ use lanes::Route;
 use relay::{Relay, WINDOW};
 use shared::Shared;
 
-/// The longest that a new event waits for the last older ones of its shard.
-const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
+/// The longest that a new event waits for the last older ones of its shard, or for the log while the broker answers.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The room of an event in bytes, beyond its usual size. A log with less counts as full.
 const ROOM: u64 = 1_024;
@@ -227,7 +227,7 @@ impl Outbox {
 
     async fn detour(&self, events: &[Event]) -> Result<(), Error> {
         let shards = self.shards_of(events);
-        let deadline = Instant::now() + CLOSING_PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         // Subscribed before the lanes are read, so that no change in between is missed.
         let mut changes = self.shared.lanes.changes();
         loop {
@@ -257,9 +257,26 @@ impl Outbox {
 
     async fn keep(&self, events: &[Event], shards: &[usize]) -> Result<(), Error> {
         let append = self.shared.lanes.append(shards);
-        let error = match self.shared.log.publish(events).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
+        let mut keeping = self.shared.log.publish(events);
+        let kept = match timeout(PATIENCE, &mut keeping).await {
+            Ok(kept) => kept,
+            // Nobody else takes them.
+            Err(_) if append.is_failing() => keeping.await,
+            Err(_) => match self.shared.broker.publish(events).await {
+                Ok(()) => {
+                    // The log may get them as well, which has no second effect.
+                    append.refused(true);
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.shared.broker_failed(shards, &error);
+                    keeping.await
+                }
+            },
+        };
+        let Err(error) = kept else {
+            append.kept();
+            return Ok(());
         };
         if append.refused(!matches!(error, Error::Full { .. } | Error::DiskFull { .. })) {
             return Err(error);

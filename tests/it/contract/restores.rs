@@ -1,6 +1,6 @@
 //! Restores of the AMQP queue: their order in time, their progress, and how they give way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use profile_edge::clock::{Clock, ManualClock, SystemClock};
@@ -127,4 +127,29 @@ async fn two_orders_of_one_loss_are_one_restore() {
     }
     let repeated = take_restored(&opened, MANY + live).await;
     assert!(repeated <= STEP, "{repeated} events were restored more than once");
+}
+
+/// The queues of the new shards do not exist yet when their first events are published: these are in the journal alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_with_fewer_shards_restores_the_events_of_new_ones() {
+    const EVENTS: u32 = 32;
+    let place = Place::on(RabbitServer::shared().await, |_, _| {}).await;
+    let old = open(&place.config).await;
+    let mut of_old = old.queue.subscribe(8).await.unwrap();
+    let mut config = place.config.clone();
+    config.amqp.shards = 4;
+    let new = open(&config).await;
+    new.publisher.publish(&events(0..EVENTS)).await.unwrap();
+    let mut of_new = new.queue.subscribe(8).await.unwrap();
+    let mut seen = BTreeSet::new();
+    while seen.len() < EVENTS as usize {
+        let delivery = soon(async {
+            tokio::select! { one = of_old.next() => one, one = of_new.next() => one }
+        })
+        .await;
+        let delivery = delivery.unwrap();
+        let Payload::Event(event) = delivery.payload() else { panic!("{delivery:?}") };
+        seen.insert(event.id.to_string());
+        delivery.ack().await.unwrap();
+    }
 }

@@ -4,10 +4,15 @@
 //! lost a permission, or the server does not know a command. So a refusal counts only if another event took effect since
 //! the last refusal of the same event, or if no other event is refused. Counts are kept here, not by the queue, which
 //! counts returns for every reason.
+//!
+//! An event that was refused here may take effect in another process, which this one does not learn. So an event that is not
+//! refused again for a while is forgotten.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::domain::Digest;
 
@@ -16,6 +21,9 @@ const MAX_REFUSALS: u32 = 20;
 
 /// How many refused events are remembered; further ones are redelivered without a count.
 const MAX_EVENTS: usize = 4_096;
+
+/// How long an event is remembered after its last refusal. Longer than its way to the end of a long queue and back.
+const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// The refused events of this process.
 #[derive(Debug, Default)]
@@ -26,6 +34,8 @@ struct Refused {
     /// How many events have taken effect.
     succeeded: u64,
     events: HashMap<Digest, EventRefusals>,
+    /// When events were last forgotten.
+    swept: Option<Instant>,
 }
 
 /// The refusals of one event.
@@ -34,6 +44,7 @@ struct EventRefusals {
     counted: u32,
     /// How many events had taken effect at its last refusal.
     seen: u64,
+    last: Instant,
 }
 
 impl Refusals {
@@ -48,16 +59,21 @@ impl Refusals {
 
     /// Records that an event was refused. Returns whether it may be a poison message.
     pub(super) fn refused(&self, event: Digest) -> bool {
-        let Refused { succeeded, events } = &mut *self.0.lock();
+        let Refused { succeeded, events, swept } = &mut *self.0.lock();
+        let now = Instant::now();
+        if swept.is_none_or(|swept| now - swept >= REMEMBERED / 10) {
+            *swept = Some(now);
+            events.retain(|_, known| now - known.last < REMEMBERED);
+        }
         let is_alone = events.keys().all(|known| *known == event);
         if !events.contains_key(&event) && events.len() >= MAX_EVENTS {
             return false;
         }
-        let known = events.entry(event).or_insert(EventRefusals { counted: 0, seen: *succeeded });
+        let known = events.entry(event).or_insert(EventRefusals { counted: 0, seen: *succeeded, last: now });
         if is_alone || *succeeded > known.seen {
             known.counted += 1;
         }
-        known.seen = *succeeded;
+        (known.seen, known.last) = (*succeeded, now);
         known.counted > MAX_REFUSALS
     }
 
@@ -108,6 +124,17 @@ mod tests {
         let (refusals, one) = (Refusals::default(), event(1));
         assert!((0..MAX_REFUSALS).all(|_| !refusals.refused(one)));
         assert!(refusals.refused(one));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_took_effect_in_another_process_is_forgotten() {
+        let (refusals, one, two) = (Refusals::default(), event(1), event(2));
+        refusals.refused(one);
+        assert!((0..2 * MAX_REFUSALS).all(|_| !refusals.refused(two)), "it may be an outage");
+        tokio::time::advance(REMEMBERED).await;
+        assert!((0..MAX_REFUSALS).all(|_| !refusals.refused(two)));
+        assert!(refusals.refused(two));
+        assert_eq!(refusals.len(), 1);
     }
 
     #[test]

@@ -33,9 +33,9 @@ const READ_EVERY: Duration = Duration::from_millis(250);
 /// How long a change may be missing after its number was taken.
 const MISSING: Duration = Duration::from_secs(2);
 
-/// How many changes are read together, and how many may be unread before they count as missing.
+/// How many changes are read together, and how many may be unread before they count as missing: as many as the feed keeps.
 const BATCH: u64 = 256;
-const BEHIND: u64 = 4_096;
+const BEHIND: u64 = 8_192;
 
 /// What a process has read of a server.
 #[derive(Clone, Copy, Debug)]
@@ -102,14 +102,19 @@ pub(super) async fn follow(nodes: Vec<Node>, feed: ChangeFeed, clock: SharedCloc
 async fn read(node: &Node, progress: Option<Progress>, now: Timestamp) -> Result<News, Error> {
     let session = node.lookups.session()?;
     let [number] = session.run(Requests::default().get(NUMBER)).await?;
+    let last = progress.map_or(0, |progress| progress.last);
+    let nothing = |has_gap| News { progress: Progress { last, missing_since: None }, changes: vec![], has_gap };
     let Some(stored) = number.value()? else {
         let first = now.as_millis().to_string();
         let [_] = session.run(Requests::default().set(NUMBER, first.as_bytes(), None, Condition::Absent)).await?;
         // What it is now is read next time.
-        let last = progress.map_or(0, |progress| progress.last);
-        return Ok(News { progress: Progress { last, missing_since: None }, changes: vec![], has_gap: false });
+        return Ok(nothing(false));
     };
-    let newest = parse_number(&stored).ok_or_else(unexpected)?;
+    let Some(newest) = parse_number(&stored) else {
+        // Another program wrote it, and no event can take a number. Without it the numbers start again.
+        let [_] = session.run(Requests::default().delete_unchanged(NUMBER, stored.version)).await?;
+        return Ok(nothing(true));
+    };
     let at_newest =
         |has_gap| News { progress: Progress { last: newest, missing_since: None }, changes: vec![], has_gap };
     let Some(mut progress) = progress else { return Ok(at_newest(false)) };
@@ -119,18 +124,24 @@ async fn read(node: &Node, progress: Option<Progress>, now: Timestamp) -> Result
     if newest == progress.last {
         return Ok(at_newest(false));
     }
-    let until = newest.min(progress.last + BATCH);
-    let requests =
-        (progress.last + 1..=until).fold(Requests::default(), |requests, number| requests.get(&name(number)));
     let mut changes = Vec::new();
-    for answer in session.run_all(requests).await? {
-        let Some(stored) = answer.value()? else { break };
-        progress.last += 1;
-        progress.missing_since = None;
-        changes.extend(parse(&stored));
-    }
-    if progress.last < until && progress.missing_since.get_or_insert_with(Instant::now).elapsed() > MISSING {
-        return Ok(at_newest(true));
+    while progress.last < newest {
+        let until = newest.min(progress.last + BATCH);
+        let requests =
+            (progress.last + 1..=until).fold(Requests::default(), |requests, number| requests.get(&name(number)));
+        for answer in session.run_all(requests).await? {
+            let Some(stored) = answer.value()? else { break };
+            progress.last += 1;
+            progress.missing_since = None;
+            changes.extend(parse(&stored));
+        }
+        if progress.last < until {
+            let missing_since = *progress.missing_since.get_or_insert_with(Instant::now);
+            if missing_since.elapsed() > MISSING {
+                return Ok(at_newest(true));
+            }
+            break;
+        }
     }
     Ok(News { progress, changes, has_gap: false })
 }

@@ -155,6 +155,8 @@ pub(super) fn take_answer(received: &mut BytesMut) -> Result<Option<Answer>, Unr
         "EN" | "NF" => Answer::Absent,
         "NS" | "EX" => Answer::Refused,
         "SERVER_ERROR" => Answer::Failed(shown(&line["SERVER_ERROR".len()..])),
+        // The answer to one command: another program wrote a value that is no number.
+        "CLIENT_ERROR" if line.ends_with("non-numeric value") => Answer::Failed(shown(&line["CLIENT_ERROR".len()..])),
         "STORED" => Answer::LoggedIn,
         _ => return Err(Unreadable(format!("the server does not understand a command: {}", shown(line)))),
     };

@@ -12,16 +12,19 @@ use profile_edge::domain::{Digest, IdentifierMarks, Identity, Key, Kind, Modifie
 use profile_edge::metrics::Metrics;
 use profile_edge::reload::Reloadable;
 use profile_edge::shutdown::{Controller, Shutdown};
+use profile_edge::store::changes::{ChangeFeed, FeedItem, FeedReader};
 use profile_edge::store::memcached::Memcached;
 use profile_edge::store::memcached::config::Config;
 use profile_edge::store::sealed::macs::Macs;
 use profile_edge::store::{Base, Change, Content, Entry, Filled, Found, Inspect, LeaseAnswer, Record, Store, Token};
 use rand::RngExt;
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use super::sealed::keyring;
 use super::store::{Fixture, LIFETIMES, identity};
 use crate::support::servers::memcached::MemcachedServer;
+use crate::support::{PATIENCE, eventually};
 
 pub(crate) type OnOneServer = InMemcached<0>;
 pub(crate) type OnThreeServers = InMemcached<1>;
@@ -150,6 +153,12 @@ struct Customers {
 }
 
 impl Customers {
+    fn of(count: usize) -> Arc<Self> {
+        let numbers = || (0..count).map(|_| AtomicI64::new(0)).collect();
+        let identities = (0..count).map(|n| identity("10001", &format!("customer-{n}"))).collect();
+        Arc::new(Self { identities, current: numbers(), applied: numbers() })
+    }
+
     async fn change(&self, store: &Memcached, customer: usize) {
         let version = self.current[customer].fetch_add(1, Ordering::SeqCst) + 1;
         let stamps = Stamps { modified: Some(Modified::from_millis(version)), at: None };
@@ -190,6 +199,60 @@ impl Customers {
     }
 }
 
+/// Opens a store on one server, and a reader of its changes.
+async fn followed(server: &MemcachedServer, shutdown: &Shutdown) -> (Arc<Memcached>, FeedReader) {
+    let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
+    let store = Arc::new(open(&[server], clock, shutdown).await);
+    // Takes the first number.
+    Customers::of(1).change(&store, 0).await;
+    let feed = ChangeFeed::new(false);
+    let mut reader = feed.read();
+    store.follow_changes(feed, shutdown);
+    assert!(matches!(heard(&mut reader).await, FeedItem::Gap), "the feed begins");
+    (store, reader)
+}
+
+async fn heard(reader: &mut FeedReader) -> FeedItem {
+    timeout(PATIENCE, reader.next()).await.expect("something is heard").unwrap().0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_change_of_a_burst_at_memcached_is_missed() {
+    const TASKS: usize = 8;
+    const EACH: usize = 1_000;
+    let server = MemcachedServer::start(&[]).await;
+    let (_running, shutdown) = Shutdown::new();
+    let (store, mut reader) = followed(&server, &shutdown).await;
+    let customers = Customers::of(TASKS * 50);
+    let tasks = (0..TASKS).map(|task| {
+        let (store, customers) = (Arc::clone(&store), Arc::clone(&customers));
+        tokio::spawn(async move {
+            for n in 0..EACH {
+                customers.change(&store, task * 50 + n % 50).await;
+            }
+        })
+    });
+    for task in join_all(tasks).await {
+        task.unwrap();
+    }
+    for n in 0..TASKS * EACH {
+        assert!(matches!(heard(&mut reader).await, FeedItem::Change(_)), "a gap after {n} changes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_value_where_changes_take_numbers_stops_no_event() {
+    let server = MemcachedServer::start(&[]).await;
+    let (_running, shutdown) = Shutdown::new();
+    let (store, mut reader) = followed(&server, &shutdown).await;
+    assert_eq!(server.command("ms cust:changes 1\r\nx").await, "HD");
+    let (key, event) = (identity("10001", "ada").key(), Digest::from_bytes(rand::random()));
+    let stamps = Stamps { modified: Some(Modified::from_millis(1)), at: None };
+    let change = Change { event, of: None, kind: Kind::Updated, stamps, again: None, force: false };
+    eventually("the event is applied", || async { store.apply(&key, &change).await.ok() }).await;
+    assert!(matches!(heard(&mut reader).await, FeedItem::Gap));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_memcached_that_evicts_all_the_time_serves_nothing_old() {
     const CUSTOMERS: usize = 400;
@@ -197,9 +260,7 @@ async fn a_memcached_that_evicts_all_the_time_serves_nothing_old() {
     let clock = ManualClock::at(Timestamp::from_millis(1_750_000_000_000));
     let (_running, shutdown) = Shutdown::new();
     let store = Arc::new(open(&[&server], Arc::clone(&clock) as SharedClock, &shutdown).await);
-    let numbers = || (0..CUSTOMERS).map(|_| AtomicI64::new(0)).collect();
-    let identities = (0..CUSTOMERS).map(|n| identity("10001", &format!("customer-{n}"))).collect();
-    let customers = Arc::new(Customers { identities, current: numbers(), applied: numbers() });
+    let customers = Customers::of(CUSTOMERS);
     let tasks = (0..8).map(|_| {
         let (store, customers, clock) = (Arc::clone(&store), Arc::clone(&customers), Arc::clone(&clock));
         tokio::spawn(async move {

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// A field that is not as expected. Except for the name of the field, it contains nothing of the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,19 +31,39 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Parses a JSON text strictly; `prefix` is its path within a larger text, or empty.
+/// Parses a JSON object strictly; `prefix` is its path within a larger text, or empty.
 ///
 /// # Errors
 ///
-/// The text is empty, not UTF-8 or not JSON; or a field is missing, is given twice, or has another type.
+/// The text is empty, not UTF-8 or not a JSON object; or a field is missing, is given twice, or has another type.
 pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result<T, Malformed> {
+    // Serde also reads a struct from an array, by the order of its fields.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(Malformed::new(whole(prefix), "expected a JSON object"));
+    }
+    parse_any(bytes, prefix)
+}
+
+/// Returns the elements of a JSON array that is a whole body.
+///
+/// # Errors
+///
+/// As of [`parse`], for an array.
+pub fn elements(bytes: &[u8]) -> Result<Vec<&RawValue>, Malformed> {
+    parse_any(bytes, "")
+}
+
+const fn whole(prefix: &str) -> &str {
+    if prefix.is_empty() { "body" } else { prefix }
+}
+
+fn parse_any<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result<T, Malformed> {
     #[cfg(test)]
     tests::PARSED.set(tests::PARSED.get() + bytes.len());
-    let whole = || if prefix.is_empty() { "body".to_owned() } else { prefix.to_owned() };
     if bytes.trim_ascii().is_empty() {
-        return Err(Malformed::new(whole(), "is missing: expected JSON"));
+        return Err(Malformed::new(whole(prefix), "is missing: expected JSON"));
     }
-    let text = std::str::from_utf8(bytes).map_err(|_| Malformed::new(whole(), "must be UTF-8"))?;
+    let text = std::str::from_utf8(bytes).map_err(|_| Malformed::new(whole(prefix), "must be UTF-8"))?;
     // Tracking the path doubles the cost, and only an error needs it.
     if let Ok(value) = serde_json::from_str(text) {
         return Ok(value);
@@ -52,7 +73,7 @@ pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str) -> Result
         let path = error.path().to_string();
         explain(&join(prefix, if path == "." { "" } else { &path }), error.inner())
     })?;
-    json.end().map_err(|_| Malformed::new(whole(), "must be one JSON value and nothing after it"))?;
+    json.end().map_err(|_| Malformed::new(whole(prefix), "must be one JSON value and nothing after it"))?;
     Ok(value)
 }
 
@@ -76,8 +97,7 @@ pub fn check_depth(bytes: &[u8], prefix: &str) -> Result<(), Malformed> {
             _ => {}
         }
         if depth > MAX_DEPTH {
-            let path = if prefix.is_empty() { "body" } else { prefix };
-            return Err(Malformed::new(path, format!("expected at most {MAX_DEPTH} levels of nesting")));
+            return Err(Malformed::new(whole(prefix), format!("expected at most {MAX_DEPTH} levels of nesting")));
         }
     }
     Ok(())
@@ -95,7 +115,7 @@ pub fn join(prefix: &str, path: &str) -> String {
 }
 
 fn explain(path: &str, error: &serde_json::Error) -> Malformed {
-    let whole = if path.is_empty() { "body" } else { path };
+    let whole = whole(path);
     if !error.is_data() {
         let (line, column) = (error.line(), error.column());
         return Malformed::new("body", format!("is not valid JSON (line {line}, column {column})"));
@@ -167,6 +187,7 @@ pub(super) mod tests {
             "inner.customerId: is given more than once"
         );
         assert_eq!(wrong("5"), "body: expected a JSON object");
+        assert_eq!(wrong(r#" [{"customerId":"a"}]"#), "body: expected a JSON object");
         assert_eq!(wrong(r#"{"inner":5}"#), "inner: expected a JSON object");
         assert_eq!(wrong(""), "body: is missing: expected JSON");
         assert_eq!(wrong("{"), "body: is not valid JSON (line 1, column 1)");

@@ -1,15 +1,10 @@
 //! Bad input at the lookup door: each a 4xx that names what is wrong, and nothing of what was sent.
 
-use std::convert::Infallible;
-
-use bytes::Bytes;
-use http_body::Frame;
-use http_body_util::StreamBody;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, looked};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, LookupAnswer, chunked, looked};
 use crate::support::{PATIENCE, customer};
 
 async fn post(edge: &Edge, body: impl Into<reqwest::Body>) -> LookupAnswer {
@@ -198,11 +193,7 @@ async fn a_body_of_two_mebibytes_is_too_large_with_and_without_a_length() {
     let large = vec![b' '; 2 << 20];
     let answer = post(&edge, large.clone()).await;
     assert_eq!((answer.status, &answer.json()["code"]), (413, &Value::from("body_too_large")));
-    let frame = |chunk: &[u8]| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(chunk)));
-    let chunks: Vec<_> = large.chunks(64 << 10).map(frame).collect();
-    let chunked = StreamBody::new(futures_util::stream::iter(chunks));
-    let answer = post(&edge, reqwest::Body::wrap(chunked)).await;
-    assert_eq!(answer.status, 413);
+    assert_eq!(post(&edge, chunked(&large)).await.status, 413);
     edge.stop().await;
 }
 

@@ -10,7 +10,7 @@ use sha2::Sha256;
 
 use crate::pairing::on_every_pairing;
 use crate::support::customer;
-use crate::support::edge::{Edge, LookupAnswer, Pairing, flat, looked};
+use crate::support::edge::{Edge, LookupAnswer, Pairing, chunked, flat, looked};
 
 const ROUTE: &str = "/webhooks/10001";
 const FLAT_ROUTE: &str = "/webhook/customer-updated";
@@ -119,10 +119,19 @@ async fn webhook_checks_run_in_the_documented_order_and_publish_nothing() {
     let edge = Edge::start().await;
     let large = vec![b' '; 2 << 20];
     // Each request also has the faults of all later ones.
-    assert_refused(&send(unsigned(&edge, "/webhooks/10002", large.clone())).await, 404, "unknown_tenant");
-    assert_refused(&send(unsigned(&edge, ROUTE, large)).await, 413, "body_too_large");
-    let text = edge.client.post(edge.url(ROUTE)).header("Content-Type", "text/csv").body("a,b");
-    assert_refused(&send(text).await, 415, "unsupported_media_type");
+    for unknown in ["/webhooks/10002", "/webhooks/%FF"] {
+        assert_refused(&send(unsigned(&edge, unknown, large.clone())).await, 404, "unknown_tenant");
+    }
+    let text = |route: &str, body: reqwest::Body| {
+        send(edge.client.post(edge.url(route)).header("Content-Type", "text/csv").body(body))
+    };
+    for large in [chunked(&large), large.into()] {
+        assert_refused(&text(ROUTE, large).await, 413, "body_too_large");
+    }
+    for body in [chunked(b"a,b"), "a,b".into()] {
+        assert_refused(&text(ROUTE, body).await, 415, "unsupported_media_type");
+    }
+    assert_refused(&text(ROUTE, chunked(b"")).await, 401, "unauthorized");
     let compressed = unsigned(&edge, ROUTE, "\u{1f}").header("Content-Encoding", "gzip");
     assert_refused(&send(compressed).await, 415, "unsupported_media_type");
     assert_refused(&send(unsigned(&edge, ROUTE, "not json")).await, 401, "unauthorized");
@@ -134,6 +143,8 @@ async fn webhook_checks_run_in_the_documented_order_and_publish_nothing() {
     assert_refused(&post(&edge, ROUTE, foreign.to_string()).await, 403, "foreign_tenant");
 
     assert_refused(&post(&edge, FLAT_ROUTE, foreign.to_string()).await, 404, "unknown_tenant");
+    assert_refused(&text(FLAT_ROUTE, foreign.to_string().into()).await, 404, "unknown_tenant");
+    assert_refused(&text(FLAT_ROUTE, flat(&customer(1)).to_string().into()).await, 415, "unsupported_media_type");
     let unsigned_bad = json!({ "tenantId": "10001", "customerId": 7 });
     assert_refused(&send(unsigned(&edge, FLAT_ROUTE, unsigned_bad.to_string())).await, 401, "unauthorized");
     assert_refused(&post(&edge, FLAT_ROUTE, unsigned_bad.to_string()).await, 400, "invalid_field");
@@ -145,7 +156,8 @@ async fn webhook_checks_run_in_the_documented_order_and_publish_nothing() {
 async fn malformed_events_are_refused_with_the_field_name() {
     let edge = Edge::start().await;
     let long = json!({ "tenantId": "10001", "customerId": "x".repeat(10_000) }).to_string();
-    let cases: [(&[u8], &str); 10] = [
+    let cases: [(&[u8], &str); 11] = [
+        (br#" ["10001"]"#, "body"),
         (b"", "body"),
         (b"{", "body"),
         (b"\xff\xfe", "body"),
@@ -161,6 +173,7 @@ async fn malformed_events_are_refused_with_the_field_name() {
         for (body, field) in cases {
             let answer = post(&edge, route, body.to_vec()).await;
             assert_refused(&answer, 400, "invalid_field");
+            let field = if route == ROUTE && body.starts_with(b" [") { "[0]" } else { field };
             assert_eq!(answer.json()["field"], field, "{route}: {}", answer.text);
         }
     }

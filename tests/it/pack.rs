@@ -8,7 +8,7 @@ use serde_json_path::JsonPath;
 
 use crate::laws::files_below;
 use crate::support::customer;
-use crate::support::edge::{DEMO_KEY_SHA256, Edge, flat, with_sandbox_of};
+use crate::support::edge::{DEMO_KEY_SHA256, Edge, chunked, flat, with_sandbox_of};
 
 /// The host that the files name.
 const HOST: &str = "https://edge.example.com";
@@ -50,17 +50,8 @@ async fn execute(edge: &Edge, action: &Value, input: &Value, key: &str) -> (u16,
     }
     let body = fill(request["requestTemplate"].as_str().unwrap(), input, key);
     // Genesys sends bodies in chunks unless it is told otherwise.
-    let chunks = futures_util::stream::iter([Ok::<_, std::io::Error>(body)]);
-    let answer = sent.body(http_body_of(chunks)).send().await.unwrap();
+    let answer = sent.body(chunked(body.as_bytes())).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
-}
-
-fn http_body_of(
-    chunks: impl futures_util::Stream<Item = Result<String, std::io::Error>> + Send + Sync + 'static,
-) -> reqwest::Body {
-    use futures_util::StreamExt;
-    let frames = chunks.map(|chunk| chunk.map(|text| http_body::Frame::data(bytes::Bytes::from(text))));
-    reqwest::Body::wrap(http_body_util::StreamBody::new(frames))
 }
 
 /// Maps an answer through the translation map, its defaults and the template, as a data action does.

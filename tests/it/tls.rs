@@ -190,14 +190,16 @@ async fn only_probes_and_metrics_need_no_admin_key() {
     for open in ["/metrics", "/livez", "/readyz"] {
         assert_eq!(status(open, None).await, 200, "{open}");
     }
-    for (guarded, with_key) in [("/admin/dead-letters", 200), ("/admin/nothing", 404), ("/", 404), ("/nothing", 404)] {
+    for (guarded, with_key) in
+        [("/admin/dead-letters", 200), ("/admin/inspect", 405), ("/admin/nothing", 404), ("/", 404), ("/nothing", 404)]
+    {
         for wrong in [None, Some(""), Some("operators-kez"), Some("operators-key2")] {
             assert_eq!(status(guarded, wrong).await, 401, "{guarded} {wrong:?}");
         }
         assert_eq!(status(guarded, Some("operators-key")).await, with_key, "{guarded}");
     }
     let text = client.get(format!("https://127.0.0.1:{}/metrics", edge.admin.port())).send().await.unwrap();
-    let refused = "profile_edge_auth_failures_total{door=\"admin\"} 16";
+    let refused = "profile_edge_auth_failures_total{door=\"admin\"} 20";
     assert!(text.text().await.unwrap().contains(refused));
     edge.stop().await;
 
@@ -207,6 +209,9 @@ async fn only_probes_and_metrics_need_no_admin_key() {
     let ask = || edge.client.get(format!("http://{}/admin/dead-letters", edge.admin));
     assert_eq!(ask().send().await.unwrap().status(), StatusCode::UNAUTHORIZED, "loopback needs a configured key, too");
     assert_eq!(ask().bearer_auth("operators-key").send().await.unwrap().status(), StatusCode::OK);
+    let untyped = edge.client.post(format!("http://{}/admin/inspect", edge.admin)).bearer_auth("operators-key");
+    let untyped = untyped.body(r#"{"tenantId":"10001","customerId":"x"}"#).send().await.unwrap();
+    assert_eq!(untyped.status(), StatusCode::OK, "a body without a type is JSON");
     edge.stop().await;
 }
 

@@ -27,6 +27,17 @@ pub struct ReadBody {
     _reserved: ReservedBytes,
 }
 
+impl ReadBody {
+    /// Refuses a body that is compressed or not JSON, by its headers. An empty one may have any.
+    ///
+    /// # Errors
+    ///
+    /// 415.
+    pub fn check_form(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if self.bytes.is_empty() { Ok(()) } else { check_form(headers) }
+    }
+}
+
 /// Reads a JSON body. An empty body is accepted with any `Content-Type`, and a body without a `Content-Type` is taken as
 /// JSON.
 ///
@@ -39,9 +50,7 @@ pub async fn read(headers: &HeaderMap, body: Body, max: usize, budget: &ByteBudg
         return Ok(ReadBody { bytes: Bytes::new(), _reserved: budget.reserve() });
     }
     let body = read_any(headers, body, max, budget).await?;
-    if !body.bytes.is_empty() {
-        check_form(headers)?;
-    }
+    body.check_form(headers)?;
     Ok(body)
 }
 
@@ -49,17 +58,13 @@ pub async fn read(headers: &HeaderMap, body: Body, max: usize, budget: &ByteBudg
 ///
 /// # Errors
 ///
-/// As [`read`], as far as the headers show it: 413 and 415.
+/// As [`read`]: 413 and 415.
 pub async fn discard(headers: &HeaderMap, body: Body, max: usize) -> Result<(), Problem> {
-    let is_empty = body.is_end_stream();
-    drain(body).await;
-    if content_length(headers).is_some_and(|length| length > max as u64) {
-        Err(too_large(max))
-    } else if is_empty {
-        Ok(())
-    } else {
-        check_form(headers)
+    let seen = drain(body).await;
+    if seen > max || content_length(headers).is_some_and(|length| length > max as u64) {
+        return Err(too_large(max));
     }
+    if seen == 0 { Ok(()) } else { check_form(headers) }
 }
 
 /// Reads a body of any type.
@@ -116,19 +121,19 @@ async fn collect(body: &mut Body, max: usize, budget: &ByteBudget) -> Result<Rea
 }
 
 /// Reads and discards the rest of a refused body, within limits: a client that is still writing when the connection closes
-/// would get a broken pipe instead of the answer (RFC 9112 section 9.6).
-pub async fn drain(mut body: Body) {
-    // The answer does not depend on the result.
-    let _ = timeout(DRAIN_TIMEOUT, async {
-        let mut left = DRAIN_MAX;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                return;
-            }
+/// would get a broken pipe instead of the answer (RFC 9112 section 9.6). Returns how many bytes it read.
+pub async fn drain(mut body: Body) -> usize {
+    let mut seen = 0;
+    let reading = async {
+        while seen < DRAIN_MAX
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            seen += frame.data_ref().map_or(0, Bytes::len);
         }
-    })
-    .await;
+    };
+    // The answer does not depend on whether this is all.
+    let _ = timeout(DRAIN_TIMEOUT, reading).await;
+    seen
 }
 
 fn too_large(max: usize) -> Problem {

@@ -12,10 +12,6 @@ use crate::http::response::problem::Problem;
 ///
 /// 400 with the field and what was expected; it does not repeat the body.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    // Serde also reads a struct from an array, by the order of its fields.
-    if body.trim_ascii_start().starts_with(b"[") {
-        return Err(Problem::bad_field("body", "expected a JSON object"));
-    }
     malformed::check_depth(body, "")
         .and_then(|()| malformed::parse(body, ""))
         .map_err(|malformed| Problem::bad_field(malformed.field, malformed.expected))

@@ -192,7 +192,7 @@ impl IntoResponse for Problem {
 pub(super) fn write_headers(response: &mut Response, retry_after: Option<Duration>, allowance: Option<Allowance>) {
     let challenged = response.status() == StatusCode::UNAUTHORIZED;
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
     if challenged {
         // RFC 9110 section 15.5.2 requires a challenge.
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"profile-edge\""));

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -90,9 +91,13 @@ pub fn routes(ingest: Arc<Ingest>, audit: Audit, max_body: usize, budgets: BodyB
 pub(in crate::http) async fn customer_updated(State(api): State<Arc<WebhookApi>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
-        let body = body::read(&parts.headers, body, api.max_body, &api.budgets.unproven).await?;
-        let tenant = shapes::read_tenant(&body.bytes).map_err(malformed)?;
-        api.accept(&tenant, AcceptedShapes::Flat, &parts, &body.bytes).await
+        let body = body::read_any(&parts.headers, body, api.max_body, &api.budgets.unproven).await?;
+        let tenant = shapes::read_tenant(&body.bytes);
+        // An unknown tenant is named before anything else that is wrong.
+        if tenant.as_ref().ok().is_none_or(|tenant| api.ingest.knows(tenant)) {
+            body.check_form(&parts.headers)?;
+        }
+        api.accept(&tenant.map_err(malformed)?, AcceptedShapes::Flat, &parts, &body.bytes).await
     };
     answer.await.unwrap_or_else(Problem::into_response)
 }
@@ -109,12 +114,13 @@ pub(in crate::http) async fn customer_updated(State(api): State<Arc<WebhookApi>>
 )]
 pub(in crate::http) async fn tenant_webhook(
     State(api): State<Arc<WebhookApi>>,
-    Path(tenant): Path<String>,
+    tenant: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
-        let known = tenant.parse().ok().filter(|tenant: &TenantId| api.ingest.knows(tenant));
+        let known = tenant.ok().and_then(|Path(tenant)| tenant.parse().ok());
+        let known = known.filter(|tenant: &TenantId| api.ingest.knows(tenant));
         let Some(tenant) = known else {
             body::drain(body).await;
             api.denied(None, &parts.headers, DenialReason::UnknownTenant);

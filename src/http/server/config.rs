@@ -24,7 +24,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The maximum size of a request body.
     pub max_body: ByteSize,
-    /// The maximum number of bytes of all request bodies in progress; more are refused with 503.
+    /// The maximum number of bytes of all request bodies in progress; more are refused with 503. See
+    /// [`body_budget`](Self::body_budget).
     pub body_budget: ByteSize,
     /// The maximum number of concurrent requests; more are refused with 503.
     pub max_in_flight: usize,
@@ -50,6 +51,14 @@ impl Config {
     #[must_use]
     pub fn change_streams(&self) -> usize {
         self.max_change_streams.min(self.limits.max_connections / 2)
+    }
+
+    /// Returns how many bytes the bodies in progress may have: four of the largest at least, because a quarter is for those
+    /// that may prove nothing.
+    #[must_use]
+    pub fn body_budget(&self) -> usize {
+        let bytes = self.body_budget.as_u64().max(self.max_body.as_u64().saturating_mul(4));
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::Shape;
 
-use super::fields::{Doubt, OptionalText, stamps};
+use super::fields::{Doubt, OptionalText};
 use super::genesys::{Envelope, Notification, read_topic};
 use super::{Announcement, Malformed, PostedEvent, SenderId, flat, join, malformed, parse};
 
@@ -104,24 +104,15 @@ fn read_data(attributes: Attributes, data: &[u8], path: &str, prefix: &str) -> R
     if probe.topic_name.is_some() {
         return read_topic(&parse::<Notification<'_>>(data, path)?, path, envelope);
     }
-    Ok(match flat::read(data, path, flat::kind_of(&attributes.kind), Shape::CloudEvents)? {
-        PostedEvent::Announced(announcement) => PostedEvent::Announced(enclose(announcement, envelope)),
+    Ok(match flat::read(data, path, (flat::kind_of(&attributes.kind), envelope.at), Shape::CloudEvents)? {
+        // The id of the envelope is the id of the event.
+        PostedEvent::Announced(announcement) => PostedEvent::Announced(Announcement {
+            sender_id: envelope.sender_id,
+            is_partial: announcement.is_partial || envelope.doubt.0,
+            ..announcement
+        }),
         other @ (PostedEvent::Ignored { .. } | PostedEvent::Conversation { .. } | PostedEvent::Rejected(_)) => other,
     })
-}
-
-/// Adds the envelope to a flat form: the id of the envelope is the id of the event; its time is used only if the form
-/// has none.
-fn enclose(announcement: Announcement, envelope: Envelope) -> Announcement {
-    let form = announcement.stamps;
-    // If the form has no time of its own, its `at` is a copy of `modified`.
-    let own = form.at.filter(|at| form.modified.map(crate::domain::EventTime::from_modified) != Some(*at));
-    Announcement {
-        sender_id: envelope.sender_id,
-        stamps: stamps(form.modified, own.or(envelope.at)),
-        is_partial: announcement.is_partial || envelope.doubt.0,
-        ..announcement
-    }
 }
 
 fn version(field: &str, version: &str) -> Result<(), Malformed> {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::domain::{Kind, Shape};
+use crate::domain::{EventTime, Kind, Shape};
 
 use super::fields::{CustomerList, Doubt, OptionalPart, OptionalText, stamps};
 use super::{Announcement, Malformed, PostedEvent, join, parse};
@@ -26,8 +26,13 @@ struct FlatForm {
     merged_ids: OptionalPart<Vec<OptionalText>>,
 }
 
-/// Parses the flat form; `kind` is the kind in its envelope, if there is one.
-pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) -> Result<PostedEvent, Malformed> {
+/// Parses the flat form. `kind` and `at` are those of its envelope; they count where the form has none.
+pub(super) fn read(
+    body: &[u8],
+    path: &str,
+    (kind, at): (Option<Kind>, Option<EventTime>),
+    shape: Shape,
+) -> Result<PostedEvent, Malformed> {
     let flat: FlatForm = parse(body, path)?;
     let mut doubt = Doubt::default();
     let named = doubt.text(&flat.event_type).map(kind_of);
@@ -43,7 +48,7 @@ pub(super) fn read(body: &[u8], path: &str, kind: Option<Kind>, shape: Shape) ->
         sender_id: doubt.sender_id(&flat.event_id),
         // An unknown kind evicts, as an update does.
         kind: named.flatten().or(kind).unwrap_or(Kind::Updated),
-        stamps: stamps(doubt.time(&flat.modify_date), doubt.time(&flat.occurred_at)),
+        stamps: stamps(doubt.time(&flat.modify_date), doubt.time(&flat.occurred_at).or(at)),
         customers: customers.ids,
         identifiers: Vec::new(),
         tenant: tenant.map_err(|error| Malformed::new(join(path, "tenantId"), error))?,

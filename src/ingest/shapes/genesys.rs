@@ -40,6 +40,8 @@ pub(super) struct Envelope {
 enum Topic<'a> {
     /// A contact; with its id if the topic contains it.
     Contact(Option<&'a str>),
+    /// The same contact with what it had before a merge, so no merge.
+    Unresolved(Option<&'a str>),
     /// An audit; with the id of its contact if the topic contains it.
     Audit(Option<&'a str>),
     /// The start of a conversation, or of its wait for an agent.
@@ -131,14 +133,16 @@ pub(super) fn read_topic(
         Topic::Other(reason) => Ok(PostedEvent::Ignored { shape: envelope.shape, reason }),
         Topic::Conversation => Ok(conversation::read(notification.event_body, envelope.shape)),
         Topic::Audit(in_topic) => read_audit(body?, &path, in_topic, envelope),
-        Topic::Contact(in_topic) => read_contact(body, &path, in_topic, envelope),
+        Topic::Contact(in_topic) => read_contact(body, &path, in_topic, true, envelope),
+        Topic::Unresolved(in_topic) => read_contact(body, &path, in_topic, false, envelope),
     }
 }
 
 fn topic(name: &str) -> Topic<'_> {
     if let Some(rest) = name.strip_prefix(CONTACTS) {
         return match rest.split_once('.') {
-            None | Some((_, "unresolved")) => Topic::Contact(concrete(rest.split('.').next().unwrap_or_default())),
+            None => Topic::Contact(concrete(rest)),
+            Some((id, "unresolved")) => Topic::Unresolved(concrete(id)),
             Some((_, sub)) if sub.starts_with("notes") => Topic::Other("a note of a contact"),
             Some((_, sub)) if sub.starts_with("journey") => Topic::Other("a journey of a contact"),
             Some(_) => Topic::Other("a topic below a contact that changes no profile"),
@@ -162,11 +166,13 @@ fn concrete(id: &str) -> Option<&str> {
     Some(id).filter(|id| *id != "{id}" && !id.is_empty())
 }
 
-/// Reads the body of a contact topic. Without one that can be read, the id in the topic is the customer.
+/// Reads the body of a contact topic; `tells_merges`: a body that names merged contacts is a merge. Without a body that can be
+/// read, the id in the topic is the customer.
 fn read_contact(
     body: Result<&[u8], Malformed>,
     path: &str,
     in_topic: Option<&str>,
+    tells_merges: bool,
     mut envelope: Envelope,
 ) -> Result<PostedEvent, Malformed> {
     let doubt = &mut envelope.doubt;
@@ -186,7 +192,7 @@ fn read_contact(
         return Err(Malformed::new(join(path, "id"), "is no customer id, and the topic names no contact either"));
     }
     let has_losers = doubt.part(&named.merged_from).is_some_and(|from| !from.is_empty());
-    let merged = named.merged_to != OptionalText::Absent || has_losers;
+    let merged = tells_merges && (named.merged_to != OptionalText::Absent || has_losers);
     let (modified, kind) = (doubt.time(&named.modify_date), if merged { Kind::Merged } else { Kind::Updated });
     Ok(announced(envelope, kind, (modified, None), customers, identifiers))
 }

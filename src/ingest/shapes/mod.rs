@@ -123,7 +123,7 @@ impl PostedRequest {
 pub fn read_flat(body: &[u8]) -> Result<PostedRequest, Malformed> {
     let body = without_mark(body);
     malformed::check_depth(body, "")?;
-    Ok(PostedRequest { batch: false, items: vec![flat::read(body, "", None, Shape::Flat)?] })
+    Ok(PostedRequest { batch: false, items: vec![flat::read(body, "", (None, None), Shape::Flat)?] })
 }
 
 /// Parses only the tenant id of a request of the flat route.
@@ -157,7 +157,7 @@ pub fn read_any(headers: Option<&HeaderMap>, body: &[u8]) -> Result<PostedReques
     if body.trim_ascii().first() != Some(&b'[') {
         return Ok(PostedRequest { batch: false, items: vec![read_one(body, "")?] });
     }
-    let elements: Vec<&RawValue> = parse(body, "")?;
+    let elements = malformed::elements(body)?;
     if elements.is_empty() {
         return Err(Malformed::new("body", "expected at least one event, got an empty array"));
     }
@@ -206,7 +206,7 @@ fn read_one(body: &[u8], path: &str) -> Result<PostedEvent, Malformed> {
         ShapeProbe { specversion: Some(_), .. } => cloudevents::read_structured(body, path),
         ShapeProbe { detail: Some(_), .. } => eventbridge::read(body, path),
         ShapeProbe { topic_name: Some(_), .. } => genesys::read_notification(body, path),
-        ShapeProbe { .. } => flat::read(body, path, None, Shape::Flat),
+        ShapeProbe { .. } => flat::read(body, path, (None, None), Shape::Flat),
     }
 }
 

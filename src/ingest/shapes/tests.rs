@@ -173,6 +173,10 @@ fn an_unresolved_contact_is_an_update_of_it() {
     let mut unresolved = notification();
     unresolved["topicName"] = format!("v2.externalcontacts.contacts.{ONE}.unresolved").into();
     assert_eq!(announced(&read(&unresolved)).kind, Kind::Updated);
+    unresolved["eventBody"]["mergedTo"] = "0b-winner".into();
+    let posted = read(&unresolved);
+    assert_eq!(announced(&posted).kind, Kind::Updated);
+    assert_eq!(customers(announced(&posted)), [ONE, "0b-winner", "0a-ancestor"]);
 }
 
 #[test]
@@ -235,6 +239,14 @@ fn cloudevents_are_parsed_in_both_modes() {
         assert_eq!(announcement.stamps.at, happened_at("2025-03-04T05:06:09Z"));
     }
     assert_eq!(event(&structured).identity, event(&binary).identity);
+    let mut timed = flat.clone();
+    timed["occurredAt"] = flat["modifyDate"].clone();
+    let posted = read_any(Some(&headers(&attributes)), timed.to_string().as_bytes()).unwrap();
+    assert_eq!(
+        announced(&posted).stamps.at,
+        happened_at("2025-03-04T05:06:07.089Z"),
+        "its own time, not the envelope's"
+    );
 
     for missing in 0..4 {
         let mut fewer = attributes.to_vec();
@@ -283,6 +295,8 @@ fn errors_name_the_field_and_what_was_expected_of_it() {
         (json!({ "customerId": "x".repeat(10_000) }), "customerId"),
         (json!({ "customerId": "a", "tenantId": "a b" }), "tenantId"),
         (json!("text"), "body"),
+        (json!({ "detail": [format!("v2.externalcontacts.contacts.{ONE}")] }), "detail"),
+        (json!([["a"]]), "[0]"),
         (json!(7), "body"),
     ] {
         let wrong = wrong(&body);

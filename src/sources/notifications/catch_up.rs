@@ -117,10 +117,7 @@ impl Watcher {
 
     fn not_started(&self, since: Timestamp, error: &Error) -> Searched {
         if let Error::Genesys { error: refusal, .. } = error
-            && matches!(
-                refusal,
-                upstream::Error::Denied { .. } | upstream::Error::Privileges { .. } | upstream::Error::Unusable { .. }
-            )
+            && matches!(refusal, upstream::Error::Denied { .. } | upstream::Error::Privileges { .. })
         {
             return Searched::Refused(error.to_string());
         }

@@ -81,8 +81,10 @@ impl Lane {
         loop {
             match self.open().await {
                 Ok(live) => {
+                    let since = Instant::now();
                     self.works();
                     let end = self.keep(live).await;
+                    self.backoff.reset_after(since.elapsed());
                     watcher.lose(self.number, end);
                     sleep(self.backoff.next_delay()).await;
                 }
@@ -268,7 +270,6 @@ impl Lane {
     }
 
     fn works(&mut self) {
-        self.backoff.reset();
         let watcher = &self.watcher;
         if let Some(since) = self.missed_before.take() {
             watcher.gaps.opened(self.number, since);
@@ -280,8 +281,7 @@ impl Lane {
     }
 
     fn pause_after(&mut self, error: &Error) -> Duration {
-        let pause = self.backoff.next_delay();
-        error.retry_after().map_or(pause, |asked| asked.max(pause))
+        error.retry_after().unwrap_or_default().max(self.backoff.next_delay())
     }
 }
 

@@ -1,8 +1,12 @@
 //! A whole profile-edge in this process: the real application on port 0, with its sandbox.
 
+use std::convert::Infallible;
 use std::io::BufRead;
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use profile_edge::app::App;
 use profile_edge::config;
 use profile_edge::faults::Faults;
@@ -278,6 +282,13 @@ pub(crate) fn with_sandbox_of(address: SocketAddr) -> String {
 
 /// The key of identifiers in the demo, as a configured one.
 pub(crate) const DEMO_KEYS: &str = "keys.secret = \"cHJvZmlsZS1lZGdlIGRlbW8ga2V5OiBldmVyeWJvZHkga25vd3MgaXQ=\"\n";
+
+/// A body in chunks, whose length no header tells.
+pub(crate) fn chunked(body: &[u8]) -> reqwest::Body {
+    let frame = |chunk: &[u8]| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(chunk)));
+    let frames: Vec<_> = body.chunks(64 << 10).map(frame).collect();
+    reqwest::Body::wrap(StreamBody::new(futures_util::stream::iter(frames)))
+}
 
 /// The flat event of a customer.
 pub(crate) fn flat(customer: &str) -> Value {

@@ -2,8 +2,8 @@
 //!
 //! A page of any site can post to a port of the operator's machine, with a form or a `Blob` and without asking first, and
 //! a name of its own that resolves to 127.0.0.1 (DNS rebinding) makes it the listener's own origin. So a command is sent
-//! as `application/json`, which a page may not send across origins; its `Origin` is the listener's own; and without an
-//! admin key its `Host` is an address or `localhost`.
+//! as `application/json`, or with the admin key and without a type, neither of which a page may send across origins; its `Origin`
+//! is the listener's own; and without an admin key its `Host` is an address or `localhost`.
 
 use std::net::IpAddr;
 
@@ -36,7 +36,8 @@ pub(super) fn refuse(request: &Request, has_key: bool) -> Option<Problem> {
             return forbidden("Origin", "must be the admin listener itself");
         }
     }
-    let is_json = headers.get(header::CONTENT_TYPE).is_some_and(is_json);
+    // No page can present a key without asking first, so with one a body without a type is JSON, as elsewhere.
+    let is_json = headers.get(header::CONTENT_TYPE).map_or(has_key, is_json);
     if *request.method() == Method::POST && !is_json {
         let detail = "Content-Type: must be application/json";
         return Some(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
@@ -90,7 +91,8 @@ mod tests {
         assert_eq!(status(true, &[host, json, ("sec-fetch-site", "cross-site")]), Some(403));
         for kind in [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("application/jsonx")] {
             let headers: Vec<_> = [host].into_iter().chain(kind.map(|kind| ("content-type", kind))).collect();
-            assert_eq!(status(true, &headers), Some(415), "{kind:?}");
+            assert_eq!(status(false, &headers), Some(415), "{kind:?}");
+            assert_eq!(status(true, &headers), kind.map(|_| 415), "{kind:?}");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -136,8 +137,10 @@ pub(in crate::http) async fn dead_letters(
 pub(in crate::http) async fn dead_letter(
     State(api): State<Arc<AdminApi>>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
+    // What is no UTF-8 is no id.
+    let id = id.map_or_else(|_| String::new(), |Path(id)| id);
     let action = |api: Arc<AdminApi>| async move { api.operations().actions.dead_letter(&id).await };
     let outcome = |letter: &Value| CommandOutcome {
         event: letter["eventId"].as_str().and_then(|id| id.parse().ok()),

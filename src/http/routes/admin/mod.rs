@@ -96,6 +96,8 @@ pub fn routes(api: Arc<AdminApi>) -> Router {
         .route("/admin/outbox/drain", post(outbox::drain))
         .route("/", any(async || Problem::no_such_route()))
         .route("/{*rest}", any(async || Problem::no_such_route()))
+        // Behind the guard too: without the key nobody learns which commands there are.
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .layer(middleware::from_fn_with_state(Arc::clone(&api), require_key));
     Router::new()
         .route("/metrics", get(metrics))

@@ -179,13 +179,21 @@ impl Config {
 /// Returns a warning for every variable that looks like an option and is none; `used` names those that secrets are read
 /// from.
 pub(super) fn of_environment<'a>(names: impl Iterator<Item = &'a str>, used: &HashSet<String>) -> Vec<String> {
+    let ours: Vec<&str> = names.filter(|name| name.starts_with(OURS) && !name.starts_with(ENV_PREFIX)).collect();
     let is_known = |name: &str, known: &str| name == known || known.ends_with('_') && name.starts_with(known);
+    // Kubernetes describes every Service of a namespace in variables that begin with its name, which may be ours.
+    let services: Vec<&str> = ours.iter().filter_map(|name| name.strip_suffix("_SERVICE_HOST")).collect();
+    let is_of = |name: &str, service: &str| {
+        let rest = name.strip_prefix(service).unwrap_or_default();
+        rest == "_PORT" || rest.starts_with("_PORT_") || rest.starts_with("_SERVICE_")
+    };
     let is_mistake = |name: &&str| {
-        let is_ours = name.starts_with(OURS) && !name.starts_with(ENV_PREFIX);
-        is_ours && !used.contains(*name) && !UNPREFIXED.iter().any(|known| is_known(name, known))
+        !used.contains(*name)
+            && !UNPREFIXED.iter().any(|known| is_known(name, known))
+            && !services.iter().any(|service| is_of(name, service))
     };
     let variables = variables();
-    let mut mistakes: Vec<&str> = names.filter(is_mistake).collect();
+    let mut mistakes: Vec<&str> = ours.iter().copied().filter(is_mistake).collect();
     mistakes.sort_unstable();
     let describe = |name: &str| {
         // Only the underscores may differ, so they are not compared.
@@ -250,5 +258,15 @@ mod tests {
         ] {
             assert_eq!(warning_of(name), None);
         }
+        let of_kubernetes = [
+            "PROFILE_EDGE_SERVICE_HOST",
+            "PROFILE_EDGE_SERVICE_PORT_HTTP",
+            "PROFILE_EDGE_PORT",
+            "PROFILE_EDGE_PORT_8080_TCP_ADDR",
+            "PROFILE_EDGE_ADMIN_SERVICE_HOST",
+            "PROFILE_EDGE_ADMIN_PORT",
+        ];
+        assert_eq!(of_environment(of_kubernetes.into_iter(), &HashSet::new()), Vec::<String>::new());
+        assert!(warning_of("PROFILE_EDGE_PORT").is_some(), "without a Service it is an option that does not exist");
     }
 }

@@ -77,9 +77,6 @@ fn times(config: &Config, found: &mut Vec<SettingError>) {
     if let Err(error) = AllowedOrigins::parse(&config.http.cors_origins) {
         found.push(invalid("http", error));
     }
-    if config.http.body_budget.as_u64() / 4 < config.http.max_body.as_u64() {
-        found.push(SettingError::new("http.body_budget", "must be at least four times http.max_body"));
-    }
     if let Err(error) = config.upstream.validate() {
         found.push(invalid("upstream", error));
     }

@@ -38,8 +38,6 @@ impl Redis {
             let remaining = match self.remaining_work(&names, seen).await {
                 Ok(Some(remaining)) => remaining.max(SHORTEST_PAUSE),
                 Ok(None) => return,
-                // The lookup reads the entry itself, and goes past the store.
-                Err(Error::Unavailable { .. }) => return,
                 Err(error) => {
                     tracing::debug!(%key, %error, "a waiter could not poll its key");
                     longest

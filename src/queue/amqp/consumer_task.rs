@@ -31,9 +31,6 @@ use super::settlements::{DeliverySettlement, send_settlements, settle_returned, 
 /// How many deliveries are read, and how many settlements are sent, at once.
 const BATCH: usize = 1024;
 
-/// The longest that the broker takes to start the consumers of all work queues.
-const CONSUME_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// The longest time for a clean close of a channel.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -114,14 +111,7 @@ impl ConsumerTask {
         alive: &CancellationToken,
         ledger: &mut Ledger,
     ) -> Result<ChannelEnd, Error> {
-        let mut consumers = tokio::select! {
-            biased;
-            () = self.end.cancelled() => return Ok(ChannelEnd::Requested),
-            () = open.ended() => return Ok(ChannelEnd::Failed),
-            () = open.replaced() => return Ok(ChannelEnd::Replaced),
-            // A queue without a leader does not answer.
-            consumers = channel::within(CONSUME_TIMEOUT, self.consume(open)) => consumers?,
-        };
+        let mut consumers = self.consume(open).await?;
         let channel = consumers.channel.clone();
         let mut returned = ReturnedDeliveries::new(&self.context, self.prefetch(), self.deliveries.clone());
         let mut settlements = Vec::new();

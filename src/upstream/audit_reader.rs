@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use crate::domain::TenantId;
 
-use super::Error;
 use super::audits::{AuditPage, AuditQuery};
 use super::tenants::TenantUpstreams;
+use super::{Error, Requester};
 
 /// How long one query may take.
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -42,6 +42,7 @@ impl AuditReader {
     /// lookups need the budget.
     pub async fn read(&self, tenant: &TenantId, query: &AuditQuery) -> Result<AuditPage, Error> {
         let guard = self.0.of(tenant)?.admit()?;
-        guard.aside(PATIENCE, |genesys, deadline| Box::pin(genesys.audits(query, deadline))).await
+        let requester = Requester::Background;
+        guard.aside(&requester, PATIENCE, |genesys, deadline| Box::pin(genesys.audits(query, deadline))).await
     }
 }

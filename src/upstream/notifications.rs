@@ -1,6 +1,7 @@
 //! Channels of notifications at Genesys: requests for them, and their WebSockets.
 //!
-//! The requests spend what lookups leave of the tenant's budget, as refreshes in the background do. They are no evidence
+//! The requests have a share of the tenant's budget, as a caller has: while nothing is watched, lookups need many times as
+//! much, so that they would leave nothing for what ends that. They are no evidence
 //! about the contacts' service, so the breaker does not count them. A socket needs no token: the id of a channel is its
 //! credential, so neither it nor the URL is ever printed.
 
@@ -21,12 +22,12 @@ use url::Url;
 
 use crate::domain::{CustomerId, Modified, TenantId, Timestamp};
 
-use super::Error;
 use super::exchange::{GenesysResponse, socket_client};
 use super::genesys::Genesys;
 use super::guard::Guard;
 use super::privilege_gate::PrivilegeGate;
 use super::tenants::TenantUpstreams;
+use super::{Error, Requester};
 
 /// How many contacts one channel can be subscribed to: the limit of Genesys for topics.
 pub const MAX_TOPICS: usize = 1_000;
@@ -87,6 +88,11 @@ struct Topic {
     id: String,
 }
 
+/// Returns who spends the budget of channels. No caller has this name, because of its spaces.
+fn requester() -> Requester {
+    Requester::Caller("channels of notifications".into())
+}
+
 impl Notifications {
     pub(super) const fn new(tenants: Arc<TenantUpstreams>, tenant: TenantId) -> Self {
         Self { tenants, tenant }
@@ -102,8 +108,8 @@ impl Notifications {
     ///
     /// As a fetch; `Unusable` also for an answer without a channel, or with an unencrypted socket of an encrypted API.
     pub async fn create(&self) -> Result<Channel, Error> {
-        let channel = self.guard()?.aside(PATIENCE, |genesys, deadline| Box::pin(genesys.create_channel(deadline)));
-        channel.await
+        let guard = self.guard()?;
+        guard.aside(&requester(), PATIENCE, |genesys, deadline| Box::pin(genesys.create_channel(deadline))).await
     }
 
     /// Subscribes a channel to the changes of contacts; `replace` removes all that it had.
@@ -115,7 +121,8 @@ impl Notifications {
         let topic =
             |contact: &CustomerId| Topic { id: format!("v2.externalcontacts.contacts.{}", contact.hashed_form()) };
         let topics: Vec<_> = contacts.iter().map(topic).collect();
-        let subscribed = self.guard()?.aside(PATIENCE, |genesys, deadline| {
+        let requester = requester();
+        let subscribed = self.guard()?.aside(&requester, PATIENCE, |genesys, deadline| {
             Box::pin(genesys.subscribe_channel(&channel.id, &topics, replace, deadline))
         });
         subscribed.await

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use futures_util::future::join_all;
 use profile_edge::config;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -315,4 +316,25 @@ fn mistakes_in_a_source_are_explained() {
     let twice = "{ kind = \"notifications\" }, { kind = \"notifications\" }";
     assert!(error(twice, "").contains("there is one already"));
     assert!(error("{ kind = \"notifications\" }", "unwatched_ttl = \"0s\"").contains("longer than zero"));
+}
+
+/// What nobody watches is fetched again every second, which takes more than the budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn customers_are_watched_although_lookups_spend_the_whole_budget() {
+    let genesys = Edge::start_with("[sandbox]\nlatency = \"0ms\"\n").await;
+    let settings = settings(&genesys, LONG).replace("requests_per_minute = 100000", "requests_per_minute = 60");
+    let edge = Edge::start_with(&settings).await;
+    let look_up = async |n| edge.look_up(&customer(n)).await.status;
+    let lookups = async {
+        loop {
+            join_all((1..=40).map(look_up)).await;
+        }
+    };
+    tokio::select! {
+        () = lookups => {}
+        () = edge.wait_for_metric(WATCHED, 10.0) => {}
+    }
+    assert!(edge.metric("profile_edge_upstream_requests_total{outcome=\"budget_spent\"}").await > 0.0);
+    edge.stop().await;
+    genesys.stop().await;
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::domain::{Key, Kind};
 
 /// How many items a reader may be behind the latest one.
-const WINDOW: usize = 8192;
+pub const WINDOW: usize = 8192;
 
 /// The feed of one process; cloning shares it.
 #[derive(Clone, Debug)]

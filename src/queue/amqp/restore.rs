@@ -88,7 +88,7 @@ impl Restorer {
         queues: BTreeSet<String>,
         since: Option<Timestamp>,
     ) -> Result<(), Error> {
-        // A time in the future tells nothing, so the whole journal is read.
+        // A time in the future has no age, so the whole journal is read.
         let now = self.clock.now();
         let age = since.filter(|since| *since <= now).map(|since| now.since(since));
         let range = journal::range(connection, &self.topology, &self.publisher, age).await?;
@@ -228,8 +228,8 @@ impl Restorer {
     async fn bind(&self, connection: &Connection, state: &RestoreState) -> Result<(), Error> {
         let declarer = Declarer::new(connection).await?;
         for queue in state.queues() {
-            if let Some(key) = self.topology.key_of(queue) {
-                declarer.bind(queue, &self.topology.exchange, &key).await?;
+            if let Some(shard) = self.topology.shard_of(queue) {
+                declarer.bind(queue, &self.topology.exchange, &format!("shard.{shard}")).await?;
             }
         }
         channel::close(declarer.channel).await;
@@ -251,8 +251,9 @@ impl Restorer {
     /// Creates the message that brings an event of the journal to its work queue, if the restore includes that queue.
     fn redelivery(&self, state: &RestoreState, delivery: Delivery) -> Option<Message> {
         let key = delivery.routing_key.as_str();
-        // The order names the queue of the key, or the journal is from a time with another number of shards.
-        let exact = state.queues().iter().find(|queue| self.topology.key_of(queue).as_deref() == Some(key));
+        let shard = key.strip_prefix("shard.")?;
+        // The order names the queue of the shard, or the journal is from a time with another number of shards.
+        let exact = state.queues().iter().find(|queue| self.topology.shard_of(queue) == Some(shard));
         let queue =
             exact.map(String::as_str).or_else(|| self.topology.queue_of(key).filter(|queue| state.includes(queue)))?;
         let mut headers = delivery.properties.headers().clone().unwrap_or_default();

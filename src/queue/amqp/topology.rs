@@ -91,10 +91,9 @@ impl Topology {
         Some(&self.work[self.shards.index(shard)])
     }
 
-    /// Returns the routing key of a work queue, also of one that only processes with more shards have.
-    pub(super) fn key_of(&self, queue: &str) -> Option<String> {
-        let shard: u64 = queue.strip_prefix(self.work[0].trim_end_matches('0'))?.parse().ok()?;
-        Some(format!("shard.{shard}"))
+    /// Returns the number of a work queue's shard, also of one that only processes with more shards have.
+    pub(super) fn shard_of<'a>(&self, queue: &'a str) -> Option<&'a str> {
+        queue.strip_prefix(self.work[0].trim_end_matches('0'))
     }
 
     /// Returns the arguments of the journal.

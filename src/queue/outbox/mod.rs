@@ -262,16 +262,13 @@ impl Outbox {
             Ok(kept) => kept,
             // Nobody else takes them.
             Err(_) if append.is_failing() => keeping.await,
-            Err(_) => match self.shared.broker.publish(events).await {
+            Err(_) => match self.pass_the_log(events, shards).await {
                 Ok(()) => {
                     // The log may get them as well, which has no second effect.
                     append.refused(true);
                     return Ok(());
                 }
-                Err(error) => {
-                    self.shared.broker_failed(shards, &error);
-                    keeping.await
-                }
+                Err(_) => keeping.await,
             },
         };
         let Err(error) = kept else {
@@ -282,6 +279,10 @@ impl Outbox {
             return Err(error);
         }
         // Only the order sent them here, and the broker answers.
+        self.pass_the_log(events, shards).await
+    }
+
+    async fn pass_the_log(&self, events: &[Event], shards: &[usize]) -> Result<(), Error> {
         self.shared.broker.publish(events).await.inspect_err(|error| self.shared.broker_failed(shards, error))
     }
 

@@ -15,7 +15,7 @@ use crate::clock::SharedClock;
 use crate::domain::{Key, Kind, Timestamp};
 use crate::shutdown::Shutdown;
 use crate::store::Error;
-use crate::store::changes::ChangeFeed;
+use crate::store::changes::{ChangeFeed, WINDOW};
 
 use super::Node;
 use super::connection::unexpected;
@@ -35,7 +35,7 @@ const MISSING: Duration = Duration::from_secs(2);
 
 /// How many changes are read together, and how many may be unread before they count as missing: as many as the feed keeps.
 const BATCH: u64 = 256;
-const BEHIND: u64 = 8_192;
+const BEHIND: u64 = WINDOW as u64;
 
 /// What a process has read of a server.
 #[derive(Clone, Copy, Debug)]
@@ -103,26 +103,24 @@ async fn read(node: &Node, progress: Option<Progress>, now: Timestamp) -> Result
     let session = node.lookups.session()?;
     let [number] = session.run(Requests::default().get(NUMBER)).await?;
     let last = progress.map_or(0, |progress| progress.last);
-    let nothing = |has_gap| News { progress: Progress { last, missing_since: None }, changes: vec![], has_gap };
+    let at = |last, has_gap| News { progress: Progress { last, missing_since: None }, changes: vec![], has_gap };
     let Some(stored) = number.value()? else {
         let first = now.as_millis().to_string();
         let [_] = session.run(Requests::default().set(NUMBER, first.as_bytes(), None, Condition::Absent)).await?;
         // What it is now is read next time.
-        return Ok(nothing(false));
+        return Ok(at(last, false));
     };
     let Some(newest) = parse_number(&stored) else {
         // Another program wrote it, and no event can take a number. Without it the numbers start again.
         let [_] = session.run(Requests::default().delete_unchanged(NUMBER, stored.version)).await?;
-        return Ok(nothing(true));
+        return Ok(at(last, true));
     };
-    let at_newest =
-        |has_gap| News { progress: Progress { last: newest, missing_since: None }, changes: vec![], has_gap };
-    let Some(mut progress) = progress else { return Ok(at_newest(false)) };
+    let Some(mut progress) = progress else { return Ok(at(newest, false)) };
     if newest < progress.last || newest - progress.last > BEHIND {
-        return Ok(at_newest(true));
+        return Ok(at(newest, true));
     }
     if newest == progress.last {
-        return Ok(at_newest(false));
+        return Ok(at(newest, false));
     }
     let mut changes = Vec::new();
     while progress.last < newest {
@@ -138,7 +136,7 @@ async fn read(node: &Node, progress: Option<Progress>, now: Timestamp) -> Result
         if progress.last < until {
             let missing_since = *progress.missing_since.get_or_insert_with(Instant::now);
             if missing_since.elapsed() > MISSING {
-                return Ok(at_newest(true));
+                return Ok(at(newest, true));
             }
             break;
         }

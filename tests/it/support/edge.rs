@@ -283,7 +283,7 @@ pub(crate) fn with_sandbox_of(address: SocketAddr) -> String {
 /// The key of identifiers in the demo, as a configured one.
 pub(crate) const DEMO_KEYS: &str = "keys.secret = \"cHJvZmlsZS1lZGdlIGRlbW8ga2V5OiBldmVyeWJvZHkga25vd3MgaXQ=\"\n";
 
-/// A body in chunks, whose length no header tells.
+/// A chunked body, without a `Content-Length`.
 pub(crate) fn chunked(body: &[u8]) -> reqwest::Body {
     let frame = |chunk: &[u8]| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(chunk)));
     let frames: Vec<_> = body.chunks(64 << 10).map(frame).collect();

@@ -1,14 +1,17 @@
 //! The change feed: Server-Sent Events of applied invalidations, in each lookup process, and requests of browsers.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::net::TcpListener;
+use tokio::time::{interval, timeout};
 
 use crate::support::edge::{Edge, Pairing, flat, with_sandbox_of};
 use crate::support::process::{Process, configuration, free_port};
-use crate::support::servers::redis::RedisServer;
+use crate::support::servers::proxy::Proxy;
+use crate::support::servers::redis::{Deployment, RedisServer, Setup};
 use crate::support::{PATIENCE, customer, eventually};
 
 /// An event of a stream.
@@ -248,6 +251,73 @@ async fn a_broken_connection_to_redis_resets_the_streams() {
     let one = handle(&edge, &customer(1)).await;
     assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
     assert_eq!(stream.change().await.0, one);
+    drop(stream);
+    edge.stop().await;
+}
+
+/// Changes a customer until the stream hears it; returns how often the stream was reset before.
+async fn resets_before_a_change(edge: &Edge, stream: &mut Changes) -> usize {
+    let changing = async {
+        let mut due = interval(Duration::from_millis(50));
+        loop {
+            due.tick().await;
+            edge.post_event(&flat(&customer(1))).await;
+        }
+    };
+    let hearing = async {
+        let mut resets = 0;
+        loop {
+            match stream.next().await.unwrap().name.as_str() {
+                "reset" => resets += 1,
+                _ => return resets,
+            }
+        }
+    };
+    tokio::select! {
+        resets = hearing => resets,
+        () = changing => 0,
+    }
+}
+
+/// The name is `localhost`. The old server lives on, and nothing happens there any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_follow_a_redis_name_that_moves() {
+    let (old, new) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
+    let proxy = Proxy::to(old.port).await;
+    let url = format!("redis://localhost:{}", proxy.address.port());
+    let settings = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{url}\"\nmax_connection_age = \"1s\"\n");
+    let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{settings}")).await;
+    let (mut stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
+    let connected = proxy.accepted();
+    eventually("connections are replaced", || async { (proxy.accepted() > connected + 20).then_some(()) }).await;
+    assert_eq!(resets_before_a_change(&edge, &mut stream).await, 0, "the name leads to the same server");
+    proxy.move_to(new.port);
+    let event = loop {
+        let event = stream.next().await.unwrap();
+        if event.name != "change" {
+            break event;
+        }
+    };
+    assert_eq!((event.name.as_str(), event.data), ("reset", json!({ "reason": "gap" })));
+    resets_before_a_change(&edge, &mut stream).await;
+    drop(stream);
+    edge.stop().await;
+}
+
+/// The sentinels agreed on another master, and the old one lives on. The first sentinel accepts connections and is silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_follow_the_sentinels_although_one_of_them_is_silent() {
+    let deployment = Deployment::start(Setup::Sentinel).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let first = format!("urls = [\"redis://{}\", ", silent.local_addr().unwrap());
+    let settings = deployment.settings.replace("urls = [", &first);
+    let settings = format!("[store]\nkind = \"redis\"\n[store.redis]\n{settings}");
+    let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{settings}")).await;
+    let (mut stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
+    assert_eq!(resets_before_a_change(&edge, &mut stream).await, 0);
+    deployment.promote_unnoticed().await;
+    while stream.next().await.unwrap().name != "reset" {}
+    resets_before_a_change(&edge, &mut stream).await;
     drop(stream);
     edge.stop().await;
 }

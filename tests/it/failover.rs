@@ -15,11 +15,6 @@ fn on(redis: &str) -> String {
     format!("[sandbox]\nlatency = \"0ms\"\n[store]\nkind = \"redis\"\n[store.redis]\n{redis}")
 }
 
-async fn order(server: &RedisServer, words: &[&str]) {
-    let mut connection = server.connect().await.unwrap();
-    redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut connection).await.unwrap();
-}
-
 /// Waits until a cached customer is no hit, and checks that it stays so.
 async fn serves_no_hits(edge: &Edge) {
     eventually("no hit", || async { (!edge.look_up(&customer(1)).await.is_hit()).then_some(()) }).await;
@@ -37,12 +32,12 @@ async fn a_demoted_primary_serves_no_hits() {
     assert!(edge.look_up(&customer(1)).await.is_hit());
 
     // Its primary cannot be reached, so it keeps its data, and its connections.
-    order(&server, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    server.order(&["REPLICAOF", "127.0.0.1", "1"]).await;
     serves_no_hits(&edge).await;
     edge.is_without("store").await;
     assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
 
-    order(&server, &["REPLICAOF", "NO", "ONE"]).await;
+    server.order(&["REPLICAOF", "NO", "ONE"]).await;
     edge.applied("updated", 1.0).await;
     edge.is_ready().await;
     eventually("hits again", || async { edge.look_up(&customer(1)).await.is_hit().then_some(()) }).await;
@@ -57,18 +52,13 @@ async fn a_master_that_is_cut_off_from_its_sentinels_serves_no_hits() {
     assert_eq!(edge.look_up(&customer(1)).await.status, 200);
     assert!(edge.look_up(&customer(1)).await.is_hit());
 
-    let other = &deployment.servers[1];
-    order(other, &["REPLICAOF", "NO", "ONE"]).await;
-    order(other, &["FLUSHALL"]).await;
-    let sentinel = deployment.sentinel_server();
-    order(sentinel, &["SENTINEL", "REMOVE", "edge"]).await;
-    order(sentinel, &["SENTINEL", "MONITOR", "edge", "127.0.0.1", &other.port.to_string(), "1"]).await;
+    deployment.promote_unnoticed().await;
     // The other master has nothing, so the first lookup there is a miss that is stored.
     eventually("a miss that is stored", || async {
         edge.look_up(&customer(1)).await.cache_status.contains("stored").then_some(())
     })
     .await;
-    order(&deployment.servers[0], &["FLUSHALL"]).await;
+    deployment.servers[0].order(&["FLUSHALL"]).await;
     assert!(edge.look_up(&customer(1)).await.is_hit());
     edge.stop().await;
 }
@@ -76,7 +66,7 @@ async fn a_master_that_is_cut_off_from_its_sentinels_serves_no_hits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sentinels_are_asked_with_their_own_password() {
     let deployment = Deployment::start(Setup::Sentinel).await;
-    order(deployment.sentinel_server(), &["ACL", "SETUSER", "default", "resetpass", ">planted"]).await;
+    deployment.sentinel_server().order(&["ACL", "SETUSER", "default", "resetpass", ">planted"]).await;
     let login = format!("{}sentinel_password = \"planted\"\n", deployment.settings);
     let edge = Edge::start_with(&on(&login)).await;
     assert_eq!(edge.look_up(&customer(1)).await.status, 200);
@@ -218,7 +208,7 @@ async fn connections_to_a_broker_are_replaced_and_its_name_is_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_without_channels_fills_and_evicts() {
     let server = RedisServer::start(&[]).await;
-    order(&server, &["ACL", "SETUSER", "default", "resetchannels"]).await;
+    server.order(&["ACL", "SETUSER", "default", "resetchannels"]).await;
     let edge = Edge::start_with(&on(&format!("url = \"{}\"\n", server.url()))).await;
     assert!(edge.look_up(&customer(1)).await.cache_status.contains("stored"));
     assert!(edge.look_up(&customer(1)).await.is_hit());

@@ -19,11 +19,6 @@ struct Refused {
     _directory: tempfile::TempDir,
 }
 
-async fn order(server: &RedisServer, words: &[&str]) {
-    let mut connection = server.connect().await.unwrap();
-    ordered(&mut connection, words).await;
-}
-
 async fn ordered(connection: &mut MultiplexedConnection, words: &[&str]) {
     redis::cmd(words[0]).arg(&words[1..]).exec_async(connection).await.unwrap();
 }
@@ -97,27 +92,27 @@ impl Refused {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_without_its_replicas_is_named() {
     let it = Refused::start(&[]).await;
-    order(&it.server, &["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    it.server.order(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
     it.refuses_an_event("NOREPLICAS").await;
-    order(&it.server, &["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    it.server.order(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
     it.recovers().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_replica_is_named() {
     let it = Refused::start(&[]).await;
-    order(&it.server, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    it.server.order(&["REPLICAOF", "127.0.0.1", "1"]).await;
     it.refuses_an_event("READONLY").await;
-    order(&it.server, &["REPLICAOF", "NO", "ONE"]).await;
+    it.server.order(&["REPLICAOF", "NO", "ONE"]).await;
     it.recovers().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paused_writes_are_named() {
     let it = Refused::start(&[]).await;
-    order(&it.server, &["CLIENT", "PAUSE", "600000", "WRITE"]).await;
+    it.server.order(&["CLIENT", "PAUSE", "600000", "WRITE"]).await;
     it.refuses_an_event("CLIENT PAUSE").await;
-    order(&it.server, &["CLIENT", "UNPAUSE"]).await;
+    it.server.order(&["CLIENT", "UNPAUSE"]).await;
     it.recovers().await;
 }
 
@@ -127,10 +122,10 @@ async fn a_server_that_cannot_persist_is_named() {
     let it = Refused::start(&[]).await;
     let file = it.server.directory().join("dump.rdb");
     std::fs::create_dir(&file).unwrap();
-    order(&it.server, &["CONFIG", "SET", "save", "3600 1"]).await;
-    order(&it.server, &["BGSAVE"]).await;
+    it.server.order(&["CONFIG", "SET", "save", "3600 1"]).await;
+    it.server.order(&["BGSAVE"]).await;
     it.refuses_an_event("MISCONF").await;
-    order(&it.server, &["CONFIG", "SET", "save", ""]).await;
+    it.server.order(&["CONFIG", "SET", "save", ""]).await;
     it.recovers().await;
 }
 

@@ -3,30 +3,49 @@
 //! Redis keeps nothing for a subscriber that is not connected. So a broken connection makes a gap in the feed, and the
 //! next one another: from then on all changes arrive. In a cluster a message reaches every node, so one node is enough; its
 //! own connection, not that of the cluster's client, shows when it breaks. A silent server is noticed by a ping.
+//!
+//! A server that answers may not be the one where events are applied any more: the sentinels name another master, or the
+//! name in the configuration moved. Then nothing would ever be heard again. So the connection ends when the sentinels name
+//! another master, and it is replaced after its [`MaxAge`]. The next connection is made first, and a mark is published by a
+//! third one: if both subscriptions hear it, what the old one still hears the new one hears too, and there is no gap. A change
+//! that comes in between may be heard twice.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use redis::aio::{PubSubSink, PubSubStream};
+use redis::aio::PubSubStream;
 use redis::{Msg, RedisResult};
 use tokio::time::{interval, timeout};
+use uuid::Uuid;
 
 use crate::domain::{Key, Kind};
+use crate::max_age::MaxAge;
 use crate::shutdown::Shutdown;
 use crate::store::Error;
 use crate::store::changes::ChangeFeed;
 use crate::supervise::Backoff;
 
-use super::client::RedisClient;
+use super::client::{ServerClient, Settings};
 use super::config::{Config, Endpoints};
-use super::error::refused;
-use super::subscriber::PubSubConnection;
+use super::error::{explain, refused};
+use super::subscriber::Subscription;
 
 /// The channel of applied changes, followed by the number of the database: channels are common to all databases.
 const CHANNEL: &str = "cust:changes:";
 
+/// The first character of a mark, which is no change.
+const MARK: &str = "=";
+
 /// The time between two pings, and the longest that connecting or one answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Listens to one server.
+struct Listener {
+    client: ServerClient,
+    max_age: MaxAge,
+    channel: String,
+    feed: ChangeFeed,
+}
 
 /// Starts to publish in `feed` the changes that any process applies to a Redis.
 ///
@@ -34,10 +53,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// The configuration is invalid.
 pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<(), Error> {
-    let clients = config.of_each_node().into_iter().map(|node| RedisClient::new(&node, |cluster| cluster));
-    let clients = clients.collect::<Result<Vec<_>, _>>()?;
-    let endpoints = config.endpoints().map_err(refused)?;
-    shutdown.spawn(run(clients, channel(&endpoints), feed, shutdown.clone()));
+    let listeners = config.of_each_node().into_iter().map(|node| {
+        let settings = Settings::read(&node).map_err(refused)?;
+        Ok(Listener {
+            client: ServerClient::new(&node, &settings).map_err(|error| explain(&error))?,
+            max_age: node.max_age().map_err(refused)?,
+            channel: channel(&settings.endpoints),
+            feed: feed.clone(),
+        })
+    });
+    let listeners = listeners.collect::<Result<Vec<_>, Error>>()?;
+    shutdown.spawn(run(listeners, feed.clone(), shutdown.clone()));
     Ok(())
 }
 
@@ -47,17 +73,16 @@ pub(super) fn channel(endpoints: &Endpoints) -> String {
 }
 
 /// Listens until shutdown, to one node after the other.
-async fn run(mut clients: Vec<RedisClient>, channel: String, feed: ChangeFeed, shutdown: Shutdown) {
+async fn run(mut listeners: Vec<Listener>, feed: ChangeFeed, shutdown: Shutdown) {
     let mut backoff = Backoff::default();
     loop {
-        for client in &mut clients {
-            if let Ok(Ok(PubSubConnection::Single(sink, stream))) = timeout(PATIENCE, subscribe(client, &channel)).await
-            {
+        for listener in &mut listeners {
+            if let Some(subscription) = listener.subscribe().await {
                 backoff.reset();
                 feed.set_live(true);
                 tokio::select! {
                     () = shutdown.requested() => return,
-                    () = forward(sink, stream, &channel, &feed) => {}
+                    () = listener.follow(subscription) => {}
                 }
                 feed.set_live(false);
                 tracing::warn!(
@@ -72,14 +97,62 @@ async fn run(mut clients: Vec<RedisClient>, channel: String, feed: ChangeFeed, s
     }
 }
 
-async fn subscribe(client: &mut RedisClient, channel: &str) -> RedisResult<PubSubConnection> {
-    let mut connection = client.connect_pubsub().await?;
-    connection.subscribe(channel).await?;
-    Ok(connection)
+impl Listener {
+    /// Connects and subscribes, if both succeed in time.
+    async fn subscribe(&mut self) -> Option<Subscription> {
+        let subscribing = async {
+            let mut subscription = self.client.subscription().await?;
+            subscription.sink.subscribe(&self.channel).await?;
+            RedisResult::Ok(subscription)
+        };
+        timeout(PATIENCE, subscribing).await.ok()?.ok()
+    }
+
+    /// Forwards changes until the connection breaks, is silent, or leads to a server that is not the master any more.
+    /// Replaces it when it has reached its age.
+    async fn follow(&mut self, mut current: Subscription) {
+        loop {
+            tokio::select! {
+                () = forward(&mut current, &self.channel, &self.feed) => return,
+                () = self.client.moved() => return,
+                () = self.max_age.reached() => {}
+            }
+            let (channel, feed) = (self.channel.clone(), self.feed.clone());
+            let next = tokio::select! {
+                () = forward(&mut current, &channel, &feed) => return,
+                next = self.subscribe() => next,
+            };
+            // The present connection works; the next attempt is made when it has reached its age again.
+            let Some(mut next) = next else { continue };
+            let Some(mark) = self.publish_mark().await else { return };
+            let heard =
+                tokio::join!(until(&mut current.stream, &mark, &self.feed), until(&mut next.stream, &mark, &self.feed));
+            match heard {
+                (true, true) => {}
+                (false, true) => {
+                    tracing::info!("redis leads to another server than before; streams of changes are reset");
+                    self.feed.set_live(true);
+                }
+                (_, false) => return,
+            }
+            current = next;
+        }
+    }
+
+    /// Publishes a mark, by a connection of its own, and returns it.
+    async fn publish_mark(&mut self) -> Option<String> {
+        let mark = format!("{MARK}{}", Uuid::new_v4().simple());
+        let publishing = async {
+            let mut connection = self.client.connect().await?;
+            redis::cmd("PUBLISH").arg(&self.channel).arg(&mark).exec_async(&mut connection).await
+        };
+        timeout(PATIENCE, publishing).await.ok()?.ok().map(|()| mark)
+    }
 }
 
-/// Forwards messages until the connection breaks or is silent.
-async fn forward(mut sink: PubSubSink, mut stream: PubSubStream, channel: &str, feed: &ChangeFeed) {
+/// Forwards changes until the connection breaks or is silent. Cancel-safe.
+async fn forward(subscription: &mut Subscription, channel: &str, feed: &ChangeFeed) {
+    let Subscription { sink, stream } = subscription;
     // Redis confirms a subscription that it has already: the ping of a subscriber.
     let pings = async {
         let mut due = interval(PATIENCE);
@@ -92,10 +165,7 @@ async fn forward(mut sink: PubSubSink, mut stream: PubSubStream, channel: &str, 
     };
     let messages = async {
         while let Some(message) = stream.next().await {
-            match parse(&message) {
-                Some((kind, key)) => feed.publish(key, kind),
-                None => tracing::debug!("ignoring an invalid message of the change feed"),
-            }
+            publish(&message, feed);
         }
     };
     tokio::select! {
@@ -104,9 +174,31 @@ async fn forward(mut sink: PubSubSink, mut stream: PubSubStream, channel: &str, 
     }
 }
 
+/// Forwards changes up to a mark; returns whether it came in time.
+async fn until(stream: &mut PubSubStream, mark: &str, feed: &ChangeFeed) -> bool {
+    let coming = async {
+        while let Some(message) = stream.next().await {
+            if message.get_payload_bytes() == mark.as_bytes() {
+                return true;
+            }
+            publish(&message, feed);
+        }
+        false
+    };
+    timeout(PATIENCE, coming).await.unwrap_or_default()
+}
+
+fn publish(message: &Msg, feed: &ChangeFeed) {
+    match parse(message.get_payload_bytes()) {
+        Some((kind, key)) => feed.publish(key, kind),
+        None if message.get_payload_bytes().starts_with(MARK.as_bytes()) => {}
+        None => tracing::debug!("ignoring an invalid message of the change feed"),
+    }
+}
+
 /// Parses a message: what the event did (`C`, `U`, `D`), and the entry key.
-fn parse(message: &Msg) -> Option<(Kind, Key)> {
-    let text = std::str::from_utf8(message.get_payload_bytes()).ok()?;
+fn parse(payload: &[u8]) -> Option<(Kind, Key)> {
+    let text = std::str::from_utf8(payload).ok()?;
     let kind = match text.get(..1)? {
         "C" => Kind::Created,
         "U" => Kind::Updated,

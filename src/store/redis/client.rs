@@ -18,7 +18,7 @@ use super::cluster_map::NodeAddress;
 use super::config::{Config, Endpoints, Mode};
 use super::error::{explain, refused};
 use super::sentinels::Sentinels;
-use super::subscriber::PubSubConnection;
+use super::subscriber::{PubSubConnection, Subscription};
 
 /// The longest time to connect to a server.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -104,11 +104,7 @@ impl RedisClient {
     /// Connects for subscriptions.
     pub(super) async fn connect_pubsub(&mut self) -> RedisResult<PubSubConnection> {
         match self {
-            Self::Server(server) => {
-                let (client, _) = server.client().await?;
-                let (sink, stream) = client.get_async_pubsub().await?.split();
-                Ok(PubSubConnection::Single(sink, stream))
-            }
+            Self::Server(server) => server.subscription().await.map(PubSubConnection::Single),
             Self::Cluster(cluster) => cluster.connect().await.map(PubSubConnection::Cluster),
         }
     }
@@ -149,8 +145,19 @@ impl ServerClient {
         // Each command has the store's own deadline; a second timer for it would only cost.
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
+        self.connect_by(async |client| client.get_multiplexed_async_connection_with_config(&config).await).await
+    }
+
+    /// Connects for subscriptions.
+    pub(super) async fn subscription(&mut self) -> RedisResult<Subscription> {
+        let (sink, stream) = self.connect_by(async |client| client.get_async_pubsub().await).await?.split();
+        Ok(Subscription { sink, stream })
+    }
+
+    /// Connects, and takes note of the master that the sentinels named.
+    async fn connect_by<T>(&mut self, connect: impl AsyncFnOnce(&Client) -> RedisResult<T>) -> RedisResult<T> {
         let (client, sentinels) = self.client().await?;
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let connection = connect(&client).await?;
         if let Some(sentinels) = sentinels {
             sentinels.connected_to(client.get_connection_info().addr());
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
-use redis::{Client, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, TlsMode};
+use redis::{Client, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode};
 use tokio::time::{sleep, timeout};
 
 use super::config::SentinelLogin;
@@ -14,7 +14,12 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// The sentinels, and what they said last.
 pub(super) struct Sentinels {
+    /// Finds a server that one of them names, and that is a master.
     client: SentinelClient,
+    /// Each of them.
+    each: Vec<Client>,
+    /// The one that is asked next, in turn.
+    next: usize,
     /// The name of the master.
     name: String,
     /// The connection on which one of them is asked again.
@@ -31,7 +36,8 @@ impl Sentinels {
         certificates: Option<&TlsCertificates>,
     ) -> RedisResult<Self> {
         let client = sentinel(nodes, name, login, certificates)?;
-        Ok(Self { client, name: name.to_owned(), link: None, master: None })
+        let each = nodes.iter().map(|node| one(node, login, certificates)).collect::<RedisResult<_>>()?;
+        Ok(Self { client, each, next: 0, name: name.to_owned(), link: None, master: None })
     }
 
     /// Returns the name of the master.
@@ -72,7 +78,8 @@ impl Sentinels {
         let link = match &mut self.link {
             Some(link) => link,
             none => {
-                let sentinel = self.client.async_get_sentinel_client().await?;
+                let sentinel = &self.each[self.next % self.each.len()];
+                self.next += 1;
                 none.insert(sentinel.get_multiplexed_async_connection().await?)
             }
         };
@@ -84,6 +91,23 @@ fn address(address: &ConnectionAddr) -> Option<(String, u16)> {
     match address {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
         _ => None,
+    }
+}
+
+/// Creates a client of one sentinel.
+fn one(node: &ConnectionInfo, login: &SentinelLogin, certificates: Option<&TlsCertificates>) -> RedisResult<Client> {
+    // The user, the password and the database of the address are those of the servers.
+    let mut settings = RedisConnectionInfo::default();
+    if let Some(username) = &login.username {
+        settings = settings.set_username(username);
+    }
+    if let Some(password) = &login.password {
+        settings = settings.set_password(password.expose());
+    }
+    let node = node.clone().set_redis_settings(settings);
+    match certificates {
+        Some(certificates) => Client::build_with_tls(node, certificates.clone()),
+        None => Client::open(node),
     }
 }
 

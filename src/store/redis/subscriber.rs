@@ -5,9 +5,16 @@ use redis::RedisResult;
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::cluster_async::ClusterConnection;
 
+/// A connection to one server on which channels are subscribed.
+pub(super) struct Subscription {
+    pub(super) sink: PubSubSink,
+    /// What is published in them. It ends with the connection.
+    pub(super) stream: PubSubStream,
+}
+
 /// A connection on which channels are subscribed.
 pub(super) enum PubSubConnection {
-    Single(PubSubSink, PubSubStream),
+    Single(Subscription),
     /// Reconnects to each node by itself and subscribes again. Its messages go to the callback of the client.
     Cluster(ClusterConnection),
 }
@@ -16,7 +23,7 @@ impl PubSubConnection {
     /// Subscribes to a channel; returns once the server has confirmed it.
     pub(super) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
         match self {
-            Self::Single(sink, _) => sink.subscribe(channel).await,
+            Self::Single(server) => server.sink.subscribe(channel).await,
             Self::Cluster(cluster) => cluster.ssubscribe(channel).await,
         }
     }
@@ -24,7 +31,7 @@ impl PubSubConnection {
     /// Ends a subscription.
     pub(super) async fn unsubscribe(&mut self, channel: &str) -> RedisResult<()> {
         match self {
-            Self::Single(sink, _) => sink.unsubscribe(channel).await,
+            Self::Single(server) => server.sink.unsubscribe(channel).await,
             Self::Cluster(cluster) => cluster.sunsubscribe(channel).await,
         }
     }
@@ -32,7 +39,7 @@ impl PubSubConnection {
     /// Waits for a message and returns its channel; `None` when the connection has ended.
     pub(super) async fn next_message(&mut self) -> Option<String> {
         match self {
-            Self::Single(_, stream) => stream.next().await.map(|message| message.get_channel_name().to_owned()),
+            Self::Single(server) => server.stream.next().await.map(|message| message.get_channel_name().to_owned()),
             Self::Cluster(_) => std::future::pending().await,
         }
     }

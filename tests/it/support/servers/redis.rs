@@ -160,6 +160,12 @@ impl RedisServer {
             AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENT)).set_response_timeout(Some(PATIENT));
         client.get_multiplexed_async_connection_with_config(&patient).await.ok()
     }
+
+    /// Sends it a command, which succeeds.
+    pub(crate) async fn order(&self, words: &[&str]) {
+        let mut connection = self.connect().await.unwrap();
+        redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut connection).await.unwrap();
+    }
 }
 
 /// Servers that belong together, and the settings that point at them.
@@ -323,6 +329,15 @@ impl Deployment {
     /// The sentinel of a deployment that has one.
     pub(crate) fn sentinel_server(&self) -> &RedisServer {
         &self.sentinels[0]
+    }
+
+    /// Makes the replica an empty master that the sentinel names. The old master does not know.
+    pub(crate) async fn promote_unnoticed(&self) {
+        let (other, sentinel) = (&self.servers[1], self.sentinel_server());
+        other.order(&["REPLICAOF", "NO", "ONE"]).await;
+        other.order(&["FLUSHALL"]).await;
+        sentinel.order(&["SENTINEL", "REMOVE", "edge"]).await;
+        sentinel.order(&["SENTINEL", "MONITOR", "edge", "127.0.0.1", &other.port.to_string(), "1"]).await;
     }
 
     /// A cluster of three masters, each with this many replicas.

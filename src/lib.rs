@@ -3,6 +3,7 @@
 //! Three flows (ingest, consumer, lookup) use three ports (queue, store, upstream) and one domain. Data flows in one
 //! direction: `ingest → queue → consumer → store`, and `lookup → store → upstream → store`.
 
+mod addresses;
 pub mod app;
 pub mod audit;
 pub mod authorization;

@@ -29,6 +29,7 @@ const CRATES: &[(&str, &[&str])] = &[
 
 /// What each module may import of this crate. `app`, `cli`, `main` and `lib` may import every module.
 const IMPORTS: &[(&str, &[&str])] = &[
+    ("addresses", &[]),
     ("audit", &["clock", "domain", "invalid", "metrics", "private_files", "shutdown"]),
     ("authorization", &[]),
     ("breaker", &[]),
@@ -59,6 +60,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "store",
         &[
+            "addresses",
             "breaker",
             "clock",
             "domain",
@@ -76,7 +78,19 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     (
         "queue",
-        &["clock", "domain", "invalid", "max_age", "metrics", "private_files", "shutdown", "spans", "supervise", "tls"],
+        &[
+            "addresses",
+            "clock",
+            "domain",
+            "invalid",
+            "max_age",
+            "metrics",
+            "private_files",
+            "shutdown",
+            "spans",
+            "supervise",
+            "tls",
+        ],
     ),
     (
         "upstream",
@@ -115,7 +129,20 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     (
         "doctor",
-        &["authorization", "clock", "config", "domain", "ingest", "operate", "queue", "store", "tls", "upstream"],
+        &[
+            "authorization",
+            "clock",
+            "config",
+            "domain",
+            "ingest",
+            "operate",
+            "queue",
+            "shutdown",
+            "store",
+            "supervise",
+            "tls",
+            "upstream",
+        ],
     ),
     (
         "sources",

@@ -133,7 +133,7 @@ async fn a_silent_memcached_delays_lookups_by_its_timeout_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_memcached_with_users_reads_its_password_anew() {
+async fn an_encrypted_memcached_reads_its_files_anew() {
     let directory = TempDir::new().unwrap();
     certificates(directory.path());
     // The server gives up its rights before it reads its files.
@@ -161,5 +161,15 @@ async fn an_encrypted_memcached_with_users_reads_its_password_anew() {
     std::fs::write(path("password"), "second\n").unwrap();
     edge.is_ready().await;
     is_cached(&edge, &customer(1)).await;
+
+    // The certificates are read anew too.
+    std::fs::copy(path("ca.pem"), path("kept.pem")).unwrap();
+    let other = TempDir::new().unwrap();
+    certificates(other.path());
+    std::fs::copy(other.path().join("ca.pem"), path("ca.pem")).unwrap();
+    server.restart().await;
+    edge.is_without("store").await;
+    std::fs::copy(path("kept.pem"), path("ca.pem")).unwrap();
+    edge.is_ready().await;
     edge.stop().await;
 }

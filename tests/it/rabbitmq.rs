@@ -410,6 +410,15 @@ async fn an_amqps_link_needs_the_right_authority_and_certificate() {
     fill_cache(&edge, &all).await;
     assert_eq!(post_events(&edge, &all).await.len(), 5);
     await_applied(&edge, &all).await;
+
+    // The files are read for each connection, because certificates are renewed.
+    let (authority, kept) = (ours.path().join("ca.pem"), ours.path().join("kept.pem"));
+    std::fs::copy(&authority, &kept).unwrap();
+    std::fs::copy(other.path().join("ca.pem"), &authority).unwrap();
+    server.ctl(&["close_all_connections", "test"]).await;
+    edge.is_without("queue").await;
+    std::fs::copy(&kept, &authority).unwrap();
+    edge.is_ready().await;
     edge.stop().await;
 
     let directory = tempfile::tempdir().unwrap();

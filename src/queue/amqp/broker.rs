@@ -1,7 +1,8 @@
 //! The nodes of the broker, and how to connect to one of them.
 //!
 //! The nodes are tried in turn, starting after the last one that was tried, each for at most [`CONNECT_TIMEOUT`]: name,
-//! TCP, TLS and AMQP handshakes together. A failed attempt shuts its socket down, so that the library's thread ends.
+//! TCP, TLS and AMQP handshakes together. The addresses of a name share half of that.
+//! The TLS files are read again for each attempt. A failed attempt shuts its socket down, so that the library's thread ends.
 //!
 //! The library does not expose the broker's version, and the delivery limit depends on it (see [`super::topology`]). So
 //! before each connection a short-lived one reads the version from the first frame.
@@ -10,8 +11,9 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::AsFd;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,10 +26,12 @@ use lapin::{Connection, ConnectionProperties};
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use url::{Host, Url};
 use uuid::Uuid;
 
+use crate::addresses::first_to_answer;
 use crate::max_age::MaxAge;
 use crate::queue::Error;
 use crate::tls::{TlsFiles, with_advice};
@@ -36,6 +40,9 @@ use super::config::Config;
 
 /// The longest that connecting to one node may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The part of it for TCP connections to all addresses of a name.
+const TCP_TIMEOUT: Duration = Duration::from_millis(2_500);
 
 /// The heartbeat interval in seconds. A side that is silent for two intervals is considered dead.
 const HEARTBEAT: u16 = 10;
@@ -55,7 +62,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The nodes of a broker, and how to connect to them.
 pub(super) struct Broker {
     nodes: Vec<AMQPUri>,
-    tls: Option<RustlsConnector>,
+    /// The files, if a node needs TLS.
+    tls: Option<TlsFiles>,
     next: AtomicUsize,
     /// When a connection is replaced.
     pub(super) max_age: MaxAge,
@@ -126,7 +134,7 @@ impl Drop for BrokerConnection {
 }
 
 impl Broker {
-    /// Parses the URLs and reads the TLS files.
+    /// Parses the URLs and checks the TLS files.
     ///
     /// # Errors
     ///
@@ -134,7 +142,8 @@ impl Broker {
     pub(super) fn new(config: &Config) -> Result<Self, Error> {
         let nodes: Vec<AMQPUri> = config.node_urls().iter().map(|url| node(url.expose())).collect::<Result<_, _>>()?;
         let needs_tls = nodes.iter().any(|node| node.scheme == AMQPScheme::AMQPS);
-        let tls = if needs_tls { Some(connector(&config.tls)?) } else { None };
+        let tls = needs_tls.then(|| config.tls.clone());
+        tls.as_ref().map(connector).transpose()?;
         let max_age = MaxAge::new(config.max_connection_age, nodes.iter().map(|node| node.authority.host.as_str()));
         Ok(Self { nodes, tls, next: AtomicUsize::new(0), max_age })
     }
@@ -158,24 +167,32 @@ impl Broker {
 
     async fn connect_to(&self, node: &AMQPUri) -> Result<BrokerConnection, String> {
         let late = |_elapsed| format!("no connection within {CONNECT_TIMEOUT:?}");
-        let major = timeout(CONNECT_TIMEOUT, self.read_version(node))
+        let tls = match (&node.scheme, self.tls.clone()) {
+            (AMQPScheme::AMQPS, Some(files)) => {
+                let read = spawn_blocking(move || connector(&files)).await;
+                let read = read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()));
+                Some(read.map_err(|error| error.to_string())?)
+            }
+            (AMQPScheme::AMQPS | AMQPScheme::AMQP, _) => None,
+        };
+        let major = timeout(CONNECT_TIMEOUT, read_version(node, tls.as_ref()))
             .await
             .map_err(late)?
             .map_err(|error| with_advice(error.to_string()))?;
         let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
         let socket = SharedSocket::default();
         let mut guard = SocketGuard(Some(socket.clone()));
-        let (tls, handle, reactor) = (self.tls.clone(), socket.clone(), runtime.clone());
+        let (handle, reactor) = (socket.clone(), runtime.clone());
         let connect = async move |uri: AMQPUri, _| {
-            let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
-            let stream = AsyncTcpStream::connect(&reactor, addresses).await?;
+            let (host, port) = (&uri.authority.host, uri.authority.port);
+            let connect = |address| AsyncTcpStream::connect(&reactor, address);
+            let stream = first_to_answer(host, port, TCP_TIMEOUT, connect).await?;
             if let AsyncTcpStream::Plain(plain) = &stream {
                 handle.set(plain.get_ref())?;
             }
-            match (&uri.scheme, &tls) {
-                (AMQPScheme::AMQPS, Some(connector)) => Ok(stream.into_rustls(connector, host).await?),
-                (AMQPScheme::AMQPS | AMQPScheme::AMQP, _) => Ok(stream),
+            match &tls {
+                Some(connector) => Ok(stream.into_rustls(connector, host).await?),
+                None => Ok(stream),
             }
         };
         let properties = ConnectionProperties::default().with_connection_name("profile-edge".into());
@@ -186,25 +203,25 @@ impl Broker {
         let (id, address) = (Uuid::new_v4().simple().to_string(), address(node));
         Ok(BrokerConnection { connection, id, address, major, socket })
     }
+}
 
-    /// Reads the major version of a node, on a connection that ends with the answer.
-    async fn read_version(&self, node: &AMQPUri) -> io::Result<Option<u32>> {
-        let (host, port) = (node.authority.host.as_str(), node.authority.port);
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
-        let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
-        let mut stream = AsyncTcpStream::connect(&runtime, addresses).await?;
-        if let (AMQPScheme::AMQPS, Some(connector)) = (&node.scheme, &self.tls) {
-            stream = stream.into_rustls(connector, host).await?;
-        }
-        stream.write_all(&PROTOCOL_HEADER).await?;
-        // The head of a frame: type, channel, length of the payload.
-        let mut head = [0; 7];
-        stream.read_exact(&mut head).await?;
-        let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
-        let mut start = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(MAX_START)];
-        stream.read_exact(&mut start).await?;
-        Ok(major(&start))
+/// Reads the major version of a node, on a connection that ends with the answer.
+async fn read_version(node: &AMQPUri, tls: Option<&RustlsConnector>) -> io::Result<Option<u32>> {
+    let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
+    let (host, port) = (&node.authority.host, node.authority.port);
+    let connect = |address| AsyncTcpStream::connect(&runtime, address);
+    let mut stream = first_to_answer(host, port, TCP_TIMEOUT, connect).await?;
+    if let Some(connector) = tls {
+        stream = stream.into_rustls(connector, host).await?;
     }
+    stream.write_all(&PROTOCOL_HEADER).await?;
+    // The head of a frame: type, channel, length of the payload.
+    let mut head = [0; 7];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+    let mut start = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(MAX_START)];
+    stream.read_exact(&mut start).await?;
+    Ok(major(&start))
 }
 
 /// Finds the major version in a `connection.start`.

@@ -5,8 +5,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
+use crate::addresses::first_to_answer;
 use crate::domain::Secret;
 use crate::invalid::InvalidSetting;
 use crate::tls::with_advice;
@@ -30,7 +32,6 @@ pub(super) struct Connected {
 pub(super) struct Connector {
     config: Config,
     server: Server,
-    encryption: Option<Encryption>,
     limit: Duration,
 }
 
@@ -41,8 +42,8 @@ impl Connector {
     ///
     /// The certificates cannot be used.
     pub(super) fn new(config: &Config, server: &Server, limit: Duration) -> Result<Self, InvalidSetting> {
-        let encryption = config.encryption(server)?;
-        Ok(Self { encryption, config: config.clone(), server: server.clone(), limit })
+        config.encryption(server)?;
+        Ok(Self { config: config.clone(), server: server.clone(), limit })
     }
 
     /// Connects to an address of the server, or where its name leads, and checks that the server does what the store needs.
@@ -64,12 +65,12 @@ impl Connector {
         let Server { host, port } = &self.server;
         let stream = match to {
             Some(address) => TcpStream::connect(address).await,
-            None => TcpStream::connect((host.as_str(), *port)).await,
+            None => first_to_answer(host, *port, self.limit / 2, TcpStream::connect).await,
         };
         let stream = stream.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let address = stream.peer_addr().map_err(|error| error.to_string())?;
-        Ok(match &self.encryption {
+        Ok(match self.encryption().await? {
             None => {
                 let (link, carrier) = Link::over(stream);
                 Connected { link, carrier: Box::pin(carrier), address }
@@ -112,13 +113,29 @@ impl Connector {
         }
     }
 
+    /// Reads the certificates anew: they may have been renewed.
+    async fn encryption(&self) -> Result<Option<Encryption>, String> {
+        if !self.config.tls.is_any() {
+            return Ok(None);
+        }
+        let server = self.server.clone();
+        self.read(move |config| config.encryption(&server)).await
+    }
+
     /// Reads the password anew: it may have changed.
     async fn password(&self) -> Result<Option<Secret>, String> {
         if self.config.password_file.is_none() {
             return Ok(None);
         }
+        self.read(Config::password).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Config) -> Result<T, InvalidSetting> + Send + 'static,
+    ) -> Result<T, String> {
         let config = self.config.clone();
-        let read = tokio::task::spawn_blocking(move || config.password()).await;
+        let read = spawn_blocking(move || read(&config)).await;
         read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 }

@@ -11,6 +11,7 @@ use crate::consumer::foreign::{ForeignConsumers, ForeignWatch};
 use crate::consumer::losses::LossDetector;
 use crate::consumer::refusals::Refusals;
 use crate::consumer::worker::Worker;
+use crate::doctor::policies;
 use crate::domain::{KeyHasher, QueryHasher};
 use crate::faults::Faults;
 use crate::http::auth::agents::Agents;
@@ -32,6 +33,7 @@ use crate::lookup::{self, Lookup};
 use crate::metrics::Metrics;
 use crate::operate::actions::Actions;
 use crate::operate::replay::Replays;
+use crate::queue::open::QueueKind;
 use crate::readiness::Readiness;
 use crate::shares::FairShares;
 use crate::shutdown::Shutdown;
@@ -239,6 +241,9 @@ impl Components {
             shutdown: self.shutdown.clone(),
         };
         self.shutdown.spawn(losses.run());
+        if self.config.queue.kind == QueueKind::Amqp {
+            self.shutdown.spawn(policies::watch(self.config.queue.amqp.clone(), self.shutdown.clone()));
+        }
         let watch = ForeignWatch {
             found: self.foreign.clone(),
             queue: Arc::clone(&queue.queue),

@@ -212,7 +212,7 @@ pub(super) struct DoctorArgs {
     /// The key of a caller, for a test lookup.
     #[arg(long, value_name = "KEY", env = "PROFILE_EDGE_CALLER_KEY", hide_env_values = true)]
     pub(super) caller_key: Option<String>,
-    /// The URL of RabbitMQ's management API; port 15672 of the broker by default (15671 with TLS).
+    /// The URL of RabbitMQ's management API; by default `queue.amqp.management_url`, or port 15672 of the broker (15671 with TLS).
     #[arg(long, value_name = "URL")]
     pub(super) rabbitmq_api: Option<Url>,
     /// Do not check the running service, only what it depends on.

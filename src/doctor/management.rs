@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use percent_encoding::percent_decode_str;
+use reqwest::{Certificate, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use url::Url;
 
-use crate::config::Config;
+use crate::queue::amqp::Config;
 use crate::tls::is_loopback;
 
 use super::ANSWER;
@@ -16,14 +17,40 @@ use super::ANSWER;
 /// The name that connections of this service have.
 const OURS: &str = "profile-edge";
 
+/// The parts of a policy that remove events, or limit how often they may be delivered.
+const HARMFUL: [&str; 7] = [
+    "message-ttl",
+    "expires",
+    "max-length",
+    "max-length-bytes",
+    "dead-letter-exchange",
+    "dead-letter-routing-key",
+    "delivery-limit",
+];
+
 /// A queue, as the management API shows it.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct ManagedQueue {
     pub(super) name: String,
     #[serde(default)]
-    pub(super) policy: Option<String>,
+    policy: Option<String>,
     #[serde(default)]
-    pub(super) effective_policy_definition: Option<Value>,
+    effective_policy_definition: Option<Value>,
+}
+
+impl ManagedQueue {
+    /// Returns what the policy of the queue does to our events, if that is harmful.
+    pub(super) fn harm(&self) -> Option<String> {
+        let harmful = harmful(self.effective_policy_definition.as_ref()?.as_object()?);
+        let policy = self.policy.as_deref().unwrap_or("an operator policy");
+        (!harmful.is_empty()).then(|| format!("the policy {policy} sets {}", harmful.join(", ")))
+    }
+}
+
+fn harmful(rules: &Map<String, Value>) -> Vec<&'static str> {
+    // A delivery limit of -1 is none.
+    let is_set = |name: &&str| rules.get(*name).is_some_and(|value| value.as_i64().is_none_or(|limit| limit >= 0));
+    HARMFUL.into_iter().filter(is_set).collect()
 }
 
 /// A consumer, as the management API shows it.
@@ -72,10 +99,12 @@ pub(super) struct Api {
 }
 
 impl Api {
+    /// Creates a client of the API at the `given` address, or the configured one, or the one that the broker has by default;
+    /// `None` if there is none that may get the password, or the authorities cannot be read. It reads a file.
     pub(super) fn new(config: &Config, given: Option<&Url>) -> Option<Self> {
-        let broker = config.queue.amqp.addresses().ok()?.into_iter().next()?;
+        let broker = config.addresses().ok()?.into_iter().next()?;
         let is_encrypted = broker.scheme() == "amqps";
-        let base = match given {
+        let base = match given.or(config.management_url.as_ref()) {
             Some(url) => url.clone(),
             None => {
                 let (scheme, port) = if is_encrypted { ("https", 15_671) } else { ("http", 15_672) };
@@ -88,8 +117,15 @@ impl Api {
         let vhost = broker.path().trim_start_matches('/');
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().timeout(ANSWER).no_proxy().redirect(reqwest::redirect::Policy::none());
-        // Loading the CAs would fail on a machine that has none.
-        let http = if base.scheme() == "http" { http.tls_certs_only([]) } else { http };
+        let authorities = match &config.tls.ca {
+            Some(file) => Certificate::from_pem_bundle(&std::fs::read(file).ok()?).ok(),
+            // Loading those of the machine would fail where it has none.
+            None => (base.scheme() == "http").then(Vec::new),
+        };
+        let http = match authorities {
+            Some(authorities) => http.tls_certs_only(authorities),
+            None => http,
+        };
         Some(Self {
             vhost: if vhost.is_empty() { "%2F".to_owned() } else { vhost.to_owned() },
             username: decoded(broker.username()),
@@ -116,14 +152,48 @@ impl Api {
         })
     }
 
+    /// Returns a queue, if it exists.
+    pub(super) async fn queue(&self, name: &str) -> Result<Option<ManagedQueue>, String> {
+        let answer = self.send(&format!("queues/{}/{name}", self.vhost)).await?;
+        if answer.status() == StatusCode::NOT_FOUND { Ok(None) } else { read(answer).await.map(Some) }
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
+        read(self.send(path).await?).await
+    }
+
+    async fn send(&self, path: &str) -> Result<Response, &'static str> {
         let url = format!("{}/api/{path}", self.base.as_str().trim_end_matches('/'));
         let request = self.http.get(url).basic_auth(&self.username, Some(&self.password));
-        let answer =
-            request.send().await.map_err(|error| if error.is_timeout() { "no answer" } else { "no connection" })?;
-        if !answer.status().is_success() {
-            return Err(format!("status {}", answer.status().as_u16()));
-        }
-        answer.json().await.map_err(|_| "not the answer of a RabbitMQ".to_owned())
+        request.send().await.map_err(|error| if error.is_timeout() { "no answer" } else { "no connection" })
+    }
+}
+
+async fn read<T: DeserializeOwned>(answer: Response) -> Result<T, String> {
+    if !answer.status().is_success() {
+        return Err(format!("status {}", answer.status().as_u16()));
+    }
+    answer.json().await.map_err(|_| "not the answer of a RabbitMQ".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn parts_of_a_policy_that_remove_events_are_named() {
+        let harm = |rules: Value| {
+            let queue = json!({ "name": "ours", "policy": "strict", "effective_policy_definition": rules });
+            serde_json::from_value::<ManagedQueue>(queue).unwrap().harm()
+        };
+        let text = harm(json!({ "message-ttl": 60_000, "ha-mode": "all" }));
+        assert_eq!(text.as_deref(), Some("the policy strict sets message-ttl"));
+        let text = harm(json!({ "dead-letter-exchange": "dlx", "delivery-limit": 5 }));
+        assert_eq!(text.as_deref(), Some("the policy strict sets dead-letter-exchange, delivery-limit"));
+        assert_eq!(harm(json!({ "delivery-limit": -1 })), None);
+        // A queue without policies has an empty list.
+        assert_eq!(harm(json!([])), None);
     }
 }

@@ -12,6 +12,7 @@ mod genesys;
 mod machine;
 mod management;
 mod memcached;
+pub mod policies;
 mod queue;
 mod sender;
 mod service;
@@ -112,7 +113,7 @@ pub struct Options {
     pub public_url: Option<Url>,
     /// The directory with the files to import into Genesys; `None`: that of the source code.
     pub pack: Option<PathBuf>,
-    /// The address of RabbitMQ's management API; absent: port 15672 (15671 with TLS) of the broker.
+    /// The address of RabbitMQ's management API; absent: the configured one, or port 15672 (15671 with TLS) of the broker.
     pub rabbitmq_api: Option<Url>,
 }
 
@@ -133,9 +134,10 @@ pub struct Service {
 pub async fn examine(config: &Config, options: &Options, warnings: &[String], clock: &SharedClock) -> Vec<Finding> {
     let tenants: Vec<&Tenant> = config.tenants.iter().filter(|tenant| is_selected(options, &tenant.id)).collect();
     let expects_consumers = options.service.is_some();
+    // Boxed, because their types are too deep for the compiler.
     let (store, queue, genesys) = tokio::join!(
-        within("redis", store::examine(config, clock)),
-        within("rabbitmq", queue::examine(config, options.rabbitmq_api.as_ref(), expects_consumers)),
+        within("redis", Box::pin(store::examine(config, clock))),
+        within("rabbitmq", Box::pin(queue::examine(config, options.rabbitmq_api.as_ref(), expects_consumers))),
         within("genesys", genesys::examine(config, &tenants, options, clock)),
     );
     let mut found = machine::examine(config, warnings);

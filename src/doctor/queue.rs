@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value};
 use url::Url;
 
 use crate::config::Config;
@@ -12,21 +11,10 @@ use crate::queue::amqp::survey::{Purpose, QueueState, Survey, survey};
 use crate::queue::open::QueueKind;
 
 use super::management::{Api, Managed};
-use super::{ANSWER, Finding};
+use super::{ANSWER, Finding, policies};
 
 /// The oldest version with the streams that the journal needs, as the tests run on it.
 const OLDEST: (u32, u32) = (3, 10);
-
-/// The parts of a policy that remove events, or limit how often they may be delivered.
-const HARMFUL: [&str; 7] = [
-    "message-ttl",
-    "expires",
-    "max-length",
-    "max-length-bytes",
-    "dead-letter-exchange",
-    "dead-letter-routing-key",
-    "delivery-limit",
-];
 
 /// How many events may wait before it is reported.
 const MANY_WAITING: u64 = 10_000;
@@ -43,7 +31,7 @@ pub(super) async fn examine(config: &Config, api: Option<&Url>, expects_consumer
         Ok(found) => found,
         Err(error) => return vec![unreachable(&error)],
     };
-    let api = Api::new(config, api);
+    let api = Api::new(&config.queue.amqp, api);
     let managed = match &api {
         Some(api) => api.read().await,
         None => Err("its address is not known".to_owned()),
@@ -55,7 +43,7 @@ pub(super) async fn examine(config: &Config, api: Option<&Url>, expects_consumer
             "rabbitmq.policies",
             api.map_or_else(|| found.address.clone(), |api| api.base.to_string()),
             format!("the management API does not answer, policies and other consumers were not checked: {why}"),
-            "give its address with --rabbitmq-api, and the user the tag \"monitoring\"",
+            "give its address with --rabbitmq-api or queue.amqp.management_url, and the user the tag \"monitoring\"",
         )),
     }
     findings
@@ -139,17 +127,8 @@ fn judge_managed(found: &Survey, managed: &Managed) -> Vec<Finding> {
     let mine: HashMap<&str, Purpose> = found.queues.iter().map(|queue| (queue.name.as_str(), queue.purpose)).collect();
     let mut bad_policies = Vec::new();
     for queue in managed.queues.iter().filter(|queue| mine.contains_key(queue.name.as_str())) {
-        let rules = queue.effective_policy_definition.as_ref().and_then(Value::as_object);
-        let harmful = harmful(rules);
-        if !harmful.is_empty() {
-            let policy = queue.policy.as_deref().unwrap_or("an operator policy");
-            bad_policies.push(Finding::failed(
-                "rabbitmq.policies",
-                &queue.name,
-                format!("the policy {policy} sets {}", harmful.join(", ")),
-                "exclude our queues from the policy (rabbitmqctl list_policies): it removes events that were confirmed",
-            ));
-        }
+        let finding = |harm| Finding::failed("rabbitmq.policies", &queue.name, harm, policies::ADVICE);
+        bad_policies.extend(queue.harm().map(finding));
     }
     if bad_policies.is_empty() {
         bad_policies.push(Finding::ok("rabbitmq.policies", &found.address, "no policy removes our events"));
@@ -167,13 +146,6 @@ fn judge_version(subject: &str, version: &str) -> Finding {
         return Finding::failed("rabbitmq.version", subject, format!("version {version}"), advice);
     }
     Finding::ok("rabbitmq.version", subject, format!("version {version}"))
-}
-
-fn harmful(rules: Option<&Map<String, Value>>) -> Vec<&'static str> {
-    let Some(rules) = rules else { return Vec::new() };
-    // A delivery limit of -1 is none.
-    let is_set = |name: &&str| rules.get(*name).is_some_and(|value| value.as_i64().is_none_or(|limit| limit >= 0));
-    HARMFUL.into_iter().filter(is_set).collect()
 }
 
 fn consumers(found: &Survey, mine: &HashMap<&str, Purpose>, managed: &Managed) -> Finding {
@@ -196,17 +168,11 @@ fn consumers(found: &Survey, mine: &HashMap<&str, Purpose>, managed: &Managed) -
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::super::Verdict;
     use super::*;
 
     #[test]
-    fn parts_of_a_policy_that_remove_events_are_named() {
-        let rules = |value: Value| harmful(value.as_object());
-        assert_eq!(rules(json!({ "message-ttl": 60_000, "ha-mode": "all" })), ["message-ttl"]);
-        assert_eq!(rules(json!({ "dead-letter-exchange": "dlx", "delivery-limit": 5 })).len(), 2);
-        assert!(rules(json!({ "delivery-limit": -1 })).is_empty());
+    fn a_version_that_is_too_old_is_named() {
         assert_eq!(judge_version("rabbitmq", "3.9.29").verdict, Verdict::Failed);
         assert_eq!(judge_version("rabbitmq", "4.1.0").verdict, Verdict::Ok);
     }

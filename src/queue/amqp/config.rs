@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::domain::Secret;
 use crate::invalid::InvalidSetting;
-use crate::tls::TlsFiles;
+use crate::tls::{TlsFiles, is_loopback};
 
 /// The largest number of work queues.
 const MAX_SHARDS: u16 = 256;
@@ -21,6 +21,9 @@ pub struct Config {
     /// Several nodes of one broker, tried in turn. If there are any, `url` is not used.
     #[serde(default)]
     pub urls: Vec<Secret>,
+    /// The management API of the broker, which shows policies; absent: port 15672 of the broker (15671 with TLS).
+    #[serde(default)]
+    pub management_url: Option<Url>,
     /// `[queue.amqp.tls]`, for `amqps://` URLs.
     #[serde(default)]
     pub tls: TlsFiles,
@@ -65,6 +68,20 @@ impl Config {
         }
         if self.tls.is_any() && !encrypted {
             return refuse("tls", "needs amqps:// addresses");
+        }
+        if let Some(url) = &self.management_url {
+            if !matches!(url.scheme(), "http" | "https") || !url.username().is_empty() || url.password().is_some() {
+                return refuse(
+                    "management_url",
+                    "must be http://host:port or https://, without a user: it gets that of url",
+                );
+            }
+            if encrypted && url.scheme() == "http" && !is_loopback(url) {
+                return refuse(
+                    "management_url",
+                    "must be https:// beside amqps:// addresses: it gets the same password",
+                );
+            }
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(is_plain) {
@@ -127,6 +144,7 @@ mod tests {
         let mut config = Config {
             url: Secret::new("amqp://guest:planted@127.0.0.1:5672/%2f"),
             urls: Vec::new(),
+            management_url: None,
             tls: TlsFiles::default(),
             name: "profile-edge".to_owned(),
             shards: 1,
@@ -150,6 +168,15 @@ mod tests {
         assert_eq!(refused(|_| ()), None);
         assert_eq!(refused(|config| config.tls.cert = Some("c.pem".into())).as_deref(), Some("tls.key"));
         assert_eq!(refused(|config| config.tls.ca = Some("c.pem".into())).as_deref(), Some("tls"));
+        for url in ["ftp://broker", "http://guest:planted@broker:15672"] {
+            let refused = refused(|config| config.management_url = url.parse().ok());
+            assert_eq!(refused.as_deref(), Some("management_url"), "{url}");
+        }
+        let in_clear = |config: &mut Config| {
+            config.url = Secret::new("amqps://guest:planted@broker/%2f");
+            config.management_url = "http://broker:15672".parse().ok();
+        };
+        assert_eq!(refused(in_clear).as_deref(), Some("management_url"));
         for name in ["", "a b", "a/b"] {
             assert_eq!(refused(|config| config.name = name.to_owned()).as_deref(), Some("name"), "{name}");
         }

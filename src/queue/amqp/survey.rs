@@ -70,6 +70,14 @@ pub async fn survey(config: &Config, patience: Duration) -> Result<Survey, Error
     channel::within(patience, ask(config)).await
 }
 
+/// Returns the names of our queues.
+#[must_use]
+pub fn queue_names(config: &Config) -> Vec<String> {
+    let topology = Topology::new(config);
+    let others = [&topology.dead_letters, &topology.restores, &topology.journal];
+    topology.work_queues().iter().chain(others).cloned().collect()
+}
+
 async fn ask(config: &Config) -> Result<Survey, Error> {
     let broker = Broker::new(config)?.connect().await?;
     let topology = Topology::new(config);

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Diagnosis, diagnose, sandbox_of, settings};
 use crate::support::edge::{Edge, on_rabbit};
 use crate::support::eventually;
-use crate::support::process::free_port;
+use crate::support::process::{Process, configuration, free_port};
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
 
@@ -69,6 +69,23 @@ async fn blamed_only(settings: &str, arguments: &[&str], check: &str) -> Diagnos
     .await
 }
 
+/// Starts the service, which warns about the policy by itself.
+async fn told_at_the_start(settings: &str, management: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!(
+        "http.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n{settings}management_url = \"{management}\"\n"
+    );
+    let file = configuration(directory.path(), &settings).display().to_string();
+    let mut service = Process::start(directory.path(), &["run", "--config", &file], &[]);
+    service.wait_for_log("the policy short sets message-ttl").await;
+    let log = service.log();
+    let warning = log.lines().find(|line| line.contains("message-ttl")).unwrap();
+    assert!(warning.contains("profile-edge.invalidations.0") && warning.contains("exclude our queues"), "{warning}");
+    assert!(!log.contains("guest:guest"), "{log}");
+    service.signal("TERM");
+    assert_eq!(service.ended().await, Some(0), "{}", service.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_our_queues_are_named() {
     let genesys = Edge::start().await;
@@ -83,6 +100,7 @@ async fn faults_of_our_queues_are_named() {
     let rules = json!({ "pattern": "^profile-edge", "definition": { "message-ttl": 60_000 }, "apply-to": "queues" });
     server.api("PUT", &format!("/policies/{vhost}/short"), Some(rules)).await.unwrap();
     blamed_only(&settings, &alone, "rabbitmq.policies").await;
+    told_at_the_start(&settings, &management).await;
     server.api("DELETE", &format!("/policies/{vhost}/short"), None).await.unwrap();
 
     // A consumer of another program.

@@ -270,6 +270,7 @@ impl RabbitServer {
             name: "profile-edge".to_owned(),
             url: Secret::new(self.url(vhost)),
             urls: Vec::new(),
+            management_url: None,
             tls: TlsFiles::default(),
             shards: 1,
             prefetch: 512,

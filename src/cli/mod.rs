@@ -161,7 +161,9 @@ fn read(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, LoadErrors> {
     // A variable that is not valid UTF-8 is not one of ours.
     let env =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    config::load(args.config.as_deref().map(Path::new), env, roles)
+    // An empty variable names no file.
+    let file = args.config.as_deref().filter(|file| !file.is_empty());
+    config::load(file.map(Path::new), env, roles)
 }
 
 fn hash_key() -> Exit {

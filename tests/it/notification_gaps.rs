@@ -129,6 +129,20 @@ async fn a_lost_socket_is_noticed_while_its_lane_waits() {
     world.stop().await;
 }
 
+/// A channel is of no use after its token, although its socket stays open.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_token_is_noticed_while_its_lane_waits() {
+    let genesys = Edge::start().await;
+    genesys.behave(json!({ "token_lifetime": 4 })).await;
+    // A channel is replaced every second, which takes two requests: after six, the lane waits for ten seconds.
+    let slow = settings_of(genesys.sandbox_address(), LONG);
+    let slow = slow.replace("requests_per_minute = 100000", "requests_per_minute = 60");
+    let world = World { edge: Edge::start_with(&slow).await, genesys };
+    world.edge.look_up(&customer(1)).await;
+    world.misses("the token of the channel has ended").await;
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_waits_for_genesys_ends_with_the_drain() {
     let (world, proxy) = waiting_for_its_turn().await;

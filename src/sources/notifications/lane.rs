@@ -13,20 +13,12 @@ use crate::upstream::Error;
 use crate::upstream::notifications::Channel;
 
 use super::Watcher;
+use super::live::{Live, replace_at};
 use super::reader::{End, Reader};
 use super::watches::Contact;
 
 /// How long contacts are gathered for one request.
 const GATHER: Duration = Duration::from_millis(200);
-
-/// The longest life of a channel.
-const DAY: Duration = Duration::from_secs(24 * 3_600);
-
-/// The longest time before the end of a channel at which it is replaced; for a short life a quarter of it.
-const AHEAD: Duration = Duration::from_secs(30 * 60);
-
-/// How long before the end of its token a channel is replaced: the token was renewed by then.
-const AHEAD_OF_TOKEN: Duration = Duration::from_secs(30);
 
 /// The shortest time between two replacements.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -41,18 +33,6 @@ pub(super) struct Lane {
     /// Since when a process before this one may have missed changes.
     missed_before: Option<Timestamp>,
     backoff: Backoff,
-}
-
-/// A channel whose changes are received.
-#[derive(Debug)]
-struct Live {
-    channel: Channel,
-    reader: Reader,
-    /// The contacts that it is subscribed to.
-    subscribed: HashSet<CustomerId>,
-    replace_at: Instant,
-    /// When contacts that could not be subscribed are tried again.
-    retry_at: Option<Instant>,
 }
 
 impl Lane {
@@ -154,16 +134,13 @@ impl Lane {
         let watcher = Arc::clone(&self.watcher);
         loop {
             let retry = live.retry_at.unwrap_or(live.replace_at);
-            let ended = live.reader.ended();
-            // Whatever takes long looks at the end of the socket too.
+            let ended = live.ended(&watcher);
+            // Whatever takes long looks at the end too.
             let step = tokio::select! {
                 biased;
                 end = ended => Err(end),
                 () = live.reader.closing.notified() => self.replace(&mut live).await,
                 () = sleep_until(live.replace_at) => self.replace(&mut live).await,
-                () = sleep_until(live.channel.token_ends) => {
-                    return End { reason: "the token of the channel has ended", heard: watcher.clock.now() };
-                }
                 () = watcher.watches.changed(self.number) => self.update(&mut live).await,
                 () = sleep_until(retry), if live.retry_at.is_some() => self.update(&mut live).await,
             };
@@ -176,7 +153,7 @@ impl Lane {
 
     /// Subscribes new contacts, or tries it again later. Fails if the channel is to be given up.
     async fn update(&mut self, live: &mut Live) -> Result<(), End> {
-        let ended = live.reader.ended();
+        let ended = live.ended(&self.watcher);
         let subscribed = tokio::select! {
             biased;
             end = ended => return Err(end),
@@ -208,7 +185,7 @@ impl Lane {
     /// the present socket has ended and there is no other.
     async fn replace(&mut self, live: &mut Live) -> Result<(), End> {
         let watcher = Arc::clone(&self.watcher);
-        let (number, ended) = (self.number, live.reader.ended());
+        let (number, ended) = (self.number, live.ended(&watcher));
         tokio::pin!(ended);
         let _turn = tokio::select! {
             biased;
@@ -238,9 +215,14 @@ impl Lane {
                 Ok(())
             }
             Err(error) => {
-                self.report(&error);
                 live.replace_at = Instant::now() + self.pause_after(&error);
-                lost.map_or(Ok(()), Err)
+                let Some(end) = lost else {
+                    let (tenant, lane) = (&watcher.tenant, self.number);
+                    tracing::info!(%tenant, lane, %error, "a channel of notifications cannot be replaced yet, trying again");
+                    return Ok(());
+                };
+                self.report(&error);
+                Err(end)
             }
         }
     }
@@ -248,7 +230,7 @@ impl Lane {
     /// Ends the reader of a channel whose successor is subscribed.
     fn take_over(&mut self, old: Live, next: &Live, is_lost: bool) {
         let watcher = Arc::clone(&self.watcher);
-        if !is_lost && let Some(end) = old.reader.ended().now_or_never() {
+        if !is_lost && let Some(end) = old.ended(&watcher).now_or_never() {
             // Between its end and the subscription of the next one, changes were missed.
             watcher.lose(self.number, end);
             let mut contacts = watcher.watches.of(self.number);
@@ -289,12 +271,4 @@ impl Lane {
 fn confirm(watcher: &Watcher, contacts: &[Arc<Contact>]) {
     let now = watcher.clock.now();
     contacts.iter().for_each(|contact| contact.watched_from(now));
-}
-
-/// Returns when a channel is to be replaced.
-fn replace_at(channel: &Channel, watcher: &Watcher) -> Instant {
-    let life = channel.expires.since(watcher.clock.now()).min(DAY);
-    let by_life = Instant::now() + life - AHEAD.min(life / 4);
-    // A token ends later than this process began, so the subtraction does not fail.
-    by_life.min(channel.token_ends.checked_sub(AHEAD_OF_TOKEN).unwrap_or(by_life))
 }

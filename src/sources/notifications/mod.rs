@@ -21,6 +21,7 @@
 mod catch_up;
 mod gaps;
 mod lane;
+mod live;
 mod reader;
 mod status;
 mod watches;

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::lookup_host;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Connects to the addresses of a host in turn, by `connect`, and returns the first connection. Each address gets an equal part
-/// of the time, so that a silent one hides no other.
+/// of the time that is left, so that a silent one hides no other.
 ///
 /// # Errors
 ///
@@ -33,9 +33,11 @@ async fn first_of<T, F>(
 where
     F: Future<Output = io::Result<T>>,
 {
-    let patience = within / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let (until, mut left) = (Instant::now() + within, u32::try_from(addresses.len()).unwrap_or(u32::MAX));
     let mut last = io::Error::other("the name has no address");
     for address in addresses {
+        let patience = until.saturating_duration_since(Instant::now()) / left;
+        left -= 1;
         match timeout(patience, connect(address)).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => last = error,
@@ -58,8 +60,13 @@ mod tests {
         let connect = async |address: SocketAddr| {
             if address == second { Ok(address) } else { std::future::pending().await }
         };
-        let connected = timeout(WITHIN, first_of(addresses.clone(), WITHIN, connect)).await;
-        assert_eq!(connected.unwrap().unwrap(), second);
+        assert_eq!(first_of(addresses.clone(), WITHIN, connect).await.unwrap(), second);
+        let refused = async |address: SocketAddr| {
+            if address == second { std::future::pending().await } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+        };
+        let began = Instant::now();
+        let error = first_of::<(), _>(addresses.clone(), WITHIN, refused).await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::ConnectionRefused, WITHIN / 2));
         let nobody = async |_address| std::future::pending::<io::Result<()>>().await;
         let refused = first_of(addresses, WITHIN, nobody).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);

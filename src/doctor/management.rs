@@ -99,38 +99,43 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// Creates a client of the API at the `given` address, or the configured one, or the one that the broker has by default;
-    /// `None` if there is none that may get the password, or the authorities cannot be read. It reads a file.
-    pub(super) fn new(config: &Config, given: Option<&Url>) -> Option<Self> {
-        let broker = config.addresses().ok()?.into_iter().next()?;
+    /// Creates a client of the API at the `given` address, or the configured one, or the one that a node of the broker has by
+    /// default. It reads a file. Fails with the reason.
+    pub(super) fn new(config: &Config, given: Option<&Url>, node: usize) -> Result<Self, &'static str> {
+        const UNKNOWN: &str = "its address is not known";
+        let brokers = config.addresses().map_err(|_| UNKNOWN)?;
+        let broker = brokers.get(node % brokers.len().max(1)).ok_or(UNKNOWN)?;
+        let host = broker.host_str().ok_or(UNKNOWN)?;
         let is_encrypted = broker.scheme() == "amqps";
         let base = match given.or(config.management_url.as_ref()) {
             Some(url) => url.clone(),
             None => {
                 let (scheme, port) = if is_encrypted { ("https", 15_671) } else { ("http", 15_672) };
-                Url::parse(&format!("{scheme}://{}:{port}", broker.host_str()?)).ok()?
+                Url::parse(&format!("{scheme}://{host}:{port}")).map_err(|_| UNKNOWN)?
             }
         };
-        // The password must not travel in clear where the link to the broker does not.
-        let is_safe = base.scheme() == "https" || is_loopback(&base) || !is_encrypted;
+        if is_encrypted && base.scheme() != "https" && !is_loopback(&base) {
+            return Err("it would get the password in clear, unlike the broker");
+        }
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let vhost = broker.path().trim_start_matches('/');
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().timeout(ANSWER).no_proxy().redirect(reqwest::redirect::Policy::none());
-        let authorities = match &config.tls.ca {
-            Some(file) => Certificate::from_pem_bundle(&std::fs::read(file).ok()?).ok(),
-            // Loading those of the machine would fail where it has none.
-            None => (base.scheme() == "http").then(Vec::new),
+        let http = match &config.tls.ca {
+            // Loading the authorities of the machine would fail where it has none.
+            _ if base.scheme() == "http" => http.tls_certs_only([]),
+            Some(file) if base.host_str() == Some(host) => {
+                let unreadable = "the authorities in queue.amqp.tls.ca cannot be read";
+                let found = std::fs::read(file).map_err(|_| unreadable)?;
+                http.tls_certs_only(Certificate::from_pem_bundle(&found).map_err(|_| unreadable)?)
+            }
+            _ => http,
         };
-        let http = match authorities {
-            Some(authorities) => http.tls_certs_only(authorities),
-            None => http,
-        };
-        Some(Self {
+        Ok(Self {
             vhost: if vhost.is_empty() { "%2F".to_owned() } else { vhost.to_owned() },
             username: decoded(broker.username()),
             password: decoded(broker.password().unwrap_or_default()),
-            http: http.build().ok().filter(|_| is_safe)?,
+            http: http.build().map_err(|_| "this machine has no certificate authorities")?,
             base,
         })
     }

@@ -22,39 +22,45 @@ pub(super) const ADVICE: &str =
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
+/// What a broker answers that refuses the user, as [`Api`] tells it.
+const REFUSALS: [&str; 2] = ["status 401", "status 403"];
+
 /// What policies are known to do to each queue.
 type Harms = Vec<(String, Option<String>)>;
 
 /// Warns about each policy of one of our queues that removes events, once: at the start, and when it is set later. If the
-/// management API does not answer, nothing is known, which is logged once.
+/// management API does not answer, nothing is known, which is logged once. If it refuses the user, it is not asked again.
 pub async fn watch(config: amqp::Config, shutdown: Shutdown) {
     let mut harms: Harms = queue_names(&config).into_iter().map(|queue| (queue, None)).collect();
-    let api = spawn_blocking(move || Api::new(&config, None)).await;
-    let Some(api) = api.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic())) else { return };
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     let mut is_told = false;
-    while !shutdown.is_requested() {
+    for node in 0.. {
         let looked = tokio::select! {
             () = shutdown.requested() => return,
-            looked = look(&api, &mut harms) => looked,
+            looked = look(&config, node, &mut harms) => looked,
         };
-        if let Err(why) = looked.as_ref()
+        if let Err(why) = &looked
             && !is_told
         {
             is_told = true;
             tracing::info!(
-                address = %api.base,
                 why,
                 "the policies of RabbitMQ cannot be read, so one that removes events would not be noticed; name its management \
                  API in queue.amqp.management_url, and give the user the tag \"management\""
             );
         }
+        if looked.is_err_and(|why| REFUSALS.contains(&why.as_str())) {
+            return;
+        }
         backoff.pause(&shutdown).await;
     }
 }
 
-/// Looks at each queue once. Fails with the reason.
-async fn look(api: &Api, harms: &mut Harms) -> Result<(), String> {
+/// Looks at each queue once, at one node of the broker. Fails with the reason.
+async fn look(config: &amqp::Config, node: usize, harms: &mut Harms) -> Result<(), String> {
+    let config = config.clone();
+    let api = spawn_blocking(move || Api::new(&config, None, node)).await;
+    let api = api.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))?;
     for (queue, known) in harms {
         // It may not exist yet.
         let harm = api.queue(queue).await?.and_then(|queue| queue.harm());

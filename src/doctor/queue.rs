@@ -31,17 +31,17 @@ pub(super) async fn examine(config: &Config, api: Option<&Url>, expects_consumer
         Ok(found) => found,
         Err(error) => return vec![unreachable(&error)],
     };
-    let api = Api::new(&config.queue.amqp, api);
+    let api = Api::new(&config.queue.amqp, api, 0);
     let managed = match &api {
-        Some(api) => api.read().await,
-        None => Err("its address is not known".to_owned()),
+        Ok(api) => api.read().await,
+        Err(why) => Err((*why).to_owned()),
     };
     let mut findings = judge(&found, expects_consumers);
     match managed {
         Ok(managed) => findings.extend(judge_managed(&found, &managed)),
         Err(why) => findings.push(Finding::warning(
             "rabbitmq.policies",
-            api.map_or_else(|| found.address.clone(), |api| api.base.to_string()),
+            api.map_or_else(|_| found.address.clone(), |api| api.base.to_string()),
             format!("the management API does not answer, policies and other consumers were not checked: {why}"),
             "give its address with --rabbitmq-api or queue.amqp.management_url, and the user the tag \"monitoring\"",
         )),

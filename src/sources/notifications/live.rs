@@ -10,7 +10,7 @@ use crate::domain::CustomerId;
 use crate::upstream::notifications::Channel;
 
 use super::Watcher;
-use super::reader::{End, Reader};
+use super::reader::{End, Reader, SILENCE};
 
 /// The longest life of a channel.
 const DAY: Duration = Duration::from_secs(24 * 3_600);
@@ -41,9 +41,11 @@ impl Live {
             tokio::select! {
                 biased;
                 end = socket => end,
-                () = sleep_until(token_ends) => {
-                    End { reason: "the token of the channel has ended", heard: watcher.clock.now() }
-                }
+                () = sleep_until(token_ends) => End {
+                    reason: "the token of the channel has ended",
+                    // The socket may have been dead for as long before, and this process may have been stopped since.
+                    heard: watcher.clock.now().minus(token_ends.elapsed() + SILENCE),
+                },
             }
         }
     }

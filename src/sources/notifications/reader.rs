@@ -20,7 +20,7 @@ use super::Watcher;
 const PING_EVERY: Duration = Duration::from_secs(10);
 
 /// After how long without a message the socket is given up. Genesys sends a heartbeat every 30 s, and answers a ping.
-const SILENCE: Duration = Duration::from_secs(35);
+pub(super) const SILENCE: Duration = Duration::from_secs(35);
 
 /// How long a socket that was replaced is still read: what was sent to it alone may be on the way.
 const LINGER: Duration = Duration::from_secs(2);

@@ -65,7 +65,7 @@ impl Connector {
         let Server { host, port } = &self.server;
         let stream = match to {
             Some(address) => TcpStream::connect(address).await,
-            None => first_to_answer(host, *port, self.limit / 2, TcpStream::connect).await,
+            None => first_to_answer(host, *port, self.limit * 3 / 4, TcpStream::connect).await,
         };
         let stream = stream.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;

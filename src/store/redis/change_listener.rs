@@ -6,16 +6,17 @@
 //!
 //! A server that answers may not be the one where events are applied any more: the sentinels name another master, or the
 //! name in the configuration moved. Then nothing would ever be heard again. So the connection ends when the sentinels name
-//! another master, and it is replaced after its [`MaxAge`]. The next connection is made first, and a mark is published by a
-//! third one: if both subscriptions hear it, what the old one still hears the new one hears too, and there is no gap. A change
-//! that comes in between may be heard twice.
+//! another master. Where a name leads to the server, it is replaced after its [`MaxAge`]: the next connection is made first, and a
+//! mark is published by a third one. If both subscriptions hear it, what the old one still hears the new one hears too, and
+//! there is no gap. A change that comes in between may be heard twice. An old server that was made a replica of the new one
+//! meanwhile passes for the same.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::aio::PubSubStream;
 use redis::{Msg, RedisResult};
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 use uuid::Uuid;
 
 use crate::domain::{Key, Kind};
@@ -26,7 +27,7 @@ use crate::store::changes::ChangeFeed;
 use crate::supervise::Backoff;
 
 use super::client::{ServerClient, Settings};
-use super::config::{Config, Endpoints};
+use super::config::{Config, Endpoints, Mode};
 use super::error::{explain, refused};
 use super::subscriber::Subscription;
 
@@ -39,10 +40,20 @@ const MARK: &str = "=";
 /// The time between two pings, and the longest that connecting or one answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often a mark may fail to be published before the next connection is used without a proof.
+const MAX_UNPROVED: u32 = 5;
+
+/// Why a connection is given up.
+const BROKEN: &str = "it broke, or the server is silent";
+const MOVED: &str = "the sentinels name another master";
+const UNHEARD: &str = "the name leads to several servers";
+
 /// Listens to one server.
 struct Listener {
     client: ServerClient,
     max_age: MaxAge,
+    /// Whether messages of several nodes arrive, in no order.
+    is_of_cluster: bool,
     channel: String,
     feed: ChangeFeed,
 }
@@ -57,7 +68,12 @@ pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<
         let settings = Settings::read(&node).map_err(refused)?;
         Ok(Listener {
             client: ServerClient::new(&node, &settings).map_err(|error| explain(&error))?,
-            max_age: node.max_age().map_err(refused)?,
+            max_age: match settings.endpoints {
+                // They are asked all the time.
+                Endpoints::Sentinel { .. } => MaxAge::new(Duration::MAX, []),
+                Endpoints::Single(_) | Endpoints::Cluster(_) => node.max_age().map_err(refused)?,
+            },
+            is_of_cluster: config.mode == Some(Mode::Cluster),
             channel: channel(&settings.endpoints),
             feed: feed.clone(),
         })
@@ -80,13 +96,14 @@ async fn run(mut listeners: Vec<Listener>, feed: ChangeFeed, shutdown: Shutdown)
             if let Some(subscription) = listener.subscribe().await {
                 backoff.reset();
                 feed.set_live(true);
-                tokio::select! {
+                let reason = tokio::select! {
                     () = shutdown.requested() => return,
-                    () = listener.follow(subscription) => {}
-                }
+                    reason = listener.follow(subscription) => reason,
+                };
                 feed.set_live(false);
                 tracing::warn!(
-                    "the connection for the change feed is broken, connecting again; streams of changes are reset"
+                    reason,
+                    "the connection for the change feed is given up, connecting again; streams of changes are reset"
                 );
             }
             backoff.pause(&shutdown).await;
@@ -108,45 +125,80 @@ impl Listener {
         timeout(PATIENCE, subscribing).await.ok()?.ok()
     }
 
-    /// Forwards changes until the connection breaks, is silent, or leads to a server that is not the master any more.
-    /// Replaces it when it has reached its age.
-    async fn follow(&mut self, mut current: Subscription) {
+    /// Forwards changes until the connection is to be given up, and returns why. Replaces it when it has reached its age.
+    async fn follow(&mut self, mut current: Subscription) -> &'static str {
+        let (mut backoff, mut retry, mut unproved) = (Backoff::default(), None, 0);
         loop {
+            let (max_age, wait) = (self.max_age, retry.take());
+            let due = async {
+                match wait {
+                    Some(pause) => sleep(pause).await,
+                    None => max_age.reached().await,
+                }
+            };
             tokio::select! {
-                () = forward(&mut current, &self.channel, &self.feed) => return,
-                () = self.client.moved() => return,
-                () = self.max_age.reached() => {}
+                () = forward(&mut current, &self.channel, &self.feed) => return BROKEN,
+                () = self.client.moved() => return MOVED,
+                () = due => {}
             }
             let (channel, feed) = (self.channel.clone(), self.feed.clone());
             let next = tokio::select! {
-                () = forward(&mut current, &channel, &feed) => return,
+                () = forward(&mut current, &channel, &feed) => return BROKEN,
                 next = self.subscribe() => next,
             };
-            // The present connection works; the next attempt is made when it has reached its age again.
-            let Some(mut next) = next else { continue };
-            let Some(mark) = self.publish_mark().await else { return };
-            let heard =
-                tokio::join!(until(&mut current.stream, &mark, &self.feed), until(&mut next.stream, &mark, &self.feed));
-            match heard {
-                (true, true) => {}
-                (false, true) => {
-                    tracing::info!("redis leads to another server than before; streams of changes are reset");
+            let Some(mut next) = next else {
+                // The present connection works.
+                retry = Some(backoff.next_delay());
+                continue;
+            };
+            match self.hear_a_mark(&mut current, &mut next).await {
+                Some((true, true)) => {
+                    if self.is_of_cluster {
+                        // What one node publishes may overtake the mark of another on its way to the new connection only.
+                        let both = async {
+                            tokio::join!(messages(&mut current.stream, &feed), messages(&mut next.stream, &feed))
+                        };
+                        let _ = timeout(PATIENCE, both).await;
+                    }
+                }
+                Some((_, false)) => return UNHEARD,
+                None if unproved < MAX_UNPROVED => {
+                    unproved += 1;
+                    retry = Some(backoff.next_delay());
+                    continue;
+                }
+                Some((false, true)) | None => {
+                    tracing::info!("redis may lead to another server than before; streams of changes are reset");
                     self.feed.set_live(true);
                 }
-                (_, false) => return,
             }
-            current = next;
+            (current, unproved) = (next, 0);
+            backoff.reset();
         }
     }
 
-    /// Publishes a mark, by a connection of its own, and returns it.
-    async fn publish_mark(&mut self) -> Option<String> {
-        let mark = format!("{MARK}{}", Uuid::new_v4().simple());
+    /// Publishes a mark by a connection of its own, and returns which of two subscriptions hear it; `None` if it could not be
+    /// published. Both forward changes meanwhile.
+    async fn hear_a_mark(&mut self, old: &mut Subscription, new: &mut Subscription) -> Option<(bool, bool)> {
+        let (mark, feed) = (format!("{MARK}{}", Uuid::new_v4().simple()), self.feed.clone());
+        let heard = async { tokio::join!(until(&mut old.stream, &mark, &feed), until(&mut new.stream, &mark, &feed)) };
+        let unpublished = async {
+            if self.publish(&mark).await.is_some() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            heard = heard => Some(heard),
+            () = unpublished => None,
+        }
+    }
+
+    async fn publish(&mut self, message: &str) -> Option<()> {
         let publishing = async {
             let mut connection = self.client.connect().await?;
-            redis::cmd("PUBLISH").arg(&self.channel).arg(&mark).exec_async(&mut connection).await
+            redis::cmd("PUBLISH").arg(&self.channel).arg(message).exec_async(&mut connection).await
         };
-        timeout(PATIENCE, publishing).await.ok()?.ok().map(|()| mark)
+        timeout(PATIENCE, publishing).await.ok()?.ok()
     }
 }
 
@@ -163,14 +215,16 @@ async fn forward(subscription: &mut Subscription, channel: &str, feed: &ChangeFe
             }
         }
     };
-    let messages = async {
-        while let Some(message) = stream.next().await {
-            publish(&message, feed);
-        }
-    };
     tokio::select! {
         () = pings => {}
-        () = messages => {}
+        () = messages(stream, feed) => {}
+    }
+}
+
+/// Forwards changes until the stream ends. Cancel-safe.
+async fn messages(stream: &mut PubSubStream, feed: &ChangeFeed) {
+    while let Some(message) = stream.next().await {
+        publish(&message, feed);
     }
 }
 
@@ -185,7 +239,8 @@ async fn until(stream: &mut PubSubStream, mark: &str, feed: &ChangeFeed) -> bool
         }
         false
     };
-    timeout(PATIENCE, coming).await.unwrap_or_default()
+    // The mark takes as long to be published as may be, and as long to arrive.
+    timeout(PATIENCE * 2, coming).await.unwrap_or_default()
 }
 
 fn publish(message: &Msg, feed: &ChangeFeed) {

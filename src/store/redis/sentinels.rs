@@ -9,6 +9,9 @@ use tokio::time::{sleep, timeout};
 
 use super::config::SentinelLogin;
 
+/// The longest time to find the master.
+const FIND_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How often the sentinels are asked whether the master has changed, and how long an answer may take.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -18,7 +21,7 @@ pub(super) struct Sentinels {
     client: SentinelClient,
     /// Each of them.
     each: Vec<Client>,
-    /// The one that is asked next, in turn.
+    /// The one that is asked when the present one fails, in turn.
     next: usize,
     /// The name of the master.
     name: String,
@@ -65,12 +68,22 @@ impl Sentinels {
         loop {
             sleep(ASK_EVERY).await;
             match timeout(ASK_EVERY, self.ask()).await {
-                Ok(Ok(master)) if master.is_some() && master != self.master => return,
+                Ok(Ok(master)) if master.is_some() && master != self.master => {
+                    // They may disagree. What counts is where the next connection would lead.
+                    let next = timeout(FIND_TIMEOUT, self.client()).await;
+                    if next.is_ok_and(|next| next.is_ok_and(|next| self.is_elsewhere(&next))) {
+                        return;
+                    }
+                }
                 Ok(Ok(_)) => {}
                 // Another one is asked next, and the master goes on being used.
                 Ok(Err(_)) | Err(_) => self.link = None,
             }
         }
+    }
+
+    fn is_elsewhere(&self, client: &Client) -> bool {
+        address(client.get_connection_info().addr()) != self.master
     }
 
     /// Asks one of them for the address of the master.

@@ -51,6 +51,10 @@ impl Changes {
 
     /// Returns the next event, or the id that the stream begins with; `None` at its end.
     async fn next(&mut self) -> Option<StreamEvent> {
+        timeout(PATIENCE, self.read_next()).await.expect("an event arrives")
+    }
+
+    async fn read_next(&mut self) -> Option<StreamEvent> {
         loop {
             if let Some((event, rest)) = self.unread.split_once("\n\n") {
                 let (event, rest) = (event.to_owned(), rest.to_owned());
@@ -63,7 +67,7 @@ impl Changes {
                 }
                 continue;
             }
-            let chunk = timeout(PATIENCE, self.response.chunk()).await.expect("an event arrives").ok()??;
+            let chunk = self.response.chunk().await.ok()??;
             self.unread.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }

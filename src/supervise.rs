@@ -1,16 +1,23 @@
-//! Retries with exponential backoff and jitter: one policy for all loops that reconnect or try again.
+//! Retries with exponential backoff and jitter: one policy for all loops that reconnect or try again. And work that blocks.
 //!
 //! The delay doubles from a first value up to a longest one. Each delay is randomised by ±50 %, so that
 //! processes that failed together do not retry together. A [`Backoff`] never gives up; a caller with a
 //! time limit checks its own deadline.
 
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::shutdown::Shutdown;
+
+/// Runs work that may block, such as reading a file, on a thread for that. Its panic is the caller's.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(work).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
+}
 
 /// The delays between the attempts of one loop.
 #[derive(Clone, Debug)]

@@ -46,7 +46,7 @@ async fn examine(loaded: Loaded, args: DoctorArgs) -> Result<Vec<Finding>, Exit>
         return Err(Exit::Usage);
     }
     let caller_key = caller_key.or_else(|| config.is_demo.then(|| DEMO_KEY.to_owned())).map(Secret::new);
-    let pack = service.config.config.as_deref().and_then(|config| pack_beside(Path::new(config)));
+    let pack = service.config.file().and_then(pack_beside);
     let public_url = url.clone();
     let service = if without_service { None } else { Some(running(&config, service, url, caller_key)?) };
     let options = Options { tenant, service, public_url, pack, rabbitmq_api };

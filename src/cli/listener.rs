@@ -1,7 +1,7 @@
 //! The listeners of the running service, as commands reach them.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use url::Url;
 
@@ -45,7 +45,14 @@ pub(super) struct TlsArgs {
 pub(super) struct ConfigArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE", env = "PROFILE_EDGE_CONFIG")]
-    pub(super) config: Option<String>,
+    config: Option<String>,
+}
+
+impl ConfigArgs {
+    /// Returns the configuration file. An empty variable names no file.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.config.as_deref().filter(|file| !file.is_empty()).map(Path::new)
+    }
 }
 
 /// Creates a client of the service that a command is sent to.

@@ -17,7 +17,6 @@ mod tenant_parser;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -161,9 +160,7 @@ fn read(args: &ConfigArgs, roles: Option<&str>) -> Result<Loaded, LoadErrors> {
     // A variable that is not valid UTF-8 is not one of ours.
     let env =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    // An empty variable names no file.
-    let file = args.config.as_deref().filter(|file| !file.is_empty());
-    config::load(file.map(Path::new), env, roles)
+    config::load(args.file(), env, roles)
 }
 
 fn hash_key() -> Exit {

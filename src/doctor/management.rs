@@ -28,6 +28,28 @@ const HARMFUL: [&str; 7] = [
     "delivery-limit",
 ];
 
+/// Why the management API cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error("{0}")]
+    Unusable(&'static str),
+    #[error("status {}", .0.as_u16())]
+    Status(StatusCode),
+}
+
+impl ApiError {
+    /// Returns whether the API refuses the user.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
+    }
+}
+
+impl From<&'static str> for ApiError {
+    fn from(why: &'static str) -> Self {
+        Self::Unusable(why)
+    }
+}
+
 /// A queue, as the management API shows it.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct ManagedQueue {
@@ -48,7 +70,7 @@ impl ManagedQueue {
 }
 
 fn harmful(rules: &Map<String, Value>) -> Vec<&'static str> {
-    // A delivery limit of -1 is none.
+    // A delivery limit of -1 means that there is no limit.
     let is_set = |name: &&str| rules.get(*name).is_some_and(|value| value.as_i64().is_none_or(|limit| limit >= 0));
     HARMFUL.into_iter().filter(is_set).collect()
 }
@@ -100,8 +122,8 @@ pub(super) struct Api {
 
 impl Api {
     /// Creates a client of the API at the `given` address, or the configured one, or the one that a node of the broker has by
-    /// default. It reads a file. Fails with the reason.
-    pub(super) fn new(config: &Config, given: Option<&Url>, node: usize) -> Result<Self, &'static str> {
+    /// default. It reads a file.
+    pub(super) fn new(config: &Config, given: Option<&Url>, node: usize) -> Result<Self, ApiError> {
         const UNKNOWN: &str = "its address is not known";
         let brokers = config.addresses().map_err(|_| UNKNOWN)?;
         let broker = brokers.get(node % brokers.len().max(1)).ok_or(UNKNOWN)?;
@@ -115,7 +137,7 @@ impl Api {
             }
         };
         if is_encrypted && base.scheme() != "https" && !is_loopback(&base) {
-            return Err("it would get the password in clear, unlike the broker");
+            return Err("it would get the password in clear, unlike the broker".into());
         }
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let vhost = broker.path().trim_start_matches('/');
@@ -140,7 +162,7 @@ impl Api {
         })
     }
 
-    pub(super) async fn read(&self) -> Result<Managed, String> {
+    pub(super) async fn read(&self) -> Result<Managed, ApiError> {
         let (queues, consumers) = (format!("queues/{}", self.vhost), format!("consumers/{}", self.vhost));
         let (overview, queues, consumers, connections) = tokio::join!(
             self.get::<Overview>("overview"),
@@ -158,12 +180,12 @@ impl Api {
     }
 
     /// Returns a queue, if it exists.
-    pub(super) async fn queue(&self, name: &str) -> Result<Option<ManagedQueue>, String> {
+    pub(super) async fn queue(&self, name: &str) -> Result<Option<ManagedQueue>, ApiError> {
         let answer = self.send(&format!("queues/{}/{name}", self.vhost)).await?;
         if answer.status() == StatusCode::NOT_FOUND { Ok(None) } else { read(answer).await.map(Some) }
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         read(self.send(path).await?).await
     }
 
@@ -174,11 +196,11 @@ impl Api {
     }
 }
 
-async fn read<T: DeserializeOwned>(answer: Response) -> Result<T, String> {
+async fn read<T: DeserializeOwned>(answer: Response) -> Result<T, ApiError> {
     if !answer.status().is_success() {
-        return Err(format!("status {}", answer.status().as_u16()));
+        return Err(ApiError::Status(answer.status()));
     }
-    answer.json().await.map_err(|_| "not the answer of a RabbitMQ".to_owned())
+    answer.json().await.map_err(|_| "not the answer of a RabbitMQ".into())
 }
 
 #[cfg(test)]

@@ -2,17 +2,14 @@
 //!
 //! AMQP does not show policies, the management API does.
 
-use std::panic::resume_unwind;
 use std::time::Duration;
-
-use tokio::task::spawn_blocking;
 
 use crate::queue::amqp;
 use crate::queue::amqp::survey::queue_names;
 use crate::shutdown::Shutdown;
-use crate::supervise::Backoff;
+use crate::supervise::{Backoff, blocking};
 
-use super::management::Api;
+use super::management::{Api, ApiError};
 
 /// What to do about a policy.
 pub(super) const ADVICE: &str =
@@ -21,9 +18,6 @@ pub(super) const ADVICE: &str =
 /// The time between the first two looks, which doubles up to the longest. The first start creates the queues meanwhile.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-
-/// What a broker answers that refuses the user, as [`Api`] tells it.
-const REFUSALS: [&str; 2] = ["status 401", "status 403"];
 
 /// What policies are known to do to each queue.
 type Harms = Vec<(String, Option<String>)>;
@@ -39,28 +33,27 @@ pub async fn watch(config: amqp::Config, shutdown: Shutdown) {
             () = shutdown.requested() => return,
             looked = look(&config, node, &mut harms) => looked,
         };
-        if let Err(why) = &looked
+        if let Err(error) = &looked
             && !is_told
         {
             is_told = true;
             tracing::info!(
-                why,
+                %error,
                 "the policies of RabbitMQ cannot be read, so one that removes events would not be noticed; name its management \
                  API in queue.amqp.management_url, and give the user the tag \"management\""
             );
         }
-        if looked.is_err_and(|why| REFUSALS.contains(&why.as_str())) {
+        if looked.is_err_and(|error| error.is_refusal()) {
             return;
         }
         backoff.pause(&shutdown).await;
     }
 }
 
-/// Looks at each queue once, at one node of the broker. Fails with the reason.
-async fn look(config: &amqp::Config, node: usize, harms: &mut Harms) -> Result<(), String> {
+/// Looks at each queue once, at one node of the broker.
+async fn look(config: &amqp::Config, node: usize, harms: &mut Harms) -> Result<(), ApiError> {
     let config = config.clone();
-    let api = spawn_blocking(move || Api::new(&config, None, node)).await;
-    let api = api.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))?;
+    let api = blocking(move || Api::new(&config, None, node)).await?;
     for (queue, known) in harms {
         // It may not exist yet.
         let harm = api.queue(queue).await?.and_then(|queue| queue.harm());

@@ -32,17 +32,18 @@ pub(super) async fn examine(config: &Config, api: Option<&Url>, expects_consumer
         Err(error) => return vec![unreachable(&error)],
     };
     let api = Api::new(&config.queue.amqp, api, 0);
-    let managed = match &api {
+    let subject = api.as_ref().map_or_else(|_| found.address.clone(), |api| api.base.to_string());
+    let managed = match api {
         Ok(api) => api.read().await,
-        Err(why) => Err((*why).to_owned()),
+        Err(error) => Err(error),
     };
     let mut findings = judge(&found, expects_consumers);
     match managed {
         Ok(managed) => findings.extend(judge_managed(&found, &managed)),
-        Err(why) => findings.push(Finding::warning(
+        Err(error) => findings.push(Finding::warning(
             "rabbitmq.policies",
-            api.map_or_else(|_| found.address.clone(), |api| api.base.to_string()),
-            format!("the management API does not answer, policies and other consumers were not checked: {why}"),
+            subject,
+            format!("the management API does not answer, policies and other consumers were not checked: {error}"),
             "give its address with --rabbitmq-api or queue.amqp.management_url, and the user the tag \"monitoring\"",
         )),
     }

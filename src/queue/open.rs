@@ -1,14 +1,13 @@
 //! Opens the queue adapter that the configuration selects.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tokio::task::spawn_blocking;
 
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
+use crate::supervise::blocking;
 
 use super::amqp::{self, Amqp, BrokerAbsence};
 use super::embedded::{self, Embedded};
@@ -150,5 +149,5 @@ pub async fn open(
 async fn open_file(
     open: impl FnOnce() -> Result<Arc<Embedded>, Error> + Send + 'static,
 ) -> Result<Arc<Embedded>, Error> {
-    spawn_blocking(open).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
+    blocking(open).await
 }

@@ -341,6 +341,13 @@ fn a_variable_with_one_underscore_causes_a_warning() {
 }
 
 #[test]
+fn an_empty_variable_names_no_file() {
+    let mut check = Command::new(env!("CARGO_BIN_EXE_profile-edge"));
+    let output = check.arg("check-config").env("PROFILE_EDGE_CONFIG", "").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
 fn the_template_of_the_defaults_can_be_uncommented_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let (settings, template) = DEFAULTS.split_at(DEFAULTS.find("# # A tenant is one").unwrap());

@@ -162,7 +162,7 @@ async fn an_encrypted_memcached_reads_its_files_anew() {
     edge.is_ready().await;
     is_cached(&edge, &customer(1)).await;
 
-    // The certificates are read anew too.
+    // The certificates are read again too.
     std::fs::copy(path("ca.pem"), path("kept.pem")).unwrap();
     let other = TempDir::new().unwrap();
     certificates(other.path());

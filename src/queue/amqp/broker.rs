@@ -13,7 +13,6 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::AsFd;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +25,6 @@ use lapin::{Connection, ConnectionProperties};
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use url::{Host, Url};
 use uuid::Uuid;
@@ -34,6 +32,7 @@ use uuid::Uuid;
 use crate::addresses::first_to_answer;
 use crate::max_age::MaxAge;
 use crate::queue::Error;
+use crate::supervise::blocking;
 use crate::tls::{TlsFiles, with_advice};
 
 use super::config::Config;
@@ -169,9 +168,7 @@ impl Broker {
         let late = |_elapsed| format!("no connection within {CONNECT_TIMEOUT:?}");
         let tls = match (&node.scheme, self.tls.clone()) {
             (AMQPScheme::AMQPS, Some(files)) => {
-                let read = spawn_blocking(move || connector(&files)).await;
-                let read = read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()));
-                Some(read.map_err(|error| error.to_string())?)
+                Some(blocking(move || connector(&files)).await.map_err(|error| error.to_string())?)
             }
             (AMQPScheme::AMQPS | AMQPScheme::AMQP, _) => None,
         };

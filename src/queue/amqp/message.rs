@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::domain::{Event, Traceparent};
 
+use super::routing_key::routing_key;
 use super::topology::Topology;
 
 /// The header of the trace context (W3C).
@@ -66,7 +67,7 @@ impl Message {
         }
         Self {
             exchange: topology.exchange.clone(),
-            routing_key: format!("shard.{}", topology.shards.of(event)),
+            routing_key: routing_key(topology.shards.of(event)),
             properties,
             body: topology.keys.encode(event),
         }

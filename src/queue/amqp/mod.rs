@@ -46,6 +46,7 @@ mod publisher;
 mod restore;
 mod restore_state;
 mod returned;
+mod routing_key;
 mod settlements;
 mod subscription;
 mod supervisor;

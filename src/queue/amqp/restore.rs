@@ -46,6 +46,7 @@ use super::journal::{self, StreamReader};
 use super::message::{Message, mark_replayed, nears_delivery_limit};
 use super::publisher::ConfirmedPublisher;
 use super::restore_state::RestoreState;
+use super::routing_key::{routing_key, shard_in};
 use super::topology::{Declarer, Topology};
 
 /// How many events may wait in the work queues when a step begins.
@@ -229,7 +230,7 @@ impl Restorer {
         let declarer = Declarer::new(connection).await?;
         for queue in state.queues() {
             if let Some(shard) = self.topology.shard_of(queue) {
-                declarer.bind(queue, &self.topology.exchange, &format!("shard.{shard}")).await?;
+                declarer.bind(queue, &self.topology.exchange, &routing_key(shard)).await?;
             }
         }
         channel::close(declarer.channel).await;
@@ -251,7 +252,7 @@ impl Restorer {
     /// Creates the message that brings an event of the journal to its work queue, if the restore includes that queue.
     fn redelivery(&self, state: &RestoreState, delivery: Delivery) -> Option<Message> {
         let key = delivery.routing_key.as_str();
-        let shard = key.strip_prefix("shard.")?;
+        let shard = shard_in(key)?;
         // The order names the queue of the shard, or the journal is from a time with another number of shards.
         let exact = state.queues().iter().find(|queue| self.topology.shard_of(queue) == Some(shard));
         let queue =

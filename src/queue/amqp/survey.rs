@@ -73,9 +73,17 @@ pub async fn survey(config: &Config, patience: Duration) -> Result<Survey, Error
 /// Returns the names of our queues.
 #[must_use]
 pub fn queue_names(config: &Config) -> Vec<String> {
-    let topology = Topology::new(config);
-    let others = [&topology.dead_letters, &topology.restores, &topology.journal];
-    topology.work_queues().iter().chain(others).cloned().collect()
+    ours(&Topology::new(config)).map(|(name, _)| name.clone()).collect()
+}
+
+/// Returns our queues, with what each is for.
+fn ours(topology: &Topology) -> impl Iterator<Item = (&String, Purpose)> {
+    let others = [
+        (&topology.dead_letters, Purpose::DeadLetters),
+        (&topology.restores, Purpose::Restores),
+        (&topology.journal, Purpose::Journal),
+    ];
+    topology.work_queues().iter().map(|queue| (queue, Purpose::Work)).chain(others)
 }
 
 async fn ask(config: &Config) -> Result<Survey, Error> {
@@ -83,12 +91,9 @@ async fn ask(config: &Config) -> Result<Survey, Error> {
     let topology = Topology::new(config);
     let connection = &broker.connection;
     let mut queues = Vec::new();
-    for name in topology.work_queues() {
-        queues.push(state(connection, name, Purpose::Work).await?);
+    for (name, purpose) in ours(&topology) {
+        queues.push(state(connection, name, purpose).await?);
     }
-    queues.push(state(connection, &topology.dead_letters, Purpose::DeadLetters).await?);
-    queues.push(state(connection, &topology.restores, Purpose::Restores).await?);
-    queues.push(state(connection, &topology.journal, Purpose::Journal).await?);
     for queue in queues.iter_mut().filter(|queue| queue.counts.is_some()) {
         queue.differs = difference(connection, &topology, broker.major, queue).await?;
     }

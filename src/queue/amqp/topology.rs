@@ -35,6 +35,7 @@ use crate::queue::shards::Shards;
 use super::authenticity::MessageKeys;
 use super::channel::{self, declare_passive, is_absent, refused};
 use super::config::Config;
+use super::routing_key::{routing_key, shard_in};
 
 /// The argument for the delivery limit.
 const DELIVERY_LIMIT: &str = "x-delivery-limit";
@@ -87,7 +88,7 @@ impl Topology {
     /// Returns the work queue for a routing key of the exchange; `None` for an unknown key. The key may come from a time
     /// with more shards.
     pub(super) fn queue_of(&self, routing_key: &str) -> Option<&str> {
-        let shard = routing_key.strip_prefix("shard.")?.parse().ok()?;
+        let shard = shard_in(routing_key)?.parse().ok()?;
         Some(&self.work[self.shards.index(shard)])
     }
 
@@ -138,7 +139,7 @@ impl Topology {
         for (shard, queue) in self.work.iter().enumerate() {
             if !except.contains(queue) {
                 declarer.quorum(queue, false).await?;
-                declarer.bind(queue, &self.exchange, &format!("shard.{shard}")).await?;
+                declarer.bind(queue, &self.exchange, &routing_key(shard)).await?;
             }
         }
         declarer.quorum(&self.dead_letters, false).await?;

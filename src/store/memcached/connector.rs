@@ -5,12 +5,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
 use crate::addresses::first_to_answer;
 use crate::domain::Secret;
 use crate::invalid::InvalidSetting;
+use crate::supervise::blocking;
 use crate::tls::with_advice;
 
 use super::config::{Config, Encryption, Server};
@@ -113,7 +113,7 @@ impl Connector {
         }
     }
 
-    /// Reads the certificates anew: they may have been renewed.
+    /// Reads the certificates again: they may have been renewed.
     async fn encryption(&self) -> Result<Option<Encryption>, String> {
         if !self.config.tls.is_any() {
             return Ok(None);
@@ -122,7 +122,7 @@ impl Connector {
         self.read(move |config| config.encryption(&server)).await
     }
 
-    /// Reads the password anew: it may have changed.
+    /// Reads the password again: it may have changed.
     async fn password(&self) -> Result<Option<Secret>, String> {
         if self.config.password_file.is_none() {
             return Ok(None);
@@ -135,7 +135,6 @@ impl Connector {
         read: impl FnOnce(&Config) -> Result<T, InvalidSetting> + Send + 'static,
     ) -> Result<T, String> {
         let config = self.config.clone();
-        let read = spawn_blocking(move || read(&config)).await;
-        read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        blocking(move || read(&config)).await.map_err(|error| error.to_string())
     }
 }

@@ -79,7 +79,7 @@ pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<
         })
     });
     let listeners = listeners.collect::<Result<Vec<_>, Error>>()?;
-    shutdown.spawn(run(listeners, feed.clone(), shutdown.clone()));
+    shutdown.spawn(run(listeners, shutdown.clone()));
     Ok(())
 }
 
@@ -89,18 +89,18 @@ pub(super) fn channel(endpoints: &Endpoints) -> String {
 }
 
 /// Listens until shutdown, to one node after the other.
-async fn run(mut listeners: Vec<Listener>, feed: ChangeFeed, shutdown: Shutdown) {
+async fn run(mut listeners: Vec<Listener>, shutdown: Shutdown) {
     let mut backoff = Backoff::default();
     loop {
         for listener in &mut listeners {
             if let Some(subscription) = listener.subscribe().await {
                 backoff.reset();
-                feed.set_live(true);
+                listener.feed.set_live(true);
                 let reason = tokio::select! {
                     () = shutdown.requested() => return,
                     reason = listener.follow(subscription) => reason,
                 };
-                feed.set_live(false);
+                listener.feed.set_live(false);
                 tracing::warn!(
                     reason,
                     "the connection for the change feed is given up, connecting again; streams of changes are reset"

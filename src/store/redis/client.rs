@@ -2,22 +2,21 @@
 //! for subscriptions to whatever is configured.
 
 use std::io;
-use std::panic::resume_unwind;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, RedisError, RedisResult, TlsCertificates};
-use tokio::task::spawn_blocking;
 
 use crate::invalid::InvalidSetting;
 use crate::store::Error;
+use crate::supervise::blocking;
 
 use super::cluster_map::NodeAddress;
 use super::config::{Config, Endpoints, Mode};
 use super::error::{explain, refused};
-use super::sentinels::Sentinels;
+use super::sentinels::{Sentinels, open};
 use super::subscriber::{PubSubConnection, Subscription};
 
 /// The longest time to connect to a server.
@@ -74,8 +73,7 @@ impl Settings {
             return Ok(None);
         }
         let config = config.clone();
-        let read = spawn_blocking(move || Self::read(&config)).await;
-        let read = read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()));
+        let read = blocking(move || Self::read(&config)).await;
         read.map(Some).map_err(|error| RedisError::from(io::Error::other(error.within("store.redis").to_string())))
     }
 }
@@ -202,11 +200,7 @@ impl ServerKind {
             }),
         };
         let server = server.ok_or((ErrorKind::InvalidClientConfig, "no node of the cluster is named"))?;
-        let client = match certificates {
-            Some(certificates) => Client::build_with_tls(server, certificates.clone()),
-            None => Client::open(server),
-        };
-        client.map(|client| Self::Single(Box::new(client)))
+        open(server, certificates).map(|client| Self::Single(Box::new(client)))
     }
 
     /// Uses other settings from now on. The sentinels are still compared with the present connection.

@@ -117,10 +117,14 @@ fn one(node: &ConnectionInfo, login: &SentinelLogin, certificates: Option<&TlsCe
     if let Some(password) = &login.password {
         settings = settings.set_password(password.expose());
     }
-    let node = node.clone().set_redis_settings(settings);
+    open(node.clone().set_redis_settings(settings), certificates)
+}
+
+/// Creates a client of one server.
+pub(super) fn open(server: ConnectionInfo, certificates: Option<&TlsCertificates>) -> RedisResult<Client> {
     match certificates {
-        Some(certificates) => Client::build_with_tls(node, certificates.clone()),
-        None => Client::open(node),
+        Some(certificates) => Client::build_with_tls(server, certificates.clone()),
+        None => Client::open(server),
     }
 }
 

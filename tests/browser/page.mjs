@@ -12,7 +12,7 @@ const flags = [
   "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
   "--disable-background-networking", "--disable-component-update", `--user-data-dir=${profile}`, "about:blank",
 ];
-const browser = spawn("chromium", flags, { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
+const browser = spawn("chromium", flags, { detached: true, stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
 const [, , , commands, answers] = browser.stdio;
 
 let sent = 0;
@@ -101,13 +101,18 @@ async function check() {
   console.log(`  chromium: a change was shown after ${took} ms, without a reload`);
 }
 
-let failure = null;
 try {
   await check();
-} catch (error) {
-  failure = error;
+} finally {
+  // Chromium is a group of processes (detached), of which one that still ends can write to the profile.
+  process.kill(-browser.pid, "SIGKILL");
+  await eventually("the removal of the profile", () => {
+    try {
+      rmSync(profile, { recursive: true, force: true });
+      return true;
+    } catch (error) {
+      if (error.code !== "ENOTEMPTY") throw error;
+      return false;
+    }
+  });
 }
-browser.kill();
-await new Promise((resolve) => browser.once("exit", resolve));
-rmSync(profile, { recursive: true, force: true, maxRetries: 5, retryDelay: 100 });
-if (failure) throw failure;

@@ -1,16 +1,18 @@
 //! The change feed: what was applied to the store, as each lookup process hears it.
 //!
 //! An adapter publishes every applied event here, whichever process applied it. Readers follow at their own pace, from a
-//! window of the latest items; publishing never waits for a reader. The feed promises to hide no gap: where changes may
-//! have been lost (the connection of the adapter was broken, or a reader fell behind the window), the reader gets
+//! window of the latest items; publishing never waits for a reader. An adapter that hears of changes over the network begins
+//! when the first reader comes: a process without streams does nothing for them. The feed promises to hide no gap: where
+//! changes may have been lost (the connection of the adapter was broken, or a reader fell behind the window), the reader gets
 //! [`FeedItem::Gap`] or [`Behind`], and must assume that anything has changed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::domain::{Key, Kind};
 
@@ -28,7 +30,10 @@ struct Feed {
     items: Mutex<Items>,
     /// The number of the next item.
     next: watch::Sender<u64>,
-    is_live: AtomicBool,
+    /// Whether there was a reader.
+    is_wanted: watch::Sender<bool>,
+    /// Whether the adapter hears all changes.
+    is_live: watch::Sender<bool>,
 }
 
 /// The latest items. The first one has the number `next - window.len()`.
@@ -82,8 +87,9 @@ impl ChangeFeed {
     /// Creates an empty feed. It is live if `is_live`; otherwise once its adapter says so.
     #[must_use]
     pub fn new(is_live: bool) -> Self {
-        let (items, next) = (Mutex::default(), watch::Sender::new(0));
-        Self(Arc::new(Feed { epoch: rand::random(), items, next, is_live: AtomicBool::new(is_live) }))
+        let (next, is_wanted, is_live) =
+            (watch::Sender::new(0), watch::Sender::new(false), watch::Sender::new(is_live));
+        Self(Arc::new(Feed { epoch: rand::random(), items: Mutex::default(), next, is_wanted, is_live }))
     }
 
     /// Publishes an applied event. That of an identifier is not published: it names no customer.
@@ -96,14 +102,20 @@ impl ChangeFeed {
 
     /// Records that the adapter hears all changes from now on, or none. Both make a gap.
     pub fn set_live(&self, is_live: bool) {
-        self.0.is_live.store(is_live, Ordering::Relaxed);
+        self.0.is_live.send_replace(is_live);
         self.push(FeedItem::Gap);
     }
 
-    /// Returns whether the adapter hears the changes.
-    #[must_use]
-    pub fn is_live(&self) -> bool {
-        self.0.is_live.load(Ordering::Relaxed)
+    /// Waits for the first reader.
+    pub async fn wanted(&self) {
+        // The sender lives as long as this feed.
+        let _ = self.0.is_wanted.subscribe().wait_for(|is_wanted| *is_wanted).await;
+    }
+
+    /// Has the adapter hear the changes from now on, and returns whether it does within `patience`.
+    pub async fn hears(&self, patience: Duration) -> bool {
+        self.0.is_wanted.send_replace(true);
+        timeout(patience, self.0.is_live.subscribe().wait_for(|is_live| *is_live)).await.is_ok()
     }
 
     /// Returns what identifies this feed in its positions.
@@ -211,6 +223,23 @@ mod tests {
         assert_eq!(next(&mut reader).await, Some(2));
         assert_eq!(next(&mut reader).await, None);
         assert_eq!(next(&mut reader).await, Some(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_reader_has_the_adapter_begin_and_waits_for_it() {
+        let feed = ChangeFeed::new(false);
+        let adapter = tokio::spawn({
+            let feed = feed.clone();
+            async move {
+                feed.wanted().await;
+                feed.set_live(true);
+            }
+        });
+        assert!(timeout(Duration::from_secs(60), feed.wanted()).await.is_err(), "nobody reads");
+        assert!(feed.hears(Duration::from_secs(1)).await);
+        adapter.await.unwrap();
+        feed.set_live(false);
+        assert!(!feed.hears(Duration::from_secs(1)).await, "the adapter is cut off");
     }
 
     #[tokio::test]

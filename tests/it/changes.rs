@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -36,12 +37,7 @@ impl Changes {
         if let Some(last) = last {
             request = request.header("Last-Event-ID", last);
         }
-        // The store's channel may not be subscribed yet.
-        let response = eventually("a stream", || async {
-            let response = request.try_clone().unwrap().send().await.unwrap();
-            (response.status() != 503).then_some(response)
-        })
-        .await;
+        let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         let mut stream = Self { response, unread: String::new() };
@@ -235,6 +231,29 @@ async fn ids_of_events_do_not_show_how_many_there_were() {
     for pair in numbers.windows(2) {
         assert!(pair[0].abs_diff(pair[1]) > 1 << 64, "{ids:?}");
     }
+    drop(stream);
+    edge.stop().await;
+}
+
+/// What a process without streams would hear costs Redis and the process a message for each event.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_heard_from_the_first_stream_on() {
+    let server = RedisServer::start(&[]).await;
+    let settings = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{}\"\n", server.url());
+    let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{settings}")).await;
+    let mut admin = server.connect().await.unwrap();
+    let heard_by = async |admin: &mut MultiplexedConnection| {
+        let (_, count): (String, i64) =
+            redis::cmd("PUBSUB").arg("NUMSUB").arg("cust:changes:0").query_async(admin).await.unwrap();
+        count
+    };
+    assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
+    edge.applied("updated", 1.0).await;
+    assert_eq!(heard_by(&mut admin).await, 0);
+    let (mut stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
+    assert_eq!(heard_by(&mut admin).await, 1);
+    assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
+    assert_eq!(stream.change().await.0, handle(&edge, &customer(2)).await);
     drop(stream);
     edge.stop().await;
 }

@@ -41,6 +41,10 @@ use crate::http::routes::lookup_audit::LookupAudit;
 /// The longest time of a stream.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// How long a stream waits until the store delivers changes: the first one has the process subscribe. A browser does not
+/// connect again after a refusal.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// The most handles that one stream may ask for.
 const MAX_HANDLES: usize = 100;
 
@@ -88,13 +92,13 @@ pub async fn changes(State(api): State<Arc<ChangesApi>>, request: Request) -> Re
     let (headers, query) = (request.headers(), request.uri().query());
     let mut audit = api.lookups.begin_audit(headers);
     let opened = match audit.admit(&api.lookups.auth, query).await {
-        Ok(admitted) => open(&api, admitted, headers, query, &mut audit),
+        Ok(admitted) => open(&api, admitted, headers, query, &mut audit).await,
         Err(problem) => Err(problem),
     };
     audit.end(opened, &Dialect::Problem).await
 }
 
-fn open(
+async fn open(
     api: &Arc<ChangesApi>,
     admitted: Admitted,
     headers: &HeaderMap,
@@ -110,15 +114,15 @@ fn open(
     }
     let unavailable =
         |code, detail| Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(Duration::from_secs(2));
-    if !api.feed.is_live() {
-        return Err(unavailable("changes_unavailable", "the store does not deliver changes now"));
-    }
     let share = api.streams.take(&caller.share(), 1).map_err(|refused| match refused {
         NoShare::AllInUse => unavailable("shed", "too many streams of changes"),
         NoShare::OwnPart => {
             unavailable("shed", "too many streams of changes of this caller; the others are for other callers")
         }
     })?;
+    if !api.feed.hears(PATIENCE).await {
+        return Err(unavailable("changes_unavailable", "the store does not deliver changes now"));
+    }
     let last = headers.get("last-event-id");
     let resumed = last.and_then(|id| {
         let position = api.rendered.position(id.to_str().ok()?, api.feed.epoch())?;

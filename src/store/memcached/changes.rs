@@ -1,6 +1,6 @@
 //! The change feed over Memcached, which publishes nothing: each applied event takes the next number of its server
-//! (`cust:changes`) and writes itself under it (`cust:changes:<number>`) for a minute. Every process reads the numbers of all
-//! servers again and again, and then what it has not read.
+//! (`cust:changes`) and writes itself under it (`cust:changes:<number>`) for a minute. Every process with readers reads the
+//! numbers of all servers again and again, and then what it has not read.
 //!
 //! The number is taken before the event is marked as applied. So an event whose change could not be written is delivered
 //! once more, and a number without a change is a gap. The first number is the time in milliseconds, so that a number that was
@@ -70,8 +70,12 @@ pub(super) fn announce(number: &Stored, key: &Key, kind: Kind) -> Result<Request
     Ok(Requests::default().set(&name(number), value.as_bytes(), Some(LIFETIME), Condition::Any))
 }
 
-/// Publishes in `feed` the changes that any process applies, until shutdown.
+/// Publishes in `feed` the changes that any process applies, from its first reader on, until shutdown.
 pub(super) async fn follow(nodes: Vec<Node>, feed: ChangeFeed, clock: SharedClock, shutdown: Shutdown) {
+    tokio::select! {
+        () = shutdown.requested() => return,
+        () = feed.wanted() => {}
+    }
     let mut progress: Vec<Option<Progress>> = vec![None; nodes.len()];
     let mut was_live = false;
     while timeout(READ_EVERY, shutdown.requested()).await.is_err() {

@@ -58,7 +58,7 @@ struct Listener {
     feed: ChangeFeed,
 }
 
-/// Starts to publish in `feed` the changes that any process applies to a Redis.
+/// Publishes in `feed` the changes that any process applies to a Redis, from its first reader on.
 ///
 /// # Errors
 ///
@@ -79,7 +79,13 @@ pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<
         })
     });
     let listeners = listeners.collect::<Result<Vec<_>, Error>>()?;
-    shutdown.spawn(run(listeners, shutdown.clone()));
+    let stopping = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = stopping.requested() => {}
+            () = feed.wanted() => run(listeners, stopping.clone()).await,
+        }
+    });
     Ok(())
 }
 

@@ -206,10 +206,9 @@ async fn followed(server: &MemcachedServer, shutdown: &Shutdown) -> (Arc<Memcach
     // Takes the first number.
     Customers::of(1).change(&store, 0).await;
     let feed = ChangeFeed::new(false);
-    let mut reader = feed.read();
-    store.follow_changes(feed, shutdown);
-    assert!(matches!(heard(&mut reader).await, FeedItem::Gap), "the feed begins");
-    (store, reader)
+    store.follow_changes(feed.clone(), shutdown);
+    assert!(feed.hears(PATIENCE).await);
+    (store, feed.read())
 }
 
 async fn heard(reader: &mut FeedReader) -> FeedItem {

@@ -102,8 +102,10 @@ impl ChangeFeed {
 
     /// Records that the adapter hears all changes from now on, or none. Both make a gap.
     pub fn set_live(&self, is_live: bool) {
-        self.0.is_live.send_replace(is_live);
+        // Who waits for `true` begins after the gap.
+        self.0.is_live.send_replace(false);
         self.push(FeedItem::Gap);
+        self.0.is_live.send_replace(is_live);
     }
 
     /// Waits for the first reader.

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{SetOnce, watch};
 use tokio::time::timeout;
 
 use crate::domain::{Key, Kind};
+use crate::shutdown::Shutdown;
 
 /// How many items a reader may be behind the latest one.
 pub const WINDOW: usize = 8192;
@@ -30,8 +31,8 @@ struct Feed {
     items: Mutex<Items>,
     /// The number of the next item.
     next: watch::Sender<u64>,
-    /// Whether there was a reader.
-    is_wanted: watch::Sender<bool>,
+    /// Set by the first reader.
+    wanted: SetOnce<()>,
     /// Whether the adapter hears all changes.
     is_live: watch::Sender<bool>,
 }
@@ -87,9 +88,8 @@ impl ChangeFeed {
     /// Creates an empty feed. It is live if `is_live`; otherwise once its adapter says so.
     #[must_use]
     pub fn new(is_live: bool) -> Self {
-        let (next, is_wanted, is_live) =
-            (watch::Sender::new(0), watch::Sender::new(false), watch::Sender::new(is_live));
-        Self(Arc::new(Feed { epoch: rand::random(), items: Mutex::default(), next, is_wanted, is_live }))
+        let (items, next, is_live) = (Mutex::default(), watch::Sender::new(0), watch::Sender::new(is_live));
+        Self(Arc::new(Feed { epoch: rand::random(), items, next, wanted: SetOnce::new(), is_live }))
     }
 
     /// Publishes an applied event. That of an identifier is not published: it names no customer.
@@ -108,15 +108,22 @@ impl ChangeFeed {
         self.0.is_live.send_replace(is_live);
     }
 
-    /// Waits for the first reader.
-    pub async fn wanted(&self) {
-        // The sender lives as long as this feed.
-        let _ = self.0.is_wanted.subscribe().wait_for(|is_wanted| *is_wanted).await;
+    /// Spawns the task of an adapter, which begins when the first reader comes, if that is before the shutdown.
+    pub fn spawn_when_wanted(&self, shutdown: &Shutdown, adapter: impl Future<Output = ()> + Send + 'static) {
+        let (feed, stopping) = (self.clone(), shutdown.clone());
+        shutdown.spawn(async move {
+            tokio::select! {
+                () = stopping.requested() => return,
+                &() = feed.0.wanted.wait() => {}
+            }
+            adapter.await;
+        });
     }
 
     /// Has the adapter hear the changes from now on, and returns whether it does within `patience`.
     pub async fn hears(&self, patience: Duration) -> bool {
-        self.0.is_wanted.send_replace(true);
+        // Only the first one sets it.
+        let _ = self.0.wanted.set(());
         timeout(patience, self.0.is_live.subscribe().wait_for(|is_live| *is_live)).await.is_ok()
     }
 
@@ -201,6 +208,8 @@ impl FeedReader {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
     fn key(n: u8) -> Key {
@@ -229,17 +238,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_reader_has_the_adapter_begin_and_waits_for_it() {
-        let feed = ChangeFeed::new(false);
-        let adapter = tokio::spawn({
-            let feed = feed.clone();
-            async move {
-                feed.wanted().await;
-                feed.set_live(true);
-            }
+        let (feed, (_running, shutdown)) = (ChangeFeed::new(false), Shutdown::new());
+        let (adapter, (begins, mut begun)) = (feed.clone(), oneshot::channel());
+        feed.spawn_when_wanted(&shutdown, async move {
+            begins.send(()).unwrap();
+            adapter.set_live(true);
         });
-        assert!(timeout(Duration::from_secs(60), feed.wanted()).await.is_err(), "nobody reads");
+        assert!(timeout(Duration::from_secs(60), &mut begun).await.is_err(), "nobody reads");
         assert!(feed.hears(Duration::from_secs(1)).await);
-        adapter.await.unwrap();
+        begun.await.unwrap();
         feed.set_live(false);
         assert!(!feed.hears(Duration::from_secs(1)).await, "the adapter is cut off");
     }

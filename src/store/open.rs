@@ -95,7 +95,7 @@ pub async fn open(
             }
             let changes = ChangeFeed::new(false);
             if roles.lookup {
-                change_listener::listen(&config.redis, changes.clone(), shutdown)?;
+                change_listener::listen(&config.redis, &changes, shutdown)?;
             }
             Ok(decorated(redis, changes, keyring, metrics))
         }
@@ -108,7 +108,7 @@ pub async fn open(
             }
             let changes = ChangeFeed::new(false);
             if roles.lookup {
-                memcached.follow_changes(changes.clone(), shutdown);
+                memcached.follow_changes(&changes, shutdown);
             }
             Ok(decorated(memcached, changes, keyring, metrics))
         }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -241,17 +240,18 @@ async fn changes_are_heard_from_the_first_stream_on() {
     let server = RedisServer::start(&[]).await;
     let settings = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{}\"\n", server.url());
     let edge = Edge::start_with(&format!("[sandbox]\nlatency = \"0ms\"\n{settings}")).await;
-    let mut admin = server.connect().await.unwrap();
-    let heard_by = async |admin: &mut MultiplexedConnection| {
-        let (_, count): (String, i64) =
-            redis::cmd("PUBSUB").arg("NUMSUB").arg("cust:changes:0").query_async(admin).await.unwrap();
+    let admin = server.connect().await.unwrap();
+    let subscribers = async || {
+        let mut count = redis::cmd("PUBSUB");
+        count.arg("NUMSUB").arg("cust:changes:0");
+        let (_, count): (String, i64) = count.query_async(&mut admin.clone()).await.unwrap();
         count
     };
     assert_eq!(edge.post_event(&flat(&customer(1))).await.status(), 202);
     edge.applied("updated", 1.0).await;
-    assert_eq!(heard_by(&mut admin).await, 0);
+    assert_eq!(subscribers().await, 0);
     let (mut stream, _) = Changes::open(&edge, "tenantId=10001", None).await;
-    assert_eq!(heard_by(&mut admin).await, 1);
+    assert_eq!(subscribers().await, 1);
     assert_eq!(edge.post_event(&flat(&customer(2))).await.status(), 202);
     assert_eq!(stream.change().await.0, handle(&edge, &customer(2)).await);
     drop(stream);

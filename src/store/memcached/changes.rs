@@ -70,12 +70,8 @@ pub(super) fn announce(number: &Stored, key: &Key, kind: Kind) -> Result<Request
     Ok(Requests::default().set(&name(number), value.as_bytes(), Some(LIFETIME), Condition::Any))
 }
 
-/// Publishes in `feed` the changes that any process applies, from its first reader on, until shutdown.
+/// Publishes in `feed` the changes that any process applies, until shutdown.
 pub(super) async fn follow(nodes: Vec<Node>, feed: ChangeFeed, clock: SharedClock, shutdown: Shutdown) {
-    tokio::select! {
-        () = shutdown.requested() => return,
-        () = feed.wanted() => {}
-    }
     let mut progress: Vec<Option<Progress>> = vec![None; nodes.len()];
     let mut was_live = false;
     while timeout(READ_EVERY, shutdown.requested()).await.is_err() {

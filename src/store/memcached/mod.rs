@@ -121,10 +121,10 @@ impl Memcached {
         Self { macs: Some(macs), ..self }
     }
 
-    /// Starts to publish in `feed` the changes that any process applies.
-    pub fn follow_changes(&self, feed: ChangeFeed, shutdown: &Shutdown) {
+    /// Starts to publish in `feed`, from its first reader on, the changes that any process applies.
+    pub fn follow_changes(&self, feed: &ChangeFeed, shutdown: &Shutdown) {
         let (nodes, clock) = (self.nodes.clone(), SharedClock::clone(&self.clock));
-        shutdown.spawn(follow(nodes, feed, clock, shutdown.clone()));
+        feed.spawn_when_wanted(shutdown, follow(nodes, feed.clone(), clock, shutdown.clone()));
     }
 
     /// Waits for a first server, and a moment for the others; the caller limits the time.

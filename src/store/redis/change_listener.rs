@@ -58,12 +58,12 @@ struct Listener {
     feed: ChangeFeed,
 }
 
-/// Publishes in `feed` the changes that any process applies to a Redis, from its first reader on.
+/// Starts to publish in `feed`, from its first reader on, the changes that any process applies to a Redis.
 ///
 /// # Errors
 ///
 /// The configuration is invalid.
-pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<(), Error> {
+pub fn listen(config: &Config, feed: &ChangeFeed, shutdown: &Shutdown) -> Result<(), Error> {
     let listeners = config.of_each_node().into_iter().map(|node| {
         let settings = Settings::read(&node).map_err(refused)?;
         Ok(Listener {
@@ -79,13 +79,7 @@ pub fn listen(config: &Config, feed: ChangeFeed, shutdown: &Shutdown) -> Result<
         })
     });
     let listeners = listeners.collect::<Result<Vec<_>, Error>>()?;
-    let stopping = shutdown.clone();
-    shutdown.spawn(async move {
-        tokio::select! {
-            () = stopping.requested() => {}
-            () = feed.wanted() => run(listeners, stopping.clone()).await,
-        }
-    });
+    feed.spawn_when_wanted(shutdown, run(listeners, shutdown.clone()));
     Ok(())
 }
 

@@ -206,7 +206,7 @@ async fn followed(server: &MemcachedServer, shutdown: &Shutdown) -> (Arc<Memcach
     // Takes the first number.
     Customers::of(1).change(&store, 0).await;
     let feed = ChangeFeed::new(false);
-    store.follow_changes(feed.clone(), shutdown);
+    store.follow_changes(&feed, shutdown);
     assert!(feed.hears(PATIENCE).await);
     (store, feed.read())
 }

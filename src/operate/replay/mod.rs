@@ -2,9 +2,10 @@
 //!
 //! # Guarantees
 //!
-//! Every kept event that was received from `since` until `until` is published again, with the id of the replay. So the
-//! dedup window does not drop it, and its redelivery has no second effect. It evicts its customers, and keeps what later
-//! events announced (see [`fence::repeat`](crate::store::fence::repeat)). A repeated or partial replay does no harm.
+//! Every kept event that was received from `since` until `until` is published again, with the id of the replay; so is one
+//! that was received earlier and came to the journal within the period (see `source`). So the dedup window does not drop
+//! it, and its redelivery has no second effect. It evicts its customers, and keeps what later events announced (see
+//! [`fence::repeat`](crate::store::fence::repeat)). A repeated or partial replay does no harm.
 //!
 //! From Genesys, every audited change of a contact between `since` and `until` is published in the same way (see
 //! `audit_trail`).
@@ -111,7 +112,10 @@ impl Replays {
         let (queue, publisher) = self.queue.as_ref().zip(self.publisher.as_ref()).ok_or(Error::NoQueue)?;
         let slot = Arc::clone(&self.slot).try_lock_owned().map_err(|_| Error::Busy)?;
         let source = match request.origin {
-            Origin::Journal => Source::Journal(queue.journal(request.since).await?.ok_or(Error::NoJournal)?),
+            Origin::Journal => {
+                let journal = queue.journal(request.since).await?.ok_or(Error::NoJournal)?;
+                Source::Journal { journal, begun: false }
+            }
             Origin::Genesys => {
                 let (reader, events) = (self.audits.clone(), self.audit_events.clone());
                 let (clock, metrics) = (Arc::clone(&self.clock), Arc::clone(&self.metrics));

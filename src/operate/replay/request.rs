@@ -17,7 +17,7 @@ const UNASKED_RATE: u32 = 200;
 /// Which events are replayed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayRequest {
-    /// The earliest time of receipt.
+    /// The earliest time of receipt; see [`source`](super::source) for events that came to the journal late.
     pub since: Timestamp,
     /// The end of the period, exclusive.
     pub until: Timestamp,
@@ -100,10 +100,9 @@ impl ReplayRequest {
         Self { since: since.max(known_since), until: now, origin, tenant, rate: UNASKED_RATE, dry_run: false }
     }
 
-    /// Returns whether the request selects an event.
+    /// Returns whether the request selects an event of its period.
     pub(super) fn selects(&self, event: &Event) -> bool {
-        (self.since..self.until).contains(&event.received_at)
-            && self.tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant)
+        event.received_at < self.until && self.tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant)
     }
 
     /// Returns the share of the period that is before a time, from 0 to 1.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "test code that no attribute marks as such: a panic is the failure")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use profile_edge::clock::SystemClock;
 use profile_edge::domain::{Event, Redelivery, ReplayId, Timestamp};
@@ -16,6 +17,7 @@ macro_rules! contract {
         $(contract!(@cases $adapter, $fixture,
             the_journal_returns_every_event_once_settled_or_not,
             the_journal_continues_after_reopening,
+            the_journal_since_a_time_has_what_came_late,
             restored_events_are_marked_and_returned_once,
             redriven_events_are_redelivered_and_undecodable_ones_stay,
             only_chosen_dead_letters_are_redriven_or_purged,
@@ -104,6 +106,24 @@ async fn the_journal_continues_after_reopening<F: Fixture>() {
         assert_eq!(journal(&opened).await, expected);
         opened.closer.close().await.unwrap();
     }
+}
+
+async fn the_journal_since_a_time_has_what_came_late<F: Fixture>() {
+    let opened = F::new().await.open().await;
+    let since = SystemClock::shared().now();
+    let long_ago = since.minus(Duration::from_secs(86_400));
+    let received = |id, received_at| Event { received_at, ..event(id) };
+    let published = [received("new", since), received("late", long_ago), received("newer", since)];
+    opened.publisher.publish(&published).await.unwrap();
+    let mut subscription = opened.queue.subscribe(8).await.unwrap();
+    // One is settled, and two wait.
+    take(&mut subscription).await.ack().await.unwrap();
+    let mut journal = soon(opened.queue.journal(since)).await.unwrap().unwrap();
+    let mut ids = Vec::new();
+    while let Some(events) = soon(journal.next()).await.unwrap() {
+        ids.extend(events.iter().map(|event| event.id.to_string()));
+    }
+    assert_eq!(ids, ["new", "late", "newer"], "the order of publishing");
 }
 
 async fn restored_events_are_marked_and_returned_once<F: Fixture>() {

@@ -7,7 +7,8 @@
 //! A restore moves events back to `events`, marked as restored: nothing is stored twice. When such an event is settled
 //! again, it returns to the journal without the mark, with the new time, so a later restore covers it too. The order of a
 //! restore and its progress ([`RestoreState`]) are durable. It moves a few events at a time, while few events wait; so
-//! live events do not wait behind it, and a full queue does not grow. The same order again has no effect; another order
+//! live events do not wait behind it, and a full queue does not grow. An event that is settled after the restore has passed
+//! its position waits again in the same way, since its effect may be older than the loss. The same order again has no effect; another order
 //! during a restore lets it start over, from the earlier of both times.
 //!
 //! The journal keeps an event that an operator redrove or replayed, so that it can be restored, but readers skip it, since
@@ -116,6 +117,11 @@ impl RestoreState {
         self.cursor < self.end
     }
 
+    /// Returns whether the newest restore, running or complete, has looked at a position.
+    pub(super) const fn has_passed(&self, position: u64) -> bool {
+        position < self.cursor
+    }
+
     /// Adds an order for all positions before `end`; returns whether that changed anything.
     pub(super) fn order(&mut self, since: Timestamp, end: u64) -> bool {
         let ordered = since.as_millis();
@@ -144,9 +150,8 @@ pub(super) fn restore_some(
         }
         scanned += 1;
         let (settled, wire) = row.value();
-        let Some(event) = (settled >= since).then(|| wire::decode(wire).ok()).flatten() else { continue };
-        let again = event.again.or(Some(Redelivery::Restored));
-        found.push((position.value(), wire::encode(&Event { again, ..event })));
+        let Some(restored) = (settled >= since).then(|| marked(wire)).flatten() else { continue };
+        found.push((position.value(), restored));
     }
     state.cursor = next;
     state.moved += found.len() as u64;
@@ -154,6 +159,13 @@ pub(super) fn restore_some(
         journal.remove(*position)?;
     }
     Ok(found.into_iter().map(|(_, wire)| wire).collect())
+}
+
+/// Returns the wire form of an event with the mark of a restore; `None` if it cannot be decoded.
+pub(super) fn marked(wire: &[u8]) -> Option<Bytes> {
+    let event = wire::decode(wire).ok()?;
+    let again = event.again.or(Some(Redelivery::Restored));
+    Some(wire::encode(&Event { again, ..event }))
 }
 
 /// Returns an event as it was before a restore marked it.

@@ -83,10 +83,7 @@ impl<'t> Tables<'t> {
                 Ok(()) => self.append(events),
                 Err(full) => return Ok(Err(full)),
             },
-            LogChange::Ack(position, retention) => {
-                let removed = self.take(*position, kept(*retention), now)?;
-                Ok(removed.map_or(Urgency::Unchanged, |_| Urgency::Eventually))
-            }
+            LogChange::Ack(position, retention) => self.ack(*position, kept(*retention), now),
             LogChange::CountReturn(position) => self.count_return(*position),
             LogChange::DeadLetter(position, reason, retention) => {
                 self.dead_letter(*position, *reason, kept(*retention), now)
@@ -139,6 +136,18 @@ impl<'t> Tables<'t> {
             self.events.push(&wire)?;
         }
         self.restores.insert(0, self.restore.row())?;
+        Ok(Urgency::Eventually)
+    }
+
+    /// Settles an event. If a restore has passed its position meanwhile, its effect may be among what was lost, so it is
+    /// restored too.
+    fn ack(&mut self, position: u64, kept: Retention, now: Timestamp) -> Result<Urgency, redb::Error> {
+        let is_missed = kept != Retention::Discard && self.restore.has_passed(position);
+        let kept = if is_missed { Retention::Discard } else { kept };
+        let Some(wire) = self.take(position, kept, now)? else { return Ok(Urgency::Unchanged) };
+        if let Some(restored) = journal::marked(&wire).filter(|_| is_missed) {
+            self.events.push(&restored)?;
+        }
         Ok(Urgency::Eventually)
     }
 

@@ -15,7 +15,7 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::clock::ManualClock;
-use crate::domain::Timestamp;
+use crate::domain::{Redelivery, Timestamp};
 use crate::queue::{DeadLetterReason, Delivery, Payload};
 
 use super::log::Log;

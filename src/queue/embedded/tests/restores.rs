@@ -97,3 +97,31 @@ async fn a_restore_continues_after_a_restart_where_it_was() {
     assert_eq!(delivered.len(), EVENTS - 700);
     assert!(delivered.values().all(|times| *times == 1), "{delivered:?}");
 }
+
+/// A process can be stopped, or the store can hang, between the effect of an event and its acknowledgement.
+#[tokio::test]
+async fn an_event_that_is_settled_after_the_restore_has_passed_it_is_restored() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = open(directory.path()).unwrap();
+    let mut subscription = queue.subscribe(8).await.unwrap();
+    queue.publish(&["held", "settled"].map(event)).await.unwrap();
+    let held = soon(subscription.next()).await.unwrap();
+    soon(subscription.next()).await.unwrap().ack().await.unwrap();
+    queue.restore(NOW).await.unwrap();
+    let again = async |subscription: &mut Box<dyn Subscription>| {
+        let delivery = soon(subscription.next()).await.unwrap();
+        let Payload::Event(event) = delivery.payload() else { panic!("{delivery:?}") };
+        assert_eq!(event.again, Some(Redelivery::Restored));
+        let id = id(&delivery);
+        delivery.ack().await.unwrap();
+        id
+    };
+    assert_eq!(again(&mut subscription).await, "settled");
+    held.ack().await.unwrap();
+    assert_eq!(again(&mut subscription).await, "held");
+    assert!(rest(&queue, &mut subscription).await.is_empty());
+    let mut journal = queue.journal(NOW).await.unwrap().unwrap();
+    let kept = journal.next().await.unwrap().unwrap();
+    assert!(kept.iter().all(|event| event.again.is_none()));
+    assert_eq!(kept.iter().map(|event| event.id.to_string()).collect::<Vec<_>>(), ["settled", "held"]);
+}

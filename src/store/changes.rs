@@ -120,11 +120,15 @@ impl ChangeFeed {
         });
     }
 
-    /// Has the adapter hear the changes from now on, and returns whether it does within `patience`.
-    pub async fn hears(&self, patience: Duration) -> bool {
+    /// Has the adapter hear the changes from now on, and returns whether it does within `patience`, and before a shutdown.
+    pub async fn hears(&self, patience: Duration, shutdown: &Shutdown) -> bool {
         // Only the first one sets it.
         let _ = self.0.wanted.set(());
-        timeout(patience, self.0.is_live.subscribe().wait_for(|is_live| *is_live)).await.is_ok()
+        let mut is_live = self.0.is_live.subscribe();
+        tokio::select! {
+            live = timeout(patience, is_live.wait_for(|is_live| *is_live)) => live.is_ok(),
+            () = shutdown.requested() => false,
+        }
     }
 
     /// Returns what identifies this feed in its positions.
@@ -209,6 +213,7 @@ impl FeedReader {
 #[cfg(test)]
 mod tests {
     use tokio::sync::oneshot;
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -238,17 +243,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_reader_has_the_adapter_begin_and_waits_for_it() {
-        let (feed, (_running, shutdown)) = (ChangeFeed::new(false), Shutdown::new());
+        let (feed, (running, shutdown)) = (ChangeFeed::new(false), Shutdown::new());
         let (adapter, (begins, mut begun)) = (feed.clone(), oneshot::channel());
         feed.spawn_when_wanted(&shutdown, async move {
             begins.send(()).unwrap();
             adapter.set_live(true);
         });
         assert!(timeout(Duration::from_secs(60), &mut begun).await.is_err(), "nobody reads");
-        assert!(feed.hears(Duration::from_secs(1)).await);
+        assert!(feed.hears(Duration::from_secs(1), &shutdown).await);
         begun.await.unwrap();
         feed.set_live(false);
-        assert!(!feed.hears(Duration::from_secs(1)).await, "the adapter is cut off");
+        let (cut_off, patience) = (Instant::now(), Duration::from_secs(1));
+        assert!(!feed.hears(patience, &shutdown).await, "the adapter is cut off");
+        assert_eq!(cut_off.elapsed(), patience);
+        assert!(running.drain(patience).await);
+        assert!(!feed.hears(patience, &shutdown).await, "the process stops");
+        assert_eq!(cut_off.elapsed(), patience, "a shutdown does not wait");
     }
 
     #[tokio::test]

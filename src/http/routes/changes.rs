@@ -120,7 +120,7 @@ async fn open(
             unavailable("shed", "too many streams of changes of this caller; the others are for other callers")
         }
     })?;
-    if !api.feed.hears(PATIENCE).await {
+    if !api.feed.hears(PATIENCE, &api.shutdown).await {
         return Err(unavailable("changes_unavailable", "the store does not deliver changes now"));
     }
     let last = headers.get("last-event-id");

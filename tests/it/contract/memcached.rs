@@ -207,7 +207,7 @@ async fn followed(server: &MemcachedServer, shutdown: &Shutdown) -> (Arc<Memcach
     Customers::of(1).change(&store, 0).await;
     let feed = ChangeFeed::new(false);
     store.follow_changes(&feed, shutdown);
-    assert!(feed.hears(PATIENCE).await);
+    assert!(feed.hears(PATIENCE, shutdown).await);
     (store, feed.read())
 }
 

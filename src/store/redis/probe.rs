@@ -55,7 +55,7 @@ impl Redis {
     async fn probe_part(&self, key: &str) -> Result<(), Error> {
         let mut read = redis::cmd("GET");
         read.arg(key);
-        self.lookups.send(&read).await?;
+        self.reads.send(&read).await?;
         let call = |mut cmd: Cmd| {
             cmd.arg(1).arg(key);
             cmd

@@ -221,9 +221,16 @@ impl Deployment {
         }
     }
 
-    /// Sends a command to a server, and returns its answer.
+    /// Sends a command to a server, and returns its answer. The command may be sent again: a sentinel closes the connections of a
+    /// server that it demotes.
     pub(crate) async fn command<T: redis::FromRedisValue>(&self, server: usize, words: &[&str]) -> T {
-        self.try_command(server, words).await.unwrap()
+        eventually("the server answers", || async {
+            match self.try_command(server, words).await {
+                Err(error) if error.is_io_error() => None,
+                answer => Some(answer.unwrap()),
+            }
+        })
+        .await
     }
 
     async fn try_command<T: redis::FromRedisValue>(&self, server: usize, words: &[&str]) -> RedisResult<T> {

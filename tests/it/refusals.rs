@@ -77,11 +77,14 @@ impl Refused {
             (done >= 1.0).then_some(())
         })
         .await;
-        let log = self.process.log();
         let once =
             ["dependency does not work", "pausing the consumer", "dependency works again", "resuming the consumer"];
         for line in once {
-            assert_eq!(self.lines(&[line]), 1, "{line}: {log}");
+            // A state is shown before its line is written.
+            self.process.wait_for_log(line).await;
+        }
+        for line in once {
+            assert_eq!(self.lines(&[line]), 1, "{line}: {}", self.process.log());
         }
         assert_eq!(self.ports.metric(&self.client, "profile_edge_dead_letters").await, 0.0);
         self.process.signal("TERM");

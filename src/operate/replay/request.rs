@@ -17,7 +17,7 @@ const UNASKED_RATE: u32 = 200;
 /// Which events are replayed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayRequest {
-    /// The earliest time of receipt; see [`source`](super::source) for events that came to the journal late.
+    /// The earliest time of receipt; see `source` for events that came to the journal late.
     pub since: Timestamp,
     /// The end of the period, exclusive.
     pub until: Timestamp,

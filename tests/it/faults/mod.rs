@@ -75,13 +75,7 @@ async fn one_redis_endures_every_fault() {
     endures(
         Setup::Single,
         false,
-        &[
-            Fault::RedisPausesWrites,
-            Fault::RedisWithoutPermission,
-            Fault::MasterDemoted,
-            Fault::GenesysCut,
-            Fault::Starved,
-        ],
+        &[Fault::RedisWithoutPermission, Fault::MasterDemoted, Fault::GenesysCut, Fault::Starved],
     )
     .await;
 }

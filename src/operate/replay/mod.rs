@@ -3,9 +3,9 @@
 //! # Guarantees
 //!
 //! Every kept event that was received from `since` until `until` is published again, with the id of the replay; so is one
-//! that was received earlier and came to the journal within the period (see `source`). So the dedup window does not drop
-//! it, and its redelivery has no second effect. It evicts its customers, and keeps what later events announced (see
-//! [`fence::repeat`](crate::store::fence::repeat)). A repeated or partial replay does no harm.
+//! that was received earlier and came to the journal within the period (see `source`). Because of that id the dedup
+//! window does not drop it, and its redelivery has no second effect. It evicts its customers, and keeps what later events
+//! announced (see [`fence::repeat`](crate::store::fence::repeat)). A repeated or partial replay does no harm.
 //!
 //! From Genesys, every audited change of a contact between `since` and `until` is published in the same way (see
 //! `audit_trail`).

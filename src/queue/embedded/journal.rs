@@ -8,8 +8,8 @@
 //! again, it returns to the journal without the mark, with the new time, so a later restore covers it too. The order of a
 //! restore and its progress ([`RestoreState`]) are durable. It moves a few events at a time, while few events wait; so
 //! live events do not wait behind it, and a full queue does not grow. An event that is settled after the restore has passed
-//! its position waits again in the same way, since its effect may be older than the loss. The same order again has no effect; another order
-//! during a restore lets it start over, from the earlier of both times.
+//! its position waits again in the same way, since its effect may be older than the loss. The same order again has no
+//! effect; another order during a restore lets it start over, from the earlier of both times.
 //!
 //! The journal keeps an event that an operator redrove or replayed, so that it can be restored, but readers skip it, since
 //! its first delivery is in the journal.

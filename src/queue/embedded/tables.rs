@@ -145,7 +145,7 @@ impl<'t> Tables<'t> {
         let is_missed = kept != Retention::Discard && self.restore.has_passed(position);
         let kept = if is_missed { Retention::Discard } else { kept };
         let Some(wire) = self.take(position, kept, now)? else { return Ok(Urgency::Unchanged) };
-        if let Some(restored) = journal::marked(&wire).filter(|_| is_missed) {
+        if is_missed && let Some(restored) = journal::marked(&wire) {
             self.events.push(&restored)?;
         }
         Ok(Urgency::Eventually)

@@ -42,13 +42,19 @@ contract!(
 
 /// Returns the ids in the journal, from the beginning.
 async fn journal(opened: &OpenQueue) -> Vec<String> {
-    let mut journal = soon(opened.queue.journal(Timestamp::from_millis(0))).await.unwrap().unwrap();
+    let mut ids = journal_since(opened, Timestamp::from_millis(0)).await;
+    ids.sort_unstable();
+    ids
+}
+
+/// Returns the ids in the journal since a time, in its order.
+async fn journal_since(opened: &OpenQueue, since: Timestamp) -> Vec<String> {
+    let mut journal = soon(opened.queue.journal(since)).await.unwrap().unwrap();
     let mut ids = Vec::new();
     while let Some(events) = soon(journal.next()).await.unwrap() {
         ids.extend(events.iter().map(|event| event.id.to_string()));
     }
     assert!(soon(journal.next()).await.unwrap().is_none(), "the journal ended before");
-    ids.sort_unstable();
     ids
 }
 
@@ -118,12 +124,7 @@ async fn the_journal_since_a_time_has_what_came_late<F: Fixture>() {
     let mut subscription = opened.queue.subscribe(8).await.unwrap();
     // One is settled, and two wait.
     take(&mut subscription).await.ack().await.unwrap();
-    let mut journal = soon(opened.queue.journal(since)).await.unwrap().unwrap();
-    let mut ids = Vec::new();
-    while let Some(events) = soon(journal.next()).await.unwrap() {
-        ids.extend(events.iter().map(|event| event.id.to_string()));
-    }
-    assert_eq!(ids, ["new", "late", "newer"], "the order of publishing");
+    assert_eq!(journal_since(&opened, since).await, ["new", "late", "newer"], "the order of publishing");
 }
 
 async fn restored_events_are_marked_and_returned_once<F: Fixture>() {

@@ -147,9 +147,9 @@ impl DiskSpace {
         if self.reserve.lock().is_used() { most.min(self.size() / 8) } else { most }
     }
 
-    /// Returns whether the file takes three quarters of its limit.
-    pub(super) fn is_near_limit(&self) -> bool {
-        self.size() > self.limit() / 4 * 3
+    /// Returns whether the file takes three quarters of its limit, or will when this many more bytes are written.
+    pub(super) fn is_near_limit(&self, unwritten: u64) -> bool {
+        self.size().saturating_add(unwritten) > self.limit() / 4 * 3
     }
 
     /// Returns whether the file is much larger than its content needs.

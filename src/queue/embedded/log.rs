@@ -44,8 +44,10 @@ use super::tables::{AGES, DEAD_LETTERS, EVENTS, LogTotals, RETURNS, Tables, Urge
 const COMPACT_AFTER: Duration = Duration::from_secs(2);
 const MOST_COMPACTED: u64 = 4 * 1024 * 1024;
 
-/// How many changes may wait for an fsync while the file is near its limit: each frees about a page.
+/// How many changes may wait for an fsync while the file is near its limit: each writes and frees about a page of redb, of
+/// this many bytes.
 const MOST_UNSYNCED: usize = 64;
+const PAGE_BYTES: u64 = 4_096;
 
 /// How often the time for the ages of settled events is stored.
 const STORE_AGE_EVERY: Duration = Duration::from_secs(60);
@@ -195,10 +197,11 @@ impl Log {
 
     /// Returns whether changes should be fsynced now, so that the pages that they freed are used next: the disk is full, or
     /// the file grows towards its limit, or soon will. Its size shows a change only when redb writes the pages, which may be at
-    /// the fsync.
+    /// the fsync: until then the number of changes tells.
     pub(super) fn needs_sync(&self) -> bool {
         let has_grown = |space: &DiskSpace| self.unsynced >= MOST_UNSYNCED || space.size() > self.synced_size;
-        let grows = |space: &Arc<DiskSpace>| space.is_near_limit() && has_grown(space);
+        let unwritten = self.unsynced as u64 * PAGE_BYTES;
+        let grows = |space: &Arc<DiskSpace>| space.is_near_limit(unwritten) && has_grown(space);
         self.unsynced > 0 && (self.is_disk_full() || self.space.as_ref().is_some_and(grows))
     }
 

@@ -1,8 +1,8 @@
 //! Connections of this process that must lead to the same server.
 //!
-//! Lookups and events have connections of their own. Where a name leads to the server, each of them is made at another time,
-//! and the name may have moved in between, while the old server still answers. Then events would take effect at one server,
-//! and lookups read from the other.
+//! Reads, the scripts of lookups, and events have a connection each. Where a name leads to the server, each of them is made
+//! at another time, and the name may have moved in between, while the old server still answers. Then events would take
+//! effect at one server, and lookups read from the other.
 //!
 //! So the connections are made in *rounds*. One that is made again by the name, because it was broken or had reached its
 //! [`MaxAge`], begins a round, and the others [follow](Member::follow) at once: to the address of that connection, where it is

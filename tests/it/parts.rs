@@ -212,7 +212,8 @@ async fn a_replaced_cluster_master_that_wakes_serves_nothing_old() {
     // The replica takes over, and what it may have lost is replayed: until then, events that wait are not in effect.
     site.edge.updates_took_effect(ids.len() as f64).await;
     for id in &ids {
-        let answer = eventually("a hit", || async { Some(site.edge.look_up(id).await).filter(LookupAnswer::is_hit) }).await;
+        let answer =
+            eventually("a hit", || async { Some(site.edge.look_up(id).await).filter(LookupAnswer::is_hit) }).await;
         assert_eq!(answer.json()["firstName"], "Newer");
     }
     site.deployment.servers[0].unpause().await;

@@ -1,7 +1,6 @@
 //! The state of a connection that its users and its supervisor share.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use tokio::sync::{Notify, watch};
@@ -20,7 +19,6 @@ pub(super) struct ConnectionState {
     /// Notified when the current connection is broken.
     pub(super) broken: Notify,
     pub(super) breaker: ServerBreaker,
-    pub(super) patience: Patience,
     pub(super) role: RoleCheck,
 }
 
@@ -29,6 +27,8 @@ pub(super) struct ConnectionState {
 pub(super) struct CurrentConnection {
     pub(super) number: u64,
     pub(super) connection: MultiplexedConnection,
+    /// Its own: what the next connection answers says nothing about the commands on this one.
+    pub(super) patience: Arc<Patience>,
 }
 
 impl std::fmt::Debug for CurrentConnection {
@@ -38,13 +38,12 @@ impl std::fmt::Debug for CurrentConnection {
 }
 
 impl ConnectionState {
-    /// Creates the state before the first connection; `timeout` is that of a command.
-    pub(super) fn new(timeout: Duration, role: RoleCheck) -> Self {
+    /// Creates the state before the first connection.
+    pub(super) fn new(role: RoleCheck) -> Self {
         Self {
             current: watch::Sender::new(Err("not connected yet".into())),
             broken: Notify::new(),
             breaker: ServerBreaker::new(),
-            patience: Patience::new(timeout),
             role,
         }
     }

@@ -42,7 +42,7 @@ impl Redis {
     pub(super) async fn read_generations(&self) -> Result<HashMap<TenantId, Generations>, Error> {
         let mut cmd = redis::cmd("HGETALL");
         cmd.arg(KEY);
-        let members = match self.lookups.send(&cmd).await? {
+        let members = match self.reads.send(&cmd).await? {
             Value::Map(members) => members,
             Value::Array(flat) => {
                 let mut flat = flat.into_iter();

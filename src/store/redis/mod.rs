@@ -3,8 +3,11 @@
 //! # The steps
 //!
 //! A hit is one plain `GET` on a multiplexed connection. Every other step is one script in one hash slot, so it is
-//! atomic: all keys of a customer share a slot through `{entry key}`. Events have a connection of their own, so that
-//! the work of the consumer never delays a hit, and a `WAIT` delays no lookup. Entries are read from the primary only.
+//! atomic: all keys of a customer share a slot through `{entry key}`. Entries are read from the primary only.
+//!
+//! Redis answers the commands of a connection in their order, and may delay one: a `WAIT`, or a write during a failover or
+//! `CLIENT PAUSE`. So there are three connections: for reads, for the scripts of lookups, and for events. A hit never waits
+//! for the others.
 //!
 //! # After a failure
 //!
@@ -73,7 +76,8 @@ use scripts::{FILL, INSPECT, KeyNames, LEASE, RELEASE, Script, script_name};
 /// A store in Redis; see the module's head.
 #[derive(Debug)]
 pub struct Redis {
-    lookups: RedisConnection,
+    reads: RedisConnection,
+    scripts: RedisConnection,
     events: RedisConnection,
     announcements: Announcements,
     histories: KnownHistories,
@@ -108,7 +112,8 @@ impl Redis {
         // A WAIT may take as long as its script did.
         let event_timeout = if config.min_replicas > 0 { timeout * 2 } else { timeout };
         Ok(Self {
-            lookups: RedisConnection::open(config, timeout, &all, shutdown)?,
+            reads: RedisConnection::open(config, timeout, &all, shutdown)?,
+            scripts: RedisConnection::open(config, timeout, &all, shutdown)?,
             events: RedisConnection::open(config, event_timeout, &all, shutdown)?,
             announcements: Announcements::open(config, all.max_age(), shutdown)?,
             histories: KnownHistories::default(),
@@ -129,10 +134,11 @@ impl Redis {
         Self { macs: Some(macs), ..self }
     }
 
-    /// Waits for the first connection of both kinds; the caller limits the time.
+    /// Waits for the first connection of each kind; the caller limits the time.
     pub async fn connected(&self) {
-        self.lookups.connected().await;
-        self.events.connected().await;
+        for connection in [&self.reads, &self.scripts, &self.events] {
+            connection.connected().await;
+        }
     }
 
     /// Returns whether parts of the data are on several servers.
@@ -153,9 +159,9 @@ impl Redis {
             cmd.arg(self.channel);
             cmd
         };
-        match self.lookups.send(&call(script.by_name())).await {
+        match self.scripts.send(&call(script.by_name())).await {
             // Nothing was run, so this is the first attempt.
-            Err(CommandError::NoScript) => self.lookups.send(&call(script.by_text())).await,
+            Err(CommandError::NoScript) => self.scripts.send(&call(script.by_text())).await,
             answer => answer,
         }
         .map_err(Error::from)
@@ -167,7 +173,7 @@ impl Store for Redis {
     async fn get(&self, key: &Key) -> Result<Option<Entry>, Error> {
         let mut cmd = redis::cmd("GET");
         cmd.arg(key.as_str());
-        match self.entry(key, self.lookups.send(&cmd).await)? {
+        match self.entry(key, self.reads.send(&cmd).await)? {
             // Boxed, so that the future of every other read stays small.
             Some(Entry::Record(record)) if self.is_early(&record) => Box::pin(self.aged(key, record)).await,
             entry => Ok(entry),
@@ -175,7 +181,7 @@ impl Store for Redis {
     }
 
     async fn get_together(&self, keys: &[Key]) -> Option<Vec<Result<Option<Entry>, Error>>> {
-        let RedisConnection::Server(server) = &self.lookups else { return None };
+        let RedisConnection::Server(server) = &self.reads else { return None };
         Some(self.entries(server, keys).await)
     }
 

@@ -1,13 +1,14 @@
 //! The probe: does in every part of Redis what lookups and events do there.
 //!
 //! A `PING` is answered by a server that takes no writes: one that is full, read-only, without its replicas, without a
-//! disk, or whose user lost a permission. So the probe runs a script that writes a key and removes it, with the `WAIT` of
-//! an event, and reads the key as a hit does. In a cluster it does so in each of the [`RANGES`] of slots, so that every
-//! master with a whole range is probed. The keys are those of a tenant that has no customers; they never stay.
+//! disk, or whose user lost a permission. So the probe uses each of the three connections: it reads a key as a hit does, and
+//! runs a script that writes that key and removes it, as a miss does, and as an event does, with its `WAIT`. In a cluster it
+//! does so in each of the [`RANGES`] of slots, so that every master with a whole range is probed. The keys are those of a
+//! tenant that has no customers; they never stay.
 
 use std::sync::LazyLock;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join};
 use redis::Cmd;
 
 use crate::store::Error;
@@ -55,15 +56,24 @@ impl Redis {
     async fn probe_part(&self, key: &str) -> Result<(), Error> {
         let mut read = redis::cmd("GET");
         read.arg(key);
-        self.lookups.send(&read).await?;
+        self.reads.send(&read).await?;
         let call = |mut cmd: Cmd| {
             cmd.arg(1).arg(key);
             cmd
         };
-        let written = match self.send_change(call(PROBE.by_name())).await {
-            Err(CommandError::NoScript) => self.send_change(call(PROBE.by_text())).await,
-            answer => answer,
+        let by_lookup = async {
+            match self.scripts.send(&call(PROBE.by_name())).await {
+                Err(CommandError::NoScript) => self.scripts.send(&call(PROBE.by_text())).await,
+                answer => answer,
+            }
         };
+        let by_event = async {
+            match self.send_change(call(PROBE.by_name())).await {
+                Err(CommandError::NoScript) => self.send_change(call(PROBE.by_text())).await,
+                answer => answer,
+            }
+        };
+        let written = try_join(by_lookup, by_event).await;
         match written.map_err(Error::from) {
             // The read above was answered.
             Err(Error::Unavailable { reason }) if reason.ends_with(SILENT) => Err(Error::Unavailable {

@@ -50,9 +50,9 @@ impl ServerConnection {
         member: Member,
         shutdown: &Shutdown,
     ) -> Self {
-        let state = Arc::new(ConnectionState::new(timeout, role));
+        let state = Arc::new(ConnectionState::new(role));
         let (until_dropped, guard) = shutdown.until_dropped();
-        shutdown.spawn(Supervisor::new(client, Arc::clone(&state), member, until_dropped).run());
+        shutdown.spawn(Supervisor::new(client, Arc::clone(&state), timeout, member, until_dropped).run());
         Self { state, _supervised: guard }
     }
 
@@ -122,10 +122,10 @@ impl ServerConnection {
         run: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
         works: impl FnOnce(&T) -> bool,
     ) -> Result<T, CommandError> {
-        let CurrentConnection { number, mut connection } = self.state.now()?;
+        let CurrentConnection { number, mut connection, patience } = self.state.now()?;
         let breaker = &self.state.breaker;
         let Some(permit) = breaker.admit(sent_at) else { return Err(CommandError::unavailable(SILENT)) };
-        let error = match self.state.patience.answer(pin!(run(&mut connection))).await {
+        let error = match patience.answer(pin!(run(&mut connection))).await {
             Ok(Ok(answer)) => {
                 if works(&answer) {
                     breaker.answered(sent_at);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use crate::patience::Patience;
 use crate::same_server::{Attempt, Due, Member};
 use crate::shutdown::Shutdown;
 use crate::supervise::Backoff;
@@ -30,6 +31,8 @@ const QUIET: Duration = Duration::from_secs(30);
 pub(super) struct Supervisor {
     client: ServerClient,
     state: Arc<ConnectionState>,
+    /// That of a command.
+    timeout: Duration,
     member: Member,
     shutdown: Shutdown,
     /// The number of the last connection.
@@ -48,8 +51,14 @@ enum HoldEnd {
 }
 
 impl Supervisor {
-    pub(super) fn new(client: ServerClient, state: Arc<ConnectionState>, member: Member, shutdown: Shutdown) -> Self {
-        Self { client, state, member, shutdown, number: 0 }
+    pub(super) fn new(
+        client: ServerClient,
+        state: Arc<ConnectionState>,
+        timeout: Duration,
+        member: Member,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self { client, state, timeout, member, shutdown, number: 0 }
     }
 
     /// Connects until shutdown.
@@ -122,7 +131,8 @@ impl Supervisor {
         self.state.role.confirm(began);
         // The client library resolves the name itself; the address is not known.
         self.member.connected(attempt, None);
-        self.state.connected_by(CurrentConnection { number: self.number, connection });
+        let patience = Arc::new(Patience::new(self.timeout));
+        self.state.connected_by(CurrentConnection { number: self.number, connection, patience });
         Ok(())
     }
 

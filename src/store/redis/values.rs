@@ -61,7 +61,7 @@ impl Redis {
     pub(super) async fn aged(&self, key: &Key, record: Record) -> Result<Option<Entry>, Error> {
         let mut cmd = redis::cmd("PTTL");
         cmd.arg(key.as_str());
-        let remaining = number(&self.lookups.send(&cmd).await?).and_then(|millis| u64::try_from(millis).ok());
+        let remaining = number(&self.reads.send(&cmd).await?).and_then(|millis| u64::try_from(millis).ok());
         // It has expired in between.
         let Some(remaining) = remaining.map(Duration::from_millis) else { return Ok(None) };
         let age = record.lifetime().saturating_sub(remaining);

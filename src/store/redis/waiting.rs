@@ -53,7 +53,7 @@ impl Redis {
     async fn remaining_work(&self, names: &KeyNames<'_>, seen: Token) -> Result<Option<Duration>, Error> {
         let mut cmd = redis::cmd("MGET");
         cmd.arg(names.key).arg(&names.lock);
-        let mut values = list(self.lookups.send(&cmd).await?)?;
+        let mut values = list(self.reads.send(&cmd).await?)?;
         let (lock, entry) = (values.pop().and_then(bytes), values.pop().and_then(bytes));
         let entry = entry.map(|bytes| record::decode(bytes.into()));
         Ok(match entry {

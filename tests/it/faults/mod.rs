@@ -75,7 +75,13 @@ async fn one_redis_endures_every_fault() {
     endures(
         Setup::Single,
         false,
-        &[Fault::RedisWithoutPermission, Fault::MasterDemoted, Fault::GenesysCut, Fault::Starved],
+        &[
+            Fault::RedisPausesWrites,
+            Fault::RedisWithoutPermission,
+            Fault::MasterDemoted,
+            Fault::GenesysCut,
+            Fault::Starved,
+        ],
     )
     .await;
 }

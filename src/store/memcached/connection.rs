@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
@@ -52,17 +51,25 @@ pub(super) struct Connection(Arc<State>);
 #[derive(Debug)]
 struct State {
     server: Server,
-    current: watch::Sender<Result<Link, Arc<str>>>,
+    current: watch::Sender<Result<Arc<CurrentConnection>, Arc<str>>>,
+    /// That of a command.
+    timeout: Duration,
+}
+
+/// A connection and its silence: what the next one answers says nothing about the commands on this one.
+#[derive(Debug)]
+struct CurrentConnection {
+    link: Link,
+    patience: Patience,
     /// Notified when the server is silent.
     silent: Notify,
-    patience: Patience,
 }
 
 /// The connection of one operation.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
     state: &'a State,
-    link: Link,
+    connection: Arc<CurrentConnection>,
     began: Instant,
     /// How often a key has changed under the operation.
     conflicts: AtomicU32,
@@ -84,8 +91,7 @@ impl Connection {
         let state = Arc::new(State {
             server: server.clone(),
             current: watch::Sender::new(Err("not connected yet".into())),
-            silent: Notify::new(),
-            patience: Patience::new(timeout),
+            timeout,
         });
         let connector = Connector::new(config, server, timeout.max(CONNECT))?;
         shutdown.spawn(supervise(connector, Arc::clone(&state), member, shutdown.clone()));
@@ -105,21 +111,20 @@ impl Connection {
     /// There is no connection.
     pub(super) fn session(&self) -> Result<Session<'_>, Error> {
         let state = &*self.0;
-        match &*state.current.borrow() {
-            Ok(link) => Ok(Session { state, link: link.clone(), began: Instant::now(), conflicts: AtomicU32::new(0) }),
-            Err(why) => Err(state.unavailable(why)),
-        }
+        let connection = state.current.borrow().clone().map_err(|why| state.unavailable(&why))?;
+        Ok(Session { state, connection, began: Instant::now(), conflicts: AtomicU32::new(0) })
     }
 }
 
 impl Session<'_> {
     /// Sends commands together; returns their answers.
     pub(super) async fn run_all(&self, requests: Requests) -> Result<Vec<Answer>, Error> {
-        match self.state.patience.answer(pin!(self.link.run(requests))).await {
+        let CurrentConnection { link, patience, silent } = &*self.connection;
+        match patience.answer(pin!(link.run(requests))).await {
             Ok(Some(answers)) => Ok(answers),
             Ok(None) => Err(self.state.unavailable("the connection is broken")),
             Err(Expired::Silent) => {
-                self.state.silent.notify_one();
+                silent.notify_one();
                 Err(self.state.unavailable("the server does not answer"))
             }
             Err(Expired::Slow) => {
@@ -135,7 +140,7 @@ impl Session<'_> {
     /// It has taken longer than the store's timeout, and several attempts: others change the same keys all the time.
     pub(super) fn try_again(&self) -> Result<(), Error> {
         let conflicts = self.conflicts.fetch_add(1, Ordering::Relaxed);
-        if conflicts < ATTEMPTS || self.began.elapsed() < self.state.patience.timeout() {
+        if conflicts < ATTEMPTS || self.began.elapsed() < self.connection.patience.timeout() {
             return Ok(());
         }
         Err(Error::Slow { reason: "others change the same keys of memcached all the time".to_owned() })
@@ -148,10 +153,17 @@ impl Session<'_> {
 }
 
 impl State {
-    /// Starts the use of a connection, or records why there is none.
-    fn replace(&self, connected: Result<Link, &str>) {
-        // What is replaced, the old connection or the reason, is of no use.
-        drop(self.current.send_replace(connected.map_err(|why| format!("not connected: {why}").into())));
+    /// Starts the use of a connection.
+    fn connected_by(&self, link: Link) -> Arc<CurrentConnection> {
+        let patience = Patience::new(self.timeout);
+        let connection = Arc::new(CurrentConnection { link, patience, silent: Notify::new() });
+        drop(self.current.send_replace(Ok(Arc::clone(&connection))));
+        connection
+    }
+
+    /// Records why there is no connection.
+    fn not_connected(&self, why: &str) {
+        drop(self.current.send_replace(Err(format!("not connected: {why}").into())));
     }
 
     fn unavailable(&self, why: &str) -> Error {
@@ -181,9 +193,10 @@ async fn supervise(connector: Connector, state: Arc<State>, mut member: Member, 
                 let since = Instant::now();
                 tracing::debug!(server = %state.server, %address, "connected to memcached");
                 member.connected(attempt, Some(address));
-                state.replace(Ok(link));
-                let Some(why) = hold(&connector, &state, &mut member, carrier, &shutdown).await else { return };
-                state.replace(Err(why.as_str()));
+                let current = state.connected_by(link);
+                let held = hold(&connector, &state, &mut member, (carrier, current), &shutdown);
+                let Some(why) = held.await else { return };
+                state.not_connected(&why);
                 // A server that is connected to again and again, for the same reason, is reported once.
                 if why != logged || since.elapsed() > QUIET {
                     tracing::warn!(server = %state.server, why, "the memcached connection is not usable, reconnecting");
@@ -193,7 +206,7 @@ async fn supervise(connector: Connector, state: Arc<State>, mut member: Member, 
             Err(why) => {
                 // There is no connection that could stay in use.
                 let _ = member.failed(attempt);
-                state.replace(Err(why.as_str()));
+                state.not_connected(&why);
                 if !failing {
                     tracing::warn!(server = %state.server, why, "memcached cannot be reached, retrying until it answers");
                     failing = true;
@@ -210,11 +223,9 @@ async fn hold(
     connector: &Connector,
     state: &State,
     member: &mut Member,
-    mut carrier: Carrier,
+    (mut carrier, mut current): (Carrier, Arc<CurrentConnection>),
     shutdown: &Shutdown,
 ) -> Option<String> {
-    // What made the connection before this one silent.
-    let _ = state.silent.notified().now_or_never();
     loop {
         let due = tokio::select! {
             () = shutdown.requested() => {
@@ -223,7 +234,7 @@ async fn hold(
                 return None;
             }
             why = &mut carrier => return Some(why),
-            () = state.silent.notified() => return Some("the server does not answer".to_owned()),
+            () = current.silent.notified() => return Some("the server does not answer".to_owned()),
             due = member.due() => due,
         };
         let attempt = match due {
@@ -239,7 +250,7 @@ async fn hold(
         match connected {
             Ok(Connected { link, carrier: next, address }) => {
                 member.connected(attempt, Some(address));
-                state.replace(Ok(link));
+                current = state.connected_by(link);
                 let old = std::mem::replace(&mut carrier, next);
                 shutdown.spawn(timeout(DRAIN, old));
             }
@@ -253,21 +264,61 @@ async fn hold(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(250);
+
+    /// Returns a connection to a server that never answers.
+    fn unanswered() -> Connection {
+        let state = State {
+            server: Server { host: "memcached".to_owned(), port: 11211 },
+            current: watch::Sender::new(Err("not connected yet".into())),
+            timeout: TIMEOUT,
+        };
+        state.connected_by(link());
+        Connection(Arc::new(state))
+    }
+
+    fn link() -> Link {
+        let (ours, theirs) = tokio::io::duplex(1);
+        let (link, carrier) = Link::over(ours);
+        tokio::spawn(async {
+            carrier.await;
+            drop(theirs);
+        });
+        link
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_and_the_next_one_know_nothing_of_each_others_silence() {
+        let connection = unanswered();
+        let (old, began) = (connection.session().unwrap(), Instant::now());
+        let next = connection.0.connected_by(link());
+        let others = async {
+            loop {
+                tokio::time::sleep(TIMEOUT / 5).await;
+                next.patience.answered();
+            }
+        };
+        tokio::select! {
+            outcome = old.run_all(Requests::default().get("key")) => {
+                let error = outcome.unwrap_err();
+                assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+            }
+            () = others => {}
+        }
+        assert!(next.silent.notified().now_or_never().is_none(), "the next connection would be closed");
+        assert!(began.elapsed() >= TIMEOUT && began.elapsed() < TIMEOUT * 2, "{:?}", began.elapsed());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn conflicts_end_an_operation_only_after_time_and_attempts() {
-        let timeout = Duration::from_millis(250);
-        let state = State {
-            server: Server { host: "memcached".to_owned(), port: 11211 },
-            current: watch::Sender::new(Ok(Link::over(tokio::io::duplex(1).0).0)),
-            silent: Notify::new(),
-            patience: Patience::new(timeout),
-        };
-        let connection = Connection(Arc::new(state));
+        let connection = unanswered();
         // A process without processor time: the first round takes longer than the timeout.
         let starved = connection.session().unwrap();
-        tokio::time::advance(timeout * 2).await;
+        tokio::time::advance(TIMEOUT * 2).await;
         for _ in 0..ATTEMPTS {
             starved.try_again().unwrap();
         }
@@ -277,7 +328,7 @@ mod tests {
         for _ in 0..=ATTEMPTS {
             contended.try_again().unwrap();
         }
-        tokio::time::advance(timeout).await;
+        tokio::time::advance(TIMEOUT).await;
         assert!(matches!(contended.try_again(), Err(Error::Slow { .. })));
     }
 }

@@ -197,7 +197,7 @@ impl Log {
 
     /// Returns whether changes should be fsynced now, so that the pages that they freed are used next: the disk is full, or
     /// the file grows towards its limit, or soon will. Its size shows a change only when redb writes the pages, which may be at
-    /// the fsync: until then the number of changes tells.
+    /// the fsync; until then their number shows it.
     pub(super) fn needs_sync(&self) -> bool {
         let has_grown = |space: &DiskSpace| self.unsynced >= MOST_UNSYNCED || space.size() > self.synced_size;
         let unwritten = self.unsynced as u64 * PAGE_BYTES;

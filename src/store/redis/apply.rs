@@ -21,10 +21,7 @@ impl Redis {
             cmd.arg(&self.changes).arg(self.channel);
             cmd
         };
-        let answer = match self.send_change(call(APPLY.by_name())).await {
-            Err(CommandError::NoScript) => self.send_change(call(APPLY.by_text())).await,
-            answer => answer,
-        };
+        let answer = APPLY.run(|cmd| self.send_change(call(cmd))).await;
         if let Err(CommandError::Full(_)) = answer {
             // The fence cannot be raised, so the event is not applied. But Redis still deletes, and the entry and its
             // leases are outdated: without them nothing old is served.

@@ -9,7 +9,6 @@ use crate::domain::TenantId;
 use crate::store::{ClearMode, Error, Generations};
 
 use super::Redis;
-use super::error::CommandError;
 use super::reply::{bytes, unexpected};
 use super::scripts::CLEAR;
 
@@ -31,10 +30,7 @@ impl Redis {
             cmd.arg(super::record::lifetime(LIFETIME));
             cmd
         };
-        match self.send_change(call(CLEAR.by_name())).await {
-            Err(CommandError::NoScript) => self.send_change(call(CLEAR.by_text())).await,
-            answer => answer,
-        }?;
+        CLEAR.run(|cmd| self.send_change(call(cmd))).await?;
         Ok(())
     }
 

@@ -159,12 +159,12 @@ impl Redis {
             cmd.arg(self.channel);
             cmd
         };
-        match self.scripts.send(&call(script.by_name())).await {
-            // Nothing was run, so this is the first attempt.
-            Err(CommandError::NoScript) => self.scripts.send(&call(script.by_text())).await,
-            answer => answer,
-        }
-        .map_err(Error::from)
+        Ok(script.run(|cmd| self.send_of_lookup(call(cmd))).await?)
+    }
+
+    /// Sends the script of a lookup.
+    async fn send_of_lookup(&self, cmd: Cmd) -> Result<Value, CommandError> {
+        self.scripts.send(&cmd).await
     }
 }
 

@@ -14,7 +14,6 @@ use redis::Cmd;
 use crate::store::Error;
 
 use super::Redis;
-use super::error::CommandError;
 use super::scripts::PROBE;
 use super::server_connection::SILENT;
 use super::slots::{SLOTS, slot_of};
@@ -61,18 +60,8 @@ impl Redis {
             cmd.arg(1).arg(key);
             cmd
         };
-        let by_lookup = async {
-            match self.scripts.send(&call(PROBE.by_name())).await {
-                Err(CommandError::NoScript) => self.scripts.send(&call(PROBE.by_text())).await,
-                answer => answer,
-            }
-        };
-        let by_event = async {
-            match self.send_change(call(PROBE.by_name())).await {
-                Err(CommandError::NoScript) => self.send_change(call(PROBE.by_text())).await,
-                answer => answer,
-            }
-        };
+        let by_lookup = PROBE.run(|cmd| self.send_of_lookup(call(cmd)));
+        let by_event = PROBE.run(|cmd| self.send_change(call(cmd)));
         let written = try_join(by_lookup, by_event).await;
         match written.map_err(Error::from) {
             // The read above was answered.

@@ -13,10 +13,12 @@
 
 use std::sync::LazyLock;
 
-use redis::Cmd;
+use redis::{Cmd, Value};
 
 use crate::domain::{Digest, Key};
 use crate::store::LeaseTarget;
+
+use super::error::CommandError;
 
 /// A script, and the hash by which Redis knows it after it was loaded.
 #[derive(Debug)]
@@ -36,15 +38,26 @@ impl Script {
         Self { text: text.to_owned(), sha: redis::Script::new(text).get_hash().to_owned() }
     }
 
+    /// Runs the script by its name, or else by its text: a server that does not have it has run nothing.
+    pub(super) async fn run<F>(&self, send: impl Fn(Cmd) -> F) -> Result<Value, CommandError>
+    where
+        F: Future<Output = Result<Value, CommandError>>,
+    {
+        match send(self.by_name()).await {
+            Err(CommandError::NoScript) => send(self.by_text()).await,
+            answer => answer,
+        }
+    }
+
     /// Returns the command that runs the loaded script.
-    pub(super) fn by_name(&self) -> Cmd {
+    fn by_name(&self) -> Cmd {
         let mut cmd = redis::cmd("EVALSHA");
         cmd.arg(&self.sha);
         cmd
     }
 
     /// Returns the command that loads the script and runs it.
-    pub(super) fn by_text(&self) -> Cmd {
+    fn by_text(&self) -> Cmd {
         let mut cmd = redis::cmd("EVAL");
         cmd.arg(&self.text);
         cmd

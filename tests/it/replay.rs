@@ -113,6 +113,20 @@ async fn one_replay_runs_at_a_time_and_ends_with_its_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replay_may_follow_the_end_of_another_at_once() {
+    let edge = Edge::start_with(QUICK).await;
+    let url = format!("http://{}/admin/replay", edge.admin);
+    for round in 0..5_000 {
+        let order = json!({ "since": "1h", "tenantId": "10001", "dryRun": true });
+        let answer = edge.client.post(&url).json(&order).send().await.unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert_eq!(status, 200, "round {round}: {text}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replay_ended_by_a_drain_reports_where_to_continue() {
     let edge = Edge::start_with(QUICK).await;
     let child = slow_replay(&edge).await;

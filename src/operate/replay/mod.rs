@@ -155,8 +155,9 @@ impl PreparedReplay {
                 () = draining.requested() => Err((Status::Stopped, "the service drains".to_owned())),
                 done = task.run() => done.map_err(|error| (Status::Failed, error.to_string())),
             };
-            task.end(ended);
+            // Before the end is known: who has seen it may order the next replay.
             drop(slot);
+            task.end(ended);
         });
         running
     }

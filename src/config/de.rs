@@ -116,15 +116,7 @@ impl<'a> NodeDeserializer<'a> {
             )));
         }
         let Some(text) = self.loose() else { return self.visit(visitor) };
-        let origin = self.node.origin();
-        let list = if text.trim_start().starts_with('[') {
-            let parsed = Node::parse(&format!("list = {text}"), origin).map_err(SettingError::custom)?;
-            parsed.get("list").cloned().ok_or_else(|| SettingError::custom("must be a list"))?
-        } else {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            let item = |item: &str| Node::Scalar(Scalar::Loose(item.to_owned()), origin.clone());
-            Node::List(items.map(item).collect(), origin.clone())
-        };
+        let list = Node::list(text, self.node.origin()).map_err(SettingError::custom)?;
         NodeDeserializer { node: &list, path: self.path.clone(), secrets: self.secrets }.visit(visitor)
     }
 }

@@ -1,4 +1,4 @@
-//! The form of a configuration file, before tenants inherit from `[lookup]` the options that they do not set.
+//! The form of a configuration file, in which tenants and callers have what they did not set.
 
 use std::time::Duration;
 
@@ -51,29 +51,28 @@ pub(super) struct ConfigFile {
     caller: Vec<callers::Config>,
 }
 
-/// One `[[tenant]]` as it is written: it may override options of `[lookup]`.
+/// One `[[tenant]]`, with the options of `[lookup]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TenantSection {
     id: TenantId,
-    #[serde(default, with = "humantime_serde")]
-    ttl: Option<Duration>,
-    ttl_jitter: Option<f64>,
-    #[serde(default, with = "humantime_serde")]
-    grace: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
-    negative_ttl: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
-    unsettled_ttl: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
-    unwatched_ttl: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
-    identifier_ttl: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
-    soft_timeout: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
-    deadline: Option<Duration>,
-    #[serde(default)]
+    #[serde(with = "humantime_serde")]
+    ttl: Duration,
+    ttl_jitter: f64,
+    #[serde(with = "humantime_serde")]
+    grace: Duration,
+    #[serde(with = "humantime_serde")]
+    negative_ttl: Duration,
+    #[serde(with = "humantime_serde")]
+    unsettled_ttl: Duration,
+    #[serde(with = "humantime_serde")]
+    unwatched_ttl: Duration,
+    #[serde(with = "humantime_serde")]
+    identifier_ttl: Duration,
+    #[serde(with = "humantime_serde")]
+    soft_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    deadline: Duration,
     prewarm: bool,
     agents: Option<agents::Config>,
     phone_region: Option<PhoneRegion>,
@@ -85,11 +84,11 @@ struct TenantSection {
 }
 
 impl ConfigFile {
-    /// Creates the configuration; tenants inherit the options of `[lookup]` that they do not set.
+    /// Creates the configuration.
     pub(super) fn into_config(self, is_demo: bool, settings: Settings) -> Config {
         let runs = |role| self.roles.contains(&role);
         let roles = Roles { ingest: runs(Role::Ingest), consumer: runs(Role::Consumer), lookup: runs(Role::Lookup) };
-        let tenants = self.tenant.into_iter().map(|tenant| tenant.with_defaults(&self.lookup)).collect();
+        let tenants = self.tenant.into_iter().map(|tenant| tenant.into_tenant(&self.lookup)).collect();
         Config {
             roles,
             startup_timeout: self.startup_timeout,
@@ -118,18 +117,18 @@ impl ConfigFile {
 }
 
 impl TenantSection {
-    fn with_defaults(self, common: &lookup::Config) -> Tenant {
+    fn into_tenant(self, common: &lookup::Config) -> Tenant {
         let lookup = lookup::Config {
-            ttl: self.ttl.unwrap_or(common.ttl),
-            ttl_jitter: self.ttl_jitter.unwrap_or(common.ttl_jitter),
-            grace: self.grace.unwrap_or(common.grace),
-            negative_ttl: self.negative_ttl.unwrap_or(common.negative_ttl),
-            unsettled_ttl: self.unsettled_ttl.unwrap_or(common.unsettled_ttl),
-            unwatched_ttl: self.unwatched_ttl.unwrap_or(common.unwatched_ttl),
-            identifier_ttl: self.identifier_ttl.unwrap_or(common.identifier_ttl),
+            ttl: self.ttl,
+            ttl_jitter: self.ttl_jitter,
+            grace: self.grace,
+            negative_ttl: self.negative_ttl,
+            unsettled_ttl: self.unsettled_ttl,
+            unwatched_ttl: self.unwatched_ttl,
+            identifier_ttl: self.identifier_ttl,
             lease_ttl: common.lease_ttl,
-            soft_timeout: self.soft_timeout.unwrap_or(common.soft_timeout),
-            deadline: self.deadline.unwrap_or(common.deadline),
+            soft_timeout: self.soft_timeout,
+            deadline: self.deadline,
             phone_region: self.phone_region,
         };
         let Self { id, prewarm, agents, upstream, webhook: webhooks, source: sources, .. } = self;

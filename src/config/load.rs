@@ -1,7 +1,7 @@
 //! Loading: reads the layers, merges them, checks the result.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use super::file::ConfigFile;
 use super::report::SettingsReport;
 use super::settings::{Secrets, Settings};
 use super::tree::{Node, Origin};
-use super::{Config, DEFAULTS, DEMO, ENV_PREFIX, validate, warnings};
+use super::{Config, DEFAULTS, DEMO, ENV_PREFIX, TABLE_DEFAULTS, validate, warnings};
 
 /// A configuration and the origin of each of its values.
 #[derive(Debug)]
@@ -64,22 +64,28 @@ fn parse(text: &str, origin: &Origin) -> Result<Node, SettingError> {
 }
 
 fn compose(file: Option<Node>, env: &HashMap<String, String>, roles: Option<&str>) -> Result<Loaded, LoadErrors> {
-    let mut tree = parse(DEFAULTS, &Origin::Default)?;
-    let is_demo = file.as_ref().and_then(|file| file.get("tenant")).is_none();
-    if is_demo {
-        tree.overlay(parse(DEMO, &Origin::Demo)?);
-    }
-    if let Some(file) = file {
-        tree.overlay(file);
-    }
+    let mut own = file.unwrap_or_else(|| Node::Table(BTreeMap::new(), Origin::Default));
     for (name, value) in env {
         if let Some(path) = name.strip_prefix(ENV_PREFIX) {
             let path: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
-            tree.set(&path, value, &Origin::Env(name.as_str().into()));
+            own.set(&path, value, &Origin::Env(name.as_str().into()));
         }
     }
     if let Some(roles) = roles {
-        tree.set(&["roles".to_owned()], roles, &Origin::Flag("--role"));
+        own.set(&["roles".to_owned()], roles, &Origin::Flag("--role"));
+    }
+    for key in ["tenant", "caller"] {
+        own.expand_list(key);
+    }
+    let is_demo = own.get("tenant").is_none();
+    let mut tree = parse(DEFAULTS, &Origin::Default)?;
+    if is_demo {
+        tree.overlay(parse(DEMO, &Origin::Demo)?);
+    }
+    tree.overlay(own);
+    tree.complete(&parse(TABLE_DEFAULTS, &Origin::Default)?);
+    if let Some(inherited) = tree.get("lookup").map(|common| common.without("lease_ttl")) {
+        tree.complete(&Node::Table(BTreeMap::from([("tenant".to_owned(), inherited)]), Origin::Default));
     }
     let secrets = SecretSource { env, seen: RefCell::new(Secrets::new()) };
     let file = ConfigFile::deserialize(NodeDeserializer { node: &tree, path: String::new(), secrets: &secrets })?;

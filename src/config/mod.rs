@@ -41,6 +41,9 @@ pub use warnings::UNPREFIXED;
 /// The defaults, with every option explained.
 pub const DEFAULTS: &str = include_str!("../../conf/default.toml");
 
+/// The defaults of settings in lists of tables.
+const TABLE_DEFAULTS: &str = include_str!("table_defaults.toml");
+
 /// The settings that are added if no tenant is configured.
 pub const DEMO: &str = include_str!("../../conf/demo.toml");
 

@@ -108,12 +108,64 @@ impl Node {
         }
     }
 
+    /// Adds what a table lacks, also to each table of a list. Tables themselves are not added.
+    pub(super) fn complete(&mut self, defaults: &Self) {
+        match (self, defaults) {
+            (Self::List(items, _), _) => items.iter_mut().for_each(|item| item.complete(defaults)),
+            (Self::Table(table, _), Self::Table(defaults, _)) => {
+                for (key, default) in defaults {
+                    match (table.get_mut(key), default) {
+                        (Some(node), Self::Table(..)) => node.complete(default),
+                        (None, Self::List(..) | Self::Scalar(..)) => drop(table.insert(key.clone(), default.clone())),
+                        (Some(_), _) | (None, Self::Table(..)) => (),
+                    }
+                }
+            }
+            (Self::Table(..) | Self::Scalar(..), _) => (),
+        }
+    }
+
+    /// Returns a copy of a table without one of its members.
+    pub(super) fn without(&self, key: &str) -> Self {
+        let mut copy = self.clone();
+        if let Self::Table(table, _) = &mut copy {
+            table.remove(key);
+        }
+        copy
+    }
+
     /// Overrides one value by its path, with a text of the environment or the command line.
     pub(super) fn set(&mut self, path: &[String], value: &str, origin: &Origin) {
         let leaf = Self::Scalar(Scalar::Loose(value.to_owned()), origin.clone());
         let table = |node, key: &String| Self::Table(BTreeMap::from([(key.clone(), node)]), origin.clone());
         let nested = path.iter().rev().fold(leaf, table);
         self.overlay(nested);
+    }
+
+    /// Replaces a list that is still the text of the environment by its items, whose secrets then have paths of their own.
+    pub(super) fn expand_list(&mut self, key: &str) {
+        if let Self::Table(table, _) = self
+            && let Some(node) = table.get_mut(key)
+            && let Self::Scalar(Scalar::Loose(text), origin) = &*node
+            && let Ok(list) = Self::list(text, origin)
+        {
+            *node = list;
+        }
+    }
+
+    /// Parses a list in a text of the environment or the command line: one of TOML, or items with commas between them.
+    ///
+    /// # Errors
+    ///
+    /// The message of the parser.
+    pub(super) fn list(text: &str, origin: &Origin) -> Result<Self, String> {
+        if text.trim_start().starts_with('[') {
+            let parsed = Self::parse(&format!("list = {text}"), origin)?;
+            return parsed.get("list").cloned().ok_or_else(|| "must be a list".to_owned());
+        }
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let item = |item: &str| Self::Scalar(Scalar::Loose(item.to_owned()), origin.clone());
+        Ok(Self::List(items.map(item).collect(), origin.clone()))
     }
 
     /// Returns the node at a path such as `tenant[0].upstream.region`, or the nearest above it.
@@ -143,12 +195,14 @@ impl Node {
         }
     }
 
-    /// Returns the origin of a value; of a table, the origin of its first member, if it has one.
+    /// Returns the origin of a value; of a table of the defaults, that of its first member which is no default, if it has one.
     #[must_use]
     pub(super) fn origin(&self) -> &Origin {
         match self {
-            Self::Table(table, own) => table.values().next().map_or(own, Self::origin),
-            Self::List(_, origin) | Self::Scalar(_, origin) => origin,
+            Self::Table(table, own @ Origin::Default) => {
+                table.values().map(Self::origin).find(|origin| *origin != own).unwrap_or(own)
+            }
+            Self::Table(_, origin) | Self::List(_, origin) | Self::Scalar(_, origin) => origin,
         }
     }
 

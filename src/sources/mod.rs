@@ -33,7 +33,6 @@ pub struct Config {
     /// What kind it is.
     pub kind: SourceKind,
     /// The most channels of this process, each for a thousand customers.
-    #[serde(default = "default_channels")]
     pub channels: usize,
 }
 
@@ -43,10 +42,6 @@ pub struct Config {
 pub enum SourceKind {
     /// The notifications of Genesys over WebSockets.
     Notifications,
-}
-
-const fn default_channels() -> usize {
-    MAX_CHANNELS
 }
 
 impl Config {

@@ -68,50 +68,21 @@ pub struct TenantConfig {
     /// The secret of the OAuth client.
     pub client_secret: Secret,
     /// The path of a profile; `{customer_id}` is replaced by the percent-encoded id.
-    #[serde(default = "default_profile_path")]
     pub profile_path: String,
     /// The most requests per minute and process.
-    #[serde(default = "default_requests_per_minute")]
     pub requests_per_minute: u32,
     /// The permissions that the client must hold at Genesys.
-    #[serde(default = "default_required_permissions")]
     pub required_permissions: Vec<Permission>,
     /// The permissions that it must not hold.
-    #[serde(default = "default_forbidden_permissions")]
     pub forbidden_permissions: Vec<Permission>,
     /// The scopes that its token must hold.
-    #[serde(default)]
     pub required_scopes: Vec<Scope>,
     /// The scopes that its token must not hold.
-    #[serde(default = "default_forbidden_scopes")]
     pub forbidden_scopes: Vec<Scope>,
 }
 
-fn default_profile_path() -> String {
-    "/api/v2/externalcontacts/contacts/{customer_id}".to_owned()
-}
-
-const fn default_requests_per_minute() -> u32 {
-    300
-}
-
-fn default_required_permissions() -> Vec<Permission> {
-    permissions_to(&["view"])
-}
-
-fn default_forbidden_permissions() -> Vec<Permission> {
-    permissions_to(&["add", "edit", "delete"])
-}
-
-/// Returns the permissions for these actions on contacts. All are valid, so none is left out.
-fn permissions_to(actions: &[&str]) -> Vec<Permission> {
-    actions.iter().filter_map(|action| format!("externalContacts:contact:{action}").try_into().ok()).collect()
-}
-
-fn default_forbidden_scopes() -> Vec<Scope> {
-    // The scope is valid, so it is not left out.
-    Scope::try_from("cloud.cust.write".to_owned()).into_iter().collect()
-}
+/// The path of a profile at Genesys, which its other requests about contacts belong to.
+const PROFILE_PATH: &str = "/api/v2/externalcontacts/contacts/{customer_id}";
 
 impl Config {
     /// Checks what the types do not.
@@ -257,7 +228,7 @@ pub fn open<'a>(
             timeout: config.timeout,
             max_in_flight: config.max_in_flight,
             per_minute: settings.per_minute,
-            is_default_path: options.profile_path == default_profile_path(),
+            is_default_path: options.profile_path == PROFILE_PATH,
         };
         let (token_info, introspection) = (settings.introspection.token.clone(), settings.introspection);
         let privileges = PrivilegeVerifier::new(client.clone(), options.privilege_policy(), introspection);
@@ -299,12 +270,12 @@ mod tests {
             login_url: None,
             client_id: "client".to_owned(),
             client_secret: Secret::new("secret"),
-            profile_path: default_profile_path(),
-            requests_per_minute: default_requests_per_minute(),
-            required_permissions: default_required_permissions(),
-            forbidden_permissions: default_forbidden_permissions(),
+            profile_path: PROFILE_PATH.to_owned(),
+            requests_per_minute: 300,
+            required_permissions: Vec::new(),
+            forbidden_permissions: Vec::new(),
             required_scopes: Vec::new(),
-            forbidden_scopes: default_forbidden_scopes(),
+            forbidden_scopes: Vec::new(),
         };
         edit(&mut config);
         config
@@ -319,13 +290,6 @@ mod tests {
         assert_eq!(field(|config| config.profile_path.clear()), "profile_path");
         assert_eq!(field(|config| config.requests_per_minute = 0), "requests_per_minute");
         assert_eq!(tenant_config(|_| ()).validate(), Ok(()));
-    }
-
-    #[test]
-    fn by_default_a_token_must_view_contacts_and_do_nothing_else() {
-        let rules = tenant_config(|_| ()).privilege_policy();
-        assert_eq!((rules.required_permissions.len(), rules.forbidden_permissions.len()), (1, 3));
-        assert_eq!((rules.required_scopes.len(), rules.forbidden_scopes.len()), (0, 1));
     }
 
     #[test]

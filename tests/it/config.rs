@@ -293,6 +293,25 @@ fn the_environment_overrides_the_file_and_the_file_the_defaults() {
     assert!(complaint.contains("PROFILE_EDGE__LOOKUP__TLL") && complaint.contains("`ttl`"), "{complaint}");
 }
 
+#[test]
+fn tenants_of_the_environment_replace_the_demo_and_show_no_secret() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = r#"{ region = "us_east_1", client_id = "id", client_secret = "planted-genesys" }"#;
+    let webhook = r#"{ scheme = "api-key", secrets = ["planted-webhook-secret"] }"#;
+    let tenant = format!("[{{ id = \"10001\", upstream = {upstream}, webhook = [{webhook}] }}]");
+    for (value, code) in [(tenant.clone(), 0), (tenant.replace("region", "reg"), 64), (format!("{tenant}]"), 64)] {
+        for more in [&[][..], &["--json"]] {
+            let output = check(directory.path(), "", more, &[("PROFILE_EDGE__TENANT", &value)]);
+            let printed = text(&output.stdout) + &text(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{printed}");
+            assert!(printed.contains("env PROFILE_EDGE__TENANT") && !printed.contains("planted"), "{printed}");
+            let is_shown = printed.contains("tenant[0].upstream.client_secret") && printed.contains("[redacted]");
+            assert!(is_shown || code != 0, "{printed}");
+            assert!(!printed.contains("caller[0]"), "the key of the demo is of no use: {printed}");
+        }
+    }
+}
+
 /// A caller with this field.
 fn caller(field: &str) -> String {
     let key = "a".repeat(64);
@@ -389,6 +408,36 @@ fn a_configured_tenant_replaces_the_demo() {
     assert!(demo.is_demo && demo.runs_sandbox());
     assert_eq!(demo.tenants.len(), 1);
     assert_eq!(demo.callers.len(), 1);
+}
+
+#[test]
+fn what_a_tenant_or_a_caller_does_not_set_is_shown_with_its_origin() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!("lookup.grace = \"8m\"\n{TENANT}{}", caller("*"));
+    let environment = [SECRETS[0], SECRETS[1], ("PROFILE_EDGE__LOOKUP__DEADLINE", "900ms")];
+    let printed = text(&check(directory.path(), &settings, &[], &environment).stdout);
+    let file = directory.path().join("edge.toml");
+    let file = format!("file {}", file.display());
+    for (setting, origin) in [
+        ("tenant[0].ttl = \"300s\"", "default"),
+        ("tenant[0].grace = \"8m\"", file.as_str()),
+        ("tenant[0].deadline = \"900ms\"", "env PROFILE_EDGE__LOOKUP__DEADLINE"),
+        ("tenant[0].prewarm = false", "default"),
+        ("tenant[0].upstream.region = \"us_east_1\"", file.as_str()),
+        ("tenant[0].upstream.requests_per_minute = 300", "default"),
+        ("tenant[0].upstream.required_permissions = [\"externalContacts:contact:view\"]", "default"),
+        ("tenant[0].upstream.forbidden_scopes = [\"cloud.cust.write\"]", "default"),
+        ("caller[0].requests_per_second = 0", "default"),
+        ("caller[0].lookup_by = [\"customerId\"]", "default"),
+    ] {
+        assert!(printed.contains(&format!("{setting}  # {origin}\n")), "{setting}, {origin}: {printed}");
+    }
+    for absent in ["tenant[0].lease_ttl", "tenant[0].agents", "tenant[0].source"] {
+        assert!(!printed.contains(absent), "{absent}: {printed}");
+    }
+    let nameless = settings.replace("id = \"10001\"\n", "");
+    let complaint = text(&check(directory.path(), &nameless, &[], &environment).stderr);
+    assert!(complaint.contains(&format!("{file}: tenant[0].id: is missing")), "{complaint}");
 }
 
 #[test]

@@ -35,7 +35,7 @@ use crate::upstream;
 use crate::upstream::agents::{AgentStanding, AgentVerifiers};
 
 use crate::http::auth::agent_request::{is_token, named_tenant};
-use crate::http::auth::callers::{Caller, KeyDigest, by_id_only};
+use crate::http::auth::callers::{Caller, KeyDigest};
 use crate::http::auth::field_set::FieldSet;
 use crate::http::auth::rate_limit::CallerRate;
 
@@ -59,24 +59,17 @@ const MAX_IN_PROGRESS: usize = 256;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Whether agents may look up with their own Genesys tokens.
-    #[serde(default)]
     pub allow: bool,
     /// The fields that they may read.
     #[serde(default)]
     pub fields: Vec<String>,
     /// What they may look customers up by.
-    #[serde(default = "by_id_only")]
     pub lookup_by: Vec<LookupBy>,
     /// The rate limit of all agents together, in requests per second and process; 0: no limit.
-    #[serde(default)]
     pub requests_per_second: u32,
     /// How long a token is taken without asking Genesys again.
-    #[serde(default = "minute", with = "humantime_serde")]
+    #[serde(with = "humantime_serde")]
     pub recheck: Duration,
-}
-
-const fn minute() -> Duration {
-    MINUTE
 }
 
 /// Authenticates agents.
@@ -299,7 +292,7 @@ mod tests {
         let config = |fields: &[&str], recheck| Config {
             allow: true,
             fields: fields.iter().map(ToString::to_string).collect(),
-            lookup_by: by_id_only(),
+            lookup_by: vec![LookupBy::CustomerId],
             requests_per_second: 0,
             recheck,
         };

@@ -38,21 +38,13 @@ pub struct Config {
     /// The fields it may read: `*`, or dotted paths such as `workPhone.e164`.
     pub fields: Vec<String>,
     /// The rate limit, in requests per second and process; 0: no limit.
-    #[serde(default)]
     pub requests_per_second: u32,
     /// Whether it may demand an answer that is fetched anew.
-    #[serde(default)]
     pub may_refresh: bool,
     /// What it may look customers up by.
-    #[serde(default = "by_id_only")]
     pub lookup_by: Vec<LookupBy>,
     /// Whether its answers have the header `Server-Timing`.
-    #[serde(default)]
     pub timing: bool,
-}
-
-pub(super) fn by_id_only() -> Vec<LookupBy> {
-    vec![LookupBy::CustomerId]
 }
 
 /// An authenticated caller.
@@ -308,7 +300,7 @@ pub(in crate::http) mod tests {
             fields: vec!["*".to_owned()],
             requests_per_second: 0,
             may_refresh: false,
-            lookup_by: by_id_only(),
+            lookup_by: vec![LookupBy::CustomerId],
             timing: false,
         }
     }

@@ -44,6 +44,36 @@ async fn a_demoted_primary_serves_no_hits() {
     edge.stop().await;
 }
 
+/// An address leads to another server, the old one is demoted, and one connection after the other is broken in turn. What
+/// the others know of the old server counts no longer once one leads to the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_of_a_demoted_primary_follows_an_event_at_the_new_one() {
+    let (old, new) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
+    let mut connections = 1;
+    for broken in 0.. {
+        if broken >= connections {
+            return;
+        }
+        old.order(&["REPLICAOF", "NO", "ONE"]).await;
+        let proxy = Proxy::to(old.port).await;
+        let edge = Edge::start_with(&on(&format!("url = \"redis://{}\"\n", proxy.address))).await;
+        let customer = customer(u32::try_from(broken).unwrap() + 1);
+        edge.look_up(&customer).await;
+        assert!(edge.look_up(&customer).await.is_hit());
+        connections = proxy.accepted();
+        assert!(connections > 2);
+
+        old.order(&["REPLICAOF", "127.0.0.1", "1"]).await;
+        proxy.move_to(new.port);
+        proxy.close(broken);
+        edge.change(&customer, json!({ "firstName": "Moved" })).await;
+        edge.applied("updated", 1.0).await;
+        let answer = edge.look_up(&customer).await;
+        assert_eq!(answer.json()["firstName"], "Moved", "connection {broken} was broken: {}", answer.cache_status);
+        edge.stop().await;
+    }
+}
+
 /// The sentinels agreed on another master, and the old one does not know.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_is_cut_off_from_its_sentinels_serves_no_hits() {

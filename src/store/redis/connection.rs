@@ -14,7 +14,7 @@ use super::client::{ServerClient, Settings};
 use super::cluster::{Cluster, PrimaryAnswers};
 use super::config::{Config, Mode};
 use super::error::{CommandError, explain, refused};
-use super::role::RoleCheck;
+use super::role::{NewestConnection, RoleCheck};
 use super::server_connection::ServerConnection;
 
 /// A connection that restores itself.
@@ -34,6 +34,7 @@ impl RedisConnection {
         config: &Config,
         timeout: Duration,
         all: &SameServer,
+        newest: &NewestConnection,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let settings = Settings::read(config).map_err(refused)?;
@@ -41,7 +42,7 @@ impl RedisConnection {
             return Ok(Self::Cluster(Cluster::open(config, settings, timeout, all, shutdown)));
         }
         let client = ServerClient::new(config, &settings).map_err(|error| explain(&error))?;
-        Ok(Self::Server(ServerConnection::open(client, RoleCheck::new(), timeout, all.member(), shutdown)))
+        Ok(Self::Server(ServerConnection::open(client, RoleCheck::new(newest), timeout, all.member(), shutdown)))
     }
 
     /// Waits for the first connection; the caller limits the time.

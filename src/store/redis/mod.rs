@@ -108,13 +108,13 @@ impl Redis {
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let endpoints = config.endpoints().map_err(refused)?;
-        let all = SameServer::new(config.max_age().map_err(refused)?);
+        let (all, newest) = (SameServer::new(config.max_age().map_err(refused)?), role::NewestConnection::new());
         // A WAIT may take as long as its script did.
         let event_timeout = if config.min_replicas > 0 { timeout * 2 } else { timeout };
         Ok(Self {
-            reads: RedisConnection::open(config, timeout, &all, shutdown)?,
-            scripts: RedisConnection::open(config, timeout, &all, shutdown)?,
-            events: RedisConnection::open(config, event_timeout, &all, shutdown)?,
+            reads: RedisConnection::open(config, timeout, &all, &newest, shutdown)?,
+            scripts: RedisConnection::open(config, timeout, &all, &newest, shutdown)?,
+            events: RedisConnection::open(config, event_timeout, &all, &newest, shutdown)?,
             announcements: Announcements::open(config, all.max_age(), shutdown)?,
             histories: KnownHistories::default(),
             channel: if matches!(endpoints, Endpoints::Cluster(_)) { "s" } else { "p" },

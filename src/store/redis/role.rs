@@ -7,10 +7,14 @@
 //! primary at most [`TRUSTED`] before the command was sent. No timer decides, so a process that lacks processor time
 //! trusts nobody for longer, and calls Genesys no sooner.
 //!
+//! A new connection may lead to another server than the old ones do, and events may take effect there. So from then on the
+//! other connections ask before their next answer is used, too.
+//!
 //! The question is `HELLO`, which needs no permission (`ROLE` and `INFO` are among the dangerous commands). A server or a
 //! proxy that does not know it is trusted, with a warning. A cluster needs no question: a demoted node answers `MOVED`,
 //! and one that is cut off answers `CLUSTERDOWN` after `cluster-node-timeout`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -26,10 +30,24 @@ const TRUSTED: Duration = Duration::from_secs(1);
 /// How often the role is asked while a connection is in use.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
-/// Decides which commands carry the question. All times are in microseconds since `start`.
+/// When the newest of some connections was made; cloning shares it. Earlier answers of the others count no longer.
+#[derive(Clone, Debug)]
+pub(super) struct NewestConnection {
+    start: Instant,
+    /// In microseconds since `start`.
+    at: Arc<AtomicU64>,
+}
+
+impl NewestConnection {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), at: Arc::default() }
+    }
+}
+
+/// Decides which commands carry the question. All times are in microseconds since `newest.start`.
 #[derive(Debug)]
 pub(super) struct RoleCheck {
-    start: Instant,
+    newest: NewestConnection,
     /// From when on a command may have to carry the question.
     ask_at: AtomicU64,
     /// When the newest question was sent to which the server answered that it is a primary.
@@ -37,14 +55,14 @@ pub(super) struct RoleCheck {
 }
 
 impl RoleCheck {
-    /// Creates the check of a connection to one server at a time.
-    pub(super) fn new() -> Self {
-        Self { start: Instant::now(), ask_at: AtomicU64::new(0), confirmed: AtomicU64::new(0) }
+    /// Creates the check of a connection to one server at a time, to which others lead, too.
+    pub(super) fn new(newest: &NewestConnection) -> Self {
+        Self { newest: newest.clone(), ask_at: AtomicU64::new(0), confirmed: AtomicU64::new(0) }
     }
 
     /// Creates the check of a node of a cluster, which asks nothing.
     pub(super) fn off() -> Self {
-        Self { ask_at: AtomicU64::new(u64::MAX), ..Self::new() }
+        Self { ask_at: AtomicU64::new(u64::MAX), ..Self::new(&NewestConnection::new()) }
     }
 
     /// Returns whether the role is asked at all.
@@ -55,10 +73,14 @@ impl RoleCheck {
     /// Returns whether a command that is sent now must carry the question.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         let (now, ask_at) = (self.micros(now), self.ask_at.load(Ordering::Relaxed));
+        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        if confirmed < self.newest.at.load(Ordering::Acquire) {
+            return true;
+        }
         if now < ask_at {
             return false;
         }
-        let trusted_until = self.confirmed.load(Ordering::Relaxed).saturating_add(micros(TRUSTED));
+        let trusted_until = confirmed.saturating_add(micros(TRUSTED));
         if now >= trusted_until {
             return true;
         }
@@ -74,8 +96,15 @@ impl RoleCheck {
         self.ask_at.fetch_max(asked + micros(ASK_EVERY), Ordering::Relaxed);
     }
 
+    /// Records that a connection was made, before it is used.
+    pub(super) fn connected(&self) {
+        if self.is_on() {
+            self.newest.at.fetch_max(self.micros(Instant::now()), Ordering::AcqRel);
+        }
+    }
+
     fn micros(&self, at: Instant) -> u64 {
-        micros(at.saturating_duration_since(self.start))
+        micros(at.saturating_duration_since(self.newest.start))
     }
 }
 
@@ -147,7 +176,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_command_in_a_while_asks_and_each_without_a_recent_answer() {
-        let (check, start) = (RoleCheck::new(), Instant::now());
+        let (check, start) = (RoleCheck::new(&NewestConnection::new()), Instant::now());
         check.confirm(start);
         let asks = |after: Duration| check.is_due(start + after);
         assert!(!asks(ASK_EVERY - MILLISECOND));
@@ -161,10 +190,27 @@ mod tests {
     /// A question that is not answered makes no earlier answer valid for longer.
     #[tokio::test(start_paused = true)]
     async fn an_unanswered_question_extends_no_trust() {
-        let (check, start) = (RoleCheck::new(), Instant::now());
+        let (check, start) = (RoleCheck::new(&NewestConnection::new()), Instant::now());
         check.confirm(start);
         assert!(check.is_due(start + TRUSTED - MILLISECOND));
         assert!(check.is_due(start + TRUSTED));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_ends_the_trust_in_the_others() {
+        let newest = NewestConnection::new();
+        let (reads, events) = (RoleCheck::new(&newest), RoleCheck::new(&newest));
+        reads.confirm(Instant::now());
+        assert!(!reads.is_due(Instant::now()));
+        tokio::time::advance(MILLISECOND).await;
+        let asked = Instant::now();
+        tokio::time::advance(MILLISECOND).await;
+        events.connected();
+        assert!(reads.is_due(Instant::now()));
+        reads.confirm(asked);
+        assert!(reads.is_due(Instant::now()), "it was asked before");
+        reads.confirm(Instant::now());
+        assert!(!reads.is_due(Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -172,6 +218,7 @@ mod tests {
         let (check, start) = (RoleCheck::off(), Instant::now());
         assert!(!check.is_due(start + TRUSTED * 100));
         check.confirm(start);
+        check.connected();
         assert!(!check.is_due(start + TRUSTED * 100));
     }
 

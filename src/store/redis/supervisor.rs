@@ -129,6 +129,7 @@ impl Supervisor {
         self.number += 1;
         self.state.breaker.connected(Instant::now());
         self.state.role.confirm(began);
+        self.state.role.connected();
         // The client library resolves the name itself; the address is not known.
         self.member.connected(attempt, None);
         let patience = Arc::new(Patience::new(self.timeout));

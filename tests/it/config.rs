@@ -418,6 +418,9 @@ fn what_a_tenant_or_a_caller_does_not_set_is_shown_with_its_origin() {
     let printed = text(&check(directory.path(), &settings, &[], &environment).stdout);
     let file = directory.path().join("edge.toml");
     let file = format!("file {}", file.display());
+    // A token must view contacts and do nothing else.
+    let forbidden = ["add", "edit", "delete"].map(|action| format!("\"externalContacts:contact:{action}\"")).join(", ");
+    let forbidden = format!("tenant[0].upstream.forbidden_permissions = [{forbidden}]");
     for (setting, origin) in [
         ("tenant[0].ttl = \"300s\"", "default"),
         ("tenant[0].grace = \"8m\"", file.as_str()),
@@ -427,6 +430,8 @@ fn what_a_tenant_or_a_caller_does_not_set_is_shown_with_its_origin() {
         ("tenant[0].upstream.requests_per_minute = 300", "default"),
         ("tenant[0].upstream.required_permissions = [\"externalContacts:contact:view\"]", "default"),
         ("tenant[0].upstream.forbidden_scopes = [\"cloud.cust.write\"]", "default"),
+        ("tenant[0].upstream.required_scopes = []", "default"),
+        (&forbidden, "default"),
         ("caller[0].requests_per_second = 0", "default"),
         ("caller[0].lookup_by = [\"customerId\"]", "default"),
     ] {

@@ -238,7 +238,7 @@ impl RabbitServer {
 
     /// Returns its version, such as `rabbitmq=4.3.6`.
     pub(crate) async fn version(&self) -> String {
-        let overview = self.api("GET", "/overview", None).await.expect("the management API answers");
+        let overview = eventually("the management API", || self.api("GET", "/overview", None)).await;
         format!("rabbitmq={}", overview["rabbitmq_version"].as_str().expect("the broker reports its version"))
     }
 

@@ -78,6 +78,8 @@ impl Fixture for WithOutbox {
     async fn open(&self) -> OpenQueue {
         let opened = open(&self.place.config).await;
         assert!(opened.outbox.is_some());
+        // It opens without the broker, if that takes long.
+        eventually("a connection to the broker", || async { opened.queue.depth().await.ok() }).await;
         opened
     }
 

@@ -93,6 +93,37 @@ async fn a_master_that_is_cut_off_from_its_sentinels_serves_no_hits() {
     edge.stop().await;
 }
 
+/// The sentinels agreed on another master, and the old one does not know. All connections are broken but one, in turn: once
+/// the others lead to the new master, that one is of no use.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_leave_a_cut_off_master_together() {
+    let mut connections = 1;
+    for left in 0.. {
+        if left >= connections {
+            return;
+        }
+        let deployment = Deployment::start(Setup::Sentinel).await;
+        let edge = Edge::start_with(&on(&deployment.settings)).await;
+        edge.look_up(&customer(1)).await;
+        assert!(edge.look_up(&customer(1)).await.is_hit());
+        let old = &deployment.servers[0];
+        let clients = old.unnamed_clients().await;
+        connections = clients.len();
+        assert!(connections > 2);
+
+        deployment.promote_unnoticed().await;
+        for (_, id) in clients.iter().enumerate().filter(|(place, _)| *place != left) {
+            old.order(&["CLIENT", "KILL", "ID", id]).await;
+        }
+        eventually("a hit", || async { edge.look_up(&customer(1)).await.is_hit().then_some(()) }).await;
+        edge.change(&customer(1), json!({ "firstName": "Moved" })).await;
+        edge.applied("updated", 1.0).await;
+        let answer = edge.look_up(&customer(1)).await;
+        assert_eq!(answer.json()["firstName"], "Moved", "connection {left} was left: {}", answer.cache_status);
+        edge.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sentinels_are_asked_with_their_own_password() {
     let deployment = Deployment::start(Setup::Sentinel).await;

@@ -29,6 +29,7 @@ use crate::supervise::Backoff;
 use super::client::{ServerClient, Settings};
 use super::config::{Config, Endpoints, Mode};
 use super::error::{explain, refused};
+use super::sentinels::MOVED;
 use super::subscriber::Subscription;
 
 /// The channel of applied changes, followed by the number of the database: channels are common to all databases.
@@ -45,7 +46,6 @@ const MAX_UNPROVED: u32 = 5;
 
 /// Why a connection is given up.
 const BROKEN: &str = "it broke, or the server is silent";
-const MOVED: &str = "the sentinels name another master";
 const UNHEARD: &str = "the name leads to several servers";
 
 /// Listens to one server.

@@ -16,7 +16,7 @@ use crate::supervise::blocking;
 use super::cluster_map::NodeAddress;
 use super::config::{Config, Endpoints, Mode};
 use super::error::{explain, refused};
-use super::sentinels::{Sentinels, open};
+use super::sentinels::{Master, Sentinels, open};
 use super::subscriber::{PubSubConnection, Subscription};
 
 /// The longest time to connect to a server.
@@ -171,6 +171,14 @@ impl ServerClient {
         match &mut self.kind {
             ServerKind::Single(client) => Ok((client.as_ref().clone(), None)),
             ServerKind::Sentinel(sentinels) => Ok((sentinels.client().await?, Some(sentinels.as_mut()))),
+        }
+    }
+
+    /// Returns the master that the sentinels named for the last connection, if there are any.
+    pub(super) fn master(&self) -> Option<&Master> {
+        match &self.kind {
+            ServerKind::Single(_) => None,
+            ServerKind::Sentinel(sentinels) => sentinels.master(),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! See [`ServerConnection`] for its promises; a [`Cluster`] has one for each node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline, Value};
@@ -34,7 +35,7 @@ impl RedisConnection {
         config: &Config,
         timeout: Duration,
         all: &SameServer,
-        newest: &NewestConnection,
+        newest: &Arc<NewestConnection>,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let settings = Settings::read(config).map_err(refused)?;

@@ -10,6 +10,7 @@ use crate::patience::Patience;
 use super::breaker::ServerBreaker;
 use super::error::CommandError;
 use super::role::RoleCheck;
+use super::sentinels::MOVED;
 
 /// The state of a connection.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct ConnectionState {
 #[derive(Clone)]
 pub(super) struct CurrentConnection {
     pub(super) number: u64,
+    /// How often the connections to the server had moved, this one included.
+    pub(super) moves: u64,
     pub(super) connection: MultiplexedConnection,
     /// Its own: what the next connection answers says nothing about the commands on this one.
     pub(super) patience: Arc<Patience>,
@@ -58,9 +61,14 @@ impl ConnectionState {
     ///
     /// # Errors
     ///
-    /// There is none; with the reason.
+    /// There is none, or another one leads to another master; with the reason.
     pub(super) fn now(&self) -> Result<CurrentConnection, CommandError> {
-        self.current.borrow().clone().map_err(|reason| CommandError::unavailable(&reason))
+        let current = self.current.borrow().clone().map_err(|reason| CommandError::unavailable(&reason))?;
+        if self.role.has_moved(current.moves) {
+            self.report_broken(current.number, MOVED);
+            return Err(CommandError::unavailable(MOVED));
+        }
+        Ok(current)
     }
 
     /// Returns why there is no connection.

@@ -8,7 +8,8 @@
 //! trusts nobody for longer, and calls Genesys no sooner.
 //!
 //! A new connection may lead to another server than the old ones do, and events may take effect there. So from then on the
-//! other connections ask before their next answer is used, too.
+//! other connections ask before their next answer is used, too. Where sentinels named another master for it, the others
+//! are of no use any more: a master that is cut off from its sentinels goes on calling itself one.
 //!
 //! The question is `HELLO`, which needs no permission (`ROLE` and `INFO` are among the dangerous commands). A server or a
 //! proxy that does not know it is trusted, with a warning. A cluster needs no question: a demoted node answers `MOVED`,
@@ -18,11 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::Instant;
 
 use super::reply::bytes;
+use super::sentinels::Master;
 
 /// How long a server that was a primary is taken for one.
 const TRUSTED: Duration = Duration::from_secs(1);
@@ -30,24 +33,29 @@ const TRUSTED: Duration = Duration::from_secs(1);
 /// How often the role is asked while a connection is in use.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
-/// When the newest of some connections was made; cloning shares it. Earlier answers of the others count no longer.
-#[derive(Clone, Debug)]
+/// The newest of some connections to the same server. Earlier answers of the others count no longer.
+#[derive(Debug)]
 pub(super) struct NewestConnection {
     start: Instant,
-    /// In microseconds since `start`.
-    at: Arc<AtomicU64>,
+    /// When it was made, in microseconds since `start`.
+    at: AtomicU64,
+    /// The master that sentinels named last, if there are any, and when they were asked, in microseconds since `start`.
+    master: Mutex<(u64, Option<Master>)>,
+    /// How often that was another one than before.
+    moves: AtomicU64,
 }
 
 impl NewestConnection {
-    pub(super) fn new() -> Self {
-        Self { start: Instant::now(), at: Arc::default() }
+    pub(super) fn new() -> Arc<Self> {
+        let (at, master, moves) = Default::default();
+        Arc::new(Self { start: Instant::now(), at, master, moves })
     }
 }
 
 /// Decides which commands carry the question. All times are in microseconds since `newest.start`.
 #[derive(Debug)]
 pub(super) struct RoleCheck {
-    newest: NewestConnection,
+    newest: Arc<NewestConnection>,
     /// From when on a command may have to carry the question.
     ask_at: AtomicU64,
     /// When the newest question was sent to which the server answered that it is a primary.
@@ -56,8 +64,8 @@ pub(super) struct RoleCheck {
 
 impl RoleCheck {
     /// Creates the check of a connection to one server at a time, to which others lead, too.
-    pub(super) fn new(newest: &NewestConnection) -> Self {
-        Self { newest: newest.clone(), ask_at: AtomicU64::new(0), confirmed: AtomicU64::new(0) }
+    pub(super) fn new(newest: &Arc<NewestConnection>) -> Self {
+        Self { newest: Arc::clone(newest), ask_at: AtomicU64::new(0), confirmed: AtomicU64::new(0) }
     }
 
     /// Creates the check of a node of a cluster, which asks nothing.
@@ -96,11 +104,31 @@ impl RoleCheck {
         self.ask_at.fetch_max(asked + micros(ASK_EVERY), Ordering::Relaxed);
     }
 
-    /// Records that a connection was made, before it is used.
-    pub(super) fn connected(&self) {
-        if self.is_on() {
-            self.newest.at.fetch_max(self.micros(Instant::now()), Ordering::AcqRel);
+    /// Records that a connection was made, before it is used: to this `master`, if there are sentinels, which were asked at
+    /// `asked`. Returns the number of moves with which the connection is of use.
+    pub(super) fn connected(&self, asked: Instant, master: Option<&Master>) -> u64 {
+        let newest = &self.newest;
+        if !self.is_on() {
+            return 0;
         }
+        newest.at.fetch_max(self.micros(Instant::now()), Ordering::AcqRel);
+        let (asked, mut last) = (self.micros(asked), newest.master.lock());
+        let (mut moves, is_other) = (newest.moves.load(Ordering::Acquire), last.1.as_ref() != master);
+        if asked < last.0 {
+            return if is_other { u64::MAX } else { moves };
+        }
+        if is_other {
+            last.1 = master.cloned();
+            moves += 1;
+            newest.moves.store(moves, Ordering::Release);
+        }
+        last.0 = asked;
+        moves
+    }
+
+    /// Returns whether sentinels named another master since the connections had moved this often.
+    pub(super) fn has_moved(&self, moves: u64) -> bool {
+        self.newest.moves.load(Ordering::Acquire) != moves
     }
 
     fn micros(&self, at: Instant) -> u64 {
@@ -205,7 +233,7 @@ mod tests {
         tokio::time::advance(MILLISECOND).await;
         let asked = Instant::now();
         tokio::time::advance(MILLISECOND).await;
-        events.connected();
+        events.connected(asked, None);
         assert!(reads.is_due(Instant::now()));
         reads.confirm(asked);
         assert!(reads.is_due(Instant::now()), "it was asked before");
@@ -214,11 +242,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn only_connections_to_the_master_that_was_named_last_are_of_use() {
+        let newest = NewestConnection::new();
+        let (reads, events) = (RoleCheck::new(&newest), RoleCheck::new(&newest));
+        let (old, new) = (("old".to_owned(), 6379), ("new".to_owned(), 6379));
+        let start = Instant::now();
+        let (read, event) = (reads.connected(start, Some(&old)), events.connected(start, Some(&old)));
+        assert!(!reads.has_moved(read) && !events.has_moved(event));
+        let event = events.connected(start + MILLISECOND * 2, Some(&new));
+        assert!(reads.has_moved(read) && !events.has_moved(event));
+        let late = reads.connected(start + MILLISECOND, Some(&old));
+        assert!(reads.has_moved(late) && !events.has_moved(event), "the sentinels were asked before");
+        let read = reads.connected(start + MILLISECOND, Some(&new));
+        assert!(!reads.has_moved(read) && !events.has_moved(event));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_cluster_is_not_asked() {
         let (check, start) = (RoleCheck::off(), Instant::now());
         assert!(!check.is_due(start + TRUSTED * 100));
         check.confirm(start);
-        check.connected();
+        assert!(!check.has_moved(check.connected(start, None)));
         assert!(!check.is_due(start + TRUSTED * 100));
     }
 

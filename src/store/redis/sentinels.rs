@@ -15,6 +15,12 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the sentinels are asked whether the master has changed, and how long an answer may take.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
+/// The reason why a connection is not used any longer.
+pub(super) const MOVED: &str = "the sentinels name another master";
+
+/// The address of a master: its host, and its port.
+pub(super) type Master = (String, u16);
+
 /// The sentinels, and what they said last.
 pub(super) struct Sentinels {
     /// Finds a server that one of them names, and that is a master.
@@ -27,8 +33,8 @@ pub(super) struct Sentinels {
     name: String,
     /// The connection on which one of them is asked again.
     link: Option<MultiplexedConnection>,
-    /// The address of the master to which the last connection was made.
-    master: Option<(String, u16)>,
+    /// The master to which the last connection was made.
+    master: Option<Master>,
 }
 
 impl Sentinels {
@@ -51,6 +57,11 @@ impl Sentinels {
     /// Returns the library's client of the master that they name now.
     pub(super) async fn client(&mut self) -> RedisResult<Client> {
         self.client.async_get_client().await
+    }
+
+    /// Returns the master to which the last connection was made.
+    pub(super) fn master(&self) -> Option<&Master> {
+        self.master.as_ref()
     }
 
     /// Records the address of the master to which the last connection was made.
@@ -87,7 +98,7 @@ impl Sentinels {
     }
 
     /// Asks one of them for the address of the master.
-    async fn ask(&mut self) -> RedisResult<Option<(String, u16)>> {
+    async fn ask(&mut self) -> RedisResult<Option<Master>> {
         let link = match &mut self.link {
             Some(link) => link,
             none => {
@@ -100,7 +111,7 @@ impl Sentinels {
     }
 }
 
-fn address(address: &ConnectionAddr) -> Option<(String, u16)> {
+fn address(address: &ConnectionAddr) -> Option<Master> {
     match address {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
         _ => None,

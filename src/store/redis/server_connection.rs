@@ -122,7 +122,7 @@ impl ServerConnection {
         run: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
         works: impl FnOnce(&T) -> bool,
     ) -> Result<T, CommandError> {
-        let CurrentConnection { number, mut connection, patience } = self.state.now()?;
+        let CurrentConnection { number, mut connection, patience, .. } = self.state.now()?;
         let breaker = &self.state.breaker;
         let Some(permit) = breaker.admit(sent_at) else { return Err(CommandError::unavailable(SILENT)) };
         let error = match patience.answer(pin!(run(&mut connection))).await {

@@ -3,7 +3,8 @@
 //! It connects, with backoff and without a limit of attempts, and shares the connection. It connects again after a caller
 //! reports that the connection is broken: the server closed it, it is no primary any more, or the breaker opened. Where
 //! there are sentinels, it first asks them for the master; and it asks them every second whether that has changed,
-//! because a master that is cut off from them goes on answering.
+//! because a master that is cut off from them goes on answering. Once a connection leads to another master, the others of
+//! this process are of no use.
 //!
 //! Where a name leads to the server, a connection is replaced after its age, so that the name is resolved again. The
 //! new connection is made first, and commands in flight keep the old one: no command fails because of it. Then the other
@@ -23,6 +24,7 @@ use super::client::{CONNECT_TIMEOUT, ServerClient};
 use super::connection_state::{ConnectionState, CurrentConnection};
 use super::error::reason;
 use super::role;
+use super::sentinels::MOVED;
 
 /// After a connection that lasted this long, the next failure is reported again.
 const QUIET: Duration = Duration::from_secs(30);
@@ -129,11 +131,11 @@ impl Supervisor {
         self.number += 1;
         self.state.breaker.connected(Instant::now());
         self.state.role.confirm(began);
-        self.state.role.connected();
+        let moves = self.state.role.connected(began, self.client.master());
         // The client library resolves the name itself; the address is not known.
         self.member.connected(attempt, None);
         let patience = Arc::new(Patience::new(self.timeout));
-        self.state.connected_by(CurrentConnection { number: self.number, connection, patience });
+        self.state.connected_by(CurrentConnection { number: self.number, moves, connection, patience });
         Ok(())
     }
 
@@ -150,7 +152,7 @@ impl Supervisor {
             };
             match end {
                 HoldEnd::Shutdown | HoldEnd::Broken => return end,
-                HoldEnd::Moved => self.state.report_broken(self.number, "the sentinels name another master"),
+                HoldEnd::Moved => self.state.report_broken(self.number, MOVED),
                 HoldEnd::Due(due) => {
                     let attempt = if due == Due::Aged { self.member.attempt() } else { self.member.follow() };
                     match self.connect(attempt).await {

@@ -166,6 +166,15 @@ impl RedisServer {
         let mut connection = self.connect().await.unwrap();
         redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut connection).await.unwrap();
     }
+
+    /// Returns the ids of the connections that have no name, as those of sentinels have; the oldest first.
+    pub(crate) async fn unnamed_clients(&self) -> Vec<String> {
+        let mut connection = self.connect().await.unwrap();
+        let list: String =
+            redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("NORMAL").query_async(&mut connection).await.unwrap();
+        let others = list.lines().filter(|line| line.contains(" name= ") && !line.contains(" cmd=client|list "));
+        others.map(|line| line.split([' ', '=']).nth(1).unwrap().to_owned()).collect()
+    }
 }
 
 /// Servers that belong together, and the settings that point at them.

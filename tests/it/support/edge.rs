@@ -158,6 +158,14 @@ impl Edge {
         .await;
     }
 
+    /// Waits until readiness names this dependency as down, for a reason with this text.
+    pub(crate) async fn is_without_for(&self, dependency: &str, reason: &str) {
+        eventually(reason, || async {
+            self.ready().await["reasons"][dependency].as_str()?.contains(reason).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until readiness names no dependency as down.
     pub(crate) async fn is_ready(&self) {
         eventually("ready", || async { (self.ready().await["degraded"] == json!([])).then_some(()) }).await;

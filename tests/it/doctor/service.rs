@@ -4,11 +4,11 @@ use serde_json::json;
 
 use super::{diagnose, run, sandbox_of, settings};
 use crate::support::command::run as run_command;
-use crate::support::customer;
 use crate::support::edge::{Edge, on_rabbit};
 use crate::support::process::free_port;
 use crate::support::servers::rabbit::RabbitServer;
 use crate::support::servers::redis::RedisServer;
+use crate::support::{customer, eventually};
 
 const CALLER: (&str, &str) = ("PROFILE_EDGE_CALLER_KEY", "demo-key");
 
@@ -41,6 +41,12 @@ async fn on_redis_and_rabbitmq_everything_is_in_order() {
     let store = format!("[store]\nkind = \"redis\"\n[store.redis]\nurl = \"{}\"\n", redis.url());
     let settings = format!("{}{store}{}", settings(&sandbox_of(&genesys)), on_rabbit(&rabbit.url(&vhost)));
     let edge = Edge::start_with(&settings).await;
+    // It answers before it consumes.
+    let queue = format!("/queues/{vhost}/profile-edge.invalidations.0");
+    eventually("a consumer", || async {
+        rabbit.api("GET", &queue, None).await?["consumers"].as_u64().filter(|count| *count > 0)
+    })
+    .await;
     let (at, management) = (at(&edge), rabbit.management());
     let arguments = [&at.each_ref().map(String::as_str)[..], &["--rabbitmq-api", &management]].concat();
     diagnose(&settings, &arguments, &[CALLER]).await.is_healthy();

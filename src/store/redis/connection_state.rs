@@ -27,7 +27,7 @@ pub(super) struct ConnectionState {
 #[derive(Clone)]
 pub(super) struct CurrentConnection {
     pub(super) number: u64,
-    /// How often the connections to the server had moved, this one included.
+    /// What [`RoleCheck::connected`] returned for it.
     pub(super) moves: u64,
     pub(super) connection: MultiplexedConnection,
     /// Its own: what the next connection answers says nothing about the commands on this one.
@@ -61,7 +61,7 @@ impl ConnectionState {
     ///
     /// # Errors
     ///
-    /// There is none, or another one leads to another master; with the reason.
+    /// There is none, or sentinels have named another master since it was made; with the reason.
     pub(super) fn now(&self) -> Result<CurrentConnection, CommandError> {
         let current = self.current.borrow().clone().map_err(|reason| CommandError::unavailable(&reason))?;
         if self.role.has_moved(current.moves) {

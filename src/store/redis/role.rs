@@ -47,8 +47,12 @@ pub(super) struct NewestConnection {
 
 impl NewestConnection {
     pub(super) fn new() -> Arc<Self> {
-        let (at, master, moves) = Default::default();
-        Arc::new(Self { start: Instant::now(), at, master, moves })
+        Arc::new(Self {
+            start: Instant::now(),
+            at: AtomicU64::new(0),
+            master: Mutex::new((0, None)),
+            moves: AtomicU64::new(0),
+        })
     }
 }
 

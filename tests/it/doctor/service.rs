@@ -111,7 +111,9 @@ async fn another_store_on_the_same_queues_is_named() {
     let queue = on_rabbit(&rabbit.url(&rabbit.vhost().await));
     let settings = format!("{}{queue}", settings(&sandbox_of(&genesys)));
     let (edge, other) = tokio::join!(Edge::start_with(&settings), Edge::start_with(&settings));
-    edge.is_without_for("queue", "use another store").await;
+    for edge in [&edge, &other] {
+        edge.is_without_for("queue", "use another store").await;
+    }
     let at = at(&edge);
     let found = diagnose(&settings, &at.each_ref().map(String::as_str), &[CALLER]).await;
     let readiness = found.findings.iter().find(|finding| finding["check"] == "service.readiness").unwrap();
